@@ -1,0 +1,77 @@
+"""Turns a private image data set into a generator whose images anyone may see, and states what (ε, δ) that cost.
+
+The public names are resolved when first used, so that `dpdm --help` never imports torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dpdm.config import Training, load_config
+    from dpdm.data import ImageDataset, open_dataset
+    from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, LogNormal
+    from dpdm.evaluation import UtilityProtocol, evaluate_utility
+    from dpdm.networks import MLP, CompactUNet
+    from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
+    from dpdm.training import Release, Synthesizer, Trainer
+    from dpdm.types import InputError, Sensitive
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Training": "config",
+    "load_config": "config",
+    "ImageDataset": "data",
+    "open_dataset": "data",
+    "DDIM": "diffusion",
+    "EDM": "diffusion",
+    "Churn": "diffusion",
+    "DenoisingLoss": "diffusion",
+    "LogNormal": "diffusion",
+    "UtilityProtocol": "evaluation",
+    "evaluate_utility": "evaluation",
+    "MLP": "networks",
+    "CompactUNet": "networks",
+    "DPSGD": "privacy",
+    "GaussianRelease": "privacy",
+    "NonPrivate": "privacy",
+    "Release": "training",
+    "Synthesizer": "training",
+    "Trainer": "training",
+    "InputError": "types",
+    "Sensitive": "types",
+}
+
+__all__ = [
+    "DDIM",
+    "DPSGD",
+    "EDM",
+    "MLP",
+    "Churn",
+    "CompactUNet",
+    "DenoisingLoss",
+    "GaussianRelease",
+    "ImageDataset",
+    "InputError",
+    "LogNormal",
+    "NonPrivate",
+    "Release",
+    "Sensitive",
+    "Synthesizer",
+    "Trainer",
+    "Training",
+    "UtilityProtocol",
+    "evaluate_utility",
+    "load_config",
+    "open_dataset",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dpdm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dpdm.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

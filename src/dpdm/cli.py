@@ -1,0 +1,360 @@
+"""The command line: `dpdm plan | train | sample | evaluate`.
+
+A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTERM in 143, what is nobody's mistake
+(a full disk) in 1. The heavy imports wait until a verb runs, so that help is instant.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from dpdm.config import Config
+    from dpdm.privacy import Mechanism
+    from dpdm.training import ImageFacts, Release, Trainer
+
+app = typer.Typer(
+    help="Turn a private image data set into a generator whose images anyone may see, at a stated (ε, δ).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a path to images.")]
+Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+Epsilon = Annotated[float | None, typer.Option(help="ε of the claim: privacy.epsilon.")]
+Size = Annotated[int | None, typer.Option(help="Declared public size of the data set: privacy.dataset_size.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value for any setting, such as training.seed=1.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.command()
+def plan(
+    target: Target, epsilon: Epsilon = None, dataset_size: Size = None, set: Set = None, as_json: AsJson = False
+) -> None:
+    """Say what a run would claim and take, before any training."""
+    from dpdm.training import measure_step
+
+    config = _config(target, epsilon, dataset_size, set)
+    facts, mechanism = _declared(config)
+    quarters = [mechanism.steps * part // 4 for part in (1, 2, 3, 4)]
+    cost = measure_step(config, facts, mechanism)
+    report: dict[str, Any] = {
+        "statement": mechanism.statement,
+        "sample_rate": mechanism.sample_rate,
+        "steps": mechanism.steps,
+        "noise_multiplier": getattr(mechanism, "noise_multiplier", None),
+        "delta": getattr(mechanism, "delta", None),
+        "epsilon": _finite(mechanism.epsilon()),
+        "epsilon_rdp": _finite(mechanism.epsilon(accountant="rdp")),
+        "epsilon_at": {str(steps): _finite(mechanism.epsilon(steps=steps)) for steps in quarters},
+        "parameters": cost.parameters,
+        "seconds_per_step": round(cost.seconds_per_step, 3),
+        "minutes": round(cost.seconds_per_step * mechanism.steps / 60, 1),
+        "memory_gib": round(cost.memory_gib, 2),
+    }
+    if as_json:
+        return _print_json(report)
+    curve = ", ".join(f"{_short(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
+    _print(f"claim       {report['statement']}")
+    _print(
+        f"noise       {_short(report['noise_multiplier'])} times the clipping norm, on each of {mechanism.steps:,} steps"
+    )
+    _print(f"batches     each image enters a step with probability {mechanism.sample_rate:.4g}")
+    _print(f"epsilon     {curve}")
+    _print(f"check       {_short(report['epsilon_rdp'])} by Rényi accounting, an independent upper bound")
+    _print(f"network     {cost.parameters:,} parameters")
+    _print(
+        f"time        about {_duration(cost.seconds_per_step * mechanism.steps)} on this machine, measured on random images"
+    )
+    _print(f"memory      about {cost.memory_gib:.1f} GiB")
+
+
+@app.command()
+def train(
+    target: Target,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; the same line again goes on with it.")] = None,
+    epsilon: Epsilon = None,
+    dataset_size: Size = None,
+    set: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a private generator; stop with Ctrl-C, and go on with the same line."""
+    from dpdm.evaluation import save_grid
+    from dpdm.training import Trainer
+
+    config = _config(target, epsilon, dataset_size, set)
+    folder = run or Path("runs") / Path(target.replace(":", "-")).stem
+    if folder.exists() and not folder.is_dir():
+        _fail(f"{folder} is a file: choose another --run folder")
+    data = config.data.open()
+    trainer = Trainer(
+        network=config.network,
+        preconditioning=config.preconditioning,
+        mechanism=config.privacy.plan(lambda: len(data)),
+        loss=config.loss,
+        training=config.training,
+        sampler=config.sampler,
+        run=folder,
+    )
+    _note(f"{trainer.mechanism.statement}")
+    with _say_how_to_go_on(folder):
+        release = _train_with_progress(trainer, data, folder)
+        images, labels = release.sample(max(1, release.facts.num_classes) * 10, seed=0)
+        save_grid(folder / "release" / "samples.png", images, labels, num_classes=max(1, release.facts.num_classes))
+    if as_json:
+        return _print_json(release.privacy)
+    _print(f"done: {release.statement}")
+    _print(f"publish {folder / 'release'}; keep {folder / 'private'} to yourself")
+    _print(f"next: dpdm sample {folder} -n 60000 -o synthetic.npz")
+
+
+@app.command()
+def sample(
+    run: Run,
+    count: Annotated[int, typer.Option("-n", "--count", help="How many images.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="An .npz file, or a folder for PNG files.")],
+    seed: Annotated[int | None, typer.Option(help="Makes the images repeatable.")] = None,
+    set: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make images from a finished run: as many as you like, at no further cost in privacy."""
+    import numpy as np
+
+    from dpdm.config import override_sampler
+    from dpdm.data import save_folder, save_npz
+    from dpdm.training import Release
+    from dpdm.types import require_positive
+
+    require_positive(count=count)
+    release = Release.load(run)
+    sampler = override_sampler(release.settings["sampler"], set or [])
+    as_npz = output.suffix == ".npz"
+    if output.suffix and not as_npz:
+        _fail(f"{output}: give a name ending in .npz, or a folder without a dot in its name")
+    if not as_npz and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        _fail(f"{output} is not empty: choose another folder")
+    parts = []
+    with _progress("sampling", count) as advance:
+        for images, labels in release.sample_in_parts(count, sampler=sampler, seed=seed):
+            parts.append((images, labels))
+            advance(len(images), "")
+    images = np.concatenate([part for part, _ in parts])
+    labels = np.concatenate([part for _, part in parts]) if release.facts.num_classes else None
+    if as_npz:
+        save_npz(output, images, labels, num_classes=release.facts.num_classes)
+    else:
+        save_folder(output, images, labels, class_names=release.facts.class_names)
+    if as_json:
+        return _print_json({"output": str(output), "count": count, "statement": release.statement})
+    _print(f"{count:,} images in {output}, which carry the run's claim: {release.statement}")
+
+
+@app.command()
+def evaluate(
+    synthetic: Annotated[str, typer.Argument(help="The synthetic images: .npz or class folders.")],
+    reference: Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")],
+    baseline: Annotated[str | None, typer.Option(help="Real images to train the same classifiers on, beside.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer epochs; not comparable with published numbers.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the classifiers' weights and order.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train classifiers on synthetic images and test them on real ones."""
+    from dpdm.data import open_dataset
+    from dpdm.evaluation import QUICK, UtilityProtocol, evaluate_utility
+
+    test = open_dataset(reference)
+    protocol = QUICK if quick else UtilityProtocol()
+    report: dict[str, Any] = {"reference": reference, "quick": quick}
+    for name, source in (("synthetic", synthetic), ("baseline", baseline)):
+        if source is None:
+            continue
+        data = open_dataset(source)
+        if data.labels is None or test.labels is None:
+            _fail(f"{source if data.labels is None else reference} has no labels: classifiers need them on both sides")
+        with _progress(f"classifiers on {source}", None) as advance:
+            scores = evaluate_utility(
+                data.images,
+                data.labels,
+                test.images,
+                test.labels,
+                num_classes=test.num_classes,
+                protocol=protocol,
+                seed=seed,
+                on_progress=lambda done, total: advance(1, "", total),
+            )
+        target = report if name == "synthetic" else report.setdefault("baseline", {"source": source})
+        target |= {key: asdict(score) for key, score in scores.items()}
+    report["covered_by_epsilon"] = False
+    if as_json:
+        return _print_json(report)
+    for key in ("logreg", "mlp", "cnn"):
+        beside = f"   (trained on {baseline}: {100 * report['baseline'][key]['accuracy']:.1f} %)" if baseline else ""
+        score = report[key]
+        _print(f"{key:7} {100 * score['accuracy']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]{beside}")
+    _print(f"These scores were computed from {reference}. If it is private, so are they: ε does not cover them.")
+
+
+def main() -> None:
+    """Run the command line; the one place where errors become exit codes."""
+    from dpdm.types import InputError
+
+    try:
+        app()
+    except InputError as error:
+        print(f"dpdm: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        print(f"dpdm: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _config(target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None) -> "Config":
+    from dpdm.config import load_config
+
+    given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size}
+    return load_config(target, overrides=[*(overrides or []), *(f"{k}={v}" for k, v in given.items() if v is not None)])
+
+
+def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
+    """Return shape and classes, and the plan; the data is opened only if the settings do not declare all of it."""
+    from dpdm.training import ImageFacts
+
+    data, privacy = config.data, config.privacy
+    if data.size and data.channels and data.num_classes is not None and privacy.dataset_size:
+        names = tuple(str(label) for label in range(data.num_classes))
+        return ImageFacts((data.channels, data.size, data.size), names), privacy.plan(lambda: 0)
+    opened = data.open()
+    return ImageFacts(opened.shape, opened.class_names), privacy.plan(lambda: len(opened))
+
+
+def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Release":  # noqa: ANN401
+    """Drive the trainer; a signal ends it after the step in flight, with a checkpoint."""
+    stopped: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        _note("finishing this step, then saving (once more to stop at once)")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    steps = trainer.steps(data)
+    mechanism, shown = trainer.mechanism, 0
+    spent = ""
+    try:
+        with _progress("training", mechanism.steps) as advance:
+            while True:
+                progress = next(steps)
+                if not spent or progress.steps_spent * 20 // mechanism.steps > shown * 20 // mechanism.steps:
+                    ahead = min(
+                        mechanism.steps, (progress.steps_spent * 20 // mechanism.steps + 1) * mechanism.steps // 20
+                    )
+                    spent = f"ε < {_short(mechanism.epsilon(steps=ahead))}"
+                advance(progress.steps_spent - shown, spent)
+                shown = progress.steps_spent
+                if stopped:
+                    steps.close()
+                    _note(f"stopped at step {shown} of {mechanism.steps}; the same command goes on from here")
+                    raise typer.Exit(128 + stopped[0])
+    except StopIteration as end:
+        release: Release = end.value
+        return release
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _say_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        checkpoint = folder / "private" / "checkpoint.safetensors"
+        state = "the last checkpoint is whole" if checkpoint.exists() else "nothing was saved yet"
+        print(f"dpdm: {error}: {state}; mend this, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Iterator[Any]:
+    """Show progress with time left: a bar on a terminal, a line now and then elsewhere. Goes to standard error."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
+            task = bar.add_task(what, total=total, note="")
+            yield lambda count, note, total=total: bar.update(task, advance=count, note=note, total=total)
+        return
+    started = told = time.monotonic()
+    done = 0
+
+    def advance(count: int, note: str, total: int | None = total) -> None:
+        nonlocal done, told
+        done += count
+        now = time.monotonic()
+        if total and (now - told > 30 or done == total):
+            told = now
+            left = (now - started) / max(done, 1) * (total - done)
+            _note(f"{what}: {done:,} of {total:,}, about {_duration(left)} left  {note}")
+
+    yield advance
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _short(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.4g}"
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None
+
+
+def _fail(message: str) -> NoReturn:
+    from dpdm.types import InputError
+
+    raise InputError(message)
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False), flush=True)

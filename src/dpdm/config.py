@@ -1,0 +1,269 @@
+"""Settings: the frozen values of the parts, to and from TOML, strictly.
+
+`[privacy]` is exactly the claim; `[training]` may change speed and quality, never the claim. An unknown key is an
+error that names its path and the nearest known one. A `kind` in a table says which of several values it holds.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TypeVar
+
+import pydantic
+
+from dpdm.data import Channels, Fit, ImageDataset, open_dataset
+from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss
+from dpdm.networks import MLP, CompactUNet, Network
+from dpdm.privacy import DPSGD, Mechanism, NonPrivate
+from dpdm.types import InputError, require_positive
+
+T = TypeVar("T")
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """`[data]`: which images, and the facts declared about them."""
+
+    source: str
+    size: int | None = None
+    fit: Fit = "crop"
+    channels: Channels | None = None
+    num_classes: int | None = None
+
+    def open(self) -> ImageDataset:
+        """Return the images as one fixed table."""
+        return open_dataset(
+            self.source, size=self.size, fit=self.fit, channels=self.channels, num_classes=self.num_classes
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Privacy:
+    """`[privacy]`: the claim that is asked for.
+
+    `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
+    number is public, and the claim is about blanking one out. Without `expected_batch_size` it is a sixteenth of the
+    size, from 64 to 2048.
+    """
+
+    kind: Literal["dp-sgd", "non-private"] = "dp-sgd"
+    epsilon: float = 10.0
+    delta: float = 1e-5
+    dataset_size: int | None = None
+    expected_batch_size: int | None = None
+    steps: int = 500
+    max_grad_norm: float = 1.0
+
+    def plan(self, count_records: Callable[[], int]) -> Mechanism:
+        """Return the plan, its noise calibrated. `count_records` is called if no size is declared."""
+        size = count_records() if self.dataset_size is None else self.dataset_size
+        batch = self.expected_batch_size
+        if batch is None:
+            batch = min(size, max(64, min(2048, size // 16)))
+        if self.kind == "non-private":
+            return NonPrivate(dataset_size=size, expected_batch_size=batch, steps=self.steps)
+        return DPSGD(
+            dataset_size=size,
+            expected_batch_size=batch,
+            steps=self.steps,
+            max_grad_norm=self.max_grad_norm,
+            delta=self.delta,
+            relation="replace_special" if self.dataset_size is None else "add_or_remove_one",
+        ).calibrate(epsilon=self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """`[training]`: settings that change speed and quality, and never the claim.
+
+    Args:
+        learning_rate: Adam's, reached after `warmup` and then falling by a cosine to a tenth.
+        warmup: Fraction of the steps over which the learning rate rises from zero.
+        ema_decay: Weight of the past in the average of the weights, which is what is released.
+        physical_batch_size: Examples on the device at once.
+        strategy: How clipped gradients are computed: "vectorized" suits small networks and few noisy copies,
+            "one-backward-each" large ones and many copies, in less memory.
+        device: "auto" takes a GPU where there is one.
+        precision: Of the network's calls; "auto" is bfloat16 where the hardware has it.
+        seed: Of the network's initial weights, and of nothing else.
+    """
+
+    learning_rate: float = 2e-3
+    warmup: float = 0.05
+    ema_decay: float = 0.999
+    physical_batch_size: int = 64
+    strategy: Literal["vectorized", "one-backward-each"] = "vectorized"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(learning_rate=self.learning_rate, physical_batch_size=self.physical_batch_size)
+        for name, value in (("warmup", self.warmup), ("ema_decay", self.ema_decay)):
+            if not 0 <= value < 1:
+                raise InputError(f"{name} must be in [0, 1), not {value}")
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Return the learning rate when a fraction `progress` in [0, 1] of the steps is spent."""
+        cosine = 0.55 + 0.45 * math.cos(math.pi * progress)
+        return self.learning_rate * min(1.0, (progress + 1e-3) / max(self.warmup, 1e-3)) * cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of a run: one TOML file."""
+
+    data: Data
+    privacy: Privacy = field(default_factory=Privacy)
+    network: Network = field(default_factory=CompactUNet)
+    preconditioning: EDM = field(default_factory=EDM)
+    loss: DenoisingLoss = field(default_factory=DenoisingLoss)
+    training: Training = field(default_factory=Training)
+    sampler: DDIM | Churn = field(default_factory=DDIM)
+
+
+_KIND_OF: dict[type, str] = {CompactUNet: "compact-unet", MLP: "mlp", DDIM: "ddim", Churn: "churn"}
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets."""
+    files = (resources.files("dpdm") / "presets").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
+    """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
+
+    Raises:
+        InputError: No such preset, file or path; an unknown key; a value that does not fit.
+    """
+    if target in preset_names():
+        table = tomllib.loads((resources.files("dpdm") / "presets" / f"{target}.toml").read_text(encoding="utf-8"))
+    elif target.endswith(".toml"):
+        table = read_toml(Path(target))
+    elif Path(target).expanduser().exists() or ":" in target or target in ("mnist",):
+        table = {"data": {"source": target}}
+    else:
+        raise InputError(
+            f"{target!r} is no preset, no TOML file and no path to images" + _did_you_mean(target, preset_names())
+        )
+    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
+        _override(table, override)
+    return decode(Config, table)
+
+
+def override_sampler(table: Table, overrides: Sequence[str]) -> DDIM | Churn:
+    """Return the sampler that `table` describes, with `sampler.key=value` overrides; no other setting is left to set."""
+    whole = {"sampler": dict(table)}
+    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
+        if not override.startswith("sampler."):
+            raise InputError(f"--set {override}: the run is trained, only sampler.* can be set now")
+        _override(whole, override)
+    sampler: DDIM | Churn = _decode_value(DDIM | Churn, whole["sampler"], "sampler")
+    return sampler
+
+
+def decode(cls: type[T], table: Table, *, path: str = "") -> T:
+    """Return the frozen value of `cls` that `table` describes.
+
+    Raises:
+        InputError: Names the path of an unknown key, a missing one, or a value that does not fit.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
+    values: Table = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise InputError(f"unknown key {path}{key}" + _did_you_mean(key, list(fields)))
+        values[key] = _decode_value(hints[key], value, f"{path}{key}")
+    for key, spec in fields.items():
+        if key not in values and spec.default is spec.default_factory is dataclasses.MISSING:
+            raise InputError(f"{path}{key} is missing: give it in the file or by --set {path}{key}=...")
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{path.rstrip('.')}: {error}" if path else str(error)) from None
+
+
+def encode(value: object) -> Table:
+    """Return the table that `decode` turns back into the frozen `value`; what is None is left out."""
+    table: Table = {"kind": _KIND_OF[type(value)]} if type(value) in _KIND_OF else {}
+    for f in dataclasses.fields(typing.cast(Any, value)):
+        entry = getattr(value, f.name)
+        if entry is not None and f.init:
+            table[f.name] = encode(entry) if dataclasses.is_dataclass(entry) else _plain(entry)
+    return table
+
+
+def read_toml(path: Path) -> Table:
+    """Return the table in a TOML file, or raise InputError naming it."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path} cannot be read: is the path right?") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def _decode_value(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401 (whatever a TOML file may hold)
+    choices = [c for c in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(c)]
+    if not choices:
+        return _check(hint, value, path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is a table, not {value!r}: set its keys, such as {path}.{_first_key(choices[0])}")
+    rest = dict(value)
+    if len(choices) == 1:
+        return decode(typing.cast(Any, choices[0]), rest, path=f"{path}.")
+    kinds = {_KIND_OF[typing.cast(type, c)]: c for c in choices}
+    kind = rest.pop("kind", next(iter(kinds)))
+    if kind not in kinds:
+        raise InputError(f"{path}.kind must be one of {', '.join(kinds)}, not {kind!r}")
+    return decode(typing.cast(Any, kinds[kind]), rest, path=f"{path}.")
+
+
+def _check(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
+    try:
+        return pydantic.TypeAdapter(hint).validate_python(value)
+    except pydantic.ValidationError as error:
+        wanted = error.errors()[-1 if value is not None and NoneType in typing.get_args(hint) else 0]["msg"]
+        raise InputError(f"{path} = {value!r}: {wanted[0].lower()}{wanted[1:]}") from None
+
+
+def _override(table: Table, text: str) -> None:
+    """Apply one `key=value` to `table`; a new `kind` drops the settings of the old one."""
+    key, equals, raw = text.partition("=")
+    if not equals:
+        raise InputError(f"--set takes key=value, not {text!r}")
+    try:
+        value = tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {key}: {parent} is a value, not a table")
+    if last == "kind" and parents != ["privacy"] and table.get("kind") != value:
+        table.clear()
+    table[last] = value
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    return [encode(v) if dataclasses.is_dataclass(v) else v for v in value] if isinstance(value, tuple) else value
+
+
+def _first_key(cls: Any) -> str:  # noqa: ANN401
+    return dataclasses.fields(cls)[0].name
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

@@ -1,0 +1,29 @@
+"""Opens any source of images as one fixed table: `uint8` images, labels, and the facts declared about them.
+
+Opening is preparation: it may refuse with one clear line, and never prints or warns about a record. Nothing
+here derives a public fact, such as the number of classes, from the records.
+"""
+
+from dpdm.data.arrays import load_npz, save_npz
+from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.digits import load_digits
+from dpdm.data.folder import load_folder, save_folder
+from dpdm.data.framing import Channels, Fit, Framing
+from dpdm.data.idx import load_idx_directory, read_idx
+from dpdm.data.open import open_dataset
+
+__all__ = [
+    "Channels",
+    "Fit",
+    "Framing",
+    "ImageDataset",
+    "Split",
+    "load_digits",
+    "load_folder",
+    "load_idx_directory",
+    "load_npz",
+    "open_dataset",
+    "read_idx",
+    "save_folder",
+    "save_npz",
+]

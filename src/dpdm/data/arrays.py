@@ -1,0 +1,82 @@
+"""Images and labels as the arrays of one .npz file."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpdm.data.dataset import ImageDataset
+from dpdm.types import Images, InputError, Labels
+
+
+def load_npz(path: Path, *, num_classes: int | None = None) -> ImageDataset:
+    """Return the data set in an .npz file of `images` and, optionally, `labels` and `num_classes`.
+
+    Args:
+        path: The file. `images` is `uint8` (number, height, width[, channel]), `labels` integers (number,),
+            `num_classes` one integer: a declaration by whoever wrote the file.
+        num_classes: The caller's declaration, which goes before the file's. Labels need one of the two.
+
+    Raises:
+        InputError: If it is no such file, or labels are undeclared or outside the declared classes.
+    """
+    try:
+        # Never with pickle: a file that someone sent must not be able to run code.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {key: np.asarray(archive[key]) for key in archive.files}
+    # The last is how a lone .npy array, which np.load opens as well, fails here.
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+        raise InputError(f"{path} is no .npz file of plain arrays: write it with numpy.savez") from error
+    if "images" not in arrays or not arrays.keys() <= {"images", "labels", "num_classes"}:
+        raise InputError(
+            f"{path} holds the arrays {', '.join(sorted(arrays))}: it must hold images, may hold labels "
+            "and num_classes, and nothing else"
+        )
+    images = arrays["images"]
+    if num_classes is None:
+        num_classes = _one_integer(arrays.get("num_classes", np.array(0)), path)
+    return ImageDataset(
+        images=images[..., np.newaxis] if images.ndim == 3 else images,
+        labels=arrays.get("labels"),
+        num_classes=num_classes,
+        name=str(path),
+    )
+
+
+def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_classes: int = 0) -> None:
+    """Write images and labels to an .npz file, wholly or not at all; a file of that name is replaced.
+
+    Args:
+        path: The file. Missing folders above it are made.
+        images: `uint8` (number, height, width, channel).
+        labels: Integers (number,), or None.
+        num_classes: How many classes there are, written beside the labels so that readers need not be told.
+
+    Raises:
+        InputError: If the arrays make no `ImageDataset`.
+    """
+    dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, name=str(path))
+    arrays: dict[str, NDArray[Any]] = {"images": images}
+    if dataset.labels is not None:
+        arrays |= {"labels": dataset.labels, "num_classes": np.array(num_classes)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _one_integer(array: NDArray[Any], path: Path) -> int:
+    """Return the number of classes that a file declares."""
+    if array.shape != () or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(f"{path}: num_classes is {array.dtype} of shape {array.shape}: store one integer")
+    return int(array)

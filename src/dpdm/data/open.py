@@ -1,0 +1,114 @@
+"""One way in: a name or a path becomes a data set."""
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from dpdm.data.arrays import load_npz
+from dpdm.data.dataset import ImageDataset, Split, require_same_num_classes
+from dpdm.data.digits import load_digits
+from dpdm.data.folder import load_folder
+from dpdm.data.framing import Channels, Fit, Framing
+from dpdm.data.idx import is_idx_directory, load_idx_directory
+from dpdm.types import InputError
+
+_SYSTEM_FOLDER: Final = Path("/usr/share/datasets")  # where Debian's data set packages put their files
+_FASHION: Final = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+
+
+def open_dataset(
+    source: str | Path,
+    *,
+    size: int | None = None,
+    fit: Fit = "crop",
+    channels: Channels | None = None,
+    num_classes: int | None = None,
+) -> ImageDataset:
+    """Return the images, labels and declared facts of a source.
+
+    A built-in name goes before a path: write `./digits`, or pass a Path, for a folder of that name.
+
+    Args:
+        source: `digits`, `fashion-mnist`, `mnist`, or the path of a folder of images, a folder of IDX files
+            named as those of MNIST, or an .npz file; `:train` (the default) or `:test` after it chooses a
+            part. A folder with subfolders `train/` and `test/` has those parts.
+        size: Side of the square in pixels, >= 8; None leaves sizes as they are.
+        fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
+        channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
+        num_classes: How many classes there are; labelled arrays need it, since their labels must not tell.
+
+    Raises:
+        InputError: If the source cannot be opened so.
+    """
+    framing = Framing(size=size, fit=fit, channels=channels)
+    place, split = _split_of(source)
+    if isinstance(source, str) and place in _BUILT_IN:
+        dataset, name = _BUILT_IN[place](split), place
+        require_same_num_classes(dataset.num_classes, num_classes, place)
+    else:
+        path = Path(place).expanduser()
+        dataset, name = _open_path(path, split, framing, num_classes), path.resolve().name
+    return replace(
+        dataset,
+        images=framing.frame_all(dataset.images),
+        name=name if split == "train" else f"{name}:{split}",
+    )
+
+
+def _split_of(source: str | Path) -> tuple[str, Split]:
+    """Part `photos:test` into place and split; a path that exists as it is written stays whole."""
+    place, _, split = str(source).rpartition(":")
+    if place and split in ("train", "test") and not Path(source).exists():
+        return place, "test" if split == "test" else "train"
+    return str(source), "train"
+
+
+def _open_path(path: Path, split: Split, framing: Framing, num_classes: int | None) -> ImageDataset:
+    """Open a path by what is there."""
+    if not path.exists():
+        names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]
+        close = difflib.get_close_matches(str(path), names, n=1)
+        hint = f"did you mean {close[0]}?" if close else "check the path"
+        raise InputError(f"{path} is neither a path that exists nor one of {', '.join(_BUILT_IN)}: {hint}")
+    if is_idx_directory(path):
+        return load_idx_directory(path, split, num_classes=num_classes or 0)
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        return load_folder(path / split, framing, num_classes=num_classes)
+    if split == "test":
+        raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
+    if path.is_dir():
+        return load_folder(path, framing, num_classes=num_classes)
+    if path.suffix == ".npz":
+        return load_npz(path, num_classes=num_classes)
+    raise InputError(f"{path} is neither a folder nor an .npz file: give one of these")
+
+
+def _fashion_mnist(split: Split) -> ImageDataset:
+    folder = _installed("fashion-mnist", "run apt-get install dataset-fashion-mnist, or ")
+    return load_idx_directory(folder, split, num_classes=10, class_names=tuple(_FASHION.split(",")))
+
+
+def _mnist(split: Split) -> ImageDataset:
+    return load_idx_directory(_installed("mnist"), split, num_classes=10)
+
+
+_BUILT_IN: Final[dict[str, Callable[[Split], ImageDataset]]] = {
+    "digits": load_digits,
+    "fashion-mnist": _fashion_mnist,
+    "mnist": _mnist,
+}
+
+
+def _installed(name: str, remedy: str = "") -> Path:
+    """Return the folder of a data set that was put on this machine."""
+    own = os.environ.get("DPDM_DATA")
+    for parent in [Path(own), _SYSTEM_FOLDER] if own else [_SYSTEM_FOLDER]:
+        if (parent / name).is_dir():
+            return parent / name
+    raise InputError(
+        f"{name} is not on this machine: {remedy}put its four IDX files in a folder {name}/ "
+        "and set DPDM_DATA to the folder above it"
+    )

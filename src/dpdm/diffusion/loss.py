@@ -1,0 +1,99 @@
+"""The denoising loss of one example, averaged over its K noisy copies (noise multiplicity).
+
+The draws are made by `draw`, outside of the loss. So the loss is deterministic, noise multiplicity is a property of
+the loss and not of the privacy mechanism, and every clipping strategy computes the same function.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dpdm.diffusion.noise_levels import LogNormal
+from dpdm.diffusion.preconditioning import PreconditionedDenoiser
+from dpdm.types import InputError, RandomBytes, require_positive
+
+
+class NoisyBatch(NamedTuple):
+    """Clean images with the draws of their K noisy copies: everything the loss needs, one row for each example."""
+
+    x: Float[Tensor, "batch channel height width"]
+    labels: Int[Tensor, "batch K"]
+    sigma: Float[Tensor, "batch K"]
+    noise: Float[Tensor, "batch K channel height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingLoss:
+    """ℓ = mean over k and pixels of λ(σ_k) (D(x + σ_k n_k; σ_k, c_k) − x)².
+
+    Args:
+        noise_multiplicity: K, how many noisy copies of an example one step takes. More of them make its gradient less
+            random, cost time, and cost no privacy.
+        label_dropout: Probability with which a copy's label becomes the null class, for guidance; drawn per copy.
+
+    Source:
+        Dockhorn et al. 2023, eq. 6 (noise multiplicity); Karras et al. 2022, eq. 8 (weighting).
+    """
+
+    noise_multiplicity: int = 8
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_positive(noise_multiplicity=self.noise_multiplicity)
+        if not 0 <= self.label_dropout < 1:
+            raise InputError(f"label_dropout must be in [0, 1), not {self.label_dropout}")
+
+    def draw(
+        self,
+        x: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"],
+        *,
+        null_label: int,
+        noise_levels: LogNormal,
+        random_bytes: RandomBytes,
+    ) -> NoisyBatch:
+        """Draw σ, n and dropped labels for all copies of each example.
+
+        Each example is keyed by its own sixteen bytes, so its draws depend neither on the other examples of the
+        batch nor on how a batch is split. Within an example the K noise levels are stratified: one from each K-th of
+        their distribution, in random order, which keeps every marginal and lowers the gradient's variance.
+
+        Args:
+            x: Clean images in [-1, 1].
+            labels: Their classes.
+            null_label: The class that stands for "no label".
+            noise_levels: Distribution of σ.
+            random_bytes: Sixteen bytes are read for each example.
+        """
+        copies = self.noise_multiplicity
+        noise = np.empty((len(x), copies, *x.shape[1:]), dtype=np.float32)
+        u = np.empty((len(x), copies))
+        dropped = np.empty((len(x), copies), dtype=bool)
+        for i in range(len(x)):
+            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(random_bytes(16), "little")))
+            generator.standard_normal(out=noise[i], dtype=np.float32)
+            u[i] = (generator.permutation(copies) + generator.random(copies)) / copies
+            dropped[i] = generator.random(copies) < self.label_dropout
+        sigma = noise_levels.quantile(torch.from_numpy(u.clip(1e-9, 1 - 1e-9)))
+        copied = labels[:, None].expand(-1, copies)
+        return NoisyBatch(
+            x=x,
+            labels=torch.where(torch.from_numpy(dropped).to(labels.device), null_label, copied),
+            sigma=sigma.to(x),
+            noise=torch.from_numpy(noise).to(x),
+        )
+
+    def __call__(self, denoiser: nn.Module, batch: NoisyBatch) -> Float[Tensor, " batch"]:
+        """Return the loss of each example. `denoiser` is a `PreconditionedDenoiser`."""
+        assert isinstance(denoiser, PreconditionedDenoiser)
+        x, labels, sigma, noise = batch
+        noisy = x[:, None] + sigma[:, :, None, None, None] * noise
+        denoised = denoiser(noisy.flatten(0, 1), sigma.flatten(), labels.flatten()).view_as(noisy)
+        errors = (denoised - x[:, None]).square().flatten(2).mean(dim=2)
+        weights = denoiser.preconditioning.loss_weight(sigma)
+        weighted: Tensor = weights * errors
+        return weighted.mean(dim=1)

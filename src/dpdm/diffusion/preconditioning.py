@@ -1,0 +1,106 @@
+"""How the raw network F and the denoiser D are related, and how noise levels are drawn and weighted in training."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dpdm.diffusion.noise_levels import LogNormal
+from dpdm.types import require_positive
+
+
+class Coefficients(NamedTuple):
+    """The four functions of σ in D(x; σ) = c_skip x + c_out F(c_in x; c_noise)."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class Preconditioning(Protocol):
+    """A frozen value that says how network and denoiser are related."""
+
+    @property
+    def noise_levels(self) -> LogNormal:
+        """The distribution of σ in training."""
+        ...
+
+    def denoise(self, network: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """Return D(x; σ, labels) from the raw network."""
+        ...
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Return λ(σ)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM:
+    """The preconditioning of Karras et al.: unit variance at the network's input and target for every σ.
+
+    Args:
+        sigma_data: Standard deviation of the data. A public constant (√(1/3), that of uniform [-1, 1], unless told),
+            never estimated from private images.
+        noise_levels: Distribution of σ in training.
+
+    Source:
+        Karras et al. 2022, Table 1, column "Ours (EDM)"; eq. 7.
+    """
+
+    sigma_data: float = math.sqrt(1 / 3)
+    noise_levels: LogNormal = field(default_factory=LogNormal)
+
+    def __post_init__(self) -> None:
+        require_positive(sigma_data=self.sigma_data)
+
+    def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
+        """Return c_skip, c_out, c_in, c_noise at each σ."""
+        variance = sigma**2 + self.sigma_data**2
+        return Coefficients(
+            c_skip=self.sigma_data**2 / variance,
+            c_out=sigma * self.sigma_data / variance.sqrt(),
+            c_in=1 / variance.sqrt(),
+            c_noise=sigma.log() / 4,
+        )
+
+    def denoise(
+        self,
+        network: nn.Module,
+        x: Float[Tensor, "batch channel height width"],
+        sigma: Float[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return D(x; σ, labels) (eq. 7)."""
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        raw: Tensor = network(_per_image(c_in) * x, c_noise, labels)
+        denoised: Tensor = _per_image(c_skip) * x + _per_image(c_out) * raw.to(x.dtype)
+        return denoised
+
+    def loss_weight(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return λ(σ) = 1 / c_out², which makes every noise level's loss equal at the start."""
+        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+
+
+class PreconditionedDenoiser(nn.Module):
+    """D(x; σ, c) as a module: a raw network inside a preconditioning."""
+
+    def __init__(self, network: nn.Module, preconditioning: Preconditioning) -> None:
+        super().__init__()
+        self.network = network
+        self.preconditioning = preconditioning
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channel height width"],
+        sigma: Float[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return the denoised images."""
+        return self.preconditioning.denoise(self.network, x, sigma, labels)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

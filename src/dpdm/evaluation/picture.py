@@ -1,0 +1,178 @@
+"""Pictures of many images: grids, a row for each class, two sets next to each other.
+
+Small images are enlarged by a whole factor without smoothing, so that every pixel shown is a pixel that was made.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dpdm.types import Images, InputError, Labels
+
+_WHITE = 255
+_INK = (55, 55, 55)
+_CELL = 48  # pixels: the size to which small images are enlarged, about
+_GAP = 2  # pixels of white between neighbours
+_MARGIN = 16  # pixels of white around and between the two grids of a page
+_FONT_SIZE = 18
+
+
+def image_grid(images: Images, *, columns: int, scale: int = 1) -> Images:
+    """Lay images out in reading order as one picture, white where the last row has none left.
+
+    Args:
+        images: uint8 (number, height, width, channel), at least one; grey (1 channel), RGB (3) or RGBA (4).
+        columns: images in a row, >= 1.
+        scale: whole factor by which each image is enlarged, >= 1.
+
+    Returns:
+        One picture, uint8 (height, width, channel), with as many channels as the images.
+
+    Raises:
+        InputError: if the images cannot be shown, or `columns` or `scale` is below 1.
+    """
+    _check_showable(images)
+    if columns < 1 or scale < 1:
+        raise InputError(f"columns and scale must be at least 1, not {columns} and {scale}")
+    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    number, height, width, channels = enlarged.shape
+    rows = -(-number // columns)
+    cells = np.full((rows * columns, height + _GAP, width + _GAP, channels), _WHITE, dtype=np.uint8)
+    cells[:number, :height, :width] = enlarged
+    cells = cells.reshape(rows, columns, height + _GAP, width + _GAP, channels)
+    picture = cells.swapaxes(1, 2).reshape(rows * (height + _GAP), columns * (width + _GAP), channels)
+    return picture[:-_GAP, :-_GAP]
+
+
+def one_row_per_class(images: Images, labels: Labels, *, num_classes: int, per_class: int = 10) -> Images:
+    """Pick the first images of each class, in the order in which a grid of `per_class` columns shows them.
+
+    Taking the first ones rather than the best ones keeps a picture honest.
+
+    Args:
+        images: uint8 (number, height, width, channel).
+        labels: their classes, (number,).
+        num_classes: number of classes, which is the number of rows, >= 1.
+        per_class: images of each class, >= 1.
+
+    Returns:
+        uint8 (num_classes * per_class, height, width, channel), filled up with white where a class has too few.
+
+    Raises:
+        InputError: if there is not one label for each image, or `num_classes` or `per_class` is below 1.
+    """
+    if labels.shape != images.shape[:1]:
+        raise InputError(f"{len(images)} images need as many labels, not an array of shape {labels.shape}")
+    if num_classes < 1 or per_class < 1:
+        raise InputError(f"num_classes and per_class must be at least 1, not {num_classes} and {per_class}")
+    picked = np.full((num_classes, per_class, *images.shape[1:]), _WHITE, dtype=np.uint8)
+    for label in range(num_classes):
+        first = images[np.flatnonzero(labels == label)[:per_class]]
+        picked[label, : len(first)] = first
+    return picked.reshape(-1, *images.shape[1:])
+
+
+def save_grid(
+    path: str | Path, images: Images, labels: Labels | None, *, num_classes: int, per_class: int = 10
+) -> None:
+    """Write a PNG with one row for each class, or, without labels, with the first images in as many rows.
+
+    Args:
+        path: the file to write, in a folder that exists; replaced at once or left as it was.
+        images: uint8 (number, height, width, channel).
+        labels: their classes, (number,), or None.
+        num_classes: number of rows.
+        per_class: images in a row.
+
+    Raises:
+        InputError: if the images cannot be shown or the folder does not exist.
+
+    Privacy:
+        The picture is as public as the images are.
+    """
+    _check_showable(images)
+    if labels is None:
+        shown = images[: num_classes * per_class]
+    else:
+        shown = one_row_per_class(images, labels, num_classes=num_classes, per_class=per_class)
+    _write_png(Path(path), _to_rgb(image_grid(shown, columns=per_class, scale=_scale(images))))
+
+
+def side_by_side(
+    path: str | Path,
+    left: Images,
+    right: Images,
+    *,
+    columns: int = 10,
+    captions: tuple[str, str] = ("real", "synthetic"),
+) -> None:
+    """Write a PNG of two captioned grids next to each other, for a page or a README.
+
+    Args:
+        path: the file to write, in a folder that exists; replaced at once or left as it was.
+        left: images of the left grid, uint8 (number, height, width, channel), as from `one_row_per_class`.
+        right: images of the right grid; may differ from `left` in number and shape.
+        columns: images in a row of either grid.
+        captions: what to write above each grid, in ASCII.
+
+    Raises:
+        InputError: if images or captions cannot be shown, or the folder does not exist.
+
+    Privacy:
+        A picture that shows private images is private: ε does not cover it. Publish it only if both sets may be
+        seen by anyone.
+    """
+    if not all(caption.isascii() for caption in captions):  # the font at hand would show boxes
+        raise InputError(f"captions may hold plain ASCII characters only, not {' and '.join(captions)}")
+    grids = []
+    for images in (left, right):
+        _check_showable(images)
+        grids.append(Image.fromarray(_to_rgb(image_grid(images, columns=columns, scale=_scale(images)))))
+    font = ImageFont.load_default(_FONT_SIZE)
+    widths = [max(grid.width, round(font.getlength(text))) for grid, text in zip(grids, captions, strict=True)]
+    top = _MARGIN // 2 + 2 * _FONT_SIZE
+    size = (sum(widths) + 3 * _MARGIN, max(grid.height for grid in grids) + top + _MARGIN)
+    page = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(page)
+    x = _MARGIN
+    for grid, caption, width in zip(grids, captions, widths, strict=True):
+        page.paste(grid, (x + (width - grid.width) // 2, top))
+        # anchored by its baseline, so that a letter with a descender does not lift one of the captions
+        draw.text((x + width / 2, top - _FONT_SIZE * 3 // 4), caption, fill=_INK, font=font, anchor="ms")
+        x += width + _MARGIN
+    _write_png(Path(path), np.asarray(page))
+
+
+def _check_showable(images: Images) -> None:
+    """Raise InputError unless these are images that a PNG can show."""
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3, 4) or images.size == 0:
+        found = f"{images.dtype} of shape {images.shape}"
+        raise InputError(f"a picture needs uint8 (number, height, width, 1 or 3 or 4 channels), not {found}")
+
+
+def _scale(images: Images) -> int:
+    """Return the factor that brings the longer side of a small image to about `_CELL` pixels."""
+    return max(1, round(_CELL / max(images.shape[1:3])))
+
+
+def _to_rgb(picture: Images) -> Images:
+    """Turn a grey, RGB or RGBA picture into RGB, on white where it is transparent."""
+    if picture.shape[-1] < 4:
+        return np.broadcast_to(picture, (*picture.shape[:2], 3))
+    alpha = picture[..., 3:].astype(np.float32) / 255
+    blended: Images = (picture[..., :3] * alpha + _WHITE * (1 - alpha)).round().astype(np.uint8)
+    return blended
+
+
+def _write_png(path: Path, picture: Images) -> None:
+    """Write the picture under another name first, so that `path` is never half a file."""
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        Image.fromarray(np.ascontiguousarray(picture)).save(unfinished, format="PNG", optimize=True)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

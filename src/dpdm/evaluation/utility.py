@@ -1,0 +1,272 @@
+"""Downstream utility: how well a classifier that saw only synthetic images does on others.
+
+The protocol is the paper's: train on 90 % of the synthetic images, keep the epoch that is best on the other
+10 %, and only then look at the test images, once.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from dpdm.evaluation.classifiers import CLASSIFIERS, Classifier
+from dpdm.types import Images, InputError, Labels, images_to_tensor, require_positive
+
+_FEWEST_IMAGES = 10
+_NUM_RESAMPLES = 10_000
+_PHYSICAL_BATCH_SIZE = 1000  # images classified at once when nothing is learnt
+
+
+@dataclass(frozen=True)
+class UtilityProtocol:
+    """How a classifier is trained: Adam at a constant rate, on a random part of the synthetic images.
+
+    Attributes:
+        epochs: passes over the training part, >= 1.
+        batch_size: images per update, >= 1.
+        learning_rate: Adam's, > 0.
+        held_out: share of the synthetic images on which the best epoch is chosen, in (0, 1).
+        min_updates: raises the number of epochs until there are this many updates, so that a few epochs also
+            suffice for a small set.
+
+    Source:
+        Dockhorn et al. 2023, section 5; the 90/10 split as in Cao et al. 2021 (DP-Sinkhorn).
+    """
+
+    epochs: int = 50
+    batch_size: int = 128
+    learning_rate: float = 3e-4
+    held_out: float = 0.1
+    min_updates: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate)
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held_out must lie between 0 and 1, not {self.held_out}")
+
+    def split(self, num_images: int) -> tuple[int, int]:
+        """Return how many of `num_images` >= 2 are trained on, and how many are held out; neither is 0."""
+        num_held_out = min(max(1, round(self.held_out * num_images)), num_images - 1)
+        return num_images - num_held_out, num_held_out
+
+    def num_epochs(self, num_images: int) -> int:
+        """Return the number of epochs for `num_images` synthetic images."""
+        updates_per_epoch = math.ceil(self.split(num_images)[0] / self.batch_size)
+        return max(self.epochs, math.ceil(self.min_updates / updates_per_epoch))
+
+
+QUICK = UtilityProtocol(epochs=2, batch_size=128, learning_rate=1e-3, min_updates=800)
+"""A look within minutes on a laptop: fewer epochs at a higher learning rate, on all images.
+
+Good for comparing two sets of images with each other; its scores are not comparable with the paper's.
+"""
+
+
+@dataclass(frozen=True)
+class UtilityScore:
+    """What one classifier, trained on synthetic images, scored on the test images.
+
+    Attributes:
+        accuracy: share of the test images classified correctly, 0..1.
+        low: lower end of the 95 % bootstrap percentile interval. It covers the choice of test images only,
+            not that of synthetic images or seed; it has no width where all answers are right, or all wrong.
+        high: upper end of that interval.
+        num_test: number of test images.
+        epochs: epochs trained.
+        best_epoch: the epoch that was kept, from 1.
+        held_out_accuracy: that epoch's accuracy on the held-out synthetic images, 0..1.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    num_test: int
+    epochs: int
+    best_epoch: int
+    held_out_accuracy: float
+
+
+def evaluate_utility(
+    images: Images,
+    labels: Labels,
+    test_images: Images,
+    test_labels: Labels,
+    *,
+    num_classes: int,
+    protocol: UtilityProtocol | None = None,
+    classifiers: Mapping[str, Classifier] = CLASSIFIERS,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, UtilityScore]:
+    """Train each classifier on the synthetic images and score it on the test images.
+
+    The best epoch is chosen on held-out *synthetic* images: choosing it on the test images would be selection on
+    private data. All classifiers take the same batches side by side, so that progress is linear in time, yet no
+    score depends on which others are asked for. Runs on the CPU; leaves torch's global random state as it was.
+
+    Args:
+        images: the synthetic images, uint8 (number, height, width, channel), at least 10.
+        labels: their classes, (number,) integers in [0, num_classes), at least two different ones.
+        test_images: images to test on, uint8 (number, height, width, channel), at least 10.
+        test_labels: their classes, (number,).
+        num_classes: number of classes, >= 2.
+        protocol: how to train; the paper's `UtilityProtocol()` if not given, `QUICK` for a look.
+        classifiers: what to train, by the name its score gets.
+        seed: >= 0; fixes split, initial weights, order and dropout. Same seed, same machine, same scores.
+        on_progress: called after each update with the number of updates done and their total.
+
+    Returns:
+        One score for each classifier, in the order of `classifiers`.
+
+    Raises:
+        InputError: if the arrays do not fit together, or a classifier's outputs stop being finite.
+
+    Privacy:
+        The synthetic images are public. The test images may be private: then ε does not cover the scores, and
+        they are for the data owner only. Until then nothing, not the kept epoch either, depends on test images.
+
+    Source:
+        Dockhorn et al. 2023, section 5; Cao et al. 2021 (DP-Sinkhorn).
+    """
+    _check_labelled("synthetic", images, labels, num_classes)
+    _check_labelled("test", test_images, test_labels, num_classes)
+    _check_together(images, labels, test_images, num_classes)
+    protocol = protocol or UtilityProtocol()
+    _, height, width, channels = images.shape
+    rng = np.random.default_rng(seed)
+    num_train, _ = protocol.split(len(images))
+    train, held_out = np.split(rng.permutation(len(images)), [num_train])
+    epochs = protocol.num_epochs(len(images))
+    starts = range(0, num_train, protocol.batch_size)
+
+    pupils = {}
+    for name, classifier in classifiers.items():
+        with _seeded(seed, 0):
+            module = classifier.build((channels, height, width), num_classes)
+        pupils[name] = _Pupil(name, module, protocol.learning_rate)
+
+    update = 0
+    for epoch in range(1, epochs + 1):
+        order = rng.permutation(train)
+        for start in starts:
+            batch = order[start : start + protocol.batch_size]
+            x, y = images_to_tensor(images[batch]), torch.from_numpy(labels[batch].astype(np.int64))
+            update += 1
+            for pupil in pupils.values():
+                # seeded for each pupil, or its dropout would depend on who else is taught
+                with _seeded(seed, update):
+                    pupil.learn(x, y)
+            if on_progress is not None:
+                on_progress(update, epochs * len(starts))
+        for pupil in pupils.values():
+            pupil.remember_if_best(epoch, images[held_out], labels[held_out])
+
+    scores = {}
+    for name, pupil in pupils.items():
+        correct = pupil.recall_best().answers(test_images) == test_labels
+        low, high = _bootstrap_interval(int(correct.sum()), len(correct), np.random.default_rng(seed))
+        scores[name] = UtilityScore(
+            accuracy=float(correct.mean()),
+            low=low,
+            high=high,
+            num_test=len(correct),
+            epochs=epochs,
+            best_epoch=pupil.best_epoch,
+            held_out_accuracy=pupil.best_accuracy,
+        )
+    return scores
+
+
+class _Pupil:
+    """One classifier while it learns, with the weights of its best epoch so far."""
+
+    def __init__(self, name: str, module: nn.Module, learning_rate: float) -> None:
+        self.name = name
+        self.module = module
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate)
+        self.best_epoch = 0
+        self.best_accuracy = -1.0
+        self.best_weights: dict[str, torch.Tensor] = {}
+
+    def learn(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Make one update on a batch."""
+        self.module.train()
+        self.optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(self.module(x), y))
+        self.optimizer.step()
+
+    @torch.inference_mode()
+    def answers(self, images: Images) -> Labels:
+        """Return the class of each image."""
+        self.module.eval()
+        answers = []
+        for start in range(0, len(images), _PHYSICAL_BATCH_SIZE):
+            # copied, because torch warns of arrays that are not writable, as memory-mapped ones are
+            logits = self.module(images_to_tensor(images[start : start + _PHYSICAL_BATCH_SIZE].copy()))
+            # A loss that was not finite shows up here too: the weights never recover from its gradient.
+            if not torch.isfinite(logits).all():
+                raise InputError(f"{self.name} diverged, its outputs are not finite: lower the learning rate")
+            answers.append(logits.argmax(dim=1))
+        return np.asarray(torch.cat(answers).numpy())
+
+    def remember_if_best(self, epoch: int, images: Images, labels: Labels) -> None:
+        """Keep the weights if no earlier epoch did as well on these images."""
+        accuracy = float((self.answers(images) == labels).mean())
+        if accuracy > self.best_accuracy:
+            self.best_epoch, self.best_accuracy = epoch, accuracy
+            self.best_weights = {name: weight.clone() for name, weight in self.module.state_dict().items()}
+
+    def recall_best(self) -> "_Pupil":
+        """Go back to the weights of the best epoch."""
+        self.module.load_state_dict(self.best_weights)
+        return self
+
+
+@contextmanager
+def _seeded(*key: int) -> Iterator[None]:
+    """Seed torch's global CPU generator from `key`, and put it back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed: that would also reseed every GPU, and nothing would put those back
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        yield
+
+
+def _bootstrap_interval(num_correct: int, num_test: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the accuracy under resampling of the test images."""
+    # Of n answers drawn with replacement from n, a binomial number is correct: no need to draw the answers.
+    resampled = rng.binomial(num_test, num_correct / num_test, size=_NUM_RESAMPLES) / num_test
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _check_labelled(what: str, images: Images, labels: Labels, num_classes: int) -> None:
+    """Raise InputError unless these are labelled images."""
+    if images.ndim != 4 or images.dtype != np.uint8:
+        found = f"{images.dtype} of shape {images.shape}"
+        raise InputError(f"{what} images must be uint8 (number, height, width, channel), not {found}")
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        found = f"{labels.dtype} of shape {labels.shape}"
+        raise InputError(f"{len(images)} {what} images need as many integer labels, not {found}")
+    if len(images) < _FEWEST_IMAGES:
+        raise InputError(f"utility needs at least {_FEWEST_IMAGES} {what} images, not {len(images)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise InputError(f"{what} labels must lie in 0..{num_classes - 1}, but run from {low} to {high}")
+
+
+def _check_together(images: Images, labels: Labels, test_images: Images, num_classes: int) -> None:
+    """Raise InputError unless a classifier of these synthetic images can be tested on those images."""
+    if images.shape[1:] != test_images.shape[1:]:
+        shapes = f"{_shape(images)} and {_shape(test_images)}"
+        raise InputError(f"synthetic and test images must agree in height × width × channel, not be {shapes}")
+    if len(np.unique(labels)) < 2:
+        raise InputError(f"all synthetic images are of class {labels[0]}: utility needs at least two classes")
+
+
+def _shape(images: Images) -> str:
+    """Say the shape of an image as a person would."""
+    return " × ".join(map(str, images.shape[1:]))

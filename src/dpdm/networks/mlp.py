@@ -1,0 +1,67 @@
+"""A multilayer perceptron on flattened images, for the smallest ones."""
+
+import math
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from dpdm.networks.layers import ConditionEmbedding, zero_initialised
+from dpdm.types import require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """Residual blocks of linear layers.
+
+    Args:
+        width: Hidden features.
+        blocks: Residual blocks.
+    """
+
+    width: int = 256
+    blocks: int = 3
+
+    def __post_init__(self) -> None:
+        require_positive(width=self.width, blocks=self.blocks)
+
+    def build(self, shape: tuple[int, int, int], *, num_classes: int) -> nn.Module:
+        """Return the network for images of `shape` (channel, height, width)."""
+        return _MLP(self, math.prod(shape), num_classes)
+
+
+class _MLP(nn.Module):
+    def __init__(self, spec: MLP, pixels: int, num_classes: int) -> None:
+        super().__init__()
+        self.condition = ConditionEmbedding(spec.width, num_classes)
+        self.stem = nn.Linear(pixels, spec.width)
+        self.blocks = nn.ModuleList(_Block(spec.width) for _ in range(spec.blocks))
+        self.head = zero_initialised(nn.Linear(spec.width, pixels))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channel height width"],
+        c_noise: Float[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        embedding = self.condition(c_noise, labels)
+        hidden = self.stem(x.flatten(1))
+        for block in self.blocks:
+            hidden = block(hidden, embedding)
+        return self.head(hidden).view_as(x)  # type: ignore[no-any-return]
+
+
+class _Block(nn.Module):
+    """x + linear(SiLU(linear(norm(x)) + linear(condition)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.condition = nn.Linear(width, width, bias=False)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        residual: Tensor = self.outer(silu(self.inner(self.norm(x)) + self.condition(embedding)))
+        return x + residual

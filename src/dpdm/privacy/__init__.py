@@ -1,0 +1,20 @@
+"""Everything an (ε, δ) claim rests on. `mechanism` couples the parts, which are strangers to one another."""
+
+from dpdm.privacy.accounting import GaussianRelease, Relation
+from dpdm.privacy.clipping import OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy.entropy import InsecureSeededEntropy, OperatingSystemEntropy
+from dpdm.privacy.mechanism import DPSGD, Mechanism, MechanismRun, NonPrivate
+
+__all__ = [
+    "DPSGD",
+    "GaussianRelease",
+    "InsecureSeededEntropy",
+    "Mechanism",
+    "MechanismRun",
+    "NonPrivate",
+    "OneBackwardEach",
+    "OperatingSystemEntropy",
+    "Relation",
+    "Vectorized",
+    "clipped_grad_sum",
+]

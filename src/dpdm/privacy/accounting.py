@@ -1,0 +1,173 @@
+"""What a sequence of Gaussian releases costs: ε(δ), and the noise that meets a target ε.
+
+Events are data: what happened, no more than accounting needs. dp-accounting interprets them, by privacy loss
+distributions (PLD, the number that is claimed) and by Rényi divergences (RDP, the second opinion). Both are upper
+bounds; PLD is the tighter one.
+"""
+
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dpdm.types import InputError, require_positive
+
+Relation = Literal["add_or_remove_one", "replace_special"]
+"""What "neighbouring" means: one record more or fewer, or (size public) one record replaced by a blank."""
+
+Accountant = Literal["pld", "rdp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianRelease:
+    """One sum over all records with Gaussian noise of `noise_multiplier` times its L2 sensitivity."""
+
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        require_positive(noise_multiplier=self.noise_multiplier)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoissonGaussianSteps:
+    """`steps` noisy sums, each over records that enter independently with probability `sample_rate`."""
+
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        require_positive(noise_multiplier=self.noise_multiplier, sample_rate=self.sample_rate)
+        if self.sample_rate > 1:
+            raise InputError(f"sample_rate is a probability, not {self.sample_rate}")
+        if self.steps < 0:
+            raise InputError(f"steps must not be negative, not {self.steps}")
+
+
+Event = GaussianRelease | PoissonGaussianSteps
+
+_RDP_IS_ENOUGH = 200.0  # beyond this ε nothing is promised, and the PLD of so little noise would not fit in memory
+_TOLERANCE = 5e-4  # of a calibrated noise multiplier
+_PLD_ROUNDS_BELOW = 1e-10  # below this δ the PLD's FFT round-off shows
+
+
+def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accountant: Accountant = "pld") -> float:
+    """Return the ε that all `events` together cost at `delta`.
+
+    Args:
+        events: What is released, in any order; composition is exact up to numerical pessimism.
+        delta: δ in (0, 1).
+        relation: The neighbouring relation of the claim.
+        accountant: "pld" for the claim, "rdp" for the second opinion.
+
+    Returns:
+        An upper bound on ε. PLD falls back to RDP, also an upper bound, where PLD is numerically unfit
+        (ε above 200; δ below 1e-10, where the smaller of the two is returned).
+
+    Source:
+        PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019.
+    """
+    if not any(not isinstance(event, PoissonGaussianSteps) or event.steps for event in events):
+        return 0.0
+    rdp = _epsilon_by(_rdp_accountant(relation), events, delta)
+    if accountant == "rdp" or rdp > _RDP_IS_ENOUGH:
+        return rdp
+    pld = _epsilon_by(_pld_accountant(relation, fine=rdp < 0.55), events, delta)
+    return min(pld, rdp) if delta < _PLD_ROUNDS_BELOW else pld
+
+
+def calibrate(
+    events_of: Callable[[float], Sequence[Event]], *, target: float, delta: float, relation: Relation
+) -> float:
+    """Return the smallest noise multiplier, to 0.05 %, whose events cost at most `target`.
+
+    RDP brackets the answer in a quarter of a second, so that PLD is evaluated a few times and never at a noise level
+    so small that its distribution would be huge.
+
+    Args:
+        events_of: Maps a noise multiplier to the events it would produce.
+        target: ε > 0.
+        delta: δ in (0, 1).
+        relation: The neighbouring relation of the claim.
+
+    Guarantees:
+        * epsilon(events_of(result)) <= target, recomputed before returning.
+
+    Raises:
+        InputError: When no noise multiplier up to 10^6 reaches the target.
+    """
+    require_positive(epsilon=target)
+
+    @functools.cache
+    def cost(noise_multiplier: float, accountant: Accountant) -> float:
+        return epsilon(events_of(noise_multiplier), delta=delta, relation=relation, accountant=accountant)
+
+    high = 1.0
+    while cost(high, "rdp") > target:
+        high *= 2
+        if high > 1e6:
+            raise InputError(
+                f"epsilon = {target:g} at delta = {delta:g} cannot be reached by any amount of noise: "
+                f"these releases cost at least {cost(high, 'rdp'):.3g}; ask for a larger epsilon or fewer releases"
+            )
+    low = high / 2
+    while cost(low, "rdp") <= target:
+        low /= 2
+    high = low = _root(lambda noise: math.log(cost(noise, "rdp") / target), low, high) * 1.001
+    while cost(high, "pld") > target:  # the PLD's grid is coarse for the tiniest ε
+        high *= 1.05
+    while cost(low := low * 0.85, "pld") <= target:
+        high = low
+    result = _root(lambda noise: math.log(cost(noise, "pld") / target), low, high)
+    while cost(result, "pld") > target:
+        result *= 1 + _TOLERANCE / 2
+    return result
+
+
+def round_up(epsilon: float) -> float:
+    """Round ε to four decimals, upwards: a printed claim is never below the computed one."""
+    return math.ceil(epsilon * 1e4) / 1e4
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Return where the falling `function` crosses zero, to a relative tolerance; in logarithms ε(σ) is near a line."""
+    from scipy.optimize import brentq
+
+    return math.exp(brentq(lambda x: function(math.exp(x)), math.log(low), math.log(high), xtol=_TOLERANCE / 4))
+
+
+def _epsilon_by(accountant: Any, events: Sequence[Event], delta: float) -> float:
+    import dp_accounting
+
+    for event in events:
+        gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+        match event:
+            case GaussianRelease():
+                accountant.compose(gaussian)
+            case PoissonGaussianSteps(sample_rate=rate, steps=steps) if steps:
+                accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def _relation(relation: Relation) -> Any:
+    from dp_accounting import NeighboringRelation
+
+    return NeighboringRelation[relation.upper()]
+
+
+def _pld_accountant(relation: Relation, *, fine: bool) -> Any:
+    from dp_accounting import pld
+
+    return pld.PLDAccountant(_relation(relation), value_discretization_interval=1e-5 if fine else 1e-4)
+
+
+def _rdp_accountant(relation: Relation) -> Any:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of orders that it leaves out, which is harmless
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from dp_accounting import rdp
+
+    return rdp.RdpAccountant(neighboring_relation=_relation(relation))

@@ -1,0 +1,40 @@
+"""Which records enter a step: each one independently with the same probability (Poisson).
+
+Privacy amplification by subsampling holds for exactly this selection, not for shuffled or fixed-size batches
+(Chua et al. 2024, arXiv 2411.04205). The size of a batch is therefore random, and an empty one is an ordinary batch.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpdm.types import RandomBytes
+
+
+def poisson(num_records: int, *, sample_rate: float, random_bytes: RandomBytes) -> NDArray[np.int64]:
+    """Select each of `num_records` records independently with probability `sample_rate`.
+
+    Args:
+        num_records: The real number of records; secret under add-or-remove, and used for nothing else.
+        sample_rate: Inclusion probability q in (0, 1].
+        random_bytes: Eight bytes are read for each record.
+
+    Returns:
+        The selected indices in ascending order; possibly none.
+
+    Guarantees:
+        * Inclusions are independent over records and steps, of probability q up to 2^-64 from below.
+        * Whether record i is selected depends on i's own eight bytes only.
+    """
+    threshold = int(sample_rate * 2**64)  # exact: scaling a float by a power of two does not round
+    if threshold >= 2**64:
+        return np.arange(num_records)
+    words = np.frombuffer(random_bytes(8 * num_records), dtype=np.uint64)
+    return np.flatnonzero(words < np.uint64(threshold))
+
+
+def physical_batches(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """Split one selected batch into the parts that are on the device at once; the sum does not depend on `size`."""
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

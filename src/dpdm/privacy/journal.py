@@ -1,0 +1,93 @@
+"""The append-only record of how many noisy sums one run may have produced.
+
+Releases are reserved on disk before they are made, so that a crash can only over-count: what was reserved and not
+settled is spent, and is never made again. The file holds counts and a fingerprint of the claim, nothing of the data.
+"""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dpdm.types import InputError
+
+
+class Journal:
+    """Counts releases against a plan; on disk if `path` is given, else for the life of the object.
+
+    Args:
+        path: File to append to, made if it is not there. One process at a time may hold it.
+        claim: Fingerprint of the plan; an existing file must carry the same.
+        planned: How many releases the plan allows.
+
+    Guarantees:
+        * Releases ever made <= `spent` <= `planned`, through any crash.
+        * `reserve` returns only after the reservation is on disk (fsync).
+
+    Raises:
+        InputError: The file belongs to another plan, is damaged, or is in use by another process.
+    """
+
+    def __init__(self, path: Path | None, *, claim: str, planned: int) -> None:
+        self.planned = planned
+        self.spent = 0
+        self._file: Any = None
+        if path is not None:
+            self._file = path.open("a+")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{path} is in use: another process is training this run; wait for it") from None
+            self._read(path, claim)
+
+    def reserve(self, count: int) -> int:
+        """Spend up to `count` releases before they are made; return how many the plan had left to give."""
+        granted = min(count, self.planned - self.spent)
+        if granted > 0:
+            self._append({"spent": self.spent + granted})
+            self.spent += granted
+        return granted
+
+    def settle(self, made: int) -> None:
+        """Give back what was reserved and certainly not made: after a clean stop, `made` releases stand.
+
+        Args:
+            made: Releases made in all; at most what is spent.
+        """
+        if made > self.spent:
+            raise ValueError(f"{made} releases were made and only {self.spent} reserved: the journal was bypassed")
+        if made < self.spent:
+            self._append({"spent": made, "settled": True})
+            self.spent = made
+
+    def close(self) -> None:
+        """Let another process have the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self, path: Path, claim: str) -> None:
+        self._file.seek(0)
+        text = self._file.read()
+        whole, newline, torn = text.rpartition("\n")
+        if torn:  # a crash while reserving: `reserve` had not returned, so nothing was made under this entry
+            os.ftruncate(self._file.fileno(), len((whole + newline).encode()))
+        if not whole:
+            self._append({"claim": claim, "planned": self.planned})
+            return
+        try:
+            header, *entries = [json.loads(line) for line in whole.split("\n")]
+            found, spent = (header["claim"], header["planned"]), [int(entry["spent"]) for entry in entries]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path} is damaged, so what this run has spent is unknown: start a new run and count this one in full"
+            ) from None
+        if found != (claim, self.planned):
+            raise InputError(f"{path} counts for another plan: choose another --run folder")
+        self.spent = spent[-1] if spent else 0
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())

@@ -1,0 +1,364 @@
+"""The mechanism: batch selection, clipping, noise, accounting and journal as one thing, with one joint guarantee.
+
+`DPSGD` is the plan, a frozen value of public numbers from which everything else comes: q, the noise, the divisor and
+the events that are accounted. `DPSGD.start` makes the one stateful object, through whose `release` every noisy sum of
+a run passes. `NonPrivate` is the null object: the same interface, and no claim.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from numpy import ndarray
+from torch import Tensor, nn
+
+from dpdm.privacy.accounting import (
+    Accountant,
+    Event,
+    GaussianRelease,
+    PoissonGaussianSteps,
+    Relation,
+    calibrate,
+    epsilon,
+    round_up,
+)
+from dpdm.privacy.batch_selection import physical_batches, poisson
+from dpdm.privacy.clipping import (
+    Batch,
+    OneBackwardEach,
+    PerExampleLoss,
+    Strategy,
+    clipped_grad_sum,
+    reject_cross_example_layers,
+    trainable_parameters,
+)
+from dpdm.privacy.entropy import Entropy, OperatingSystemEntropy
+from dpdm.privacy.journal import Journal
+from dpdm.privacy.noise import gaussian
+from dpdm.types import InputError, RandomBytes, Sensitive, require_positive
+
+LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
+"""Maps the indices of a physical batch, and one step's random bytes for the diffusion, to the tensors of a loss."""
+
+
+class Diagnostics(NamedTuple):
+    """What one step saw of the private records, for the data owner's eyes: per example, before clipping."""
+
+    losses: Sensitive[Float[Tensor, " batch"]]
+    grad_norms: Sensitive[Float[Tensor, " batch"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPSGD:
+    """DP-SGD with Poisson batch selection: the plan, and all of the claim.
+
+    Args:
+        dataset_size: Declared number of records N. Under "add_or_remove_one" a public figure that would read the same
+            with one record more or fewer; under "replace_special" the exact count, which is public.
+        expected_batch_size: E, the constant by which every noisy sum is divided.
+        steps: Number of noisy gradients.
+        max_grad_norm: Clipping norm C: the sensitivity of one gradient sum.
+        noise_multiplier: Standard deviation of the noise ÷ C; None until calibrated.
+        delta: δ, below 1 / N.
+        relation: What "neighbouring" means.
+        earlier: Gaussian releases that come before the first step, in this order; the claim covers them.
+
+    Guarantees:
+        * Each record enters each step independently with probability E / N, and `release` is told nothing else.
+        * The noise that is drawn has the standard deviation that is accounted.
+        * Every number of the plan is a constant: none is computed from the records.
+
+    Source:
+        Abadi et al. 2016; accounting of add-or-remove and zero-out: Ponomareva et al. 2023.
+    """
+
+    dataset_size: int
+    expected_batch_size: int
+    steps: int
+    max_grad_norm: float = 1.0
+    noise_multiplier: float | None = None
+    delta: float = 1e-5
+    relation: Relation = "add_or_remove_one"
+    earlier: tuple[GaussianRelease, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_positive(
+            dataset_size=self.dataset_size,
+            expected_batch_size=self.expected_batch_size,
+            steps=self.steps,
+            max_grad_norm=self.max_grad_norm,
+            delta=self.delta,
+        )
+        if self.noise_multiplier is not None:
+            require_positive(noise_multiplier=self.noise_multiplier)
+        if self.expected_batch_size > self.dataset_size:
+            raise InputError(
+                f"expected_batch_size = {self.expected_batch_size} is more than dataset_size = {self.dataset_size}, "
+                "a sampling probability above 1: choose a smaller batch"
+            )
+        if self.delta >= 1 / self.dataset_size:
+            raise InputError(
+                f"delta = {self.delta:g} is not below 1 / dataset_size = {1 / self.dataset_size:.2g}: such a claim "
+                "would allow publishing a record outright; choose a smaller delta"
+            )
+
+    @property
+    def sample_rate(self) -> float:
+        """Inclusion probability q of each record in each step."""
+        return self.expected_batch_size / self.dataset_size
+
+    def events(self, *, steps: int | None = None) -> list[Event]:
+        """Return what is accounted: the earlier releases and `steps` (all, unless told) Poisson Gaussian steps."""
+        noise_multiplier = self._noise_multiplier()
+        taken = self.steps if steps is None else steps
+        step = PoissonGaussianSteps(noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, steps=taken)
+        return [*self.earlier, step]
+
+    def epsilon(self, *, steps: int | None = None, accountant: Accountant = "pld") -> float:
+        """Return ε at the plan's δ after `steps` steps (all, unless told)."""
+        return epsilon(self.events(steps=steps), delta=self.delta, relation=self.relation, accountant=accountant)
+
+    def calibrate(self, *, epsilon: float) -> "DPSGD":
+        """Return this plan with the least noise that keeps the whole of it at or below `epsilon`.
+
+        Raises:
+            InputError: When `epsilon` is not positive, or no amount of noise reaches it.
+        """
+        noise_multiplier = calibrate(
+            lambda noise: dataclasses.replace(self, noise_multiplier=noise).events(),
+            target=epsilon,
+            delta=self.delta,
+            relation=self.relation,
+        )
+        return dataclasses.replace(self, noise_multiplier=noise_multiplier)
+
+    @property
+    def statement(self) -> str:
+        """The claim in one line; ε is rounded up."""
+        unit = {"add_or_remove_one": "add or remove one image", "replace_special": "blank out one image"}[self.relation]
+        before = f"{len(self.earlier)} Gaussian releases, " if self.earlier else ""
+        return (
+            f"({round_up(self.epsilon())}, {self.delta:g})-DP, {unit}, {before}{self.steps:,} Poisson steps at "
+            f"q = {self.sample_rate:.3g}, PLD accountant"
+        )
+
+    def claim(self, *, entropy: Entropy) -> dict[str, object]:
+        """Return the claim for machines: what `privacy.json` holds. An insecure source voids it."""
+        return {
+            "private": entropy.secure,
+            "statement": self.statement if entropy.secure else "NOT PRIVATE: noise and batches came from a known seed",
+            "mechanism": "DP-SGD, Poisson batch selection, Gaussian noise",
+            "unit": "one image",
+            "relation": self.relation,
+            "epsilon": round_up(self.epsilon()) if entropy.secure else None,
+            "delta": self.delta,
+            "epsilon_rdp": round_up(self.epsilon(accountant="rdp")),
+            "noise_multiplier": self.noise_multiplier,
+            "sample_rate": self.sample_rate,
+            "steps": self.steps,
+            "dataset_size": self.dataset_size,
+            "expected_batch_size": self.expected_batch_size,
+            "max_grad_norm": self.max_grad_norm,
+            "earlier_noise_multipliers": [release.noise_multiplier for release in self.earlier],
+            "accountant": "dp-accounting, privacy loss distributions",
+            "noise_source": type(entropy).__name__,
+        }
+
+    def start(
+        self, journal: Path | None = None, *, entropy: Entropy | None = None, strategy: Strategy | None = None
+    ) -> "MechanismRun":
+        """Begin, or go on with, the run that `journal` counts.
+
+        Args:
+            journal: The run's journal file; None counts in memory, for as long as the process lives.
+            entropy: Where selection and noise come from; the operating system unless a test says otherwise.
+            strategy: How clipped gradients are computed; changes speed and memory only.
+        """
+        self._noise_multiplier()
+        return MechanismRun(self, journal, entropy=entropy or OperatingSystemEntropy(), strategy=strategy)
+
+    def noise_std(self, number: int, sensitivity: float) -> float:
+        """Return the standard deviation of the noise on release `number` (from 0; the earlier ones come first)."""
+        if number < len(self.earlier):
+            return self.earlier[number].noise_multiplier * sensitivity
+        return self._noise_multiplier() * sensitivity
+
+    def _noise_multiplier(self) -> float:
+        if self.noise_multiplier is None:
+            raise InputError("this plan has no noise yet: call .calibrate(epsilon=...) first")
+        return self.noise_multiplier
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonPrivate:
+    """The null object: the same batches and steps with neither clipping nor noise, and no claim.
+
+    For public data, and to see what privacy costs in quality.
+    """
+
+    dataset_size: int
+    expected_batch_size: int
+    steps: int
+    max_grad_norm: float = field(default=math.inf, init=False)
+    relation: Relation = field(default="add_or_remove_one", init=False)
+    earlier: tuple[GaussianRelease, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        require_positive(dataset_size=self.dataset_size, expected_batch_size=self.expected_batch_size, steps=self.steps)
+
+    @property
+    def sample_rate(self) -> float:
+        """Inclusion probability of each record in each step."""
+        return min(1.0, self.expected_batch_size / self.dataset_size)
+
+    @property
+    def statement(self) -> str:
+        """That nothing is claimed."""
+        return (
+            f"NOT PRIVATE: {self.steps:,} steps without clipping or noise; never publish what comes of private images"
+        )
+
+    def epsilon(self, *, steps: int | None = None, accountant: Accountant = "pld") -> float:
+        """Return infinity, once a step is taken."""
+        return math.inf if steps is None or steps else 0.0
+
+    def claim(self, *, entropy: Entropy) -> dict[str, object]:
+        """Return what `privacy.json` holds: that nothing is claimed."""
+        return {"private": False, "statement": self.statement, "epsilon": None, "delta": None, "steps": self.steps}
+
+    def start(
+        self, journal: Path | None = None, *, entropy: Entropy | None = None, strategy: Strategy | None = None
+    ) -> "MechanismRun":
+        """Begin, or go on with, the run that `journal` counts."""
+        return MechanismRun(self, journal, entropy=entropy or OperatingSystemEntropy(), strategy=strategy)
+
+    def noise_std(self, number: int, sensitivity: float) -> float:
+        """Return zero."""
+        return 0.0
+
+
+Mechanism = DPSGD | NonPrivate
+"""A plan: what training is given."""
+
+
+class MechanismRun:
+    """One run of a `DPSGD` plan: the only way from records to noisy gradients.
+
+    Guarantees:
+        * Each call of `release` is one planned event; the plan's last is followed by refusal, never by more.
+        * Per step one batch is selected, each of its examples clipped once, and noise added once, however many
+          physical batches it took and even if nobody was selected.
+        * A run that crashed has spent what its journal reserved, and repeats none of it.
+    """
+
+    def __init__(self, plan: Mechanism, journal: Path | None, *, entropy: Entropy, strategy: Strategy | None) -> None:
+        fingerprint = hashlib.sha256(repr((plan, entropy.secure)).encode()).hexdigest()
+        self.plan = plan
+        self._journal = Journal(journal, claim=fingerprint, planned=len(plan.earlier) + plan.steps)
+        self._block = max(1, plan.steps // 100)
+        self._made = self._journal.spent  # a resumed run never makes again what was reserved before
+        self._entropy = entropy
+        self._strategy = strategy or OneBackwardEach()
+        self.disclosures: list[str] = []
+
+    @property
+    def steps_spent(self) -> int:
+        """How many of the plan's steps are behind this run: taken, or lost in a crash."""
+        return max(0, self._made - len(self.plan.earlier))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the plan has nothing left to release."""
+        return self._made >= self._journal.planned
+
+    def backward(
+        self,
+        loss: PerExampleLoss,
+        module: nn.Module,
+        *,
+        num_records: int,
+        load: LoadBatch,
+        physical_batch_size: int = 64,
+    ) -> Diagnostics:
+        """Take one step: put the private gradient into `.grad` of each trainable parameter of `module`.
+
+        That is (Σ clipped gradients + noise) / expected_batch_size over a freshly selected batch. What an optimizer
+        or an average does with it is post-processing.
+
+        Args:
+            loss: One number for each example, averaged over its noisy copies; may not mix examples.
+            module: The network, or the denoiser around it.
+            num_records: The real number of records; secret, used for batch selection only.
+            load: Maps the selected indices to the tensors that `loss` takes; called once for each physical batch,
+                with random bytes for noisy copies that a seed of the config cannot repeat.
+            physical_batch_size: Examples on the device at once; changes speed and memory only.
+
+        Returns:
+            Losses and gradient norms, as `Sensitive`.
+
+        Raises:
+            InputError: The earlier releases of the plan are not made, the plan is spent, or `num_records` is not the
+                declared size under "replace_special".
+        """
+        if self._made < len(self.plan.earlier):
+            raise InputError(f"the plan has {len(self.plan.earlier)} releases before its first step: make them first")
+        if self.plan.relation == "replace_special" and num_records != self.plan.dataset_size:
+            raise InputError(
+                f"dataset_size = {self.plan.dataset_size} is claimed as exact, and there are {num_records} records: "
+                "correct it, or declare a public size with relation add_or_remove_one"
+            )
+        reject_cross_example_layers(module)
+        parameters = trainable_parameters(module)
+        selected = poisson(num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection"))
+        draws = self._stream("diffusion")
+        total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
+        losses, norms = [], []
+        for indices in physical_batches(selected, physical_batch_size):
+            part = clipped_grad_sum(
+                loss, module, load(indices, draws), max_grad_norm=self.plan.max_grad_norm, strategy=self._strategy
+            )
+            total += part.vector
+            losses.append(part.losses.reveal(because="joined over physical batches"))
+            norms.append(part.grad_norms.reveal(because="joined over physical batches"))
+        gradient = self.release(total, sensitivity=self.plan.max_grad_norm) / self.plan.expected_batch_size
+        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):  # type: ignore[no-untyped-call]
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        empty = torch.zeros(0)
+        return Diagnostics(
+            Sensitive(torch.cat(losses or [empty]), self.disclosures),
+            Sensitive(torch.cat(norms or [empty]), self.disclosures),
+        )
+
+    def release(self, total: Float64[Tensor, " coordinates"], *, sensitivity: float) -> Float64[Tensor, " coordinates"]:
+        """Return `total` with the noise of the plan's next event; everything downstream may be published.
+
+        Args:
+            total: A sum over records that one record moves by at most `sensitivity` in L2 norm.
+            sensitivity: That bound; the noise has standard deviation noise_multiplier · sensitivity.
+
+        Raises:
+            InputError: The plan is spent.
+        """
+        if self._made == self._journal.spent and not self._journal.reserve(self._block):
+            raise InputError(f"all {self._journal.planned} releases of this plan are spent: its claim allows no more")
+        std = self.plan.noise_std(self._made, sensitivity)
+        noise = gaussian(len(total), std=std, random_bytes=self._stream("noise"))
+        self._made += 1
+        return total + noise.to(total.device)
+
+    def settle(self) -> None:
+        """Record that nothing beyond the releases made so far was produced: call after a clean stop's checkpoint."""
+        self._journal.settle(self._made)
+
+    def close(self) -> None:
+        """Let go of the journal without settling: what was reserved stays spent."""
+        self._journal.close()
+
+    def _stream(self, purpose: str) -> RandomBytes:
+        return self._entropy.stream(purpose, self._made)

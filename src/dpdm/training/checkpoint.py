@@ -1,0 +1,53 @@
+"""The resume state of a run: one safetensors file in `private/`, replaced atomically, without pickle.
+
+It holds no state of any noise or selection: there is none. Nor does it count what is spent: the journal does.
+"""
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dpdm.training.files import write_atomically
+from dpdm.types import InputError
+
+
+def save_checkpoint(
+    path: Path, *, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, updates: int
+) -> None:
+    """Write the state after `updates` updates; on any failure the checkpoint before stays whole."""
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    metadata = {"updates": str(updates)}
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary, metadata))
+
+
+def load_checkpoint(path: Path, *, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore what `save_checkpoint` wrote, in place, and return the number of updates it had seen.
+
+    Raises:
+        InputError: The file is damaged, or belongs to another network.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            updates = int(file.metadata()["updates"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        network.load_state_dict(_below("network.", tensors))
+        average.load_state_dict(_below("average.", tensors))
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}): start a new run in another folder") from None
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _below("optimizer.", tensors).items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return updates
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,27 @@
+"""The exponential moving average of the weights: post-processing of private gradients, and what is released."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def start(module: M) -> M:
+    """Return a frozen copy of `module` that will hold the average."""
+    average = copy.deepcopy(module)
+    average.requires_grad_(False)
+    return average
+
+
+@torch.no_grad()
+def update(average: nn.Module, module: nn.Module, *, updates: int, decay: float) -> None:
+    """Move `average` towards `module` after its update number `updates`.
+
+    The weight of the past is min(decay, (1 + n) / (10 + n)), so that the first, random weights are soon forgotten.
+    """
+    weight = min(decay, (1 + updates) / (10 + updates))
+    for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
+        slow.lerp_(fast, 1 - weight)

@@ -1,0 +1,45 @@
+"""How a run's files are written: whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from dpdm.types import InputError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path beside `path`, then put it in place; a failure leaves the old file whole."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON, atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_toml(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as TOML, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(tomli_w.dumps(content).encode()))
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Return the JSON object in `path`, or raise InputError naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({type(error).__name__}): is this a run's folder?") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object: is this a run's folder?")
+    return content

@@ -1,0 +1,150 @@
+"""What may be published of a run, and how images are made from it: post-processing only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from dpdm.config import Config, decode, read_toml
+from dpdm.diffusion import PreconditionedDenoiser, Sampler
+from dpdm.training.files import read_json, write_atomically, write_json, write_toml
+from dpdm.training.hardware import Precision, autocast, choose_device
+from dpdm.types import Images, InputError, Labels, require_positive, tensor_to_images
+
+
+class ImageFacts(NamedTuple):
+    """The declared facts of a data set that a generator needs."""
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; 0 without labels."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """A trained generator with its claim.
+
+    Args:
+        denoiser: The averaged network inside its preconditioning.
+        facts: Shape (channel, height, width) and class names of its images.
+        privacy: The claim for machines; `statement` is the one for people.
+        settings: All settings and declared facts of the run, as `config.toml` holds them.
+        sampler: What `sample` uses unless told otherwise.
+
+    Privacy:
+        All of it may be published: it is post-processing of noisy sums and declared facts.
+    """
+
+    denoiser: PreconditionedDenoiser
+    facts: ImageFacts
+    privacy: dict[str, Any]
+    settings: dict[str, Any]
+    sampler: Sampler
+
+    @property
+    def statement(self) -> str:
+        """The claim in one line."""
+        return str(self.privacy["statement"])
+
+    def sample(
+        self,
+        count: int,
+        *,
+        sampler: Sampler | None = None,
+        labels: Labels | None = None,
+        seed: int | None = None,
+    ) -> tuple[Images, Labels]:
+        """Make `count` images.
+
+        Args:
+            count: How many.
+            sampler: How; the release's own unless told.
+            labels: Their classes; each class equally often, in turn, unless told.
+            seed: Makes the images repeatable.
+
+        Returns:
+            Images as `uint8` (count, height, width, channel), and their labels (all 0 without classes).
+        """
+        parts = list(self.sample_in_parts(count, sampler=sampler, labels=labels, seed=seed))
+        return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+    @torch.no_grad()
+    def sample_in_parts(
+        self,
+        count: int,
+        *,
+        sampler: Sampler | None = None,
+        labels: Labels | None = None,
+        seed: int | None = None,
+        part_size: int = 250,
+        precision: Precision = "auto",
+    ) -> Iterator[tuple[Images, Labels]]:
+        """Yield the images of `sample` part by part, so that the caller can show progress.
+
+        Raises:
+            InputError: `count` is not positive, or `labels` has another length or a class that does not exist.
+        """
+        require_positive(count=count)
+        classes = max(1, self.facts.num_classes)
+        chosen = np.arange(count) % classes if labels is None else np.asarray(labels, dtype=np.int64)
+        if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < classes)).all():
+            raise InputError(f"labels must be {count} integers from 0 to {classes - 1}")
+        device = next(self.denoiser.parameters()).device
+        generator = torch.Generator(device)
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        for start in range(0, count, part_size):
+            part = torch.from_numpy(chosen[start : start + part_size]).to(device)
+            noise = torch.randn((len(part), *self.facts.shape), generator=generator, device=device)
+            with autocast(precision, device):
+                x = (sampler or self.sampler)(self.denoiser, noise, part, generator=generator)
+            yield tensor_to_images(x), chosen[start : start + part_size]
+
+    def save(self, folder: Path) -> None:
+        """Write `config.toml`, `privacy.json` and, last, `model.safetensors` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: t.contiguous().cpu() for name, t in self.denoiser.network.state_dict().items()}
+        write_toml(folder / "config.toml", self.settings)
+        write_json(folder / "privacy.json", {"schema": 1, **self.privacy})
+        write_atomically(
+            folder / "model.safetensors", lambda temporary: safetensors.torch.save_file(weights, temporary)
+        )
+
+    @staticmethod
+    def load(run: Path | str) -> "Release":
+        """Return the release of a finished run's folder.
+
+        Raises:
+            InputError: There is no finished run, or its release is damaged.
+        """
+        folder = Path(run) / "release"
+        if not (folder / "model.safetensors").is_file():
+            unfinished = (Path(run) / "private" / "journal.jsonl").exists()
+            raise InputError(
+                f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
+            )
+        privacy = read_json(folder / "privacy.json")
+        settings = read_toml(folder / "config.toml")
+        try:
+            declared = settings["data"]
+            facts = ImageFacts(tuple(declared["shape"]), tuple(declared["class_names"]))
+            parts = {key: settings[key] for key in ("network", "preconditioning", "sampler")}
+            config = decode(Config, {"data": {"source": declared["name"]}, **parts})
+            network = config.network.build(facts.shape, num_classes=facts.num_classes)
+            network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+            denoiser = PreconditionedDenoiser(network, config.preconditioning).requires_grad_(False).eval()
+            privacy["statement"]
+        except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
+        return Release(denoiser.to(choose_device("auto")), facts, privacy, settings, config.sampler)

@@ -1,0 +1,70 @@
+"""Arrays in, arrays out, in three lines: a `Trainer` with settings chosen from declared facts alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dpdm.config import Privacy
+from dpdm.data import ImageDataset
+from dpdm.diffusion import DenoisingLoss
+from dpdm.networks import CompactUNet, Network
+from dpdm.training.release import Release
+from dpdm.training.trainer import Trainer
+from dpdm.types import Images, Labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesizer:
+    """Fit a private generator to arrays.
+
+    Args:
+        epsilon: ε of the claim.
+        num_classes: How many classes the labels may have: a declaration, never derived from private labels.
+        dataset_size: A public figure for the number of images; the claim is then about adding or removing one. None
+            takes the exact number as public, and the claim is about blanking one out.
+        delta: δ of the claim.
+        steps: Noisy gradients. More of them cost time, and more noise each.
+        expected_batch_size: None is a sixteenth of the size, from 64 to 2048.
+        noise_multiplicity: Noisy copies of an image in one step.
+        network: What to train.
+        run: A folder to keep the run in, so that it can be resumed.
+    """
+
+    epsilon: float
+    num_classes: int = 0
+    dataset_size: int | None = None
+    delta: float = 1e-5
+    steps: int = 500
+    expected_batch_size: int | None = None
+    noise_multiplicity: int = 8
+    network: Network = CompactUNet(width=32)
+    run: Path | str | None = None
+
+    def fit(self, images: Images, labels: Labels | None = None) -> Release:
+        """Train on `uint8` images (number, height, width[, channel]) and return what may be published.
+
+        Raises:
+            InputError: The arrays or the settings do not fit; one line says which and why.
+        """
+        images = np.asarray(images)
+        data = ImageDataset(
+            images=images[..., None] if images.ndim == 3 else images,
+            labels=None if labels is None else np.asarray(labels),
+            num_classes=self.num_classes,
+            name="images",
+        )
+        privacy = Privacy(
+            epsilon=self.epsilon,
+            delta=self.delta,
+            dataset_size=self.dataset_size,
+            expected_batch_size=self.expected_batch_size,
+            steps=self.steps,
+        )
+        trainer = Trainer(
+            network=self.network,
+            mechanism=privacy.plan(lambda: len(data)),
+            loss=DenoisingLoss(noise_multiplicity=self.noise_multiplicity),
+            run=self.run,
+        )
+        return trainer.fit(data)

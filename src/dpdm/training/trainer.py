@@ -1,0 +1,245 @@
+"""The training loop, on one screen: select, draw, clip, add noise, update, average.
+
+`Trainer.run` is a generator of progress; bars, logs and early stops are its callers'. `Trainer.fit` runs it to the end.
+"""
+
+import json
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import nn
+
+from dpdm.config import Training, encode, read_toml
+from dpdm.data import ImageDataset
+from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.networks import CompactUNet, Network
+from dpdm.privacy import Mechanism, MechanismRun, OneBackwardEach, OperatingSystemEntropy, Vectorized
+from dpdm.privacy.entropy import Entropy
+from dpdm.privacy.mechanism import Diagnostics, LoadBatch
+from dpdm.training import ema
+from dpdm.training.checkpoint import load_checkpoint, save_checkpoint
+from dpdm.training.files import write_toml
+from dpdm.training.hardware import autocast, choose_device
+from dpdm.training.release import ImageFacts, Release
+from dpdm.types import InputError, RandomBytes, images_to_tensor
+
+
+class Progress(NamedTuple):
+    """One step taken. `diagnostics` are secret, all else is public."""
+
+    steps_spent: int
+    steps: int
+    updates: int
+    diagnostics: Diagnostics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Trains a generator under a privacy mechanism.
+
+    Args:
+        network: What to train.
+        preconditioning: How network and denoiser are related.
+        mechanism: The plan: `DPSGD(...).calibrate(epsilon=...)`, or `NonPrivate(...)`.
+        loss: Noise multiplicity and label dropout.
+        training: Speed and quality.
+        sampler: What the release samples with unless told otherwise.
+        run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `release/` what may be
+            published. None keeps everything in memory, and nothing can be resumed.
+        entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
+
+    Guarantees:
+        * In two worlds that differ in one record, all that is released and all control flow agree, given the noisy sums.
+        * A run that is stopped and resumed never makes more noisy sums than its plan has.
+    """
+
+    network: Network = field(default_factory=CompactUNet)
+    preconditioning: EDM = field(default_factory=EDM)
+    mechanism: Mechanism
+    loss: DenoisingLoss = field(default_factory=DenoisingLoss)
+    training: Training = field(default_factory=Training)
+    run: Path | str | None = None
+    sampler: DDIM | Churn = field(default_factory=DDIM)
+    entropy: Entropy = field(default_factory=OperatingSystemEntropy)
+
+    def fit(self, data: ImageDataset) -> Release:
+        """Train to the end of the plan, from where an interrupted run stopped, and return the release."""
+        steps = self.steps(data)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                release: Release = end.value
+                return release
+
+    def steps(self, data: ImageDataset) -> Generator[Progress, None, Release]:
+        """Yield after every step; the generator's return value is the `Release`.
+
+        Closing the generator between steps saves a checkpoint, and the same call goes on from it.
+        """
+        facts = ImageFacts(data.shape, data.class_names)
+        device = choose_device(self.training.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.training.seed)
+            network = self.network.build(facts.shape, num_classes=facts.num_classes).to(device)
+        denoiser = PreconditionedDenoiser(network, self.preconditioning)
+        average = ema.start(denoiser)
+        optimizer = torch.optim.Adam(denoiser.parameters(), lr=self.training.learning_rate)
+        settings = self._settings(data)
+        folder = _PrivateFolder(None if self.run is None else Path(self.run) / "private", settings)
+        mechanism = self.mechanism.start(
+            folder.journal,
+            entropy=self.entropy,
+            strategy=OneBackwardEach() if self.training.strategy == "one-backward-each" else Vectorized(),
+        )
+        load = self._loader(data, null_label=facts.num_classes, device=device)
+        try:
+            updates = folder.restore(denoiser, average, optimizer)
+            while not mechanism.finished:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.training.learning_rate_at(mechanism.steps_spent / self.mechanism.steps)
+                with autocast(self.training.precision, device):
+                    diagnostics = mechanism.backward(
+                        self.loss,  # type: ignore[arg-type]
+                        denoiser,
+                        num_records=len(data),
+                        load=load,
+                        physical_batch_size=self.training.physical_batch_size,
+                    )
+                optimizer.step()
+                updates += 1
+                ema.update(average, denoiser, updates=updates, decay=self.training.ema_decay)
+                progress = Progress(mechanism.steps_spent, self.mechanism.steps, updates, diagnostics)
+                folder.record(progress, mechanism)
+                try:
+                    yield progress
+                except (
+                    GeneratorExit
+                ):  # a clean stop: nothing is in flight, so what was reserved beyond can be given back
+                    folder.save(denoiser, average, optimizer, updates)
+                    mechanism.settle()
+                    raise
+                folder.save_now_and_then(denoiser, average, optimizer, updates)
+            folder.save(denoiser, average, optimizer, updates)
+        finally:
+            mechanism.close()
+        release = Release(average.eval(), facts, self.mechanism.claim(entropy=self.entropy), settings, self.sampler)
+        if self.run is not None:
+            release.save(Path(self.run) / "release")
+        return release
+
+    def _settings(self, data: ImageDataset) -> dict[str, Any]:
+        """Return all settings and declared facts, as `config.toml` holds them: public, and what a resumed run must share."""
+        return {
+            "data": {"name": data.name, "shape": list(data.shape), "class_names": list(data.class_names)},
+            "privacy": encode(self.mechanism),
+            "network": encode(self.network),
+            "preconditioning": encode(self.preconditioning),
+            "loss": encode(self.loss),
+            "training": encode(self.training),
+            "sampler": encode(self.sampler),
+        }
+
+    def _loader(self, data: ImageDataset, *, null_label: int, device: torch.device) -> LoadBatch:
+        """Return the function from selected indices to noisy copies: secret images in, secret tensors out."""
+        labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
+
+        def load(indices: Int64[np.ndarray, " batch"], random_bytes: RandomBytes) -> NoisyBatch:
+            return self.loss.draw(
+                images_to_tensor(data.images[indices]).to(device),
+                torch.from_numpy(labels[indices]).to(device),
+                null_label=null_label,
+                noise_levels=self.preconditioning.noise_levels,
+                random_bytes=random_bytes,
+            )
+
+        return load
+
+
+_PERFORMANCE = ("training.physical_batch_size", "training.strategy", "training.device", "training.precision")
+
+
+class _PrivateFolder:
+    """What a run keeps to itself: journal, checkpoint, losses and norms. Never publish it.
+
+    Raises:
+        InputError: The folder holds a run with other settings, performance aside.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], *, seconds_between_saves: float = 60.0) -> None:
+        self.path = path
+        self._seconds, self._saved_at = seconds_between_saves, time.monotonic()
+        if path is None:
+            return
+        if (path / "config.toml").exists():
+            there, here = _flat(read_toml(path / "config.toml")), _flat(settings)
+            for key in sorted(there.keys() | here.keys()):
+                if there.get(key) != here.get(key) and key not in _PERFORMANCE:
+                    raise InputError(
+                        f"{path.parent} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
+                        "choose another --run, or repeat the settings of that one"
+                    )
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            write_toml(path / "config.toml", settings)
+
+    @property
+    def journal(self) -> Path | None:
+        return None if self.path is None else self.path / "journal.jsonl"
+
+    def restore(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the checkpoint, if there is one, and return its number of updates."""
+        if self.path is None or not (self.path / "checkpoint.safetensors").exists():
+            return 0
+        return load_checkpoint(
+            self.path / "checkpoint.safetensors", network=denoiser, average=average, optimizer=optimizer
+        )
+
+    def save_now_and_then(self, *state: object) -> None:
+        """Save if the last time is a minute ago."""
+        if time.monotonic() - self._saved_at > self._seconds:
+            self.save(*state)  # type: ignore[arg-type]
+
+    def save(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, updates: int) -> None:
+        """Replace the checkpoint."""
+        self._saved_at = time.monotonic()
+        if self.path is not None:
+            save_checkpoint(
+                self.path / "checkpoint.safetensors",
+                network=denoiser,
+                average=average,
+                optimizer=optimizer,
+                updates=updates,
+            )
+
+    def record(self, progress: Progress, mechanism: MechanismRun) -> None:
+        """Append this step's losses and norms, which ε does not cover, and the reasons for which secrets were revealed."""
+        if self.path is None:
+            return
+        losses = progress.diagnostics.losses.reveal(because="mean loss, written to private/metrics.jsonl")
+        norms = progress.diagnostics.grad_norms.reveal(because="gradient norms, written to private/metrics.jsonl")
+        row = {
+            "step": progress.steps_spent,
+            "batch_size": len(losses),
+            "loss": float(losses.mean()) if len(losses) else None,
+            "median_grad_norm": float(norms.median()) if len(norms) else None,
+            "clipped": float((norms > mechanism.plan.max_grad_norm).float().mean()) if len(norms) else None,
+        }
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if progress.updates == 1:
+            (self.path / "disclosures.json").write_text(json.dumps(mechanism.disclosures, indent=2) + "\n")
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,89 @@
+"""The words every part of the package shares: errors, secrets, and the two forms an image takes.
+
+This module imports nothing of the package. Images are `uint8 NHWC` wherever people keep them (files, arrays) and
+`float32 NCHW in [-1, 1]` wherever a network sees them; the two functions at the end are the only crossing.
+"""
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+T = TypeVar("T")
+
+Images = NDArray[np.uint8]
+"""Images as people keep them: (number, height, width, channel), 0..255."""
+
+Labels = NDArray[np.int64]
+"""Class indices: (number,), 0 <= label < num_classes."""
+
+RandomBytes = Callable[[int], bytes]
+"""A source of random bytes: called with a count, returns that many."""
+
+
+class InputError(ValueError):
+    """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2."""
+
+
+class Sensitive(Generic[T]):
+    """A value computed from private records that no noise covers, such as a training loss.
+
+    Its `repr` shows nothing, so that it cannot slip into a log. The one way to the value is `reveal`, which writes
+    the reason into the list of disclosures of the run that made it.
+
+    Privacy:
+        Secret. Whatever is revealed must stay on the data owner's side; ε does not cover it.
+    """
+
+    __slots__ = ("_disclosures", "_value")
+
+    def __init__(self, value: T, disclosures: list[str] | None = None) -> None:
+        self._value = value
+        self._disclosures = disclosures
+
+    def reveal(self, *, because: str) -> T:
+        """Return the value, noting `because` (once) in the run's list of disclosures."""
+        if self._disclosures is not None and because not in self._disclosures:
+            self._disclosures.append(because)
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Sensitive(...)"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a Sensitive value cannot be pickled: reveal it, with a reason, and store that in private/")
+
+
+class Denoiser(Protocol):
+    """D(x; σ, c): what every sampler and every loss works with.
+
+    `x` is (batch, channel, height, width), `sigma` (batch,) > 0, `labels` (batch,) integers; the result is the
+    denoised image, of the shape of `x`.
+    """
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """Return the denoised images."""
+        ...
+
+
+def require_positive(**values: float) -> None:
+    """Raise InputError naming the first argument that is not a finite number above zero."""
+    for name, value in values.items():
+        if not (value > 0 and np.isfinite(value)):
+            raise InputError(f"{name} must be a number above 0, not {value}")
+
+
+def images_to_tensor(images: Images) -> Float[Tensor, "batch channel height width"]:
+    """Turn `uint8 NHWC` into `float32 NCHW in [-1, 1]`."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(127.5).sub_(1)
+
+
+def tensor_to_images(x: Float[Tensor, "batch channel height width"]) -> Images:
+    """Turn `float NCHW` into `uint8 NHWC`: clamped to [-1, 1], rounded to the nearest level."""
+    levels = x.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
+    array: Images = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return array

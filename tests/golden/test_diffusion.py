@@ -1,0 +1,165 @@
+"""The mathematics of diffusion against values computed outside of the package: by hand, by scipy, from the paper."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+from dpdm.diffusion import EDM, LogNormal, PreconditionedDenoiser, karras_schedule
+
+# Karras et al. 2022, Table 1, "Ours (EDM)", in 40-digit decimal arithmetic; √(1/3) is the default sigma_data.
+# sigma_data², σ, c_skip, c_out, c_in, c_noise, λ
+EDM_COEFFICIENTS = [
+    (1 / 4, 0.002, 0.999984000255996, 0.001999984000192, 1.999984000192, -1.55365202460555, 250004),
+    (1 / 4, 0.5, 0.5, 0.353553390593274, 1.4142135623731, -0.173286795139986, 8),
+    (1 / 4, 1, 0.2, 0.447213595499958, 0.894427190999916, 0, 5),
+    (1 / 4, 80, 3.90609741806961e-05, 0.499990234661093, 0.0124997558665273, 1.09550665866847, 4.00015625),
+    (1 / 3, 0.002, 0.999988000143998, 0.001999988000108, 1.73204041535756, -1.55365202460555, 250003),
+    (1 / 3, 0.5, 4 / 7, 0.377964473009227, 1.30930734141595, -0.173286795139986, 7),
+    (1 / 3, 1, 0.25, 0.5, 0.866025403784439, 0, 4),
+    (1 / 3, 80, 5.2080620801e-05, 0.577335234613651, 0.0124996744918818, 1.09550665866847, 3.00015625),
+]
+SIGMAS = torch.logspace(-3, 2, 51, dtype=torch.float64)
+SIGMA_DATAS = [0.5, math.sqrt(1 / 3), 1.0, 3.0]
+
+
+class Recorder(nn.Module):
+    """A network that remembers its arguments and answers with a fixed image."""
+
+    def __init__(self, answer: torch.Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x, c_noise, labels):
+        self.seen = (x, c_noise, labels)
+        return self.answer
+
+
+@pytest.mark.parametrize(("variance", "sigma", "c_skip", "c_out", "c_in", "c_noise", "weight"), EDM_COEFFICIENTS)
+def test_edm_coefficients_are_those_of_the_paper(variance, sigma, c_skip, c_out, c_in, c_noise, weight):
+    edm = EDM(sigma_data=math.sqrt(variance))
+    at = torch.tensor([sigma], dtype=torch.float64)
+    got = edm.coefficients(at)
+    assert got.c_skip.item() == pytest.approx(c_skip, rel=1e-12)
+    assert got.c_out.item() == pytest.approx(c_out, rel=1e-12)
+    assert got.c_in.item() == pytest.approx(c_in, rel=1e-12)
+    assert got.c_noise.item() == pytest.approx(c_noise, rel=1e-12, abs=1e-15)
+    assert edm.loss_weight(at).item() == pytest.approx(weight, rel=1e-12)
+
+
+def test_edm_takes_data_for_uniform_in_minus_one_to_one_and_ln_sigma_as_the_paper_has_it():
+    assert EDM().sigma_data == pytest.approx(0.5773502691896258, rel=1e-15)
+    assert EDM().noise_levels == LogNormal(mean=-1.2, std=1.2)
+
+
+@pytest.mark.parametrize("sigma_data", SIGMA_DATAS)
+def test_edm_network_input_and_effective_target_have_unit_variance_at_every_sigma(sigma_data):
+    c_skip, c_out, c_in, _ = EDM(sigma_data=sigma_data).coefficients(SIGMAS)
+    ones = torch.ones_like(SIGMAS)
+    torch.testing.assert_close(c_in**2 * (sigma_data**2 + SIGMAS**2), ones)
+    # F* = (y − c_skip (y + σn)) / c_out, y and n independent
+    target = ((1 - c_skip) ** 2 * sigma_data**2 + c_skip**2 * SIGMAS**2) / c_out**2
+    torch.testing.assert_close(target, ones, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("sigma_data", SIGMA_DATAS)
+def test_edm_effective_target_of_gaussian_data_cannot_be_predicted_from_the_input(sigma_data):
+    """So F = 0 is the optimum for Gaussian data: D = c_skip x is its posterior mean."""
+    c_skip = EDM(sigma_data=sigma_data).coefficients(SIGMAS).c_skip
+    covariance = (1 - c_skip) * sigma_data**2 - c_skip * SIGMAS**2
+    torch.testing.assert_close(covariance, torch.zeros_like(SIGMAS), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma_data", SIGMA_DATAS)
+def test_edm_loss_weight_times_squared_output_scale_is_one(sigma_data):
+    edm = EDM(sigma_data=sigma_data)
+    torch.testing.assert_close(edm.loss_weight(SIGMAS) * edm.coefficients(SIGMAS).c_out ** 2, torch.ones_like(SIGMAS))
+
+
+def test_network_of_gaussian_data_sees_unit_variance_when_called_through_the_denoiser():
+    generator = torch.Generator().manual_seed(0)
+    sigma = torch.tensor([0.002, 0.5, 1.0, 80.0], dtype=torch.float64)
+    y = math.sqrt(1 / 3) * torch.randn(4, 3, 200, 200, generator=generator, dtype=torch.float64)
+    x = y + sigma[:, None, None, None] * torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    network = Recorder(torch.zeros_like(x))
+    PreconditionedDenoiser(network, EDM())(x, sigma, torch.zeros(4, dtype=torch.int64))
+    # the variance of n normals has a relative standard error of √(2/n) = 0.4 %
+    torch.testing.assert_close(network.seen[0].var(dim=(1, 2, 3)), torch.ones_like(sigma), rtol=0.02, atol=0)
+
+
+def test_denoiser_is_the_skip_plus_the_scaled_network_of_the_scaled_input():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 1, 3, 5, generator=generator, dtype=torch.float64)
+    answer = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([7, 2])
+    network = Recorder(answer)
+    denoised = PreconditionedDenoiser(network, EDM(sigma_data=0.5))(x, torch.tensor([0.5, 1.0]).double(), labels)
+    torch.testing.assert_close(denoised[0], 0.5 * x[0] + 0.353553390593274 * answer[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(denoised[1], 0.2 * x[1] + 0.447213595499958 * answer[1], rtol=1e-12, atol=1e-12)
+    seen_x, seen_noise, seen_labels = network.seen
+    torch.testing.assert_close(seen_x[0], 1.4142135623731 * x[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(seen_x[1], 0.894427190999916 * x[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(seen_noise, torch.tensor([-0.173286795139986, 0.0], dtype=torch.float64), rtol=1e-12, atol=1e-15)
+    assert seen_labels.tolist() == [7, 2]
+
+
+def test_denoiser_answers_in_the_input_s_precision_when_the_network_does_not():
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    network = Recorder(torch.ones_like(x, dtype=torch.bfloat16))
+    denoised = PreconditionedDenoiser(network, EDM())(x, torch.ones(2), torch.zeros(2, dtype=torch.int64))
+    assert denoised.dtype == torch.float32
+    torch.testing.assert_close(denoised, 0.25 * x + 0.5)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-1.2, 1.2), (0.0, 0.3), (1.5, 2.0)])
+def test_lognormal_quantile_is_scipy_s(mean, std):
+    u = np.concatenate([[1e-9, 1e-6], np.linspace(0.001, 0.999, 101), [1 - 1e-6, 1 - 1e-9]])
+    expected = scipy.stats.lognorm.ppf(u, s=std, scale=math.exp(mean))
+    np.testing.assert_allclose(LogNormal(mean, std).quantile(torch.from_numpy(u)).numpy(), expected, rtol=1e-9)
+
+
+def test_lognormal_median_and_one_sigma_quantile_are_known_by_hand():
+    u = torch.tensor([0.5, 0.8413447460685429], dtype=torch.float64)
+    expected = torch.tensor([0.30119421191220214, 1.0], dtype=torch.float64)  # exp(-1.2), exp(-1.2 + 1.2)
+    torch.testing.assert_close(LogNormal().quantile(u), expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sigma_min", "sigma_max", "rho", "expected"),
+    [
+        (1, 0.002, 80, 7, [80]),
+        (2, 0.002, 80, 7, [80, 0.002]),
+        (3, 0.002, 80, 7, [80, 2.515218976147, 0.002]),
+        (5, 0.1, 10, 2, [10, 6.00625, 3.025, 1.05625, 0.1]),
+        (4, 1, 10, 1, [10, 7, 4, 1]),
+        # the schedule of 35 network evaluations of the paper
+        (18, 0.002, 80, 7, [80, 57.58598472125, 40.78557379651, 28.37458460416, 19.35245298033, 12.91008238076,
+                            8.4009353091, 5.315194521796, 3.256821519766, 1.92333983704, 1.088170636545,
+                            0.5853481231945, 0.2964422844792, 0.139516468731, 0.05994731123547, 0.02293451837233,
+                            0.007528019962784, 0.002]),
+    ],
+)  # fmt: skip
+def test_karras_schedule_has_the_levels_of_the_paper(steps, sigma_min, sigma_max, rho, expected):
+    levels = karras_schedule(steps, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    assert levels.dtype == torch.float64
+    np.testing.assert_allclose(levels.numpy(), [*expected, 0], rtol=1e-11)
+
+
+def test_karras_schedule_descends_to_exactly_zero_evenly_in_the_power_one_over_rho():
+    for rho in (1.0, 3.0, 7.0, 12.5):
+        levels = karras_schedule(37, sigma_min=0.01, sigma_max=50, rho=rho)
+        assert len(levels) == 38
+        assert levels[-1] == 0
+        assert (levels.diff() < 0).all()
+        assert levels[0].item() == pytest.approx(50, rel=1e-12)
+        assert levels[-2].item() == pytest.approx(0.01, rel=1e-12)
+        gaps = (levels[:-1] ** (1 / rho)).diff()
+        torch.testing.assert_close(gaps, gaps[:1].expand(36))
+
+
+def test_karras_schedule_with_a_larger_rho_takes_more_of_its_steps_near_sigma_min():
+    below_one = [int((karras_schedule(100, rho=rho) < 1).sum()) for rho in (1, 3, 7, 15)]
+    assert below_one == sorted(set(below_one))

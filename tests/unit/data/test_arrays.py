@@ -1,0 +1,128 @@
+import os
+import zipfile
+
+import numpy as np
+import pytest
+
+from dpdm.data import load_npz, open_dataset, save_npz
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
+LABELS = np.array([0, 2, 1, 0])
+
+
+def npz(folder, **arrays):
+    np.savez(folder / "images.npz", **arrays)
+    return folder / "images.npz"
+
+
+def test_grey_images_need_no_channel_axis(tmp_path):
+    opened = load_npz(npz(tmp_path, images=COLOUR[..., 0]))
+    assert np.array_equal(opened.images, COLOUR[..., :1])
+    assert (opened.labels, opened.num_classes) == (None, 0)
+
+
+def test_labels_need_a_declared_number_of_classes(tmp_path, refused):
+    path = npz(tmp_path, images=COLOUR, labels=LABELS)
+    with refused(path, "--set data.num_classes=10"):
+        load_npz(path)
+    assert load_npz(path, num_classes=5).class_names == ("0", "1", "2", "3", "4")
+
+
+def test_the_file_may_declare_the_classes_and_the_caller_goes_before_it(tmp_path):
+    path = npz(tmp_path, images=COLOUR, labels=LABELS, num_classes=7)
+    assert load_npz(path).num_classes == 7
+    assert load_npz(path, num_classes=3).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": COLOUR / 255.0}, ["float64", "uint8"]),
+        ({"images": COLOUR.astype(np.int64)}, ["int64", "uint8"]),
+        ({"images": COLOUR[0, 0]}, ["(9, 3)"]),
+        ({"pictures": COLOUR}, ["pictures", "must hold images"]),
+        ({"images": COLOUR, "label": LABELS}, ["label", "nothing else"]),
+        ({"images": COLOUR, "labels": LABELS / 2, "num_classes": 3}, ["labels are float64"]),
+        ({"images": COLOUR, "labels": LABELS, "num_classes": 2}, ["label 2", "2 classes"]),
+        ({"images": COLOUR, "labels": LABELS, "num_classes": [3]}, ["num_classes", "one integer"]),
+        ({"images": COLOUR, "labels": LABELS, "num_classes": 3.0}, ["num_classes", "one integer"]),
+        ({"images": COLOUR, "num_classes": 3}, ["no labels"]),
+    ],
+)
+def test_arrays_of_another_form_are_refused(tmp_path, refused, arrays, words):
+    path = npz(tmp_path, **arrays)
+    with refused(path, *words):
+        load_npz(path)
+
+
+class Trap:
+    """Leaves a mark if it is ever unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (os.environ["TRAP"],)
+
+
+def test_pickled_objects_are_refused_and_never_run(tmp_path, refused, monkeypatch):
+    monkeypatch.setenv("TRAP", str(tmp_path / "sprung"))
+    path = npz(tmp_path, images=np.array([Trap()], object))
+    with refused(path, "no .npz file of plain arrays"):
+        load_npz(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_files_that_are_no_npz_are_refused(tmp_path, refused):
+    path = tmp_path / "images.npz"
+    with refused(path):
+        load_npz(path)
+    for content in (b"", b"no zip at all", npz(tmp_path, images=COLOUR).read_bytes()[:-30]):
+        path.write_bytes(content)
+        with refused(path, "no .npz file"):
+            load_npz(path)
+    with path.open("wb") as file:
+        np.save(file, COLOUR)
+    with refused(path, "no .npz file"):
+        load_npz(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", b"raw bytes")
+    with refused(path, "uint8"):
+        load_npz(path)
+
+
+def test_what_is_saved_is_read_back_with_its_declaration(tmp_path):
+    path = tmp_path / "new" / "synthetic.npz"
+    save_npz(path, COLOUR, LABELS, num_classes=4)
+    opened = open_dataset(path)
+    assert np.array_equal(opened.images, COLOUR)
+    assert opened.labels.tolist() == LABELS.tolist()
+    assert opened.num_classes == 4
+    save_npz(path, COLOUR[:1])
+    assert open_dataset(path).labels is None
+    assert [file.name for file in path.parent.iterdir()] == ["synthetic.npz"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "synthetic.npz"
+    save_npz(path, COLOUR)
+    before = path.read_bytes()
+
+    def half_a_file(file, **_):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(np, "savez_compressed", half_a_file)
+    with pytest.raises(OSError, match="disk full"):
+        save_npz(path, COLOUR[:1])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_that_could_not_be_read_back_are_not_saved(tmp_path, refused):
+    path = tmp_path / "synthetic.npz"
+    with refused(path, "float64"):
+        save_npz(path, COLOUR / 255.0)
+    with refused(path, "num_classes"):
+        save_npz(path, COLOUR, LABELS)
+    with refused(path, "(3,)"):
+        save_npz(path, COLOUR, LABELS[:3], num_classes=3)
+    assert not path.exists()

@@ -1,0 +1,74 @@
+"""Wrong arguments are told as an InputError that names the argument."""
+
+import math
+
+import pytest
+
+from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, LogNormal, karras_schedule
+from dpdm.types import InputError
+
+NOT_POSITIVE = [0, -1, math.nan, math.inf]
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE)
+@pytest.mark.parametrize("name", ["sigma_min", "sigma_max", "rho"])
+@pytest.mark.parametrize("make", [DDIM, Churn, lambda **fields: karras_schedule(5, **fields)])
+def test_schedule_rejects_levels_that_are_not_positive_numbers(make, name, value):
+    with pytest.raises(InputError, match=name):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("make", [DDIM, Churn, karras_schedule])
+def test_schedule_rejects_levels_that_do_not_descend(make):
+    for sigma_min in (1.0, 2.0):
+        with pytest.raises(InputError, match=r"sigma_min = .* below sigma_max"):
+            make(steps=5, sigma_min=sigma_min, sigma_max=1.0)
+
+
+@pytest.mark.parametrize("make", [DDIM, Churn, karras_schedule])
+@pytest.mark.parametrize("steps", [0, -3])
+def test_schedule_rejects_less_than_one_step(make, steps):
+    with pytest.raises(InputError, match="steps"):
+        make(steps=steps)
+
+
+@pytest.mark.parametrize("value", [-1, -0.001, math.nan])
+def test_churn_rejects_an_amount_that_is_negative_or_no_number(value):
+    with pytest.raises(InputError, match="s_churn"):
+        Churn(s_churn=value)
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE)
+def test_churn_rejects_fresh_noise_without_a_positive_scale(value):
+    with pytest.raises(InputError, match="s_noise"):
+        Churn(s_noise=value)
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE)
+def test_edm_rejects_a_scale_of_the_data_that_is_not_positive(value):
+    with pytest.raises(InputError, match="sigma_data"):
+        EDM(sigma_data=value)
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE)
+def test_lognormal_rejects_a_spread_that_is_not_positive(value):
+    with pytest.raises(InputError, match="std"):
+        LogNormal(std=value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_lognormal_rejects_a_mean_that_is_no_number(value):
+    with pytest.raises(InputError, match="mean"):
+        LogNormal(mean=value)
+
+
+@pytest.mark.parametrize("value", NOT_POSITIVE)
+def test_loss_rejects_less_than_one_noisy_copy(value):
+    with pytest.raises(InputError, match="noise_multiplicity"):
+        DenoisingLoss(noise_multiplicity=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1, 1.5, math.nan])
+def test_loss_rejects_a_label_dropout_that_is_no_probability_below_one(value):
+    with pytest.raises(InputError, match="label_dropout"):
+        DenoisingLoss(label_dropout=value)
