@@ -66,16 +66,12 @@ def plan(
         return _print_json(report)
     curve = ", ".join(f"{_short(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
     _print(f"claim       {report['statement']}")
-    _print(
-        f"noise       {_short(report['noise_multiplier'])} times the clipping norm, on each of {mechanism.steps:,} steps"
-    )
+    _print(f"noise       {_short(report['noise_multiplier'])} times the clipping norm, on {mechanism.steps:,} steps")
     _print(f"batches     each image enters a step with probability {mechanism.sample_rate:.4g}")
     _print(f"epsilon     {curve}")
     _print(f"check       {_short(report['epsilon_rdp'])} by Rényi accounting, an independent upper bound")
     _print(f"network     {cost.parameters:,} parameters")
-    _print(
-        f"time        about {_duration(cost.seconds_per_step * mechanism.steps)} on this machine, measured on random images"
-    )
+    _print(f"time        about {_duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
     _print(f"memory      about {cost.memory_gib:.1f} GiB")
 
 
@@ -149,11 +145,12 @@ def sample(
             parts.append((images, labels))
             advance(len(images), "")
     images = np.concatenate([part for part, _ in parts])
-    labels = np.concatenate([part for _, part in parts]) if release.facts.num_classes else None
+    classes = np.concatenate([part for _, part in parts])
+    known = classes if release.facts.num_classes else None
     if as_npz:
-        save_npz(output, images, labels, num_classes=release.facts.num_classes)
+        save_npz(output, images, known, num_classes=release.facts.num_classes)
     else:
-        save_folder(output, images, labels, class_names=release.facts.class_names)
+        save_folder(output, images, known, class_names=release.facts.class_names)
     if as_json:
         return _print_json({"output": str(output), "count": count, "statement": release.statement})
     _print(f"{count:,} images in {output}, which carry the run's claim: {release.statement}")
@@ -164,9 +161,7 @@ def evaluate(
     synthetic: Annotated[str, typer.Argument(help="The synthetic images: .npz or class folders.")],
     reference: Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")],
     baseline: Annotated[str | None, typer.Option(help="Real images to train the same classifiers on, beside.")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer epochs; not comparable with published numbers.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs; not for comparison.")] = False,
     seed: Annotated[int, typer.Option(help="Of the classifiers' weights and order.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -208,18 +203,17 @@ def evaluate(
 
 def main() -> None:
     """Run the command line; the one place where errors become exit codes."""
-    from dpdm.types import InputError
-
     try:
         app()
-    except InputError as error:
-        print(f"dpdm: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:
+    except (ValueError, OSError) as error:
+        from dpdm.types import InputError
+
+        if isinstance(error, ValueError) and not isinstance(error, InputError):
+            raise  # a fault of the program's, which wants its traceback
         print(f"dpdm: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def _config(target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None) -> "Config":

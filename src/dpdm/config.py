@@ -161,7 +161,7 @@ def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
 
 
 def override_sampler(table: Table, overrides: Sequence[str]) -> DDIM | Churn:
-    """Return the sampler that `table` describes, with `sampler.key=value` overrides; no other setting is left to set."""
+    """Return the sampler that `table` describes, with `sampler.key=value` overrides."""
     whole = {"sampler": dict(table)}
     for override in sorted(overrides, key=lambda text: ".kind=" not in text):
         if not override.startswith("sampler."):

@@ -79,7 +79,7 @@ def require_positive(**values: float) -> None:
 
 def images_to_tensor(images: Images) -> Float[Tensor, "batch channel height width"]:
     """Turn `uint8 NHWC` into `float32 NCHW in [-1, 1]`."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(127.5).sub_(1)
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
 
 
 def tensor_to_images(x: Float[Tensor, "batch channel height width"]) -> Images:

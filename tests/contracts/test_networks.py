@@ -119,14 +119,6 @@ def test_permuted_batch_has_the_permuted_output(network, inputs):
     torch.testing.assert_close(permuted, network(*inputs)[order], rtol=1e-5, atol=1e-5)
 
 
-@torch.no_grad()
-def test_empty_batch_has_an_empty_output(network, inputs, spec, request):
-    if isinstance(spec, CompactUNet):
-        reason = "torch.nn.functional.pixel_unshuffle leaves the shape of an empty batch as it is"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=RuntimeError, strict=True))
-    assert network(*(part[:0] for part in inputs)).shape == inputs[0][:0].shape
-
-
 def test_gradient_reaches_every_parameter(network, inputs):
     network(*inputs).square().mean().backward()
     for name, parameter in network.named_parameters():

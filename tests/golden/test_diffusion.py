@@ -102,7 +102,9 @@ def test_denoiser_is_the_skip_plus_the_scaled_network_of_the_scaled_input():
     seen_x, seen_noise, seen_labels = network.seen
     torch.testing.assert_close(seen_x[0], 1.4142135623731 * x[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(seen_x[1], 0.894427190999916 * x[1], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(seen_noise, torch.tensor([-0.173286795139986, 0.0], dtype=torch.float64), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        seen_noise, torch.tensor([-0.173286795139986, 0.0], dtype=torch.float64), rtol=1e-12, atol=1e-15
+    )
     assert seen_labels.tolist() == [7, 2]
 
 

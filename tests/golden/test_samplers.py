@@ -70,19 +70,19 @@ class LastArgument:
         return self.denoiser(x, sigma, labels)
 
 
-def fitted_order(sampler, denoiser, exact_at_sigma_min):
+def fitted_order(sampler, denoiser, sigma_min, exact_at_sigma_min):
     """Minus the slope of log error against log steps, between sigma_max and sigma_min.
 
     The step from sigma_min to zero is left out: it is an Euler step of both samplers, whose error depends on
     sigma_min and not on the number of steps, so it would be a floor under the errors and spoil the order. And
-    sigma_min is large (0.05) and fixed, so that the finest steps are small against the scale of the data.
+    sigma_min is fixed and not small, so that already the coarsest of these schedules resolves the flow.
     """
     intervals = [64, 128, 256, 512]
     errors = []
     for n in intervals:
         last = LastArgument(denoiser)
-        sample(sampler(steps=n + 1, sigma_min=0.05), last, start())
-        assert last.sigma == pytest.approx(0.05)
+        sample(sampler(steps=n + 1, sigma_min=sigma_min), last, start())
+        assert last.sigma == pytest.approx(sigma_min)
         errors.append((last.x - exact_at_sigma_min).abs().max().item())
     return -np.polyfit(np.log(intervals), np.log(errors), 1)[0]
 
@@ -112,21 +112,22 @@ def test_sampler_of_gaussian_data_converges_to_the_exact_flow_at_zero(sampler, t
 @pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (heun, 2)])
 def test_sampler_has_its_order_along_the_path_of_gaussian_data(sampler, order):
     exact = exact_flow(80 * start(), 80, 0.05)
-    assert fitted_order(sampler, gaussian, exact) == pytest.approx(order, abs=0.1)
+    assert fitted_order(sampler, gaussian, 0.05, exact) == pytest.approx(order, abs=0.1)
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (heun, 2)])
 def test_sampler_has_its_order_along_the_path_of_a_denoiser_that_is_not_linear(sampler, order):
+    # Below σ ≈ 0.5 the points of this data draw paths near 0 apart so fast that order 2 shows only from 500 steps on.
     flow = scipy.integrate.solve_ivp(
         lambda sigma, x: (x - np.tanh(x / sigma**2)) / sigma,
-        (80, 0.05),
+        (80, 0.5),
         80 * start().numpy().ravel(),
         method="DOP853",
         rtol=1e-11,
         atol=1e-11,
     )
     exact = torch.from_numpy(flow.y[:, -1]).view(4, 1, 3, 3)
-    assert fitted_order(sampler, two_points, exact) == pytest.approx(order, abs=0.25)
+    assert fitted_order(sampler, two_points, 0.5, exact) == pytest.approx(order, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,7 @@ def one_row_per_class(images: Images, labels: Labels, *, num_classes: int, per_c
     """
     if labels.shape != images.shape[:1]:
         raise InputError(f"{len(images)} images need as many labels, not an array of shape {labels.shape}")
-    if num_classes < 1 or per_class < 1:
-        raise InputError(f"num_classes and per_class must be at least 1, not {num_classes} and {per_class}")
+    _check_rows(num_classes, per_class)
     picked = np.full((num_classes, per_class, *images.shape[1:]), _WHITE, dtype=np.uint8)
     for label in range(num_classes):
         first = images[np.flatnonzero(labels == label)[:per_class]]
@@ -93,6 +92,7 @@ def save_grid(
         The picture is as public as the images are.
     """
     _check_showable(images)
+    _check_rows(num_classes, per_class)
     if labels is None:
         shown = images[: num_classes * per_class]
     else:
@@ -152,9 +152,16 @@ def _check_showable(images: Images) -> None:
         raise InputError(f"a picture needs uint8 (number, height, width, 1 or 3 or 4 channels), not {found}")
 
 
+def _check_rows(num_classes: int, per_class: int) -> None:
+    """Raise InputError unless there is a row, and something in it."""
+    if num_classes < 1 or per_class < 1:
+        raise InputError(f"num_classes and per_class must be at least 1, not {num_classes} and {per_class}")
+
+
 def _scale(images: Images) -> int:
     """Return the factor that brings the longer side of a small image to about `_CELL` pixels."""
-    return max(1, round(_CELL / max(images.shape[1:3])))
+    longer = int(max(images.shape[1:3]))
+    return max(1, round(_CELL / longer))
 
 
 def _to_rgb(picture: Images) -> Images:

@@ -127,7 +127,7 @@ def evaluate_utility(
 
     Privacy:
         The synthetic images are public. The test images may be private: then ε does not cover the scores, and
-        they are for the data owner only. Until then nothing, not the kept epoch either, depends on test images.
+        they are for the data owner only. Nothing is trained or chosen on test images.
 
     Source:
         Dockhorn et al. 2023, section 5; Cao et al. 2021 (DP-Sinkhorn).
@@ -135,6 +135,8 @@ def evaluate_utility(
     _check_labelled("synthetic", images, labels, num_classes)
     _check_labelled("test", test_images, test_labels, num_classes)
     _check_together(images, labels, test_images, num_classes)
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, not {seed}")
     protocol = protocol or UtilityProtocol()
     _, height, width, channels = images.shape
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ the norm could miss, and float64 keeps the rounding of 10^4 other examples far b
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Float, Float64
@@ -20,7 +20,7 @@ from dpdm.types import InputError, Sensitive
 Batch = tuple[Tensor, ...]
 """Tensors with one row for each example; a NamedTuple keeps its type."""
 
-PerExampleLoss = Callable[[nn.Module, Batch], Tensor]
+PerExampleLoss = Callable[[nn.Module, Any], Tensor]
 """Maps (module, batch) to one loss for each example, (batch,). Deterministic; may not mix examples."""
 
 

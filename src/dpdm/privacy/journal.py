@@ -34,12 +34,13 @@ class Journal:
         self.spent = 0
         self._file: Any = None
         if path is not None:
-            self._file = path.open("a+")
+            self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="\n")
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{path} is in use: another process is training this run; wait for it") from None
-            self._read(path, claim)
+                self._hold(path)
+                self._read(path, claim)
+            except InputError:
+                self.close()
+                raise
 
     def reserve(self, count: int) -> int:
         """Spend up to `count` releases before they are made; return how many the plan had left to give."""
@@ -66,19 +67,28 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
+    def _hold(self, path: Path) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path} is in use: another process is training this run; wait for it") from None
+
     def _read(self, path: Path, claim: str) -> None:
         self._file.seek(0)
         text = self._file.read()
         whole, newline, torn = text.rpartition("\n")
         if torn:  # a crash while reserving: `reserve` had not returned, so nothing was made under this entry
-            os.ftruncate(self._file.fileno(), len((whole + newline).encode()))
+            os.ftruncate(self._file.fileno(), len((whole + newline).encode("utf-8", "surrogateescape")))
         if not whole:
             self._append({"claim": claim, "planned": self.planned})
+            _sync_folder(path.parent)
             return
         try:
             header, *entries = [json.loads(line) for line in whole.split("\n")]
             found, spent = (header["claim"], header["planned"]), [int(entry["spent"]) for entry in entries]
-        except (ValueError, KeyError, TypeError):
+            if not all(0 <= count <= header["planned"] for count in spent):
+                raise ValueError("a count that no plan allows")
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise InputError(
                 f"{path} is damaged, so what this run has spent is unknown: start a new run and count this one in full"
             ) from None
@@ -91,3 +101,12 @@ class Journal:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the name of a new file in `folder` as durable as its contents."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

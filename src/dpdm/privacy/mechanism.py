@@ -158,7 +158,7 @@ class DPSGD:
             "relation": self.relation,
             "epsilon": round_up(self.epsilon()) if entropy.secure else None,
             "delta": self.delta,
-            "epsilon_rdp": round_up(self.epsilon(accountant="rdp")),
+            "epsilon_rdp": round_up(self.epsilon(accountant="rdp")) if entropy.secure else None,
             "noise_multiplier": self.noise_multiplier,
             "sample_rate": self.sample_rate,
             "steps": self.steps,

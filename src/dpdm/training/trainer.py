@@ -106,7 +106,7 @@ class Trainer:
                     group["lr"] = self.training.learning_rate_at(mechanism.steps_spent / self.mechanism.steps)
                 with autocast(self.training.precision, device):
                     diagnostics = mechanism.backward(
-                        self.loss,  # type: ignore[arg-type]
+                        self.loss,
                         denoiser,
                         num_records=len(data),
                         load=load,

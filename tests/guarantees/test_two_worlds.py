@@ -1,0 +1,326 @@
+"""The claim itself: given the noisy sums, two runs that differ in one record cannot be told apart."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from two_worlds import (
+    LOSS,
+    NUM_CLASSES,
+    RecordingPlan,
+    RecordingRun,
+    Records,
+    World,
+    batch_sizes,
+    differences,
+    extreme,
+    loader,
+    moved,
+    records,
+    train,
+)
+
+from dpdm.config import Training
+from dpdm.data import ImageDataset
+from dpdm.diffusion import DenoisingLoss
+from dpdm.networks import MLP
+from dpdm.privacy import InsecureSeededEntropy, OneBackwardEach, Vectorized
+from dpdm.privacy.batch_selection import poisson
+from dpdm.training import Trainer
+
+D = records(12)
+BASE = records(12, classes=NUM_CLASSES - 1)  # class 2 does not occur
+NEIGHBOURS = {
+    "removed": D.without_last(),
+    "added": D.plus(records(1, seed=5).x),
+    "gradient of 1e30": D.plus(extreme(1e30)),
+    "norm overflows float64": D.plus(extreme(1e200)),
+    "nan": D.plus(extreme(float("nan"))),
+    "one nan pixel": D.plus(torch.cat([torch.zeros(35), torch.tensor([float("nan")])]).double()),
+    "inf": D.plus(extreme(float("inf"))),
+    "minus inf": D.plus(extreme(float("-inf"))),
+    "zero": D.plus(extreme(0.0)),
+    "duplicate": D.plus(D.x[0], int(D.labels[0])),
+    "blanked": D.without_last().plus(extreme(float("nan"))),
+}
+NO_EFFECT = {"nan", "one nan pixel", "inf", "minus inf", "norm overflows float64"}
+
+
+@pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized()], ids=["one backward each", "vectorized"])
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_neighbours_cannot_be_told_apart(name, strategy):
+    d = train(World(), D, strategy=strategy)
+    e = train(World(replay=d), NEIGHBOURS[name], strategy=strategy)
+    assert differences(d, e) == []
+    assert len(d.calls) == 8
+    if name in NO_EFFECT:
+        assert max(moved(d, e)) < 1e-12
+    else:
+        assert max(moved(d, e)) > 1e-3, "the record that differs was never selected: the test shows nothing"
+
+
+def test_the_first_record_of_a_class_cannot_be_told_apart():
+    assert BASE.labels.max() == NUM_CLASSES - 2
+    d = train(World(), BASE)
+    e = train(World(replay=d), BASE.plus(extreme(0.5), NUM_CLASSES - 1))
+    assert differences(d, e) == []
+    assert max(moved(d, e)) > 1e-3
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_record_that_fills_an_empty_batch_cannot_be_told_apart(number):
+    plan = {"dataset_size": 20, "expected_batch_size": 5, "steps": 12}
+    before, after = (batch_sizes(n, sample_rate=0.25, steps=12, seed=0) for n in (number, number + 1))
+    assert any(a == 0 < b for a, b in zip(before, after, strict=True))
+    d = train(World(), records(number), plan=plan)
+    e = train(World(replay=d), records(number).plus(extreme(0.7)), plan=plan)
+    assert differences(d, e) == []
+    assert len(d.calls) == 12
+
+
+def test_a_batch_that_is_always_empty_takes_every_step():
+    plan = {"dataset_size": 10**6, "expected_batch_size": 1, "delta": 1e-7}
+    d = train(World(), records(5), plan=plan)
+    e = train(World(replay=d), records(4), plan=plan)
+    assert differences(d, e) == []
+    assert len(d.calls) == 8
+    assert all((call.total == 0).all() for call in d.calls)
+
+
+def test_a_number_of_records_across_a_rounding_edge_cannot_be_told_apart():
+    plan = {"dataset_size": 10, "expected_batch_size": 4}
+    assert int(0.4 * 12) != int(0.4 * 13)
+    d = train(World(), D, plan=plan)
+    e = train(World(replay=d), D.plus(extreme(0.3)), plan=plan)
+    assert differences(d, e) == []
+
+
+@pytest.mark.parametrize("physical_batch_size", [1, 100])
+def test_physical_batch_size_does_not_weaken_the_bound(physical_batch_size):
+    d = train(World(), D, physical_batch_size=physical_batch_size)
+    e = train(World(replay=d), D.without_last(), physical_batch_size=physical_batch_size)
+    assert differences(d, e) == []
+
+
+@pytest.mark.parametrize("clip", [1e-8, 1e-3, 50.0])
+def test_the_bound_holds_at_any_clipping_norm(clip):
+    d = train(World(), D, plan={"max_grad_norm": clip})
+    e = train(World(replay=d), D.plus(extreme(1e6)), plan={"max_grad_norm": clip})
+    assert differences(d, e) == []
+    assert max(moved(d, e)) > clip / 2  # the bound is also tight
+
+
+# --- the harness can fail: each of these faults was found in published code ---------------------------------------
+
+
+class SkipsEmptyBatches(RecordingRun):
+    def backward(self, loss, module, *, num_records, load, physical_batch_size=64):
+        selection = self._entropy.stream("selection", self._made)
+        if not len(poisson(num_records, sample_rate=self.plan.sample_rate, random_bytes=selection)):
+            self._made += 1
+            for p in module.parameters():
+                p.grad = None
+            return None
+        return super().backward(
+            loss, module, num_records=num_records, load=load, physical_batch_size=physical_batch_size
+        )
+
+
+class LetsNanThrough(RecordingRun):
+    def backward(self, loss, module, *, num_records, load, physical_batch_size=64):
+        seen = []
+
+        def peeking(indices, random_bytes):
+            batch = load(indices, random_bytes)
+            seen.append(batch.x)
+            return batch
+
+        self._seen = seen
+        return super().backward(
+            loss, module, num_records=num_records, load=peeking, physical_batch_size=physical_batch_size
+        )
+
+    def release(self, total, *, sensitivity):
+        poison = 0.0 * sum((x.sum() for x in self._seen), start=torch.zeros(()))
+        return super().release(total + poison, sensitivity=sensitivity)
+
+
+class ClipsToTwice(RecordingRun):
+    def release(self, total, *, sensitivity):
+        return super().release(2 * total, sensitivity=sensitivity)
+
+
+def copies_as_records(data: Records):
+    load = loader(data)
+
+    def exploded(indices, random_bytes):
+        batch = load(indices, random_bytes)
+        copies = batch.sigma.shape[1]
+        return batch._replace(
+            x=batch.x.repeat_interleave(copies, 0),
+            labels=batch.labels.reshape(-1, 1),
+            sigma=batch.sigma.reshape(-1, 1),
+            noise=batch.noise.flatten(0, 1)[:, None],
+        )
+
+    return exploded
+
+
+def normalised_by_the_batch(data: Records):
+    load = loader(data)
+
+    def normalised(indices, random_bytes):
+        batch = load(indices, random_bytes)
+        return batch._replace(x=batch.x / batch.x.abs().max())
+
+    return normalised
+
+
+def mean_by_realised_size(optimizer, diagnostics, data):
+    size = len(diagnostics.losses.reveal(because="a fault"))
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad *= 5 / max(size, 1)
+
+
+def skip_if_not_finite(optimizer, diagnostics, data):
+    if not diagnostics.losses.reveal(because="a fault").isfinite().all():
+        optimizer.zero_grad()
+
+
+def learning_rate_from_the_loss(optimizer, diagnostics, data):
+    losses = diagnostics.losses.reveal(because="a fault")
+    optimizer.param_groups[0]["lr"] = 1e-2 if len(losses) and losses.mean() < 1 else 1e-3
+
+
+FAULTS = {
+    "copies clipped one by one": ({"load": copies_as_records, "plan": {"max_grad_norm": 1e-2}}, D.plus(extreme(1e6))),
+    "statistics of the batch": (
+        {"load": normalised_by_the_batch, "plan": {"max_grad_norm": 0.1}},
+        D.plus(extreme(1e6)),
+    ),
+    "mean by realised batch size": ({"after_backward": mean_by_realised_size}, NEIGHBOURS["removed"]),
+    "step skipped if not finite": ({"after_backward": skip_if_not_finite}, NEIGHBOURS["nan"]),
+    "nan let through": ({"run_class": LetsNanThrough}, NEIGHBOURS["nan"]),
+    "twice the clipping norm": ({"run_class": ClipsToTwice, "plan": {"max_grad_norm": 1e-2}}, NEIGHBOURS["added"]),
+    "learning rate from the loss": ({"after_backward": learning_rate_from_the_loss}, D.plus(extreme(1e6))),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_harness_detects(fault):
+    settings, neighbour = FAULTS[fault]
+    d = train(World(), D, **settings)
+    e = train(World(replay=d), neighbour, **settings)
+    assert differences(d, e)
+
+
+def test_the_harness_detects_skipped_empty_batches():
+    settings = {
+        "run_class": SkipsEmptyBatches,
+        "plan": {"dataset_size": 20, "expected_batch_size": 5, "steps": 12},
+    }
+    d = train(World(), records(1), **settings)
+    e = train(World(replay=d), records(2), **settings)
+    assert any("releases" in line for line in differences(d, e))
+
+
+@pytest.mark.parametrize("derived", ["dataset_size", "expected_batch_size"])
+def test_the_harness_detects_constants_derived_from_the_records(derived):
+    def plan(data):
+        return {"dataset_size": 20, "expected_batch_size": 5, derived: len(data) // (1 if derived == "dataset_size" else 3)}
+
+    d = train(World(), D, plan=plan(D))
+    neighbour = D.without_last()
+    e = train(World(replay=d), neighbour, plan=plan(neighbour))
+    assert any("plan" in line for line in differences(d, e))
+
+
+# --- the package's own training loop -------------------------------------------------------------------------------
+
+PLAN = {"dataset_size": 12, "expected_batch_size": 5, "steps": 6, "noise_multiplier": 1.0, "delta": 1e-3}
+
+
+def images(number: int, *, classes: int = 2, seed: int = 0) -> ImageDataset:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (number, 8, 8, 1), dtype=np.uint8)
+    return ImageDataset(images=pixels, labels=rng.integers(classes, size=number), num_classes=3, name="noise")
+
+
+def plus(data: ImageDataset, image: np.ndarray, label: int) -> ImageDataset:
+    return dataclasses.replace(
+        data,
+        images=np.concatenate([data.images, image.reshape(1, 8, 8, 1)]),
+        labels=np.append(data.labels, label),
+    )
+
+
+IMAGES = images(12)
+IMAGE_NEIGHBOURS = {
+    "removed": dataclasses.replace(IMAGES, images=IMAGES.images[:-1], labels=IMAGES.labels[:-1]),
+    "added": plus(IMAGES, np.arange(64, dtype=np.uint8), 1),
+    "white": plus(IMAGES, np.full(64, 255, dtype=np.uint8), 0),
+    "duplicate": plus(IMAGES, IMAGES.images[3], int(IMAGES.labels[3])),
+    "first of its class": plus(IMAGES, IMAGES.images[3], 2),
+}
+
+
+def fit(world: World, data: ImageDataset, folder, *, plan=PLAN) -> World:
+    """Train with `Trainer`, and observe all that leaves the mechanism."""
+    trainer = Trainer(
+        network=MLP(width=8, blocks=1),
+        mechanism=RecordingPlan.of(world, **plan),
+        loss=DenoisingLoss(noise_multiplicity=2),
+        training=Training(device="cpu", precision="float32", physical_batch_size=2),
+        run=folder,
+        entropy=InsecureSeededEntropy(0),
+    )
+    steps = trainer.steps(data)
+    progress = []
+    while True:
+        try:
+            progress.append(tuple(next(steps)[:3]))
+        except StopIteration as end:
+            release = end.value
+            break
+    public = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("metrics.jsonl",)]
+    world.observed = {
+        "progress": progress,
+        "weights": dict(release.denoiser.state_dict()),
+        "settings": repr(release.settings),
+        "claim": repr(release.privacy),
+        "files": {str(path.relative_to(folder)): path.read_bytes() for path in public},
+    }
+    return world
+
+
+@pytest.mark.parametrize("name", IMAGE_NEIGHBOURS)
+def test_the_trainer_in_two_worlds(name, tmp_path):
+    d = fit(World(), IMAGES, tmp_path / "d")
+    e = fit(World(replay=d), IMAGE_NEIGHBOURS[name], tmp_path / "e")
+    assert differences(d, e) == []
+    assert max(moved(d, e)) > 1e-3
+    assert len(d.calls) == 6
+    assert any("journal" in name for name in d.observed["files"])
+    assert any(name.startswith("release") for name in d.observed["files"])
+
+
+def test_the_trainer_takes_steps_with_empty_batches(tmp_path):
+    plan = PLAN | {"dataset_size": 10**6, "expected_batch_size": 1, "delta": 1e-7}
+    d = fit(World(), IMAGES, tmp_path / "d", plan=plan)
+    e = fit(World(replay=d), IMAGE_NEIGHBOURS["removed"], tmp_path / "e", plan=plan)
+    assert differences(d, e) == []
+    assert len(d.calls) == 6
+    assert all((call.total == 0).all() for call in d.calls)
+
+
+def test_the_harness_sees_a_trainer_that_knows_the_number_of_records(tmp_path):
+    d = fit(World(), IMAGES, tmp_path / "d", plan=PLAN)
+    e = fit(World(replay=d), IMAGE_NEIGHBOURS["added"], tmp_path / "e", plan=PLAN | {"dataset_size": 13})
+    assert "settings differs" in differences(d, e)
+
+
+def test_the_loss_is_one_number_for_each_record_whatever_the_copies():
+    batch = loader(D)(np.arange(4), InsecureSeededEntropy(1).stream("diffusion", 0))
+    assert batch.sigma.shape == (4, LOSS.noise_multiplicity)

@@ -1,0 +1,237 @@
+"""Record and replay: one training run in two worlds that differ in one record (the last one).
+
+World D records what enters and leaves `MechanismRun.release`. World D' is told D's noisy sums, whatever its own sums
+are. Then all that is outside of `release` must agree bit for bit, and the sums may differ by the sensitivity at most.
+
+    d = World()
+    outcome_d = run(RecordingPlan.of(d, dataset_size=...), data)
+    e = World(replay=d)
+    outcome_e = run(RecordingPlan.of(e, dataset_size=...), neighbour)
+    assert differences(d, e) == []
+
+The seeded entropy makes the selection and the draws of common records equal, as they precede the differing record's.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpdm.diffusion import EDM, DenoisingLoss, PreconditionedDenoiser
+from dpdm.privacy import DPSGD, InsecureSeededEntropy, MechanismRun
+
+LOSS = DenoisingLoss(noise_multiplicity=3, label_dropout=0.2)
+NUM_CLASSES = 3
+
+
+class Call(NamedTuple):
+    """One call of `release`."""
+
+    total: Tensor
+    sensitivity: float
+    noisy: Tensor
+
+
+class World:
+    """What one run's mechanism was given and returned, and what could be observed of the run otherwise."""
+
+    def __init__(self, *, replay: "World | None" = None) -> None:
+        self.replay = replay
+        self.calls: list[Call] = []
+        self.observed: dict[str, Any] = {}
+
+    def answer(self, total: Tensor, sensitivity: float, noisy: Tensor) -> Tensor:
+        """Keep this call, and return the noisy sum: this world's own, or the replayed world's."""
+        if self.replay is not None:
+            frozen = self.replay.calls
+            noisy = frozen[len(self.calls)].noisy if len(self.calls) < len(frozen) else torch.zeros_like(total)
+        self.calls.append(Call(total.clone(), sensitivity, noisy.clone()))
+        return noisy.clone()
+
+
+class RecordingRun(MechanismRun):
+    """A run whose releases pass through `plan.world`."""
+
+    def release(self, total, *, sensitivity):
+        noisy = super().release(total, sensitivity=sensitivity)
+        return self.plan.world.answer(total, sensitivity, noisy)
+
+
+class RecordingPlan(DPSGD):
+    """A plan whose runs record, or replay, a world; otherwise a `DPSGD` as any."""
+
+    world: World
+    run_class: type[RecordingRun]
+
+    @classmethod
+    def of(cls, world: World, *, run_class: type[RecordingRun] = RecordingRun, **fields) -> "RecordingPlan":
+        plan = cls(**fields)
+        object.__setattr__(plan, "world", world)
+        object.__setattr__(plan, "run_class", run_class)
+        return plan
+
+    def start(self, journal=None, *, entropy=None, strategy=None):
+        assert entropy is not None, "two worlds are comparable only under seeded entropy"
+        return self.run_class(self, journal, entropy=entropy, strategy=strategy)
+
+
+def differences(d: World, e: World, *, tolerance: float = 1e-6) -> list[str]:
+    """Return everything that tells the two worlds apart beyond what the noise covers; [] if the claim holds."""
+    found = []
+    if len(d.calls) != len(e.calls):
+        found.append(f"{len(d.calls)} and {len(e.calls)} releases")
+    for step, (a, b) in enumerate(zip(d.calls, e.calls, strict=False)):
+        if a.sensitivity != b.sensitivity:
+            found.append(f"step {step}: sensitivity {a.sensitivity} and {b.sensitivity}")
+        if a.total.shape != b.total.shape:
+            found.append(f"step {step}: sums of shape {a.total.shape} and {b.total.shape}")
+            continue
+        if not (a.total.isfinite().all() and b.total.isfinite().all()):
+            found.append(f"step {step}: a sum is not finite")
+        distance = torch.linalg.vector_norm(a.total - b.total).item()
+        if not distance <= a.sensitivity * (1 + tolerance):
+            found.append(f"step {step}: the sums differ by {distance}, sensitivity {a.sensitivity}")
+    if d.observed.keys() != e.observed.keys():
+        found.append(f"observed {sorted(d.observed)} and {sorted(e.observed)}")
+    found += [f"{key} differs" for key in d.observed.keys() & e.observed.keys() if not same(d.observed[key], e.observed[key])]
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether two nested values are equal bit for bit."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def moved(d: World, e: World) -> list[float]:
+    """Return by how much the sums differ in each step."""
+    return [torch.linalg.vector_norm(a.total - b.total).item() for a, b in zip(d.calls, e.calls, strict=True)]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Images (number, 1, 6, 6) in float64 and labels."""
+
+    x: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def without_last(self) -> "Records":
+        return Records(self.x[:-1], self.labels[:-1])
+
+    def plus(self, x: Tensor, label: int = 0) -> "Records":
+        return Records(torch.cat([self.x, x.reshape(1, 1, 6, 6)]), torch.cat([self.labels, torch.tensor([label])]))
+
+
+def records(number: int, *, seed: int = 0, classes: int = NUM_CLASSES) -> Records:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(number, 1, 6, 6, generator=generator, dtype=torch.float64) * 2 - 1
+    return Records(x, torch.randint(classes, (number,), generator=generator))
+
+
+class Network(nn.Module):
+    """The smallest network that has what real ones have: convolution, norm, label embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(NUM_CLASSES + 1, 4)
+        self.into = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.out = nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x, c_noise, labels):
+        hidden = self.norm(self.into(x)) + (self.embed(labels) + c_noise[:, None])[:, :, None, None]
+        return self.out(nn.functional.silu(hidden))
+
+
+def build(seed: int = 0) -> PreconditionedDenoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PreconditionedDenoiser(Network(), EDM()).double()
+
+
+def loader(data: Records):
+    """Return `load` for a plain loop: the diffusion's draws, in float64."""
+
+    def load(indices, random_bytes):
+        chosen = torch.from_numpy(indices)
+        return LOSS.draw(
+            data.x[chosen],
+            data.labels[chosen],
+            null_label=NUM_CLASSES,
+            noise_levels=EDM().noise_levels,
+            random_bytes=random_bytes,
+        )
+
+    return load
+
+
+def train(
+    world: World,
+    data: Records,
+    *,
+    run_class: type[RecordingRun] = RecordingRun,
+    strategy=None,
+    load=None,
+    after_backward=None,
+    plan: dict[str, Any] | None = None,
+    physical_batch_size: int = 3,
+    seed: int = 0,
+) -> World:
+    """Train in a bare loop on `MechanismRun.backward`, and fill `world`."""
+    settings = {"dataset_size": 12, "expected_batch_size": 5, "steps": 8, "noise_multiplier": 1.0, "delta": 1e-3}
+    recording = RecordingPlan.of(world, run_class=run_class, **(settings | (plan or {})))
+    denoiser = build()
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-2)
+    run = recording.start(entropy=InsecureSeededEntropy(seed), strategy=strategy)
+    steps = 0
+    while not run.finished and steps < 1000:
+        diagnostics = run.backward(
+            LOSS,
+            denoiser,
+            num_records=len(data),
+            load=(load or loader)(data),
+            physical_batch_size=physical_batch_size,
+        )
+        if after_backward is not None:
+            after_backward(optimizer, diagnostics, data)
+        optimizer.step()
+        steps += 1
+    world.observed = {
+        "parameters": {name: p.detach().clone() for name, p in denoiser.named_parameters()},
+        "optimizer": optimizer.state_dict(),
+        "steps": steps,
+        "steps spent": run.steps_spent,
+        "plan": dataclasses.asdict(recording),
+        "q": recording.sample_rate,
+        "statement": recording.statement,
+        "claim": recording.claim(entropy=InsecureSeededEntropy(seed)),
+        "events": repr(recording.events()),
+        "disclosures": list(run.disclosures),
+    }
+    return world
+
+
+def batch_sizes(number: int, *, sample_rate: float, steps: int, seed: int) -> list[int]:
+    """Return the batch sizes that a run under this seed sees."""
+    from dpdm.privacy.batch_selection import poisson
+
+    streams = [InsecureSeededEntropy(seed).stream("selection", step) for step in range(steps)]
+    return [len(poisson(number, sample_rate=sample_rate, random_bytes=stream)) for stream in streams]
+
+
+def extreme(value: float) -> Tensor:
+    """Return an image full of `value`."""
+    return torch.from_numpy(np.full((1, 6, 6), value))

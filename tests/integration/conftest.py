@@ -1,0 +1,63 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpdm import cli
+
+SMALL = (
+    "--set=data.size=8",
+    "--set=network.kind=mlp",
+    "--set=network.width=16",
+    "--set=network.blocks=1",
+    "--set=privacy.steps=6",
+    "--set=privacy.expected_batch_size=8",
+    "--set=privacy.delta=1e-3",
+    "--set=loss.noise_multiplicity=2",
+    "--set=sampler.steps=3",
+)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 30 small colour pictures in three class folders."""
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
+                tmp_path / "photos" / name / f"{i}.png"
+            )
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def dpdm(monkeypatch, capsys, tmp_path):
+    """Run one command line in this process: returns exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dpdm", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def trained(dpdm, photos, tmp_path):
+    """A finished small run on the photos."""
+    code, _, err = dpdm("train", photos, "--epsilon", 5, "--run", tmp_path / "run", *SMALL)
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def read_json(text):
+    return json.loads(text)

@@ -1,0 +1,227 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+from conftest import SMALL
+from PIL import Image
+
+from dpdm.training import Release, trainer
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) if folder.exists() else None
+
+
+def test_plan_reads_no_data_and_prints_the_stable_keys(dpdm, monkeypatch):
+    monkeypatch.setenv("DPDM_DATA", "/nowhere")
+    code, out, _ = dpdm("plan", "digits", "--epsilon", 1, "--json", "--set", "privacy.steps=40")
+    report = json.loads(out)
+    assert code == 0
+    assert report["steps"] == 40
+    assert report["delta"] == 1e-4
+    assert report["sample_rate"] == pytest.approx(256 / 1438)
+    assert 0.99 < report["epsilon"] <= 1
+    assert report["epsilon"] <= report["epsilon_rdp"] <= 1.25 * report["epsilon"]
+    curve = list(report["epsilon_at"].values())
+    assert curve == sorted(curve)
+    assert report["noise_multiplier"] > 0
+    code, out, _ = dpdm("plan", "digits", "--set", "privacy.steps=40")
+    assert code == 0
+    assert "add or remove one image" in out
+
+
+def test_from_a_folder_of_images_to_publishable_ones(dpdm, trained, photos, tmp_path):
+    assert files(trained / "release") == ["config.toml", "model.safetensors", "privacy.json", "samples.png"]
+    privacy = json.loads((trained / "release" / "privacy.json").read_text())
+    assert privacy["private"] is True
+    assert privacy["epsilon"] <= 5
+    assert privacy["relation"] == "replace_special"
+    assert privacy["dataset_size"] == 30
+    assert {"noise_multiplier", "sample_rate", "steps", "delta"} <= privacy.keys()
+    Image.open(trained / "release" / "samples.png").verify()
+
+    code, _, err = dpdm("sample", trained, "-n", 12, "-o", "out.npz", "--seed", 1)
+    assert code == 0, err
+    with np.load(tmp_path / "out.npz") as archive:
+        assert archive["images"].shape == (12, 8, 8, 3)
+        assert np.bincount(archive["labels"]).tolist() == [4, 4, 4]
+    code, _, err = dpdm("sample", trained, "-n", 12, "-o", "folder")
+    assert code == 0, err
+    assert len(files(tmp_path / "folder")) == 12
+
+    code, out, err = dpdm("sample", trained, "-n", 60, "-o", "more.npz", "--json", "--set", "sampler.steps=2")
+    assert code == 0, err
+    assert json.loads(out)["count"] == 60
+
+
+def test_evaluate_prints_the_stable_keys(dpdm, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "s.npz", images=rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), labels=np.arange(60) % 10)
+    with np.load(tmp_path / "s.npz") as archive:
+        np.savez(tmp_path / "s.npz", **archive, num_classes=10)
+    code, out, err = dpdm("evaluate", "s.npz", "--reference", "digits:test", "--quick", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    for key in ("logreg", "mlp", "cnn"):
+        assert report[key]["low"] <= report[key]["accuracy"] <= report[key]["high"]
+    assert report["covered_by_epsilon"] is False
+
+
+def test_the_same_line_again_finds_the_run_finished(dpdm, trained, photos):
+    before = (trained / "release" / "model.safetensors").read_bytes()
+    code, out, _ = dpdm("train", photos, "--epsilon", 5, "--run", trained, *SMALL)
+    assert code == 0
+    assert "done" in out
+    assert (trained / "release" / "model.safetensors").read_bytes() == before
+
+
+def test_another_configuration_is_refused_and_performance_settings_are_not(dpdm, trained, photos):
+    before = {name: (trained / name).read_bytes() for name in files(trained)}
+    code, _, err = dpdm("train", photos, "--epsilon", 4, "--run", trained, *SMALL)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds another run (privacy.noise_multiplier" in err
+    assert before == {name: (trained / name).read_bytes() for name in files(trained)}
+    code, _, err = dpdm(
+        "train", photos, "--epsilon", 5, "--run", trained, *SMALL, "--set=training.physical_batch_size=3"
+    )
+    assert code == 0, err
+
+
+def test_a_release_holds_the_declared_size_and_nothing_of_the_real_one(dpdm, photos, tmp_path):
+    code, _, err = dpdm("train", photos, "--dataset-size", 41, "--run", "r", *SMALL)
+    assert code == 0, err
+    release = tmp_path / "r" / "release"
+    privacy = json.loads((release / "privacy.json").read_text())
+    assert privacy["relation"] == "add_or_remove_one"
+    assert privacy["sample_rate"] == 8 / 41
+
+    def numbers(value):
+        if isinstance(value, dict | list):
+            for entry in value.values() if isinstance(value, dict) else value:
+                yield from numbers(entry)
+        elif isinstance(value, int | float):
+            yield value
+
+    everything = [*numbers(privacy), *numbers(tomllib.loads((release / "config.toml").read_text()))]
+    assert 41 in everything
+    assert 30 not in everything
+    text = (release / "config.toml").read_text() + json.dumps(privacy)
+    assert "loss =" not in text
+    assert str(photos.parent) not in text
+
+
+def test_what_training_prints_holds_no_loss_and_no_batch_size(dpdm, photos):
+    _, out, err = dpdm("train", photos, "--run", "r", *SMALL)
+    assert "loss" not in (out + err).lower()
+    assert "norm" not in (out + err).lower()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_line_goes_on(photos, tmp_path, number):
+    line = [sys.executable, "-m", "dpdm", "train", str(photos), "--run", "r", *SMALL, "--set=privacy.steps=1500"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = tmp_path / "r" / "private" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 100):
+        pass
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "the same command goes on" in err
+    taken = len(metrics.read_text().splitlines())
+    assert 0 < taken < 1500
+    journal = [json.loads(line) for line in (tmp_path / "r" / "private" / "journal.jsonl").read_text().splitlines()]
+    assert journal[-1]["spent"] == taken
+    again = subprocess.run(
+        line, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 1501))
+    assert Release.load(tmp_path / "r").privacy["steps"] == 1500
+
+
+def test_a_full_disk_says_how_to_go_on_and_leaves_the_checkpoint_whole(dpdm, photos, tmp_path, monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_checkpoint", full)
+        code, _, err = dpdm("train", photos, "--run", "r", *SMALL)
+    assert code == 1
+    assert "No space left on device" in err
+    assert "the same command goes on" in err
+    assert files(tmp_path / "r" / "release") is None
+    code, _, err = dpdm("train", photos, "--run", "r", *SMALL)
+    assert code == 0, err
+
+
+WRONG = {
+    "missing path": (["train", "nowhere/"], "nowhere/"),
+    "empty folder": (["train", "empty"], "empty"),
+    "no image": (["train", "junk", "--set=data.size=8"], "a.txt"),
+    "epsilon zero": (["train", "digits", "--epsilon", "0"], "epsilon must be"),
+    "epsilon negative": (["train", "digits", "--epsilon", "-1"], "epsilon must be"),
+    "epsilon unreachable": (["train", "digits", "--epsilon", "1e-9"], "cannot be reached"),
+    "delta too large": (["train", "digits", "--set", "privacy.delta=0.01"], "delta = 0.01 is not below"),
+    "q above one": (["train", "digits", "--set", "privacy.expected_batch_size=5000"], "expected_batch_size = 5000"),
+    "unknown key": (["plan", "digits", "--set", "privacy.epsilonn=1"], "did you mean epsilon?"),
+    "unknown preset": (["plan", "digitz"], "did you mean digits?"),
+    "steps zero": (["train", "digits", "--set", "privacy.steps=0"], "steps must be"),
+    "no run": (["sample", "nowhere", "-n", "4", "-o", "x.npz"], "nowhere holds no run"),
+    "no labels declared": (["train", "labelled.npz"], "num_classes"),
+    "labels outside": (["train", "labelled.npz", "--set", "data.num_classes=2"], "label 3 occurs"),
+    "no reference": (["evaluate", "labelled.npz", "--reference", "nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_one_plain_line_exit_code_2_and_nothing_written(dpdm, tmp_path, case):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "a.txt").write_text("no image")
+    images = np.zeros((20, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(20) % 4)
+    before = files(tmp_path)
+    arguments, says = WRONG[case]
+    code, out, err = dpdm(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert says in err
+    assert "Traceback" not in err
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_a_count_that_is_not_positive_is_refused(dpdm, trained, tmp_path, count):
+    code, _, err = dpdm("sample", trained, "-n", count, "-o", "x.npz")
+    assert (code, "count must be" in err, (tmp_path / "x.npz").exists()) == (2, True, False)
+
+
+@pytest.mark.parametrize("damage", ["privacy.json", "config.toml", "model.safetensors"])
+def test_a_damaged_release_is_refused_in_one_line(dpdm, trained, damage):
+    path = trained / "release" / damage
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    code, _, err = dpdm("sample", trained, "-n", 3, "-o", "x.npz")
+    assert (code, err.count("\n")) == (2, 1), err
+
+
+def test_help_imports_no_torch():
+    check = "import sys, dpdm, dpdm.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_non_private_run_says_so_everywhere(dpdm, photos, tmp_path):
+    code, out, err = dpdm("train", photos, "--run", "r", *SMALL, "--set=privacy.kind=non-private")
+    assert code == 0, err
+    assert "NOT PRIVATE" in out
+    assert "NOT PRIVATE" in err
+    privacy = json.loads((tmp_path / "r" / "release" / "privacy.json").read_text())
+    assert privacy["private"] is False
+    assert privacy["epsilon"] is None

@@ -1,0 +1,106 @@
+import pytest
+
+from dpdm.config import Config, Data, decode, encode, load_config, override_sampler, preset_names
+from dpdm.diffusion import DDIM, Churn
+from dpdm.networks import MLP, CompactUNet
+from dpdm.privacy import DPSGD, NonPrivate
+from dpdm.types import InputError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_decodes_and_survives_the_round_trip(name):
+    config = load_config(name)
+    assert decode(Config, encode(config)) == config
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_declares_its_size_and_shape_so_that_a_plan_reads_no_data(name):
+    config = load_config(name)
+    assert config.privacy.dataset_size
+    assert config.data.size
+    assert config.data.channels
+    assert config.data.num_classes is not None
+    config.network.build((config.data.channels, config.data.size, config.data.size), num_classes=10)
+
+
+def test_the_presets_are_those_that_are_promised():
+    assert preset_names() == ["digits", "fashion-mnist", "fashion-mnist-cpu"]
+
+
+def test_overrides_reach_every_level_and_parse_as_toml_or_text():
+    config = load_config(
+        "digits",
+        overrides=["privacy.steps=7", "training.precision=float32", "preconditioning.noise_levels.mean=-0.5"],
+    )
+    assert config.privacy.steps == 7
+    assert config.training.precision == "float32"
+    assert config.preconditioning.noise_levels.mean == -0.5
+
+
+def test_a_new_kind_drops_the_settings_of_the_old_one_whatever_the_order():
+    config = load_config("fashion-mnist-cpu", overrides=["network.width=64", "network.kind=mlp"])
+    assert config.network == MLP(width=64)
+    assert isinstance(load_config("digits", overrides=["network.kind=compact-unet"]).network, CompactUNet)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("privacy.stepz=3", "unknown key privacy.stepz: did you mean steps?"),
+        ("privacyy.steps=3", "unknown key privacyy: did you mean privacy?"),
+        ("network.kind=unet", "network.kind must be one of compact-unet, mlp, not 'unet'"),
+        ("privacy.steps=many", "privacy.steps = 'many'"),
+        ("training.device=tpu", "training.device = 'tpu'"),
+        ("training.warmup=2", "training: warmup must be in [0, 1), not 2"),
+        ("network=5", "network is a table"),
+        ("privacy.steps.more=5", "--set privacy.steps.more: steps is a value"),
+        ("nonsense", "--set takes key=value"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_path(override, says):
+    with pytest.raises(InputError) as error:
+        load_config("digits", overrides=[override])
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_preset_gets_a_suggestion():
+    with pytest.raises(InputError, match="did you mean fashion-mnist"):
+        load_config("fashion-mnis")
+
+
+def test_a_path_becomes_a_data_source_and_a_toml_file_is_read(tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert load_config(str(tmp_path / "photos")).data == Data(source=str(tmp_path / "photos"))
+    (tmp_path / "c.toml").write_text('[data]\nsource = "digits"\n[privacy]\nsteps = 3\n')
+    assert load_config(str(tmp_path / "c.toml")).privacy.steps == 3
+    (tmp_path / "c.toml").write_text("[data\n")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_config(str(tmp_path / "c.toml"))
+    (tmp_path / "c.toml").write_text("[privacy]\nsteps = 3\n")
+    with pytest.raises(InputError, match="data is missing"):
+        load_config(str(tmp_path / "c.toml"))
+
+
+def test_a_declared_size_is_add_or_remove_and_an_undeclared_one_is_public_and_replaced():
+    declared = load_config("digits", overrides=["privacy.dataset_size=1000", "privacy.steps=5"]).privacy
+    plan = declared.plan(lambda: pytest.fail("the data must not be counted"))
+    assert isinstance(plan, DPSGD)
+    assert (plan.dataset_size, plan.relation) == (1000, "add_or_remove_one")
+    undeclared = decode(type(declared), {"steps": 5, "delta": 1e-5})
+    plan = undeclared.plan(lambda: 640)
+    assert isinstance(plan, DPSGD)
+    assert (plan.dataset_size, plan.relation, plan.expected_batch_size) == (640, "replace_special", 64)
+
+
+def test_the_null_object_is_a_setting():
+    privacy = load_config("digits", overrides=["privacy.kind=non-private"]).privacy
+    assert isinstance(privacy.plan(lambda: 0), NonPrivate)
+
+
+def test_only_the_sampler_can_be_set_after_training():
+    table = encode(DDIM(steps=9))
+    assert override_sampler(table, ["sampler.steps=11"]) == DDIM(steps=11)
+    assert override_sampler(table, ["sampler.s_churn=3", "sampler.kind=churn"]) == Churn(s_churn=3)
+    with pytest.raises(InputError, match=r"only sampler\.\*"):
+        override_sampler(table, ["privacy.epsilon=3"])
