@@ -8,6 +8,16 @@ from torch import nn
 from dpdm.evaluation import CLASSIFIERS, CNN, MLP, QUICK, LogReg, UtilityProtocol, evaluate_utility
 from dpdm.types import InputError
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Modules this small only wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 SHORT = UtilityProtocol(epochs=4, batch_size=32, learning_rate=3e-3)
 FAST = {"logreg": LogReg(), "mlp": MLP()}
 
@@ -81,17 +91,18 @@ def test_the_classifiers_have_the_sizes_of_the_paper(classifier, num_weights):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_can_be_learnt_from_synthetic_images_scores_high_on_others_like_them(channels):
-    train, test = blobs(400, seed=0, channels=channels), blobs(200, seed=1, channels=channels)
-    scores = evaluate_utility(*train, *test, num_classes=3, protocol=dataclasses.replace(SHORT, epochs=8))
+    train, test = blobs(600, seed=0, channels=channels), blobs(200, seed=1, channels=channels)
+    scores = evaluate_utility(*train, *test, num_classes=3, protocol=SHORT)
     assert list(scores) == ["logreg", "mlp", "cnn"]
-    assert min(score.accuracy for score in scores.values()) > 0.97
+    assert min(score.accuracy for score in scores.values()) > 0.95
 
 
-def test_synthetic_images_whose_labels_mean_nothing_score_like_guessing():
+def test_synthetic_images_that_teach_the_wrong_classes_score_near_zero():
+    images, labels = blobs(400, seed=0)
     scores = evaluate_utility(
-        *scrambled(400, seed=0), *blobs(600, seed=2), num_classes=3, protocol=SHORT, classifiers=FAST
+        images, (labels + 1) % 3, *blobs(200, seed=1), num_classes=3, protocol=SHORT, classifiers=FAST
     )
-    assert max(score.accuracy for score in scores.values()) < 0.6
+    assert max(score.accuracy for score in scores.values()) < 0.1
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_seed_another_classifier():
