@@ -41,9 +41,9 @@ def main(folder: Path) -> None:
     print("classifiers: training on synthetic digits, then on real ones", flush=True)
     cnn = {"cnn": CNN()}
     scores = {
-        name: dpdm.evaluate_utility(
-            *source, test.images, test.labels, num_classes=10, protocol=QUICK, classifiers={"cnn": CNN()}
-        )["cnn"]
+        name: dpdm.evaluate_utility(*source, test.images, test.labels, num_classes=10, protocol=QUICK, classifiers=cnn)[
+            "cnn"
+        ]
         for name, source in {"synthetic": (images, labels), "real": (train.images, train.labels)}.items()
     }
     picture = folder / "real_and_synthetic.png"

@@ -9,6 +9,7 @@ from dpdm import cli
 
 SMALL = (
     "--set=data.size=8",
+    "--set=privacy.epsilon=1",
     "--set=network.kind=mlp",
     "--set=network.width=16",
     "--set=network.blocks=1",
@@ -54,7 +55,7 @@ def dpdm(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def trained(dpdm, photos, tmp_path):
     """A finished small run on the photos."""
-    code, _, err = dpdm("train", photos, "--epsilon", 5, "--run", tmp_path / "run", *SMALL)
+    code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", tmp_path / "run", *SMALL)
     assert code == 0, err
     return tmp_path / "run"
 

@@ -39,7 +39,7 @@ def test_from_a_folder_of_images_to_publishable_ones(dpdm, trained, photos, tmp_
     assert files(trained / "release") == ["config.toml", "model.safetensors", "privacy.json", "samples.png"]
     privacy = json.loads((trained / "release" / "privacy.json").read_text())
     assert privacy["private"] is True
-    assert privacy["epsilon"] <= 5
+    assert privacy["epsilon"] <= 1
     assert privacy["relation"] == "replace_special"
     assert privacy["dataset_size"] == 30
     assert {"noise_multiplier", "sample_rate", "steps", "delta"} <= privacy.keys()
@@ -74,7 +74,7 @@ def test_evaluate_prints_the_stable_keys(dpdm, tmp_path):
 
 def test_the_same_line_again_finds_the_run_finished(dpdm, trained, photos):
     before = (trained / "release" / "model.safetensors").read_bytes()
-    code, out, _ = dpdm("train", photos, "--epsilon", 5, "--run", trained, *SMALL)
+    code, out, _ = dpdm("train", photos, "--epsilon", 1, "--run", trained, *SMALL)
     assert code == 0
     assert "done" in out
     assert (trained / "release" / "model.safetensors").read_bytes() == before
@@ -82,12 +82,12 @@ def test_the_same_line_again_finds_the_run_finished(dpdm, trained, photos):
 
 def test_another_configuration_is_refused_and_performance_settings_are_not(dpdm, trained, photos):
     before = {name: (trained / name).read_bytes() for name in files(trained)}
-    code, _, err = dpdm("train", photos, "--epsilon", 4, "--run", trained, *SMALL)
+    code, _, err = dpdm("train", photos, "--epsilon", 2, "--run", trained, *SMALL)
     assert (code, err.count("\n")) == (2, 1)
     assert "holds another run (privacy.noise_multiplier" in err
     assert before == {name: (trained / name).read_bytes() for name in files(trained)}
     code, _, err = dpdm(
-        "train", photos, "--epsilon", 5, "--run", trained, *SMALL, "--set=training.physical_batch_size=3"
+        "train", photos, "--epsilon", 1, "--run", trained, *SMALL, "--set=training.physical_batch_size=3"
     )
     assert code == 0, err
 

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from dpdm.types import InputError, require_positive
 
@@ -70,6 +70,11 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
     Source:
         PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019.
     """
+    return _epsilon(tuple(events), delta, relation, accountant)
+
+
+@functools.cache
+def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, accountant: Accountant) -> float:
     if not any(not isinstance(event, PoissonGaussianSteps) or event.steps for event in events):
         return 0.0
     rdp = _epsilon_by(_rdp_accountant(relation), events, delta)
@@ -101,7 +106,6 @@ def calibrate(
     """
     require_positive(epsilon=target)
 
-    @functools.cache
     def cost(noise_multiplier: float, accountant: Accountant) -> float:
         return epsilon(events_of(noise_multiplier), delta=delta, relation=relation, accountant=accountant)
 
@@ -139,9 +143,10 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
     return math.exp(brentq(lambda x: function(math.exp(x)), math.log(low), math.log(high), xtol=_TOLERANCE / 4))
 
 
-def _epsilon_by(accountant: Any, events: Sequence[Event], delta: float) -> float:
+def _epsilon_by(accountant: object, events: Sequence[Event], delta: float) -> float:
     import dp_accounting
 
+    assert isinstance(accountant, dp_accounting.PrivacyAccountant)
     for event in events:
         gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
         match event:
@@ -152,19 +157,19 @@ def _epsilon_by(accountant: Any, events: Sequence[Event], delta: float) -> float
     return float(accountant.get_epsilon(delta))
 
 
-def _relation(relation: Relation) -> Any:
+def _relation(relation: Relation) -> object:
     from dp_accounting import NeighboringRelation
 
     return NeighboringRelation[relation.upper()]
 
 
-def _pld_accountant(relation: Relation, *, fine: bool) -> Any:
+def _pld_accountant(relation: Relation, *, fine: bool) -> object:
     from dp_accounting import pld
 
     return pld.PLDAccountant(_relation(relation), value_discretization_interval=1e-5 if fine else 1e-4)
 
 
-def _rdp_accountant(relation: Relation) -> Any:
+def _rdp_accountant(relation: Relation) -> object:
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of orders that it leaves out, which is harmless
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

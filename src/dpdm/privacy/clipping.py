@@ -62,7 +62,7 @@ class Vectorized:
 
         per_example = vmap(grad_and_value(loss_of_one), in_dims=(None, 0))
         gradients, losses = per_example(parameters, batch)
-        yield _Gradients(torch.cat([g.flatten(1) for g in gradients.values()], dim=1), losses)
+        yield _Gradients(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], dim=1), losses)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def clipped_grad_sum(
 def clip_factors(norms: Float64[Tensor, " batch"], max_grad_norm: float) -> Float64[Tensor, " batch"]:
     """Return min(1, C / norm) for each gradient, and 0 where the norm is not finite.
 
-    A clipped norm computed in float64 exceeds C by a relative 2^-52 times a small factor; shrinking by 2^-40 pays for it.
+    In float64 a clipped norm exceeds C by a small multiple of 2^-52; shrinking by 2^-40 pays for it.
     """
     factors = (max_grad_norm * (1 - 2.0**-40) / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
     return torch.where(norms.isfinite(), factors, 0)

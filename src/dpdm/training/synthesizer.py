@@ -1,6 +1,6 @@
 """Arrays in, arrays out, in three lines: a `Trainer` with settings chosen from declared facts alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ class Synthesizer:
     steps: int = 500
     expected_batch_size: int | None = None
     noise_multiplicity: int = 8
-    network: Network = CompactUNet(width=32)
+    network: Network = field(default_factory=lambda: CompactUNet(width=32))
     run: Path | str | None = None
 
     def fit(self, images: Images, labels: Labels | None = None) -> Release:

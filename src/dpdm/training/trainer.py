@@ -55,7 +55,7 @@ class Trainer:
         entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
 
     Guarantees:
-        * In two worlds that differ in one record, all that is released and all control flow agree, given the noisy sums.
+        * In two worlds that differ in one record, given the noisy sums, releases and control flow agree.
         * A run that is stopped and resumed never makes more noisy sums than its plan has.
     """
 
@@ -135,7 +135,7 @@ class Trainer:
         return release
 
     def _settings(self, data: ImageDataset) -> dict[str, Any]:
-        """Return all settings and declared facts, as `config.toml` holds them: public, and what a resumed run must share."""
+        """Return all settings and declared facts, as `config.toml` holds them; a resumed run must share them."""
         return {
             "data": {"name": data.name, "shape": list(data.shape), "class_names": list(data.class_names)},
             "privacy": encode(self.mechanism),
@@ -219,7 +219,7 @@ class _PrivateFolder:
             )
 
     def record(self, progress: Progress, mechanism: MechanismRun) -> None:
-        """Append this step's losses and norms, which ε does not cover, and the reasons for which secrets were revealed."""
+        """Append this step's losses and norms, which ε does not cover, and why secrets were revealed."""
         if self.path is None:
             return
         losses = progress.diagnostics.losses.reveal(because="mean loss, written to private/metrics.jsonl")

@@ -1,0 +1,42 @@
+# The words a contributor types, and CI types the same. The virtual environment is made once and kept.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench ci
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with everything in it, at the versions of constraints.txt
+
+# torch goes first and alone, so that no looser requirement fetches another build of it.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: setup  ## train on the embedded digits and make images: minutes on a laptop
+	$(BIN)/python examples/digits.py
+
+test: setup  ## everything that takes seconds and needs no GPU
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2
+
+test-all: setup  ## every test; those that need a GPU or an absent data set skip and say so
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: setup  ## style, formatting, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: setup  ## measure the clipping strategies; prints JSON
+	$(BIN)/python benchmarks/clipping.py
+
+ci: setup  ## what must pass before a change goes in
+	$(MAKE) lint
+	$(MAKE) test

@@ -1,0 +1,271 @@
+"""One step: one selection, one clipping, one noise, one constant divisor; and never a step beyond the plan."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+from dpdm.privacy import (
+    DPSGD,
+    GaussianRelease,
+    InsecureSeededEntropy,
+    MechanismRun,
+    NonPrivate,
+    OneBackwardEach,
+    OperatingSystemEntropy,
+    Vectorized,
+)
+from dpdm.types import InputError
+
+FIELDS = {"dataset_size": 100, "expected_batch_size": 10, "steps": 4, "noise_multiplier": 3.0, "delta": 1e-3}
+
+
+class Dot(nn.Module):
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(dimensions, dtype=torch.float64))
+
+
+def dot(module, batch):
+    return (module.w * batch[0]).sum(1)
+
+
+def rows(data):
+    return lambda indices, draws: (data[torch.from_numpy(indices)],)
+
+
+class Silent(MechanismRun):
+    """A run without noise that keeps the sums it is given."""
+
+    def release(self, total, *, sensitivity):
+        super().release(total, sensitivity=sensitivity)
+        self.totals = [*getattr(self, "totals", []), total]
+        return total
+
+
+class Zero(MechanismRun):
+    """A run that releases nothing of the sum."""
+
+    def release(self, total, *, sensitivity):
+        return torch.zeros_like(super().release(total, sensitivity=sensitivity))
+
+
+def start(run_class, plan, **settings):
+    settings = {"entropy": InsecureSeededEntropy(0), "strategy": None} | settings
+    return run_class(plan, None, **settings)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 7])
+def test_the_divisor_is_the_constant_whatever_the_batch_size(size):
+    v = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    plan = DPSGD(**FIELDS | {"dataset_size": 4, "expected_batch_size": 4})  # q = 1: everybody is selected
+    module = Dot(2)
+    start(Silent, plan).backward(dot, module, num_records=size, load=rows(v.expand(size, 2)))
+    torch.testing.assert_close(module.w.grad, size * v / 4, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("number", [99, 100, 101, 5])
+def test_no_constant_of_the_plan_comes_from_the_records(number):
+    plan = DPSGD(**FIELDS)
+    before = dataclasses.asdict(plan)
+    run = plan.start()
+    run.backward(dot, Dot(2), num_records=number, load=rows(torch.ones(number, 2)))
+    assert dataclasses.asdict(run.plan) == before
+    assert plan.sample_rate == 0.1
+    assert run.plan.noise_std(0, 1.0) == 3.0
+
+
+def test_empty_batches_are_steps_of_pure_noise():
+    plan = DPSGD(
+        dataset_size=10**6, expected_batch_size=1, steps=50, noise_multiplier=3.0, max_grad_norm=0.7, delta=1e-7
+    )
+    module, run, gradients = Dot(2000), plan.start(), []
+    while not run.finished:
+        module.w.grad = None
+        run.backward(dot, module, num_records=5, load=rows(torch.zeros(5, 2000)))
+        gradients.append(module.w.grad.clone())
+    assert len(gradients) == run.steps_spent == 50
+    z = torch.cat(gradients).numpy() / (3.0 * 0.7)
+    low, high = scipy.stats.chi2.ppf([5e-6, 1 - 5e-6], len(z)) / len(z)
+    assert low < np.square(z).mean() < high
+    assert scipy.stats.kstest(z, "norm").pvalue > 1e-5
+
+
+def test_the_step_after_the_last_is_refused_and_changes_nothing(tmp_path):
+    plan, module = DPSGD(**FIELDS), Dot(3)
+    run = plan.start(tmp_path / "journal")
+    for taken in range(4):
+        assert run.steps_spent == taken
+        assert not run.finished
+        run.backward(dot, module, num_records=5, load=rows(torch.ones(5, 3)))
+    assert run.finished
+    before = module.w.grad.clone()
+    for _ in range(2):
+        with pytest.raises(InputError, match="all 4 releases of this plan are spent") as caught:
+            run.backward(dot, module, num_records=5, load=rows(torch.ones(5, 3)))
+        assert "\n" not in str(caught.value)
+        with pytest.raises(InputError, match="are spent"):
+            run.release(torch.zeros(3, dtype=torch.float64), sensitivity=1.0)
+    assert torch.equal(module.w.grad, before)
+    assert run.steps_spent == 4
+    run.close()
+    again = plan.start(tmp_path / "journal")
+    assert again.finished
+    with pytest.raises(InputError, match="are spent"):
+        again.release(torch.zeros(3, dtype=torch.float64), sensitivity=1.0)
+    again.close()
+
+
+def test_stopping_early_costs_less():
+    plan = DPSGD(**FIELDS)
+    assert plan.epsilon(steps=0) == 0
+    assert 0 < plan.epsilon(steps=1) < plan.epsilon()
+
+
+@pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized()])
+def test_physical_batches_give_the_same_sum_and_one_noise(strategy):
+    data = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plan = DPSGD(**FIELDS | {"dataset_size": 40, "expected_batch_size": 20, "steps": 3})
+    sums, made = [], []
+    for size in (1, 3, 7, 1000):
+        run = start(Silent, plan, strategy=strategy)
+        loads = []
+
+        def load(indices, draws, loads=loads):
+            loads.append(len(indices))
+            return (data[torch.from_numpy(indices)],)
+
+        for _ in range(3):
+            run.backward(dot, Dot(6), num_records=40, load=load, physical_batch_size=size)
+        assert max(loads) <= size
+        sums.append(torch.stack(run.totals))
+        made.append(run.steps_spent)
+    assert made == [3, 3, 3, 3]
+    for other in sums[1:]:
+        torch.testing.assert_close(other, sums[0], rtol=1e-12, atol=1e-13)
+
+
+def test_a_step_is_told_the_same_examples_whatever_the_physical_batch():
+    plan, seen = DPSGD(**FIELDS | {"expected_batch_size": 50}), []
+    for size in (1, 7, 100):
+        told = []
+        start(MechanismRun, plan).backward(
+            dot,
+            Dot(1),
+            num_records=100,
+            load=lambda indices, draws, told=told: (
+                told.extend((int(i), draws(16)) for i in indices),
+                (torch.zeros(len(indices), 1),),
+            )[1],
+            physical_batch_size=size,
+        )
+        seen.append(told)
+    assert len(seen[0]) > 20
+    assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_nothing_but_the_release_moves_the_parameters(optimizer):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 1))
+    settings = {"momentum": 0.9} if optimizer is torch.optim.SGD else {"weight_decay": 0.0}
+    steps = optimizer(module.parameters(), lr=0.1, **settings)
+    x = torch.randn(30, 4)
+    module(x).sum().backward()  # what an ordinary backward left behind must not survive
+    before = [p.detach().clone() for p in module.parameters()]
+    run = start(Zero, DPSGD(**FIELDS | {"dataset_size": 30, "expected_batch_size": 15}))
+    while not run.finished:
+        diagnostics = run.backward(lambda m, b: m(b[0])[:, 0].square(), module, num_records=30, load=rows(x))
+        assert len(diagnostics.losses.reveal(because="test")) > 0
+        steps.step()
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+
+
+def test_frozen_parameters_get_no_gradient():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    module[0].requires_grad_(False)
+    DPSGD(**FIELDS).start().backward(lambda m, b: m(b[0])[:, 0], module, num_records=50, load=rows(torch.ones(50, 2)))
+    assert all(p.grad is None for p in module[0].parameters())
+    assert all(p.grad.abs().min() > 0 for p in module[1].parameters())
+
+
+def test_a_network_with_batch_statistics_is_refused_before_anything_is_spent():
+    run = DPSGD(**FIELDS).start()
+    with pytest.raises(InputError, match="mixes examples"):
+        run.backward(dot, nn.Sequential(nn.BatchNorm1d(2)), num_records=5, load=rows(torch.ones(5, 2)))
+    assert run.steps_spent == 0
+
+
+def test_earlier_releases_come_first_each_once():
+    plan = DPSGD(**FIELDS, earlier=(GaussianRelease(noise_multiplier=2.0), GaussianRelease(noise_multiplier=5.0)))
+    run, module = plan.start(), Dot(2)
+    for _ in range(2):
+        with pytest.raises(InputError, match="2 releases before its first step"):
+            run.backward(dot, module, num_records=5, load=rows(torch.ones(5, 2)))
+        assert module.w.grad is None
+        assert run.steps_spent == 0
+        run.release(torch.zeros(2, dtype=torch.float64), sensitivity=1.0)
+    for _ in range(4):
+        run.backward(dot, module, num_records=5, load=rows(torch.ones(5, 2)))
+    assert run.finished
+
+
+def test_earlier_releases_are_part_of_the_claim():
+    plain = DPSGD(**FIELDS)
+    plan = dataclasses.replace(plain, earlier=(GaussianRelease(noise_multiplier=5.0),))
+    assert plan.epsilon() > plain.epsilon()
+    assert "1 Gaussian releases" in plan.statement
+    assert plan.claim(entropy=OperatingSystemEntropy())["earlier_noise_multipliers"] == [5.0]
+
+
+def test_a_size_that_is_claimed_as_exact_must_be_exact():
+    plan = DPSGD(**FIELDS, relation="replace_special")
+    for number in (99, 101):
+        with pytest.raises(InputError, match="claimed as exact"):
+            plan.start().backward(dot, Dot(1), num_records=number, load=rows(torch.ones(number, 1)))
+    plan.start().backward(dot, Dot(1), num_records=100, load=rows(torch.ones(100, 1)))
+
+
+def test_the_claim_carries_the_declared_size_only(tmp_path):
+    plan = DPSGD(**FIELDS | {"dataset_size": 1200, "expected_batch_size": 6, "delta": 1e-4})
+    entropy = OperatingSystemEntropy()
+    run, module = plan.start(tmp_path / "journal"), Dot(1)
+    before = plan.claim(entropy=entropy), plan.statement
+    while not run.finished:
+        run.backward(dot, module, num_records=1237, load=rows(torch.ones(1237, 1)))
+    run.close()
+    assert (run.plan.claim(entropy=entropy), run.plan.statement) == before
+    claim, statement = before
+    assert claim["dataset_size"] == 1200
+    assert claim["private"] is True
+    assert claim["statement"] == statement
+    assert plan.epsilon() <= claim["epsilon"] <= plan.epsilon() + 1e-4
+    assert "1237" not in f"{claim} {statement} {run.disclosures}"
+
+
+def test_diagnostics_show_nothing_until_revealed():
+    run = DPSGD(**FIELDS).start()
+    diagnostics = run.backward(dot, Dot(1), num_records=50, load=rows(torch.full((50, 1), 7.0)))
+    assert "7." not in repr(diagnostics)
+    assert run.disclosures == []
+    norms = diagnostics.grad_norms.reveal(because="a person asked")
+    assert (norms == 7).all()
+    assert run.disclosures == ["a person asked"]
+
+
+def test_the_null_object_makes_no_claim_and_no_noise():
+    plan = NonPrivate(dataset_size=10, expected_batch_size=10, steps=2)
+    module, run = Dot(1), plan.start()
+    run.backward(dot, module, num_records=10, load=rows(torch.full((10, 1), 1e3)))
+    assert module.w.grad.item() == pytest.approx(1e3)  # neither clipped nor noisy
+    assert plan.epsilon() == float("inf")
+    claim = plan.claim(entropy=OperatingSystemEntropy())
+    assert claim["private"] is False
+    assert claim["epsilon"] is None
+    assert claim["statement"].startswith("NOT PRIVATE")
+    run.backward(dot, module, num_records=10, load=rows(torch.zeros(10, 1)))
+    with pytest.raises(InputError, match="are spent"):
+        run.backward(dot, module, num_records=10, load=rows(torch.zeros(10, 1)))
