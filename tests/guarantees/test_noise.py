@@ -60,6 +60,12 @@ def test_radius_reaches_beyond_eight_standard_deviations():
     assert gaussian(2, std=1.0, random_bytes=bytes)[0] == pytest.approx(8.5717, abs=1e-3)
 
 
+def test_every_bit_of_53_counts():
+    words = np.array([5 << 11, 0], dtype=np.uint64)  # where 24-bit uniforms have but one value
+    expected = np.sqrt(-2 * np.log(6 * 2.0**-53))
+    assert gaussian(1, std=1.0, random_bytes=lambda count: words.tobytes()).item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_no_bytes_give_anything_but_a_finite_number():
     for byte in (b"\x00", b"\xff", b"\x80", b"\x7f"):
         assert gaussian(3, std=1.0, random_bytes=lambda count, b=byte: b * count).isfinite().all()

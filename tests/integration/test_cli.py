@@ -10,7 +10,7 @@ import pytest
 from conftest import SMALL
 from PIL import Image
 
-from dpdm.training import Release, trainer
+from dpdm.training import Release, private_folder
 
 
 def files(folder):
@@ -151,7 +151,7 @@ def test_a_full_disk_says_how_to_go_on_and_leaves_the_checkpoint_whole(dpdm, pho
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", full)
+        patch.setattr(private_folder, "save_checkpoint", full)
         code, _, err = dpdm("train", photos, "--run", "r", *SMALL)
     assert code == 1
     assert "No space left on device" in err

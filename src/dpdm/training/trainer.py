@@ -3,8 +3,6 @@
 `Trainer.run` is a generator of progress; bars, logs and early stops are its callers'. `Trainer.fit` runs it to the end.
 """
 
-import json
-import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import nn
 
-from dpdm.config import Training, encode, read_toml
+from dpdm.config import Training, encode
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.networks import CompactUNet, Network
-from dpdm.privacy import Mechanism, MechanismRun, OneBackwardEach, OperatingSystemEntropy, Vectorized
+from dpdm.privacy import Mechanism, OneBackwardEach, OperatingSystemEntropy, Vectorized
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.mechanism import Diagnostics, LoadBatch
 from dpdm.training import ema
-from dpdm.training.checkpoint import load_checkpoint, save_checkpoint
-from dpdm.training.files import write_toml
 from dpdm.training.hardware import autocast, choose_device
+from dpdm.training.private_folder import PrivateFolder
 from dpdm.training.release import ImageFacts, Release
-from dpdm.types import InputError, RandomBytes, images_to_tensor
+from dpdm.types import RandomBytes, images_to_tensor
 
 
 class Progress(NamedTuple):
@@ -92,7 +88,7 @@ class Trainer:
         average = ema.start(denoiser)
         optimizer = torch.optim.Adam(denoiser.parameters(), lr=self.training.learning_rate)
         settings = self._settings(data)
-        folder = _PrivateFolder(None if self.run is None else Path(self.run) / "private", settings)
+        folder = PrivateFolder(None if self.run is None else Path(self.run) / "private", settings)
         mechanism = self.mechanism.start(
             folder.journal,
             entropy=self.entropy,
@@ -116,12 +112,11 @@ class Trainer:
                 updates += 1
                 ema.update(average, denoiser, updates=updates, decay=self.training.ema_decay)
                 progress = Progress(mechanism.steps_spent, self.mechanism.steps, updates, diagnostics)
-                folder.record(progress, mechanism)
+                folder.record(progress.steps_spent, diagnostics, mechanism)
                 try:
                     yield progress
-                except (
-                    GeneratorExit
-                ):  # a clean stop: nothing is in flight, so what was reserved beyond can be given back
+                except GeneratorExit:
+                    # A clean stop: nothing is in flight, so what was reserved beyond can be given back.
                     folder.save(denoiser, average, optimizer, updates)
                     mechanism.settle()
                     raise
@@ -160,86 +155,3 @@ class Trainer:
             )
 
         return load
-
-
-_PERFORMANCE = ("training.physical_batch_size", "training.strategy", "training.device", "training.precision")
-
-
-class _PrivateFolder:
-    """What a run keeps to itself: journal, checkpoint, losses and norms. Never publish it.
-
-    Raises:
-        InputError: The folder holds a run with other settings, performance aside.
-    """
-
-    def __init__(self, path: Path | None, settings: dict[str, Any], *, seconds_between_saves: float = 60.0) -> None:
-        self.path = path
-        self._seconds, self._saved_at = seconds_between_saves, time.monotonic()
-        if path is None:
-            return
-        if (path / "config.toml").exists():
-            there, here = _flat(read_toml(path / "config.toml")), _flat(settings)
-            for key in sorted(there.keys() | here.keys()):
-                if there.get(key) != here.get(key) and key not in _PERFORMANCE:
-                    raise InputError(
-                        f"{path.parent} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
-                        "choose another --run, or repeat the settings of that one"
-                    )
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            write_toml(path / "config.toml", settings)
-
-    @property
-    def journal(self) -> Path | None:
-        return None if self.path is None else self.path / "journal.jsonl"
-
-    def restore(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the checkpoint, if there is one, and return its number of updates."""
-        if self.path is None or not (self.path / "checkpoint.safetensors").exists():
-            return 0
-        return load_checkpoint(
-            self.path / "checkpoint.safetensors", network=denoiser, average=average, optimizer=optimizer
-        )
-
-    def save_now_and_then(self, *state: object) -> None:
-        """Save if the last time is a minute ago."""
-        if time.monotonic() - self._saved_at > self._seconds:
-            self.save(*state)  # type: ignore[arg-type]
-
-    def save(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, updates: int) -> None:
-        """Replace the checkpoint."""
-        self._saved_at = time.monotonic()
-        if self.path is not None:
-            save_checkpoint(
-                self.path / "checkpoint.safetensors",
-                network=denoiser,
-                average=average,
-                optimizer=optimizer,
-                updates=updates,
-            )
-
-    def record(self, progress: Progress, mechanism: MechanismRun) -> None:
-        """Append this step's losses and norms, which ε does not cover, and why secrets were revealed."""
-        if self.path is None:
-            return
-        losses = progress.diagnostics.losses.reveal(because="mean loss, written to private/metrics.jsonl")
-        norms = progress.diagnostics.grad_norms.reveal(because="gradient norms, written to private/metrics.jsonl")
-        row = {
-            "step": progress.steps_spent,
-            "batch_size": len(losses),
-            "loss": float(losses.mean()) if len(losses) else None,
-            "median_grad_norm": float(norms.median()) if len(norms) else None,
-            "clipped": float((norms > mechanism.plan.max_grad_norm).float().mean()) if len(norms) else None,
-        }
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if progress.updates == 1:
-            (self.path / "disclosures.json").write_text(json.dumps(mechanism.disclosures, indent=2) + "\n")
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -1,0 +1,98 @@
+"""What a run keeps to itself: settings, journal, checkpoint, losses and norms. Never publish it."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpdm.config import read_toml
+from dpdm.privacy.mechanism import Diagnostics, MechanismRun
+from dpdm.training.checkpoint import load_checkpoint, save_checkpoint
+from dpdm.training.files import write_toml
+from dpdm.types import InputError
+
+_PERFORMANCE = ("training.physical_batch_size", "training.strategy", "training.device", "training.precision")
+
+
+class PrivateFolder:
+    """The folder `private/` of a run, or nothing at all if `path` is None.
+
+    Raises:
+        InputError: The folder holds a run with other settings, performance aside.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], *, seconds_between_saves: float = 60.0) -> None:
+        self.path = path
+        self._seconds, self._saved_at = seconds_between_saves, time.monotonic()
+        if path is None:
+            return
+        if (path / "config.toml").exists():
+            there, here = _flat(read_toml(path / "config.toml")), _flat(settings)
+            for key in sorted(there.keys() | here.keys()):
+                if there.get(key) != here.get(key) and key not in _PERFORMANCE:
+                    raise InputError(
+                        f"{path.parent} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
+                        "choose another --run, or repeat the settings of that one"
+                    )
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            write_toml(path / "config.toml", settings)
+
+    @property
+    def journal(self) -> Path | None:
+        """Where the mechanism counts its noisy sums."""
+        return None if self.path is None else self.path / "journal.jsonl"
+
+    def restore(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the checkpoint, if there is one, and return its number of updates."""
+        if self.path is None or not (self.path / "checkpoint.safetensors").exists():
+            return 0
+        return load_checkpoint(
+            self.path / "checkpoint.safetensors", network=denoiser, average=average, optimizer=optimizer
+        )
+
+    def save_now_and_then(self, *state: object) -> None:
+        """Save if the last time is a minute ago."""
+        if time.monotonic() - self._saved_at > self._seconds:
+            self.save(*state)  # type: ignore[arg-type]
+
+    def save(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, updates: int) -> None:
+        """Replace the checkpoint."""
+        self._saved_at = time.monotonic()
+        if self.path is not None:
+            save_checkpoint(
+                self.path / "checkpoint.safetensors",
+                network=denoiser,
+                average=average,
+                optimizer=optimizer,
+                updates=updates,
+            )
+
+    def record(self, step: int, diagnostics: Diagnostics, mechanism: MechanismRun) -> None:
+        """Append this step's losses and norms, which ε does not cover, and why secrets were revealed."""
+        if self.path is None:
+            return
+        losses = diagnostics.losses.reveal(because="mean loss, written to private/metrics.jsonl")
+        norms = diagnostics.grad_norms.reveal(because="gradient norms, written to private/metrics.jsonl")
+        row = {
+            "step": step,
+            "batch_size": len(losses),
+            "loss": float(losses.mean()) if len(losses) else None,
+            "median_grad_norm": float(norms.median()) if len(norms) else None,
+            "clipped": float((norms > mechanism.plan.max_grad_norm).float().mean()) if len(norms) else None,
+        }
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if not (self.path / "disclosures.json").exists():
+            (self.path / "disclosures.json").write_text(json.dumps(mechanism.disclosures, indent=2) + "\n")
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
