@@ -36,7 +36,7 @@ for _ in range(rounds):
         lines = os.open(side, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         run = plan.start(Path(journal))
         while True:
-            run.release(zeros, sensitivity=1.0)
+            run._release(zeros, sensitivity=1.0)
             os.write(lines, b"released\\n")
             if random.random() < 0.001:
                 run.settle()
@@ -83,7 +83,7 @@ def test_a_reservation_is_on_disk_before_the_release_is_made(tmp_path, monkeypat
     assert order, "a new journal is on disk before anything is reserved"
     order.clear()
     for _ in range(5):
-        run.release(ZEROS, sensitivity=1.0)
+        run._release(ZEROS, sensitivity=1.0)
     run.close()
     assert order == ["fsync", "noise"] * 5
 
@@ -91,7 +91,7 @@ def test_a_reservation_is_on_disk_before_the_release_is_made(tmp_path, monkeypat
 def test_a_crashed_run_repeats_nothing_and_counts_what_it_reserved(tmp_path):
     run = plan().start(tmp_path / "journal")
     for _ in range(13):
-        run.release(ZEROS, sensitivity=1.0)
+        run._release(ZEROS, sensitivity=1.0)
     run.close()  # a crash: not settled
     again = plan().start(tmp_path / "journal")
     assert again.steps_spent >= 13
@@ -104,7 +104,7 @@ def test_resuming_the_same_checkpoint_twice_counts_twice(tmp_path):
         run = plan().start(tmp_path / "journal")
         before = run.steps_spent
         for _ in range(25):
-            run.release(ZEROS, sensitivity=1.0)
+            run._release(ZEROS, sensitivity=1.0)
         assert run.steps_spent == before + 25
         run.close()
         again = plan().start(tmp_path / "journal")
@@ -116,18 +116,18 @@ def test_resuming_the_same_checkpoint_twice_counts_twice(tmp_path):
 def test_a_clean_stop_gives_back_exactly_what_was_not_made(tmp_path):
     run = plan().start(tmp_path / "journal")
     for _ in range(13):
-        run.release(ZEROS, sensitivity=1.0)
+        run._release(ZEROS, sensitivity=1.0)
     run.settle()
     run.close()
     again = plan().start(tmp_path / "journal")
     assert again.steps_spent == 13
     left = 0
     while not again.finished:
-        again.release(ZEROS, sensitivity=1.0)
+        again._release(ZEROS, sensitivity=1.0)
         left += 1
     assert left == 1000 - 13
     with pytest.raises(InputError, match="are spent"):
-        again.release(ZEROS, sensitivity=1.0)
+        again._release(ZEROS, sensitivity=1.0)
     again.close()
 
 
@@ -137,7 +137,7 @@ def test_stops_and_crashes_never_add_up_to_more_than_the_plan(tmp_path):
         run = plan(steps=300).start(tmp_path / "journal")
         for _ in range(round_ % 5):
             if not run.finished:
-                run.release(ZEROS, sensitivity=1.0)
+                run._release(ZEROS, sensitivity=1.0)
                 made += 1
         if round_ % 2:
             run.settle()
@@ -151,7 +151,7 @@ def test_a_torn_last_line_was_never_used(tmp_path):
     path = tmp_path / "journal"
     run = plan().start(path)
     for _ in range(15):
-        run.release(ZEROS, sensitivity=1.0)
+        run._release(ZEROS, sensitivity=1.0)
     run.close()
     whole = path.read_bytes()
     for torn in (b'{"spe', b"\x00\x00\xff", b'{"spent": 999}'):
@@ -166,7 +166,7 @@ def test_a_torn_first_line_is_an_empty_journal(tmp_path):
     (tmp_path / "journal").write_bytes(b'{"claim": "ab')
     run = plan().start(tmp_path / "journal")
     assert run.steps_spent == 0
-    run.release(ZEROS, sensitivity=1.0)
+    run._release(ZEROS, sensitivity=1.0)
     run.close()
     again = plan().start(tmp_path / "journal")
     assert again.steps_spent == 10
@@ -192,7 +192,7 @@ DAMAGE = {
 def test_a_damaged_journal_is_refused_and_left_alone(damage, tmp_path):
     path = tmp_path / "journal"
     run = plan().start(path)
-    run.release(ZEROS, sensitivity=1.0)
+    run._release(ZEROS, sensitivity=1.0)
     run.close()
     header, entry = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(DAMAGE[damage](header, entry))

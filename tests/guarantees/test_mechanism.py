@@ -40,8 +40,8 @@ def rows(data):
 class Silent(MechanismRun):
     """A run without noise that keeps the sums it is given."""
 
-    def release(self, total, *, sensitivity):
-        super().release(total, sensitivity=sensitivity)
+    def _release(self, total, *, sensitivity):
+        super()._release(total, sensitivity=sensitivity)
         self.totals = [*getattr(self, "totals", []), total]
         return total
 
@@ -49,8 +49,8 @@ class Silent(MechanismRun):
 class Zero(MechanismRun):
     """A run that releases nothing of the sum."""
 
-    def release(self, total, *, sensitivity):
-        return torch.zeros_like(super().release(total, sensitivity=sensitivity))
+    def _release(self, total, *, sensitivity):
+        return torch.zeros_like(super()._release(total, sensitivity=sensitivity))
 
 
 def start(run_class, plan, **settings):
@@ -108,21 +108,21 @@ def test_the_step_after_the_last_is_refused_and_changes_nothing(tmp_path):
             run.backward(dot, module, num_records=5, load=rows(torch.ones(5, 3)))
         assert "\n" not in str(caught.value)
         with pytest.raises(InputError, match="are spent"):
-            run.release(torch.zeros(3, dtype=torch.float64), sensitivity=1.0)
+            run._release(torch.zeros(3, dtype=torch.float64), sensitivity=1.0)
     assert torch.equal(module.w.grad, before)
     assert run.steps_spent == 4
     run.close()
     again = plan.start(tmp_path / "journal")
     assert again.finished
     with pytest.raises(InputError, match="are spent"):
-        again.release(torch.zeros(3, dtype=torch.float64), sensitivity=1.0)
+        again._release(torch.zeros(3, dtype=torch.float64), sensitivity=1.0)
     again.close()
 
 
 def test_stopping_early_costs_less():
     plan = DPSGD(**FIELDS)
     assert plan.epsilon(steps=0) == 0
-    assert 0 < plan.epsilon(steps=1) < plan.epsilon()
+    assert 0 < plan.epsilon(steps=1, accountant="rdp") < plan.epsilon(accountant="rdp")
 
 
 @pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized()])
@@ -207,7 +207,7 @@ def test_earlier_releases_come_first_each_once():
             run.backward(dot, module, num_records=5, load=rows(torch.ones(5, 2)))
         assert module.w.grad is None
         assert run.steps_spent == 0
-        run.release(torch.zeros(2, dtype=torch.float64), sensitivity=1.0)
+        run._release(torch.zeros(2, dtype=torch.float64), sensitivity=1.0)
     for _ in range(4):
         run.backward(dot, module, num_records=5, load=rows(torch.ones(5, 2)))
     assert run.finished
@@ -269,3 +269,25 @@ def test_the_null_object_makes_no_claim_and_no_noise():
     run.backward(dot, module, num_records=10, load=rows(torch.zeros(10, 1)))
     with pytest.raises(InputError, match="are spent"):
         run.backward(dot, module, num_records=10, load=rows(torch.zeros(10, 1)))
+
+
+def test_a_sum_that_no_random_batch_was_selected_for_is_refused_as_a_step():
+    plan = DPSGD(
+        dataset_size=100,
+        expected_batch_size=10,
+        steps=5,
+        noise_multiplier=1.0,
+        delta=1e-3,
+        earlier=(GaussianRelease(noise_multiplier=4.0),),
+    )
+    run = plan.start()
+    total = torch.zeros(3, dtype=torch.float64)
+    run.release(total, sensitivity=1.0)
+    with pytest.raises(InputError, match="only `backward` takes"):
+        run.release(total, sensitivity=1.0)
+    assert run.steps_spent == 0
+
+
+def test_a_relation_that_the_accounting_does_not_know_is_refused():
+    with pytest.raises(InputError, match="relation must be one of"):
+        DPSGD(dataset_size=100, expected_batch_size=10, steps=5, delta=1e-3, relation="replace_one")  # type: ignore[arg-type]

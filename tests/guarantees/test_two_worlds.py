@@ -141,14 +141,14 @@ class LetsNanThrough(RecordingRun):
             loss, module, num_records=num_records, load=peeking, physical_batch_size=physical_batch_size
         )
 
-    def release(self, total, *, sensitivity):
+    def _release(self, total, *, sensitivity):
         poison = 0.0 * sum((x.sum() for x in self._seen), start=torch.zeros(()))
-        return super().release(total + poison, sensitivity=sensitivity)
+        return super()._release(total + poison, sensitivity=sensitivity)
 
 
 class ClipsToTwice(RecordingRun):
-    def release(self, total, *, sensitivity):
-        return super().release(2 * total, sensitivity=sensitivity)
+    def _release(self, total, *, sensitivity):
+        return super()._release(2 * total, sensitivity=sensitivity)
 
 
 def copies_as_records(data: Records):
@@ -307,7 +307,7 @@ def test_the_trainer_in_two_worlds(name, tmp_path):
     assert max(moved(d, e)) > 1e-3
     assert len(d.calls) == 6
     assert any("journal" in name for name in d.observed["files"])
-    assert any(name.startswith("release") for name in d.observed["files"])
+    assert any(name.startswith("_release") for name in d.observed["files"])
 
 
 def test_the_trainer_takes_steps_with_empty_batches(tmp_path):

@@ -55,8 +55,8 @@ class World:
 class RecordingRun(MechanismRun):
     """A run whose releases pass through `plan.world`."""
 
-    def release(self, total, *, sensitivity):
-        noisy = super().release(total, sensitivity=sensitivity)
+    def _release(self, total, *, sensitivity):
+        noisy = super()._release(total, sensitivity=sensitivity)
         return self.plan.world.answer(total, sensitivity, noisy)
 
 

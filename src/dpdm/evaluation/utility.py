@@ -60,7 +60,7 @@ class UtilityProtocol:
         return max(self.epochs, math.ceil(self.min_updates / updates_per_epoch))
 
 
-QUICK = UtilityProtocol(epochs=2, batch_size=256, learning_rate=4e-3, min_updates=600, decay=True)
+QUICK = UtilityProtocol(epochs=2, batch_size=200, learning_rate=4e-3, min_updates=500, decay=True)
 """A look on two CPU cores: all images, but fewer epochs, with larger batches at a higher, falling learning rate.
 
 It can compare two sets of images with each other; its scores are not comparable with the paper's.

@@ -8,10 +8,11 @@ a run passes. `NonPrivate` is the null object: the same interface, and no claim.
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -95,6 +96,8 @@ class DPSGD:
             max_grad_norm=self.max_grad_norm,
             delta=self.delta,
         )
+        if self.relation not in get_args(Relation):
+            raise InputError(f"relation must be one of {', '.join(get_args(Relation))}, not {self.relation!r}")
         if self.noise_multiplier is not None:
             require_positive(noise_multiplier=self.noise_multiplier)
         if self.expected_batch_size > self.dataset_size:
@@ -251,7 +254,7 @@ class MechanismRun:
     """One run of a `DPSGD` plan: the only way from records to noisy gradients.
 
     Guarantees:
-        * Each call of `release` is one planned event; the plan's last is followed by refusal, never by more.
+        * Every noisy sum is one planned event; the plan's last is followed by refusal, never by more.
         * Per step one batch is selected, each of its examples clipped once, and noise added once, however many
           physical batches it took and even if nobody was selected.
         * A run that crashed has spent what its journal reserved, and repeats none of it.
@@ -265,6 +268,7 @@ class MechanismRun:
         self._made = self._journal.spent  # a resumed run never makes again what was reserved before
         self._entropy = entropy
         self._strategy = strategy or OneBackwardEach()
+        self._process = os.getpid()
         self.disclosures: list[str] = []
 
     @property
@@ -326,7 +330,7 @@ class MechanismRun:
             total += part.vector
             losses.append(part.losses.reveal(because="joined over physical batches"))
             norms.append(part.grad_norms.reveal(because="joined over physical batches"))
-        gradient = self.release(total, sensitivity=self.plan.max_grad_norm) / self.plan.expected_batch_size
+        gradient = self._release(total, sensitivity=self.plan.max_grad_norm) / self.plan.expected_batch_size
         for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):  # type: ignore[no-untyped-call]
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
         empty = torch.zeros(0)
@@ -336,15 +340,25 @@ class MechanismRun:
         )
 
     def release(self, total: Float64[Tensor, " coordinates"], *, sensitivity: float) -> Float64[Tensor, " coordinates"]:
-        """Return `total` with the noise of the plan's next event; everything downstream may be published.
+        """Return `total` with the noise of the plan's next earlier release; what follows from it may be published.
 
         Args:
-            total: A sum over records that one record moves by at most `sensitivity` in L2 norm.
+            total: A sum over all records that one record moves by at most `sensitivity` in L2 norm.
             sensitivity: That bound; the noise has standard deviation noise_multiplier · sensitivity.
 
         Raises:
-            InputError: The plan is spent.
+            InputError: The plan's earlier releases are made; what is left are steps, which `backward` takes.
         """
+        if self._made >= len(self.plan.earlier):
+            raise InputError("the plan's next event is a step on a random batch, which only `backward` takes")
+        return self._release(total, sensitivity=sensitivity)
+
+    def _release(
+        self, total: Float64[Tensor, " coordinates"], *, sensitivity: float
+    ) -> Float64[Tensor, " coordinates"]:
+        """Add the noise of the plan's next event: the one method that every noisy sum passes."""
+        if os.getpid() != self._process:
+            raise InputError("this run belongs to the process that started it: a fork would spend its releases twice")
         if self._made == self._journal.spent and not self._journal.reserve(self._block):
             raise InputError(f"all {self._journal.planned} releases of this plan are spent: its claim allows no more")
         std = self.plan.noise_std(self._made, sensitivity)
