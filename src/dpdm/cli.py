@@ -102,7 +102,6 @@ def train(
         sampler=config.sampler,
         run=folder,
     )
-    _note(f"{trainer.mechanism.statement}")
     with _say_how_to_go_on(folder):
         release = _train_with_progress(trainer, data, folder)
         images, labels = release.sample(max(1, release.facts.num_classes) * 10, seed=0)
@@ -253,6 +252,8 @@ def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Releas
         with _progress("training", mechanism.steps) as advance:
             while True:
                 progress = next(steps)
+                if not spent:
+                    _note(mechanism.statement)
                 if not spent or progress.steps_spent * 20 // mechanism.steps > shown * 20 // mechanism.steps:
                     ahead = min(
                         mechanism.steps, (progress.steps_spent * 20 // mechanism.steps + 1) * mechanism.steps // 20

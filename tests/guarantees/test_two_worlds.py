@@ -307,7 +307,7 @@ def test_the_trainer_in_two_worlds(name, tmp_path):
     assert max(moved(d, e)) > 1e-3
     assert len(d.calls) == 6
     assert any("journal" in name for name in d.observed["files"])
-    assert any(name.startswith("_release") for name in d.observed["files"])
+    assert any(name.startswith("release") for name in d.observed["files"])
 
 
 def test_the_trainer_takes_steps_with_empty_batches(tmp_path):

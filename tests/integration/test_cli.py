@@ -167,7 +167,10 @@ WRONG = {
     "no image": (["train", "junk", "--set=data.size=8"], "a.txt"),
     "epsilon zero": (["train", "digits", "--epsilon", "0"], "epsilon must be"),
     "epsilon negative": (["train", "digits", "--epsilon", "-1"], "epsilon must be"),
-    "epsilon unreachable": (["train", "digits", "--epsilon", "1e-9"], "cannot be reached"),
+    "epsilon unreachable": (
+        ["train", "digits", "--epsilon", "1e-6", "--set", "privacy.delta=1e-15"],
+        "cannot be reached",
+    ),
     "delta too large": (["train", "digits", "--set", "privacy.delta=0.01"], "delta = 0.01 is not below"),
     "q above one": (["train", "digits", "--set", "privacy.expected_batch_size=5000"], "expected_batch_size = 5000"),
     "unknown key": (["plan", "digits", "--set", "privacy.epsilonn=1"], "did you mean epsilon?"),
@@ -175,7 +178,7 @@ WRONG = {
     "steps zero": (["train", "digits", "--set", "privacy.steps=0"], "steps must be"),
     "no run": (["sample", "nowhere", "-n", "4", "-o", "x.npz"], "nowhere holds no run"),
     "no labels declared": (["train", "labelled.npz"], "num_classes"),
-    "labels outside": (["train", "labelled.npz", "--set", "data.num_classes=2"], "label 3 occurs"),
+    "labels outside": (["train", "labelled.npz", "--set", "data.num_classes=2"], "label 2 occurs"),
     "no reference": (["evaluate", "labelled.npz", "--reference", "nowhere"], "nowhere"),
 }
 

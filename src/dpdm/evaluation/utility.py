@@ -78,7 +78,7 @@ class UtilityScore:
         high: upper end of that interval.
         num_test: number of test images.
         epochs: epochs trained.
-        best_epoch: the epoch that was kept, from 1.
+        best_epoch: the epoch that was kept, from 1; of equally good ones the latest.
         held_out_accuracy: that epoch's accuracy on the held-out synthetic images, 0..1.
     """
 
@@ -210,8 +210,7 @@ class _Pupil:
         self.module.eval()
         answers = []
         for start in range(0, len(images), _PHYSICAL_BATCH_SIZE):
-            # copied, because torch warns of arrays that are not writable, as memory-mapped ones are
-            logits = self.module(images_to_tensor(images[start : start + _PHYSICAL_BATCH_SIZE].copy()))
+            logits = self.module(images_to_tensor(images[start : start + _PHYSICAL_BATCH_SIZE]))
             # A loss that was not finite shows up here too: the weights never recover from its gradient.
             if not torch.isfinite(logits).all():
                 raise InputError(f"{self.name} diverged, its outputs are not finite: lower the learning rate")
@@ -219,9 +218,10 @@ class _Pupil:
         return np.asarray(torch.cat(answers).numpy())
 
     def remember_if_best(self, epoch: int, images: Images, labels: Labels) -> None:
-        """Keep the weights if no earlier epoch did as well on these images."""
+        """Keep the weights if no earlier epoch did better on these images."""
         accuracy = float((self.answers(images) == labels).mean())
-        if accuracy > self.best_accuracy:
+        # Of equals the latest: where a small held-out part is soon answered perfectly, it has learnt the most.
+        if accuracy >= self.best_accuracy:
             self.best_epoch, self.best_accuracy = epoch, accuracy
             self.best_weights = {name: weight.clone() for name, weight in self.module.state_dict().items()}
 

@@ -109,6 +109,9 @@ def calibrate(
     def cost(noise_multiplier: float, accountant: Accountant) -> float:
         return epsilon(events_of(noise_multiplier), delta=delta, relation=relation, accountant=accountant)
 
+    def excess(noise_multiplier: float, accountant: Accountant) -> float:
+        return math.log(max(cost(noise_multiplier, accountant), 1e-300) / target)  # ε is 0 where δ covers everything
+
     high = 1.0
     while cost(high, "rdp") > target:
         high *= 2
@@ -120,12 +123,12 @@ def calibrate(
     low = high / 2
     while cost(low, "rdp") <= target:
         low /= 2
-    high = low = _root(lambda noise: math.log(cost(noise, "rdp") / target), low, high) * 1.001
+    high = low = _root(lambda noise: excess(noise, "rdp"), low, high) * 1.001
     while cost(high, "pld") > target:  # the PLD's grid is coarse for the tiniest ε
         high *= 1.05
     while cost(low := low * 0.85, "pld") <= target:
         high = low
-    result = _root(lambda noise: math.log(cost(noise, "pld") / target), low, high)
+    result = _root(lambda noise: excess(noise, "pld"), low, high)
     while cost(result, "pld") > target:
         result *= 1 + _TOLERANCE / 2
     return result

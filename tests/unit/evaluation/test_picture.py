@@ -111,7 +111,7 @@ def test_side_by_side_shows_both_grids_in_order_under_their_captions(tmp_path):
 
 def test_captions_wider_than_their_grids_do_not_run_into_each_other(tmp_path):
     one = np.zeros((1, 48, 48, 1), dtype=np.uint8)
-    side_by_side(tmp_path / "two.png", one, one, captions=("m" * 20, "m" * 20))
+    side_by_side(tmp_path / "two.png", one, one, columns=1, captions=("m" * 20, "m" * 20))
     inked = (pixels(tmp_path / "two.png")[:30] < 200).any(axis=(0, 2))
     columns = np.flatnonzero(inked)
     assert np.diff(columns).max() >= 10

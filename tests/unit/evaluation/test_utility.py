@@ -130,6 +130,29 @@ def test_the_global_random_state_of_torch_is_left_as_it_was_and_has_no_influence
     assert outcomes[0] == outcomes[1]
 
 
+def test_dropout_falls_anew_in_every_update():
+    drawn = []
+
+    class Dropout(nn.Linear):
+        def forward(self, x):
+            if self.training:
+                drawn.append(torch.rand(()).item())
+            return super().forward(x.flatten(1))
+
+    class Forgetful:
+        def build(self, shape, num_classes):
+            return Dropout(64, num_classes)
+
+    evaluate_utility(
+        *blobs(100, seed=0),
+        *blobs(20, seed=1),
+        num_classes=3,
+        protocol=SHORT,
+        classifiers={"forgetful": Forgetful()},
+    )
+    assert len(set(drawn)) == len(drawn) == 12
+
+
 def test_one_tenth_of_the_synthetic_images_is_never_trained_on_and_all_others_are_in_every_epoch():
     witness = Witness()
     evaluate_utility(
@@ -173,7 +196,41 @@ def test_the_score_is_that_of_the_epoch_that_was_best_on_held_out_images_not_of_
     assert dataclasses.replace(stopped, epochs=12) == score
     stopped_before = dataclasses.replace(long, epochs=score.best_epoch - 1)
     earlier = evaluate_utility(*data, num_classes=3, protocol=stopped_before, classifiers=FAST)["mlp"]
-    assert earlier.held_out_accuracy < score.held_out_accuracy
+    assert earlier.held_out_accuracy <= score.held_out_accuracy
+
+
+def test_of_equally_good_epochs_the_latest_is_kept():
+    train = blobs(300, seed=0)
+    score = evaluate_utility(
+        *train, *train, num_classes=3, protocol=dataclasses.replace(SHORT, epochs=12), classifiers=FAST
+    )["mlp"]
+    stopped = evaluate_utility(
+        *train, *train, num_classes=3, protocol=dataclasses.replace(SHORT, epochs=11), classifiers=FAST
+    )["mlp"]
+    assert stopped.held_out_accuracy == score.held_out_accuracy == 1, "this test needs a tie"
+    assert (stopped.best_epoch, score.best_epoch) == (11, 12)
+
+
+def test_a_decaying_learning_rate_starts_where_a_constant_one_is_and_ends_near_zero(monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+
+    def spy(optimizer, *arguments):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    for decay in (False, True):
+        protocol = UtilityProtocol(epochs=4, batch_size=45, learning_rate=0.8, decay=decay)
+        evaluate_utility(
+            *blobs(100, seed=0),
+            *blobs(20, seed=1),
+            num_classes=3,
+            protocol=protocol,
+            classifiers={"logreg": LogReg()},
+        )
+    assert rates[:8] == [0.8] * 8
+    assert rates[8:] == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
 
 
 def test_the_interval_is_as_wide_as_the_number_of_test_images_makes_it():
@@ -212,7 +269,7 @@ def test_a_quick_look_makes_enough_updates_however_few_images_there_are(num_imag
 
 def test_the_default_protocol_is_that_of_the_paper():
     assert UtilityProtocol() == UtilityProtocol(
-        epochs=50, batch_size=128, learning_rate=3e-4, held_out=0.1, min_updates=0
+        epochs=50, batch_size=128, learning_rate=3e-4, held_out=0.1, min_updates=0, decay=False
     )
     assert UtilityProtocol().num_epochs(10) == 50
 
