@@ -123,7 +123,7 @@ def test_what_training_prints_holds_no_loss_and_no_batch_size(dpdm, photos):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_line_goes_on(photos, tmp_path, number):
-    line = [sys.executable, "-m", "dpdm", "train", str(photos), "--run", "r", *SMALL, "--set=privacy.steps=1500"]
+    line = [sys.executable, "-m", "dpdm", "train", str(photos), "--run", "r", *SMALL, "--set=privacy.steps=300"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
     metrics = tmp_path / "r" / "private" / "metrics.jsonl"
@@ -134,7 +134,7 @@ def test_a_signal_saves_and_the_same_line_goes_on(photos, tmp_path, number):
     assert process.returncode == 128 + number, err
     assert "the same command goes on" in err
     taken = len(metrics.read_text().splitlines())
-    assert 0 < taken < 1500
+    assert 0 < taken < 300
     journal = [json.loads(line) for line in (tmp_path / "r" / "private" / "journal.jsonl").read_text().splitlines()]
     assert journal[-1]["spent"] == taken
     again = subprocess.run(
@@ -142,8 +142,8 @@ def test_a_signal_saves_and_the_same_line_goes_on(photos, tmp_path, number):
     )
     assert again.returncode == 0, again.stderr
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 1501))
-    assert Release.load(tmp_path / "r").privacy["steps"] == 1500
+    assert steps == list(range(1, 301))
+    assert Release.load(tmp_path / "r").privacy["steps"] == 300
 
 
 def test_a_full_disk_says_how_to_go_on_and_leaves_the_checkpoint_whole(dpdm, photos, tmp_path, monkeypatch):
