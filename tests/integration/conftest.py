@@ -1,24 +1,11 @@
-import json
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_run import SMALL
 
 from dpdm import cli
-
-SMALL = (
-    "--set=data.size=8",
-    "--set=privacy.epsilon=1",
-    "--set=network.kind=mlp",
-    "--set=network.width=16",
-    "--set=network.blocks=1",
-    "--set=privacy.steps=6",
-    "--set=privacy.expected_batch_size=8",
-    "--set=privacy.delta=1e-3",
-    "--set=loss.noise_multiplicity=2",
-    "--set=sampler.steps=3",
-)
 
 
 @pytest.fixture
@@ -58,7 +45,3 @@ def trained(dpdm, photos, tmp_path):
     code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", tmp_path / "run", *SMALL)
     assert code == 0, err
     return tmp_path / "run"
-
-
-def read_json(text):
-    return json.loads(text)

@@ -7,8 +7,8 @@ import tomllib
 
 import numpy as np
 import pytest
-from conftest import SMALL
 from PIL import Image
+from small_run import SMALL
 
 from dpdm.training import Release, private_folder
 
@@ -159,6 +159,20 @@ def test_a_full_disk_says_how_to_go_on_and_leaves_the_checkpoint_whole(dpdm, pho
     assert files(tmp_path / "r" / "release") is None
     code, _, err = dpdm("train", photos, "--run", "r", *SMALL)
     assert code == 0, err
+
+
+def test_a_lost_journal_is_refused_and_never_counted_from_zero(dpdm, trained, photos):
+    (trained / "private" / "journal.jsonl").unlink()
+    code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", trained, *SMALL)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the checkpoint has seen 6 steps and the journal counts 0" in err
+
+
+def test_a_plan_that_crashes_spent_is_no_release(dpdm, trained, photos):
+    (trained / "private" / "checkpoint.safetensors").unlink()
+    code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", trained, *SMALL)
+    assert code == 2
+    assert "crashes spent the whole plan" in err
 
 
 WRONG = {

@@ -215,10 +215,16 @@ class NonPrivate:
     def __post_init__(self) -> None:
         require_positive(dataset_size=self.dataset_size, expected_batch_size=self.expected_batch_size, steps=self.steps)
 
+        if self.expected_batch_size > self.dataset_size:
+            raise InputError(
+                f"expected_batch_size = {self.expected_batch_size} is more than dataset_size = {self.dataset_size}: "
+                "choose a smaller batch"
+            )
+
     @property
     def sample_rate(self) -> float:
         """Inclusion probability of each record in each step."""
-        return min(1.0, self.expected_batch_size / self.dataset_size)
+        return self.expected_batch_size / self.dataset_size
 
     @property
     def statement(self) -> str:
@@ -368,7 +374,8 @@ class MechanismRun:
 
     def settle(self) -> None:
         """Record that nothing beyond the releases made so far was produced: call after a clean stop's checkpoint."""
-        self._journal.settle(self._made)
+        if os.getpid() == self._process:  # a fork knows nothing of what its parent made since
+            self._journal.settle(self._made)
 
     def close(self) -> None:
         """Let go of the journal without settling: what was reserved stays spent."""

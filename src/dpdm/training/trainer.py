@@ -23,7 +23,7 @@ from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device
 from dpdm.training.private_folder import PrivateFolder
 from dpdm.training.release import ImageFacts, Release
-from dpdm.types import RandomBytes, images_to_tensor
+from dpdm.types import InputError, RandomBytes, images_to_tensor
 
 
 class Progress(NamedTuple):
@@ -97,6 +97,15 @@ class Trainer:
         load = self._loader(data, null_label=facts.num_classes, device=device)
         try:
             updates = folder.restore(denoiser, average, optimizer)
+            if updates > mechanism.steps_spent:
+                raise InputError(
+                    f"{self.run}: the checkpoint has seen {updates} steps and the journal counts "
+                    f"{mechanism.steps_spent}: it was lost or restored from a backup; start a new run, and count both"
+                )
+            if mechanism.finished and not updates:
+                raise InputError(f"{self.run}: crashes spent the whole plan before a checkpoint: start a new run")
+            if not updates:
+                folder.save(denoiser, average, optimizer, updates)  # a disk that is full shows before anything is spent
             while not mechanism.finished:
                 for group in optimizer.param_groups:
                     group["lr"] = self.training.learning_rate_at(mechanism.steps_spent / self.mechanism.steps)
