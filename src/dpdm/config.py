@@ -51,7 +51,7 @@ class Privacy:
 
     `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
     number is public, and the claim is about blanking one out. Without `expected_batch_size` it is a sixteenth of the
-    size, from 64 to 2048.
+    size, from 64 to 2048. The kind "non-private" claims nothing: it has no use for epsilon, delta and max_grad_norm.
     """
 
     kind: Literal["dp-sgd", "non-private"] = "dp-sgd"
