@@ -18,14 +18,7 @@ def main(folder: Path) -> None:
     config = dpdm.load_config("digits")
     train, test = config.data.open(), dpdm.open_dataset("digits:test")
 
-    trainer = dpdm.Trainer(
-        network=config.network,
-        mechanism=config.privacy.plan(lambda: len(train)),
-        loss=config.loss,
-        training=config.training,
-        sampler=config.sampler,
-        run=folder,
-    )
+    trainer = dpdm.Trainer.from_config(config, train, run=folder)
     steps = trainer.steps(train)
     try:
         while True:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dpdm.data import ImageDataset, open_dataset
     from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, LogNormal
     from dpdm.evaluation import UtilityProtocol, evaluate_utility
-    from dpdm.networks import MLP, CompactUNet
+    from dpdm.networks import MLP, CompactUNet, UNet
     from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
     from dpdm.training import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
@@ -32,6 +32,7 @@ _HOME = {
     "evaluate_utility": "evaluation",
     "MLP": "networks",
     "CompactUNet": "networks",
+    "UNet": "networks",
     "DPSGD": "privacy",
     "GaussianRelease": "privacy",
     "NonPrivate": "privacy",
@@ -60,6 +61,7 @@ __all__ = [
     "Synthesizer",
     "Trainer",
     "Training",
+    "UNet",
     "UtilityProtocol",
     "evaluate_utility",
     "load_config",

@@ -69,7 +69,9 @@ def plan(
     _print(f"noise       {_short(report['noise_multiplier'])} times the clipping norm, on {mechanism.steps:,} steps")
     _print(f"batches     each image enters a step with probability {mechanism.sample_rate:.4g}")
     _print(f"epsilon     {curve}")
-    _print(f"check       {_short(report['epsilon_rdp'])} by Rényi accounting, an independent upper bound")
+    loose = report["epsilon"] and report["epsilon_rdp"] > 1.25 * report["epsilon"]
+    remark = ", which is loose for few steps or tiny batches" if loose else ""
+    _print(f"check       {_short(report['epsilon_rdp'])} by Rényi accounting, an independent upper bound{remark}")
     _print(f"network     {cost.parameters:,} parameters")
     _print(f"time        about {_duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
     _print(f"memory      about {cost.memory_gib:.1f} GiB")
@@ -93,15 +95,7 @@ def train(
     if folder.exists() and not folder.is_dir():
         _fail(f"{folder} is a file: choose another --run folder")
     data = config.data.open()
-    trainer = Trainer(
-        network=config.network,
-        preconditioning=config.preconditioning,
-        mechanism=config.privacy.plan(lambda: len(data)),
-        loss=config.loss,
-        training=config.training,
-        sampler=config.sampler,
-        run=folder,
-    )
+    trainer = Trainer.from_config(config, data, run=folder)
     with _say_how_to_go_on(folder):
         release = _train_with_progress(trainer, data, folder)
         images, labels = release.sample(max(1, release.facts.num_classes) * 10, seed=0)
@@ -211,7 +205,7 @@ def main() -> None:
 
         if isinstance(error, ValueError) and not isinstance(error, InputError):
             raise  # a fault of the program's, which wants its traceback
-        print(f"dpdm: {error}", file=sys.stderr)
+        print("dpdm:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 
@@ -230,6 +224,7 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
     if data.size and data.channels and data.num_classes is not None and privacy.dataset_size:
         names = tuple(str(label) for label in range(data.num_classes))
         return ImageFacts((data.channels, data.size, data.size), names), privacy.plan(lambda: 0)
+    _note(f"opening {data.source}: size, channels, num_classes and dataset_size are not all declared")
     opened = data.open()
     return ImageFacts(opened.shape, opened.class_names), privacy.plan(lambda: len(opened))
 
@@ -254,6 +249,8 @@ def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Releas
                 progress = next(steps)
                 if not spent:
                     _note(mechanism.statement)
+                    if lost := progress.steps_spent - progress.updates:
+                        _note(f"{lost} steps were lost when an earlier process was killed: they stay spent")
                 if not spent or progress.steps_spent * 20 // mechanism.steps > shown * 20 // mechanism.steps:
                     ahead = min(
                         mechanism.steps, (progress.steps_spent * 20 // mechanism.steps + 1) * mechanism.steps // 20
@@ -302,19 +299,30 @@ def _progress(what: str, total: int | None) -> Iterator[Any]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
             task = bar.add_task(what, total=total, note="")
-            yield lambda count, note, total=total: bar.update(task, advance=count, note=note, total=total)
+
+            def move(count: int, note: str, total: int | None = total) -> None:
+                if bar.tasks[task].completed:
+                    bar.update(task, advance=count, note=note, total=total)
+                else:  # what an earlier process did is no measure of speed
+                    bar.reset(task, completed=count, note=note, total=total)
+
+            yield move
         return
+    done = before = 0
     started = told = time.monotonic()
-    done = 0
 
     def advance(count: int, note: str, total: int | None = total) -> None:
-        nonlocal done, told
-        done += count
+        nonlocal done, before, started, told
         now = time.monotonic()
+        if not done:
+            before, started = count, now
+        done += count
         if total and (now - told > 30 or done == total):
             told = now
-            left = (now - started) / max(done, 1) * (total - done)
-            _note(f"{what}: {done:,} of {total:,}, about {_duration(left)} left  {note}")
+            left = (
+                f"about {_duration((now - started) / (done - before) * (total - done))} left" if done > before else ""
+            )
+            _note(f"{what}: {done:,} of {total:,}  {left}  {note}")
 
     yield advance
 

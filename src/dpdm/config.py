@@ -20,7 +20,7 @@ import pydantic
 
 from dpdm.data import Channels, Fit, ImageDataset, open_dataset
 from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss
-from dpdm.networks import MLP, CompactUNet, Network
+from dpdm.networks import MLP, CompactUNet, Network, UNet
 from dpdm.privacy import DPSGD, Mechanism, NonPrivate
 from dpdm.types import InputError, require_positive
 
@@ -51,10 +51,9 @@ class Privacy:
 
     `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
     number is public, and the claim is about blanking one out. Without `expected_batch_size` it is a sixteenth of the
-    size, from 64 to 2048. The kind "non-private" claims nothing: it has no use for epsilon, delta and max_grad_norm.
+    size, from 64 to 2048.
     """
 
-    kind: Literal["dp-sgd", "non-private"] = "dp-sgd"
     epsilon: float = 10.0
     delta: float = 1e-5
     dataset_size: int | None = None
@@ -65,19 +64,30 @@ class Privacy:
     def plan(self, count_records: Callable[[], int]) -> Mechanism:
         """Return the plan, its noise calibrated. `count_records` is called if no size is declared."""
         size = count_records() if self.dataset_size is None else self.dataset_size
-        batch = self.expected_batch_size
-        if batch is None:
-            batch = min(size, max(64, min(2048, size // 16)))
-        if self.kind == "non-private":
-            return NonPrivate(dataset_size=size, expected_batch_size=batch, steps=self.steps)
         return DPSGD(
             dataset_size=size,
-            expected_batch_size=batch,
+            expected_batch_size=_batch_size(self.expected_batch_size, size),
             steps=self.steps,
             max_grad_norm=self.max_grad_norm,
             delta=self.delta,
             relation="replace_special" if self.dataset_size is None else "add_or_remove_one",
         ).calibrate(epsilon=self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoPrivacy:
+    """`[privacy]` of the kind "non-private": the same batches and steps, neither clipping nor noise, and no claim."""
+
+    dataset_size: int | None = None
+    expected_batch_size: int | None = None
+    steps: int = 500
+
+    def plan(self, count_records: Callable[[], int]) -> Mechanism:
+        """Return the plan. `count_records` is called if no size is declared."""
+        size = count_records() if self.dataset_size is None else self.dataset_size
+        return NonPrivate(
+            dataset_size=size, expected_batch_size=_batch_size(self.expected_batch_size, size), steps=self.steps
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +132,7 @@ class Config:
     """All settings of a run: one TOML file."""
 
     data: Data
-    privacy: Privacy = field(default_factory=Privacy)
+    privacy: Privacy | NoPrivacy = field(default_factory=Privacy)
     network: Network = field(default_factory=CompactUNet)
     preconditioning: EDM = field(default_factory=EDM)
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
@@ -130,7 +140,15 @@ class Config:
     sampler: DDIM | Churn = field(default_factory=DDIM)
 
 
-_KIND_OF: dict[type, str] = {CompactUNet: "compact-unet", MLP: "mlp", DDIM: "ddim", Churn: "churn"}
+_KIND_OF: dict[type, str] = {
+    Privacy: "dp-sgd",
+    NoPrivacy: "non-private",
+    CompactUNet: "compact-unet",
+    MLP: "mlp",
+    UNet: "unet",
+    DDIM: "ddim",
+    Churn: "churn",
+}
 
 
 def preset_names() -> list[str]:
@@ -213,6 +231,11 @@ def read_toml(path: Path) -> Table:
         raise InputError(f"{path} is not valid TOML: {error}") from None
 
 
+def _batch_size(given: int | None, dataset_size: int) -> int:
+    """Return `given`, or a sixteenth of the size, from 64 to 2048, and never more than there are."""
+    return min(dataset_size, max(64, min(2048, dataset_size // 16))) if given is None else given
+
+
 def _decode_value(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401 (whatever a TOML file may hold)
     choices = [c for c in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(c)]
     if not choices:
@@ -238,7 +261,7 @@ def _check(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
 
 
 def _override(table: Table, text: str) -> None:
-    """Apply one `key=value` to `table`; a new `kind` drops the settings of the old one."""
+    """Apply one `key=value` to `table`; a new `kind` drops the settings of the old one that it does not share."""
     key, equals, raw = text.partition("=")
     if not equals:
         raise InputError(f"--set takes key=value, not {text!r}")
@@ -251,8 +274,10 @@ def _override(table: Table, text: str) -> None:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
             raise InputError(f"--set {key}: {parent} is a value, not a table")
-    if last == "kind" and parents != ["privacy"] and table.get("kind") != value:
-        table.clear()
+    if last == "kind" and table.get("kind") != value:
+        shared = dataclasses.fields(Privacy if value == "dp-sgd" else NoPrivacy) if parents == ["privacy"] else ()
+        for name in table.keys() - {f.name for f in shared}:
+            del table[name]
     table[last] = value
 
 

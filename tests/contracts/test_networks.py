@@ -1,17 +1,22 @@
 """What every network promises: one example never sees another, and all that per-example gradients need."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from dpdm.networks import MLP, CompactUNet
+from dpdm.diffusion import EDM, DenoisingLoss, PreconditionedDenoiser
+from dpdm.networks import MLP, CompactUNet, UNet
+from dpdm.privacy import OneBackwardEach, Vectorized, clipped_grad_sum
 
-NETWORKS = [CompactUNet(width=16), MLP(width=24, blocks=2)]
+NETWORKS = [CompactUNet(width=16), MLP(width=24, blocks=2), UNet(width=8, multipliers=(1, 2), blocks=1, attention=())]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 30, 33), (4, 32, 32)]  # channel, height, width
 CASES = [
     *((spec, shape, classes) for spec in NETWORKS for shape in SHAPES for classes in (0, 10)),
     (CompactUNet(width=32, blocks=2, patch=4), (3, 30, 33), 10),  # more than one group, block, and padded row
+    (UNet(width=16, attention=(8, 16)), (3, 30, 33), 10),  # attention at two levels, and padded rows
 ]
 BATCH = 4
 
@@ -205,3 +210,14 @@ def test_specifications_are_frozen_values():
         assert spec == type(spec)(**vars(spec))
         with pytest.raises(AttributeError):
             spec.width = 64
+
+
+@pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized()], ids=["one backward each", "vectorized"])
+def test_clipped_gradients_in_bfloat16_are_those_in_float32_up_to_its_precision(network, inputs, strategy):
+    x, _, labels = inputs
+    loss, denoiser = DenoisingLoss(noise_multiplicity=2), PreconditionedDenoiser(network, EDM())
+    batch = loss.draw(x, labels, null_label=0, noise_levels=EDM().noise_levels, random_bytes=os.urandom)
+    exact = clipped_grad_sum(loss, denoiser, batch, max_grad_norm=1.0, strategy=strategy).vector
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = clipped_grad_sum(loss, denoiser, batch, max_grad_norm=1.0, strategy=strategy).vector
+    assert 0 < (coarse - exact).norm() < 0.1 * exact.norm()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,37 @@ def test_a_full_disk_says_how_to_go_on_and_leaves_the_checkpoint_whole(dpdm, pho
     assert code == 0, err
 
 
+def test_another_folder_of_the_same_name_is_another_run(dpdm, trained, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "elsewhere" / "photos")
+    code, _, err = dpdm("train", tmp_path / "elsewhere" / "photos", "--epsilon", 1, "--run", trained, *SMALL)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds another run (opened is" in err
+    code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", trained, *SMALL, "--set=data.fit=pad")
+    assert code == 2
+    assert "holds another run (opened is" in err
+    assert str(photos) not in (trained / "release" / "config.toml").read_text()
+
+
+def test_steps_that_a_kill_lost_are_told_on_resuming(dpdm, photos, tmp_path):
+    line = ("train", photos, "--run", "r", *SMALL)
+    assert dpdm(*line)[0] == 0
+    journal = tmp_path / "r" / "private" / "journal.jsonl"
+    header, *_ = journal.read_text().splitlines()
+    # what a kill leaves behind that struck after step 4, whose checkpoint was the one before step 1
+    journal.write_text(f'{header}\n{{"spent": 4}}\n')
+    (tmp_path / "r" / "private" / "checkpoint.safetensors").unlink()
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    assert "4 steps were lost when an earlier process was killed" in err
+
+
+def test_a_plan_that_must_open_the_data_says_so(dpdm, photos):
+    code, out, err = dpdm("plan", photos, *SMALL)
+    assert code == 0, err
+    assert err.startswith(f"opening {photos}:")
+    assert "opening" not in out
+
+
 def test_a_lost_journal_is_refused_and_never_counted_from_zero(dpdm, trained, photos):
     (trained / "private" / "journal.jsonl").unlink()
     code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", trained, *SMALL)
@@ -235,7 +267,8 @@ def test_help_imports_no_torch():
 
 
 def test_a_non_private_run_says_so_everywhere(dpdm, photos, tmp_path):
-    code, out, err = dpdm("train", photos, "--run", "r", *SMALL, "--set=privacy.kind=non-private")
+    settings = [setting for setting in SMALL if "epsilon" not in setting and "delta" not in setting]
+    code, out, err = dpdm("train", photos, "--run", "r", *settings, "--set=privacy.kind=non-private")
     assert code == 0, err
     assert "NOT PRIVATE" in out
     assert "NOT PRIVATE" in err

@@ -1,8 +1,11 @@
+import tomllib
+
 import pytest
+import tomli_w
 
 from dpdm.config import Config, Data, decode, encode, load_config, override_sampler, preset_names
 from dpdm.diffusion import DDIM, Churn
-from dpdm.networks import MLP, CompactUNet
+from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD, NonPrivate
 from dpdm.types import InputError
 
@@ -48,7 +51,7 @@ def test_a_new_kind_drops_the_settings_of_the_old_one_whatever_the_order():
     [
         ("privacy.stepz=3", "unknown key privacy.stepz: did you mean steps?"),
         ("privacyy.steps=3", "unknown key privacyy: did you mean privacy?"),
-        ("network.kind=unet", "network.kind must be one of compact-unet, mlp, not 'unet'"),
+        ("network.kind=gan", "network.kind must be one of compact-unet, mlp, unet, not 'gan'"),
         ("privacy.steps=many", "privacy.steps = 'many'"),
         ("training.device=tpu", "training.device = 'tpu'"),
         ("training.warmup=2", "training: warmup must be in [0, 1), not 2"),
@@ -93,9 +96,26 @@ def test_a_declared_size_is_add_or_remove_and_an_undeclared_one_is_public_and_re
     assert (plan.dataset_size, plan.relation, plan.expected_batch_size) == (640, "replace_special", 64)
 
 
-def test_the_null_object_is_a_setting():
+def test_the_null_object_is_a_setting_that_keeps_size_batch_and_steps():
     privacy = load_config("digits", overrides=["privacy.kind=non-private"]).privacy
-    assert isinstance(privacy.plan(lambda: 0), NonPrivate)
+    assert privacy.plan(lambda: 0) == NonPrivate(dataset_size=1438, expected_batch_size=256, steps=600)
+
+
+@pytest.mark.parametrize("key", ["epsilon", "delta", "max_grad_norm"])
+def test_a_claim_that_a_non_private_run_cannot_make_is_refused(key):
+    with pytest.raises(InputError, match=f"unknown key privacy.{key}"):
+        load_config("digits", overrides=["privacy.kind=non-private", f"privacy.{key}=1e-5"])
+
+
+def test_naming_the_kind_that_a_preset_has_anyway_changes_nothing():
+    assert load_config("digits", overrides=["privacy.kind=dp-sgd"]) == load_config("digits")
+
+
+@pytest.mark.parametrize("kind", ["dp-sgd", "non-private"])
+def test_a_batch_size_of_zero_is_refused_and_not_replaced(kind):
+    privacy = load_config("digits", overrides=["privacy.expected_batch_size=0", f"privacy.kind={kind}"]).privacy
+    with pytest.raises(InputError, match="expected_batch_size must be"):
+        privacy.plan(lambda: 0)
 
 
 def test_only_the_sampler_can_be_set_after_training():
@@ -104,3 +124,12 @@ def test_only_the_sampler_can_be_set_after_training():
     assert override_sampler(table, ["sampler.s_churn=3", "sampler.kind=churn"]) == Churn(s_churn=3)
     with pytest.raises(InputError, match=r"only sampler\.\*"):
         override_sampler(table, ["privacy.epsilon=3"])
+
+
+def test_an_array_becomes_a_tuple_and_survives_the_round_trip(tmp_path):
+    (tmp_path / "c.toml").write_text('data.source = "digits"\nnetwork = {kind = "unet", multipliers = [1, 1, 2, 2]}\n')
+    config = load_config(str(tmp_path / "c.toml"), overrides=["network.attention=[]"])
+    assert config.network == UNet(multipliers=(1, 1, 2, 2), attention=())
+    assert decode(Config, tomllib.loads(tomli_w.dumps(encode(config)))) == config
+    with pytest.raises(InputError, match=r"network\.attention = 7: input should be a valid tuple"):
+        load_config(str(tmp_path / "c.toml"), overrides=["network.attention=7"])

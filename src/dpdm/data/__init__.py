@@ -4,7 +4,9 @@ Opening is preparation: it may refuse with one clear line, and never prints or w
 here derives a public fact, such as the number of classes, from the records.
 """
 
+from dpdm.data.archive import load_archive
 from dpdm.data.arrays import load_npz, save_npz
+from dpdm.data.cifar import load_cifar_directory
 from dpdm.data.dataset import ImageDataset, Split
 from dpdm.data.digits import load_digits
 from dpdm.data.folder import load_folder, save_folder
@@ -18,6 +20,8 @@ __all__ = [
     "Framing",
     "ImageDataset",
     "Split",
+    "load_archive",
+    "load_cifar_directory",
     "load_digits",
     "load_folder",
     "load_idx_directory",

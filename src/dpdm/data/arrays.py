@@ -28,8 +28,8 @@ def load_npz(path: Path, *, num_classes: int | None = None) -> ImageDataset:
         # Never with pickle: a file that someone sent must not be able to run code.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
-    # The last is how a lone .npy array, which np.load opens as well, fails here.
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+    # TypeError is how a lone .npy array, which np.load opens as well, fails here; RuntimeError how encryption does.
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is no .npz file of plain arrays: write it with numpy.savez") from error
     if "images" not in arrays or not arrays.keys() <= {"images", "labels", "num_classes"}:
         raise InputError(

@@ -23,12 +23,15 @@ class ImageDataset:
         num_classes: How many classes are declared; 0 exactly when there are no labels.
         class_names: One name for each class; "0", "1", ... when undeclared.
         name: What messages call this data set.
+        location: Where it was opened (the resolved path, or the built-in name) and how it was fitted; for the data
+            owner, never published.
 
     Raises:
         InputError: For whatever of this does not hold.
 
     Privacy:
-        `images`, `labels` and `len()` are secret. The rest is declared, and all that `repr` draws on.
+        `images`, `labels` and `len()` are secret, and `location` is the data owner's. The rest is declared, and
+        all that `repr` draws on.
     """
 
     images: Images
@@ -36,6 +39,7 @@ class ImageDataset:
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     name: str
+    location: str = ""
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -89,17 +93,22 @@ class ImageDataset:
                 f"{self.name}: labels are {labels.dtype} of shape {labels.shape}: give one integer for each "
                 f"image, shape ({len(self)},)"
             )
-        if self.num_classes < 1:
-            raise InputError(
-                f"{self.name}: private labels must not tell how many classes there are: "
-                "declare it with --set data.num_classes=10"
-            )
+        require_declared(self.num_classes, self.name)
         outside = labels[(labels < 0) | (labels >= self.num_classes)]
         if outside.size:
             raise InputError(
                 f"{self.name}: label {outside[0]} occurs, but {self.num_classes} classes are declared "
                 f"(labels 0 to {self.num_classes - 1}): correct the labels or data.num_classes"
             )
+
+
+def require_declared(num_classes: int, where: str) -> None:
+    """Raise InputError if nobody declared how many classes there are."""
+    if num_classes < 1:
+        raise InputError(
+            f"{where}: private labels must not tell how many classes there are: "
+            "declare it with --set data.num_classes=10"
+        )
 
 
 def require_same_num_classes(actual: int, declared: int | None, where: str) -> None:

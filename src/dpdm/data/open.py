@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from dpdm.data.archive import load_archive
 from dpdm.data.arrays import load_npz
+from dpdm.data.cifar import is_cifar_directory, load_cifar_directory
 from dpdm.data.dataset import ImageDataset, Split, require_same_num_classes
 from dpdm.data.digits import load_digits
 from dpdm.data.folder import load_folder
@@ -32,29 +34,31 @@ def open_dataset(
     A built-in name goes before a path: write `./digits`, or pass a Path, for a folder of that name.
 
     Args:
-        source: `digits`, `fashion-mnist`, `mnist`, or the path of a folder of images, a folder of IDX files
-            named as those of MNIST, or an .npz file; `:train` (the default) or `:test` after it chooses a
-            part. A folder with subfolders `train/` and `test/` has those parts.
+        source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder or .zip archive of
+            images, a folder of IDX files named as those of MNIST or of CIFAR's binary version, or an .npz file;
+            `:train` (the default) or `:test` after it chooses a part. A folder or archive with subfolders
+            `train/` and `test/` has those parts.
         size: Side of the square in pixels, >= 8; None leaves sizes as they are.
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
-        num_classes: How many classes there are; labelled arrays need it, since their labels must not tell.
+        num_classes: How many classes there are; labels that come as numbers need it, since they must not tell.
 
     Raises:
         InputError: If the source cannot be opened so.
     """
     framing = Framing(size=size, fit=fit, channels=channels)
     place, split = _split_of(source)
+    part = "" if split == "train" else f":{split}"
     if isinstance(source, str) and place in _BUILT_IN:
-        dataset, name = _BUILT_IN[place](split), place
+        dataset, name, location = _BUILT_IN[place](split), place, place
         require_same_num_classes(dataset.num_classes, num_classes, place)
     else:
         path = Path(place).expanduser()
-        dataset, name = _open_path(path, split, framing, num_classes), path.resolve().name
+        dataset = _open_path(path, split, framing, num_classes)
+        name, location = path.resolve().name, str(path.resolve())
+    fitted = "" if size is None else f", {fit} to {size}"
     return replace(
-        dataset,
-        images=framing.frame_all(dataset.images),
-        name=name if split == "train" else f"{name}:{split}",
+        dataset, images=framing.frame_all(dataset.images), name=f"{name}{part}", location=f"{location}{part}{fitted}"
     )
 
 
@@ -77,17 +81,21 @@ def _open_path(path: Path, split: Split, framing: Framing, num_classes: int | No
         return load_idx_directory(path, split, num_classes=num_classes or 0)
     if (path / "train").is_dir() and (path / "test").is_dir():
         return load_folder(path / split, framing, num_classes=num_classes)
+    if is_cifar_directory(path):
+        return load_cifar_directory(path, split, num_classes=num_classes)
+    if path.is_file() and path.suffix == ".zip":
+        return load_archive(path, split, framing, num_classes=num_classes)
     if split == "test":
         raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
     if path.is_dir():
         return load_folder(path, framing, num_classes=num_classes)
     if path.suffix == ".npz":
         return load_npz(path, num_classes=num_classes)
-    raise InputError(f"{path} is neither a folder nor an .npz file: give one of these")
+    raise InputError(f"{path} is neither a folder nor a .zip or .npz file: give one of these")
 
 
 def _fashion_mnist(split: Split) -> ImageDataset:
-    folder = _installed("fashion-mnist", "run apt-get install dataset-fashion-mnist, or ")
+    folder = _installed("fashion-mnist", remedy="run apt-get install dataset-fashion-mnist, or ")
     return load_idx_directory(folder, split, num_classes=10, class_names=tuple(_FASHION.split(",")))
 
 
@@ -95,20 +103,32 @@ def _mnist(split: Split) -> ImageDataset:
     return load_idx_directory(_installed("mnist"), split, num_classes=10)
 
 
+def _cifar10(split: Split) -> ImageDataset:
+    return load_cifar_directory(_installed("cifar10", archive="cifar-10-batches-bin"), split, num_classes=10)
+
+
+def _cifar100(split: Split) -> ImageDataset:
+    return load_cifar_directory(_installed("cifar100", archive="cifar-100-binary"), split, num_classes=100)
+
+
 _BUILT_IN: Final[dict[str, Callable[[Split], ImageDataset]]] = {
     "digits": load_digits,
     "fashion-mnist": _fashion_mnist,
     "mnist": _mnist,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
 }
 
 
-def _installed(name: str, remedy: str = "") -> Path:
-    """Return the folder of a data set that was put on this machine."""
+def _installed(name: str, *, archive: str = "", remedy: str = "") -> Path:
+    """Return the folder of a data set that was put on this machine, by its name or by that in its archive."""
     own = os.environ.get("DPDM_DATA")
     for parent in [Path(own), _SYSTEM_FOLDER] if own else [_SYSTEM_FOLDER]:
-        if (parent / name).is_dir():
-            return parent / name
+        for folder in (parent / name, parent / (archive or name)):
+            if folder.is_dir():
+                return folder
+    files = f"the files of {archive}" if archive else "its four IDX files"
     raise InputError(
-        f"{name} is not on this machine: {remedy}put its four IDX files in a folder {name}/ "
+        f"{name} is not on this machine: {remedy}put {files} in a folder {name}/ "
         "and set DPDM_DATA to the folder above it"
     )

@@ -5,7 +5,8 @@ Each is a frozen value that says what to build; `build` makes the module for an 
 
 from dpdm.networks.compact_unet import CompactUNet
 from dpdm.networks.mlp import MLP
+from dpdm.networks.unet import UNet
 
-Network = CompactUNet | MLP
+Network = CompactUNet | MLP | UNet
 
-__all__ = ["MLP", "CompactUNet", "Network"]
+__all__ = ["MLP", "CompactUNet", "Network", "UNet"]

@@ -63,5 +63,7 @@ class _Block(nn.Module):
         self.outer = nn.Linear(width, width)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        residual: Tensor = self.outer(silu(self.inner(self.norm(x)) + self.condition(embedding)))
+        # Autocast brings norms to the weights' type on GPUs; on CPUs torch.func fails without (pytorch issue 184890).
+        normed = self.norm(x.to(self.norm.weight.dtype))
+        residual: Tensor = self.outer(silu(self.inner(normed) + self.condition(embedding)))
         return x + residual

@@ -49,9 +49,9 @@ class PoissonGaussianSteps:
 
 Event = GaussianRelease | PoissonGaussianSteps
 
-_RDP_IS_ENOUGH = 200.0  # beyond this ε nothing is promised, and the PLD of so little noise would not fit in memory
+_RDP_IS_ENOUGH = 50.0  # beyond this ε hardly anything is promised, and the PLD of so little noise takes minutes
+_RDP_REACHES = 0.05  # below this ε the orders of RDP end, and only PLD can bracket a calibration
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier
-_PLD_ROUNDS_BELOW = 1e-10  # below this δ the PLD's FFT round-off shows
 
 
 def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accountant: Accountant = "pld") -> float:
@@ -64,8 +64,8 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
         accountant: "pld" for the claim, "rdp" for the second opinion.
 
     Returns:
-        An upper bound on ε. PLD falls back to RDP, also an upper bound, where PLD is numerically unfit
-        (ε above 200; δ below 1e-10, where the smaller of the two is returned).
+        An upper bound on ε. Where PLD is numerically unfit, "pld" is the RDP bound: above ε = 50, and where the
+        round-off of PLD at a tiny δ would make it the larger of the two.
 
     Source:
         PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019.
@@ -81,16 +81,16 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, accoun
     if accountant == "rdp" or rdp > _RDP_IS_ENOUGH:
         return rdp
     pld = _epsilon_by(_pld_accountant(relation, fine=rdp < 0.55), events, delta)
-    return min(pld, rdp) if delta < _PLD_ROUNDS_BELOW else pld
+    return min(pld, rdp)
 
 
 def calibrate(
     events_of: Callable[[float], Sequence[Event]], *, target: float, delta: float, relation: Relation
 ) -> float:
-    """Return the smallest noise multiplier, to 0.05 %, whose events cost at most `target`.
+    """Return the smallest noise multiplier, to 0.05 %, whose events cost at most `target`; by RDP from ε = 50 on.
 
     RDP brackets the answer in a quarter of a second, so that PLD is evaluated a few times and never at a noise level
-    so small that its distribution would be huge.
+    so small that its distribution would be huge; for a tiny ε, PLD goes on from there by itself.
 
     Args:
         events_of: Maps a noise multiplier to the events it would produce.
@@ -112,20 +112,24 @@ def calibrate(
     def excess(noise_multiplier: float, accountant: Accountant) -> float:
         return math.log(max(cost(noise_multiplier, accountant), 1e-300) / target)  # ε is 0 where δ covers everything
 
-    high = 1.0
-    while cost(high, "rdp") > target:
-        high *= 2
-        if high > 1e6:
-            raise InputError(
-                f"epsilon = {target:g} at delta = {delta:g} cannot be reached by any amount of noise: "
-                f"these releases cost at least {cost(high, 'rdp'):.3g}; ask for a larger epsilon or fewer releases"
-            )
+    def double(noise_multiplier: float, enough: float, accountant: Accountant) -> float:
+        while cost(noise_multiplier, accountant) > enough:
+            noise_multiplier *= 2
+            if noise_multiplier > 1e6:
+                raise InputError(
+                    f"epsilon = {target:g} at delta = {delta:g} cannot be reached by any amount of noise: these "
+                    f"releases cost at least {cost(noise_multiplier, accountant):.3g}; ask for a larger epsilon or "
+                    "fewer releases"
+                )
+        return noise_multiplier
+
+    reached = max(target, _RDP_REACHES)
+    high = double(1.0, reached, "rdp")
     low = high / 2
-    while cost(low, "rdp") <= target:
+    while cost(low, "rdp") <= reached:
         low /= 2
-    high = low = _root(lambda noise: excess(noise, "rdp"), low, high) * 1.001
-    while cost(high, "pld") > target:  # the PLD's grid is coarse for the tiniest ε
-        high *= 1.05
+    high = low = _root(lambda noise: excess(noise, "rdp") + math.log(target / reached), low, high) * 1.001
+    high = double(high, target, "pld")
     while cost(low := low * 0.85, "pld") <= target:
         high = low
     result = _root(lambda noise: excess(noise, "pld"), low, high)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from dpdm.config import Training, encode
+from dpdm.config import Config, Training, encode
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.networks import CompactUNet, Network
@@ -64,6 +64,19 @@ class Trainer:
     sampler: DDIM | Churn = field(default_factory=DDIM)
     entropy: Entropy = field(default_factory=OperatingSystemEntropy)
 
+    @classmethod
+    def from_config(cls, config: Config, data: ImageDataset, *, run: Path | str | None = None) -> "Trainer":
+        """Return the trainer that `config` describes; `data` is counted if `config` declares no size."""
+        return cls(
+            network=config.network,
+            preconditioning=config.preconditioning,
+            mechanism=config.privacy.plan(lambda: len(data)),
+            loss=config.loss,
+            training=config.training,
+            sampler=config.sampler,
+            run=run,
+        )
+
     def fit(self, data: ImageDataset) -> Release:
         """Train to the end of the plan, from where an interrupted run stopped, and return the release."""
         steps = self.steps(data)
@@ -88,7 +101,10 @@ class Trainer:
         average = ema.start(denoiser)
         optimizer = torch.optim.Adam(denoiser.parameters(), lr=self.training.learning_rate)
         settings = self._settings(data)
-        folder = PrivateFolder(None if self.run is None else Path(self.run) / "private", settings)
+        folder = PrivateFolder(
+            None if self.run is None else Path(self.run) / "private",
+            {**settings, "opened": data.location},
+        )
         mechanism = self.mechanism.start(
             folder.journal,
             entropy=self.entropy,

@@ -153,6 +153,7 @@ def test_a_format_that_starts_other_programs_is_not_decoded_under_an_innocent_na
 def test_hidden_files_and_folders_are_ignored(tmp_path):
     picture(tmp_path / "cat" / "a.png")
     picture(tmp_path / ".thumbnails" / "a.png")
+    picture(tmp_path / "__MACOSX" / "a.png")
     (tmp_path / ".DS_Store").write_bytes(b"x")
     (tmp_path / "cat" / "._a.png").write_bytes(b"x")
     assert load_folder(tmp_path).class_names == ("cat",)

@@ -26,8 +26,12 @@ def test_a_declared_class_may_have_no_images():
     assert dataset(labels=np.array([0, 0, 0]), num_classes=5).num_classes == 5
 
 
+def test_a_data_set_made_from_arrays_has_no_location():
+    assert dataset().location == ""
+
+
 def test_the_repr_is_the_same_whatever_the_records_are():
-    one = dataset(labels=np.array([0, 1, 1]), num_classes=2)
+    one = dataset(labels=np.array([0, 1, 1]), num_classes=2, location="/home/someone/toy")
     other = dataset(np.full((7, 8, 10, 1), 9, np.uint8), labels=np.array([0] * 7), num_classes=2)
     assert repr(one) == repr(other) == "ImageDataset(name='toy', shape=(1, 8, 10), num_classes=2)"
 

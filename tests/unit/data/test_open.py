@@ -134,9 +134,9 @@ def test_a_path_may_start_at_home_and_its_name_is_what_it_is_called(tmp_path, mo
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path, refused):
-    (tmp_path / "photos.zip").write_bytes(b"PK")
-    with refused(tmp_path / "photos.zip", "neither a folder nor an .npz file"):
-        open_dataset(tmp_path / "photos.zip")
+    (tmp_path / "photos.tar").write_bytes(b"PK")
+    with refused(tmp_path / "photos.tar", "neither a folder nor a .zip or .npz file"):
+        open_dataset(tmp_path / "photos.tar")
 
 
 def test_size_applies_to_arrays(tmp_path):
@@ -144,6 +144,27 @@ def test_size_applies_to_arrays(tmp_path):
     opened = open_dataset(tmp_path / "a.npz", size=16, channels=1)
     assert opened.shape == (1, 16, 16)
     assert (opened.images == 50).all()
+
+
+def test_a_data_set_knows_where_it_was_opened_but_does_not_show_it(tmp_path, monkeypatch):
+    for part, level in (("train", 1), ("test", 2)):
+        write_picture(tmp_path / "photos" / part / "a.png", level)
+    save_npz(tmp_path / "photos.npz", np.zeros((1, 8, 8, 1), np.uint8))
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    photos = str(tmp_path.resolve() / "photos")
+    for source, location in (
+        ("photos", photos),
+        ("./link/../photos:train", photos),
+        ("link:test", f"{photos}:test"),
+        (Path("photos.npz"), f"{photos}.npz"),
+        ("digits:train", "digits"),
+        ("digits:test", "digits:test"),
+    ):
+        opened = open_dataset(source)
+        assert opened.location == location
+        assert str(tmp_path) not in repr(opened) + opened.name
+        assert "location" not in repr(opened)
 
 
 def test_opening_says_nothing(tmp_path, capfd, recwarn):

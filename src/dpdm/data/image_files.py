@@ -1,0 +1,118 @@
+"""Image files, wherever they lie: what counts as one, how it is decoded, and how folders become classes."""
+
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dpdm.data.dataset import ImageDataset, require_same_num_classes
+from dpdm.data.framing import Framing
+from dpdm.types import Images, InputError
+
+ImageFile = Path | zipfile.Path
+"""A file in a folder, or one in an archive: both open, and both say in messages where they are."""
+
+_EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Names decide nothing, and some formats that Pillow knows start other programs: only these are tried.
+_FORMATS: Final = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+
+
+def load_image_files(
+    files: Sequence[ImageFile],
+    folders: Sequence[str],
+    inside: Callable[[str], Sequence[ImageFile]],
+    *,
+    framing: Framing | None,
+    num_classes: int | None,
+    where: str,
+) -> ImageDataset:
+    """Return loose images without labels, or those of class folders with the folders' order as labels.
+
+    Args:
+        files: The loose images, in order.
+        folders: The names of the class folders, in order: the declaration of the classes.
+        inside: Returns the images in one of them, in order; called only where there are no loose ones.
+        framing: Size and channels; where it leaves them open, all files must agree.
+        num_classes: If given, the number of class folders must be this.
+        where: The source, for messages.
+
+    Raises:
+        InputError: If there are both loose images and class folders, or a file is no image that can be used.
+    """
+    if folders and files:
+        raise InputError(
+            f"{where} holds images ({files[0].name}) beside class folders ({folders[0]}): "
+            "move every image into a class folder, or all of them out"
+        )
+    require_same_num_classes(len(folders), num_classes, where)
+    if not folders:
+        return ImageDataset(images=read_images(files, framing), name=where)
+    classes = [inside(folder) for folder in folders]
+    return ImageDataset(
+        images=read_images([file for files in classes for file in files], framing),
+        labels=np.repeat(np.arange(len(classes)), [len(files) for files in classes]),
+        num_classes=len(classes),
+        class_names=tuple(folders),
+        name=where,
+    )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is a system's own and no record."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def require_image_name(file: ImageFile) -> None:
+    """Raise InputError if a file does not claim to be an image, so that no record vanishes unnoticed."""
+    if file.suffix.lower() not in _EXTENSIONS:
+        raise InputError(f"{file} is no image ({', '.join(_EXTENSIONS)}): move it elsewhere")
+
+
+def read_images(files: Sequence[ImageFile], framing: Framing | None = None) -> Images:
+    """Return the framed images of all files, at least one, which must agree on size and channels."""
+    framing = framing or Framing()
+    first = framing.frame(_decode(files[0]))
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for index, file in enumerate(files):
+        image = framing.frame(_decode(file))
+        if image.shape[2] != first.shape[2]:
+            raise InputError(
+                f"{file} has {image.shape[2]} channels, but {files[0]} has {first.shape[2]}: "
+                "choose one number for all with --set data.channels=3"
+            )
+        if image.shape != first.shape:
+            raise InputError(
+                f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but {files[0]} is "
+                f"{first.shape[1]} x {first.shape[0]}: choose one size for all with --set data.size=28"
+            )
+        images[index] = image
+    return images
+
+
+def _decode(file: ImageFile) -> Image.Image:
+    """Return the upright image of one file as L, RGB or RGBA."""
+    try:
+        # Pillow's warnings about odd metadata would be output about a record.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            file.open("rb") as stream,
+            Image.open(stream, formats=_FORMATS) as image,
+        ):
+            # The further pictures in a camera's MPO file are previews and depth, not records.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            upright = ImageOps.exif_transpose(image)
+            has_alpha = upright.getbands()[-1] == "A" or "transparency" in upright.info
+            decoded = upright.convert("RGBA" if has_alpha else "L" if upright.mode in ("1", "L") else "RGB")
+    except Exception as error:  # Pillow's decoders answer damaged bytes with nearly any exception.
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{file} is no image that can be decoded ({reason}): repair or remove it") from error
+    if upright.mode.startswith(("I", "F")):
+        # Which of 16 bits matter (12 in many scanners) the owner knows; to guess it from records would leak.
+        raise InputError(f"{file} has more than 8 bits of grey: convert all images to 8 bits by one fixed scale")
+    if frames > 1:
+        raise InputError(f"{file} holds {frames} pictures: save each one as a file of its own")
+    return decoded
