@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dpdm.config import Training, load_config
     from dpdm.data import ImageDataset, open_dataset
-    from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, LogNormal
+    from dpdm.diffusion import DDIM, EDM, VE, VP, Churn, DenoisingLoss, DPMSolver, LogNormal, StochasticDDIM, V
     from dpdm.evaluation import UtilityProtocol, evaluate_utility
     from dpdm.networks import MLP, CompactUNet, UNet
     from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
@@ -25,7 +25,12 @@ _HOME = {
     "open_dataset": "data",
     "DDIM": "diffusion",
     "EDM": "diffusion",
+    "VE": "diffusion",
+    "VP": "diffusion",
+    "V": "diffusion",
     "Churn": "diffusion",
+    "DPMSolver": "diffusion",
+    "StochasticDDIM": "diffusion",
     "DenoisingLoss": "diffusion",
     "LogNormal": "diffusion",
     "UtilityProtocol": "evaluation",
@@ -48,8 +53,11 @@ __all__ = [
     "DPSGD",
     "EDM",
     "MLP",
+    "VE",
+    "VP",
     "Churn",
     "CompactUNet",
+    "DPMSolver",
     "DenoisingLoss",
     "GaussianRelease",
     "ImageDataset",
@@ -58,11 +66,13 @@ __all__ = [
     "NonPrivate",
     "Release",
     "Sensitive",
+    "StochasticDDIM",
     "Synthesizer",
     "Trainer",
     "Training",
     "UNet",
     "UtilityProtocol",
+    "V",
     "evaluate_utility",
     "load_config",
     "open_dataset",

@@ -5,6 +5,7 @@ A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTER
 """
 
 import json
+import re
 import signal
 import sys
 import time
@@ -91,7 +92,7 @@ def train(
     from dpdm.training import Trainer
 
     config = _config(target, epsilon, dataset_size, set)
-    folder = run or Path("runs") / Path(target.replace(":", "-")).stem
+    folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         _fail(f"{folder} is a file: choose another --run folder")
     data = config.data.open()
@@ -113,20 +114,21 @@ def sample(
     count: Annotated[int, typer.Option("-n", "--count", help="How many images.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="An .npz file, or a folder for PNG files.")],
     seed: Annotated[int | None, typer.Option(help="Makes the images repeatable.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="One of the run's named samplers, such as accuracy.")] = None,
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Make images from a finished run: as many as you like, at no further cost in privacy."""
     import numpy as np
 
-    from dpdm.config import override_sampler
+    from dpdm.config import choose_sampler
     from dpdm.data import save_folder, save_npz
     from dpdm.training import Release
     from dpdm.types import require_positive
 
     require_positive(count=count)
     release = Release.load(run)
-    sampler = override_sampler(release.settings["sampler"], set or [])
+    chosen = choose_sampler(release.settings, name=sampler, overrides=set or [])
     as_npz = output.suffix == ".npz"
     if output.suffix and not as_npz:
         _fail(f"{output}: give a name ending in .npz, or a folder without a dot in its name")
@@ -134,7 +136,7 @@ def sample(
         _fail(f"{output} is not empty: choose another folder")
     parts = []
     with _progress("sampling", count) as advance:
-        for images, labels in release.sample_in_parts(count, sampler=sampler, seed=seed):
+        for images, labels in release.sample_in_parts(count, sampler=chosen, seed=seed):
             parts.append((images, labels))
             advance(len(images), "")
     images = np.concatenate([part for part, _ in parts])

@@ -19,13 +19,15 @@ from typing import Any, Literal, TypeVar
 import pydantic
 
 from dpdm.data import Channels, Fit, ImageDataset, open_dataset
-from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss
+from dpdm.diffusion import DDIM, EDM, VE, VP, Churn, DenoisingLoss, DPMSolver, StochasticDDIM, V
 from dpdm.networks import MLP, CompactUNet, Network, UNet
 from dpdm.privacy import DPSGD, Mechanism, NonPrivate
 from dpdm.types import InputError, require_positive
 
 T = TypeVar("T")
 Table = dict[str, Any]
+AnyPreconditioning = EDM | V | VP | VE
+AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,9 @@ class Training:
     """`[training]`: settings that change speed and quality, and never the claim.
 
     Args:
-        learning_rate: Adam's, reached after `warmup` and then falling by a cosine to a tenth.
+        learning_rate: Adam's, reached after `warmup`.
         warmup: Fraction of the steps over which the learning rate rises from zero.
+        decay: Fraction of itself to which the learning rate falls by a cosine; 1 keeps it constant.
         ema_decay: Weight of the past in the average of the weights, which is what is released.
         physical_batch_size: Examples on the device at once.
         strategy: How clipped gradients are computed: "vectorized" suits small networks and few noisy copies,
@@ -108,6 +111,7 @@ class Training:
 
     learning_rate: float = 2e-3
     warmup: float = 0.05
+    decay: float = 0.1
     ema_decay: float = 0.999
     physical_batch_size: int = 64
     strategy: Literal["vectorized", "one-backward-each"] = "vectorized"
@@ -120,24 +124,30 @@ class Training:
         for name, value in (("warmup", self.warmup), ("ema_decay", self.ema_decay)):
             if not 0 <= value < 1:
                 raise InputError(f"{name} must be in [0, 1), not {value}")
+        if not 0 <= self.decay <= 1:
+            raise InputError(f"decay must be in [0, 1], not {self.decay}")
 
     def learning_rate_at(self, progress: float) -> float:
         """Return the learning rate when a fraction `progress` in [0, 1] of the steps is spent."""
-        cosine = 0.55 + 0.45 * math.cos(math.pi * progress)
+        cosine = (1 + self.decay) / 2 + (1 - self.decay) / 2 * math.cos(math.pi * progress)
         return self.learning_rate * min(1.0, (progress + 1e-3) / max(self.warmup, 1e-3)) * cosine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings of a run: one TOML file."""
+    """All settings of a run: one TOML file.
+
+    `sampler` is what images are made with unless a name among `samplers` is asked for.
+    """
 
     data: Data
     privacy: Privacy | NoPrivacy = field(default_factory=Privacy)
     network: Network = field(default_factory=CompactUNet)
-    preconditioning: EDM = field(default_factory=EDM)
+    preconditioning: AnyPreconditioning = field(default_factory=EDM)
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     training: Training = field(default_factory=Training)
-    sampler: DDIM | Churn = field(default_factory=DDIM)
+    sampler: AnySampler = field(default_factory=DDIM)
+    samplers: dict[str, AnySampler] = field(default_factory=dict)
 
 
 _KIND_OF: dict[type, str] = {
@@ -146,8 +156,14 @@ _KIND_OF: dict[type, str] = {
     CompactUNet: "compact-unet",
     MLP: "mlp",
     UNet: "unet",
+    EDM: "edm",
+    V: "v",
+    VP: "vp",
+    VE: "ve",
     DDIM: "ddim",
+    StochasticDDIM: "stochastic-ddim",
     Churn: "churn",
+    DPMSolver: "dpm-solver++",
 }
 
 
@@ -178,14 +194,21 @@ def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
     return decode(Config, table)
 
 
-def override_sampler(table: Table, overrides: Sequence[str]) -> DDIM | Churn:
-    """Return the sampler that `table` describes, with `sampler.key=value` overrides."""
-    whole = {"sampler": dict(table)}
+def choose_sampler(settings: Table, *, name: str | None = None, overrides: Sequence[str] = ()) -> AnySampler:
+    """Return the sampler of a run's settings, or the one called `name`, with `sampler.key=value` overrides.
+
+    Raises:
+        InputError: There is no such name; an override is not of the sampler, or does not fit.
+    """
+    known = settings.get("samplers", {})
+    if name is not None and name not in known:
+        raise InputError(f"this run has no sampler called {name!r}" + _did_you_mean(name, list(known)))
+    whole = {"sampler": dict(settings["sampler"] if name is None else known[name])}
     for override in sorted(overrides, key=lambda text: ".kind=" not in text):
         if not override.startswith("sampler."):
             raise InputError(f"--set {override}: the run is trained, only sampler.* can be set now")
         _override(whole, override)
-    sampler: DDIM | Churn = _decode_value(DDIM | Churn, whole["sampler"], "sampler")
+    sampler: AnySampler = _decode_value(AnySampler, whole["sampler"], "sampler")
     return sampler
 
 
@@ -217,7 +240,7 @@ def encode(value: object) -> Table:
     for f in dataclasses.fields(typing.cast(Any, value)):
         entry = getattr(value, f.name)
         if entry is not None and f.init:
-            table[f.name] = encode(entry) if dataclasses.is_dataclass(entry) else _plain(entry)
+            table[f.name] = _plain(entry)
     return table
 
 
@@ -237,6 +260,8 @@ def _batch_size(given: int | None, dataset_size: int) -> int:
 
 
 def _decode_value(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401 (whatever a TOML file may hold)
+    if typing.get_origin(hint) is dict and isinstance(value, dict):
+        return {name: _decode_value(typing.get_args(hint)[1], entry, f"{path}.{name}") for name, entry in value.items()}
     choices = [c for c in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(c)]
     if not choices:
         return _check(hint, value, path)
@@ -282,7 +307,11 @@ def _override(table: Table, text: str) -> None:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    return [encode(v) if dataclasses.is_dataclass(v) else v for v in value] if isinstance(value, tuple) else value
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return encode(value) if dataclasses.is_dataclass(value) else value
 
 
 def _first_key(cls: Any) -> str:  # noqa: ANN401
@@ -291,4 +320,4 @@ def _first_key(cls: Any) -> str:  # noqa: ANN401
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f": did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+    return f": did you mean {close[0]}?" if close else f"; known: {', '.join(known) or 'none'}"

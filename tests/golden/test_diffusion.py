@@ -8,7 +8,18 @@ import scipy.stats
 import torch
 from torch import nn
 
-from dpdm.diffusion import EDM, LogNormal, PreconditionedDenoiser, karras_schedule
+from dpdm.diffusion import (
+    EDM,
+    VE,
+    VP,
+    Cosine,
+    LogNormal,
+    LogUniform,
+    PreconditionedDenoiser,
+    V,
+    VariancePreserving,
+    karras_schedule,
+)
 
 # Karras et al. 2022, Table 1, "Ours (EDM)", in 40-digit decimal arithmetic; √(1/3) is the default sigma_data.
 # sigma_data², σ, c_skip, c_out, c_in, c_noise, λ
@@ -21,6 +32,32 @@ EDM_COEFFICIENTS = [
     (1 / 3, 0.5, 4 / 7, 0.377964473009227, 1.30930734141595, -0.173286795139986, 7),
     (1 / 3, 1, 0.25, 0.5, 0.866025403784439, 0, 4),
     (1 / 3, 80, 5.2080620801e-05, 0.577335234613651, 0.0124996744918818, 1.09550665866847, 3.00015625),
+]
+# The other columns of the same table, and Salimans & Ho 2022 for v, in the same arithmetic.
+# preconditioning, σ, c_skip, c_out, c_in, c_noise, λ
+OTHER_COEFFICIENTS = [
+    (V(), 0.002, 0.999996000016, 0.001999996000012, 0.999998000006, 0.00127323784708651, 250001),
+    (V(), 0.5, 0.8, 0.447213595499958, 0.894427190999916, 0.295167235300867, 5),
+    (V(), 1, 0.5, 0.707106781186548, 0.707106781186548, 0.5, 2),
+    (V(), 80, 0.000156225589751601, 0.999921884154082, 0.012499023551926, 0.992042667272551, 1.00015625),
+    (VP(), 0.002, 1, -0.002, 0.999998000006, 0.0398419753914059, 250000),
+    (VP(), 0.5, 1, -0.5, 0.894427190999916, 144.813919539819, 4),
+    (VP(), 1, 1, -1, 0.707106781186548, 258.960262432797, 1),
+    (VP(), 80, 1, -80, 0.012499023551926, 933.511143240704, 0.00015625),
+    (VE(), 0.02, 1, 0.02, 1, -4.60517018598809, 2500),
+    (VE(), 0.5, 1, 0.5, 1, -1.38629436111989, 4),
+    (VE(), 1, 1, 1, 1, -0.693147180559945, 1),
+    (VE(), 80, 1, 80, 1, 3.68887945411394, 0.00015625),
+]
+# σ at a tenth, a half and nine tenths of the training distribution; least and largest σ
+NOISE_LEVELS = [
+    (Cosine(), [0.158632766903246, 0.990440733842161, 5.93489756798409], (0.00150343919297757, 90.0171313005218)),
+    (
+        VariancePreserving(),
+        [0.340207376060976, 3.41301142190682, 58.8278008569915],
+        (0.00100049762668167, 152.166970283946),
+    ),
+    (LogUniform(), [0.046873458231842, 1.4142135623731, 42.6680700644648], (0.02, 100)),
 ]
 SIGMAS = torch.logspace(-3, 2, 51, dtype=torch.float64)
 SIGMA_DATAS = [0.5, math.sqrt(1 / 3), 1.0, 3.0]
@@ -48,6 +85,59 @@ def test_edm_coefficients_are_those_of_the_paper(variance, sigma, c_skip, c_out,
     assert got.c_in.item() == pytest.approx(c_in, rel=1e-12)
     assert got.c_noise.item() == pytest.approx(c_noise, rel=1e-12, abs=1e-15)
     assert edm.loss_weight(at).item() == pytest.approx(weight, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("preconditioning", "sigma", "c_skip", "c_out", "c_in", "c_noise", "weight"), OTHER_COEFFICIENTS
+)
+def test_other_coefficients_are_those_of_the_papers(preconditioning, sigma, c_skip, c_out, c_in, c_noise, weight):
+    at = torch.tensor([sigma], dtype=torch.float64)
+    got = preconditioning.coefficients(at)
+    assert [c.item() for c in got] == pytest.approx([c_skip, c_out, c_in, c_noise], rel=1e-12)
+    assert preconditioning.loss_weight(at).item() == pytest.approx(weight, rel=1e-12)
+    single = preconditioning.coefficients(at.float())
+    assert [c.item() for c in single] == pytest.approx([c_skip, c_out, c_in, c_noise], rel=1e-5)
+
+
+@pytest.mark.parametrize("preconditioning", [EDM(), V(), VP(), VE()], ids=lambda p: type(p).__name__)
+def test_the_denoiser_is_exact_where_the_network_is(preconditioning):
+    """Each says what F is to predict; with that F the denoised image is the clean one."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 4, 1, 3, 3, generator=generator, dtype=torch.float64)
+    sigma = torch.tensor([0.02, 0.5, 1.0, 80.0], dtype=torch.float64)
+    scale = sigma[:, None, None, None]
+    variance = scale**2 + 1 / 3
+    exact = {
+        "EDM": (scale * clean / math.sqrt(1 / 3) - math.sqrt(1 / 3) * noise) / variance.sqrt(),
+        "V": -(noise - scale * clean) / (1 + scale**2).sqrt(),
+        "VP": noise,
+        "VE": -noise,
+    }[type(preconditioning).__name__]
+    denoiser = PreconditionedDenoiser(Recorder(exact), preconditioning)
+    denoised = denoiser(clean + scale * noise, sigma, torch.zeros(4, dtype=torch.int64))
+    torch.testing.assert_close(denoised, clean, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("levels", "expected", "span"), NOISE_LEVELS)
+def test_training_noise_levels_are_those_of_the_papers(levels, expected, span):
+    u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    assert levels.quantile(u).tolist() == pytest.approx(expected, rel=1e-12)
+    assert levels.span == pytest.approx(span, rel=1e-12)
+    ends = levels.quantile(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert ends.tolist() == pytest.approx(span, rel=1e-9)
+
+
+@pytest.mark.parametrize("levels", [LogNormal(), *(levels for levels, _, _ in NOISE_LEVELS)], ids=repr)
+def test_training_noise_levels_rise_with_the_quantile_and_stay_in_their_span(levels):
+    sigma = levels.quantile(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))
+    assert (sigma.diff() > 0).all()
+    assert levels.span[0] < sigma[0]
+    assert sigma[-1] < levels.span[1]
+
+
+def test_the_time_of_a_noise_level_is_the_inverse_of_its_noise_level():
+    t = torch.linspace(1e-5, 1, 1001, dtype=torch.float64)
+    torch.testing.assert_close(VariancePreserving().t(VariancePreserving().sigma(t)), t, rtol=1e-9, atol=0)
 
 
 def test_edm_takes_data_for_uniform_in_minus_one_to_one_and_ln_sigma_as_the_paper_has_it():

@@ -9,7 +9,8 @@ import scipy.integrate
 import scipy.stats
 import torch
 
-from dpdm.diffusion import DDIM, Churn, karras_schedule
+from dpdm.diffusion import DDIM, Churn, DPMSolver, Guided, StochasticDDIM, karras_schedule
+from dpdm.types import InputError
 
 MU, S = 0.3, 0.5
 NO_LABELS = torch.zeros(4, dtype=torch.int64)
@@ -101,7 +102,14 @@ def test_sampler_of_gaussian_data_is_its_linear_recursion(sampler, factor, dtype
 
 
 @pytest.mark.parametrize(
-    ("sampler", "tolerance"), [(DDIM(steps=4000), 2e-3), (heun(steps=400), 2e-4), (heun(steps=2000), 3e-5)]
+    ("sampler", "tolerance"),
+    [
+        (DDIM(steps=4000), 2e-3),
+        (heun(steps=400), 2e-4),
+        (heun(steps=2000), 3e-5),
+        (DPMSolver(steps=400), 2e-4),
+        (DPMSolver(steps=2000), 3e-5),
+    ],
 )
 def test_sampler_of_gaussian_data_converges_to_the_exact_flow_at_zero(sampler, tolerance):
     noise = start()
@@ -109,13 +117,13 @@ def test_sampler_of_gaussian_data_converges_to_the_exact_flow_at_zero(sampler, t
     torch.testing.assert_close(sample(sampler, gaussian, noise), exact, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (heun, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (heun, 2), (DPMSolver, 2)])
 def test_sampler_has_its_order_along_the_path_of_gaussian_data(sampler, order):
     exact = exact_flow(80 * start(), 80, 0.05)
     assert fitted_order(sampler, gaussian, 0.05, exact) == pytest.approx(order, abs=0.1)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (heun, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(DDIM, 1), (heun, 2), (DPMSolver, 2)])
 def test_sampler_has_its_order_along_the_path_of_a_denoiser_that_is_not_linear(sampler, order):
     # Below σ ≈ 0.5 the points of this data draw paths near 0 apart so fast that order 2 shows only from 500 steps on.
     flow = scipy.integrate.solve_ivp(
@@ -157,6 +165,113 @@ def test_churn_of_gaussian_data_has_the_moments_of_its_recursion(sampler):
     assert x.std().item() == pytest.approx(math.sqrt(variance), rel=4 / math.sqrt(2 * n))
 
 
+def moments_of_stochastic_ddim(steps, sigma_min=0.002):
+    """Mean and variance at sigma_min, and after the last step, by the recursion of Euler-Maruyama on Gaussian data."""
+    levels = karras_schedule(steps, sigma_min=sigma_min).tolist()
+    mean, variance = -MU, levels[0] ** 2
+    for sigma, following in itertools.pairwise(levels[:-1]):
+        factor = 1 + 2 * (following - sigma) * gain_per_sigma(sigma)
+        mean *= factor
+        variance = factor**2 * variance + 2 * (sigma - following) * sigma
+    last = S**2 / (S**2 + levels[-2] ** 2)
+    return (mean, variance), (last * mean, last**2 * variance)
+
+
+def test_stochastic_ddim_of_gaussian_data_has_the_moments_of_its_recursion():
+    mean, variance = moments_of_stochastic_ddim(40)[1]
+    x = sample(StochasticDDIM(steps=40), gaussian, start(torch.float32, (800, 1, 8, 8)))
+    n = x.numel()
+    assert x.mean().item() == pytest.approx(MU + mean, abs=4 * math.sqrt(variance / n))
+    assert x.std().item() == pytest.approx(math.sqrt(variance), rel=4 / math.sqrt(2 * n))
+
+
+def test_stochastic_ddim_is_euler_maruyama_written_out_with_the_same_fresh_noise():
+    sampler = StochasticDDIM(steps=9, sigma_min=0.02, sigma_max=30)
+    noise, generator = start(), torch.Generator().manual_seed(5)
+    levels = karras_schedule(9, sigma_min=0.02, sigma_max=30).tolist()
+    x = noise * 30
+    for i in range(8):
+        drift = 2 * (x - torch.tanh(x / levels[i] ** 2)) / levels[i] * (levels[i + 1] - levels[i])
+        fresh = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = x + drift + math.sqrt(2 * levels[i] * (levels[i] - levels[i + 1])) * fresh
+    torch.testing.assert_close(sample(sampler, two_points, noise, seed=5), torch.tanh(x / levels[8] ** 2))
+
+
+def test_stochastic_ddim_has_weak_order_one():
+    """The moments of Gaussian data at sigma_min, which the recursion gives without sampling error.
+
+    The exact SDE forgets its start: from σ = 80 the mean keeps a share (S² + σ_min²) / (S² + 80²) of its error.
+    """
+    intervals, errors = [512, 1024, 2048, 4096], []
+    share = (S**2 + 0.05**2) / (S**2 + 80**2)
+    exact = -MU * share, S**2 + 0.05**2 + share**2 * (80**2 - S**2 - 80**2)
+    for n in intervals:
+        (mean, variance), _ = moments_of_stochastic_ddim(n + 1, sigma_min=0.05)
+        errors.append((abs(mean - exact[0]), abs(variance - exact[1])))
+    for error in zip(*errors, strict=True):
+        assert -np.polyfit(np.log(intervals), np.log(error), 1)[0] == pytest.approx(1, abs=0.1)
+
+
+def test_dpm_solver_is_algorithm_2_written_out():
+    noise = start()
+    levels = karras_schedule(9, sigma_min=0.01, sigma_max=30).tolist()
+    log = [-math.log(sigma) for sigma in levels[:-1]]
+    x, answers = noise * 30, []
+    for i in range(8):
+        answers.append(torch.tanh(x / levels[i] ** 2))
+        h = log[i + 1] - log[i]
+        combined = answers[-1]
+        if i:
+            r = (log[i] - log[i - 1]) / h
+            combined = (1 + 1 / (2 * r)) * answers[-1] - 1 / (2 * r) * answers[-2]
+        x = levels[i + 1] / levels[i] * x - math.expm1(-h) * combined
+    sampler = DPMSolver(steps=9, sigma_min=0.01, sigma_max=30)
+    torch.testing.assert_close(sample(sampler, two_points, noise), torch.tanh(x / levels[8] ** 2))
+
+
+def test_dpm_solver_needs_fewer_calls_than_ddim_for_the_same_error():
+    exact = exact_flow(80 * start(), 80, 0)
+    error = [(sample(s, gaussian, start()) - exact).abs().max() for s in (DPMSolver(steps=20), DDIM(steps=50))]
+    assert error[0] < error[1]
+
+
+@pytest.mark.parametrize("sampler", [DDIM, StochasticDDIM, Churn, DPMSolver])
+def test_guidance_goes_beyond_the_class_away_from_the_null_class(sampler):
+    """Two Gaussian classes of one spread: the guided denoiser is that of a Gaussian of the extrapolated mean."""
+    centre = torch.tensor([0.2, 0.6, 0.1])  # two classes and the null class, 2
+
+    def denoiser(x, sigma, labels):
+        shrink = S**2 / (S**2 + sigma**2)
+        means = centre[labels]
+        return (means + shrink * (x[:, 0, 0, 0] - means))[:, None, None, None]
+
+    noise = start(torch.float32, (4, 1, 1, 1))
+    labels = torch.tensor([0, 1, 0, 1])
+    guided = sampler(steps=30, guidance=1.5)(
+        denoiser, noise, labels, generator=torch.Generator().manual_seed(0), null_label=2
+    )
+    beyond = centre[labels] + 1.5 * (centre[labels] - centre[2])
+    centre = torch.cat([beyond, torch.zeros(1)])
+    expected = sampler(steps=30)(denoiser, noise, torch.arange(4), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_calls_the_denoiser_with_and_without_the_class():
+    seen = []
+
+    def denoiser(x, sigma, labels):
+        seen.append(labels.tolist())
+        return x
+
+    Guided(denoiser, guidance=2.0, null_label=9)(torch.zeros(2, 1, 1, 1), torch.ones(2), torch.tensor([3, 4]))
+    assert seen == [[3, 4], [9, 9]]
+
+
+def test_guidance_without_a_null_class_is_refused():
+    with pytest.raises(InputError, match=r"guidance = 1 needs .*label_dropout"):
+        DDIM(guidance=1.0)(gaussian, start(), NO_LABELS, generator=torch.Generator())
+
+
 @pytest.mark.parametrize("s_churn", [0.0, 10.0, 40.0, 1000.0])
 def test_samples_of_gaussian_data_are_gaussian_with_its_moments_whatever_the_churn(s_churn):
     x = sample(Churn(steps=80, s_churn=s_churn), gaussian, start(torch.float32, (600, 1, 8, 8)))
@@ -191,14 +306,16 @@ def test_churn_is_algorithm_2_written_out_with_the_same_fresh_noise():
     torch.testing.assert_close(sample(sampler, two_points, noise, seed=5), x, rtol=1e-10, atol=1e-10)
 
 
-def test_churn_is_a_function_of_its_generator_and_ddim_does_not_touch_it():
+def test_stochastic_samplers_are_functions_of_their_generator_and_the_others_do_not_touch_it():
     noise = start()
-    same, again, other = (sample(Churn(), gaussian, noise, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(same, again)
-    assert not torch.equal(same, other)
+    for sampler in (Churn(), StochasticDDIM()):
+        same, again, other = (sample(sampler, gaussian, noise, seed=seed) for seed in (1, 1, 2))
+        assert torch.equal(same, again)
+        assert not torch.equal(same, other)
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
     DDIM()(gaussian, noise, NO_LABELS, generator=generator)
+    DPMSolver()(gaussian, noise, NO_LABELS, generator=generator)
     heun()(gaussian, noise, NO_LABELS, generator=generator)
     assert torch.equal(generator.get_state(), before)
 
@@ -209,7 +326,15 @@ def test_churn_outside_of_its_range_of_noise_levels_is_heun():
 
 
 @pytest.mark.parametrize(
-    "sampler", [DDIM(steps=60), heun(steps=40), Churn(steps=40), Churn(steps=60, s_churn=40, s_noise=1.003)]
+    "sampler",
+    [
+        DDIM(steps=60),
+        heun(steps=40),
+        Churn(steps=40),
+        Churn(steps=60, s_churn=40, s_noise=1.003),
+        StochasticDDIM(steps=100),
+        DPMSolver(steps=40),
+    ],
 )
 def test_samples_of_the_ideal_denoiser_of_a_finite_data_set_end_at_its_points_and_at_all_of_them(sampler):
     data = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(7)) * 2 - 1
@@ -228,7 +353,12 @@ def test_samples_of_the_ideal_denoiser_of_a_finite_data_set_end_at_its_points_an
 
 @pytest.mark.parametrize(
     ("sampler", "calls"),
-    [(DDIM(steps=7), 7), (DDIM(steps=1), 1), (heun(steps=7), 13), (Churn(steps=7), 13), (Churn(steps=1), 1)],
+    [
+        *((kind(steps=steps), steps) for kind in (DDIM, StochasticDDIM, DPMSolver) for steps in (1, 7)),
+        (heun(steps=7), 13),
+        (Churn(steps=7), 13),
+        (Churn(steps=1), 1),
+    ],
 )
 def test_denoiser_is_called_as_often_as_told_with_one_positive_level_and_the_label_of_each_image(sampler, calls):
     labels = torch.tensor([3, 1, 4, 1])
@@ -251,14 +381,14 @@ def test_denoiser_is_called_as_often_as_told_with_one_positive_level_and_the_lab
     assert x.shape == noise.shape
 
 
-@pytest.mark.parametrize("sampler", [DDIM(steps=1), heun(steps=1)])
+@pytest.mark.parametrize("sampler", [DDIM(steps=1), heun(steps=1), StochasticDDIM(steps=1), DPMSolver(steps=1)])
 def test_one_step_is_the_denoiser_s_answer_to_pure_noise(sampler):
     noise = start()
     expected = gaussian(80 * noise, torch.full((4,), 80.0).double(), None)
     torch.testing.assert_close(sample(sampler, gaussian, noise), expected)
 
 
-@pytest.mark.parametrize("kind", [DDIM, Churn])
+@pytest.mark.parametrize("kind", [DDIM, StochasticDDIM, Churn, DPMSolver])
 def test_sampler_follows_the_karras_schedule_of_its_fields(kind):
     sampler = kind(steps=9, sigma_min=0.01, sigma_max=20, rho=5)
     assert torch.equal(sampler.schedule(), karras_schedule(9, sigma_min=0.01, sigma_max=20, rho=5))

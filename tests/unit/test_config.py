@@ -3,7 +3,7 @@ import tomllib
 import pytest
 import tomli_w
 
-from dpdm.config import Config, Data, decode, encode, load_config, override_sampler, preset_names
+from dpdm.config import Config, Data, choose_sampler, decode, encode, load_config, preset_names
 from dpdm.diffusion import DDIM, Churn
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD, NonPrivate
@@ -23,11 +23,20 @@ def test_every_preset_declares_its_size_and_shape_so_that_a_plan_reads_no_data(n
     assert config.data.size
     assert config.data.channels
     assert config.data.num_classes is not None
-    config.network.build((config.data.channels, config.data.size, config.data.size), num_classes=10)
 
 
 def test_the_presets_are_those_that_are_promised():
-    assert preset_names() == ["digits", "fashion-mnist", "fashion-mnist-cpu"]
+    published = [
+        "celeba-32",
+        "celeba-64",
+        "cifar10",
+        "fashion-mnist",
+        "fashion-mnist-epsilon-0.2",
+        "imagenet-32",
+        "mnist",
+    ]
+    published += ["mnist-epsilon-0.2", "mnist-epsilon-1"]
+    assert preset_names() == sorted([*published, "digits", "fashion-mnist-cpu"])
 
 
 def test_overrides_reach_every_level_and_parse_as_toml_or_text():
@@ -86,11 +95,13 @@ def test_a_path_becomes_a_data_source_and_a_toml_file_is_read(tmp_path):
 
 
 def test_a_declared_size_is_add_or_remove_and_an_undeclared_one_is_public_and_replaced():
-    declared = load_config("digits", overrides=["privacy.dataset_size=1000", "privacy.steps=5"]).privacy
+    declared = load_config(
+        "digits", overrides=["privacy.dataset_size=1000", "privacy.steps=5", "privacy.epsilon=1"]
+    ).privacy
     plan = declared.plan(lambda: pytest.fail("the data must not be counted"))
     assert isinstance(plan, DPSGD)
     assert (plan.dataset_size, plan.relation) == (1000, "add_or_remove_one")
-    undeclared = decode(type(declared), {"steps": 5, "delta": 1e-5})
+    undeclared = decode(type(declared), {"steps": 5, "delta": 1e-5, "epsilon": 1.0})
     plan = undeclared.plan(lambda: 640)
     assert isinstance(plan, DPSGD)
     assert (plan.dataset_size, plan.relation, plan.expected_batch_size) == (640, "replace_special", 64)
@@ -119,11 +130,24 @@ def test_a_batch_size_of_zero_is_refused_and_not_replaced(kind):
 
 
 def test_only_the_sampler_can_be_set_after_training():
-    table = encode(DDIM(steps=9))
-    assert override_sampler(table, ["sampler.steps=11"]) == DDIM(steps=11)
-    assert override_sampler(table, ["sampler.s_churn=3", "sampler.kind=churn"]) == Churn(s_churn=3)
+    settings = {"sampler": encode(DDIM(steps=9)), "samplers": {"accuracy": encode(Churn(s_churn=5))}}
+    assert choose_sampler(settings, overrides=["sampler.steps=11"]) == DDIM(steps=11)
+    assert choose_sampler(settings, overrides=["sampler.s_churn=3", "sampler.kind=churn"]) == Churn(s_churn=3)
+    assert choose_sampler(settings, name="accuracy", overrides=["sampler.steps=11"]) == Churn(steps=11, s_churn=5)
     with pytest.raises(InputError, match=r"only sampler\.\*"):
-        override_sampler(table, ["privacy.epsilon=3"])
+        choose_sampler(settings, overrides=["privacy.epsilon=3"])
+    with pytest.raises(InputError, match="no sampler called 'acuracy': did you mean accuracy"):
+        choose_sampler(settings, name="acuracy")
+
+
+def test_named_samplers_survive_the_round_trip_and_are_decoded_strictly():
+    table = {"data": {"source": "digits"}, "samplers": {"fid": {"kind": "churn", "guidance": 1.0}}}
+    config = decode(Config, table)
+    assert config.samplers == {"fid": Churn(guidance=1.0)}
+    assert decode(Config, encode(config)) == config
+    table["samplers"]["fid"]["guidence"] = 1.0
+    with pytest.raises(InputError, match=r"unknown key samplers.fid.guidence: did you mean guidance"):
+        decode(Config, table)
 
 
 def test_an_array_becomes_a_tuple_and_survives_the_round_trip(tmp_path):

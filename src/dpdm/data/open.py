@@ -37,7 +37,8 @@ def open_dataset(
         source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder or .zip archive of
             images, a folder of IDX files named as those of MNIST or of CIFAR's binary version, or an .npz file;
             `:train` (the default) or `:test` after it chooses a part. A folder or archive with subfolders
-            `train/` and `test/` has those parts.
+            `train/` and `test/` has those parts. A path that does not exist here is looked for, as a folder, file or
+            .zip archive, in the folder that the environment variable DPDM_DATA names.
         size: Side of the square in pixels, >= 8; None leaves sizes as they are.
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
@@ -53,7 +54,7 @@ def open_dataset(
         dataset, name, location = _BUILT_IN[place](split), place, place
         require_same_num_classes(dataset.num_classes, num_classes, place)
     else:
-        path = Path(place).expanduser()
+        path = _found(Path(place).expanduser())
         dataset = _open_path(path, split, framing, num_classes)
         name, location = path.resolve().name, str(path.resolve())
     fitted = "" if size is None else f", {fit} to {size}"
@@ -70,13 +71,26 @@ def _split_of(source: str | Path) -> tuple[str, Split]:
     return str(source), "train"
 
 
+def _found(path: Path) -> Path:
+    """Return the path, or what goes by this name in the folder that DPDM_DATA names."""
+    own = os.environ.get("DPDM_DATA")
+    if own and not path.exists():
+        for candidate in (Path(own) / path, Path(own) / f"{path}.zip"):
+            if candidate.exists():
+                return candidate
+    return path
+
+
 def _open_path(path: Path, split: Split, framing: Framing, num_classes: int | None) -> ImageDataset:
     """Open a path by what is there."""
     if not path.exists():
         names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]
         close = difflib.get_close_matches(str(path), names, n=1)
         hint = f"did you mean {close[0]}?" if close else "check the path"
-        raise InputError(f"{path} is neither a path that exists nor one of {', '.join(_BUILT_IN)}: {hint}")
+        raise InputError(
+            f"{path} is neither a path that exists (here or where DPDM_DATA points) nor one of "
+            f"{', '.join(_BUILT_IN)}: {hint}"
+        )
     if is_idx_directory(path):
         return load_idx_directory(path, split, num_classes=num_classes or 0)
     if (path / "train").is_dir() and (path / "test").is_dir():

@@ -1,19 +1,36 @@
 """The mathematics of diffusion: it knows no network, no data and no privacy."""
 
 from dpdm.diffusion.loss import DenoisingLoss, NoisyBatch
-from dpdm.diffusion.noise_levels import LogNormal, karras_schedule
-from dpdm.diffusion.preconditioning import EDM, PreconditionedDenoiser, Preconditioning
-from dpdm.diffusion.samplers import DDIM, Churn, Sampler
+from dpdm.diffusion.noise_levels import (
+    Cosine,
+    LogNormal,
+    LogUniform,
+    NoiseLevels,
+    VariancePreserving,
+    karras_schedule,
+)
+from dpdm.diffusion.preconditioning import EDM, VE, VP, PreconditionedDenoiser, Preconditioning, V
+from dpdm.diffusion.samplers import DDIM, Churn, DPMSolver, Guided, Sampler, StochasticDDIM
 
 __all__ = [
     "DDIM",
     "EDM",
+    "VE",
+    "VP",
     "Churn",
+    "Cosine",
+    "DPMSolver",
     "DenoisingLoss",
+    "Guided",
     "LogNormal",
+    "LogUniform",
+    "NoiseLevels",
     "NoisyBatch",
     "PreconditionedDenoiser",
     "Preconditioning",
     "Sampler",
+    "StochasticDDIM",
+    "V",
+    "VariancePreserving",
     "karras_schedule",
 ]

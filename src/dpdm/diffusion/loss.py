@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dpdm.diffusion.noise_levels import LogNormal
+from dpdm.diffusion.noise_levels import NoiseLevels
 from dpdm.diffusion.preconditioning import PreconditionedDenoiser
 from dpdm.types import InputError, RandomBytes, require_positive
 
@@ -53,7 +53,7 @@ class DenoisingLoss:
         labels: Int[Tensor, " batch"],
         *,
         null_label: int,
-        noise_levels: LogNormal,
+        noise_levels: NoiseLevels,
         random_bytes: RandomBytes,
     ) -> NoisyBatch:
         """Draw σ, n and dropped labels for all copies of each example.

@@ -1,30 +1,23 @@
 """How the raw network F and the denoiser D are related, and how noise levels are drawn and weighted in training."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dpdm.diffusion.noise_levels import LogNormal
+from dpdm.diffusion.noise_levels import Cosine, LogNormal, LogUniform, NoiseLevels, VariancePreserving
 from dpdm.types import require_positive
-
-
-class Coefficients(NamedTuple):
-    """The four functions of σ in D(x; σ) = c_skip x + c_out F(c_in x; c_noise)."""
-
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
-    c_noise: Tensor
 
 
 class Preconditioning(Protocol):
     """A frozen value that says how network and denoiser are related."""
 
     @property
-    def noise_levels(self) -> LogNormal:
+    def noise_levels(self) -> NoiseLevels:
         """The distribution of σ in training."""
         ...
 
@@ -37,8 +30,42 @@ class Preconditioning(Protocol):
         ...
 
 
+class Coefficients(NamedTuple):
+    """The four functions of σ in D(x; σ) = c_skip x + c_out F(c_in x; c_noise)."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class ScalarPreconditioning(ABC):
+    """A preconditioning that is four functions of σ alone."""
+
+    @abstractmethod
+    def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
+        """Return c_skip, c_out, c_in, c_noise at each σ."""
+
+    def denoise(
+        self,
+        network: nn.Module,
+        x: Float[Tensor, "batch channel height width"],
+        sigma: Float[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return D(x; σ, labels) (Karras et al. 2022, eq. 7)."""
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        raw: Tensor = network(_per_image(c_in) * x, c_noise, labels)
+        denoised: Tensor = _per_image(c_skip) * x + _per_image(c_out) * raw.to(x.dtype)
+        return denoised
+
+    def loss_weight(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return λ(σ) = 1 / c_out², which makes it the plain squared error of the raw network."""
+        return self.coefficients(sigma).c_out ** -2
+
+
 @dataclass(frozen=True, kw_only=True)
-class EDM:
+class EDM(ScalarPreconditioning):
     """The preconditioning of Karras et al.: unit variance at the network's input and target for every σ.
 
     Args:
@@ -47,7 +74,7 @@ class EDM:
         noise_levels: Distribution of σ in training.
 
     Source:
-        Karras et al. 2022, Table 1, column "Ours (EDM)"; eq. 7.
+        Karras et al. 2022, Table 1, column "Ours (EDM)".
     """
 
     sigma_data: float = math.sqrt(1 / 3)
@@ -66,22 +93,66 @@ class EDM:
             c_noise=sigma.log() / 4,
         )
 
-    def denoise(
-        self,
-        network: nn.Module,
-        x: Float[Tensor, "batch channel height width"],
-        sigma: Float[Tensor, " batch"],
-        labels: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch channel height width"]:
-        """Return D(x; σ, labels) (eq. 7)."""
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        raw: Tensor = network(_per_image(c_in) * x, c_noise, labels)
-        denoised: Tensor = _per_image(c_skip) * x + _per_image(c_out) * raw.to(x.dtype)
-        return denoised
 
-    def loss_weight(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return λ(σ) = 1 / c_out², which makes every noise level's loss equal at the start."""
-        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+@dataclass(frozen=True, kw_only=True)
+class V(ScalarPreconditioning):
+    """Prediction of the velocity: EDM's relation for data of unit variance, with more weight on large noise levels.
+
+    The network gives −v, v = (n − σ x₀) / √(1+σ²); a network learns either sign.
+
+    Source:
+        Salimans & Ho 2022, section 4, in the variables of Karras et al.; Dockhorn et al. 2023 use it at ε = 0.2.
+    """
+
+    noise_levels: Cosine = field(default_factory=Cosine)
+
+    def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
+        """Return c_skip, c_out, c_in, c_noise at each σ."""
+        variance = sigma**2 + 1
+        return Coefficients(
+            c_skip=1 / variance,
+            c_out=sigma / variance.sqrt(),
+            c_in=1 / variance.sqrt(),
+            c_noise=sigma.atan() * (2 / math.pi),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VP(ScalarPreconditioning):
+    """Prediction of the noise under a variance-preserving SDE.
+
+    Source:
+        Song et al. 2021; Karras et al. 2022, Table 1, column "VP", with M = 1000.
+    """
+
+    noise_levels: VariancePreserving = field(default_factory=VariancePreserving)
+
+    def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
+        """Return c_skip, c_out, c_in, c_noise at each σ."""
+        return Coefficients(
+            c_skip=torch.ones_like(sigma),
+            c_out=-sigma,
+            c_in=1 / (sigma**2 + 1).sqrt(),
+            c_noise=1000 * self.noise_levels.t(sigma),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VE(ScalarPreconditioning):
+    """Prediction of the negative noise under a variance-exploding SDE: the input is not scaled.
+
+    It has not seen noise below its least level (0.02 unless told), so samplers must not go there.
+
+    Source:
+        Song et al. 2021; Karras et al. 2022, Table 1, column "VE".
+    """
+
+    noise_levels: LogUniform = field(default_factory=LogUniform)
+
+    def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
+        """Return c_skip, c_out, c_in, c_noise at each σ."""
+        one = torch.ones_like(sigma)
+        return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
 
 
 class PreconditionedDenoiser(nn.Module):

@@ -55,6 +55,12 @@ class Release:
         """The claim in one line."""
         return str(self.privacy["statement"])
 
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for "no label", if training had it."""
+        trained = self.facts.num_classes and self.settings["loss"]["label_dropout"] > 0
+        return self.facts.num_classes if trained else None
+
     def sample(
         self,
         count: int,
@@ -91,9 +97,12 @@ class Release:
         """Yield the images of `sample` part by part, so that the caller can show progress.
 
         Raises:
-            InputError: `count` is not positive, or `labels` has another length or a class that does not exist.
+            InputError: `count` is not positive, `labels` has another length or a class that does not exist, or the
+                sampler asks for what was not trained.
         """
         require_positive(count=count)
+        sampler = sampler or self.sampler
+        sampler.require_trained(self.denoiser.preconditioning.noise_levels)
         classes = max(1, self.facts.num_classes)
         chosen = np.arange(count) % classes if labels is None else np.asarray(labels, dtype=np.int64)
         if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < classes)).all():
@@ -108,7 +117,7 @@ class Release:
             part = torch.from_numpy(chosen[start : start + part_size]).to(device)
             noise = torch.randn((len(part), *self.facts.shape), generator=generator, device=device)
             with autocast(precision, device):
-                x = (sampler or self.sampler)(self.denoiser, noise, part, generator=generator)
+                x = sampler(self.denoiser, noise, part, generator=generator, null_label=self.null_label)
             yield tensor_to_images(x), chosen[start : start + part_size]
 
     def save(self, folder: Path) -> None:
@@ -139,7 +148,7 @@ class Release:
         try:
             declared = settings["data"]
             facts = ImageFacts(tuple(declared["shape"]), tuple(declared["class_names"]))
-            parts = {key: settings[key] for key in ("network", "preconditioning", "sampler")}
+            parts = {key: settings[key] for key in ("network", "preconditioning", "loss", "sampler")}
             config = decode(Config, {"data": {"source": declared["name"]}, **parts})
             network = config.network.build(facts.shape, num_classes=facts.num_classes)
             network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))

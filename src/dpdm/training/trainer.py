@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from dpdm.config import Config, Training, encode
+from dpdm.config import AnyPreconditioning, AnySampler, Config, Training, encode
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.diffusion import DDIM, EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.networks import CompactUNet, Network
 from dpdm.privacy import Mechanism, OneBackwardEach, OperatingSystemEntropy, Vectorized
 from dpdm.privacy.entropy import Entropy
@@ -46,6 +46,7 @@ class Trainer:
         loss: Noise multiplicity and label dropout.
         training: Speed and quality.
         sampler: What the release samples with unless told otherwise.
+        samplers: Others, by name, that the release keeps for whoever samples.
         run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `release/` what may be
             published. None keeps everything in memory, and nothing can be resumed.
         entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
@@ -56,12 +57,13 @@ class Trainer:
     """
 
     network: Network = field(default_factory=CompactUNet)
-    preconditioning: EDM = field(default_factory=EDM)
+    preconditioning: AnyPreconditioning = field(default_factory=EDM)
     mechanism: Mechanism
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     training: Training = field(default_factory=Training)
     run: Path | str | None = None
-    sampler: DDIM | Churn = field(default_factory=DDIM)
+    sampler: AnySampler = field(default_factory=DDIM)
+    samplers: dict[str, AnySampler] = field(default_factory=dict)
     entropy: Entropy = field(default_factory=OperatingSystemEntropy)
 
     @classmethod
@@ -74,8 +76,13 @@ class Trainer:
             loss=config.loss,
             training=config.training,
             sampler=config.sampler,
+            samplers=config.samplers,
             run=run,
         )
+
+    def __post_init__(self) -> None:
+        for sampler in (self.sampler, *self.samplers.values()):
+            sampler.require_trained(self.preconditioning.noise_levels)
 
     def fit(self, data: ImageDataset) -> Release:
         """Train to the end of the plan, from where an interrupted run stopped, and return the release."""
@@ -164,6 +171,7 @@ class Trainer:
             "loss": encode(self.loss),
             "training": encode(self.training),
             "sampler": encode(self.sampler),
+            "samplers": {name: encode(sampler) for name, sampler in self.samplers.items()},
         }
 
     def _loader(self, data: ImageDataset, *, null_label: int, device: torch.device) -> LoadBatch:

@@ -1,5 +1,6 @@
 import gzip
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 import dpdm.data.open
 from dpdm.data import open_dataset, save_npz
+from dpdm.types import InputError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -173,3 +175,19 @@ def test_opening_says_nothing(tmp_path, capfd, recwarn):
     open_dataset("digits")
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+
+
+def test_a_name_that_does_not_exist_here_is_looked_for_where_dpdm_data_points(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPDM_DATA", str(tmp_path / "shelf"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shelf" / "faces").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "shelf" / "faces" / "a.png")
+    with zipfile.ZipFile(tmp_path / "shelf" / "cars.zip", "w") as archive:
+        archive.write(tmp_path / "shelf" / "faces" / "a.png", "a.png")
+    assert open_dataset("faces").location == str(tmp_path / "shelf" / "faces")
+    assert open_dataset("cars").location == str(tmp_path / "shelf" / "cars.zip")
+    (tmp_path / "faces").mkdir()
+    with pytest.raises(InputError, match="faces"):
+        open_dataset("faces")  # the empty one here goes first
+    with pytest.raises(InputError, match="boats is neither a path that exists"):
+        open_dataset("boats")

@@ -4,7 +4,21 @@ import math
 
 import pytest
 
-from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, LogNormal, karras_schedule
+from dpdm.diffusion import (
+    DDIM,
+    EDM,
+    VE,
+    Churn,
+    Cosine,
+    DenoisingLoss,
+    DPMSolver,
+    LogNormal,
+    LogUniform,
+    StochasticDDIM,
+    V,
+    VariancePreserving,
+    karras_schedule,
+)
 from dpdm.types import InputError
 
 NOT_POSITIVE = [0, -1, math.nan, math.inf]
@@ -12,20 +26,22 @@ NOT_POSITIVE = [0, -1, math.nan, math.inf]
 
 @pytest.mark.parametrize("value", NOT_POSITIVE)
 @pytest.mark.parametrize("name", ["sigma_min", "sigma_max", "rho"])
-@pytest.mark.parametrize("make", [DDIM, Churn, lambda **fields: karras_schedule(5, **fields)])
+@pytest.mark.parametrize(
+    "make", [DDIM, StochasticDDIM, Churn, DPMSolver, lambda **fields: karras_schedule(5, **fields)]
+)
 def test_schedule_rejects_levels_that_are_not_positive_numbers(make, name, value):
     with pytest.raises(InputError, match=name):
         make(**{name: value})
 
 
-@pytest.mark.parametrize("make", [DDIM, Churn, karras_schedule])
+@pytest.mark.parametrize("make", [DDIM, StochasticDDIM, Churn, DPMSolver, karras_schedule])
 def test_schedule_rejects_levels_that_do_not_descend(make):
     for sigma_min in (1.0, 2.0):
         with pytest.raises(InputError, match=r"sigma_min = .* below sigma_max"):
             make(steps=5, sigma_min=sigma_min, sigma_max=1.0)
 
 
-@pytest.mark.parametrize("make", [DDIM, Churn, karras_schedule])
+@pytest.mark.parametrize("make", [DDIM, StochasticDDIM, Churn, DPMSolver, karras_schedule])
 @pytest.mark.parametrize("steps", [0, -3])
 def test_schedule_rejects_less_than_one_step(make, steps):
     with pytest.raises(InputError, match="steps"):
@@ -42,6 +58,48 @@ def test_churn_rejects_an_amount_that_is_negative_or_no_number(value):
 def test_churn_rejects_fresh_noise_without_a_positive_scale(value):
     with pytest.raises(InputError, match="s_noise"):
         Churn(s_noise=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize("make", [DDIM, StochasticDDIM, Churn, DPMSolver])
+def test_guidance_that_is_negative_or_no_number_is_rejected(make, value):
+    with pytest.raises(InputError, match="guidance"):
+        make(guidance=value)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "says"),
+    [
+        (DDIM(), r"sampler.sigma_min = 0.002 .*--set sampler.sigma_min=0.02"),
+        (DDIM(sigma_min=0.02, sigma_max=101), r"sampler.sigma_max = 101 .*--set sampler.sigma_max=100"),
+    ],
+)
+def test_a_sampler_that_leaves_the_noise_levels_of_training_is_rejected(sampler, says):
+    with pytest.raises(InputError, match=says):
+        sampler.require_trained(VE().noise_levels)
+
+
+@pytest.mark.parametrize("preconditioning", [EDM(), V(), VE()])
+def test_a_sampler_within_the_noise_levels_of_training_is_accepted(preconditioning):
+    DDIM(sigma_min=0.02).require_trained(preconditioning.noise_levels)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        lambda: LogUniform(sigma_min=2, sigma_max=1),
+        lambda: LogUniform(sigma_min=0),
+        lambda: Cosine(log_snr_min=13, log_snr_max=-9),
+        lambda: Cosine(log_snr_max=math.inf),
+        lambda: Cosine(log_snr_min=math.nan),
+        lambda: VariancePreserving(t_min=1),
+        lambda: VariancePreserving(t_min=0),
+        lambda: VariancePreserving(beta_d=-1),
+    ],
+)
+def test_noise_levels_that_make_no_distribution_are_rejected(levels):
+    with pytest.raises(InputError, match=r"sigma_min|log_snr_min|t_min|beta_d"):
+        levels()
 
 
 @pytest.mark.parametrize("value", NOT_POSITIVE)
