@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench ci
+.PHONY: help setup demo test test-all lint bench ablations ci
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: setup  ## style, formatting, types, and who may import whom
 
 bench: setup  ## measure the clipping strategies; prints JSON
 	$(BIN)/python benchmarks/clipping.py
+
+ablations: setup  ## repeat the paper's ablations in small: hours; the same command goes on where it stopped
+	$(BIN)/python benchmarks/ablations.py
 
 ci: setup  ## what must pass before a change goes in
 	$(MAKE) lint

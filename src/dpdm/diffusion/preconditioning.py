@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -42,6 +42,9 @@ class Coefficients(NamedTuple):
 class ScalarPreconditioning(ABC):
     """A preconditioning that is four functions of σ alone."""
 
+    c_noise_unit: ClassVar[float] = 1.0
+    """What c_noise is divided by on its way to a network, which expects it to be of order one."""
+
     @abstractmethod
     def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
         """Return c_skip, c_out, c_in, c_noise at each σ."""
@@ -55,7 +58,7 @@ class ScalarPreconditioning(ABC):
     ) -> Float[Tensor, "batch channel height width"]:
         """Return D(x; σ, labels) (Karras et al. 2022, eq. 7)."""
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        raw: Tensor = network(_per_image(c_in) * x, c_noise, labels)
+        raw: Tensor = network(_per_image(c_in) * x, c_noise / self.c_noise_unit, labels)
         denoised: Tensor = _per_image(c_skip) * x + _per_image(c_out) * raw.to(x.dtype)
         return denoised
 
@@ -122,9 +125,10 @@ class VP(ScalarPreconditioning):
     """Prediction of the noise under a variance-preserving SDE.
 
     Source:
-        Song et al. 2021; Karras et al. 2022, Table 1, column "VP", with M = 1000.
+        Song et al. 2021; Karras et al. 2022, Table 1, column "VP", with M = 1000: the unit of their embedding of time.
     """
 
+    c_noise_unit: ClassVar[float] = 1000.0
     noise_levels: VariancePreserving = field(default_factory=VariancePreserving)
 
     def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
@@ -133,7 +137,7 @@ class VP(ScalarPreconditioning):
             c_skip=torch.ones_like(sigma),
             c_out=-sigma,
             c_in=1 / (sigma**2 + 1).sqrt(),
-            c_noise=1000 * self.noise_levels.t(sigma),
+            c_noise=self.c_noise_unit * self.noise_levels.t(sigma),
         )
 
 

@@ -1,5 +1,6 @@
 """What the networks share: how they are told the noise level and the class."""
 
+import math
 from typing import TypeVar
 
 import torch
@@ -13,8 +14,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 class ConditionEmbedding(nn.Module):
     """Noise level and class as one vector for each image.
 
-    The noise level enters by sine and cosine at sixteen octaves, from which both ln(σ)/4 of EDM, of order 1, and the
-    times up to 1000 of a variance-preserving SDE can be read.
+    The noise level enters by sine and cosine at sixteen frequencies, made for a c_noise of order one.
 
     The class table has one row more than there are classes: the null class, whose index is `num_classes`. A network
     without classes has that row alone, so conditional and unconditional networks are one code path.
@@ -24,7 +24,8 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
-        self.register_buffer("frequencies", 2.0 ** torch.arange(-10, 6), persistent=False)
+        frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(32.0), 16))
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.classes = nn.Embedding(num_classes + 1, width)
         self.noise = nn.Linear(32, width)
         self.mix = nn.Linear(width, width)
