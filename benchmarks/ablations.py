@@ -20,7 +20,7 @@ from dpdm.training.files import read_json, write_json
 
 FOLDER = Path("runs/ablations")
 NUM_IMAGES = 10_000
-TEN_MINUTES = ("privacy.steps=320", "privacy.expected_batch_size=640", "loss.noise_multiplicity=4")  # on one core
+TEN_MINUTES = ("privacy.steps=320", "privacy.expected_batch_size=480", "loss.noise_multiplicity=4")  # on one core
 MANY_COPIES = ("privacy.steps=160", "privacy.expected_batch_size=192", "privacy.epsilon=1")  # K = 32: ten minutes
 
 
