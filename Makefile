@@ -25,7 +25,7 @@ demo: setup  ## train on the embedded digits and make images: minutes on a lapto
 test: setup  ## everything that takes seconds and needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2
 
-test-all: setup  ## every test; those that need a GPU or an absent data set skip and say so
+test-all: setup  ## every test, the slow ones too; what needs an absent data set skips and says so
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: setup  ## style, formatting, types, and who may import whom

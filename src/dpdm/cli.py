@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +21,7 @@ import typer
 
 if TYPE_CHECKING:
     from dpdm.config import Config
+    from dpdm.data import Channels, Fit, ImageDataset
     from dpdm.privacy import Mechanism
     from dpdm.training import ImageFacts, Release, Trainer
 
@@ -65,14 +67,15 @@ def plan(
     }
     if as_json:
         return _print_json(report)
-    curve = ", ".join(f"{_short(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
     _print(f"claim       {report['statement']}")
-    _print(f"noise       {_short(report['noise_multiplier'])} times the clipping norm, on {mechanism.steps:,} steps")
+    if report["epsilon"] is not None:
+        curve = ", ".join(f"{_bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
+        _print(f"noise       {report['noise_multiplier']:.4g} times the clipping norm, on {mechanism.steps:,} steps")
+        _print(f"epsilon     {curve}")
+        loose = report["epsilon_rdp"] > 1.25 * report["epsilon"]
+        remark = ", which is loose for few steps or tiny batches" if loose else ""
+        _print(f"check       {_bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}")
     _print(f"batches     each image enters a step with probability {mechanism.sample_rate:.4g}")
-    _print(f"epsilon     {curve}")
-    loose = report["epsilon"] and report["epsilon_rdp"] > 1.25 * report["epsilon"]
-    remark = ", which is loose for few steps or tiny batches" if loose else ""
-    _print(f"check       {_short(report['epsilon_rdp'])} by Rényi accounting, an independent upper bound{remark}")
     _print(f"network     {cost.parameters:,} parameters")
     _print(f"time        about {_duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
     _print(f"memory      about {cost.memory_gib:.1f} GiB")
@@ -156,6 +159,8 @@ def evaluate(
     synthetic: Annotated[str, typer.Argument(help="The synthetic images: .npz or class folders.")],
     reference: Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")],
     baseline: Annotated[str | None, typer.Option(help="Real images to train the same classifiers on, beside.")] = None,
+    fit: Annotated[str, typer.Option(help="How real images get to their size: crop, pad or resize.")] = "crop",
+    num_classes: Annotated[int | None, typer.Option(help="How many classes, where the files do not say.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs; not for comparison.")] = False,
     seed: Annotated[int, typer.Option(help="Of the classifiers' weights and order.")] = 0,
     as_json: AsJson = False,
@@ -164,13 +169,26 @@ def evaluate(
     from dpdm.data import open_dataset
     from dpdm.evaluation import QUICK, UtilityProtocol, evaluate_utility
 
-    test = open_dataset(reference)
+    made = open_dataset(synthetic, num_classes=num_classes)
+    channels, height, width = made.shape
+
+    def real(source: str) -> "ImageDataset":
+        """Open real images at the synthetic ones' size, with their declared classes."""
+        return open_dataset(
+            source,
+            size=height if height == width else None,
+            fit=typing.cast("Fit", fit),
+            channels=typing.cast("Channels", channels),
+            num_classes=made.num_classes or None,
+        )
+
+    test = real(reference)
     protocol = QUICK if quick else UtilityProtocol()
     report: dict[str, Any] = {"reference": reference, "quick": quick}
     for name, source in (("synthetic", synthetic), ("baseline", baseline)):
         if source is None:
             continue
-        data = open_dataset(source)
+        data = made if name == "synthetic" else real(source)
         if data.labels is None or test.labels is None:
             _fail(f"{source if data.labels is None else reference} has no labels: classifiers need them on both sides")
         with _progress(f"classifiers on {source}", None) as advance:
@@ -193,7 +211,8 @@ def evaluate(
         beside = f"   (trained on {baseline}: {100 * report['baseline'][key]['accuracy']:.1f} %)" if baseline else ""
         score = report[key]
         _print(f"{key:7} {100 * score['accuracy']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]{beside}")
-    _print(f"These scores were computed from {reference}. If it is private, so are they: ε does not cover them.")
+    seen = f"{reference} and {baseline}" if baseline else reference
+    _print(f"These scores were computed from {seen}. If those images are private, so are they: ε does not cover them.")
 
 
 def main() -> None:
@@ -202,6 +221,9 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
+    except MemoryError as error:
+        print(f"dpdm: not enough memory ({error}): ask for fewer or smaller images", file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError) as error:
         from dpdm.types import InputError
 
@@ -223,9 +245,10 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
     from dpdm.training import ImageFacts
 
     data, privacy = config.data, config.privacy
-    if data.size and data.channels and data.num_classes is not None and privacy.dataset_size:
-        names = tuple(str(label) for label in range(data.num_classes))
-        return ImageFacts((data.channels, data.size, data.size), names), privacy.plan(lambda: 0)
+    size, channels, num_classes = data.size, data.channels, data.num_classes
+    if size is not None and channels is not None and num_classes is not None and privacy.dataset_size is not None:
+        names = tuple(str(label) for label in range(num_classes))
+        return ImageFacts((channels, size, size), names), privacy.plan(lambda: 0)
     _note(f"opening {data.source}: size, channels, num_classes and dataset_size are not all declared")
     opened = data.open()
     return ImageFacts(opened.shape, opened.class_names), privacy.plan(lambda: len(opened))
@@ -257,7 +280,7 @@ def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Releas
                     ahead = min(
                         mechanism.steps, (progress.steps_spent * 20 // mechanism.steps + 1) * mechanism.steps // 20
                     )
-                    spent = f"ε < {_short(mechanism.epsilon(steps=ahead))}"
+                    spent = f"ε ≤ {_bound(_finite(mechanism.epsilon(steps=ahead)))}"
                 advance(progress.steps_spent - shown, spent)
                 shown = progress.steps_spent
                 if stopped:
@@ -339,8 +362,11 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _short(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.4g}"
+def _bound(epsilon: float | None) -> str:
+    """Say an upper bound, rounded up."""
+    from dpdm.privacy.accounting import round_up
+
+    return "∞" if epsilon is None else f"{round_up(epsilon):g}"
 
 
 def _finite(value: float) -> float | None:

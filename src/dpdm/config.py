@@ -18,11 +18,11 @@ from typing import Any, Literal, TypeVar
 
 import pydantic
 
-from dpdm.data import Channels, Fit, ImageDataset, open_dataset
+from dpdm.data import Channels, Fit, ImageDataset, is_source, open_dataset
 from dpdm.diffusion import DDIM, EDM, VE, VP, Churn, DenoisingLoss, DPMSolver, StochasticDDIM, V
 from dpdm.networks import MLP, CompactUNet, Network, UNet
-from dpdm.privacy import DPSGD, Mechanism, NonPrivate
-from dpdm.types import InputError, require_positive
+from dpdm.privacy import DPSGD, Mechanism, NonPrivate, OneBackwardEach, Strategy, Vectorized
+from dpdm.types import InputError, require_positive, require_seed
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -39,6 +39,12 @@ class Data:
     fit: Fit = "crop"
     channels: Channels | None = None
     num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None and self.num_classes < 0:
+            raise InputError(f"num_classes must not be negative, not {self.num_classes}")
+        if self.fit != "crop" and self.size is None:
+            raise InputError(f"fit = {self.fit} says how images get to a size, and none is given: set data.size too")
 
     def open(self) -> ImageDataset:
         """Return the images as one fixed table."""
@@ -121,11 +127,17 @@ class Training:
 
     def __post_init__(self) -> None:
         require_positive(learning_rate=self.learning_rate, physical_batch_size=self.physical_batch_size)
+        require_seed(seed=self.seed)
         for name, value in (("warmup", self.warmup), ("ema_decay", self.ema_decay)):
             if not 0 <= value < 1:
                 raise InputError(f"{name} must be in [0, 1), not {value}")
         if not 0 <= self.decay <= 1:
             raise InputError(f"decay must be in [0, 1], not {self.decay}")
+
+    @property
+    def clipping(self) -> Strategy:
+        """The strategy itself."""
+        return OneBackwardEach() if self.strategy == "one-backward-each" else Vectorized()
 
     def learning_rate_at(self, progress: float) -> float:
         """Return the learning rate when a fraction `progress` in [0, 1] of the steps is spent."""
@@ -148,6 +160,26 @@ class Config:
     training: Training = field(default_factory=Training)
     sampler: AnySampler = field(default_factory=DDIM)
     samplers: dict[str, AnySampler] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_samplers_trained(
+            {"sampler": self.sampler, **{f"samplers.{name}": s for name, s in self.samplers.items()}},
+            self.preconditioning,
+            self.loss,
+        )
+
+
+def require_samplers_trained(
+    samplers: dict[str, AnySampler], preconditioning: AnyPreconditioning, loss: DenoisingLoss
+) -> None:
+    """Raise InputError if a sampler asks for noise levels or for a null class that training does not have."""
+    for name, sampler in samplers.items():
+        sampler.require_trained(preconditioning.noise_levels, name=name)
+        if sampler.guidance and not loss.label_dropout:
+            raise InputError(
+                f"{name}.guidance = {sampler.guidance:g} needs images without label in training: "
+                f"set loss.label_dropout above 0, or {name}.guidance to 0"
+            )
 
 
 _KIND_OF: dict[type, str] = {
@@ -183,7 +215,7 @@ def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
         table = tomllib.loads((resources.files("dpdm") / "presets" / f"{target}.toml").read_text(encoding="utf-8"))
     elif target.endswith(".toml"):
         table = read_toml(Path(target))
-    elif Path(target).expanduser().exists() or ":" in target or target in ("mnist",):
+    elif is_source(target):
         table = {"data": {"source": target}}
     else:
         raise InputError(
@@ -272,14 +304,16 @@ def _decode_value(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401 (wha
         return decode(typing.cast(Any, choices[0]), rest, path=f"{path}.")
     kinds = {_KIND_OF[typing.cast(type, c)]: c for c in choices}
     kind = rest.pop("kind", next(iter(kinds)))
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path}.kind must be one of {', '.join(kinds)}, not {kind!r}")
     return decode(typing.cast(Any, kinds[kind]), rest, path=f"{path}.")
 
 
 def _check(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
     try:
-        return pydantic.TypeAdapter(hint).validate_python(value)
+        # Strict, so that true is no 1 and "20" no 20; TOML has lists only, and the values hold tuples.
+        exact = tuple(value) if isinstance(value, list) else value
+        return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True)).validate_python(exact)
     except pydantic.ValidationError as error:
         wanted = error.errors()[-1 if value is not None and NoneType in typing.get_args(hint) else 0]["msg"]
         raise InputError(f"{path} = {value!r}: {wanted[0].lower()}{wanted[1:]}") from None

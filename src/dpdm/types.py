@@ -77,6 +77,13 @@ def require_positive(**values: float) -> None:
             raise InputError(f"{name} must be a number above 0, not {value}")
 
 
+def require_seed(**values: int) -> None:
+    """Raise InputError naming the first argument that no generator can be seeded with."""
+    for name, value in values.items():
+        if not 0 <= value < 2**63:
+            raise InputError(f"{name} must be from 0 to 2^63 - 1, not {value}")
+
+
 def images_to_tensor(images: Images) -> Float[Tensor, "batch channel height width"]:
     """Turn `uint8 NHWC` into `float32 NCHW in [-1, 1]`."""
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)

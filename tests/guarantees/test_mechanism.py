@@ -291,3 +291,27 @@ def test_a_sum_that_no_random_batch_was_selected_for_is_refused_as_a_step():
 def test_a_relation_that_the_accounting_does_not_know_is_refused():
     with pytest.raises(InputError, match="relation must be one of"):
         DPSGD(dataset_size=100, expected_batch_size=10, steps=5, delta=1e-3, relation="replace_one")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sensitivity", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_release_without_a_sensitivity_is_refused_and_not_counted(sensitivity):
+    plan = DPSGD(
+        dataset_size=100,
+        expected_batch_size=10,
+        steps=5,
+        noise_multiplier=4.0,
+        delta=1e-3,
+        earlier=(GaussianRelease(noise_multiplier=3.0),),
+    )
+    run = plan.start()
+    with pytest.raises(InputError, match="sensitivity must be"):
+        run.release(torch.ones(3, dtype=torch.float64), sensitivity=sensitivity)
+    assert not torch.equal(run.release(torch.ones(3, dtype=torch.float64), sensitivity=1.0), torch.ones(3).double())
+
+
+def test_the_statement_names_the_accountant_whose_bound_it_is():
+    plan = DPSGD(dataset_size=1000, expected_batch_size=100, steps=50, delta=1e-4)
+    assert plan.calibrate(epsilon=3.0).statement.endswith("PLD accountant")
+    large = plan.calibrate(epsilon=150.0)
+    assert large.statement.endswith("RDP accountant")
+    assert "Rényi" in large.claim(entropy=OperatingSystemEntropy())["accountant"]

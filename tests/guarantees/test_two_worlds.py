@@ -62,6 +62,15 @@ def test_neighbours_cannot_be_told_apart(name, strategy):
         assert max(moved(d, e)) > 1e-3, "the record that differs was never selected: the test shows nothing"
 
 
+def test_a_record_that_is_blanked_out_cannot_be_told_apart():
+    plan = {"relation": "replace_special"}
+    d = train(World(), D, plan=plan)
+    e = train(World(replay=d), NEIGHBOURS["blanked"], plan=plan)
+    assert differences(d, e) == []
+    assert max(moved(d, e)) > 1e-3
+    assert d.observed["plan"]["relation"] == "replace_special"
+
+
 def test_the_first_record_of_a_class_cannot_be_told_apart():
     assert BASE.labels.max() == NUM_CLASSES - 2
     d = train(World(), BASE)

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from small_run import SMALL
 
+from dpdm.config import Data
 from dpdm.training import Release, private_folder
 
 
@@ -19,7 +21,7 @@ def files(folder):
 
 
 def test_plan_reads_no_data_and_prints_the_stable_keys(dpdm, monkeypatch):
-    monkeypatch.setenv("DPDM_DATA", "/nowhere")
+    monkeypatch.setattr(Data, "open", lambda self: pytest.fail("the data must not be opened"))
     code, out, _ = dpdm("plan", "digits", "--epsilon", 1, "--json", "--set", "privacy.steps=40")
     report = json.loads(out)
     assert code == 0
@@ -193,6 +195,69 @@ def test_a_plan_that_must_open_the_data_says_so(dpdm, photos):
     assert "opening" not in out
 
 
+def test_a_release_whose_private_folder_is_gone_is_not_overwritten(dpdm, trained, photos):
+    shutil.rmtree(trained / "private")
+    before = (trained / "release" / "privacy.json").read_bytes()
+    code, _, err = dpdm("train", photos, "--epsilon", 2, "--run", trained, *SMALL)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is not empty and holds no run that can go on" in err
+    assert (trained / "release" / "privacy.json").read_bytes() == before
+    code, _, err = dpdm("train", photos, "--run", photos, *SMALL)
+    assert code == 2
+    assert files(photos / "private") is None
+
+
+def test_a_disk_that_is_really_full_leaves_the_checkpoint_whole(trained, photos, tmp_path):
+    """A limit on the size of files, under which the same line can write its small ones and not the checkpoint."""
+    checkpoint = trained / "private" / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
+    line = [sys.executable, "-m", "dpdm", "train", str(photos), "--run", str(trained), "--epsilon", "1", *SMALL]
+    result = subprocess.run(
+        ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", *line],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "the last checkpoint is whole; mend this, and the same command goes on" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert checkpoint.read_bytes() == before
+
+
+def test_the_private_folder_is_the_owners_alone_and_the_release_is_for_all(trained):
+    assert stat.S_IMODE((trained / "private").stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (trained / "release").iterdir()}
+    assert len(set(modes.values())) == 1, modes
+
+
+def test_guidance_and_named_samplers_from_the_command_line(dpdm, photos, tmp_path):
+    (tmp_path / "c.toml").write_text(
+        f'[data]\nsource = "{photos}"\n[samplers.strong]\nkind = "ddim"\nsteps = 3\nguidance = 2.0\n'
+    )
+    code, _, err = dpdm("train", "c.toml", "--run", "r", *SMALL)
+    assert code == 0, err
+    images = {}
+    for name, extra in {"plain": (), "strong": ("--sampler", "strong"), "set": ("--set", "sampler.guidance=2")}.items():
+        code, _, err = dpdm("sample", "r", "-n", 6, "-o", f"{name}.npz", "--seed", 0, *extra)
+        assert code == 0, err
+        with np.load(tmp_path / f"{name}.npz") as archive:
+            images[name] = archive["images"]
+    assert (images["strong"] == images["set"]).all()
+    assert (images["strong"] != images["plain"]).any()
+    code, _, err = dpdm("sample", "r/release", "-n", 3, "-o", "from_release.npz")
+    assert code == 0, err
+
+
+def test_one_line_evaluates_images_of_a_folder_of_another_size(dpdm, trained, photos):
+    assert dpdm("sample", trained, "-n", 30, "-o", "s.npz")[0] == 0
+    code, out, err = dpdm("evaluate", "s.npz", "--reference", photos, "--quick")
+    assert code == 0, err
+    assert "ε does not cover them" in out
+
+
 def test_a_lost_journal_is_refused_and_never_counted_from_zero(dpdm, trained, photos):
     (trained / "private" / "journal.jsonl").unlink()
     code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", trained, *SMALL)
@@ -222,10 +287,20 @@ WRONG = {
     "unknown key": (["plan", "digits", "--set", "privacy.epsilonn=1"], "did you mean epsilon?"),
     "unknown preset": (["plan", "digitz"], "did you mean digits?"),
     "steps zero": (["train", "digits", "--set", "privacy.steps=0"], "steps must be"),
+    "guidance without dropout": (
+        ["train", "digits", "--set", "sampler.guidance=1"],
+        "sampler.guidance = 1 needs images without label in training: set loss.label_dropout",
+    ),
+    "sampler beyond training": (["plan", "digits", "--set", "preconditioning.kind=ve"], "--set sampler.sigma_min=0.02"),
+    "a kind that is no name": (["plan", "digits", "--set", "privacy.kind=[1]"], "privacy.kind must be one of"),
+    "a text for a number": (["plan", "digits", "--set", 'privacy.steps="20"'], "privacy.steps = '20'"),
+    "a seed too large": (["train", "digits", "--set", "training.seed=99999999999999999999"], "seed must be"),
+    "fit without size": (["plan", "labelled.npz", "--set", "data.fit=pad"], "set data.size too"),
+    "size zero": (["plan", "digits", "--dataset-size", "0"], "dataset_size must be"),
     "no run": (["sample", "nowhere", "-n", "4", "-o", "x.npz"], "nowhere holds no run"),
     "no labels declared": (["train", "labelled.npz"], "num_classes"),
     "labels outside": (["train", "labelled.npz", "--set", "data.num_classes=2"], "label 2 occurs"),
-    "no reference": (["evaluate", "labelled.npz", "--reference", "nowhere"], "nowhere"),
+    "no reference": (["evaluate", "labelled.npz", "--num-classes", "4", "--reference", "nowhere"], "nowhere"),
 }
 
 

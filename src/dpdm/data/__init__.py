@@ -1,7 +1,7 @@
 """Opens any source of images as one fixed table: `uint8` images, labels, and the facts declared about them.
 
-Opening is preparation: it may refuse with one clear line, and never prints or warns about a record. Nothing
-here derives a public fact, such as the number of classes, from the records.
+Opening is preparation: it may refuse with one clear line, and never prints or warns about a record. No public fact is
+derived from the records: classes are declared, and so is an image's shape, or all images must agree on it.
 """
 
 from dpdm.data.archive import load_archive
@@ -12,7 +12,7 @@ from dpdm.data.digits import load_digits
 from dpdm.data.folder import load_folder, save_folder
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.idx import load_idx_directory, read_idx
-from dpdm.data.open import open_dataset
+from dpdm.data.open import is_source, open_dataset
 
 __all__ = [
     "Channels",
@@ -20,6 +20,7 @@ __all__ = [
     "Framing",
     "ImageDataset",
     "Split",
+    "is_source",
     "load_archive",
     "load_cifar_directory",
     "load_digits",

@@ -22,14 +22,17 @@ def load_archive(
 ) -> ImageDataset:
     """Return the images of a .zip archive, in the order of their names; nothing is extracted to disk.
 
-    Without a `dataset.json` an archive is read as a folder is: loose images, or class folders. With one, images may
-    lie at any depth: {"labels": [["00000/img00000000.png", 3], ...]} gives each its label, {"labels": null} none.
+    Without a `dataset.json` an archive is read as a folder is: loose images, or class folders. Folders that have no
+    entry of their own are known by their images only, which must not tell the classes: these must then be declared.
+    With a `dataset.json` images may lie at any depth: {"labels": [["00000/img00000000.png", 3], ...]} gives each its
+    label, {"labels": null} none.
 
     Args:
         path: The archive.
         split: Which part, `train/` or `test/`; an archive without these two folders is its own train part.
         framing: Size and channels; where it leaves them open, all images must agree.
-        num_classes: How many classes there are. The labels of `dataset.json` need it, since they must not tell.
+        num_classes: How many classes there are; 0 takes images at any depth and leaves labels aside. The labels of
+            `dataset.json` need it, since they must not tell.
 
     Raises:
         InputError: If the archive is damaged or lacks the part, a file is no image, sizes or channels differ, or
@@ -48,6 +51,8 @@ def load_archive(
         for image in images.values():
             require_image_name(image)
         files = list(images.values())
+        if num_classes == 0:
+            return ImageDataset(images=read_images(files, framing), name=str(path))
         labels = None if listing is None else _labels(listing, images, num_classes or 0)
         if labels is not None:
             return ImageDataset(
@@ -57,7 +62,7 @@ def load_archive(
         return load_image_files(
             loose,
             list(classes),
-            lambda name: _class_files(classes[name]),
+            lambda name: _class_files(classes[name], declared=num_classes is not None),
             framing=framing,
             num_classes=num_classes,
             where=str(path),
@@ -97,14 +102,19 @@ def _by_class(entries: Mapping[str, zipfile.Path]) -> tuple[list[zipfile.Path], 
     return loose, classes
 
 
-def _class_files(inside: Mapping[str, zipfile.Path]) -> list[zipfile.Path]:
-    """Return the image files of one class."""
+def _class_files(inside: Mapping[str, zipfile.Path], *, declared: bool) -> list[zipfile.Path]:
+    """Return the image files of one class, whose folder has an entry of its own unless classes are declared."""
     for name, entry in inside.items():
         if "/" in name:
             raise InputError(f"{posixpath.dirname(str(entry))} is a folder inside a class folder: move its images up")
     files = [entry for name, entry in inside.items() if name]
     if not files:
         raise InputError(f"{inside['']} is empty: put images in it, or remove it")
+    if not declared and "" not in inside:
+        raise InputError(
+            f"{posixpath.dirname(str(files[0]))} has no entry of its own, and images must not tell which classes there "
+            "are: declare how many with --set data.num_classes=10, or make it with entries for folders (zip -r)"
+        )
     return files
 
 

@@ -21,12 +21,14 @@ def load_folder(path: Path, framing: Framing | None = None, *, num_classes: int 
     Args:
         path: A folder of images (no labels), or of class folders that hold images.
         framing: Size and channels; where it leaves them open, all files must agree.
-        num_classes: If given, the number of class folders must be this.
+        num_classes: If given, the number of class folders must be this; 0 leaves classes aside.
 
     Raises:
         InputError: If a file is no image, a class is empty or beside images, or sizes or channels differ.
     """
     folders, files = _contents(path)
+    if num_classes == 0 and not files:
+        files, folders = [file for folder in folders for file in _class_files(folder)], []
     return load_image_files(
         files,
         [folder.name for folder in folders],

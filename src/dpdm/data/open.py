@@ -51,7 +51,8 @@ def open_dataset(
     place, split = _split_of(source)
     part = "" if split == "train" else f":{split}"
     if isinstance(source, str) and place in _BUILT_IN:
-        dataset, name, location = _BUILT_IN[place](split), place, place
+        dataset, name = _BUILT_IN[place](split), place
+        location = dataset.name
         require_same_num_classes(dataset.num_classes, num_classes, place)
     else:
         path = _found(Path(place).expanduser())
@@ -61,6 +62,12 @@ def open_dataset(
     return replace(
         dataset, images=framing.frame_all(dataset.images), name=f"{name}{part}", location=f"{location}{part}{fitted}"
     )
+
+
+def is_source(source: str) -> bool:
+    """Whether `open_dataset` would find something of this name to open."""
+    place, _ = _split_of(source)
+    return bool(place) and (place in _BUILT_IN or _found(Path(place).expanduser()).exists())
 
 
 def _split_of(source: str | Path) -> tuple[str, Split]:

@@ -5,6 +5,7 @@ A denoiser is a function (x, σ, labels) -> denoised images; a sampler is a froz
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,18 +45,24 @@ class Sampler(ABC):
         """Return the noise levels, descending to a final zero."""
         return karras_schedule(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
 
-    def require_trained(self, noise_levels: NoiseLevels) -> None:
-        """Raise InputError if the schedule goes where training with `noise_levels` has never been."""
+    def require_trained(self, noise_levels: NoiseLevels, *, name: str = "sampler") -> None:
+        """Raise InputError if the sampler, called `name`, goes where training with `noise_levels` has never been."""
         low, high = noise_levels.span
-        for name, wrong, bound in (
-            ("sigma_min", self.sigma_min < low, low),
-            ("sigma_max", self.sigma_max > high, high),
-        ):
-            if wrong:
-                raise InputError(
-                    f"sampler.{name} = {getattr(self, name):g} lies outside of the noise levels of training: "
-                    f"--set sampler.{name}={bound:.3g}"
-                )
+        if self.sigma_min < low:
+            raise InputError(
+                f"{name}.sigma_min = {self.sigma_min:g} is below all noise levels of training: "
+                f"--set {name}.sigma_min={_three_digits(low, math.ceil)}"
+            )
+        if self.highest_level > high:
+            raise InputError(
+                f"{name} goes up to a noise level of {self.highest_level:g}, above all those of training: "
+                f"--set {name}.sigma_max={_three_digits(high * self.sigma_max / self.highest_level, math.floor)}"
+            )
+
+    @property
+    def highest_level(self) -> float:
+        """The largest noise level at which the denoiser is called."""
+        return self.sigma_max
 
     def __call__(
         self,
@@ -179,13 +186,24 @@ class Churn(Sampler):
         super().__post_init__()
         if not self.s_churn >= 0:
             raise InputError(f"s_churn must not be negative, not {self.s_churn}")
+        if not self.s_min <= self.s_max:
+            raise InputError(f"s_min = {self.s_min:g} must not be above s_max = {self.s_max:g}")
         require_positive(s_noise=self.s_noise)
+
+    @property
+    def highest_level(self) -> float:
+        """The largest noise level at which the denoiser is called, after churn."""
+        levels: list[float] = self.schedule().tolist()
+        return max(sigma * (1 + self._gamma(sigma)) for sigma in levels)
+
+    def _gamma(self, sigma: float) -> float:
+        return min(self.s_churn / self.steps, math.sqrt(2) - 1) if self.s_min <= sigma <= self.s_max else 0.0
 
     def _integrate(
         self, denoiser: Denoiser, x: Tensor, labels: Tensor, levels: list[float], generator: torch.Generator
     ) -> Tensor:
         for sigma, next_sigma in pairwise(levels):
-            gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1) if self.s_min <= sigma <= self.s_max else 0.0
+            gamma = self._gamma(sigma)
             if gamma > 0:
                 raised = sigma * (1 + gamma)
                 fresh = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
@@ -227,6 +245,12 @@ class DPMSolver(Sampler):
             x = (next_sigma / sigma) * x + (1 - next_sigma / sigma) * target
             before = denoised, length
         return x
+
+
+def _three_digits(value: float, rounded: Callable[[float], int]) -> str:
+    """Return `value` to three significant digits, rounded up or down."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return f"{rounded(value / unit) * unit:.3g}"
 
 
 def _slope(denoiser: Denoiser, x: Tensor, sigma: float, labels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Everything an (ε, δ) claim rests on. `mechanism` couples the parts, which are strangers to one another."""
 
 from dpdm.privacy.accounting import GaussianRelease, Relation
-from dpdm.privacy.clipping import OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy.clipping import OneBackwardEach, Strategy, Vectorized, clipped_grad_sum
 from dpdm.privacy.entropy import InsecureSeededEntropy, OperatingSystemEntropy
 from dpdm.privacy.mechanism import DPSGD, Mechanism, MechanismRun, NonPrivate
 
@@ -15,6 +15,7 @@ __all__ = [
     "OneBackwardEach",
     "OperatingSystemEntropy",
     "Relation",
+    "Strategy",
     "Vectorized",
     "clipped_grad_sum",
 ]

@@ -51,6 +51,7 @@ Event = GaussianRelease | PoissonGaussianSteps
 
 _RDP_IS_ENOUGH = 50.0  # beyond this ε hardly anything is promised, and the PLD of so little noise takes minutes
 _RDP_REACHES = 0.05  # below this ε the orders of RDP end, and only PLD can bracket a calibration
+_RDP_ROUNDS_BELOW = 1e-6  # below this ε the RDP bound can round to nothing
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier
 
 
@@ -80,14 +81,17 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, accoun
     rdp = _epsilon_by(_rdp_accountant(relation), events, delta)
     if accountant == "rdp" or rdp > _RDP_IS_ENOUGH:
         return rdp
-    pld = _epsilon_by(_pld_accountant(relation, fine=rdp < 0.55), events, delta)
-    return min(pld, rdp)
+    interval = 1e-5 if rdp < 0.55 else 1e-4 if rdp < 15 else 1e-3  # of an ever wider distribution
+    pld = _epsilon_by(_pld_accountant(relation, interval=interval), events, delta)
+    return min(pld, rdp) if rdp > _RDP_ROUNDS_BELOW else pld
 
 
 def calibrate(
     events_of: Callable[[float], Sequence[Event]], *, target: float, delta: float, relation: Relation
 ) -> float:
-    """Return the smallest noise multiplier, to 0.05 %, whose events cost at most `target`; by RDP from ε = 50 on.
+    """Return the smallest noise multiplier, to 0.05 %, whose events cost at most `target`.
+
+    Between ε = 35 and 50 it can be a tenth too large, since ε is an RDP bound from 50 on, which PLD's falls short of.
 
     RDP brackets the answer in a quarter of a second, so that PLD is evaluated a few times and never at a noise level
     so small that its distribution would be huge; for a tiny ε, PLD goes on from there by itself.
@@ -170,10 +174,10 @@ def _relation(relation: Relation) -> object:
     return NeighboringRelation[relation.upper()]
 
 
-def _pld_accountant(relation: Relation, *, fine: bool) -> object:
+def _pld_accountant(relation: Relation, *, interval: float) -> object:
     from dp_accounting import pld
 
-    return pld.PLDAccountant(_relation(relation), value_discretization_interval=1e-5 if fine else 1e-4)
+    return pld.PLDAccountant(_relation(relation), value_discretization_interval=interval)
 
 
 def _rdp_accountant(relation: Relation) -> object:

@@ -1,7 +1,7 @@
 """The mechanism: batch selection, clipping, noise, accounting and journal as one thing, with one joint guarantee.
 
 `DPSGD` is the plan, a frozen value of public numbers from which everything else comes: q, the noise, the divisor and
-the events that are accounted. `DPSGD.start` makes the one stateful object, through whose `release` every noisy sum of
+the events that are accounted. `DPSGD.start` makes the one stateful object, through whose `_release` every noisy sum of
 a run passes. `NonPrivate` is the null object: the same interface, and no claim.
 """
 
@@ -71,7 +71,7 @@ class DPSGD:
         earlier: Gaussian releases that come before the first step, in this order; the claim covers them.
 
     Guarantees:
-        * Each record enters each step independently with probability E / N, and `release` is told nothing else.
+        * Each record enters each step independently with probability E / N, a constant.
         * The noise that is drawn has the standard deviation that is accounted.
         * Every number of the plan is a constant: none is computed from the records.
 
@@ -148,8 +148,13 @@ class DPSGD:
         before = f"{len(self.earlier)} Gaussian releases, " if self.earlier else ""
         return (
             f"({round_up(self.epsilon())}, {self.delta:g})-DP, {unit}, {before}{self.steps:,} Poisson steps at "
-            f"q = {self.sample_rate:.3g}, PLD accountant"
+            f"q = {self.sample_rate:.3g}, {self._accountant.upper()} accountant"
         )
+
+    @property
+    def _accountant(self) -> Accountant:
+        """Whose bound ε is: PLD, unless it was unfit (see `accounting.epsilon`)."""
+        return "pld" if self.epsilon() < self.epsilon(accountant="rdp") else "rdp"
 
     def claim(self, *, entropy: Entropy) -> dict[str, object]:
         """Return the claim for machines: what `privacy.json` holds. An insecure source voids it."""
@@ -169,7 +174,10 @@ class DPSGD:
             "expected_batch_size": self.expected_batch_size,
             "max_grad_norm": self.max_grad_norm,
             "earlier_noise_multipliers": [release.noise_multiplier for release in self.earlier],
-            "accountant": "dp-accounting, privacy loss distributions",
+            "accountant": {
+                "pld": "dp-accounting, privacy loss distributions",
+                "rdp": "dp-accounting, Rényi divergences",
+            }[self._accountant],
             "noise_source": type(entropy).__name__,
         }
 
@@ -353,8 +361,10 @@ class MechanismRun:
             sensitivity: That bound; the noise has standard deviation noise_multiplier · sensitivity.
 
         Raises:
-            InputError: The plan's earlier releases are made; what is left are steps, which `backward` takes.
+            InputError: `sensitivity` is not positive, or the plan's earlier releases are made; what is left are steps,
+                which `backward` takes.
         """
+        require_positive(sensitivity=sensitivity)
         if self._made >= len(self.plan.earlier):
             raise InputError("the plan's next event is a step on a random batch, which only `backward` takes")
         return self._release(total, sensitivity=sensitivity)

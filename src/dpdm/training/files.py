@@ -6,16 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import tomli_w
 
 from dpdm.types import InputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then put it in place; a failure leaves the old file whole."""
+    """Call `write` with a temporary path beside `path`, then put it in place; a failure leaves the old file whole.
+
+    Raises:
+        OSError: The file cannot be written; the disk may be full.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        write(temporary)
+        try:
+            write(temporary)
+        except safetensors.SafetensorError as error:  # which is how its writer reports a full disk
+            raise OSError(str(error)) from error
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

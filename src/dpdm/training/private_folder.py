@@ -11,7 +11,7 @@ from torch import nn
 from dpdm.config import read_toml
 from dpdm.privacy.mechanism import Diagnostics, MechanismRun
 from dpdm.training.checkpoint import load_checkpoint, save_checkpoint
-from dpdm.training.files import write_toml
+from dpdm.training.files import write_json, write_toml
 from dpdm.types import InputError
 
 _PERFORMANCE = ("training.physical_batch_size", "training.strategy", "training.device", "training.precision")
@@ -26,6 +26,7 @@ class PrivateFolder:
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, seconds_between_saves: float = 60.0) -> None:
         self.path = path
+        self._disclosures = 0
         self._seconds, self._saved_at = seconds_between_saves, time.monotonic()
         if path is None:
             return
@@ -35,10 +36,18 @@ class PrivateFolder:
                 if there.get(key) != here.get(key) and key not in _PERFORMANCE:
                     raise InputError(
                         f"{path.parent} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
-                        "choose another --run, or repeat the settings of that one"
+                        + (
+                            f"choose another --run or, if these are its images, moved, correct it in {path}/config.toml"
+                            if key == "opened"
+                            else "choose another --run, or repeat the settings of that one"
+                        )
                     )
         else:
-            path.mkdir(parents=True, exist_ok=True)
+            if path.parent.exists() and any(path.parent.iterdir()):
+                raise InputError(
+                    f"{path.parent} is not empty and holds no run that can go on: choose another --run folder"
+                )
+            path.mkdir(parents=True, mode=0o700)
             write_toml(path / "config.toml", settings)
 
     @property
@@ -86,8 +95,13 @@ class PrivateFolder:
         }
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if not (self.path / "disclosures.json").exists():
-            (self.path / "disclosures.json").write_text(json.dumps(mechanism.disclosures, indent=2) + "\n")
+        self.record_disclosures(mechanism)
+
+    def record_disclosures(self, mechanism: MechanismRun) -> None:
+        """Write down why secrets were revealed, if there are new reasons."""
+        if self.path is not None and len(mechanism.disclosures) > self._disclosures:
+            write_json(self.path / "disclosures.json", mechanism.disclosures)
+            self._disclosures = len(mechanism.disclosures)
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What may be published of a run, and how images are made from it: post-processing only."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from dpdm.config import Config, decode, read_toml
 from dpdm.diffusion import PreconditionedDenoiser, Sampler
 from dpdm.training.files import read_json, write_atomically, write_json, write_toml
 from dpdm.training.hardware import Precision, autocast, choose_device
-from dpdm.types import Images, InputError, Labels, require_positive, tensor_to_images
+from dpdm.types import Images, InputError, Labels, require_positive, require_seed, tensor_to_images
 
 
 class ImageFacts(NamedTuple):
@@ -101,6 +102,7 @@ class Release:
                 sampler asks for what was not trained.
         """
         require_positive(count=count)
+        require_seed(seed=seed or 0)
         sampler = sampler or self.sampler
         sampler.require_trained(self.denoiser.preconditioning.noise_levels)
         classes = max(1, self.facts.num_classes)
@@ -126,18 +128,21 @@ class Release:
         weights = {name: t.contiguous().cpu() for name, t in self.denoiser.network.state_dict().items()}
         write_toml(folder / "config.toml", self.settings)
         write_json(folder / "privacy.json", {"schema": 1, **self.privacy})
-        write_atomically(
-            folder / "model.safetensors", lambda temporary: safetensors.torch.save_file(weights, temporary)
-        )
+
+        def write(temporary: Path) -> None:
+            safetensors.torch.save_file(weights, temporary)
+            shutil.copymode(folder / "config.toml", temporary)  # safetensors lets nobody else read it
+
+        write_atomically(folder / "model.safetensors", write)
 
     @staticmethod
     def load(run: Path | str) -> "Release":
-        """Return the release of a finished run's folder.
+        """Return the release of a finished run's folder, or of the folder `release/` itself.
 
         Raises:
             InputError: There is no finished run, or its release is damaged.
         """
-        folder = Path(run) / "release"
+        folder = Path(run) if (Path(run) / "model.safetensors").is_file() else Path(run) / "release"
         if not (folder / "model.safetensors").is_file():
             unfinished = (Path(run) / "private" / "journal.jsonl").exists()
             raise InputError(

@@ -10,7 +10,7 @@ import torch
 
 from dpdm.config import Config
 from dpdm.diffusion import PreconditionedDenoiser
-from dpdm.privacy import Mechanism, OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy import Mechanism, clipped_grad_sum
 from dpdm.training.hardware import autocast, choose_device
 from dpdm.training.release import ImageFacts
 
@@ -35,7 +35,6 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
     network = config.network.build(facts.shape, num_classes=facts.num_classes).to(device)
     denoiser = PreconditionedDenoiser(network, config.preconditioning)
     examples = min(config.training.physical_batch_size, mechanism.expected_batch_size)
-    strategy = OneBackwardEach() if config.training.strategy == "one-backward-each" else Vectorized()
 
     def step() -> float:
         started = time.perf_counter()
@@ -47,7 +46,7 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
             random_bytes=os.urandom,
         )
         with autocast(config.training.precision, device):
-            part = clipped_grad_sum(config.loss, denoiser, batch, max_grad_norm=1.0, strategy=strategy)
+            part = clipped_grad_sum(config.loss, denoiser, batch, max_grad_norm=1.0, strategy=config.training.clipping)
         part.vector.sum().item()  # waits for the device
         return time.perf_counter() - started
 

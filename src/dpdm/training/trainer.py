@@ -1,6 +1,6 @@
 """The training loop, on one screen: select, draw, clip, add noise, update, average.
 
-`Trainer.run` is a generator of progress; bars, logs and early stops are its callers'. `Trainer.fit` runs it to the end.
+`Trainer.steps` is a generator of progress; bars, logs and early stops are its callers'. `Trainer.fit` runs to the end.
 """
 
 from collections.abc import Generator
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from dpdm.config import AnyPreconditioning, AnySampler, Config, Training, encode
+from dpdm.config import AnyPreconditioning, AnySampler, Config, Training, encode, require_samplers_trained
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.networks import CompactUNet, Network
-from dpdm.privacy import Mechanism, OneBackwardEach, OperatingSystemEntropy, Vectorized
+from dpdm.privacy import Mechanism, OperatingSystemEntropy
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.mechanism import Diagnostics, LoadBatch
 from dpdm.training import ema
@@ -81,8 +81,11 @@ class Trainer:
         )
 
     def __post_init__(self) -> None:
-        for sampler in (self.sampler, *self.samplers.values()):
-            sampler.require_trained(self.preconditioning.noise_levels)
+        require_samplers_trained(
+            {"sampler": self.sampler, **{f"samplers.{name}": s for name, s in self.samplers.items()}},
+            self.preconditioning,
+            self.loss,
+        )
 
     def fit(self, data: ImageDataset) -> Release:
         """Train to the end of the plan, from where an interrupted run stopped, and return the release."""
@@ -100,6 +103,8 @@ class Trainer:
         Closing the generator between steps saves a checkpoint, and the same call goes on from it.
         """
         facts = ImageFacts(data.shape, data.class_names)
+        if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
+            raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
         device = choose_device(self.training.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
@@ -115,7 +120,7 @@ class Trainer:
         mechanism = self.mechanism.start(
             folder.journal,
             entropy=self.entropy,
-            strategy=OneBackwardEach() if self.training.strategy == "one-backward-each" else Vectorized(),
+            strategy=self.training.clipping,
         )
         load = self._loader(data, null_label=facts.num_classes, device=device)
         try:
@@ -155,6 +160,7 @@ class Trainer:
                 folder.save_now_and_then(denoiser, average, optimizer, updates)
             folder.save(denoiser, average, optimizer, updates)
         finally:
+            folder.record_disclosures(mechanism)
             mechanism.close()
         release = Release(average.eval(), facts, self.mechanism.claim(entropy=self.entropy), settings, self.sampler)
         if self.run is not None:

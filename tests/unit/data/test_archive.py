@@ -132,6 +132,7 @@ def test_a_listing_of_another_form_is_refused(tmp_path, refused, listing):
 
 def test_folders_train_and_test_are_the_parts(tmp_path, refused):
     members = {"train/cat/a.png": encoded(COLOUR[0]), "test/cat/a.png": encoded(COLOUR[1]), "README.md": b"hello"}
+    members |= {"train/cat/": None, "test/cat/": None}
     path = write_zip(tmp_path, members)
     for part, index, name in (("", 0, "photos.zip"), (":train", 0, "photos.zip"), (":test", 1, "photos.zip:test")):
         opened = open_dataset(f"{path}{part}")
@@ -150,7 +151,7 @@ def test_a_part_may_have_a_listing_of_its_own(tmp_path):
 
 def test_hidden_files_and_folders_are_ignored(tmp_path):
     hidden = ["__MACOSX/cat/._a.png", ".DS_Store", "cat/._a.png", ".thumbnails/a.png", "cat/.git/a.png"]
-    path = write_zip(tmp_path, {"cat/a.png": encoded()} | dict.fromkeys(hidden, b"x"))
+    path = write_zip(tmp_path, {"cat/": None, "cat/a.png": encoded()} | dict.fromkeys(hidden, b"x"))
     opened = load_archive(path)
     assert (len(opened), opened.class_names) == (1, ("cat",))
 
@@ -170,9 +171,9 @@ def test_any_other_file_is_refused_by_name(tmp_path, refused, name, listed):
         ({}, ["photos.zip holds no images"]),
         ({"dataset.json": b'{"labels": []}', "cat/": None}, ["photos.zip holds no images"]),
         ({"b.png": encoded(), "cat/a.png": encoded()}, ["b.png", "beside class folders", "cat"]),
-        ({"cat/a.png": encoded(), "dog/": None}, ["photos.zip/dog/ is empty"]),
+        ({"cat/": None, "cat/a.png": encoded(), "dog/": None}, ["photos.zip/dog/ is empty"]),
         (
-            {"cat/a.png": encoded(), "dog/pup/a.png": encoded()},
+            {"cat/": None, "cat/a.png": encoded(), "dog/pup/a.png": encoded()},
             ["photos.zip/dog/pup is a folder inside a class folder"],
         ),
         ({"cat/a.png": encoded(), "cat/kitten/": None}, ["photos.zip/cat/kitten is a folder inside a class folder"]),
@@ -182,6 +183,21 @@ def test_folders_that_are_no_classes_are_refused(tmp_path, refused, members, wor
     path = write_zip(tmp_path, members)
     with refused(path.parent, *words):
         load_archive(path)
+
+
+def test_classes_are_not_read_off_the_images(tmp_path, refused):
+    """Without an entry for its folder, one image more would be one class more."""
+    path = write_zip(tmp_path, {"cat/a.png": encoded(), "dog/a.png": encoded()})
+    with refused(f"{path}/cat has no entry of its own", "data.num_classes"):
+        open_dataset(path)
+    assert open_dataset(path, num_classes=2).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("listing", [{}, {"dataset.json": json.dumps({"labels": [["x/y/a.png", 3], ["x/b.png", 0]]})}])
+def test_no_classes_declared_takes_images_at_any_depth_and_leaves_labels_aside(tmp_path, listing):
+    path = write_zip(tmp_path, {"x/y/a.png": encoded(), "x/b.png": encoded()} | listing)
+    opened = open_dataset(path, num_classes=0)
+    assert (len(opened), opened.labels, opened.num_classes) == (2, None, 0)
 
 
 def test_a_declared_number_of_classes_must_be_that_of_the_folders(tmp_path, refused):

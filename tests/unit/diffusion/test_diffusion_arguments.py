@@ -8,6 +8,7 @@ from dpdm.diffusion import (
     DDIM,
     EDM,
     VE,
+    VP,
     Churn,
     Cosine,
     DenoisingLoss,
@@ -71,12 +72,26 @@ def test_guidance_that_is_negative_or_no_number_is_rejected(make, value):
     ("sampler", "says"),
     [
         (DDIM(), r"sampler.sigma_min = 0.002 .*--set sampler.sigma_min=0.02"),
-        (DDIM(sigma_min=0.02, sigma_max=101), r"sampler.sigma_max = 101 .*--set sampler.sigma_max=100"),
+        (DDIM(sigma_min=0.02, sigma_max=101), r"noise level of 101, .*--set sampler.sigma_max=100"),
+        (Churn(sigma_min=0.02, s_churn=1000, s_max=100), r"noise level of 113.137, .*--set sampler.sigma_max=70.7"),
     ],
 )
 def test_a_sampler_that_leaves_the_noise_levels_of_training_is_rejected(sampler, says):
     with pytest.raises(InputError, match=says):
         sampler.require_trained(VE().noise_levels)
+
+
+@pytest.mark.parametrize("preconditioning", [V(), VP(), VE()])
+def test_the_noise_level_that_is_proposed_is_accepted(preconditioning):
+    with pytest.raises(InputError) as error:
+        DDIM(sigma_min=1e-4).require_trained(preconditioning.noise_levels)
+    DDIM(sigma_min=float(str(error.value).rpartition("=")[2])).require_trained(preconditioning.noise_levels)
+
+
+@pytest.mark.parametrize("bounds", [(2.0, 1.0), (math.nan, 1.0)])
+def test_churn_between_bounds_that_hold_nothing_is_rejected(bounds):
+    with pytest.raises(InputError, match="s_min"):
+        Churn(s_min=bounds[0], s_max=bounds[1])
 
 
 @pytest.mark.parametrize("preconditioning", [EDM(), V(), VE()])
