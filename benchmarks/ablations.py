@@ -39,7 +39,8 @@ def cells() -> list[Cell]:
     rows = []
     for copies in (1, 4, 16, 32):
         strategy = "vectorized" if copies < 16 else "one-backward-each"
-        settings = (*MANY_COPIES, FASTEST_TO_LEARN, f"loss.noise_multiplicity={copies}", f"training.strategy={strategy}")
+        settings = (*MANY_COPIES, FASTEST_TO_LEARN, f"training.strategy={strategy}")
+        settings += (f"loss.noise_multiplicity={copies}",)
         rows.append(Cell(f"K = {copies}, V, ε = 1", f"copies-{copies}-v", settings))
     for epsilon in ("10", "0.2"):
         for kind in ("edm", "v", "vp", "ve"):
