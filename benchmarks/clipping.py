@@ -17,7 +17,7 @@ import torch
 
 from dpdm.config import load_config
 from dpdm.diffusion import DenoisingLoss, PreconditionedDenoiser
-from dpdm.privacy import OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.privacy.clipping import trainable_parameters
 
 CASES = ((64, 1), (64, 4), (16, 32))  # examples, noisy copies of each
@@ -47,7 +47,7 @@ def main(preset: str) -> None:
                 type(strategy).__name__: lambda loss=loss, batch=batch, strategy=strategy: clipped_grad_sum(
                     loss, denoiser, batch, max_grad_norm=1.0, strategy=strategy
                 )
-                for strategy in (Vectorized(), OneBackwardEach())
+                for strategy in (Vectorized(), OneBackwardEach(), LayerWise())
             },
         }
         seconds = medians(ways)

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 
 from dpdm.diffusion import EDM, DenoisingLoss, PreconditionedDenoiser
 from dpdm.networks import MLP, CompactUNet, UNet
-from dpdm.privacy import OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 
 NETWORKS = [CompactUNet(width=16), MLP(width=24, blocks=2), UNet(width=8, multipliers=(1, 2), blocks=1, attention=())]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 30, 33), (4, 32, 32)]  # channel, height, width
@@ -212,7 +212,9 @@ def test_specifications_are_frozen_values():
             spec.width = 64
 
 
-@pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized()], ids=["one backward each", "vectorized"])
+@pytest.mark.parametrize(
+    "strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one backward each", "vectorized", "layer-wise"]
+)
 def test_clipped_gradients_in_bfloat16_are_those_in_float32_up_to_its_precision(network, inputs, strategy):
     x, _, labels = inputs
     loss, denoiser = DenoisingLoss(noise_multiplicity=2), PreconditionedDenoiser(network, EDM())

@@ -27,7 +27,7 @@ from dpdm.config import Training
 from dpdm.data import ImageDataset, save_npz
 from dpdm.diffusion import DenoisingLoss
 from dpdm.networks import MLP
-from dpdm.privacy import InsecureSeededEntropy, OneBackwardEach, Vectorized
+from dpdm.privacy import InsecureSeededEntropy, LayerWise, OneBackwardEach, Vectorized
 from dpdm.privacy.batch_selection import poisson
 from dpdm.training import Trainer
 
@@ -49,7 +49,9 @@ NEIGHBOURS = {
 NO_EFFECT = {"nan", "one nan pixel", "inf", "minus inf", "norm overflows float64"}
 
 
-@pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized()], ids=["one backward each", "vectorized"])
+@pytest.mark.parametrize(
+    "strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one backward each", "vectorized", "layer-wise"]
+)
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_neighbours_cannot_be_told_apart(name, strategy):
     d = train(World(), D, strategy=strategy)
@@ -322,9 +324,11 @@ def test_the_trainer_in_two_worlds(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", IMAGE_NEIGHBOURS)
-@pytest.mark.parametrize(("strategy", "tolerance"), [("one-backward-each", 1e-6), ("vectorized", 0.02)])
+@pytest.mark.parametrize(
+    ("strategy", "tolerance"), [("one-backward-each", 1e-6), ("vectorized", 0.02), ("layer-wise", 0.02)]
+)
 def test_the_trainer_in_two_worlds_in_bfloat16(name, strategy, tolerance, tmp_path):
-    """Vectorized, the rounding of the others' gradients depends on who is beside them: the documented sharp edge."""
+    """In batches the rounding of the others' gradients depends on who is beside them: the documented sharp edge."""
     settings = {"precision": "bfloat16", "strategy": strategy}
     d = fit(World(), IMAGES, tmp_path / "d", **settings)
     e = fit(World(replay=d), IMAGE_NEIGHBOURS[name], tmp_path / "e", **settings)

@@ -3,12 +3,14 @@
 from dpdm.privacy.accounting import GaussianRelease, Relation
 from dpdm.privacy.clipping import OneBackwardEach, Strategy, Vectorized, clipped_grad_sum
 from dpdm.privacy.entropy import InsecureSeededEntropy, OperatingSystemEntropy
+from dpdm.privacy.layerwise import LayerWise
 from dpdm.privacy.mechanism import DPSGD, Mechanism, MechanismRun, NonPrivate
 
 __all__ = [
     "DPSGD",
     "GaussianRelease",
     "InsecureSeededEntropy",
+    "LayerWise",
     "Mechanism",
     "MechanismRun",
     "NonPrivate",

@@ -33,36 +33,54 @@ class ClippedSum(NamedTuple):
     grad_norms: Sensitive[Float[Tensor, " batch"]]
 
 
-class _Gradients(NamedTuple):
-    """Per-example gradients as rows, before clipping."""
+class Gradients(Protocol):
+    """The gradients of some examples, before clipping, in whatever form a strategy has them."""
 
-    rows: Float[Tensor, "batch parameters"]
-    losses: Float[Tensor, " batch"]
+    @property
+    def losses(self) -> Float[Tensor, " batch"]:
+        """The loss of each example."""
+        ...
+
+    def norms(self) -> Float64[Tensor, " batch"]:
+        """Return the L2 norm of each gradient, never below the true one; not finite where the gradient is not."""
+        ...
+
+    def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
+        """Return the sum of the gradients, each times its factor; those of factor 0 take no part, whatever they are."""
+        ...
 
 
 class Strategy(Protocol):
     """How per-example gradients are computed; affects time and memory only."""
 
-    def __call__(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[_Gradients]:
+    def __call__(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[Gradients]:
         """Yield the examples' gradients in order, in groups of any size."""
         ...
+
+
+class Rows(NamedTuple):
+    """Gradients written out, one row for each example."""
+
+    rows: Float[Tensor, "batch parameters"]
+    losses: Float[Tensor, " batch"]
+
+    def norms(self) -> Float64[Tensor, " batch"]:
+        """Return the L2 norm of each row."""
+        norms: Tensor = torch.linalg.vector_norm(self.rows, dim=1, dtype=torch.float64)
+        return norms
+
+    def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
+        """Return factors · rows, in float64."""
+        return factors @ torch.where(factors[:, None] != 0, self.rows, 0).double()
 
 
 @dataclass(frozen=True)
 class Vectorized:
     """All examples at once by `torch.func`: the reference. Memory grows with examples × parameters."""
 
-    def __call__(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[_Gradients]:
+    def __call__(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[Rows]:
         """Yield the gradients of the whole batch as one group."""
-        bound = _Bound(loss, module)
-        parameters = {name: p.detach() for name, p in bound.named_parameters() if p.requires_grad}
-
-        def loss_of_one(parameters: dict[str, Tensor], example: Batch) -> Tensor:
-            return cast(Tensor, functional_call(bound, parameters, (_map(lambda t: t.unsqueeze(0), example),)))
-
-        per_example = vmap(grad_and_value(loss_of_one), in_dims=(None, 0))
-        gradients, losses = per_example(parameters, batch)
-        yield _Gradients(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], dim=1), losses)
+        yield vectorized_rows(loss, module, batch, trainable_parameters(module))
 
 
 @dataclass(frozen=True)
@@ -72,13 +90,13 @@ class OneBackwardEach:
     Cheap when an example has many copies (noise multiplicity), since the work within a pass is then well batched.
     """
 
-    def __call__(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[_Gradients]:
+    def __call__(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[Rows]:
         """Yield one gradient after the other."""
         parameters = trainable_parameters(module)
         for i in range(len(batch[0])):
-            value = loss(module, _map(lambda t, i=i: t[i : i + 1], batch)).sum()  # type: ignore[misc]
+            value = loss(module, map_batch(lambda t, i=i: t[i : i + 1], batch)).sum()  # type: ignore[misc]
             gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
-            yield _Gradients(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), value.detach().reshape(1))
+            yield Rows(torch.cat([g.reshape(1, -1) for g in gradients], dim=1), value.detach().reshape(1))
 
 
 def clipped_grad_sum(
@@ -119,11 +137,10 @@ def clipped_grad_sum(
     device = parameters[0].device
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=device)
     losses, norms = [], []
-    for rows, values in (strategy or OneBackwardEach())(loss, module, batch) if len(batch[0]) else ():
-        row_norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        total += clip_factors(row_norms, max_grad_norm) @ torch.where(row_norms.isfinite()[:, None], rows, 0).double()
-        losses.append(values.float())
-        norms.append(row_norms)
+    for gradients in (strategy or OneBackwardEach())(loss, module, batch) if len(batch[0]) else ():
+        norms.append(gradients.norms())
+        total += gradients.weighted_sum(clip_factors(norms[-1], max_grad_norm))
+        losses.append(gradients.losses.float())
     empty = torch.zeros(0, device=device)
     return ClippedSum(
         vector=total,
@@ -131,6 +148,19 @@ def clipped_grad_sum(
         losses=Sensitive(torch.cat(losses or [empty])),
         grad_norms=Sensitive(torch.cat(norms or [empty])),
     )
+
+
+def vectorized_rows(loss: PerExampleLoss, module: nn.Module, batch: Batch, parameters: list[nn.Parameter]) -> Rows:
+    """Return the gradients of `parameters`, some or all of the module's, by `torch.func`."""
+    bound = _Bound(loss, module)
+    wanted = {id(p) for p in parameters}
+    values = {name: p.detach() for name, p in bound.named_parameters() if id(p) in wanted}
+
+    def loss_of_one(values: dict[str, Tensor], example: Batch) -> Tensor:
+        return cast(Tensor, functional_call(bound, values, (map_batch(lambda t: t.unsqueeze(0), example),)))
+
+    gradients, losses = vmap(grad_and_value(loss_of_one), in_dims=(None, 0))(values, batch)
+    return Rows(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], dim=1), losses)
 
 
 def clip_factors(norms: Float64[Tensor, " batch"], max_grad_norm: float) -> Float64[Tensor, " batch"]:
@@ -172,7 +202,7 @@ class _Bound(nn.Module):
         return self._loss(self.module, batch).sum()
 
 
-def _map(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """Apply `function` to each tensor, keeping a NamedTuple's type."""
     make = getattr(type(batch), "_make", tuple)
     return cast(Batch, make(function(t) for t in batch))

@@ -34,6 +34,7 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
     device = choose_device(config.training.device)
     network = config.network.build(facts.shape, num_classes=facts.num_classes).to(device)
     denoiser = PreconditionedDenoiser(network, config.preconditioning)
+    strategy = config.training.clipping
     examples = min(config.training.physical_batch_size, mechanism.expected_batch_size)
 
     def step() -> float:
@@ -46,7 +47,7 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
             random_bytes=os.urandom,
         )
         with autocast(config.training.precision, device):
-            part = clipped_grad_sum(config.loss, denoiser, batch, max_grad_norm=1.0, strategy=config.training.clipping)
+            part = clipped_grad_sum(config.loss, denoiser, batch, max_grad_norm=1.0, strategy=strategy)
         part.vector.sum().item()  # waits for the device
         return time.perf_counter() - started
 

@@ -1,0 +1,253 @@
+"""Layer by layer the gradients are those of a plain loop over examples, whatever the network; else it says so."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from dpdm.privacy import LayerWise, OneBackwardEach, clipped_grad_sum
+from dpdm.types import InputError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Copies(nn.Module):
+    """A loss per example whose K copies pass the body side by side, as `DenoisingLoss` has them."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+
+def loss(module, batch):
+    x = batch[0]
+    out = module.body(x.flatten(0, 1))
+    return out.reshape(len(x), -1).square().mean(1)
+
+
+def sums(module, batch, **settings):
+    ways = (OneBackwardEach(), LayerWise())
+    return [clipped_grad_sum(loss, module, batch, strategy=way, **settings) for way in ways]
+
+
+def agree(module, batch, tolerance=1e-5):
+    reference, _ = sums(module, batch, max_grad_norm=1e9)
+    norms = reference.grad_norms.reveal(because="test")
+    clip = max(norms.median().item(), 1e-30)
+    reference, ours = sums(module, batch, max_grad_norm=clip)
+    assert ours.vector.dtype == torch.float64
+    assert (ours.vector - reference.vector).norm() <= tolerance * reference.vector.norm()
+    found = ours.grad_norms.reveal(because="test")
+    assert ((found - norms).abs() <= tolerance * norms).all()
+    assert (found >= norms * (1 - 1e-6)).all()
+
+
+@st.composite
+def convolutions(draw):
+    """A random stack of convolutions and norms, and images for it."""
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    side, width = draw(st.integers(5, 9)), 2 * draw(st.integers(1, 3))
+    layers: list[nn.Module] = []
+    inputs = draw(st.sampled_from([1, 2, 4]))
+    images = (draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 17])), inputs, side, side)
+    for _ in range(draw(st.integers(1, 3))):
+        groups = draw(st.sampled_from([1, 2])) if inputs % 2 == 0 else 1
+        kernel, stride = draw(st.sampled_from([1, 3])), draw(st.sampled_from([1, 2]))
+        bias = draw(st.booleans())
+        layers.append(nn.Conv2d(inputs, width, kernel, stride, padding=kernel // 2, groups=groups, bias=bias))
+        layers.append(draw(st.sampled_from([nn.GroupNorm(1, width), nn.SiLU(), nn.Tanh()])))
+        inputs = width
+    # float64: a norm of few, nearly equal values has a gradient that float32 does not determine
+    return nn.Sequential(*layers).double(), torch.randn(images, dtype=torch.float64)
+
+
+@settings(max_examples=25, deadline=None)
+@given(convolutions())
+def test_random_convolutions(drawn):
+    body, x = drawn
+    agree(Copies(body), (x,), tolerance=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    examples=st.integers(1, 4),
+    copies=st.sampled_from([1, 3, 20]),
+    tokens=st.sampled_from([0, 1, 5]),
+    bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_random_linear_layers_written_out_and_by_gram_matrices(widths, examples, copies, tokens, bias, seed):
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    inputs = 3
+    for width in widths:
+        layers += [nn.Linear(inputs, width, bias=bias), nn.LayerNorm(width), nn.Tanh()]
+        inputs = width
+    x = torch.randn(examples, copies, *([tokens] if tokens else []), 3)
+    body = nn.Sequential(*layers, nn.Linear(inputs, 2))
+    agree(Copies(body), (x,), tolerance=1e-4)  # the norm of a single feature has a tiny gradient
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 18), nn.Linear(6, 6)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return x + self.out(torch.softmax(q @ k.mT / 6**0.5, dim=-1) @ v)
+
+
+class Embedded(nn.Module):
+    """An embedding whose indices come from the data, repeated within an example."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = nn.Embedding(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(self.table((x[:, :7].abs() * 3).long().clamp_max(4)))
+
+
+class Shared(nn.Module):
+    """One layer called twice, two layers with one weight, a frozen layer, a bare parameter, an unused layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+        self.other.weight = self.one.weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.partly = nn.Linear(4, 4)
+        self.partly.bias.requires_grad_(False)
+        self.scale = nn.Parameter(torch.ones(4) * 1.5)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.twice(self.twice(self.frozen(x)).tanh()).tanh()
+        return self.partly(self.other(self.one(x)) * self.scale)
+
+
+class Unruly(nn.Module):
+    """Layers that no rule covers."""
+
+    def __init__(self):
+        super().__init__()
+        self.wrapped = nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")
+        self.same = nn.Conv2d(2, 2, 3, padding="same")
+        self.up = nn.ConvTranspose2d(2, 2, 2)
+
+    def forward(self, x):
+        return self.up(self.same(self.wrapped(x[:, None])))
+
+
+@pytest.mark.parametrize(("body", "shape"), [(Attention, (3, 6)), (Embedded, (9,)), (Shared, (4,)), (Unruly, (6, 6))])
+@pytest.mark.parametrize("copies", [1, 4])
+def test_attention_embeddings_tied_frozen_and_unknown_layers(body, shape, copies):
+    torch.manual_seed(1)
+    agree(Copies(body()), (torch.randn(5, copies, *shape),))
+
+
+def test_no_parameter_left_and_none_forgotten():
+    torch.manual_seed(2)
+    module = Copies(Shared())
+    part = clipped_grad_sum(loss, module, (torch.randn(3, 2, 4),), max_grad_norm=1.0, strategy=LayerWise())
+    assert len(part.vector) == sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert all(p.grad is None for p in module.parameters())
+    assert not any(layer._forward_hooks for layer in module.modules())
+
+
+class PastItsLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x) + functional.linear(x, self.layer.weight)
+
+
+class Interleaved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        half = len(x) // 2
+        shuffled = torch.cat([x[0::2], x[1::2]])
+        out = self.layer(shuffled)
+        return torch.stack([out[:half], out[half:]], dim=1).flatten(0, 1)
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x).mul_(3.0)
+
+
+@pytest.mark.parametrize("body", [PastItsLayer, Interleaved, InPlace])
+def test_what_would_be_wrong_is_refused_and_not_computed(body):
+    torch.manual_seed(3)
+    with pytest.raises(InputError, match="take the strategy Vectorized"):
+        clipped_grad_sum(loss, Copies(body()), (torch.randn(4, 2, 4),), max_grad_norm=1.0, strategy=LayerWise())
+
+
+@pytest.mark.parametrize("clip", [1e-12, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("exponent", [-20, -5, 0, 5, 12])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_one_example_never_exceeds_the_norm(clip, exponent, bfloat16):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(64, 40)
+        )
+        x = torch.randn(1, 1 if seed % 2 else 20, 1, 4, 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            part = clipped_grad_sum(
+                lambda module, batch: loss(module, batch) * 10.0**exponent,
+                Copies(body),
+                (x,),
+                max_grad_norm=clip,
+                strategy=LayerWise(),
+            )
+        raw = part.grad_norms.reveal(because="test").item()
+        assert 0 < part.vector.norm().item() <= clip
+        assert part.vector.norm().item() >= min(raw, clip) * (1 - 1e-4)
+
+
+def test_copies_that_cancel_do_not_slip_past_the_norm():
+    """Two copies whose gradients are huge and nearly opposite: what remains is rounding, and is bounded too."""
+    module = Copies(nn.Linear(40, 40, bias=False))
+    x = torch.randn(1, 2, 40, generator=torch.Generator().manual_seed(0)) * 1e4
+    x[0, 1] = x[0, 0]
+
+    def opposed(module, batch):
+        out = module.body(batch[0].flatten(0, 1)).reshape(len(batch[0]), 2, -1)
+        return (out[:, 0] - out[:, 1] * (1 + 1e-7)).sum(1)
+
+    part = clipped_grad_sum(opposed, module, (x,), max_grad_norm=1.0, strategy=LayerWise())
+    assert part.vector.norm().item() <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_an_example_that_is_not_finite_contributes_zero_and_changes_nothing_else(value):
+    torch.manual_seed(4)
+    module = Copies(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(64, 4)))
+    x = torch.randn(5, 2, 1, 4, 4)
+    without = clipped_grad_sum(loss, module, (x[:4],), max_grad_norm=0.1, strategy=LayerWise()).vector
+    x[4] = value
+    with_it = clipped_grad_sum(loss, module, (x,), max_grad_norm=0.1, strategy=LayerWise())
+    assert with_it.vector.isfinite().all()
+    assert (with_it.vector - without).norm() <= 1e-6 * without.norm() + (0.1 if value == 1e30 else 0)
+    if value != 1e30:
+        assert torch.equal(with_it.vector, without)
