@@ -35,7 +35,9 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
     network = config.network.build(facts.shape, num_classes=facts.num_classes).to(device)
     denoiser = PreconditionedDenoiser(network, config.preconditioning)
     strategy = config.training.clipping
-    examples = min(config.training.physical_batch_size, mechanism.expected_batch_size)
+    one_by_one = config.training.strategy == "one-backward-each"  # time is linear in examples, memory constant
+    at_once = 4 if one_by_one else config.training.physical_batch_size
+    examples = min(at_once, mechanism.expected_batch_size)
 
     def step() -> float:
         started = time.perf_counter()
