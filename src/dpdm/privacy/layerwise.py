@@ -159,7 +159,7 @@ class LayerWise:
     Rules exist for Linear, Conv2d, GroupNorm, LayerNorm and Embedding. A layer that is called more than once, and a
     parameter that several layers share, get the sum of their parts. The rows of an example must lie side by side in
     every layer's batch, as `DenoisingLoss` has them. Whether they do, and whether any parameter is used past its layer,
-    is found out once for each module, on random numbers, by comparison with `OneBackwardEach`.
+    is found out once for each module, on made-up examples, by comparison with `OneBackwardEach`.
 
     Raises:
         InputError: The comparison failed.
@@ -209,18 +209,19 @@ class LayerWise:
         return _ByParameter([parts[p] for p in parameters], losses.detach())
 
     def _check(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
-        """Compare with the reference on two random examples, for a copy of the module with random parameters."""
-        generator = torch.Generator().manual_seed(0)
+        """Compare with the reference on two made-up examples, for a copy of the module with moved parameters.
+
+        Both are fixed: what the records are decides nothing here.
+        """
 
         def like(t: Tensor) -> Tensor:
             shape = (2, *t.shape[1:])
-            numbers = torch.rand(shape, generator=generator) + 0.5 if t.is_floating_point() else torch.zeros(shape)
-            return numbers.to(t)
+            return (1 + _wave(shape) / 2 if t.is_floating_point() else torch.zeros(shape)).to(t)
 
         module, example = copy.deepcopy(module), map_batch(like, batch)
         with torch.no_grad():
             for p in module.parameters():
-                p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
+                p.add_(0.2 * _wave(p.shape).to(p))
         with _exactly(batch[0]):
             ours = torch.cat([part.written_out() for part in self._gradients(loss, module, example).parts], dim=1)
             rows = torch.cat([group.rows for group in OneBackwardEach()(loss, module, example)])
@@ -243,6 +244,11 @@ def _sum(one: _Part, other: _Part) -> _Part:
 def _by_example(t: Tensor, examples: int) -> Tensor:
     """Part the first axis into examples and their copies."""
     return t.reshape(examples, -1, *t.shape[1:])
+
+
+def _wave(shape: tuple[int, ...]) -> Tensor:
+    """Return numbers in [-1, 1] that have no pattern which a layer could keep."""
+    return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64).square() * 0.7).reshape(shape)
 
 
 def _exactly(t: Tensor) -> torch.autocast:
