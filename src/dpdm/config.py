@@ -108,9 +108,8 @@ class Training:
         decay: Fraction of itself to which the learning rate falls by a cosine; 1 keeps it constant.
         ema_decay: Weight of the past in the average of the weights, which is what is released.
         physical_batch_size: Examples on the device at once.
-        strategy: How clipped gradients are computed: "vectorized" suits small networks and few noisy copies,
-            "one-backward-each" large ones and many copies, in less memory; "layer-wise" is the fastest for most, by
-            rules for the layers of the package's networks.
+        strategy: How clipped gradients are computed: "layer-wise" is the fastest, by rules for the layers of the
+            package's networks; "one-backward-each" needs the least memory; "vectorized" is the reference.
         device: "auto" takes a GPU where there is one.
         precision: Of the network's calls; "auto" is bfloat16 where the hardware has it.
         seed: Of the network's initial weights, and of nothing else.
@@ -121,7 +120,7 @@ class Training:
     decay: float = 0.1
     ema_decay: float = 0.999
     physical_batch_size: int = 64
-    strategy: Literal["vectorized", "one-backward-each", "layer-wise"] = "vectorized"
+    strategy: Literal["layer-wise", "vectorized", "one-backward-each"] = "layer-wise"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
