@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle, silu
@@ -37,7 +38,8 @@ class CompactUNet:
 
     def build(self, shape: tuple[int, int, int], *, num_classes: int) -> nn.Module:
         """Return the network for images of `shape` (channel, height, width); sides from 8 up, even or odd."""
-        return _CompactUNet(self, shape[0], num_classes)
+        network = _CompactUNet(self, shape[0], num_classes)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 class _CompactUNet(nn.Module):
@@ -53,7 +55,7 @@ class _CompactUNet(nn.Module):
         self.middle = nn.ModuleList(_Block(coarse, embedded) for _ in range(2 * spec.blocks))
         self.grow = nn.Conv2d(coarse, 4 * fine, 1)
         self.up = nn.ModuleList(_Block(fine, embedded) for _ in range(spec.blocks))
-        self.norm = nn.GroupNorm(fine // _GROUP, fine)
+        self.norm = _norm(fine)
         self.head = zero_initialised(nn.Conv2d(fine, folded, 3, padding=1))
 
     def forward(
@@ -78,19 +80,24 @@ class _CompactUNet(nn.Module):
         return pixel_shuffle(self.head(silu(self.norm(fine))), self.patch)[..., :height, :width]
 
 
+def _norm(width: int) -> nn.GroupNorm:
+    """Return a norm without weights of its own: the convolution before it has them, and so has the condition."""
+    return nn.GroupNorm(width // _GROUP, width, affine=False)
+
+
 class _Block(nn.Module):
     """x + conv(SiLU(scale · norm(conv(SiLU(norm(x)))) + shift)), scale and shift from the condition."""
 
     def __init__(self, width: int, embedded: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(width // _GROUP, width)
+        self.norm1 = _norm(width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.scale_shift = zero_initialised(nn.Linear(embedded, 2 * width))
-        self.norm2 = nn.GroupNorm(width // _GROUP, width)
+        self.norm2 = _norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(self.conv1(silu(self.norm1(x))))
-        residual: Tensor = self.conv2(silu(h * (1 + scale) + shift))
+        residual: Tensor = self.conv2(silu(torch.addcmul(shift, h, 1 + scale)))
         return x + residual

@@ -6,10 +6,12 @@ with copies, while the pass itself runs at the speed of training without privacy
 """
 
 import copy
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -26,11 +28,18 @@ from dpdm.privacy.clipping import (
 )
 from dpdm.types import InputError
 
-_MANY_COPIES = 16  # from here on one call of an operator per example is cheaper than one call with a group for each
+_LARGE = 2**11  # numbers in a parameter from which on it is worth its own calls
+_CACHED = 2**21  # numbers that are read again from a cache
+_FEW_PRODUCTS = 128  # summed in one weight's gradient: up to here a matrix product beats a convolution
+_WORTH_A_CALL = 10**8  # products in one example's gradient: from here on it is worth its own calls
+_MANY_COPIES = 16  # from here on an example's norm layers are worth their own calls
 
 
 class _Part(Protocol):
     """The gradients of one parameter."""
+
+    @property
+    def numel(self) -> int: ...
 
     def squared_norms(self) -> Float64[Tensor, " batch"]: ...
 
@@ -39,20 +48,53 @@ class _Part(Protocol):
     def written_out(self) -> Float[Tensor, "batch numel"]: ...
 
 
-class _WrittenOut(NamedTuple):
-    """One row for each example."""
+@dataclass(frozen=True)
+class _WrittenOut:
+    """One gradient of the parameter's shape for each example, in any memory layout and precision."""
 
-    rows: Float[Tensor, "batch numel"]
+    rows: Float[Tensor, "batch ..."]
+
+    @property
+    def numel(self) -> int:
+        return self.rows.shape[1:].numel()
 
     def squared_norms(self) -> Float64[Tensor, " batch"]:
-        return cast(Tensor, torch.linalg.vector_norm(self.rows, dim=1, dtype=torch.float64)).square()
+        return self._squared_norms
+
+    @cached_property
+    def _squared_norms(self) -> Float64[Tensor, " batch"]:
+        """The sums of squares: of at most 256 numbers in float32, of these sums in float64."""
+        sums = []
+        for rows in _blocks(self._flat()[0]):
+            whole = rows.shape[1] // 256 * 256
+            norms = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, 256), dim=2)
+            sums.append(norms.double().square().sum(1) + rows[:, whole:].double().square().sum(1))
+        return torch.cat(sums)
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " numel"]:
-        rows = torch.where(factors[:, None] != 0, self.rows, 0)
-        return (factors.to(rows.dtype) @ rows).double()
+        rows, shape, order = self._flat()
+        rows.index_fill_(0, (factors == 0).nonzero().flatten(), 0)
+        total = torch.zeros(rows.shape[1], dtype=_accurate(rows), device=rows.device)
+        start = 0
+        for block in _blocks(rows):
+            total.addmv_(block.mT, factors[start : start + len(block)].to(total.dtype))
+            start += len(block)
+        return total.double().view(shape).permute(order).flatten()
 
     def written_out(self) -> Float[Tensor, "batch numel"]:
-        return self.rows
+        return _full(self.rows).flatten(1)
+
+    def _flat(self) -> tuple[Float[Tensor, "batch numel"], list[int], list[int]]:
+        """Return the rows as they lie in memory, the shape of one there, and the order that gives the parameter's."""
+        by_stride = sorted(range(1, self.rows.ndim), key=self.rows.stride, reverse=True)
+        rows = self.rows.permute(0, *by_stride)
+        return rows.flatten(1), list(rows.shape[1:]), [by_stride.index(d) for d in range(1, rows.ndim)]
+
+
+def _blocks(rows: Float[Tensor, "batch numel"]) -> Iterator[Float[Tensor, "block numel"]]:
+    """Yield a few rows at a time in float32 or better, so that they are still in a cache when they are read again."""
+    for block in rows.split(max(1, _CACHED // max(1, rows.shape[1]))):  # type: ignore[no-untyped-call]
+        yield _full(block)
 
 
 class _Factored(NamedTuple):
@@ -60,6 +102,10 @@ class _Factored(NamedTuple):
 
     a: Float[Tensor, "batch s inputs"]
     g: Float[Tensor, "batch s outputs"]
+
+    @property
+    def numel(self) -> int:
+        return self.a.shape[2] * self.g.shape[2]
 
     def squared_norms(self) -> Float64[Tensor, " batch"]:
         """Return Σ_{s,t} (a_s·a_t) (g_s·g_t) by Gram matrices, and what rounding in `weighted_sum` may add."""
@@ -86,12 +132,23 @@ class _ByParameter:
 
     def norms(self) -> Float64[Tensor, " batch"]:
         with _exactly(self.losses):
-            squared = torch.stack([part.squared_norms() for part in self.parts]).sum(dim=0)
-        return squared.sqrt() * (1 + 2.0**-20)  # pays for the float32 rounding of factors and sums below
+            squared = torch.stack([part.squared_norms() for part in self._joined]).sum(dim=0)
+        # The factor pays for rounding in float32, here and in the sums below; the term for squares that vanish in it.
+        numel = sum(part.numel for part in self._joined)
+        return squared.sqrt() * (1 + 2.0**-16) + math.sqrt(numel) * 2.0**-63
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
         with _exactly(self.losses):
-            return torch.cat([part.weighted_sum(factors) for part in self.parts])
+            return torch.cat([part.weighted_sum(factors) for part in self._joined])
+
+    @cached_property
+    def _joined(self) -> list[_Part]:
+        """The parts in order, neighbours that are small as one: their calls would cost more than the copy."""
+        joined: list[_Part] = []
+        for small, run in itertools.groupby(self.parts, lambda p: isinstance(p, _WrittenOut) and p.numel < _LARGE):
+            parts = list(run)
+            joined += [_WrittenOut(torch.cat([p.written_out() for p in parts], dim=1))] if small else parts
+        return joined
 
 
 def _linear(layer: nn.Linear, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
@@ -102,28 +159,64 @@ def _linear(layer: nn.Linear, a: Tensor, g: Tensor, examples: int) -> list[_Part
 
 
 def _conv2d(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
-    a = a.to(g.dtype)
-    copies, weight = len(a) // examples, layer.weight.detach().to(g.dtype)
+    a, copies = a.to(g.dtype), len(a) // examples
+    products = copies * g.shape[2:].numel()
+    small = products <= _FEW_PRODUCTS or layer.in_channels < 8 or layer.kernel_size == (1, 1)
+    if small and layer.groups == 1:
+        return _conv2d_by_patches(layer, a, g, examples)
 
-    def weight_grad(g: Tensor, a: Tensor, weight: Tensor, groups: int) -> Tensor:
+    def backward(g: Tensor, a: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         geometry = (layer.stride, layer.padding, layer.dilation, False, (0, 0), groups)
-        return torch.ops.aten.convolution_backward(g, a, weight, None, *geometry, (False, True, False))[1]  # type: ignore[no-any-return]
+        grads = torch.ops.aten.convolution_backward(g, a, weight, [len(weight)], *geometry, (False, True, True))
+        return grads[1:]  # type: ignore[no-any-return]
 
-    if copies >= _MANY_COPIES:
+    if products * layer.weight.numel() >= _WORTH_A_CALL:
+        weight = layer.weight.detach().to(g.dtype)
         pairs = zip(g.split(copies), a.split(copies), strict=True)  # type: ignore[no-untyped-call]
-        rows = torch.stack([weight_grad(g_i, a_i, weight, layer.groups) for g_i, a_i in pairs])
-    else:  # the examples as groups of one convolution, the copies as its batch
-        g_wide, a_wide = (_by_example(t, examples).transpose(0, 1).flatten(1, 2) for t in (g, a))
-        rows = weight_grad(g_wide, a_wide, weight.repeat(examples, 1, 1, 1), examples * layer.groups)
-    return [
-        _WrittenOut(_full(rows).reshape(examples, -1)),
-        _WrittenOut(_by_example(_full(g), examples).sum((1, 3, 4))),
-    ]
+        each = [backward(g_i, a_i, weight, layer.groups) for g_i, a_i in pairs]
+        rows, biases = (torch.stack(t) for t in zip(*each, strict=True))
+    else:  # the examples as groups of one convolution, their copies as its batch
+        weight = g.new_empty(examples * len(layer.weight), *layer.weight.shape[1:])
+        both = backward(_side_by_side(g, examples), _side_by_side(a, examples), weight, examples * layer.groups)
+        rows, biases = (_by_example(t, examples) for t in both)
+    return [_WrittenOut(rows), _WrittenOut(biases)]
+
+
+def _conv2d_by_patches(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
+    """One matrix product for each example: of its output gradients and what the kernel saw there."""
+    assert isinstance(layer.padding, tuple)
+    (high, wide), (down, right), (apart, aside) = layer.padding, layer.stride, layer.dilation
+    outputs, inputs, *kernel = layer.weight.shape
+    a = nn.functional.pad(a.permute(0, 2, 3, 1), (0, 0, wide, wide, high, high)).contiguous()
+    image, line, pixel, _ = a.stride()
+    seen = a.as_strided(
+        (len(a), *g.shape[2:], *kernel, inputs), (image, down * line, right * pixel, apart * line, aside * pixel, 1)
+    ).reshape(examples, -1, math.prod(kernel) * inputs)
+    g = g.permute(0, 2, 3, 1).reshape(examples, -1, outputs)
+    rows = (g.mT @ seen).view(examples, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3)
+    return [_WrittenOut(rows), _WrittenOut(_full(g).sum(1))]
+
+
+def _side_by_side(t: Tensor, examples: int) -> Tensor:
+    """Make the channels of all examples those of one image: (copies, examples · c, h, w), in the layout of `t`."""
+    if t.is_contiguous(memory_format=torch.channels_last):
+        return _by_example(t.permute(0, 2, 3, 1), examples).permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
+    return _by_example(t, examples).transpose(0, 1).flatten(1, 2)
 
 
 def _group_norm(layer: nn.GroupNorm, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
-    normed = nn.functional.group_norm(_full(a), layer.num_groups, None, None, layer.eps)
-    return [_WrittenOut(_by_example(_full(t).flatten(2).sum(2), examples).sum(1)) for t in (g * normed, g)]
+    if len(a) < _MANY_COPIES * examples:
+        normed = nn.functional.group_norm(_full(a), layer.num_groups, None, None, layer.eps)
+        return [_WrittenOut(_by_example(_full(t).flatten(2).sum(2), examples).sum(1)) for t in (g * normed, g)]
+    a, copies, groups = a.to(g.dtype), len(a) // examples, layer.num_groups
+    shape = (a.shape[1], a.shape[2:].numel(), groups)
+    _, mean, rstd = torch.ops.aten.native_group_norm(a, None, None, len(a), *shape, layer.eps)
+    weight, of_weights = layer.weight.detach().to(g.dtype), (False, True, True)
+    grads = [
+        torch.ops.aten.native_group_norm_backward(*of_one, weight, copies, *shape, of_weights)[1:]
+        for of_one in zip(*(_by_example(t, examples) for t in (g, a, mean, rstd)), strict=True)
+    ]
+    return [_WrittenOut(torch.stack(t)) for t in zip(*grads, strict=True)]
 
 
 def _layer_norm(layer: nn.LayerNorm, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
@@ -180,31 +273,48 @@ class LayerWise:
         yield self._gradients(loss, module, batch)
 
     def _gradients(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> _ByParameter:
-        calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+        parameters = trainable_parameters(module)
+        wanted = set(parameters)
+        parts: dict[nn.Parameter, _Part] = {}
+        roots: list[Tensor] = []
 
-        def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                calls.append((layer, inputs[0].detach(), output))
+        def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            own = [(i, p) for i, p in enumerate((layer.weight, getattr(layer, "bias", None))) if p in wanted]
+            if not own:
+                return None
+            if not output.requires_grad:
+                roots.append(output.detach().requires_grad_())
+                output = roots[-1].clone()  # what a module may change in place
+            a = inputs[0].detach()
 
+            def collect(g: Tensor) -> None:
+                with _exactly(g):
+                    found = _RULES[type(layer)](layer, a, g, len(batch[0]))
+                    for i, parameter in cast(list[tuple[int, nn.Parameter]], own):
+                        part, before = found[i], parts.get(parameter)
+                        parts[parameter] = part = part if before is None else _sum(before, part)
+                        if parameter.numel() >= _LARGE:
+                            part.squared_norms()  # now, while it is in a cache
+
+            output.register_hook(collect)  # type: ignore[no-untyped-call]
+            return output
+
+        # The weights are frozen and the outputs of the first layers are the leaves, so that the pass computes output
+        # gradients alone; each is used and dropped as it comes.
         hooks = [layer.register_forward_hook(remember) for layer in module.modules() if _has_rule(layer)]
+        for p in parameters:
+            p.requires_grad_(False)
         try:
             losses = loss(module, batch)
+            if roots:
+                torch.autograd.grad(losses.sum(), roots, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()
-        outputs = [output for _, _, output in calls]
-        output_grads = torch.autograd.grad(losses.sum(), outputs, materialize_grads=True) if outputs else ()
-        parts: dict[nn.Parameter, _Part] = {}
-        with _exactly(losses):
-            for (layer, a, _), g in zip(calls, output_grads, strict=True):
-                rule = _RULES[type(layer)](layer, a, g, len(losses))
-                for parameter, part in zip((layer.weight, getattr(layer, "bias", None)), rule, strict=False):
-                    if isinstance(parameter, nn.Parameter) and parameter.requires_grad:
-                        before = parts.get(parameter)
-                        parts[parameter] = part if before is None else _sum(before, part)
-        parameters = trainable_parameters(module)
+            for p in parameters:
+                p.requires_grad_()
         if rest := [p for p in parameters if p not in parts]:
-            rows = torch.split(_full(vectorized_rows(loss, module, batch, rest).rows), [p.numel() for p in rest], dim=1)
+            rows = torch.split(vectorized_rows(loss, module, batch, rest).rows, [p.numel() for p in rest], dim=1)
             parts |= {p: _WrittenOut(part) for p, part in zip(rest, rows, strict=True)}
         return _ByParameter([parts[p] for p in parameters], losses.detach())
 
@@ -258,4 +368,8 @@ def _exactly(t: Tensor) -> torch.autocast:
 
 def _full(t: Tensor) -> Tensor:
     """Return `t` in float32, or better if it is."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
+    return t.to(_accurate(t))
+
+
+def _accurate(t: Tensor) -> torch.dtype:
+    return torch.promote_types(t.dtype, torch.float32)

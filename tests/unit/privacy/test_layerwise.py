@@ -19,6 +19,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+SLACK = 2**-15  # norms are a little more than true, so that rounding never lets one past the clipping norm
+
+
 class Copies(nn.Module):
     """A loss per example whose K copies pass the body side by side, as `DenoisingLoss` has them."""
 
@@ -44,9 +47,9 @@ def agree(module, batch, tolerance=1e-5):
     clip = max(norms.median().item(), 1e-30)
     reference, ours = sums(module, batch, max_grad_norm=clip)
     assert ours.vector.dtype == torch.float64
-    assert (ours.vector - reference.vector).norm() <= tolerance * reference.vector.norm()
+    assert (ours.vector - reference.vector).norm() <= max(tolerance, SLACK) * reference.vector.norm()
     found = ours.grad_norms.reveal(because="test")
-    assert ((found - norms).abs() <= tolerance * norms).all()
+    assert ((found - norms).abs() <= max(tolerance, SLACK) * norms).all()
     assert (found >= norms * (1 - 1e-6)).all()
 
 
@@ -195,7 +198,12 @@ class InPlace(nn.Module):
         return self.layer(x).mul_(3.0)
 
 
-@pytest.mark.parametrize("body", [PastItsLayer, Interleaved, InPlace])
+def test_an_output_changed_in_place():
+    torch.manual_seed(3)
+    agree(Copies(InPlace()), (torch.randn(4, 2, 4),))
+
+
+@pytest.mark.parametrize("body", [PastItsLayer, Interleaved])
 def test_what_would_be_wrong_is_refused_and_not_computed(body):
     torch.manual_seed(3)
     with pytest.raises(InputError, match="take the strategy Vectorized"):
@@ -213,16 +221,19 @@ def test_one_example_never_exceeds_the_norm(clip, exponent, bfloat16):
         )
         x = torch.randn(1, 1 if seed % 2 else 20, 1, 4, 4)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-            part = clipped_grad_sum(
-                lambda module, batch: loss(module, batch) * 10.0**exponent,
-                Copies(body),
-                (x,),
-                max_grad_norm=clip,
-                strategy=LayerWise(),
+            part, reference = (
+                clipped_grad_sum(
+                    lambda module, batch: loss(module, batch) * 10.0**exponent,
+                    Copies(body),
+                    (x,),
+                    max_grad_norm=clip,
+                    strategy=strategy,
+                )
+                for strategy in (LayerWise(), OneBackwardEach())
             )
-        raw = part.grad_norms.reveal(because="test").item()
+        raw = reference.grad_norms.reveal(because="test").item()
         assert 0 < part.vector.norm().item() <= clip
-        assert part.vector.norm().item() >= min(raw, clip) * (1 - 1e-4)
+        assert part.vector.norm().item() >= min(raw, clip) * (1 - (0.02 if bfloat16 else 1e-4))
 
 
 def test_copies_that_cancel_do_not_slip_past_the_norm():
