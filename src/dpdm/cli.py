@@ -12,7 +12,7 @@ import time
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -37,24 +37,37 @@ Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 Epsilon = Annotated[float | None, typer.Option(help="ε of the claim: privacy.epsilon.")]
 Size = Annotated[int | None, typer.Option(help="Declared public size of the data set: privacy.dataset_size.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value for any setting, such as training.seed=1.")]
+Minutes = Annotated[
+    float | None, typer.Option(help="Choose noise multiplicity, steps and batch to take so long on this machine.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.command()
 def plan(
-    target: Target, epsilon: Epsilon = None, dataset_size: Size = None, set: Set = None, as_json: AsJson = False
+    target: Target,
+    epsilon: Epsilon = None,
+    dataset_size: Size = None,
+    minutes: Minutes = None,
+    set: Set = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a run would claim and take, before any training."""
-    from dpdm.training import measure_step
+    from dpdm.training import fit_to_time, measure_step
 
     config = _config(target, epsilon, dataset_size, set)
     facts, mechanism = _declared(config)
+    if minutes is not None:
+        config = fit_to_time(config, facts, mechanism, minutes=minutes)
+        mechanism = config.privacy.plan(lambda: mechanism.dataset_size)
     quarters = [mechanism.steps * part // 4 for part in (1, 2, 3, 4)]
     cost = measure_step(config, facts, mechanism)
     report: dict[str, Any] = {
         "statement": mechanism.statement,
         "sample_rate": mechanism.sample_rate,
         "steps": mechanism.steps,
+        "expected_batch_size": mechanism.expected_batch_size,
+        "noise_multiplicity": config.loss.noise_multiplicity,
         "noise_multiplier": getattr(mechanism, "noise_multiplier", None),
         "delta": getattr(mechanism, "delta", None),
         "epsilon": _finite(mechanism.epsilon()),
@@ -63,6 +76,7 @@ def plan(
         "parameters": cost.parameters,
         "seconds_per_step": round(cost.seconds_per_step, 3),
         "minutes": round(cost.seconds_per_step * mechanism.steps / 60, 1),
+        "physical_batch_size": cost.physical_batch_size,
         "memory_gib": round(cost.memory_gib, 2),
     }
     if as_json:
@@ -75,10 +89,13 @@ def plan(
         loose = report["epsilon_rdp"] > 1.25 * report["epsilon"]
         remark = ", which is loose for few steps or tiny batches" if loose else ""
         _print(f"check       {_bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}")
-    _print(f"batches     each image enters a step with probability {mechanism.sample_rate:.4g}")
+    _print(
+        f"batches     {mechanism.expected_batch_size:,} images a step on average, each in "
+        f"{config.loss.noise_multiplicity} noisy copies; an image enters with probability {mechanism.sample_rate:.4g}"
+    )
     _print(f"network     {cost.parameters:,} parameters")
     _print(f"time        about {_duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
-    _print(f"memory      about {cost.memory_gib:.1f} GiB")
+    _print(f"memory      about {cost.memory_gib:.1f} GiB, for {cost.physical_batch_size:,} images at once")
 
 
 @app.command()
@@ -87,6 +104,7 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Folder of the run; the same line again goes on with it.")] = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
+    minutes: Minutes = None,
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,6 +117,8 @@ def train(
     if folder.exists() and not folder.is_dir():
         _fail(f"{folder} is a file: choose another --run folder")
     data = config.data.open()
+    if minutes is not None:
+        config = _fit(config, data, folder, minutes)
     trainer = Trainer.from_config(config, data, run=folder)
     with _say_how_to_go_on(folder):
         release = _train_with_progress(trainer, data, folder)
@@ -252,6 +272,32 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
     _note(f"opening {data.source}: size, channels, num_classes and dataset_size are not all declared")
     opened = data.open()
     return ImageFacts(opened.shape, opened.class_names), privacy.plan(lambda: len(opened))
+
+
+def _fit(config: "Config", data: "ImageDataset", folder: Path, minutes: float) -> "Config":
+    """Return the settings that take so long; for a run that goes on, those with which it began."""
+    from dpdm.config import read_toml
+    from dpdm.training import ImageFacts, fit_to_time
+
+    if (folder / "private" / "config.toml").exists():
+        there = read_toml(folder / "private" / "config.toml")
+        steps, batch = there["privacy"]["steps"], there["privacy"]["expected_batch_size"]
+        copies = there["loss"]["noise_multiplicity"]
+        config = replace(
+            config,
+            privacy=replace(config.privacy, steps=steps, expected_batch_size=batch),
+            loss=replace(config.loss, noise_multiplicity=copies),
+        )
+        begun = "begun with"
+    else:
+        facts = ImageFacts(data.shape, data.class_names)
+        config = fit_to_time(config, facts, config.privacy.plan(lambda: len(data)), minutes=minutes)
+        begun = f"for {minutes:g} minutes here"
+    _note(
+        f"{begun}: {config.privacy.steps:,} steps of {config.privacy.expected_batch_size:,} images "
+        f"in {config.loss.noise_multiplicity} noisy copies"
+    )
+    return config
 
 
 def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Release":  # noqa: ANN401

@@ -107,7 +107,7 @@ class Training:
         warmup: Fraction of the steps over which the learning rate rises from zero.
         decay: Fraction of itself to which the learning rate falls by a cosine; 1 keeps it constant.
         ema_decay: Weight of the past in the average of the weights, which is what is released.
-        physical_batch_size: Examples on the device at once.
+        physical_batch_size: Examples on the device at once; "auto" is what its memory holds and its speed wants.
         strategy: How clipped gradients are computed: "layer-wise" is the fastest, by rules for the layers of the
             package's networks; "one-backward-each" needs the least memory; "vectorized" is the reference.
         device: "auto" takes a GPU where there is one.
@@ -119,14 +119,16 @@ class Training:
     warmup: float = 0.05
     decay: float = 0.1
     ema_decay: float = 0.999
-    physical_batch_size: int = 64
+    physical_batch_size: int | Literal["auto"] = "auto"
     strategy: Literal["layer-wise", "vectorized", "one-backward-each"] = "layer-wise"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(learning_rate=self.learning_rate, physical_batch_size=self.physical_batch_size)
+        require_positive(learning_rate=self.learning_rate)
+        if self.physical_batch_size != "auto":
+            require_positive(physical_batch_size=self.physical_batch_size)
         require_seed(seed=self.seed)
         for name, value in (("warmup", self.warmup), ("ema_decay", self.ema_decay)):
             if not 0 <= value < 1:

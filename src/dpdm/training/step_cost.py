@@ -1,5 +1,6 @@
-"""What a step costs on this machine, measured on random images: no private data is read."""
+"""What a step costs on this machine, and what fits it: measured on random images, so no private data is read."""
 
+import dataclasses
 import os
 import resource
 import sys
@@ -8,11 +9,15 @@ from typing import NamedTuple
 
 import torch
 
-from dpdm.config import Config
-from dpdm.diffusion import PreconditionedDenoiser
-from dpdm.privacy import Mechanism, clipped_grad_sum
-from dpdm.training.hardware import autocast, choose_device
+from dpdm.config import Config, Training
+from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.privacy import DPSGD, Mechanism
+from dpdm.training.hardware import autocast, bytes_for_backward, choose_device, keep_freed_memory, memory_for_a_batch
 from dpdm.training.release import ImageFacts
+from dpdm.types import InputError, require_positive
+
+_COPIES_AT_ONCE = 512  # noisy copies that keep a CPU busy; a GPU takes what its memory holds
+_MANY_COPIES = 32  # the noise multiplicity beyond which time is better spent on steps and batches
 
 
 class StepCost(NamedTuple):
@@ -21,41 +26,153 @@ class StepCost(NamedTuple):
     parameters: int
     seconds_per_step: float
     memory_gib: float
+    physical_batch_size: int
+
+
+class _Stopwatch:
+    """Takes real steps on random images: all but the loading of files."""
+
+    def __init__(self, config: Config, facts: ImageFacts) -> None:
+        keep_freed_memory()
+        self.device = choose_device(config.training.device)
+        network = config.network.build(facts.shape, num_classes=facts.num_classes).to(self.device)
+        self._denoiser = PreconditionedDenoiser(network, config.preconditioning)
+        self._config, self._facts = config, facts
+        self._average, self._optimizer = (
+            [p.detach().clone() for p in self._denoiser.parameters()],
+            torch.optim.Adam(self._denoiser.parameters()),
+        )
+        self.parameters = sum(p.numel() for p in self._denoiser.parameters())
+
+    def physical_batch_size(self, loss: DenoisingLoss) -> int:
+        return physical_batch_size(self._config.training, loss, self._denoiser, self._facts)
+
+    def seconds(self, loss: DenoisingLoss, examples: int) -> tuple[float, float]:
+        """Return the seconds for each example, and for each step beside its examples."""
+        at_once = min(examples, self.physical_batch_size(loss))
+        plan = DPSGD(dataset_size=at_once, expected_batch_size=at_once, steps=100, noise_multiplier=1.0, delta=1e-9)
+        run = plan.start(None, strategy=self._config.training.clipping)
+        images = torch.rand(at_once, *self._facts.shape, device=self.device) * 2 - 1
+
+        def step(records: int) -> float:
+            """Select all records, or an empty batch."""
+            started = time.perf_counter()
+            with autocast(self._config.training.precision, self.device):
+                run.backward(
+                    loss,
+                    self._denoiser,
+                    num_records=records,
+                    load=lambda indices, random_bytes: random_batch(
+                        self._config, loss, self._facts, images[: len(indices)]
+                    ),
+                    physical_batch_size=at_once,
+                )
+            self._optimizer.step()
+            for slow, fast in zip(self._average, self._denoiser.parameters(), strict=True):
+                slow.lerp_(fast.detach(), 1e-3)
+            self._average[0].sum().item()  # waits for the device
+            return time.perf_counter() - started
+
+        step(at_once)
+        beside = min(step(0) for _ in range(3))
+        taken = [step(at_once)]
+        while sum(taken) < 1 and len(taken) < 20:  # short steps are measured for a second
+            taken.append(step(at_once))
+        return max(0.0, sorted(taken)[len(taken) // 2] - beside) / at_once, beside
+
+
+def random_batch(config: Config, loss: DenoisingLoss, facts: ImageFacts, images: torch.Tensor) -> NoisyBatch:
+    """Draw noisy copies of made-up images."""
+    return loss.draw(
+        images,
+        torch.zeros(len(images), dtype=torch.long, device=images.device),
+        null_label=facts.num_classes,
+        noise_levels=config.preconditioning.noise_levels,
+        random_bytes=os.urandom,
+    )
 
 
 def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> StepCost:
-    """Time clipped gradients of one physical batch of random images, and scale to the expected batch.
+    """Time steps on one physical batch of random images, and scale to the expected batch.
 
     Args:
         config: Network, loss and performance settings.
         facts: Shape and classes of the images.
         mechanism: The plan: batch size and number of records.
     """
-    device = choose_device(config.training.device)
-    network = config.network.build(facts.shape, num_classes=facts.num_classes).to(device)
-    denoiser = PreconditionedDenoiser(network, config.preconditioning)
-    strategy = config.training.clipping
-    one_by_one = config.training.strategy == "one-backward-each"  # time is linear in examples, memory constant
-    at_once = 4 if one_by_one else config.training.physical_batch_size
-    examples = min(at_once, mechanism.expected_batch_size)
-
-    def step() -> float:
-        started = time.perf_counter()
-        batch = config.loss.draw(
-            torch.rand(examples, *facts.shape, device=device) * 2 - 1,
-            torch.zeros(examples, dtype=torch.long, device=device),
-            null_label=facts.num_classes,
-            noise_levels=config.preconditioning.noise_levels,
-            random_bytes=os.urandom,
-        )
-        with autocast(config.training.precision, device):
-            part = clipped_grad_sum(config.loss, denoiser, batch, max_grad_norm=1.0, strategy=strategy)
-        part.vector.sum().item()  # waits for the device
-        return time.perf_counter() - started
-
-    step()
-    seconds = min(step(), step()) * mechanism.expected_batch_size / examples
+    stopwatch = _Stopwatch(config, facts)
+    each, beside = stopwatch.seconds(config.loss, mechanism.expected_batch_size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
     records = mechanism.dataset_size * facts.shape[0] * facts.shape[1] * facts.shape[2] / 2**30
-    parameters = sum(p.numel() for p in denoiser.parameters())
-    return StepCost(parameters, seconds, peak + records)
+    return StepCost(
+        stopwatch.parameters,
+        each * mechanism.expected_batch_size + beside,
+        peak + records,
+        stopwatch.physical_batch_size(config.loss),
+    )
+
+
+def fit_to_time(config: Config, facts: ImageFacts, mechanism: Mechanism, *, minutes: float) -> Config:
+    """Return `config` with the noise multiplicity, steps and batch that take about `minutes` on this machine.
+
+    Time goes first to noise multiplicity K, a power of two up to 32, at the steps and the batch of `config`. Where even
+    K = 1 takes too long, or K = 32 leaves time, steps and batch shrink or grow by the same factor.
+
+    Args:
+        config: The settings to start from.
+        facts: Shape and classes of the images.
+        mechanism: Its plan: steps, batch and number of records.
+        minutes: Time for all steps; a twentieth of it is kept for checkpoints.
+
+    Raises:
+        InputError: There is not even time for one step on one image.
+    """
+    require_positive(minutes=minutes)
+    stopwatch = _Stopwatch(config, facts)
+    steps, batch = mechanism.steps, mechanism.expected_batch_size
+
+    def times_over(copies: int) -> float:
+        """Return how often the steps with so many noisy copies fit into the time."""
+        loss = dataclasses.replace(config.loss, noise_multiplicity=copies)
+        each, beside = stopwatch.seconds(loss, batch)
+        return 57 * minutes / (steps * (batch * each + beside))
+
+    copies, fits = 1, times_over(1)
+    while fits >= 1 and copies < _MANY_COPIES and (more := times_over(2 * copies)) >= 1:
+        copies, fits = 2 * copies, more
+    if fits < 1 or copies == _MANY_COPIES:
+        steps, batch = int(steps * fits**0.5), min(mechanism.dataset_size, int(batch * fits**0.5))
+    if not steps or not batch:
+        raise InputError(f"{minutes:g} minutes are too short for a single step here: give more, or a smaller network")
+    return dataclasses.replace(
+        config,
+        privacy=dataclasses.replace(config.privacy, steps=steps, expected_batch_size=batch),
+        loss=dataclasses.replace(config.loss, noise_multiplicity=copies),
+    )
+
+
+def physical_batch_size(
+    training: Training, loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: ImageFacts
+) -> int:
+    """Return how many examples to take at once: what `training` says, or as many as are of use and fit the memory.
+
+    What one example needs is counted in a forward pass, and its gradient row added; half as much again comes and goes.
+    """
+    if training.physical_batch_size != "auto":
+        return training.physical_batch_size
+    device = next(denoiser.parameters()).device
+    if training.strategy == "one-backward-each":
+        return max(1, _COPIES_AT_ONCE // loss.noise_multiplicity)  # of which one is in memory
+    batch = loss.draw(
+        torch.zeros(1, *facts.shape, device=device),
+        torch.zeros(1, dtype=torch.long, device=device),
+        null_label=facts.num_classes,
+        noise_levels=denoiser.preconditioning.noise_levels,
+        random_bytes=os.urandom,
+    )
+    with autocast(training.precision, device):
+        kept = bytes_for_backward(lambda: loss(denoiser, batch), denoiser)
+    row = sum(4 * p.numel() for p in denoiser.parameters())
+    fit = int(memory_for_a_batch(device) / (1.5 * (kept + row)))
+    of_use = fit if device.type == "cuda" else -(-_COPIES_AT_ONCE // loss.noise_multiplicity)
+    return max(1, min(fit, of_use))

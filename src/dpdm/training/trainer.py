@@ -20,9 +20,10 @@ from dpdm.privacy import Mechanism, OperatingSystemEntropy
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.mechanism import Diagnostics, LoadBatch
 from dpdm.training import ema
-from dpdm.training.hardware import autocast, choose_device
+from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.training.private_folder import PrivateFolder
 from dpdm.training.release import ImageFacts, Release
+from dpdm.training.step_cost import physical_batch_size
 from dpdm.types import InputError, RandomBytes, images_to_tensor
 
 
@@ -122,6 +123,8 @@ class Trainer:
             entropy=self.entropy,
             strategy=self.training.clipping,
         )
+        keep_freed_memory()
+        at_once = physical_batch_size(self.training, self.loss, denoiser, facts)
         load = self._loader(data, null_label=facts.num_classes, device=device)
         try:
             updates = folder.restore(denoiser, average, optimizer)
@@ -143,7 +146,7 @@ class Trainer:
                         denoiser,
                         num_records=len(data),
                         load=load,
-                        physical_batch_size=self.training.physical_batch_size,
+                        physical_batch_size=at_once,
                     )
                 optimizer.step()
                 updates += 1
