@@ -1,92 +1,352 @@
-"""Time and memory of clipped gradients, beside the plain gradient of the same network and batch, in one run.
+"""What a private step costs beside a plain one: our strategies, Opacus', and the plain gradient, in one run.
 
-    python benchmarks/clipping.py [preset]
+    python benchmarks/clipping.py --json > rows.json           measure, one row for each strategy and case
+    python benchmarks/clipping.py --render docs/results.md     measure, and put the tables between the file's markers
+    python benchmarks/clipping.py --render FILE --rows rows.json    put in what was measured before
 
-Prints JSON: microseconds for each noisy copy, and the ratio private ÷ plain, for each strategy and noise multiplicity.
+A row's microseconds are for one noisy copy: a step's gradient ÷ (batch × noise multiplicity). "nonprivate" is the
+gradient of the mean loss in whichever memory layout and physical batch is the fastest. Opacus takes batch ×
+noise multiplicity rows, whose gradients are summed over the copies and clipped as the published method has it; its
+ghost clipping clips each row by itself, which is the same thing for one copy only.
 """
 
+import argparse
+import copy
+import ctypes
 import json
 import os
 import platform
+import re
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
+from opacus.grad_sample import GradSampleModule, GradSampleModuleExpandedWeights
+from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from dpdm.config import load_config
-from dpdm.diffusion import DenoisingLoss, PreconditionedDenoiser
+from dpdm.config import Training
+from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.networks import CompactUNet, Network, UNet
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
-from dpdm.privacy.clipping import trainable_parameters
+from dpdm.privacy.clipping import clip_factors, map_batch
+from dpdm.training import ImageFacts
+from dpdm.training.hardware import autocast, keep_freed_memory
+from dpdm.training.step_cost import physical_batch_size
 
-CASES = ((64, 1), (64, 4), (16, 32))  # examples, noisy copies of each
-REPEATS = 5
+SHAPE, CLASSES = (1, 28, 28), 10
+NETWORKS: dict[str, Network] = {"compact U-Net": CompactUNet(), "paper U-Net": UNet()}
+CASES = ((64, 1), (64, 4), (16, 32), (64, 32))  # batch, noise multiplicity
+PAPER_CASES = ((64, 1), (16, 4), (16, 32))
+DTYPES = ("float32", "bfloat16")
+MARKERS = "<!-- clipping: made by make bench -->", "<!-- clipping: end -->"
+Step = Callable[[], object]
 
 
-def main(preset: str) -> None:
-    """Measure, and print JSON."""
-    config = load_config(preset)
-    shape = (config.data.channels, config.data.size, config.data.size)
-    network = config.network.build(shape, num_classes=config.data.num_classes)
-    denoiser = PreconditionedDenoiser(network, config.preconditioning)
-    parameters = trainable_parameters(denoiser)
-    rows = []
-    for examples, copies in CASES:
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--render", type=Path, metavar="FILE", help="put the tables into this Markdown file")
+    parser.add_argument("--rows", type=Path, help="take the rows from this file instead of measuring")
+    parser.add_argument("--network", choices=list(NETWORKS), action="append", help="only this one")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="only this one")
+    given = parser.parse_args()
+    if given.rows:
+        result = json.loads(given.rows.read_text(encoding="utf-8"))
+    else:
+        keep_freed_memory()
+        cells = [(n, d) for n in given.network or NETWORKS for d in given.dtype or DTYPES]
+        result = {"machine": machine(), "rows": [row for cell in cells for row in measure(*cell)]}
+    if given.json or not given.render:
+        print(json.dumps(result, indent=1))
+    if given.render:
+        before, rest = given.render.read_text(encoding="utf-8").split(MARKERS[0])
+        after = rest.split(MARKERS[1])[1]
+        given.render.write_text(before + MARKERS[0] + "\n" + render(result) + MARKERS[1] + after, encoding="utf-8")
+
+
+def measure(name: str, dtype: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one network in one precision."""
+    torch.manual_seed(0)
+    denoiser = PreconditionedDenoiser(NETWORKS[name].build(SHAPE, num_classes=CLASSES), EDM())
+    for p in denoiser.parameters():
+        p.data += 0.02 * torch.randn_like(p)  # zero-initialised layers would hide work
+    for batch, copies in PAPER_CASES if name == "paper U-Net" else CASES:
         loss = DenoisingLoss(noise_multiplicity=copies)
-        batch = loss.draw(
-            torch.rand(examples, *shape) * 2 - 1,
-            torch.zeros(examples, dtype=torch.long),
-            null_label=config.data.num_classes,
-            noise_levels=config.preconditioning.noise_levels,
+        drawn = loss.draw(
+            torch.rand(batch, *SHAPE) * 2 - 1,
+            torch.zeros(batch, dtype=torch.long),
+            null_label=CLASSES,
+            noise_levels=EDM().noise_levels,
             random_bytes=os.urandom,
         )
-        ways = {
-            "plain": lambda loss=loss, batch=batch: torch.autograd.grad(loss(denoiser, batch).sum(), parameters),
-            **{
-                type(strategy).__name__: lambda loss=loss, batch=batch, strategy=strategy: clipped_grad_sum(
-                    loss, denoiser, batch, max_grad_norm=1.0, strategy=strategy
-                )
-                for strategy in (Vectorized(), OneBackwardEach(), LayerWise())
-            },
-        }
-        seconds = medians(ways)
-        rows.append(
-            {
-                "examples": examples,
+        with autocast(dtype, torch.device("cpu")):  # type: ignore[arg-type]
+            rows = measure_case(denoiser, loss, drawn, dtype)
+        plain = min(row["microseconds_per_copy"] for row in rows if row["strategy"] == "nonprivate")
+        for row in rows:
+            ratio = row["microseconds_per_copy"] and round(row["microseconds_per_copy"] / plain, 3)
+            yield {
+                "strategy": row.pop("strategy"),
+                "network": name,
+                "dtype": dtype,
                 "noise_multiplicity": copies,
-                "microseconds_per_copy": {k: round(1e6 * s / examples / copies) for k, s in seconds.items()},
-                "ratio_to_plain": {k: round(s / seconds["plain"], 2) for k, s in seconds.items()},
+                "batch": batch,
+                **row,
+                "ratio_to_nonprivate": ratio,
             }
-        )
-    print(
-        json.dumps(
-            {
-                "preset": preset,
-                "parameters": sum(p.numel() for p in parameters),
-                "processor": platform.processor() or platform.machine(),
-                "instructions": torch.backends.cpu.get_cpu_capability(),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "precision": "float32",
-                "cases": rows,
-            },
-            indent=2,
-        )
-    )
+            print(f"{name}, {dtype}, K = {copies}, B = {batch}: {row} {ratio}", file=sys.stderr, flush=True)
 
 
-def medians(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the median seconds of each way; the ways take turns, so that drift of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(REPEATS + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if repeat:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def measure_case(
+    denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: NoisyBatch, dtype: str
+) -> list[dict[str, Any]]:
+    """Time all ways in turns, so that drift of the machine hits all alike; then take each one's memory."""
+    batch, copies = drawn.sigma.shape
+    plain = list(nonprivate(denoiser, loss, drawn))
+    ways = [("nonprivate", step) for step in plain]
+    at_once = physical_batch_size(Training(precision=dtype), loss, denoiser, ImageFacts(SHAPE, ("",) * CLASSES))  # type: ignore[arg-type]
+    ways += [("layer-wise", ours(LayerWise(), denoiser, loss, drawn, at_once))]
+    ways += [("one-backward-each", ours(OneBackwardEach(), denoiser, loss, drawn, batch))]
+    ways += [("vectorized", ours(Vectorized(), denoiser, loss, drawn, at_once))]
+    ways += opacus(denoiser, loss, drawn)
+    seconds: dict[int, list[float]] = {i: [] for i in range(len(ways))}
+    failed: dict[int, str] = {}
+    started = time.perf_counter()
+    while min(len(s) for i, s in seconds.items() if i not in failed) < 3 or time.perf_counter() - started < 20:
+        for i, (_, step) in enumerate(ways):
+            if i in failed or (len(seconds[i]) >= 3 and seconds[i][-1] > 20):
+                continue
+            try:
+                began = time.perf_counter()
+                step()
+                seconds[i].append(time.perf_counter() - began)
+            except Exception as error:
+                failed[i] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    middle = {i: statistics.median(s[1:]) for i, s in seconds.items() if i not in failed}
+    fastest = min(range(len(plain)), key=middle.__getitem__)
+    rows = []
+    for i, (strategy, step) in enumerate(ways):
+        if i < len(plain) and i != fastest:
+            continue
+        row: dict[str, Any] = {
+            "strategy": strategy,
+            "microseconds_per_copy": round(1e6 * middle[i] / batch / copies, 1) if i in middle else None,
+            "peak_bytes": peak_bytes(step) if i in middle else None,
+        }
+        if strategy == "nonprivate":
+            row["gigaflops"] = round(useful_flops(denoiser, loss, drawn) / middle[i] / 1e9)
+            row["convolution_gigaflops"] = convolution_rate(denoiser, dtype)
+        if i in failed:
+            row["error"] = failed[i]
+        rows.append(row)
+    return rows
+
+
+def nonprivate(denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: NoisyBatch) -> Iterator[Step]:
+    """Yield the plain gradient in both memory layouts, on all examples at once and on a quarter of them."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network = copy.deepcopy(denoiser).to(memory_format=layout)
+        for at_once in {len(drawn.x), max(1, len(drawn.x) // 4)}:
+
+            def step(network: nn.Module = network, at_once: int = at_once) -> None:
+                network.zero_grad()
+                for part in split(drawn, at_once):
+                    loss(network, part).sum().backward()
+
+            yield step
+
+
+def ours(strategy: Any, denoiser: nn.Module, loss: DenoisingLoss, drawn: NoisyBatch, at_once: int) -> Step:
+    """Return the clipped sum by one of our strategies."""
+
+    def step() -> Tensor:
+        parts = [
+            clipped_grad_sum(loss, denoiser, part, max_grad_norm=1.0, strategy=strategy).vector
+            for part in split(drawn, at_once)
+        ]
+        return torch.stack(parts).sum(0)
+
+    return step
+
+
+def opacus(denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: NoisyBatch) -> list[tuple[str, Step]]:
+    """Return the clipped sum by each strategy of Opacus that applies."""
+    batch, copies = drawn.sigma.shape
+
+    def rows(wrap: Callable[[nn.Module], nn.Module]) -> Step:
+        wrapped: list[nn.Module] = []
+
+        def step() -> Tensor:
+            if not wrapped:
+                wrapped.append(wrap(Rows(copy.deepcopy(denoiser))))
+            module = wrapped[0]
+            module.zero_grad()
+            noisy = drawn.x[:, None] + drawn.sigma[:, :, None, None, None] * drawn.noise
+            out = module(noisy.flatten(0, 1), drawn.sigma.flatten(), drawn.labels.flatten())
+            errors = (out.view_as(noisy) - drawn.x[:, None]).square().flatten(2).mean(2)
+            (denoiser.preconditioning.loss_weight(drawn.sigma) * errors / copies).sum().backward()
+            gradients = [p.grad_sample.view(batch, copies, -1).sum(1) for p in module.parameters()]
+            norms = torch.stack([g.double().square().sum(1) for g in gradients]).sum(0).sqrt()
+            factors = clip_factors(norms, 1.0).float()
+            return torch.cat([factors @ g for g in gradients])
+
+        return step
+
+    def ghost() -> Step:
+        wrapped: list[nn.Module] = []
+
+        def step() -> None:
+            if not wrapped:
+                wrapped.append(
+                    GradSampleModuleFastGradientClipping(
+                        Rows(copy.deepcopy(denoiser)), loss_reduction="sum", max_grad_norm=1.0, use_ghost_clipping=True
+                    )
+                )
+            module: Any = wrapped[0]
+            module.zero_grad()
+            module.enable_hooks()
+            noisy = drawn.x + drawn.sigma[:, :, None, None] * drawn.noise[:, 0]
+            out = module(noisy, drawn.sigma.flatten(), drawn.labels.flatten())
+            errors = (out - drawn.x).square().flatten(1).mean(1)
+            losses = denoiser.preconditioning.loss_weight(drawn.sigma.flatten()) * errors
+            losses.sum().backward(retain_graph=True)
+            for p in module.parameters():
+                p.grad = None
+            coefficients = module.get_clipping_coef()
+            module.disable_hooks()
+            (coefficients * losses).sum().backward()
+
+        return step
+
+    ways = [
+        ("opacus-hooks", rows(lambda m: GradSampleModule(m, loss_reduction="sum"))),
+        ("opacus-functorch", rows(lambda m: GradSampleModule(m, loss_reduction="sum", force_functorch=True))),
+        ("opacus-ew", rows(lambda m: GradSampleModuleExpandedWeights(m, loss_reduction="sum"))),
+    ]
+    return [*ways, ("opacus-ghost", ghost())] if copies == 1 else ways
+
+
+class Rows(nn.Module):
+    """The denoiser for Opacus, which takes its batch from the first argument."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, noisy: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """Return the denoised images."""
+        return self.denoiser(noisy, sigma, labels)  # type: ignore[no-any-return]
+
+
+def split(drawn: NoisyBatch, at_once: int) -> list[NoisyBatch]:
+    """Return physical batches."""
+    starts = range(0, len(drawn.x), at_once)
+    return [map_batch(lambda t, s=s: t[s : s + at_once], drawn) for s in starts]  # type: ignore[misc]
+
+
+def useful_flops(denoiser: nn.Module, loss: DenoisingLoss, drawn: NoisyBatch) -> float:
+    """Return the operations of products and convolutions in a plain gradient."""
+    with FlopCounterMode(display=False) as counter:
+        loss(denoiser, drawn).sum().backward()
+    denoiser.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def convolution_rate(denoiser: nn.Module, dtype: str) -> int:
+    """Return the GFLOP/s of the network's most common 3 × 3 convolution by itself, forward, at its finest size."""
+    widths = [m.in_channels for m in denoiser.modules() if isinstance(m, nn.Conv2d) and m.in_channels == m.out_channels]
+    width = min(widths)
+    side = 28 if denoiser.network.__class__.__name__ == "_UNet" else 14
+    kind = getattr(torch, dtype)
+    x, w = torch.randn(512, width, side, side, dtype=kind), torch.randn(width, width, 3, 3, dtype=kind)
+    best = 0.0
+    for layout in (torch.contiguous_format, torch.channels_last):
+        a, b = x.to(memory_format=layout), w.to(memory_format=layout)
+        taken = []
+        with torch.no_grad():
+            for _ in range(8):
+                started = time.perf_counter()
+                nn.functional.conv2d(a, b, padding=1)
+                taken.append(time.perf_counter() - started)
+        best = max(best, 2 * 9 * width**2 * side**2 * 512 / statistics.median(taken) / 1e9)
+    return round(best)
+
+
+def peak_bytes(step: Step) -> int | None:
+    """Return what the resident memory grows by at most during `step`; Linux only."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+
+    def read(field: str) -> int:
+        found = re.search(rf"{field}:\s+(\d+) kB", status.read_text())
+        assert found
+        return 1024 * int(found[1])
+
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = read("VmRSS")
+    step()
+    return read("VmHWM") - before
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return {
+        "commit": commit.stdout.strip(),
+        "processor": model[1] if model else platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__.split("+")[0],
+    }
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the tables, one for each network and precision."""
+    m = result["machine"]
+    text = [
+        f"\nCommit {m['commit']}, {m['threads']} threads of {m['processor']} ({m['instructions']}), "
+        f"torch {m['torch']}; `make bench`.\n"
+    ]
+    rows = result["rows"]
+    for network, dtype in dict.fromkeys((r["network"], r["dtype"]) for r in rows):
+        these = [r for r in rows if (r["network"], r["dtype"]) == (network, dtype)]
+        cases = list(dict.fromkeys((r["noise_multiplicity"], r["batch"]) for r in these))
+        text += [f"\n{network}, {dtype}: µs a noisy copy, ratio to nonprivate, peak MB\n"]
+        text += ["| | " + " | ".join(f"K = {k}, B = {b}" for k, b in cases) + " |", "|---|" + "---|" * len(cases)]
+        for strategy in dict.fromkeys(r["strategy"] for r in these):
+            cells = []
+            for k, b in cases:
+                found = [r for r in these if (r["strategy"], r["noise_multiplicity"], r["batch"]) == (strategy, k, b)]
+                cells.append(cell(found[0]) if found else "")
+            text.append(f"| {strategy} | " + " | ".join(cells) + " |")
+        plain = [r for r in these if r["strategy"] == "nonprivate"]
+        rates = ", ".join(f"{r['gigaflops']} of {r['convolution_gigaflops']}" for r in plain)
+        text.append(f"\nUseful GFLOP/s of the plain step, and of a convolution by itself: {rates}.")
+    errors = dict.fromkeys((r["strategy"], r["error"]) for r in rows if "error" in r)
+    text += ["", *(f"{strategy} cannot run everywhere: {error}\n" for strategy, error in errors)]
+    return "\n".join(text) + "\n"
+
+
+def cell(row: dict[str, Any]) -> str:
+    """Return one row as a table's cell."""
+    if row["microseconds_per_copy"] is None:
+        return "cannot run"
+    memory = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 1e6:.0f}"
+    return f"{row['microseconds_per_copy']:.0f}, {row['ratio_to_nonprivate']:.2f}×{memory}"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "fashion-mnist-cpu")
+    warnings.filterwarnings("ignore")
+    main()

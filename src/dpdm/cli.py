@@ -91,7 +91,7 @@ def plan(
         _print(f"check       {_bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}")
     _print(
         f"batches     {mechanism.expected_batch_size:,} images a step on average, each in "
-        f"{config.loss.noise_multiplicity} noisy copies; an image enters with probability {mechanism.sample_rate:.4g}"
+        f"{_copies(config)}; an image enters with probability {mechanism.sample_rate:.4g}"
     )
     _print(f"network     {cost.parameters:,} parameters")
     _print(f"time        about {_duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
@@ -278,7 +278,9 @@ def _fit(config: "Config", data: "ImageDataset", folder: Path, minutes: float) -
     """Return the settings that take so long; for a run that goes on, those with which it began."""
     from dpdm.config import read_toml
     from dpdm.training import ImageFacts, fit_to_time
+    from dpdm.types import require_positive
 
+    require_positive(minutes=minutes)
     if (folder / "private" / "config.toml").exists():
         there = read_toml(folder / "private" / "config.toml")
         steps, batch = there["privacy"]["steps"], there["privacy"]["expected_batch_size"]
@@ -294,8 +296,7 @@ def _fit(config: "Config", data: "ImageDataset", folder: Path, minutes: float) -
         config = fit_to_time(config, facts, config.privacy.plan(lambda: len(data)), minutes=minutes)
         begun = f"for {minutes:g} minutes here"
     _note(
-        f"{begun}: {config.privacy.steps:,} steps of {config.privacy.expected_batch_size:,} images "
-        f"in {config.loss.noise_multiplicity} noisy copies"
+        f"{begun}: {config.privacy.steps:,} steps of {config.privacy.expected_batch_size:,} images in {_copies(config)}"
     )
     return config
 
@@ -396,6 +397,11 @@ def _progress(what: str, total: int | None) -> Iterator[Any]:
             _note(f"{what}: {done:,} of {total:,}  {left}  {note}")
 
     yield advance
+
+
+def _copies(config: "Config") -> str:
+    copies = config.loss.noise_multiplicity
+    return "one noisy copy" if copies == 1 else f"{copies} noisy copies"
 
 
 def _duration(seconds: float) -> str:

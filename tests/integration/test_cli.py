@@ -38,6 +38,23 @@ def test_plan_reads_no_data_and_prints_the_stable_keys(dpdm, monkeypatch):
     assert "add or remove one image" in out
 
 
+def test_minutes_choose_the_settings_once(dpdm, photos, tmp_path):
+    line = ["train", photos, "--epsilon", 1, "--run", "short", *SMALL, "--minutes"]
+    code, out, _ = dpdm("plan", *line[1:4], *SMALL, "--minutes", 0.02, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["minutes"] < 0.2
+    assert {"steps", "expected_batch_size", "noise_multiplicity", "physical_batch_size"} <= report.keys()
+    code, _, err = dpdm(*line, 0.02)
+    assert code == 0, err
+    assert "for 0.02 minutes here: " in err
+    settings = tomllib.loads((tmp_path / "short" / "private" / "config.toml").read_text())
+    code, _, err = dpdm(*line, 5)
+    assert code == 0, err
+    assert f"begun with: {settings['privacy']['steps']:,} steps" in err
+    assert dpdm(*line, -1)[0] == 2
+
+
 def test_from_a_folder_of_images_to_publishable_ones(dpdm, trained, photos, tmp_path):
     assert files(trained / "release") == ["config.toml", "model.safetensors", "privacy.json", "samples.png"]
     privacy = json.loads((trained / "release" / "privacy.json").read_text())

@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol, cast
@@ -31,7 +31,8 @@ from dpdm.types import InputError
 _LARGE = 2**11  # numbers in a parameter from which on it is worth its own calls
 _CACHED = 2**21  # numbers that are read again from a cache
 _FEW_PRODUCTS = 128  # summed in one weight's gradient: up to here a matrix product beats a convolution
-_WORTH_A_CALL = 10**8  # products in one example's gradient: from here on it is worth its own calls
+_NARROW = 8  # channels: below, the same
+_WORTH_A_CALL = 150_000_000  # products in one example's gradient: from here on it is worth its own calls
 _MANY_COPIES = 16  # from here on an example's norm layers are worth their own calls
 
 
@@ -63,13 +64,14 @@ class _WrittenOut:
 
     @cached_property
     def _squared_norms(self) -> Float64[Tensor, " batch"]:
-        """The sums of squares: of at most 256 numbers in float32, of these sums in float64."""
-        sums = []
+        """Norms of at most 256 numbers at a time in float32, of these norms in float64."""
+        norms = []
         for rows in _blocks(self._flat()[0]):
             whole = rows.shape[1] // 256 * 256
-            norms = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, 256), dim=2)
-            sums.append(norms.double().square().sum(1) + rows[:, whole:].double().square().sum(1))
-        return torch.cat(sums)
+            parts = torch.linalg.vector_norm(rows[:, :whole].view(len(rows), -1, 256), dim=2)
+            parts = torch.cat([parts, rows[:, whole:]], dim=1) if whole < rows.shape[1] else parts
+            norms.append(torch.linalg.vector_norm(parts, dim=1, dtype=torch.float64))
+        return torch.cat(norms).square()
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " numel"]:
         rows, shape, order = self._flat()
@@ -161,8 +163,9 @@ def _linear(layer: nn.Linear, a: Tensor, g: Tensor, examples: int) -> list[_Part
 def _conv2d(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
     a, copies = a.to(g.dtype), len(a) // examples
     products = copies * g.shape[2:].numel()
-    small = products <= _FEW_PRODUCTS or layer.in_channels < 8 or layer.kernel_size == (1, 1)
-    if small and layer.groups == 1:
+    pointwise = layer.kernel_size == (1, 1) and a.is_contiguous(memory_format=torch.channels_last)
+    narrow = min(layer.in_channels, layer.out_channels) < _NARROW
+    if layer.groups == 1 and (products <= _FEW_PRODUCTS or narrow or pointwise):
         return _conv2d_by_patches(layer, a, g, examples)
 
     def backward(g: Tensor, a: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -183,18 +186,36 @@ def _conv2d(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part
 
 
 def _conv2d_by_patches(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
-    """One matrix product for each example: of its output gradients and what the kernel saw there."""
+    """One matrix product for each example: of its output gradients and what the kernel saw there.
+
+    Where the outputs are few and the kernel moves by one pixel, of its inputs and the gradients they had a part in.
+    """
     assert isinstance(layer.padding, tuple)
-    (high, wide), (down, right), (apart, aside) = layer.padding, layer.stride, layer.dilation
-    outputs, inputs, *kernel = layer.weight.shape
-    a = nn.functional.pad(a.permute(0, 2, 3, 1), (0, 0, wide, wide, high, high)).contiguous()
-    image, line, pixel, _ = a.stride()
-    seen = a.as_strided(
-        (len(a), *g.shape[2:], *kernel, inputs), (image, down * line, right * pixel, apart * line, aside * pixel, 1)
-    ).reshape(examples, -1, math.prod(kernel) * inputs)
-    g = g.permute(0, 2, 3, 1).reshape(examples, -1, outputs)
-    rows = (g.mT @ seen).view(examples, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3)
-    return [_WrittenOut(rows), _WrittenOut(_full(g).sum(1))]
+    (high, wide), (outputs, inputs, *kernel) = layer.padding, layer.weight.shape
+    a = nn.functional.pad(a.permute(0, 2, 3, 1), (0, 0, wide, wide, high, high))
+    g = g.permute(0, 2, 3, 1)
+    biases = _full(g).reshape(examples, -1, outputs).sum(1)
+    if outputs < inputs and layer.stride == layer.dilation == (1, 1):
+        down, right = kernel[0] - 1, kernel[1] - 1
+        g = nn.functional.pad(g, (0, 0, right, right, down, down))
+        had = _windows(g, a.shape[1:3], kernel, layer.stride, layer.dilation)
+        rows = had.reshape(examples, -1, math.prod(kernel) * outputs).mT @ a.reshape(examples, -1, inputs)
+        rows = rows.view(examples, *kernel, outputs, inputs).flip(1, 2).permute(0, 3, 4, 1, 2)
+    else:
+        seen = _windows(a, g.shape[1:3], kernel, layer.stride, layer.dilation)
+        rows = g.reshape(examples, -1, outputs).mT @ seen.reshape(examples, -1, math.prod(kernel) * inputs)
+        rows = rows.view(examples, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3)
+    return [_WrittenOut(rows), _WrittenOut(biases)]
+
+
+def _windows(
+    t: Tensor, size: Sequence[int], kernel: list[int], stride: tuple[int, ...], apart: tuple[int, ...]
+) -> Tensor:
+    """Return what a kernel sees in `t` (n, h, w, c) at each of the places: (n, *size, *kernel, c), not copied."""
+    t = t.contiguous()
+    image, line, pixel, _ = t.stride()
+    strides = (image, stride[0] * line, stride[1] * pixel, apart[0] * line, apart[1] * pixel, 1)
+    return t.as_strided((len(t), *size, *kernel, t.shape[3]), strides)
 
 
 def _side_by_side(t: Tensor, examples: int) -> Tensor:

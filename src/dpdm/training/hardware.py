@@ -43,14 +43,14 @@ def keep_freed_memory() -> None:
 
 
 def memory_for_a_batch(device: torch.device) -> int:
-    """Return the bytes that one physical batch may take: half of what is free on a GPU, 1 GiB or less on a CPU.
+    """Return the bytes that one physical batch may take: half of what is free on a GPU, 2 GiB or less on a CPU.
 
     On a CPU more at once is no faster.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return min(2**30, pages * os.sysconf("SC_PAGE_SIZE") // 4) if pages > 0 else 2**30
+    return min(2**31, pages * os.sysconf("SC_PAGE_SIZE") // 4) if pages > 0 else 2**31
 
 
 def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:

@@ -1,5 +1,8 @@
 """Layer by layer the gradients are those of a plain loop over examples, whatever the network; else it says so."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,8 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from dpdm.privacy import LayerWise, OneBackwardEach, clipped_grad_sum
+from dpdm.privacy import LayerWise, OneBackwardEach, clipped_grad_sum, layerwise
 from dpdm.types import InputError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from opacus.grad_sample import GradSampleModule
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,6 +84,51 @@ def convolutions(draw):
 def test_random_convolutions(drawn):
     body, x = drawn
     agree(Copies(body), (x,), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("way", ["patches", "call each", "groups"])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "geometry"),
+    [
+        (6, 4, {"kernel_size": 3, "padding": 1}),
+        (4, 6, {"kernel_size": 3, "padding": 1}),
+        (6, 4, {"kernel_size": (3, 2), "padding": (0, 1)}),
+        (4, 6, {"kernel_size": (2, 3), "stride": (2, 1), "padding": (1, 0)}),
+        (6, 4, {"kernel_size": 3, "stride": 2, "padding": 2, "dilation": 2}),
+        (4, 6, {"kernel_size": 1}),
+        (4, 6, {"kernel_size": 3, "padding": 1, "groups": 2, "bias": False}),
+    ],
+)
+def test_every_way_of_a_convolution(layout, way, inputs, outputs, geometry, monkeypatch):
+    torch.manual_seed(7)
+    products, narrow, worth = {"patches": (10**9, 0, 0), "call each": (0, 0, 0), "groups": (0, 0, 10**12)}[way]
+    monkeypatch.setattr(layerwise, "_FEW_PRODUCTS", products)
+    monkeypatch.setattr(layerwise, "_NARROW", narrow)
+    monkeypatch.setattr(layerwise, "_WORTH_A_CALL", worth)
+    monkeypatch.setattr(layerwise, "_LARGE", 0)  # norms at once, of each parameter by itself
+    monkeypatch.setattr(layerwise, "_CACHED", 100)  # in several blocks
+    body = nn.Sequential(nn.Conv2d(2, inputs, 1), nn.Tanh(), nn.Conv2d(inputs, outputs, **geometry)).double()
+    x = torch.randn(5, 3, 2, 7, 8, dtype=torch.float64)
+    agree(Copies(body.to(memory_format=layout)), (x,))
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@settings(max_examples=15, deadline=None)
+@given(convolutions())
+def test_random_convolutions_against_opacus(drawn):
+    """Opacus takes the copies as rows; the gradient of an example is the sum over its own."""
+    body, x = drawn
+    examples, copies = x.shape[:2]
+    module = GradSampleModule(copy.deepcopy(body), loss_reduction="sum")
+    out = module(x.flatten(0, 1))
+    (out.reshape(examples, copies, -1).square().mean(2) / copies).sum().backward()
+    rows = [p.grad_sample.reshape(examples, copies, -1).sum(1) for p in module.parameters()]
+    norms = torch.cat(rows, dim=1).norm(dim=1)
+    part = clipped_grad_sum(loss, Copies(body), (x,), max_grad_norm=1.0, strategy=LayerWise())
+    expected = (norms.clamp_min(1).reciprocal()[:, None] * torch.cat(rows, dim=1)).sum(0)
+    assert (part.grad_norms.reveal(because="test") - norms).abs().max() <= SLACK * norms.max()
+    assert (part.vector - expected).norm() <= 2 * SLACK * expected.norm()
 
 
 @settings(max_examples=25, deadline=None)
