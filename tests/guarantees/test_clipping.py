@@ -272,3 +272,26 @@ def test_copies_with_opposite_gradients_cancel_before_clipping(strategy, copies)
 
     result = clipped_grad_sum(mean_over_copies, Dot(4), (rows,), max_grad_norm=1.0, strategy=strategy)
     assert norm(result.vector) < 1e-4
+
+
+def test_a_batch_for_which_there_is_no_memory_is_done_in_halves():
+    """The sum, losses and norms are those of the whole batch, in order; a single example too large is an error."""
+
+    def short_of_memory(loss, module, batch, *, most=3):
+        sizes.append(len(batch[0]))
+        if len(batch[0]) > most:
+            raise torch.OutOfMemoryError("no memory")
+        yield from Vectorized()(loss, module, batch)
+
+    def loss(module, batch):
+        return (batch[0] * module.weight).sum(1)
+
+    module, x, sizes = nn.Linear(4, 1, bias=False), torch.randn(8, 4), []
+    whole = clipped_grad_sum(loss, module, (x,), max_grad_norm=1.5, strategy=Vectorized())
+    halves = clipped_grad_sum(loss, module, (x,), max_grad_norm=1.5, strategy=short_of_memory)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    torch.testing.assert_close(halves.vector, whole.vector)
+    for name in ("losses", "grad_norms"):
+        torch.testing.assert_close(*(getattr(part, name).reveal(because="test") for part in (halves, whole)))
+    with pytest.raises(torch.OutOfMemoryError):
+        clipped_grad_sum(loss, module, (x,), max_grad_norm=1.0, strategy=lambda *args: short_of_memory(*args, most=0))

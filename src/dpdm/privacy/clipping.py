@@ -42,7 +42,10 @@ class Gradients(Protocol):
         ...
 
     def norms(self) -> Float64[Tensor, " batch"]:
-        """Return the L2 norm of each gradient, never below the true one; not finite where the gradient is not."""
+        """Return the L2 norm of each gradient, never below the true one.
+
+        Not finite where the gradient is not, or where it is beyond the arithmetic of the strategy.
+        """
         ...
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
@@ -126,6 +129,7 @@ def clipped_grad_sum(
         * Adding or removing one example moves the sum by at most C in L2 norm.
         * All strategies return the same sum up to float rounding.
         * An empty batch gives zeros; an example whose gradient is not finite contributes exactly zero.
+        * A GPU that has no memory for the batch does it in halves, with the same sum.
 
     Privacy:
         Nothing returned is private before noise is added.
@@ -133,11 +137,32 @@ def clipped_grad_sum(
     Source:
         Abadi et al. 2016, Algorithm 1; noise multiplicity: Dockhorn et al. 2023, Section 3.2.
     """
+    strategy = strategy or OneBackwardEach()
+    try:
+        return _clipped_grad_sum(loss, module, batch, max_grad_norm, strategy)
+    except torch.OutOfMemoryError:
+        if len(batch[0]) < 2:
+            raise
+    torch.cuda.empty_cache()
+    middle = len(batch[0]) // 2
+    parts = map_batch(lambda t: t[:middle], batch), map_batch(lambda t: t[middle:], batch)
+    halves = [clipped_grad_sum(loss, module, p, max_grad_norm=max_grad_norm, strategy=strategy) for p in parts]
+    return ClippedSum(
+        vector=halves[0].vector + halves[1].vector,
+        sensitivity=max_grad_norm,
+        losses=Sensitive(torch.cat([half.losses.reveal(because="two halves joined") for half in halves])),
+        grad_norms=Sensitive(torch.cat([half.grad_norms.reveal(because="two halves joined") for half in halves])),
+    )
+
+
+def _clipped_grad_sum(
+    loss: PerExampleLoss, module: nn.Module, batch: Batch, max_grad_norm: float, strategy: Strategy
+) -> ClippedSum:
     parameters = trainable_parameters(module)
     device = parameters[0].device
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=device)
     losses, norms = [], []
-    for gradients in (strategy or OneBackwardEach())(loss, module, batch) if len(batch[0]) else ():
+    for gradients in strategy(loss, module, batch) if len(batch[0]) else ():
         norms.append(gradients.norms())
         total += gradients.weighted_sum(clip_factors(norms[-1], max_grad_norm))
         losses.append(gradients.losses.float())
