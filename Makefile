@@ -34,8 +34,8 @@ lint: setup  ## style, formatting, types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: setup  ## measure the clipping strategies; prints JSON
-	$(BIN)/python benchmarks/clipping.py
+bench: setup  ## measure private steps beside plain ones and Opacus, into docs/results.md: a quarter of an hour
+	$(BIN)/python benchmarks/clipping.py --render docs/results.md
 
 ablations: setup  ## repeat the paper's ablations in small: hours; the same command goes on where it stopped
 	$(BIN)/python benchmarks/ablations.py

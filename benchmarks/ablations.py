@@ -22,6 +22,7 @@ FOLDER = Path("runs/ablations")
 NUM_IMAGES = 10_000
 TEN_MINUTES = ("privacy.steps=320", "privacy.expected_batch_size=480", "loss.noise_multiplicity=4")  # on one core
 MANY_COPIES = ("privacy.steps=240", "privacy.expected_batch_size=192", "privacy.epsilon=1")  # K = 32: ten minutes
+DDIM = ("sampler.kind=ddim", "sampler.steps=25")
 FASTEST_TO_LEARN = "preconditioning.kind=v"  # EDM learns next to nothing from so few steps, whatever K
 
 
@@ -39,12 +40,12 @@ def cells() -> list[Cell]:
     rows = []
     for copies in (1, 4, 16, 32):
         strategy = "vectorized" if copies < 16 else "one-backward-each"
-        settings = (*MANY_COPIES, FASTEST_TO_LEARN, f"training.strategy={strategy}")
+        settings = (*MANY_COPIES, *DDIM, FASTEST_TO_LEARN, f"training.strategy={strategy}")
         settings += (f"loss.noise_multiplicity={copies}",)
         rows.append(Cell(f"K = {copies}, V, ε = 1", f"copies-{copies}-v", settings))
     for epsilon in ("10", "0.2"):
         for kind in ("edm", "v", "vp", "ve"):
-            settings = (*TEN_MINUTES, f"preconditioning.kind={kind}", f"privacy.epsilon={epsilon}")
+            settings = (*TEN_MINUTES, *DDIM, f"preconditioning.kind={kind}", f"privacy.epsilon={epsilon}")
             settings += ("sampler.sigma_min=0.02",) if kind == "ve" else ()
             rows.append(Cell(f"{kind.upper()}, ε = {epsilon}", f"{kind}-epsilon-{epsilon}", settings))
     edm = next(row for row in rows if row.run == "edm-epsilon-10")

@@ -116,9 +116,9 @@ def train(
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         _fail(f"{folder} is a file: choose another --run folder")
-    data = config.data.open()
     if minutes is not None:
-        config = _fit(config, data, folder, minutes)
+        config = _fit(config, folder, minutes)
+    data = config.data.open()
     trainer = Trainer.from_config(config, data, run=folder)
     with _say_how_to_go_on(folder):
         release = _train_with_progress(trainer, data, folder)
@@ -274,10 +274,10 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
     return ImageFacts(opened.shape, opened.class_names), privacy.plan(lambda: len(opened))
 
 
-def _fit(config: "Config", data: "ImageDataset", folder: Path, minutes: float) -> "Config":
+def _fit(config: "Config", folder: Path, minutes: float) -> "Config":
     """Return the settings that take so long; for a run that goes on, those with which it began."""
     from dpdm.config import read_toml
-    from dpdm.training import ImageFacts, fit_to_time
+    from dpdm.training import fit_to_time
     from dpdm.types import require_positive
 
     require_positive(minutes=minutes)
@@ -292,8 +292,7 @@ def _fit(config: "Config", data: "ImageDataset", folder: Path, minutes: float) -
         )
         begun = "begun with"
     else:
-        facts = ImageFacts(data.shape, data.class_names)
-        config = fit_to_time(config, facts, config.privacy.plan(lambda: len(data)), minutes=minutes)
+        config = fit_to_time(config, *_declared(config), minutes=minutes)
         begun = f"for {minutes:g} minutes here"
     _note(
         f"{begun}: {config.privacy.steps:,} steps of {config.privacy.expected_batch_size:,} images in {_copies(config)}"

@@ -295,3 +295,8 @@ def test_a_batch_for_which_there_is_no_memory_is_done_in_halves():
         torch.testing.assert_close(*(getattr(part, name).reveal(because="test") for part in (halves, whole)))
     with pytest.raises(torch.OutOfMemoryError):
         clipped_grad_sum(loss, module, (x,), max_grad_norm=1.0, strategy=lambda *args: short_of_memory(*args, most=0))
+
+
+def test_an_embedding_that_changes_its_own_weights_is_refused():
+    with pytest.raises(InputError, match=r"'0' \(Embedding\) changes its weights"):
+        reject_cross_example_layers(nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)))

@@ -1,6 +1,7 @@
 """One step: one selection, one clipping, one noise, one constant divisor; and never a step beyond the plan."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dpdm.privacy import (
     OperatingSystemEntropy,
     Vectorized,
 )
+from dpdm.privacy.mechanism import _one_ahead
 from dpdm.types import InputError
 
 FIELDS = {"dataset_size": 100, "expected_batch_size": 10, "steps": 4, "noise_multiplier": 3.0, "delta": 1e-3}
@@ -315,3 +317,25 @@ def test_the_statement_names_the_accountant_whose_bound_it_is():
     large = plan.calibrate(epsilon=150.0)
     assert large.statement.endswith("RDP accountant")
     assert "Rényi" in large.claim(entropy=OperatingSystemEntropy())["accountant"]
+
+
+def test_the_next_batch_is_loaded_while_this_one_is_worked_on():
+    loaded, next_began = [], threading.Event()
+
+    def load(item):
+        if item == 1:
+            next_began.set()
+        loaded.append(item)
+        return item
+
+    batches = _one_ahead(load, range(3))
+    assert next(batches) == 0
+    assert next_began.wait(timeout=10)
+    assert list(batches) == [1, 2]
+    assert loaded == [0, 1, 2]
+    assert list(_one_ahead(load, [])) == []
+
+
+def test_an_error_in_loading_is_the_callers():
+    with pytest.raises(ZeroDivisionError):
+        list(_one_ahead(lambda item: 1 // item, [1, 0]))

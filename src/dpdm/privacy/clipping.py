@@ -209,6 +209,10 @@ def reject_cross_example_layers(module: nn.Module) -> None:
         InputError: Names the layer and what to use instead.
     """
     for name, layer in module.named_modules():
+        if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+            raise InputError(
+                f"layer {name or 'network'!r} (Embedding) changes its weights as it is called: leave max_norm out"
+            )
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False):
             raise InputError(
                 f"layer {name or 'network'!r} ({type(layer).__name__}) mixes examples, so no per-example gradient "

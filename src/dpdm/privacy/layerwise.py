@@ -30,10 +30,10 @@ from dpdm.types import InputError
 
 _LARGE = 2**11  # numbers in a parameter from which on it is worth its own calls
 _CACHED = 2**21  # numbers that are read again from a cache
+_SUMMED = 32  # examples summed in float32; such sums are added in float64
 _FEW_PRODUCTS = 128  # summed in one weight's gradient: up to here a matrix product beats a convolution
 _NARROW = 8  # channels: below, the same
 _WORTH_A_CALL = 150_000_000  # products in one example's gradient: from here on it is worth its own calls
-_MANY_COPIES = 16  # from here on an example's norm layers are worth their own calls
 
 
 class _Part(Protocol):
@@ -76,12 +76,12 @@ class _WrittenOut:
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " numel"]:
         rows, shape, order = self._flat()
         rows.index_fill_(0, (factors == 0).nonzero().flatten(), 0)
-        total = torch.zeros(rows.shape[1], dtype=_accurate(rows), device=rows.device)
+        total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
         start = 0
         for block in _blocks(rows):
-            total.addmv_(block.mT, factors[start : start + len(block)].to(total.dtype))
+            total += factors[start : start + len(block)].to(block.dtype) @ block
             start += len(block)
-        return total.double().view(shape).permute(order).flatten()
+        return total.view(shape).permute(order).flatten()
 
     def written_out(self) -> Float[Tensor, "batch numel"]:
         return _full(self.rows).flatten(1)
@@ -95,7 +95,8 @@ class _WrittenOut:
 
 def _blocks(rows: Float[Tensor, "batch numel"]) -> Iterator[Float[Tensor, "block numel"]]:
     """Yield a few rows at a time in float32 or better, so that they are still in a cache when they are read again."""
-    for block in rows.split(max(1, _CACHED // max(1, rows.shape[1]))):  # type: ignore[no-untyped-call]
+    at_once = min(_SUMMED, max(1, _CACHED // max(1, rows.shape[1])))
+    for block in rows.split(at_once):  # type: ignore[no-untyped-call]
         yield _full(block)
 
 
@@ -117,9 +118,13 @@ class _Factored(NamedTuple):
         return (exact.sqrt() + terms * 8 * torch.finfo(self.g.dtype).eps).square()
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " numel"]:
-        g = torch.where(factors[:, None, None] != 0, self.g, 0) * factors[:, None, None].to(self.g.dtype)
-        a = torch.where(factors[:, None, None] != 0, self.a, 0)
-        return (g.flatten(0, 1).mT @ a.flatten(0, 1)).flatten().double()
+        root = factors.sqrt()[:, None, None]  # half of the factor to each side, so that neither becomes too small
+        a, g = (torch.where(root != 0, t, 0) * root.to(t.dtype) for t in (self.a, self.g))
+        total = torch.zeros(g.shape[2], a.shape[2], dtype=torch.float64, device=g.device)
+        for start in range(0, len(g), _SUMMED):
+            some = slice(start, start + _SUMMED)
+            total += g[some].flatten(0, 1).mT @ a[some].flatten(0, 1)
+        return total.flatten()
 
     def written_out(self) -> Float[Tensor, "batch numel"]:
         return (self.g.mT @ self.a).flatten(1)
@@ -140,6 +145,8 @@ class _ByParameter:
         return squared.sqrt() * (1 + 2.0**-16) + math.sqrt(numel) * 2.0**-63
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
+        # What would have to shrink by more than float32 holds is left out.
+        factors = torch.where(factors < 2.0**-100, 0, factors)
         with _exactly(self.losses):
             return torch.cat([part.weighted_sum(factors) for part in self._joined])
 
@@ -226,18 +233,17 @@ def _side_by_side(t: Tensor, examples: int) -> Tensor:
 
 
 def _group_norm(layer: nn.GroupNorm, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
-    if len(a) < _MANY_COPIES * examples:
-        normed = nn.functional.group_norm(_full(a), layer.num_groups, None, None, layer.eps)
-        return [_WrittenOut(_by_example(_full(t).flatten(2).sum(2), examples).sum(1)) for t in (g * normed, g)]
-    a, copies, groups = a.to(g.dtype), len(a) // examples, layer.num_groups
-    shape = (a.shape[1], a.shape[2:].numel(), groups)
-    _, mean, rstd = torch.ops.aten.native_group_norm(a, None, None, len(a), *shape, layer.eps)
-    weight, of_weights = layer.weight.detach().to(g.dtype), (False, True, True)
-    grads = [
-        torch.ops.aten.native_group_norm_backward(*of_one, weight, copies, *shape, of_weights)[1:]
-        for of_one in zip(*(_by_example(t, examples) for t in (g, a, mean, rstd)), strict=True)
-    ]
-    return [_WrittenOut(torch.stack(t)) for t in zip(*grads, strict=True)]
+    """Differentiate one norm of all examples' channels side by side: each example has weights of its own in it."""
+
+    def beside(t: Tensor) -> Tensor:  # in three dimensions: with channels last, torch 2.13 crashes without a's gradient
+        return t.reshape(examples, -1, t.shape[1], t.shape[2:].numel()).transpose(0, 1).flatten(1, 2)
+
+    numel, dtype = examples * layer.num_channels, _accurate(g)
+    weight, bias = (g.new_full((numel,), value, dtype=dtype, requires_grad=True) for value in (1, 0))
+    with torch.enable_grad():
+        out = nn.functional.group_norm(beside(a.to(g.dtype)), examples * layer.num_groups, weight, bias, layer.eps)
+    both = torch.autograd.grad(out, (weight, bias), beside(g))
+    return [_WrittenOut(_by_example(t, examples)) for t in both]
 
 
 def _layer_norm(layer: nn.LayerNorm, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
@@ -253,6 +259,10 @@ def _embedding(layer: nn.Embedding, a: Tensor, g: Tensor, examples: int) -> list
     return [_WrittenOut(rows.flatten(1))]
 
 
+_NOT_LAYER_WISE = (
+    "layer-wise gradients of this module are not those of its examples: it uses a parameter past its layer, moves the "
+    "copies of an example apart, mixes examples, or is random; take the strategy Vectorized"
+)
 _Rule = Callable[[nn.Module, Tensor, Tensor, int], list[_Part]]
 _RULES = cast(
     dict[type[nn.Module], _Rule],
@@ -282,15 +292,17 @@ class LayerWise:
         Goodfellow 2015 (arXiv 1510.01799); Gram matrices: Li et al. 2022, Section 4 ("ghost clipping").
     """
 
-    _checked: "weakref.WeakSet[nn.Module]" = field(
-        default_factory=weakref.WeakSet, init=False, repr=False, compare=False
+    _checked: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = field(
+        default_factory=weakref.WeakKeyDictionary, init=False, repr=False, compare=False
     )
 
     def __call__(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[_ByParameter]:
         """Yield the gradients of the whole batch as one group."""
-        if module not in self._checked:
+        checked = self._checked.setdefault(module, set())
+        case = (loss, tuple(p.requires_grad for p in module.parameters()))
+        if case not in checked:
             self._check(loss, module, batch)
-            self._checked.add(module)
+            checked.add(case)
         yield self._gradients(loss, module, batch)
 
     def _gradients(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> _ByParameter:
@@ -299,14 +311,16 @@ class LayerWise:
         parts: dict[nn.Parameter, _Part] = {}
         roots: list[Tensor] = []
 
-        def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        def remember(
+            layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+        ) -> Tensor | None:
             own = [(i, p) for i, p in enumerate((layer.weight, getattr(layer, "bias", None))) if p in wanted]
-            if not own:
+            if not own or not torch.is_grad_enabled():
                 return None
             if not output.requires_grad:
                 roots.append(output.detach().requires_grad_())
                 output = roots[-1].clone()  # what a module may change in place
-            a = inputs[0].detach()
+            a = (*inputs, *named.values())[0].detach()
 
             def collect(g: Tensor) -> None:
                 with _exactly(g):
@@ -314,7 +328,7 @@ class LayerWise:
                     for i, parameter in cast(list[tuple[int, nn.Parameter]], own):
                         part, before = found[i], parts.get(parameter)
                         parts[parameter] = part = part if before is None else _sum(before, part)
-                        if parameter.numel() >= _LARGE:
+                        if isinstance(part, _WrittenOut) and part.numel >= _LARGE:
                             part.squared_norms()  # now, while it is in a cache
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]
@@ -322,12 +336,14 @@ class LayerWise:
 
         # The weights are frozen and the outputs of the first layers are the leaves, so that the pass computes output
         # gradients alone; each is used and dropped as it comes.
-        hooks = [layer.register_forward_hook(remember) for layer in module.modules() if _has_rule(layer)]
+        hooks = [
+            layer.register_forward_hook(remember, with_kwargs=True) for layer in module.modules() if _has_rule(layer)
+        ]
         for p in parameters:
             p.requires_grad_(False)
         try:
             losses = loss(module, batch)
-            if roots:
+            if roots and losses.requires_grad:
                 torch.autograd.grad(losses.sum(), roots, allow_unused=True)
         finally:
             for hook in hooks:
@@ -354,18 +370,25 @@ class LayerWise:
             for p in module.parameters():
                 p.add_(0.2 * _wave(p.shape).to(p))
         with _exactly(batch[0]):
-            ours = torch.cat([part.written_out() for part in self._gradients(loss, module, example).parts], dim=1)
             rows = torch.cat([group.rows for group in OneBackwardEach()(loss, module, example)])
-        if not (ours - rows).norm() <= 1e-3 * rows.norm():
-            raise InputError(
-                "layer-wise gradients of this module are not those of its examples: it uses a parameter past its "
-                "layer, or moves the copies of an example apart; take the strategy Vectorized"
-            )
+            try:
+                ours = [part.written_out() for part in self._gradients(loss, module, example).parts]
+            except torch.OutOfMemoryError:
+                raise
+            except (IndexError, RuntimeError) as error:
+                raise InputError(f"{_NOT_LAYER_WISE} ({str(error).splitlines()[0]})") from error
+        expected = rows.split([part.shape[1] for part in ours], dim=1)  # type: ignore[no-untyped-call]
+        floor = 1e-5 * rows.norm()
+        if not all((part - e).norm() <= 1e-3 * e.norm() + floor for part, e in zip(ours, expected, strict=True)):
+            raise InputError(_NOT_LAYER_WISE)
 
 
 def _has_rule(layer: nn.Module) -> bool:
-    plain = not isinstance(layer, nn.Conv2d) or (layer.padding_mode == "zeros" and not isinstance(layer.padding, str))
-    return type(layer) in _RULES and plain
+    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        return False
+    if isinstance(layer, nn.Embedding) and (layer.padding_idx is not None or layer.scale_grad_by_freq):
+        return False
+    return type(layer) in _RULES
 
 
 def _sum(one: _Part, other: _Part) -> _Part:

@@ -9,10 +9,11 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -44,6 +45,8 @@ from dpdm.privacy.journal import Journal
 from dpdm.privacy.noise import gaussian
 from dpdm.types import InputError, RandomBytes, Sensitive, require_positive
 
+A = TypeVar("A")
+B = TypeVar("B")
 LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 """Maps the indices of a physical batch, and one step's random bytes for the diffusion, to the tensors of a loss."""
 
@@ -337,10 +340,9 @@ class MechanismRun:
         draws = self._stream("diffusion")
         total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
         losses, norms = [], []
-        for indices in physical_batches(selected, physical_batch_size):
-            part = clipped_grad_sum(
-                loss, module, load(indices, draws), max_grad_norm=self.plan.max_grad_norm, strategy=self._strategy
-            )
+        batches = physical_batches(selected, physical_batch_size)
+        for batch in _one_ahead(lambda indices: load(indices, draws), batches):
+            part = clipped_grad_sum(loss, module, batch, max_grad_norm=self.plan.max_grad_norm, strategy=self._strategy)
             total += part.vector
             losses.append(part.losses.reveal(because="joined over physical batches"))
             norms.append(part.grad_norms.reveal(because="joined over physical batches"))
@@ -393,3 +395,15 @@ class MechanismRun:
 
     def _stream(self, purpose: str) -> RandomBytes:
         return self._entropy.stream(purpose, self._made)
+
+
+def _one_ahead(load: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Yield `load` of each item in order; a thread is at the next one while the caller works on this one."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead: Future[B] | None = None
+        for item in items:
+            before, ahead = ahead, pool.submit(load, item)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()

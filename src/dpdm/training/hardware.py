@@ -1,9 +1,11 @@
 """Which device, precision and memory a run uses: performance settings, never part of the claim."""
 
+import contextlib
 import ctypes
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -49,8 +51,12 @@ def memory_for_a_batch(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
-    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return min(2**31, pages * os.sysconf("SC_PAGE_SIZE") // 4) if pages > 0 else 2**31
+    limits = [2**33]
+    if hasattr(os, "sysconf") and (pages := os.sysconf("SC_PHYS_PAGES")) > 0:
+        limits.append(pages * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits) // 4
 
 
 def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:

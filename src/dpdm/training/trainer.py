@@ -118,13 +118,13 @@ class Trainer:
             None if self.run is None else Path(self.run) / "private",
             {**settings, "opened": data.location},
         )
+        keep_freed_memory()
+        at_once = physical_batch_size(self.training, self.loss, denoiser, facts)
         mechanism = self.mechanism.start(
             folder.journal,
             entropy=self.entropy,
             strategy=self.training.clipping,
         )
-        keep_freed_memory()
-        at_once = physical_batch_size(self.training, self.loss, denoiser, facts)
         load = self._loader(data, null_label=facts.num_classes, device=device)
         try:
             updates = folder.restore(denoiser, average, optimizer)

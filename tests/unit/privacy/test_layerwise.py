@@ -113,6 +113,27 @@ def test_every_way_of_a_convolution(layout, way, inputs, outputs, geometry, monk
     agree(Copies(body.to(memory_format=layout)), (x,))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("copies", [1, 3, 17])
+@pytest.mark.parametrize("grad", ["dense", "expanded", "other layout"])
+def test_every_way_of_a_group_norm(layout, copies, grad):
+    torch.manual_seed(8)
+
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 6, 1), nn.GroupNorm(3, 6)
+
+        def forward(self, x):
+            out = self.norm(self.conv(x).contiguous(memory_format=layout))
+            if grad == "expanded":
+                return out.sum((2, 3)).cos()
+            other = torch.channels_last if layout == torch.contiguous_format else torch.contiguous_format
+            return out.cos() if grad == "dense" else (out.contiguous(memory_format=other) + 1).cos()
+
+    agree(Copies(Body().double()), (torch.randn(3, copies, 2, 4, 5, dtype=torch.float64),))
+
+
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 @settings(max_examples=15, deadline=None)
 @given(convolutions())
@@ -314,3 +335,114 @@ def test_an_example_that_is_not_finite_contributes_zero_and_changes_nothing_else
     assert (with_it.vector - without).norm() <= 1e-6 * without.norm() + (0.1 if value == 1e30 else 0)
     if value != 1e30:
         assert torch.equal(with_it.vector, without)
+
+
+@pytest.mark.parametrize("clip", [1e-6, 1.0])
+@pytest.mark.parametrize("size", [1e10, 1e15, 2e20, 6e21, 2.5e22, 1e24, 1e30, 1.7e36])
+@pytest.mark.parametrize("bias", [False, True])
+def test_inputs_of_any_size_leave_at_most_the_norm(size, clip, bias):
+    torch.manual_seed(5)
+    module, x = Copies(nn.Linear(40, 40, bias=bias)), torch.randn(1, 1, 40) * size
+    for slope in (1e-20, 1.0, 1e18):
+
+        def linear(module, batch, slope=slope):
+            return module.body(batch[0].flatten(0, 1)).sum(1) * slope
+
+        for of in (loss, linear):
+            vector = clipped_grad_sum(of, module, (x,), max_grad_norm=clip, strategy=LayerWise()).vector
+            assert vector.norm() <= clip
+
+
+@pytest.mark.parametrize("width", [8, 200])
+def test_one_example_more_among_many_moves_the_sum_by_at_most_the_norm(width):
+    """Equal gradients, so that all rounding goes one way."""
+    module, x = Copies(nn.Linear(width, width, bias=False)), torch.full((2048, 1, width), 0.37)
+    for clip in (0.5375, 1.0):
+        sums = [
+            clipped_grad_sum(loss, module, (x[:n],), max_grad_norm=clip, strategy=LayerWise()).vector
+            for n in (2047, 2048)
+        ]
+        assert (sums[1] - sums[0]).norm() <= clip
+
+
+def mixing(module, batch):
+    """Copies first: what `loss` expects side by side lies apart."""
+    x = batch[0].transpose(0, 1)
+    return module.body(x.flatten(0, 1)).reshape(x.shape[0], x.shape[1], -1).square().mean((0, 2))
+
+
+def test_each_loss_and_each_choice_of_parameters_is_checked():
+    torch.manual_seed(6)
+    module, batch, strategy = Copies(nn.Linear(4, 4)), (torch.randn(4, 2, 4),), LayerWise()
+    clipped_grad_sum(loss, module, batch, max_grad_norm=1.0, strategy=strategy)
+    with pytest.raises(InputError, match="moves the copies of an example apart"):
+        clipped_grad_sum(mixing, module, batch, max_grad_norm=1.0, strategy=strategy)
+    body = PastItsLayer()
+    body.layer.weight.requires_grad_(False)
+    clipped_grad_sum(loss, Copies(body), batch, max_grad_norm=1.0, strategy=strategy)
+    body.layer.weight.requires_grad_()
+    with pytest.raises(InputError, match="uses a parameter past its layer"):
+        clipped_grad_sum(loss, Copies(body), batch, max_grad_norm=1.0, strategy=strategy)
+
+
+class SmallAndWrong(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main, self.side = nn.Linear(4, 4), Interleaved()
+
+    def forward(self, x):
+        return 100 * self.main(x) + 0.1 * self.side(x)
+
+
+class Padded(Embedded):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 4, padding_idx=3)
+
+
+class Named(nn.Module):
+    """A layer called by keyword, and without gradients before; a result that no gradient reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        with torch.no_grad():
+            before = self.layer(x)
+        return self.layer(input=x + before) * self.scale + self.layer(x).detach()
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.layer(x).detach() * self.scale
+
+
+def test_a_small_gradient_that_is_wrong_is_refused():
+    with pytest.raises(InputError, match="take the strategy Vectorized"):
+        clipped_grad_sum(
+            loss, Copies(SmallAndWrong()), (torch.randn(4, 2, 4),), max_grad_norm=1.0, strategy=LayerWise()
+        )
+
+
+@pytest.mark.parametrize(("body", "shape"), [(Padded, (9,)), (Named, (4,)), (Detached, (4,))])
+def test_unusual_calls(body, shape):
+    torch.manual_seed(9)
+    agree(Copies(body()), (torch.randn(5, 2, *shape),))
+
+
+def test_what_cannot_run_layer_by_layer_is_refused_in_one_line():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(4, 4)
+
+        def forward(self, x):
+            return x + self.table(torch.arange(4)).mean(0)
+
+    with pytest.raises(InputError, match="take the strategy Vectorized"):
+        clipped_grad_sum(loss, Copies(Positions()), (torch.randn(5, 2, 4),), max_grad_norm=1.0, strategy=LayerWise())
