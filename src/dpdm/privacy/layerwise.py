@@ -42,6 +42,11 @@ class _Part(Protocol):
     @property
     def numel(self) -> int: ...
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of its arithmetic."""
+        ...
+
     def squared_norms(self) -> Float64[Tensor, " batch"]: ...
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " numel"]: ...
@@ -58,6 +63,10 @@ class _WrittenOut:
     @property
     def numel(self) -> int:
         return self.rows.shape[1:].numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _accurate(self.rows)
 
     def squared_norms(self) -> Float64[Tensor, " batch"]:
         return self._squared_norms
@@ -110,6 +119,10 @@ class _Factored(NamedTuple):
     def numel(self) -> int:
         return self.a.shape[2] * self.g.shape[2]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.g.dtype
+
     def squared_norms(self) -> Float64[Tensor, " batch"]:
         """Return Σ_{s,t} (a_s·a_t) (g_s·g_t) by Gram matrices, and what rounding in `weighted_sum` may add."""
         a, g = self.a.double(), self.g.double()
@@ -140,9 +153,9 @@ class _ByParameter:
     def norms(self) -> Float64[Tensor, " batch"]:
         with _exactly(self.losses):
             squared = torch.stack([part.squared_norms() for part in self._joined]).sum(dim=0)
-        # The factor pays for rounding in float32, here and in the sums below; the term for squares that vanish in it.
-        numel = sum(part.numel for part in self._joined)
-        return squared.sqrt() * (1 + 2.0**-16) + math.sqrt(numel) * 2.0**-63
+        # The factor pays for rounding, here and in the sums below (2^-16 in float32); the term for squares that vanish.
+        numel, eps = (sum(p.numel for p in self._joined), max(torch.finfo(p.dtype).eps for p in self._joined))
+        return squared.sqrt() * (1 + 128 * eps) + math.sqrt(numel) * 2.0**-63
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
         # What would have to shrink by more than float32 holds is left out.
