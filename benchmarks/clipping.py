@@ -69,6 +69,8 @@ def main() -> None:
     if given.json or not given.render:
         print(json.dumps(result, indent=1))
     if given.render:
+        if not all(marker in given.render.read_text(encoding="utf-8") for marker in MARKERS):
+            parser.error(f"{given.render} lacks the markers {MARKERS[0]} and {MARKERS[1]}")
         before, rest = given.render.read_text(encoding="utf-8").split(MARKERS[0])
         after = rest.split(MARKERS[1])[1]
         given.render.write_text(before + MARKERS[0] + "\n" + render(result) + MARKERS[1] + after, encoding="utf-8")
@@ -94,6 +96,7 @@ def measure(name: str, dtype: str) -> Iterator[dict[str, Any]]:
         plain = min(row["microseconds_per_copy"] for row in rows if row["strategy"] == "nonprivate")
         for row in rows:
             ratio = row["microseconds_per_copy"] and round(row["microseconds_per_copy"] / plain, 3)
+            print(f"{name}, {dtype}, K = {copies}, B = {batch}: {row} {ratio}", file=sys.stderr, flush=True)
             yield {
                 "strategy": row.pop("strategy"),
                 "network": name,
@@ -103,7 +106,6 @@ def measure(name: str, dtype: str) -> Iterator[dict[str, Any]]:
                 **row,
                 "ratio_to_nonprivate": ratio,
             }
-            print(f"{name}, {dtype}, K = {copies}, B = {batch}: {row} {ratio}", file=sys.stderr, flush=True)
 
 
 def measure_case(
@@ -337,8 +339,8 @@ def render(result: dict[str, Any]) -> str:
         plain = [r for r in these if r["strategy"] == "nonprivate"]
         rates = ", ".join(f"{r['gigaflops']} of {r['convolution_gigaflops']}" for r in plain)
         text.append(f"\nUseful GFLOP/s of the plain step, and of a convolution by itself: {rates}.")
-    errors = dict.fromkeys((r["strategy"], r["error"]) for r in rows if "error" in r)
-    text += ["", *(f"{strategy} cannot run everywhere: {error}\n" for strategy, error in errors)]
+    errors = {r["strategy"]: r["error"] for r in rows if "error" in r}
+    text += ["", *(f"{strategy} cannot run: {error.split(', got')[0]}.\n" for strategy, error in errors.items())]
     return "\n".join(text) + "\n"
 
 
