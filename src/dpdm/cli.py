@@ -55,7 +55,7 @@ def plan(
     """Say what a run would claim and take, before any training."""
     from dpdm.training import fit_to_time, measure_step
 
-    config = _config(target, epsilon, dataset_size, set)
+    config = _config(target, epsilon, dataset_size, set, minutes)
     facts, mechanism = _declared(config)
     if minutes is not None:
         config = fit_to_time(config, facts, mechanism, minutes=minutes)
@@ -112,7 +112,7 @@ def train(
     from dpdm.evaluation import save_grid
     from dpdm.training import Trainer
 
-    config = _config(target, epsilon, dataset_size, set)
+    config = _config(target, epsilon, dataset_size, set, minutes)
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         _fail(f"{folder} is a file: choose another --run folder")
@@ -253,9 +253,16 @@ def main() -> None:
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 
-def _config(target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None) -> "Config":
+def _config(
+    target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None, minutes: float | None
+) -> "Config":
     from dpdm.config import load_config
+    from dpdm.types import require_positive
 
+    if minutes is not None:
+        require_positive(minutes=minutes)
+        if any(text.startswith("loss.noise_multiplicity=") for text in overrides or []):
+            _fail("--minutes chooses loss.noise_multiplicity: leave out one of the two")
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size}
     return load_config(target, overrides=[*(overrides or []), *(f"{k}={v}" for k, v in given.items() if v is not None)])
 
@@ -278,9 +285,7 @@ def _fit(config: "Config", folder: Path, minutes: float) -> "Config":
     """Return the settings that take so long; for a run that goes on, those with which it began."""
     from dpdm.config import read_toml
     from dpdm.training import fit_to_time
-    from dpdm.types import require_positive
 
-    require_positive(minutes=minutes)
     if (folder / "private" / "config.toml").exists():
         there = read_toml(folder / "private" / "config.toml")
         steps, batch = there["privacy"]["steps"], there["privacy"]["expected_batch_size"]
