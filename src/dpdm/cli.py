@@ -155,6 +155,8 @@ def sample(
     as_npz = output.suffix == ".npz"
     if output.suffix and not as_npz:
         _fail(f"{output}: give a name ending in .npz, or a folder without a dot in its name")
+    if as_npz and output.exists():
+        _fail(f"{output} exists: choose another name, or remove it")
     if not as_npz and output.exists() and (not output.is_dir() or any(output.iterdir())):
         _fail(f"{output} is not empty: choose another folder")
     parts = []

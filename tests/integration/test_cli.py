@@ -74,6 +74,8 @@ def test_from_a_folder_of_images_to_publishable_ones(dpdm, trained, photos, tmp_
     with np.load(tmp_path / "out.npz") as archive:
         assert archive["images"].shape == (12, 8, 8, 3)
         assert np.bincount(archive["labels"]).tolist() == [4, 4, 4]
+    code, _, err = dpdm("sample", trained, "-n", 3, "-o", "out.npz")
+    assert (code, err) == (2, "dpdm: out.npz exists: choose another name, or remove it\n")
     code, _, err = dpdm("sample", trained, "-n", 12, "-o", "folder")
     assert code == 0, err
     assert len(files(tmp_path / "folder")) == 12

@@ -38,10 +38,8 @@ class _Stopwatch:
         network = config.network.build(facts.shape, num_classes=facts.num_classes).to(self.device)
         self._denoiser = PreconditionedDenoiser(network, config.preconditioning)
         self._config, self._facts = config, facts
-        self._average, self._optimizer = (
-            [p.detach().clone() for p in self._denoiser.parameters()],
-            torch.optim.Adam(self._denoiser.parameters()),
-        )
+        self._average = [p.detach().clone() for p in self._denoiser.parameters()]
+        self._optimizer = torch.optim.Adam(self._denoiser.parameters())
         self.parameters = sum(p.numel() for p in self._denoiser.parameters())
 
     def physical_batch_size(self, loss: DenoisingLoss) -> int:
@@ -108,7 +106,7 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
         stopwatch.parameters,
         each * mechanism.expected_batch_size + beside,
         peak + records,
-        stopwatch.physical_batch_size(config.loss),
+        min(mechanism.expected_batch_size, stopwatch.physical_batch_size(config.loss)),
     )
 
 
