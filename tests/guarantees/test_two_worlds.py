@@ -58,7 +58,8 @@ def test_neighbours_cannot_be_told_apart(name, strategy):
     e = train(World(replay=d), NEIGHBOURS[name], strategy=strategy)
     assert differences(d, e) == []
     assert len(d.calls) == 8
-    if name in NO_EFFECT:
+    beyond_float32 = isinstance(strategy, LayerWise) and name == "gradient of 1e30"  # its square is: left out
+    if name in NO_EFFECT or beyond_float32:
         assert max(moved(d, e)) < 1e-12
     else:
         assert max(moved(d, e)) > 1e-3, "the record that differs was never selected: the test shows nothing"

@@ -57,7 +57,6 @@ def agree(module, batch, tolerance=1e-5):
     assert (ours.vector - reference.vector).norm() <= max(tolerance, SLACK) * reference.vector.norm()
     found = ours.grad_norms.reveal(because="test")
     assert ((found - norms).abs() <= max(tolerance, SLACK) * norms).all()
-    assert (found >= norms * (1 - 1e-6)).all()
 
 
 @st.composite
