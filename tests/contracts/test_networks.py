@@ -21,13 +21,7 @@ CASES = [
 BATCH = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """These networks are too small for more, and threads that wait for one another are slow on a shared machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{type(case[0]).__name__}{case[0].width}-{case[1]}-{case[2]}-classes")

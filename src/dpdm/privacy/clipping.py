@@ -127,7 +127,8 @@ def clipped_grad_sum(
 
     Guarantees:
         * Adding or removing one example moves the sum by at most C in L2 norm.
-        * All strategies return the same sum up to float rounding.
+        * All strategies return the same sum up to float rounding, examples beyond a strategy's arithmetic aside: these
+          contribute zero.
         * An empty batch gives zeros; an example whose gradient is not finite contributes exactly zero.
         * A GPU that has no memory for the batch does it in halves, with the same sum.
 

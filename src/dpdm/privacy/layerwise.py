@@ -296,7 +296,8 @@ class LayerWise:
     Rules exist for Linear, Conv2d, GroupNorm, LayerNorm and Embedding. A layer that is called more than once, and a
     parameter that several layers share, get the sum of their parts. The rows of an example must lie side by side in
     every layer's batch, as `DenoisingLoss` has them. Whether they do, and whether any parameter is used past its layer,
-    is found out once for each module, on made-up examples, by comparison with `OneBackwardEach`.
+    is found out once for each module, loss and choice of trainable parameters, on made-up examples, by comparison with
+    `OneBackwardEach`. Squares and factors are float32: an example too large for them contributes zero.
 
     Raises:
         InputError: The comparison failed.

@@ -18,14 +18,7 @@ with warnings.catch_warnings():
     from opacus.grad_sample import GradSampleModule
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 SLACK = 2**-15  # norms are a little more than true, so that rounding never lets one past the clipping norm
 
 
@@ -131,6 +124,16 @@ def test_every_way_of_a_group_norm(layout, copies, grad):
             return out.cos() if grad == "dense" else (out.contiguous(memory_format=other) + 1).cos()
 
     agree(Copies(Body().double()), (torch.randn(3, copies, 2, 4, 5, dtype=torch.float64),))
+
+
+@settings(max_examples=25, deadline=None)
+@given(convolutions(), st.booleans())
+def test_a_norm_is_never_below_that_of_the_gradient_that_is_summed(drawn, bfloat16):
+    body, x = drawn
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+        (gradients,) = LayerWise()(loss, Copies(body.float()), (x.float(),))
+        exact = torch.cat([part.written_out().double() for part in gradients.parts], dim=1).norm(dim=1)
+        assert (gradients.norms() >= exact).all()
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook")
