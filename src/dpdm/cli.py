@@ -59,7 +59,7 @@ def plan(
     facts, mechanism = _declared(config)
     if minutes is not None:
         config = fit_to_time(config, facts, mechanism, minutes=minutes)
-        mechanism = config.privacy.plan(lambda: mechanism.dataset_size)
+        mechanism = config.plan(lambda: mechanism.dataset_size)
     quarters = [mechanism.steps * part // 4 for part in (1, 2, 3, 4)]
     cost = measure_step(config, facts, mechanism)
     report: dict[str, Any] = {
@@ -277,10 +277,10 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
     size, channels, num_classes = data.size, data.channels, data.num_classes
     if size is not None and channels is not None and num_classes is not None and privacy.dataset_size is not None:
         names = tuple(str(label) for label in range(num_classes))
-        return ImageFacts((channels, size, size), names), privacy.plan(lambda: 0)
+        return ImageFacts((channels, size, size), names), config.plan(lambda: 0)
     _note(f"opening {data.source}: size, channels, num_classes and dataset_size are not all declared")
     opened = data.open()
-    return ImageFacts(opened.shape, opened.class_names), privacy.plan(lambda: len(opened))
+    return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: len(opened))
 
 
 def _fit(config: "Config", folder: Path, minutes: float) -> "Config":

@@ -19,15 +19,37 @@ from typing import Any, Literal, TypeVar
 import pydantic
 
 from dpdm.data import Channels, Fit, ImageDataset, is_source, open_dataset
-from dpdm.diffusion import DDIM, EDM, VE, VP, Churn, DenoisingLoss, DPMSolver, StochasticDDIM, V
-from dpdm.networks import MLP, CompactUNet, Network, UNet
-from dpdm.privacy import DPSGD, LayerWise, Mechanism, NonPrivate, OneBackwardEach, Strategy, Vectorized
+from dpdm.diffusion import (
+    DDIM,
+    EDM,
+    VE,
+    VP,
+    Churn,
+    DenoisingLoss,
+    DPMSolver,
+    FromPrior,
+    MomentMatched,
+    StochasticDDIM,
+    V,
+)
+from dpdm.networks import MLP, CompactUNet, Network, UNet, Zero
+from dpdm.privacy import (
+    DPSGD,
+    GaussianRelease,
+    LayerWise,
+    Mechanism,
+    NonPrivate,
+    OneBackwardEach,
+    Strategy,
+    Vectorized,
+    gaussian_mu,
+)
 from dpdm.types import InputError, require_positive, require_seed
 
 T = TypeVar("T")
 Table = dict[str, Any]
-AnyPreconditioning = EDM | V | VP | VE
-AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver
+AnyPreconditioning = EDM | V | VP | VE | MomentMatched
+AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | FromPrior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +76,54 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prior:
+    """`[prior]`: the mixture of Gaussians that is released before the first step, and its part of the budget.
+
+    Args:
+        share: Its part of the budget, as a share of μ² (`gaussian_mu`); the steps get the rest. It has no meaning
+            without steps, since the prior then gets all.
+        centres: Gaussians for each class.
+        rounds: Of k-means, by which the centres are found; of no use to one centre.
+        split: What class means, covariance and all rounds together get, in proportion.
+        max_deviation: What a record's deviation from its class's mean is clipped to: a root mean square per pixel.
+    """
+
+    share: float = 0.2
+    centres: int = 10
+    rounds: int = 3
+    split: tuple[float, float, float] = (0.25, 0.45, 0.3)
+    max_deviation: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_positive(centres=self.centres, rounds=self.rounds, max_deviation=self.max_deviation)
+        if not 0 < self.share < 1:
+            raise InputError(f"share must be above 0 and below 1, not {self.share}")
+        for part in self.split:
+            require_positive(split=part)
+
+    def releases(self, *, epsilon: float, delta: float, alone: bool = False) -> tuple[GaussianRelease, ...]:
+        """Return the releases in their order, with the noise that their share of (ε, δ) gives each.
+
+        Args:
+            epsilon: ε of the whole claim.
+            delta: δ of the whole claim.
+            alone: Whether no steps follow, so that all of the budget is for these.
+        """
+        means, covariance, rounds = self.split
+        parts = [means, covariance, *([rounds / self.rounds] * self.rounds if self.centres > 1 else [])]
+        share = 1.0 if alone else self.share
+        whole = gaussian_mu(epsilon=epsilon, delta=delta)
+        multipliers = [1 / (whole * math.sqrt(share * part / sum(parts))) for part in parts]
+        return tuple(GaussianRelease(noise_multiplier=multiplier) for multiplier in multipliers)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Privacy:
     """`[privacy]`: the claim that is asked for.
 
     `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
     number is public, and the claim is about blanking one out. Without `expected_batch_size` it is a sixteenth of the
-    size, from 64 to 2048.
+    size, from 64 to 2048. With `steps = 0` the prior is all that is released.
     """
 
     epsilon: float = 10.0
@@ -69,7 +133,7 @@ class Privacy:
     steps: int = 500
     max_grad_norm: float = 1.0
 
-    def plan(self, count_records: Callable[[], int]) -> Mechanism:
+    def plan(self, count_records: Callable[[], int], prior: Prior | None = None) -> Mechanism:
         """Return the plan, its noise calibrated. `count_records` is called if no size is declared."""
         size = count_records() if self.dataset_size is None else self.dataset_size
         return DPSGD(
@@ -79,6 +143,7 @@ class Privacy:
             max_grad_norm=self.max_grad_norm,
             delta=self.delta,
             relation="replace_special" if self.dataset_size is None else "add_or_remove_one",
+            earlier=prior.releases(epsilon=self.epsilon, delta=self.delta, alone=not self.steps) if prior else (),
         ).calibrate(epsilon=self.epsilon)
 
 
@@ -90,11 +155,14 @@ class NoPrivacy:
     expected_batch_size: int | None = None
     steps: int = 500
 
-    def plan(self, count_records: Callable[[], int]) -> Mechanism:
+    def plan(self, count_records: Callable[[], int], prior: Prior | None = None) -> Mechanism:
         """Return the plan. `count_records` is called if no size is declared."""
         size = count_records() if self.dataset_size is None else self.dataset_size
         return NonPrivate(
-            dataset_size=size, expected_batch_size=_batch_size(self.expected_batch_size, size), steps=self.steps
+            dataset_size=size,
+            expected_batch_size=_batch_size(self.expected_batch_size, size),
+            steps=self.steps,
+            earlier=prior.releases(epsilon=1, delta=1e-5) if prior else (),
         )
 
 
@@ -156,11 +224,13 @@ class Training:
 class Config:
     """All settings of a run: one TOML file.
 
-    `sampler` is what images are made with unless a name among `samplers` is asked for.
+    `sampler` is what images are made with unless a name among `samplers` is asked for. `prior` belongs to
+    moment-matched preconditioning, which always has one, and to no other.
     """
 
     data: Data
     privacy: Privacy | NoPrivacy = field(default_factory=Privacy)
+    prior: Prior | None = None
     network: Network = field(default_factory=CompactUNet)
     preconditioning: AnyPreconditioning = field(default_factory=EDM)
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
@@ -169,10 +239,30 @@ class Config:
     samplers: dict[str, AnySampler] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.preconditioning, MomentMatched):
+            object.__setattr__(self, "prior", self.prior or Prior())
+        elif self.prior is not None:
+            raise InputError("prior is for moment-matched preconditioning: set preconditioning.kind=moment-matched")
         require_samplers_trained(
             {"sampler": self.sampler, **{f"samplers.{name}": s for name, s in self.samplers.items()}},
             self.preconditioning,
             self.loss,
+        )
+
+    def plan(self, count_records: Callable[[], int]) -> Mechanism:
+        """Return the plan, its noise calibrated. `count_records` is called if no size is declared."""
+        return self.privacy.plan(count_records, self.prior)
+
+
+def require_prior_planned(prior: Prior | None, preconditioning: AnyPreconditioning, mechanism: Mechanism) -> None:
+    """Raise InputError unless moment-matched preconditioning, a prior, and the plan's releases for it come together."""
+    if (prior is None) == isinstance(preconditioning, MomentMatched):
+        raise InputError("a prior and moment-matched preconditioning come together: give both or neither")
+    planned = 0 if prior is None else len(prior.releases(epsilon=1, delta=1e-5))
+    if len(mechanism.earlier) != planned:
+        raise InputError(
+            f"the plan has {len(mechanism.earlier)} releases before its steps and its prior needs {planned}: "
+            "give the plan earlier=prior.releases(epsilon=..., delta=...)"
         )
 
 
@@ -181,6 +271,8 @@ def require_samplers_trained(
 ) -> None:
     """Raise InputError if a sampler asks for noise levels or for a null class that training does not have."""
     for name, sampler in samplers.items():
+        if isinstance(sampler, FromPrior) and not isinstance(preconditioning, MomentMatched):
+            raise InputError(f"{name}.kind = prior needs moment-matched preconditioning, which has one")
         sampler.require_trained(preconditioning.noise_levels, name=name)
         if sampler.guidance and not loss.label_dropout:
             raise InputError(
@@ -195,6 +287,7 @@ _KIND_OF: dict[type, str] = {
     CompactUNet: "compact-unet",
     MLP: "mlp",
     UNet: "unet",
+    Zero: "zero",
     EDM: "edm",
     V: "v",
     VP: "vp",
@@ -203,6 +296,8 @@ _KIND_OF: dict[type, str] = {
     StochasticDDIM: "stochastic-ddim",
     Churn: "churn",
     DPMSolver: "dpm-solver++",
+    MomentMatched: "moment-matched",
+    FromPrior: "prior",
 }
 
 
@@ -336,6 +431,8 @@ def _override(table: Table, text: str) -> None:
     except tomllib.TOMLDecodeError:
         value = raw
     *parents, last = key.strip().split(".")
+    if key.strip() == "preconditioning.kind" and value != _KIND_OF[MomentMatched]:
+        table.pop("prior", None)
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):

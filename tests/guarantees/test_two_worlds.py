@@ -23,9 +23,9 @@ from two_worlds import (
 )
 
 from dpdm import cli
-from dpdm.config import Training
+from dpdm.config import Prior, Training
 from dpdm.data import ImageDataset, save_npz
-from dpdm.diffusion import DenoisingLoss
+from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, LayerWise, OneBackwardEach, Vectorized
 from dpdm.privacy.batch_selection import poisson
@@ -284,11 +284,16 @@ IMAGE_NEIGHBOURS = {
 }
 
 
-def fit(world: World, data: ImageDataset, folder, *, plan=PLAN, precision="float32", strategy="vectorized") -> World:
+def fit(
+    world: World, data: ImageDataset, folder, *, plan=PLAN, precision="float32", strategy="vectorized", prior=None
+) -> World:
     """Train with `Trainer`, and observe all that leaves the mechanism."""
+    releases = prior.releases(epsilon=1, delta=1e-3) if prior else ()
     trainer = Trainer(
         network=MLP(width=8, blocks=1),
-        mechanism=RecordingPlan.of(world, **plan),
+        preconditioning=MomentMatched() if prior else EDM(),
+        mechanism=RecordingPlan.of(world, earlier=releases, **plan),
+        prior=prior,
         loss=DenoisingLoss(noise_multiplicity=2),
         training=Training(device="cpu", precision=precision, strategy=strategy, physical_batch_size=2),
         run=folder,
@@ -311,6 +316,21 @@ def fit(world: World, data: ImageDataset, folder, *, plan=PLAN, precision="float
         "files": {str(path.relative_to(folder)): path.read_bytes() for path in public},
     }
     return world
+
+
+@pytest.mark.parametrize("name", IMAGE_NEIGHBOURS)
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("centres", [1, 3])
+def test_a_prior_in_two_worlds(name, centres, steps, tmp_path):
+    settings = {"prior": Prior(centres=centres, rounds=2), "plan": PLAN | {"steps": steps}}
+    d = fit(World(), IMAGES, tmp_path / "d", **settings)
+    e = fit(World(replay=d), IMAGE_NEIGHBOURS[name], tmp_path / "e", **settings)
+    assert differences(d, e) == []
+    releases = 2 if centres == 1 else 4
+    assert len(d.calls) == releases + steps
+    assert all(
+        distance > 1e-3 * call.sensitivity for distance, call in zip(moved(d, e)[:releases], d.calls, strict=False)
+    )
 
 
 @pytest.mark.parametrize("name", IMAGE_NEIGHBOURS)

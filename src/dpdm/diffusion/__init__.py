@@ -9,8 +9,17 @@ from dpdm.diffusion.noise_levels import (
     VariancePreserving,
     karras_schedule,
 )
-from dpdm.diffusion.preconditioning import EDM, VE, VP, PreconditionedDenoiser, Preconditioning, V
-from dpdm.diffusion.samplers import DDIM, Churn, DPMSolver, Guided, Sampler, StochasticDDIM
+from dpdm.diffusion.preconditioning import (
+    EDM,
+    VE,
+    VP,
+    MomentMatched,
+    PreconditionedDenoiser,
+    Preconditioning,
+    V,
+)
+from dpdm.diffusion.prior import GaussianMixture
+from dpdm.diffusion.samplers import DDIM, Churn, DPMSolver, FromPrior, Guided, Sampler, StochasticDDIM
 
 __all__ = [
     "DDIM",
@@ -21,9 +30,12 @@ __all__ = [
     "Cosine",
     "DPMSolver",
     "DenoisingLoss",
+    "FromPrior",
+    "GaussianMixture",
     "Guided",
     "LogNormal",
     "LogUniform",
+    "MomentMatched",
     "NoiseLevels",
     "NoisyBatch",
     "PreconditionedDenoiser",

@@ -10,11 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dpdm.diffusion.noise_levels import Cosine, LogNormal, LogUniform, NoiseLevels, VariancePreserving
+from dpdm.diffusion.prior import GaussianMixture
 from dpdm.types import require_positive
 
 
 class Preconditioning(Protocol):
     """A frozen value that says how network and denoiser are related."""
+
+    images_in: ClassVar[int]
+    """How many images the network sees at once."""
 
     @property
     def noise_levels(self) -> NoiseLevels:
@@ -42,6 +46,7 @@ class Coefficients(NamedTuple):
 class ScalarPreconditioning(ABC):
     """A preconditioning that is four functions of σ alone."""
 
+    images_in: ClassVar[int] = 1
     c_noise_unit: ClassVar[float] = 1.0
     """What c_noise is divided by on its way to a network, which expects it to be of order one."""
 
@@ -157,6 +162,60 @@ class VE(ScalarPreconditioning):
         """Return c_skip, c_out, c_in, c_noise at each σ."""
         one = torch.ones_like(sigma)
         return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentMatched:
+    """EDM about a prior: the network only learns what the prior's own denoiser gets wrong.
+
+    This is the choice; `about` couples it with a prior, once there is one.
+    """
+
+    images_in: ClassVar[int] = 2
+    noise_levels: LogNormal = field(default_factory=lambda: LogNormal(mean=-0.4))
+
+    def about(self, prior: GaussianMixture) -> "MatchedPreconditioning":
+        """Return the preconditioning itself."""
+        return MatchedPreconditioning(self.noise_levels, prior)
+
+
+class MatchedPreconditioning(nn.Module):
+    """D(x; σ, c) = D₀(x; σ, c) + c_out(σ) F((x − D₀) / σ, D₀; ln(σ) / 4, c), D₀ being the prior's posterior mean.
+
+    The network sees the image and the noise as the prior tells them apart. c_out² is the mean variance that one of the
+    prior's Gaussians leaves, tr(σ² Σ (Σ + σ² I)⁻¹) / d.
+
+    Guarantees:
+        * While F is zero, D is the exact posterior mean under the prior.
+        * With one centre at zero and Σ = σ_d² I, D₀ is c_skip x of `EDM(sigma_data=σ_d)`, and c_out, c_noise and λ are
+          EDM's too; both images that the network sees are multiples of c_in x.
+    """
+
+    images_in: ClassVar[int] = MomentMatched.images_in
+
+    def __init__(self, noise_levels: NoiseLevels, prior: GaussianMixture) -> None:
+        super().__init__()
+        self.noise_levels = noise_levels
+        self.prior = prior
+
+    def denoise(
+        self,
+        network: nn.Module,
+        x: Float[Tensor, "batch channel height width"],
+        sigma: Float[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return D(x; σ, labels)."""
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            prior = self.prior(x.flatten(1), sigma, labels).to(x.dtype).view_as(x)
+            noise = (x - prior) / _per_image(sigma)
+        raw: Tensor = network(torch.cat([noise, prior], dim=1), sigma.log() / 4, labels)
+        denoised: Tensor = prior + _per_image(self.loss_weight(sigma).rsqrt()) * raw.to(x.dtype)
+        return denoised
+
+    def loss_weight(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return λ(σ) = 1 / c_out²."""
+        return (1 / self.prior.mean_variance(sigma)).to(sigma.dtype)
 
 
 class PreconditionedDenoiser(nn.Module):

@@ -8,12 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from dpdm.diffusion.noise_levels import NoiseLevels, karras_schedule
+from dpdm.diffusion.preconditioning import MatchedPreconditioning
 from dpdm.types import Denoiser, InputError, require_positive
 
 
@@ -245,6 +247,35 @@ class DPMSolver(Sampler):
             x = (next_sigma / sigma) * x + (1 - next_sigma / sigma) * target
             before = denoised, length
         return x
+
+
+@dataclass(frozen=True)
+class FromPrior:
+    """Images from the prior itself: exact draws from its mixture of Gaussians, without a call of the network."""
+
+    guidance: ClassVar[float] = 0.0
+
+    def require_trained(self, noise_levels: NoiseLevels, *, name: str = "sampler") -> None:
+        """Accept all noise levels of training: none is met."""
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        start: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"],
+        *,
+        generator: torch.Generator,
+        null_label: int | None = None,
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return images; all arguments as those of `Sampler`, whose shape alone `start` gives.
+
+        Raises:
+            InputError: The denoiser has no prior.
+        """
+        preconditioning = getattr(denoiser, "preconditioning", None)
+        if not isinstance(preconditioning, MatchedPreconditioning):
+            raise InputError("the sampler called prior needs moment-matched preconditioning, which has one")
+        return preconditioning.prior.sample(labels, generator=generator).to(start.dtype).view_as(start)
 
 
 def _three_digits(value: float, rounded: Callable[[float], int]) -> str:

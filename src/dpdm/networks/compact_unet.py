@@ -36,20 +36,20 @@ class CompactUNet:
         if self.width % _GROUP:
             raise InputError(f"width must be a multiple of {_GROUP}, not {self.width}")
 
-    def build(self, shape: tuple[int, int, int], *, num_classes: int) -> nn.Module:
+    def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> nn.Module:
         """Return the network for images of `shape` (channel, height, width); sides from 8 up, even or odd."""
-        network = _CompactUNet(self, shape[0], num_classes)
+        network = _CompactUNet(self, shape[0], num_classes, images_in)
         return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 class _CompactUNet(nn.Module):
-    def __init__(self, spec: CompactUNet, channels: int, num_classes: int) -> None:
+    def __init__(self, spec: CompactUNet, channels: int, num_classes: int, images_in: int) -> None:
         super().__init__()
         fine, coarse, embedded = spec.width, 2 * spec.width, 2 * spec.width
         folded = channels * spec.patch**2
         self.patch = spec.patch
         self.condition = ConditionEmbedding(embedded, num_classes)
-        self.stem = nn.Conv2d(folded, fine, 3, padding=1)
+        self.stem = nn.Conv2d(images_in * folded, fine, 3, padding=1)
         self.down = nn.ModuleList(_Block(fine, embedded) for _ in range(spec.blocks))
         self.shrink = nn.Conv2d(fine, coarse, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(_Block(coarse, embedded) for _ in range(2 * spec.blocks))

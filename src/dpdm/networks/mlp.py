@@ -26,16 +26,17 @@ class MLP:
     def __post_init__(self) -> None:
         require_positive(width=self.width, blocks=self.blocks)
 
-    def build(self, shape: tuple[int, int, int], *, num_classes: int) -> nn.Module:
+    def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> nn.Module:
         """Return the network for images of `shape` (channel, height, width)."""
-        return _MLP(self, math.prod(shape), num_classes)
+        return _MLP(self, shape, num_classes, images_in)
 
 
 class _MLP(nn.Module):
-    def __init__(self, spec: MLP, pixels: int, num_classes: int) -> None:
+    def __init__(self, spec: MLP, shape: tuple[int, int, int], num_classes: int, images_in: int) -> None:
         super().__init__()
+        self.shape, pixels = shape, math.prod(shape)
         self.condition = ConditionEmbedding(spec.width, num_classes)
-        self.stem = nn.Linear(pixels, spec.width)
+        self.stem = nn.Linear(images_in * pixels, spec.width)
         self.blocks = nn.ModuleList(_Block(spec.width) for _ in range(spec.blocks))
         self.head = zero_initialised(nn.Linear(spec.width, pixels))
 
@@ -49,7 +50,7 @@ class _MLP(nn.Module):
         hidden = self.stem(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, embedding)
-        return self.head(hidden).view_as(x)  # type: ignore[no-any-return]
+        return self.head(hidden).unflatten(1, self.shape)  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):

@@ -41,7 +41,7 @@ class UNet:
         if self.width % 4:
             raise InputError(f"width must be a multiple of 4, not {self.width}")
 
-    def build(self, shape: tuple[int, int, int], *, num_classes: int) -> nn.Module:
+    def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> nn.Module:
         """Return the network for images of `shape` (channel, height, width).
 
         Raises:
@@ -53,17 +53,17 @@ class UNet:
             if height not in heights:
                 known = ", ".join(map(str, heights))
                 raise InputError(f"attention at height {height}: choose among the heights of levels, {known}")
-        return _UNet(self, shape[0], [height in self.attention for height in heights], num_classes)
+        return _UNet(self, shape[0], [height in self.attention for height in heights], num_classes, images_in)
 
 
 class _UNet(nn.Module):
-    def __init__(self, spec: UNet, channels: int, attends: list[bool], num_classes: int) -> None:
+    def __init__(self, spec: UNet, channels: int, attends: list[bool], num_classes: int, images_in: int) -> None:
         super().__init__()
         levels = [(multiplier * spec.width, at) for multiplier, at in zip(spec.multipliers, attends, strict=True)]
         embedded = 4 * spec.width
         self.multiple = 2 ** (len(levels) - 1)
         self.condition = ConditionEmbedding(embedded, num_classes)
-        self.stem = _conv(channels, spec.width, 3)
+        self.stem = _conv(images_in * channels, spec.width, 3)
 
         width, skips = spec.width, [spec.width]  # now, and of all that the way down leaves for the way up
         self.down = nn.ModuleList()

@@ -1,6 +1,6 @@
 """Everything an (ε, δ) claim rests on. `mechanism` couples the parts, which are strangers to one another."""
 
-from dpdm.privacy.accounting import GaussianRelease, Relation
+from dpdm.privacy.accounting import GaussianRelease, Relation, gaussian_mu
 from dpdm.privacy.clipping import OneBackwardEach, Strategy, Vectorized, clipped_grad_sum
 from dpdm.privacy.entropy import InsecureSeededEntropy, OperatingSystemEntropy
 from dpdm.privacy.layerwise import LayerWise
@@ -20,4 +20,5 @@ __all__ = [
     "Strategy",
     "Vectorized",
     "clipped_grad_sum",
+    "gaussian_mu",
 ]

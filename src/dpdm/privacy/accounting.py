@@ -142,6 +142,38 @@ def calibrate(
     return result
 
 
+def gaussian_mu(*, epsilon: float, delta: float) -> float:
+    """Return the μ of the Gaussian mechanism that is exactly (ε, δ)-DP: its sensitivity ÷ its noise.
+
+    The squares of several mechanisms' μ add up to that of all, so they are shares of a budget.
+
+    Raises:
+        InputError: `epsilon` or `delta` is not positive, or `delta` not below 1.
+
+    Source:
+        Dong, Roth & Su 2022, corollary 1 (δ of μ and ε) and corollary 2 (composition).
+    """
+    from scipy.optimize import brentq
+    from scipy.special import log_ndtr
+
+    require_positive(epsilon=epsilon, delta=delta)
+    if delta >= 1:
+        raise InputError(f"delta must be below 1, not {delta}")
+
+    def excess(mu: float) -> float:
+        gained = math.exp(log_ndtr(mu / 2 - epsilon / mu))
+        lost = math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
+        return gained - lost - delta
+
+    high = 1.0
+    while excess(high) < 0:
+        high *= 2
+    low = high / 2
+    while excess(low) > 0:
+        low /= 2
+    return float(brentq(excess, low, high, rtol=1e-12))
+
+
 def round_up(epsilon: float) -> float:
     """Round ε to four decimals, upwards: a printed claim is never below the computed one."""
     return math.ceil(epsilon * 1e4) / 1e4

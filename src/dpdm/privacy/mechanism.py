@@ -60,15 +60,15 @@ class Diagnostics(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DPSGD:
-    """DP-SGD with Poisson batch selection: the plan, and all of the claim.
+    """DP-SGD with Poisson batch selection, and what is released before it: the plan, and all of the claim.
 
     Args:
         dataset_size: Declared number of records N. Under "add_or_remove_one" a public figure that would read the same
             with one record more or fewer; under "replace_special" the exact count, which is public.
         expected_batch_size: E, the constant by which every noisy sum is divided.
-        steps: Number of noisy gradients.
+        steps: Number of noisy gradients; 0 if the earlier releases are all.
         max_grad_norm: Clipping norm C: the sensitivity of one gradient sum.
-        noise_multiplier: Standard deviation of the noise ÷ C; None until calibrated.
+        noise_multiplier: Standard deviation of a step's noise ÷ C; None until calibrated, and if there are no steps.
         delta: δ, below 1 / N.
         relation: What "neighbouring" means.
         earlier: Gaussian releases that come before the first step, in this order; the claim covers them.
@@ -95,10 +95,10 @@ class DPSGD:
         require_positive(
             dataset_size=self.dataset_size,
             expected_batch_size=self.expected_batch_size,
-            steps=self.steps,
             max_grad_norm=self.max_grad_norm,
             delta=self.delta,
         )
+        _require_something(self.steps, self.earlier)
         if self.relation not in get_args(Relation):
             raise InputError(f"relation must be one of {', '.join(get_args(Relation))}, not {self.relation!r}")
         if self.noise_multiplier is not None:
@@ -121,8 +121,10 @@ class DPSGD:
 
     def events(self, *, steps: int | None = None) -> list[Event]:
         """Return what is accounted: the earlier releases and `steps` (all, unless told) Poisson Gaussian steps."""
-        noise_multiplier = self._noise_multiplier()
         taken = self.steps if steps is None else steps
+        if not taken:
+            return [*self.earlier]
+        noise_multiplier = self._noise_multiplier()
         step = PoissonGaussianSteps(noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, steps=taken)
         return [*self.earlier, step]
 
@@ -133,26 +135,31 @@ class DPSGD:
     def calibrate(self, *, epsilon: float) -> "DPSGD":
         """Return this plan with the least noise that keeps the whole of it at or below `epsilon`.
 
+        It is the steps' noise that is chosen. Without steps, all earlier releases' noise is scaled by one factor.
+
         Raises:
             InputError: When `epsilon` is not positive, or no amount of noise reaches it.
         """
-        noise_multiplier = calibrate(
-            lambda noise: dataclasses.replace(self, noise_multiplier=noise).events(),
-            target=epsilon,
-            delta=self.delta,
-            relation=self.relation,
+
+        def with_noise(noise: float) -> "DPSGD":
+            if self.steps:
+                return dataclasses.replace(self, noise_multiplier=noise)
+            scaled = [GaussianRelease(noise_multiplier=noise * release.noise_multiplier) for release in self.earlier]
+            return dataclasses.replace(self, earlier=tuple(scaled))
+
+        noise = calibrate(
+            lambda noise: with_noise(noise).events(), target=epsilon, delta=self.delta, relation=self.relation
         )
-        return dataclasses.replace(self, noise_multiplier=noise_multiplier)
+        return with_noise(noise)
 
     @property
     def statement(self) -> str:
         """The claim in one line; ε is rounded up."""
         unit = {"add_or_remove_one": "add or remove one image", "replace_special": "blank out one image"}[self.relation]
-        before = f"{len(self.earlier)} Gaussian releases, " if self.earlier else ""
-        return (
-            f"({round_up(self.epsilon())}, {self.delta:g})-DP, {unit}, {before}{self.steps:,} Poisson steps at "
-            f"q = {self.sample_rate:.3g}, {self._accountant.upper()} accountant"
-        )
+        before = [f"{len(self.earlier)} Gaussian releases"] if self.earlier else []
+        steps = [f"{self.steps:,} Poisson steps at q = {self.sample_rate:.3g}"] if self.steps else []
+        made = ", ".join([unit, *before, *steps, f"{self._accountant.upper()} accountant"])
+        return f"({round_up(self.epsilon())}, {self.delta:g})-DP, {made}"
 
     @property
     def _accountant(self) -> Accountant:
@@ -164,7 +171,7 @@ class DPSGD:
         return {
             "private": entropy.secure,
             "statement": self.statement if entropy.secure else "NOT PRIVATE: noise and batches came from a known seed",
-            "mechanism": "DP-SGD, Poisson batch selection, Gaussian noise",
+            "mechanism": "DP-SGD, Poisson batch selection, Gaussian noise" if self.steps else "Gaussian noise",
             "unit": "one image",
             "relation": self.relation,
             "epsilon": round_up(self.epsilon()) if entropy.secure else None,
@@ -194,7 +201,8 @@ class DPSGD:
             entropy: Where selection and noise come from; the operating system unless a test says otherwise.
             strategy: How clipped gradients are computed; changes speed and memory only.
         """
-        self._noise_multiplier()
+        if self.steps:
+            self._noise_multiplier()
         return MechanismRun(self, journal, entropy=entropy or OperatingSystemEntropy(), strategy=strategy)
 
     def noise_std(self, number: int, sensitivity: float) -> float:
@@ -211,7 +219,7 @@ class DPSGD:
 
 @dataclass(frozen=True, kw_only=True)
 class NonPrivate:
-    """The null object: the same batches and steps with neither clipping nor noise, and no claim.
+    """The null object: the same batches, steps and earlier releases with neither clipping nor noise, and no claim.
 
     For public data, and to see what privacy costs in quality.
     """
@@ -221,11 +229,11 @@ class NonPrivate:
     steps: int
     max_grad_norm: float = field(default=math.inf, init=False)
     relation: Relation = field(default="add_or_remove_one", init=False)
-    earlier: tuple[GaussianRelease, ...] = field(default=(), init=False)
+    earlier: tuple[GaussianRelease, ...] = ()
 
     def __post_init__(self) -> None:
-        require_positive(dataset_size=self.dataset_size, expected_batch_size=self.expected_batch_size, steps=self.steps)
-
+        require_positive(dataset_size=self.dataset_size, expected_batch_size=self.expected_batch_size)
+        _require_something(self.steps, self.earlier)
         if self.expected_batch_size > self.dataset_size:
             raise InputError(
                 f"expected_batch_size = {self.expected_batch_size} is more than dataset_size = {self.dataset_size}: "
@@ -245,8 +253,8 @@ class NonPrivate:
         )
 
     def epsilon(self, *, steps: int | None = None, accountant: Accountant = "pld") -> float:
-        """Return infinity, once a step is taken."""
-        return math.inf if steps is None or steps else 0.0
+        """Return infinity, once something is released."""
+        return math.inf if self.earlier or steps is None or steps else 0.0
 
     def claim(self, *, entropy: Entropy) -> dict[str, object]:
         """Return what `privacy.json` holds: that nothing is claimed."""
@@ -287,6 +295,11 @@ class MechanismRun:
         self._strategy = strategy or OneBackwardEach()
         self._process = os.getpid()
         self.disclosures: list[str] = []
+
+    @property
+    def spent(self) -> int:
+        """How many of the plan's noisy sums, earlier releases included, are made or were lost in a crash."""
+        return self._made
 
     @property
     def steps_spent(self) -> int:
@@ -395,6 +408,12 @@ class MechanismRun:
 
     def _stream(self, purpose: str) -> RandomBytes:
         return self._entropy.stream(purpose, self._made)
+
+
+def _require_something(steps: int, earlier: tuple[GaussianRelease, ...]) -> None:
+    """Raise InputError if a plan releases nothing."""
+    if steps < 0 or not (steps or earlier):
+        raise InputError(f"steps must be a number above 0, or 0 after earlier releases, not {steps}")
 
 
 def _one_ahead(load: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

@@ -1,4 +1,4 @@
-"""The resume state of a run: one safetensors file in `private/`, replaced atomically, without pickle.
+"""The resume state of a run: safetensors files in `private/`, replaced atomically, without pickle.
 
 It holds no state of any noise or selection: there is none. Nor does it count what is spent: the journal does.
 """
@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dpdm.diffusion import GaussianMixture
 from dpdm.training.files import write_atomically
 from dpdm.types import InputError
 
@@ -47,6 +48,24 @@ def load_checkpoint(path: Path, *, network: nn.Module, average: nn.Module, optim
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return updates
+
+
+def save_prior(path: Path, prior: GaussianMixture) -> None:
+    """Write a released prior."""
+    tensors = {name: tensor.contiguous() for name, tensor in prior.state_dict().items()}
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
+
+
+def load_prior(path: Path, *, num_classes: int) -> GaussianMixture:
+    """Return the prior that `save_prior` wrote.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    try:
+        return GaussianMixture.from_tensors(safetensors.torch.load_file(path), num_classes=num_classes)
+    except (safetensors.SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}): start a new run in another folder") from None
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from dpdm.config import read_toml
+from dpdm.diffusion import GaussianMixture
 from dpdm.privacy.mechanism import Diagnostics, MechanismRun
-from dpdm.training.checkpoint import load_checkpoint, save_checkpoint
+from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoint, save_prior
 from dpdm.training.files import write_json, write_toml
 from dpdm.types import InputError
 
@@ -54,6 +55,17 @@ class PrivateFolder:
     def journal(self) -> Path | None:
         """Where the mechanism counts its noisy sums."""
         return None if self.path is None else self.path / "journal.jsonl"
+
+    def restore_prior(self, *, num_classes: int) -> GaussianMixture | None:
+        """Return the prior that this run released, if it has."""
+        if self.path is None or not (self.path / "prior.safetensors").exists():
+            return None
+        return load_prior(self.path / "prior.safetensors", num_classes=num_classes)
+
+    def save_prior(self, prior: GaussianMixture) -> None:
+        """Keep the prior, which cannot be released again."""
+        if self.path is not None:
+            save_prior(self.path / "prior.safetensors", prior)
 
     def restore(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the checkpoint, if there is one, and return its number of updates."""

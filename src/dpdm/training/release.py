@@ -1,5 +1,6 @@
 """What may be published of a run, and how images are made from it: post-processing only."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dpdm.config import Config, decode, read_toml
-from dpdm.diffusion import PreconditionedDenoiser, Sampler
+from dpdm.config import AnyPreconditioning, AnySampler, Config, decode, read_toml
+from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
+from dpdm.networks import Network
 from dpdm.training.files import read_json, write_atomically, write_json, write_toml
 from dpdm.training.hardware import Precision, autocast, choose_device
 from dpdm.types import Images, InputError, Labels, require_positive, require_seed, tensor_to_images
+
+_PRIOR = "preconditioning.prior."
 
 
 class ImageFacts(NamedTuple):
@@ -28,6 +32,17 @@ class ImageFacts(NamedTuple):
     def num_classes(self) -> int:
         """How many classes there are; 0 without labels."""
         return len(self.class_names)
+
+
+def build_denoiser(
+    network: Network, preconditioning: AnyPreconditioning, facts: ImageFacts, *, prior: GaussianMixture | None = None
+) -> PreconditionedDenoiser:
+    """Return the untrained denoiser; where there is to be a prior and none is given, with one that knows nothing."""
+    module = network.build(facts.shape, num_classes=facts.num_classes, images_in=preconditioning.images_in)
+    if not isinstance(preconditioning, MomentMatched):
+        return PreconditionedDenoiser(module, preconditioning)
+    prior = prior or GaussianMixture.placeholder(math.prod(facts.shape), num_classes=facts.num_classes)
+    return PreconditionedDenoiser(module, preconditioning.about(prior))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +64,7 @@ class Release:
     facts: ImageFacts
     privacy: dict[str, Any]
     settings: dict[str, Any]
-    sampler: Sampler
+    sampler: AnySampler
 
     @property
     def statement(self) -> str:
@@ -66,7 +81,7 @@ class Release:
         self,
         count: int,
         *,
-        sampler: Sampler | None = None,
+        sampler: AnySampler | None = None,
         labels: Labels | None = None,
         seed: int | None = None,
     ) -> tuple[Images, Labels]:
@@ -89,7 +104,7 @@ class Release:
         self,
         count: int,
         *,
-        sampler: Sampler | None = None,
+        sampler: AnySampler | None = None,
         labels: Labels | None = None,
         seed: int | None = None,
         part_size: int = 250,
@@ -109,7 +124,7 @@ class Release:
         chosen = np.arange(count) % classes if labels is None else np.asarray(labels, dtype=np.int64)
         if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < classes)).all():
             raise InputError(f"labels must be {count} integers from 0 to {classes - 1}")
-        device = next(self.denoiser.parameters()).device
+        device = next(iter(self.denoiser.state_dict().values())).device
         generator = torch.Generator(device)
         if seed is None:
             generator.seed()
@@ -125,7 +140,7 @@ class Release:
     def save(self, folder: Path) -> None:
         """Write `config.toml`, `privacy.json` and, last, `model.safetensors` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: t.contiguous().cpu() for name, t in self.denoiser.network.state_dict().items()}
+        weights = {name: t.contiguous().cpu() for name, t in self.denoiser.state_dict().items()}
         write_toml(folder / "config.toml", self.settings)
         write_json(folder / "privacy.json", {"schema": 1, **self.privacy})
 
@@ -155,9 +170,14 @@ class Release:
             facts = ImageFacts(tuple(declared["shape"]), tuple(declared["class_names"]))
             parts = {key: settings[key] for key in ("network", "preconditioning", "loss", "sampler")}
             config = decode(Config, {"data": {"source": declared["name"]}, **parts})
-            network = config.network.build(facts.shape, num_classes=facts.num_classes)
-            network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-            denoiser = PreconditionedDenoiser(network, config.preconditioning).requires_grad_(False).eval()
+            tensors = safetensors.torch.load_file(folder / "model.safetensors")
+            prior = None
+            if isinstance(config.preconditioning, MomentMatched):
+                of_prior = {name.removeprefix(_PRIOR): t for name, t in tensors.items() if name.startswith(_PRIOR)}
+                prior = GaussianMixture.from_tensors(of_prior, num_classes=facts.num_classes)
+            denoiser = build_denoiser(config.network, config.preconditioning, facts, prior=prior)
+            denoiser.load_state_dict(tensors)
+            denoiser.requires_grad_(False).eval()
             privacy["statement"]
         except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None

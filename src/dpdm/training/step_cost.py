@@ -13,7 +13,7 @@ from dpdm.config import Config, Training
 from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.privacy import DPSGD, Mechanism
 from dpdm.training.hardware import autocast, bytes_for_backward, choose_device, keep_freed_memory, memory_for_a_batch
-from dpdm.training.release import ImageFacts
+from dpdm.training.release import ImageFacts, build_denoiser
 from dpdm.types import InputError, require_positive
 
 _COPIES_AT_ONCE = 512  # noisy copies that keep a CPU busy; a GPU takes what its memory holds
@@ -35,8 +35,7 @@ class _Stopwatch:
     def __init__(self, config: Config, facts: ImageFacts) -> None:
         keep_freed_memory()
         self.device = choose_device(config.training.device)
-        network = config.network.build(facts.shape, num_classes=facts.num_classes).to(self.device)
-        self._denoiser = PreconditionedDenoiser(network, config.preconditioning)
+        self._denoiser = build_denoiser(config.network, config.preconditioning, facts).to(self.device)
         self._config, self._facts = config, facts
         self._average = [p.detach().clone() for p in self._denoiser.parameters()]
         self._optimizer = torch.optim.Adam(self._denoiser.parameters())

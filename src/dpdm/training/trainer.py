@@ -12,17 +12,27 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from dpdm.config import AnyPreconditioning, AnySampler, Config, Training, encode, require_samplers_trained
+from dpdm.config import (
+    AnyPreconditioning,
+    AnySampler,
+    Config,
+    Prior,
+    Training,
+    encode,
+    require_prior_planned,
+    require_samplers_trained,
+)
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DDIM, EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
-from dpdm.networks import CompactUNet, Network
-from dpdm.privacy import Mechanism, OperatingSystemEntropy
+from dpdm.diffusion import DDIM, EDM, DenoisingLoss, FromPrior, GaussianMixture, NoisyBatch, PreconditionedDenoiser
+from dpdm.networks import CompactUNet, Network, Zero
+from dpdm.privacy import Mechanism, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.mechanism import Diagnostics, LoadBatch
 from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
+from dpdm.training.prior import release_prior
 from dpdm.training.private_folder import PrivateFolder
-from dpdm.training.release import ImageFacts, Release
+from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.types import InputError, RandomBytes, images_to_tensor
 
@@ -41,9 +51,10 @@ class Trainer:
     """Trains a generator under a privacy mechanism.
 
     Args:
-        network: What to train.
+        network: What to train. A plan without steps trains nothing: it has `Zero`, and `FromPrior` for its sampler.
         preconditioning: How network and denoiser are related.
         mechanism: The plan: `DPSGD(...).calibrate(epsilon=...)`, or `NonPrivate(...)`.
+        prior: What `mechanism.earlier` releases: of `MomentMatched` preconditioning, and of no other.
         loss: Noise multiplicity and label dropout.
         training: Speed and quality.
         sampler: What the release samples with unless told otherwise.
@@ -60,6 +71,7 @@ class Trainer:
     network: Network = field(default_factory=CompactUNet)
     preconditioning: AnyPreconditioning = field(default_factory=EDM)
     mechanism: Mechanism
+    prior: Prior | None = None
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     training: Training = field(default_factory=Training)
     run: Path | str | None = None
@@ -73,7 +85,8 @@ class Trainer:
         return cls(
             network=config.network,
             preconditioning=config.preconditioning,
-            mechanism=config.privacy.plan(lambda: len(data)),
+            mechanism=config.plan(lambda: len(data)),
+            prior=config.prior,
             loss=config.loss,
             training=config.training,
             sampler=config.sampler,
@@ -82,6 +95,10 @@ class Trainer:
         )
 
     def __post_init__(self) -> None:
+        require_prior_planned(self.prior, self.preconditioning, self.mechanism)
+        if not self.mechanism.steps:
+            object.__setattr__(self, "network", Zero())
+            object.__setattr__(self, "sampler", FromPrior())
         require_samplers_trained(
             {"sampler": self.sampler, **{f"samplers.{name}": s for name, s in self.samplers.items()}},
             self.preconditioning,
@@ -107,19 +124,12 @@ class Trainer:
         if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
         device = choose_device(self.training.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.training.seed)
-            network = self.network.build(facts.shape, num_classes=facts.num_classes).to(device)
-        denoiser = PreconditionedDenoiser(network, self.preconditioning)
-        average = ema.start(denoiser)
-        optimizer = torch.optim.Adam(denoiser.parameters(), lr=self.training.learning_rate)
         settings = self._settings(data)
         folder = PrivateFolder(
             None if self.run is None else Path(self.run) / "private",
             {**settings, "opened": data.location},
         )
         keep_freed_memory()
-        at_once = physical_batch_size(self.training, self.loss, denoiser, facts)
         mechanism = self.mechanism.start(
             folder.journal,
             entropy=self.entropy,
@@ -127,6 +137,15 @@ class Trainer:
         )
         load = self._loader(data, null_label=facts.num_classes, device=device)
         try:
+            prior = self._prior(mechanism, data, folder)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.training.seed)
+                denoiser = build_denoiser(self.network, self.preconditioning, facts, prior=prior).to(device)
+            average = ema.start(denoiser)
+            if not self.mechanism.steps:
+                return self._release(average, facts, settings)
+            optimizer = torch.optim.Adam(denoiser.parameters(), lr=self.training.learning_rate)
+            at_once = physical_batch_size(self.training, self.loss, denoiser, facts)
             updates = folder.restore(denoiser, average, optimizer)
             if updates > mechanism.steps_spent:
                 raise InputError(
@@ -165,16 +184,33 @@ class Trainer:
         finally:
             folder.record_disclosures(mechanism)
             mechanism.close()
+        return self._release(average, facts, settings)
+
+    def _release(self, average: PreconditionedDenoiser, facts: ImageFacts, settings: dict[str, Any]) -> Release:
+        """Return what may be published, and write it."""
         release = Release(average.eval(), facts, self.mechanism.claim(entropy=self.entropy), settings, self.sampler)
         if self.run is not None:
             release.save(Path(self.run) / "release")
         return release
+
+    def _prior(self, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder) -> GaussianMixture | None:
+        """Return the prior, if there is to be one: the one that this run released before, or a new one."""
+        if self.prior is None:
+            return None
+        prior = folder.restore_prior(num_classes=data.num_classes)
+        if prior is None:
+            if mechanism.spent:
+                raise InputError(f"{self.run}: a crash spent the prior before it was saved: start a new run")
+            prior = release_prior(mechanism, data, self.prior, seed=self.training.seed)
+            folder.save_prior(prior)
+        return prior
 
     def _settings(self, data: ImageDataset) -> dict[str, Any]:
         """Return all settings and declared facts, as `config.toml` holds them; a resumed run must share them."""
         return {
             "data": {"name": data.name, "shape": list(data.shape), "class_names": list(data.class_names)},
             "privacy": encode(self.mechanism),
+            **({"prior": encode(self.prior)} if self.prior else {}),
             "network": encode(self.network),
             "preconditioning": encode(self.preconditioning),
             "loss": encode(self.loss),

@@ -1,0 +1,175 @@
+"""Sums over all records that tell what images are like on average: sums and counts of groups, second moments.
+
+Each comes as a `BoundedSum`, with the most that one record can move it. `MechanismRun.release` adds the noise; what is
+computed from the noisy sum after that is post-processing.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from dpdm.types import require_positive
+
+
+class BoundedSum(NamedTuple):
+    """A sum over all records, as one vector, and how far one record more or fewer can move it."""
+
+    total: Float64[Tensor, " coordinates"]
+    sensitivity: float
+
+
+class Groups(NamedTuple):
+    """Means and counts of groups; a group with too small a count has the mean of all."""
+
+    means: Float64[Tensor, "group dimension"]
+    counts: Float64[Tensor, " group"]
+
+
+def group_sums(
+    parts: Iterable[tuple[Float[Tensor, "records dimension"], Int[Tensor, " records"]]],
+    *,
+    groups: int,
+    dimensions: int,
+    max_norm: float,
+    count_scale: float,
+) -> BoundedSum:
+    """Return the sum of the rows of each group, and the groups' counts, as one vector.
+
+    A record is one row of one group. Its row is clipped to `max_norm`, so it moves one group's sum by at most that,
+    and the same group's count, which enters times `count_scale`, by one: both together by √(max_norm² + count_scale²).
+
+    Args:
+        parts: All records, part by part. A record's row and group may depend on this record and on what was released
+            before, on nothing else. A row that is not finite counts as zero.
+        groups: Number of groups; each index lies in [0, groups).
+        dimensions: Length of a row.
+        max_norm: R, the L2 norm that rows are clipped to.
+        count_scale: s, by which counts are multiplied: the larger, the less noise they get, and the more the sums do.
+
+    Guarantees:
+        * One record more or fewer moves the vector by at most `sensitivity`.
+
+    Raises:
+        InputError: `max_norm` or `count_scale` is not positive.
+    """
+    require_positive(max_norm=max_norm, count_scale=count_scale)
+    sums = torch.zeros(groups, dimensions, dtype=torch.float64)
+    counts = torch.zeros(groups, dtype=torch.float64)
+    for rows, group in parts:
+        sums.index_add_(0, group, _clip(rows, max_norm))
+        counts += torch.bincount(group, minlength=groups)
+    return BoundedSum(torch.cat([sums.flatten(), count_scale * counts]), math.hypot(max_norm, count_scale))
+
+
+def group_means(
+    released: Float64[Tensor, " coordinates"], *, groups: int, count_scale: float, least_count: float
+) -> Groups:
+    """Return means and counts from a released `group_sums`.
+
+    Args:
+        released: The noisy vector.
+        groups: As it was summed.
+        count_scale: As it was summed.
+        least_count: A public number; a smaller count is raised to it, and its group gets the mean of all.
+    """
+    dimensions = len(released) // groups - 1
+    sums = released[: groups * dimensions].view(groups, dimensions)
+    counts = released[groups * dimensions :] / count_scale
+    of_all = sums.sum(0) / counts.sum().clamp(min=least_count)
+    thin = counts < least_count
+    counts = counts.clamp(min=least_count)
+    return Groups(torch.where(thin[:, None], of_all, sums / counts[:, None]), counts)
+
+
+def second_moment(
+    parts: Iterable[Float[Tensor, "records dimension"]], *, dimensions: int, max_norm: float
+) -> BoundedSum:
+    """Return Σ v vᵀ as its upper triangle, off-diagonal entries times √2.
+
+    So the Euclidean norm of the vector is the Frobenius norm of the matrix, and one row, clipped to `max_norm`, moves
+    it by at most max_norm².
+
+    Args:
+        parts: All records' rows, part by part; each may depend on its record and on what was released before.
+        dimensions: Length of a row.
+        max_norm: The L2 norm that rows are clipped to.
+
+    Guarantees:
+        * One record more or fewer moves the vector by at most `sensitivity`.
+
+    Raises:
+        InputError: `max_norm` is not positive.
+    """
+    require_positive(max_norm=max_norm)
+    total = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+    for rows in parts:
+        clipped = _clip(rows, max_norm)
+        total.addmm_(clipped.T, clipped)
+    row, column = torch.triu_indices(dimensions, dimensions)
+    return BoundedSum(total[row, column] * _isometry(row, column), max_norm**2)
+
+
+def symmetric_matrix(released: Float64[Tensor, " coordinates"]) -> Float64[Tensor, "dimension dimension"]:
+    """Return the matrix of a released `second_moment`.
+
+    Noise of standard deviation s on the vector has this much on the diagonal, and s / √2 on each off-diagonal entry.
+    """
+    dimensions = (math.isqrt(8 * len(released) + 1) - 1) // 2
+    row, column = torch.triu_indices(dimensions, dimensions)
+    matrix = released.new_zeros(dimensions, dimensions)
+    matrix[row, column] = matrix[column, row] = released / _isometry(row, column)
+    return matrix
+
+
+class Spectrum(NamedTuple):
+    """A covariance as a few directions and a floor: V diag(variances) Vᵀ + floor (I − V Vᵀ)."""
+
+    vectors: Float64[Tensor, "dimension kept"]
+    variances: Float64[Tensor, " kept"]
+    floor: float
+
+
+def denoised_spectrum(
+    matrix: Float64[Tensor, "dimension dimension"], *, noise_std: float, least_variance: float
+) -> Spectrum:
+    """Return the part of a noisy covariance that stands out of the noise, and the mean variance of the rest.
+
+    The leading direction is always kept. The noise matrix has its eigenvalues within ±2τ, τ = noise_std √(d/2). An
+    observed λ above 2τ belongs to a direction that is partly noise; the variance along the direction that is seen is
+    √(λ² − 4τ²).
+
+    Args:
+        matrix: Symmetric, from `symmetric_matrix`.
+        noise_std: s, the standard deviation of the noise on the released vector, in units of `matrix`.
+        least_variance: A public number, below which no variance is believed.
+
+    Source:
+        Spiked Wigner matrices: Benaych-Georges & Nadakuditi 2011, section 3.1, for the spike θ = (λ + √(λ² − 4τ²)) / 2
+        and the overlap 1 − τ²/θ² of its direction with the observed one: their product is θ − τ²/θ = √(λ² − 4τ²).
+    """
+    dimensions = len(matrix)
+    edge = noise_std * math.sqrt(2 * dimensions)
+    values, vectors = torch.linalg.eigh(matrix)
+    standing_out = values > edge
+    standing_out[-1] = True
+    variances = (values[standing_out] ** 2 - edge**2).clamp(min=least_variance**2).sqrt()
+    rest = dimensions - len(variances)
+    floor = (float(matrix.trace()) - float(variances.sum())) / rest if rest else least_variance
+    return Spectrum(vectors[:, standing_out].flip(1), variances.flip(0), max(floor, least_variance))
+
+
+def _clip(rows: Float[Tensor, "records dimension"], max_norm: float) -> Float64[Tensor, "records dimension"]:
+    """Return the rows in float64, none longer than `max_norm`, those that are not finite as zero."""
+    rows = rows.double()
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    # A little short of max_norm: the norm itself is rounded.
+    factors = (max_norm * (1 - 2.0**-40) / norms).clamp(max=1)
+    return torch.where(norms.isfinite(), rows * factors, 0)
+
+
+def _isometry(row: Tensor, column: Tensor) -> Float64[Tensor, " coordinates"]:
+    return torch.where(row == column, 1.0, math.sqrt(2)).double()

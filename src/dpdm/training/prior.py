@@ -1,0 +1,182 @@
+"""The prior: a mixture of Gaussians from a few noisy sums over all records, released before the first step.
+
+In this order: sums and counts of classes, the second moment within classes, and for several centres a class a few
+rounds of k-means. Every sum passes `MechanismRun.release`; all else here is post-processing of what it returns.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float64, Int64
+from scipy.fft import idct
+from torch import Tensor
+
+from dpdm.config import Prior
+from dpdm.data import ImageDataset
+from dpdm.diffusion import GaussianMixture
+from dpdm.privacy import MechanismRun
+from dpdm.privacy.moments import (
+    BoundedSum,
+    Spectrum,
+    denoised_spectrum,
+    group_means,
+    group_sums,
+    second_moment,
+    symmetric_matrix,
+)
+from dpdm.types import images_to_tensor
+
+_MOST_COORDINATES = 1024  # of the covariance: more would drown in noise, and take minutes
+_MOST_DIRECTIONS = 30  # in which centres of a class may differ
+_LEAST_COUNT = 20.0  # records by which a mean is divided at least
+_LEAST_VARIANCE = 1e-4  # of a pixel: about one of its 256 levels
+_PART = 4096  # records read at a time
+_COUNT_NOISE = 7.0  # max_norm ÷ count_scale: counts get the noise of a sum, divided by count_scale
+
+
+def release_prior(run: MechanismRun, data: ImageDataset, settings: Prior, *, seed: int) -> GaussianMixture:
+    """Make all earlier releases of the run's plan, and return the mixture that follows from them.
+
+    Args:
+        run: A run whose plan has `settings.releases()` before its first step, none of them made.
+        data: The records: secret.
+        settings: How many centres and rounds.
+        seed: Of the k-means' first centres, which are drawn from the released Gaussian.
+
+    Source:
+        Debiased spectrum: see `denoised_spectrum`. k-means by noisy sums: Blum, Dwork, McSherry & Nissim 2005.
+    """
+    return _Fit(run, data, settings).mixture(torch.Generator().manual_seed(seed))
+
+
+class _Fit:
+    """One release of a prior: the records, and what was released of them so far."""
+
+    def __init__(self, run: MechanismRun, data: ImageDataset, settings: Prior) -> None:
+        self._run, self._data, self._settings = run, data, settings
+        self._classes = max(1, data.num_classes)
+        self._made = 0
+        self.dimensions = math.prod(data.shape)
+
+    def mixture(self, generator: torch.Generator) -> GaussianMixture:
+        means, counts = self._class_means()
+        spectrum = self._within_classes(means, float(counts.sum()))
+        offsets = spectrum.variances.new_zeros(self._classes, 1, 1)
+        weights = torch.ones_like(counts)[:, None]
+        if self._settings.centres > 1:
+            offsets, weights, spectrum = self._centres(means, counts, spectrum, generator)
+        leading = spectrum.vectors[:, : offsets.shape[2]]
+        return GaussianMixture(
+            centres=(means[:, None] + offsets @ leading.T).flatten(0, 1),
+            classes=torch.arange(self._classes).repeat_interleave(offsets.shape[1]),
+            weights=(counts[:, None] * weights).flatten(),
+            vectors=spectrum.vectors,
+            variances=spectrum.variances,
+            floor=spectrum.floor,
+            num_classes=self._data.num_classes,
+        )
+
+    def _class_means(self) -> tuple[Float64[Tensor, "class dimension"], Float64[Tensor, " class"]]:
+        longest = math.sqrt(self.dimensions)  # of an image in [-1, 1]: nothing is clipped
+        shape = {"groups": self._classes, "count_scale": longest / _COUNT_NOISE}
+        sums = group_sums(self._records(), dimensions=self.dimensions, max_norm=longest, **shape)  # type: ignore[arg-type]
+        released, _ = self._release(sums)
+        means, counts = group_means(released, least_count=_LEAST_COUNT, **shape)  # type: ignore[arg-type]
+        return means.clamp(-1, 1), counts
+
+    def _within_classes(self, means: Tensor, count: float) -> Spectrum:
+        """Return the covariance within classes, of low frequencies only where images are large."""
+        basis = low_frequencies(self._data.shape, most=_MOST_COORDINATES)
+
+        def deviations() -> Iterator[Tensor]:
+            for x, label in self._records():
+                deviation = x - means[label]
+                inside = deviation @ basis
+                # One coordinate more, the length of what lies outside: the row is as long as the deviation itself.
+                outside = (deviation.square().sum(1) - inside.square().sum(1)).clamp(min=0).sqrt()
+                yield torch.cat([inside, outside[:, None]], dim=1)
+
+        bound = self._settings.max_deviation * math.sqrt(self.dimensions)
+        moment = second_moment(deviations(), dimensions=basis.shape[1] + 1, max_norm=bound)
+        released, noise_std = self._release(moment)
+        matrix = symmetric_matrix(released) / count
+        spectrum = denoised_spectrum(matrix[:-1, :-1], noise_std=noise_std / count, least_variance=_LEAST_VARIANCE)
+        inside = basis.shape[1] - len(spectrum.variances)
+        outside = self.dimensions - basis.shape[1]
+        rest = inside * spectrum.floor + (max(0.0, float(matrix[-1, -1])) if outside else 0.0)
+        floor = max(_LEAST_VARIANCE, rest / max(1, inside + outside))
+        return Spectrum(basis @ spectrum.vectors, spectrum.variances, floor)
+
+    def _centres(
+        self, means: Tensor, counts: Tensor, spectrum: Spectrum, generator: torch.Generator
+    ) -> tuple[Float64[Tensor, "class centre direction"], Float64[Tensor, "class centre"], Spectrum]:
+        """Return centres as offsets from their class's mean in the leading directions, their weights, and what is left.
+
+        k-means on each class, all at once. Centres too thin to be told from noise stay where they were.
+        """
+        centres, directions = self._settings.centres, min(_MOST_DIRECTIONS, len(spectrum.variances))
+        leading, variances = spectrum.vectors[:, :directions], spectrum.variances[:directions]
+        bound = 1.5 * math.sqrt(float(variances.sum()))
+        shape = {"groups": self._classes * centres, "count_scale": bound / 3}
+        normal = torch.randn(self._classes, centres, directions, generator=generator, dtype=torch.float64)
+        offsets = 0.7 * normal * variances.sqrt()
+        sizes = (counts[:, None] / centres).expand(-1, centres)
+        noise = torch.zeros_like(sizes)
+        for _ in range(self._settings.rounds):
+
+            def nearest(offsets: Tensor = offsets) -> Iterator[tuple[Tensor, Tensor]]:
+                for x, label in self._records():
+                    place = (x - means[label]) @ leading
+                    centre = (place[:, None] - offsets[label]).square().sum(2).argmin(1)
+                    yield place, label * centres + centre
+
+            sums = group_sums(nearest(), dimensions=directions, max_norm=bound, **shape)  # type: ignore[arg-type]
+            released, noise_std = self._release(sums)
+            found, size = group_means(released, least_count=_LEAST_COUNT, **shape)  # type: ignore[arg-type]
+            found, size = found.view_as(offsets), size.view_as(sizes)
+            thick = size > _LEAST_COUNT + 3 * noise_std / shape["count_scale"]
+            offsets = torch.where(thick[:, :, None], found, offsets)
+            sizes = torch.where(thick, size, sizes.minimum(size))
+            noise = torch.where(thick, (noise_std / size) ** 2, noise)
+        weights = sizes / sizes.sum(1, keepdim=True)
+        of_all = (counts / counts.sum())[:, None] * weights
+        # Offsets shrink by the part of their variance that is noise: empirical Bayes, direction by direction.
+        seen = torch.einsum("cj,cjk->k", of_all, offsets.square())
+        offsets = offsets * ((seen - (of_all * noise).sum()) / seen).clamp(min=0)
+        # Within-class covariance = within-centre + between centres.
+        between = torch.einsum("cj,cjk,cjl->kl", of_all, offsets, offsets)
+        left, turned = torch.linalg.eigh(variances.diag() - between)
+        vectors = torch.cat([leading @ turned, spectrum.vectors[:, directions:]], dim=1)
+        left = torch.cat([left.clamp(min=spectrum.floor), spectrum.variances[directions:]])
+        return offsets @ turned, weights, Spectrum(vectors, left, spectrum.floor)
+
+    def _release(self, bounded: BoundedSum) -> tuple[Float64[Tensor, " coordinates"], float]:
+        """Return the noisy vector, and the standard deviation of its noise."""
+        noise_std = self._run.plan.noise_std(self._made, bounded.sensitivity)
+        self._made += 1
+        return self._run.release(bounded.total, sensitivity=bounded.sensitivity), noise_std
+
+    def _records(self) -> Iterator[tuple[Float64[Tensor, "records dimension"], Int64[Tensor, " records"]]]:
+        """Yield all records, part by part: flattened images in [-1, 1], and labels."""
+        for start in range(0, len(self._data), _PART):
+            part = slice(start, start + _PART)
+            x = images_to_tensor(self._data.images[part]).flatten(1).double()
+            labels = self._data.labels
+            yield x, torch.zeros(len(x), dtype=torch.long) if labels is None else torch.from_numpy(labels[part]).long()
+
+
+def low_frequencies(shape: tuple[int, int, int], *, most: int) -> Float64[Tensor, "dimension coordinate"]:
+    """Return orthonormal columns that span the lowest frequencies of images (channel, height, width), at most `most`.
+
+    All frequencies, and so all images, if there are no more. They are products of cosines (the DCT-II), for each
+    channel.
+    """
+    channels, height, width = shape
+    if math.prod(shape) <= most:
+        return torch.eye(math.prod(shape), dtype=torch.float64)
+    side = math.isqrt(most // channels)
+    cosines = [torch.from_numpy(idct(torch.eye(n).double().numpy(), axis=0, norm="ortho")) for n in (height, width)]
+    down, across = (c[:, : min(side, len(c))] for c in cosines)
+    one = torch.einsum("yi,xj->yxij", down, across).flatten(2).flatten(0, 1)
+    return torch.kron(torch.eye(channels, dtype=torch.float64), one)

@@ -1,0 +1,75 @@
+"""What is read from released sums: means, matrices, and which eigenvalues stand out of the noise."""
+
+import math
+
+import pytest
+import torch
+
+from dpdm.privacy import moments
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
+
+
+def test_means_and_counts_come_back_when_there_is_no_noise():
+    rows, group = normal(100, 4), torch.arange(100) % 3
+    released = moments.group_sums([(rows, group)], groups=3, dimensions=4, max_norm=1e6, count_scale=7.0).total
+    means, counts = moments.group_means(released, groups=3, count_scale=7.0, least_count=1.0)
+    assert counts.tolist() == pytest.approx([34, 33, 33])
+    for index in range(3):
+        torch.testing.assert_close(means[index], rows[group == index].mean(0))
+
+
+def test_a_thin_group_has_the_mean_of_all_and_the_least_count():
+    rows, group = normal(100, 4), torch.tensor([0] * 98 + [1] * 2)
+    released = moments.group_sums([(rows, group)], groups=2, dimensions=4, max_norm=1e6, count_scale=1.0).total
+    means, counts = moments.group_means(released, groups=2, count_scale=1.0, least_count=5.0)
+    assert counts[1] == 5
+    torch.testing.assert_close(means[1], rows.mean(0))
+
+
+def test_the_second_moment_comes_back_when_there_is_no_noise_in_any_parts():
+    rows = normal(50, 6)
+    whole = moments.second_moment([rows], dimensions=6, max_norm=1e6).total
+    parts = moments.second_moment([rows[:7], rows[7:]], dimensions=6, max_norm=1e6).total
+    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(moments.symmetric_matrix(whole), rows.T @ rows)
+
+
+def test_the_triangle_is_an_isometry():
+    rows = normal(9, 6)
+    vector = moments.second_moment([rows], dimensions=6, max_norm=1e6).total
+    assert torch.linalg.vector_norm(vector).item() == pytest.approx(torch.linalg.matrix_norm(rows.T @ rows).item())
+
+
+def test_of_pure_noise_only_the_leading_direction_is_kept_and_the_edge_is_where_it_should_be():
+    dimensions, noise_std = 300, 0.5
+    noise = moments.symmetric_matrix(noise_std * normal(dimensions * (dimensions + 1) // 2))
+    largest = torch.linalg.eigvalsh(noise)[-1].item()
+    assert largest == pytest.approx(noise_std * math.sqrt(2 * dimensions), rel=0.05)
+    spectrum = moments.denoised_spectrum(noise, noise_std=noise_std * 1.1, least_variance=1e-3)
+    assert spectrum.vectors.shape == (dimensions, 1)
+    assert spectrum.variances.item() == pytest.approx(1e-3)
+
+
+def test_a_direction_that_stands_out_gets_the_variance_that_lies_along_it():
+    dimensions, noise_std = 400, 0.05
+    truth = normal(dimensions)
+    truth /= truth.norm()
+    edge = noise_std * math.sqrt(2 * dimensions)
+    covariance = 3 * edge * torch.outer(truth, truth) + 0.01 * torch.eye(dimensions, dtype=torch.float64)
+    noisy = covariance + moments.symmetric_matrix(noise_std * normal(dimensions * (dimensions + 1) // 2))
+    vectors, variances, floor = moments.denoised_spectrum(noisy, noise_std=noise_std, least_variance=1e-6)
+    assert len(variances) == 1
+    assert variances.item() == pytest.approx((vectors[:, 0] @ covariance @ vectors[:, 0]).item(), rel=0.1)
+    assert floor == pytest.approx((covariance.trace().item() - variances.item()) / (dimensions - 1), abs=0.01)
+
+
+def test_without_noise_the_spectrum_is_that_of_the_matrix():
+    rows = normal(50, 6)
+    matrix = rows.T @ rows
+    vectors, variances, _ = moments.denoised_spectrum(matrix, noise_std=0.0, least_variance=1e-6)
+    torch.testing.assert_close(vectors @ variances.diag() @ vectors.T, matrix)

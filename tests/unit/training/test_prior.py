@@ -1,0 +1,238 @@
+"""The release of a prior: what it finds when there is no noise, and that its noise is the plan's."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.config import Prior
+from dpdm.data import ImageDataset
+from dpdm.diffusion import MomentMatched
+from dpdm.networks import MLP
+from dpdm.privacy import DPSGD, InsecureSeededEntropy, NonPrivate
+from dpdm.training import Trainer
+from dpdm.training.prior import low_frequencies, release_prior
+from dpdm.types import InputError, images_to_tensor
+
+PRIOR = Prior(centres=3, rounds=4)
+PLAIN = Prior(centres=1)
+
+
+def blobs(number=3000, *, side=6, channels=1, classes=2):
+    """Images of `classes` classes in three clusters each, with smooth differences inside a cluster."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(classes, size=number)
+    cluster = rng.integers(3, size=number)
+    centres = 60 * rng.standard_normal((classes, 3, side, side, channels))
+    ramp = np.linspace(-1, 1, side)[None, :, None, None]
+    pixels = 128 + centres[labels, cluster] + 25 * rng.standard_normal((number, 1, 1, 1)) * ramp
+    pixels = (pixels + 4 * rng.standard_normal(pixels.shape)).clip(0, 255).astype(np.uint8)
+    return ImageDataset(images=pixels, labels=labels, num_classes=classes, name="blobs")
+
+
+def without_noise(data, prior):
+    plan = NonPrivate(
+        dataset_size=len(data), expected_batch_size=10, steps=1, earlier=prior.releases(epsilon=1, delta=1e-5)
+    )
+    run = plan.start(None)
+    return release_prior(run, data, prior, seed=0), run
+
+
+def test_one_gaussian_a_class_has_the_means_and_the_covariance_of_the_records():
+    data = blobs()
+    prior, run = without_noise(data, Prior(centres=1, max_deviation=2.0))
+    assert run.spent == 2
+    x = images_to_tensor(data.images).flatten(1).double()
+    means = torch.stack([x[data.labels == label].mean(0) for label in range(2)])
+    torch.testing.assert_close(prior.centres, means, atol=1e-6, rtol=1e-6)
+    within = (x - means[data.labels]).T @ (x - means[data.labels]) / len(x)
+    found = prior.filtered(torch.eye(36, dtype=torch.float64), lambda v: v)
+    torch.testing.assert_close(found, within, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        prior.log_weights.softmax(0),
+        torch.bincount(torch.from_numpy(data.labels)) / len(x),
+        atol=1e-6,
+        rtol=1e-6,
+        check_dtype=False,
+    )
+
+
+def test_several_centres_a_class_explain_what_one_takes_for_variance():
+    data = blobs()
+    one, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
+    several, run = without_noise(data, Prior(centres=3, rounds=8, max_deviation=2.0))
+    assert run.spent == 10
+    assert several.centres.shape == (6, 36)
+    assert several.variances.sum() < 0.5 * one.variances.sum()
+    # Total variance is kept: centres and what lies about them.
+    weights = several.log_weights.exp().view(2, 3)
+    weights = weights / weights.sum(1, keepdim=True)
+    middle = (weights[:, :, None] * several.centres.view(2, 3, 36)).sum(1)
+    between = (weights[:, :, None] * (several.centres.view(2, 3, 36) - middle[:, None]) ** 2).sum((1, 2)).mean()
+    assert between + several.variances.sum() == pytest.approx(one.variances.sum().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 20), (1, 40, 33), (4, 16, 16)])
+def test_low_frequencies_are_orthonormal_and_hold_smooth_images(shape):
+    basis = low_frequencies(shape, most=300)
+    assert basis.shape[0] == math.prod(shape)
+    assert basis.shape[1] <= 300
+    torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
+    smooth = torch.linspace(-1, 1, shape[1]).double()[None, :, None].expand(shape).flatten()
+    assert (basis @ (basis.T @ smooth) - smooth).norm() < 0.1 * smooth.norm()
+
+
+def test_images_too_large_for_a_covariance_keep_the_variance_outside_of_its_basis(monkeypatch):
+    monkeypatch.setattr("dpdm.training.prior._MOST_COORDINATES", 3 * 5 * 5)
+    data = blobs(side=12, channels=3)
+    prior, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
+    x = images_to_tensor(data.images).flatten(1).double()
+    deviations = x - prior.centres[data.labels]
+    total = deviations.square().sum(1).mean().item()
+    assert prior.variances.sum().item() + (432 - len(prior.variances)) * prior.floor.item() == pytest.approx(
+        total, rel=0.01
+    )
+
+
+def test_without_labels_there_is_one_class():
+    data = blobs(classes=1)
+    data = ImageDataset(images=data.images, labels=None, num_classes=0, name="blobs")
+    prior, _ = without_noise(data, PRIOR)
+    assert prior.classes.tolist() == [0, 0, 0]
+    x = prior.sample(torch.zeros(4, dtype=torch.long), generator=torch.Generator())
+    assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("number", [0, 1, 30])
+@pytest.mark.parametrize("prior", [PRIOR, PLAIN], ids=["mixture", "gaussian"])
+def test_hardly_any_records_still_give_a_finite_prior(number, prior):
+    data = blobs(number=number)
+    plan = DPSGD(
+        dataset_size=50,
+        expected_batch_size=5,
+        steps=0,
+        delta=1e-3,
+        earlier=prior.releases(epsilon=0.1, delta=1e-3, alone=True),
+    )
+    run = plan.calibrate(epsilon=0.1).start(None)
+    found = release_prior(run, data, prior, seed=0)
+    assert run.finished
+    for tensor in found.state_dict().values():
+        assert tensor.isfinite().all()
+    assert (found.variances > 0).all()
+    assert found.sample(torch.tensor([0, 1]), generator=torch.Generator()).isfinite().all()
+
+
+def test_releases_share_the_budget_as_they_say():
+    prior = Prior(share=0.25, centres=5, rounds=2, split=(1.0, 2.0, 1.0))
+    releases = prior.releases(epsilon=1.0, delta=1e-5)
+    squared = [1 / r.noise_multiplier**2 for r in releases]
+    assert squared == pytest.approx([0.25 * 0.26805112**2 * part for part in (0.25, 0.5, 0.125, 0.125)], rel=1e-6)
+    alone = prior.releases(epsilon=1.0, delta=1e-5, alone=True)
+    assert sum(1 / r.noise_multiplier**2 for r in alone) == pytest.approx(0.26805112**2, rel=1e-6)
+    assert len(Prior(centres=1).releases(epsilon=1.0, delta=1e-5)) == 2
+
+
+def test_every_release_carries_the_noise_of_its_event():
+    class Recording:
+        def __init__(self, run):
+            self.run, self.plan, self.seen = run, run.plan, []
+
+        def release(self, total, *, sensitivity):
+            noisy = self.run.release(total, sensitivity=sensitivity)
+            self.seen.append((len(total), (noisy - total).std().item() / sensitivity))
+            return noisy
+
+    data = blobs(side=8)
+    plan = DPSGD(
+        dataset_size=3000,
+        expected_batch_size=5,
+        steps=0,
+        delta=1e-5,
+        earlier=PRIOR.releases(epsilon=5, delta=1e-5, alone=True),
+    )
+    plan = plan.calibrate(epsilon=5.0)
+    run = Recording(plan.start(None))
+    release_prior(run, data, PRIOR, seed=0)
+    assert len(run.seen) == len(plan.earlier) == 6
+    for (coordinates, ratio), event in zip(run.seen, plan.earlier, strict=True):
+        assert ratio == pytest.approx(event.noise_multiplier, rel=5 / math.sqrt(2 * coordinates))
+
+
+def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_too():
+    plan = DPSGD(dataset_size=50, expected_batch_size=5, steps=3, delta=1e-3, noise_multiplier=1.0)
+    with pytest.raises(InputError, match="its prior needs 6"):
+        Trainer(mechanism=plan, prior=PRIOR, preconditioning=MomentMatched())
+    with pytest.raises(InputError, match="come together"):
+        Trainer(mechanism=plan, preconditioning=MomentMatched())
+    with pytest.raises(InputError, match="come together"):
+        Trainer(mechanism=plan, prior=PRIOR)
+
+
+def test_a_run_goes_on_with_the_prior_it_released(tmp_path):
+    data = blobs(number=60)
+    plan = DPSGD(
+        dataset_size=60, expected_batch_size=5, steps=6, delta=1e-3, earlier=PRIOR.releases(epsilon=5, delta=1e-3)
+    ).calibrate(epsilon=5.0)
+    trainer = Trainer(
+        network=MLP(width=8, blocks=1),
+        preconditioning=MomentMatched(),
+        prior=PRIOR,
+        mechanism=plan,
+        run=tmp_path / "run",
+    )
+    steps = trainer.steps(data)
+    next(steps)
+    steps.close()
+    before = (tmp_path / "run" / "private" / "prior.safetensors").read_bytes()
+    release = trainer.fit(data)
+    assert (tmp_path / "run" / "private" / "prior.safetensors").read_bytes() == before
+    again = type(release).load(tmp_path / "run")
+    torch.testing.assert_close(again.denoiser.state_dict(), release.denoiser.state_dict(), rtol=0, atol=0)
+    assert release.sample(4)[0].shape == (4, 6, 6, 1)
+
+
+def test_a_prior_that_a_crash_lost_is_never_released_again(tmp_path):
+    data = blobs(number=60)
+    plan = DPSGD(
+        dataset_size=60, expected_batch_size=5, steps=60, delta=1e-3, earlier=PLAIN.releases(epsilon=5, delta=1e-3)
+    ).calibrate(epsilon=5.0)
+    trainer = Trainer(
+        network=MLP(width=8, blocks=1),
+        preconditioning=MomentMatched(),
+        prior=PLAIN,
+        mechanism=plan,
+        run=tmp_path / "run",
+    )
+    steps = trainer.steps(data)
+    next(steps)
+    del steps
+    (tmp_path / "run" / "private" / "prior.safetensors").unlink()
+    with pytest.raises(InputError, match="a crash spent the prior"):
+        trainer.fit(data)
+
+
+def test_the_prior_alone_is_a_release(tmp_path):
+    data = blobs()
+    plan = DPSGD(
+        dataset_size=3000,
+        expected_batch_size=5,
+        steps=0,
+        delta=1e-5,
+        earlier=PRIOR.releases(epsilon=5, delta=1e-5, alone=True),
+    ).calibrate(epsilon=5.0)
+    assert 4.9 < plan.epsilon() <= 5
+    assert "6 Gaussian releases, PLD" in plan.statement
+    trainer = Trainer(
+        preconditioning=MomentMatched(),
+        prior=PRIOR,
+        mechanism=plan,
+        run=tmp_path / "run",
+        entropy=InsecureSeededEntropy(0),
+    )
+    release = trainer.fit(data)
+    images, labels = type(release).load(tmp_path / "run").sample(2000, seed=0)
+    for label in range(2):
+        real = data.images[data.labels == label].mean(0)
+        assert np.abs(images[labels == label].mean(0) - real).mean() < 6
