@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dpdm.data import Channels, Fit, ImageDataset
     from dpdm.privacy import Mechanism
     from dpdm.training import ImageFacts, Release, Trainer
+    from dpdm.types import Images
 
 app = typer.Typer(
     help="Turn a private image data set into a generator whose images anyone may see, at a stated (ε, δ).",
@@ -60,11 +61,12 @@ def plan(
     if minutes is not None:
         config = fit_to_time(config, facts, mechanism, minutes=minutes)
         mechanism = config.plan(lambda: mechanism.dataset_size)
-    quarters = [mechanism.steps * part // 4 for part in (1, 2, 3, 4)]
+    quarters = [mechanism.steps * part // 4 for part in (1, 2, 3, 4)] if mechanism.steps else []
     cost = measure_step(config, facts, mechanism)
     report: dict[str, Any] = {
         "statement": mechanism.statement,
         "sample_rate": mechanism.sample_rate,
+        "earlier_noise_multipliers": [release.noise_multiplier for release in mechanism.earlier],
         "steps": mechanism.steps,
         "expected_batch_size": mechanism.expected_batch_size,
         "noise_multiplicity": config.loss.noise_multiplicity,
@@ -82,13 +84,21 @@ def plan(
     if as_json:
         return _print_json(report)
     _print(f"claim       {report['statement']}")
+    if mechanism.earlier:
+        noise = ", ".join(f"{multiplier:.3g}" for multiplier in report["earlier_noise_multipliers"])
+        _print(f"prior       {len(mechanism.earlier)} sums first; noise {noise} times what one image can change")
     if report["epsilon"] is not None:
-        curve = ", ".join(f"{_bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
-        _print(f"noise       {report['noise_multiplier']:.4g} times the clipping norm, on {mechanism.steps:,} steps")
-        _print(f"epsilon     {curve}")
+        if mechanism.steps:
+            curve = ", ".join(f"{_bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
+            _print(
+                f"noise       {report['noise_multiplier']:.4g} times the clipping norm, on {mechanism.steps:,} steps"
+            )
+            _print(f"epsilon     {curve}")
         loose = report["epsilon_rdp"] > 1.25 * report["epsilon"]
         remark = ", which is loose for few steps or tiny batches" if loose else ""
         _print(f"check       {_bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}")
+    if not mechanism.steps:
+        return _print("time        seconds: no network is trained")
     _print(
         f"batches     {mechanism.expected_batch_size:,} images a step on average, each in "
         f"{_copies(config)}; an image enters with probability {mechanism.sample_rate:.4g}"
@@ -120,6 +130,8 @@ def train(
         config = _fit(config, folder, minutes)
     data = config.data.open()
     trainer = Trainer.from_config(config, data, run=folder)
+    if trainer.prior is not None:
+        _note("first the prior: a few noisy sums over all images")
     with _say_how_to_go_on(folder):
         release = _train_with_progress(trainer, data, folder)
         images, labels = release.sample(max(1, release.facts.num_classes) * 10, seed=0)
@@ -183,6 +195,9 @@ def evaluate(
     baseline: Annotated[str | None, typer.Option(help="Real images to train the same classifiers on, beside.")] = None,
     fit: Annotated[str, typer.Option(help="How real images get to their size: crop, pad or resize.")] = "crop",
     num_classes: Annotated[int | None, typer.Option(help="How many classes, where the files do not say.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Fréchet distance too, on efficientnet-lite0's features or a TorchScript file's.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs; not for comparison.")] = False,
     seed: Annotated[int, typer.Option(help="Of the classifiers' weights and order.")] = 0,
     as_json: AsJson = False,
@@ -226,6 +241,8 @@ def evaluate(
             )
         target = report if name == "synthetic" else report.setdefault("baseline", {"source": source})
         target |= {key: asdict(score) for key, score in scores.items()}
+    if features is not None:
+        report["frechet"] = _frechet(features, made.images, test.images, None if baseline is None else data.images)
     report["covered_by_epsilon"] = False
     if as_json:
         return _print_json(report)
@@ -233,8 +250,29 @@ def evaluate(
         beside = f"   (trained on {baseline}: {100 * report['baseline'][key]['accuracy']:.1f} %)" if baseline else ""
         score = report[key]
         _print(f"{key:7} {100 * score['accuracy']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]{beside}")
+    if features is not None:
+        distance = report["frechet"]
+        beside = f"   ({baseline}: {distance['baseline']:.2f})" if baseline else ""
+        _print(f"Fréchet {distance['distance']:.2f} on {distance['count']:,} images, {distance['features']}{beside}")
     seen = f"{reference} and {baseline}" if baseline else reference
     _print(f"These scores were computed from {seen}. If those images are private, so are they: ε does not cover them.")
+
+
+def _frechet(name: str, made: "Images", test: "Images", baseline: "Images | None") -> dict[str, Any]:
+    """Return the Fréchet distance of synthetic from real images, and of other real ones, from as many of each."""
+    from dpdm.evaluation import features_by_name, frechet_distance, image_features
+
+    features = features_by_name(name)
+    sets = {"distance": made, "baseline": baseline, "reference": test}
+    count = min(len(images) for images in sets.values() if images is not None)
+    seen = {}
+    for key, images in sets.items():
+        if images is not None:
+            with _progress(f"features of {count:,} images", count) as advance:
+                seen[key] = image_features(images[:count], features, on_progress=lambda done: advance(done, ""))
+    real = seen.pop("reference")
+    scores = {key: frechet_distance(values, real) for key, values in seen.items()}
+    return {"features": features.name, "count": count, **scores}
 
 
 def main() -> None:

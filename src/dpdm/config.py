@@ -28,6 +28,7 @@ from dpdm.diffusion import (
     DenoisingLoss,
     DPMSolver,
     FromPrior,
+    MatchedSolver,
     MomentMatched,
     StochasticDDIM,
     V,
@@ -49,7 +50,7 @@ from dpdm.types import InputError, require_positive, require_seed
 T = TypeVar("T")
 Table = dict[str, Any]
 AnyPreconditioning = EDM | V | VP | VE | MomentMatched
-AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | FromPrior
+AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver | FromPrior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,8 +272,9 @@ def require_samplers_trained(
 ) -> None:
     """Raise InputError if a sampler asks for noise levels or for a null class that training does not have."""
     for name, sampler in samplers.items():
-        if isinstance(sampler, FromPrior) and not isinstance(preconditioning, MomentMatched):
-            raise InputError(f"{name}.kind = prior needs moment-matched preconditioning, which has one")
+        if isinstance(sampler, FromPrior | MatchedSolver) and not isinstance(preconditioning, MomentMatched):
+            kind = _KIND_OF[type(sampler)]
+            raise InputError(f"{name}.kind = {kind} needs moment-matched preconditioning, which has a prior")
         sampler.require_trained(preconditioning.noise_levels, name=name)
         if sampler.guidance and not loss.label_dropout:
             raise InputError(
@@ -297,6 +299,7 @@ _KIND_OF: dict[type, str] = {
     Churn: "churn",
     DPMSolver: "dpm-solver++",
     MomentMatched: "moment-matched",
+    MatchedSolver: "matched-solver",
     FromPrior: "prior",
 }
 

@@ -19,7 +19,16 @@ from dpdm.diffusion.preconditioning import (
     V,
 )
 from dpdm.diffusion.prior import GaussianMixture
-from dpdm.diffusion.samplers import DDIM, Churn, DPMSolver, FromPrior, Guided, Sampler, StochasticDDIM
+from dpdm.diffusion.samplers import (
+    DDIM,
+    Churn,
+    DPMSolver,
+    FromPrior,
+    Guided,
+    MatchedSolver,
+    Sampler,
+    StochasticDDIM,
+)
 
 __all__ = [
     "DDIM",
@@ -35,6 +44,7 @@ __all__ = [
     "Guided",
     "LogNormal",
     "LogUniform",
+    "MatchedSolver",
     "MomentMatched",
     "NoiseLevels",
     "NoisyBatch",

@@ -108,6 +108,10 @@ class GaussianMixture(nn.Module):
         of_floor = gain(self.floor)
         return of_floor * x + ((x @ self.vectors) * (gain(self.variances) - of_floor)) @ self.vectors.T
 
+    def mean(self, labels: Int[Tensor, " batch"]) -> Float64[Tensor, "batch dimension"]:
+        """Return E[x₀ | label]."""
+        return self._of_class(self.log_weights.expand(len(labels), -1), labels).softmax(1) @ self.centres
+
     def mean_variance(self, sigma: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
         """Return the mean over pixels of x₀'s variance about one centre's Wiener filter: tr(σ² Σ (Σ + σ² I)⁻¹) / d."""
         variance = sigma.double()[..., None] ** 2

@@ -82,7 +82,7 @@ class EfficientNetLite0:
 
 @dataclass(frozen=True)
 class TorchScriptFeatures:
-    """The features of a TorchScript file: of images as uint8 (number, 3, height, width), resized by the file's own rule.
+    """The features of a TorchScript file, which takes uint8 images (number, 3, height, width) and resizes them itself.
 
     Inception as distributed for published scores is such a file; if it knows an argument `return_features`, it is set.
 
@@ -119,20 +119,20 @@ def features_by_name(name: str) -> Features:
 
 @torch.inference_mode()
 def image_features(
-    images: Images, features: Features, *, on_progress: Callable[[int, int], None] | None = None
+    images: Images, features: Features, *, on_progress: Callable[[int], None] | None = None
 ) -> Float[Tensor, "images features"]:
     """Return the feature vector of each image.
 
     Args:
         images: uint8 (number, height, width, channel).
         features: Which.
-        on_progress: Called after each part with the number of images done and of all.
+        on_progress: Called after each part with its number of images.
     """
     compute, parts = features.build(), []
     for start in range(0, len(images), _PART):
         parts.append(compute(images[start : start + _PART]))
         if on_progress is not None:
-            on_progress(min(start + _PART, len(images)), len(images))
+            on_progress(len(parts[-1]))
     return torch.cat(parts)
 
 

@@ -412,7 +412,7 @@ class MechanismRun:
 
 def _require_something(steps: int, earlier: tuple[GaussianRelease, ...]) -> None:
     """Raise InputError if a plan releases nothing."""
-    if steps < 0 or not (steps or earlier):
+    if not 0 <= steps < math.inf or not (steps or earlier):
         raise InputError(f"steps must be a number above 0, or 0 after earlier releases, not {steps}")
 
 

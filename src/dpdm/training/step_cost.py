@@ -1,6 +1,7 @@
 """What a step costs on this machine, and what fits it: measured on random images, so no private data is read."""
 
 import dataclasses
+import math
 import os
 import resource
 import sys
@@ -97,16 +98,21 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
         facts: Shape and classes of the images.
         mechanism: The plan: batch size and number of records.
     """
+    if not mechanism.steps:
+        return StepCost(0, 0.0, _records_gib(facts, mechanism), mechanism.expected_batch_size)
     stopwatch = _Stopwatch(config, facts)
     each, beside = stopwatch.seconds(config.loss, mechanism.expected_batch_size)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-    records = mechanism.dataset_size * facts.shape[0] * facts.shape[1] * facts.shape[2] / 2**30
     return StepCost(
         stopwatch.parameters,
         each * mechanism.expected_batch_size + beside,
-        peak + records,
+        peak + _records_gib(facts, mechanism),
         min(mechanism.expected_batch_size, stopwatch.physical_batch_size(config.loss)),
     )
+
+
+def _records_gib(facts: ImageFacts, mechanism: Mechanism) -> float:
+    return mechanism.dataset_size * math.prod(facts.shape) / 2**30
 
 
 def fit_to_time(config: Config, facts: ImageFacts, mechanism: Mechanism, *, minutes: float) -> Config:
@@ -125,6 +131,8 @@ def fit_to_time(config: Config, facts: ImageFacts, mechanism: Mechanism, *, minu
         InputError: There is not even time for one step on one image.
     """
     require_positive(minutes=minutes)
+    if not mechanism.steps:
+        raise InputError("privacy.steps = 0 takes seconds and has no steps to fit to a time: leave out --minutes")
     stopwatch = _Stopwatch(config, facts)
     steps, batch = mechanism.steps, mechanism.expected_batch_size
 

@@ -60,7 +60,7 @@ def test_a_direction_that_stands_out_gets_the_variance_that_lies_along_it():
     truth = normal(dimensions)
     truth /= truth.norm()
     edge = noise_std * math.sqrt(2 * dimensions)
-    covariance = 3 * edge * torch.outer(truth, truth) + 0.01 * torch.eye(dimensions, dtype=torch.float64)
+    covariance = 3 * edge * torch.outer(truth, truth) + 0.001 * torch.eye(dimensions, dtype=torch.float64)
     noisy = covariance + moments.symmetric_matrix(noise_std * normal(dimensions * (dimensions + 1) // 2))
     vectors, variances, floor = moments.denoised_spectrum(noisy, noise_std=noise_std, least_variance=1e-6)
     assert len(variances) == 1

@@ -10,7 +10,7 @@ from dpdm.config import Prior
 from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
 from dpdm.networks import MLP
-from dpdm.privacy import DPSGD, InsecureSeededEntropy, NonPrivate
+from dpdm.privacy import DPSGD, NonPrivate
 from dpdm.training import Trainer
 from dpdm.training.prior import low_frequencies, release_prior
 from dpdm.types import InputError, images_to_tensor
@@ -19,7 +19,19 @@ PRIOR = Prior(centres=3, rounds=4)
 PLAIN = Prior(centres=1)
 
 
-def blobs(number=3000, *, side=6, channels=1, classes=2):
+def plan_for(prior, *, steps, epsilon, size=60, delta=1e-3):
+    releases = prior.releases(epsilon=epsilon, delta=delta, alone=not steps)
+    plan = DPSGD(dataset_size=size, expected_batch_size=5, steps=steps, delta=delta, earlier=releases)
+    return plan.calibrate(epsilon=epsilon)
+
+
+def trainer_of(plan, prior, folder):
+    return Trainer(
+        network=MLP(width=8, blocks=1), preconditioning=MomentMatched(), prior=prior, mechanism=plan, run=folder / "run"
+    )
+
+
+def blobs(number=3000, *, side=8, channels=1, classes=2):
     """Images of `classes` classes in three clusters each, with smooth differences inside a cluster."""
     rng = np.random.default_rng(0)
     labels = rng.integers(classes, size=number)
@@ -47,15 +59,9 @@ def test_one_gaussian_a_class_has_the_means_and_the_covariance_of_the_records():
     means = torch.stack([x[data.labels == label].mean(0) for label in range(2)])
     torch.testing.assert_close(prior.centres, means, atol=1e-6, rtol=1e-6)
     within = (x - means[data.labels]).T @ (x - means[data.labels]) / len(x)
-    found = prior.filtered(torch.eye(36, dtype=torch.float64), lambda v: v)
+    found = prior.filtered(torch.eye(64, dtype=torch.float64), lambda v: v)
     torch.testing.assert_close(found, within, atol=2e-4, rtol=1e-3)
-    torch.testing.assert_close(
-        prior.log_weights.softmax(0),
-        torch.bincount(torch.from_numpy(data.labels)) / len(x),
-        atol=1e-6,
-        rtol=1e-6,
-        check_dtype=False,
-    )
+    assert prior.log_weights.softmax(0).tolist() == pytest.approx(np.bincount(data.labels) / len(x))
 
 
 def test_several_centres_a_class_explain_what_one_takes_for_variance():
@@ -63,13 +69,13 @@ def test_several_centres_a_class_explain_what_one_takes_for_variance():
     one, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
     several, run = without_noise(data, Prior(centres=3, rounds=8, max_deviation=2.0))
     assert run.spent == 10
-    assert several.centres.shape == (6, 36)
+    assert several.centres.shape == (6, 64)
     assert several.variances.sum() < 0.5 * one.variances.sum()
     # Total variance is kept: centres and what lies about them.
     weights = several.log_weights.exp().view(2, 3)
     weights = weights / weights.sum(1, keepdim=True)
-    middle = (weights[:, :, None] * several.centres.view(2, 3, 36)).sum(1)
-    between = (weights[:, :, None] * (several.centres.view(2, 3, 36) - middle[:, None]) ** 2).sum((1, 2)).mean()
+    middle = (weights[:, :, None] * several.centres.view(2, 3, 64)).sum(1)
+    between = (weights[:, :, None] * (several.centres.view(2, 3, 64) - middle[:, None]) ** 2).sum((1, 2)).mean()
     assert between + several.variances.sum() == pytest.approx(one.variances.sum().item(), rel=0.05)
 
 
@@ -104,18 +110,11 @@ def test_without_labels_there_is_one_class():
     assert x.isfinite().all()
 
 
-@pytest.mark.parametrize("number", [0, 1, 30])
+@pytest.mark.parametrize("number", [1, 30])
 @pytest.mark.parametrize("prior", [PRIOR, PLAIN], ids=["mixture", "gaussian"])
 def test_hardly_any_records_still_give_a_finite_prior(number, prior):
     data = blobs(number=number)
-    plan = DPSGD(
-        dataset_size=50,
-        expected_batch_size=5,
-        steps=0,
-        delta=1e-3,
-        earlier=prior.releases(epsilon=0.1, delta=1e-3, alone=True),
-    )
-    run = plan.calibrate(epsilon=0.1).start(None)
+    run = plan_for(prior, steps=0, epsilon=0.1).start(None)
     found = release_prior(run, data, prior, seed=0)
     assert run.finished
     for tensor in found.state_dict().values():
@@ -144,15 +143,8 @@ def test_every_release_carries_the_noise_of_its_event():
             self.seen.append((len(total), (noisy - total).std().item() / sensitivity))
             return noisy
 
-    data = blobs(side=8)
-    plan = DPSGD(
-        dataset_size=3000,
-        expected_batch_size=5,
-        steps=0,
-        delta=1e-5,
-        earlier=PRIOR.releases(epsilon=5, delta=1e-5, alone=True),
-    )
-    plan = plan.calibrate(epsilon=5.0)
+    data = blobs()
+    plan = plan_for(PRIOR, steps=0, epsilon=5.0)
     run = Recording(plan.start(None))
     release_prior(run, data, PRIOR, seed=0)
     assert len(run.seen) == len(plan.earlier) == 6
@@ -172,16 +164,7 @@ def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_t
 
 def test_a_run_goes_on_with_the_prior_it_released(tmp_path):
     data = blobs(number=60)
-    plan = DPSGD(
-        dataset_size=60, expected_batch_size=5, steps=6, delta=1e-3, earlier=PRIOR.releases(epsilon=5, delta=1e-3)
-    ).calibrate(epsilon=5.0)
-    trainer = Trainer(
-        network=MLP(width=8, blocks=1),
-        preconditioning=MomentMatched(),
-        prior=PRIOR,
-        mechanism=plan,
-        run=tmp_path / "run",
-    )
+    trainer = trainer_of(plan_for(PRIOR, steps=6, epsilon=5.0), PRIOR, tmp_path)
     steps = trainer.steps(data)
     next(steps)
     steps.close()
@@ -190,21 +173,12 @@ def test_a_run_goes_on_with_the_prior_it_released(tmp_path):
     assert (tmp_path / "run" / "private" / "prior.safetensors").read_bytes() == before
     again = type(release).load(tmp_path / "run")
     torch.testing.assert_close(again.denoiser.state_dict(), release.denoiser.state_dict(), rtol=0, atol=0)
-    assert release.sample(4)[0].shape == (4, 6, 6, 1)
+    assert release.sample(4)[0].shape == (4, 8, 8, 1)
 
 
 def test_a_prior_that_a_crash_lost_is_never_released_again(tmp_path):
     data = blobs(number=60)
-    plan = DPSGD(
-        dataset_size=60, expected_batch_size=5, steps=60, delta=1e-3, earlier=PLAIN.releases(epsilon=5, delta=1e-3)
-    ).calibrate(epsilon=5.0)
-    trainer = Trainer(
-        network=MLP(width=8, blocks=1),
-        preconditioning=MomentMatched(),
-        prior=PLAIN,
-        mechanism=plan,
-        run=tmp_path / "run",
-    )
+    trainer = trainer_of(plan_for(PLAIN, steps=60, epsilon=5.0), PLAIN, tmp_path)
     steps = trainer.steps(data)
     next(steps)
     del steps
@@ -215,22 +189,10 @@ def test_a_prior_that_a_crash_lost_is_never_released_again(tmp_path):
 
 def test_the_prior_alone_is_a_release(tmp_path):
     data = blobs()
-    plan = DPSGD(
-        dataset_size=3000,
-        expected_batch_size=5,
-        steps=0,
-        delta=1e-5,
-        earlier=PRIOR.releases(epsilon=5, delta=1e-5, alone=True),
-    ).calibrate(epsilon=5.0)
+    plan = plan_for(PRIOR, steps=0, epsilon=5.0, size=3000, delta=1e-5)
     assert 4.9 < plan.epsilon() <= 5
     assert "6 Gaussian releases, PLD" in plan.statement
-    trainer = Trainer(
-        preconditioning=MomentMatched(),
-        prior=PRIOR,
-        mechanism=plan,
-        run=tmp_path / "run",
-        entropy=InsecureSeededEntropy(0),
-    )
+    trainer = trainer_of(plan, PRIOR, tmp_path)
     release = trainer.fit(data)
     images, labels = type(release).load(tmp_path / "run").sample(2000, seed=0)
     for label in range(2):
