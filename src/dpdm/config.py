@@ -85,14 +85,14 @@ class Prior:
             without steps, since the prior then gets all.
         centres: Gaussians for each class.
         rounds: Of k-means, by which the centres are found; of no use to one centre.
-        split: What class means, covariance and all rounds together get, in proportion.
-        max_deviation: What a record's deviation from its class's mean is clipped to: a root mean square per pixel.
+        split: What mean, class means, covariance and all rounds together get, in proportion.
+        max_deviation: What a record's deviation from a mean is clipped to: a root mean square per pixel.
     """
 
     share: float = 0.2
     centres: int = 10
     rounds: int = 3
-    split: tuple[float, float, float] = (0.25, 0.45, 0.3)
+    split: tuple[float, float, float, float] = (0.01, 0.25, 0.4, 0.34)
     max_deviation: float = 0.5
 
     def __post_init__(self) -> None:
@@ -110,8 +110,9 @@ class Prior:
             delta: δ of the whole claim.
             alone: Whether no steps follow, so that all of the budget is for these.
         """
-        means, covariance, rounds = self.split
-        parts = [means, covariance, *([rounds / self.rounds] * self.rounds if self.centres > 1 else [])]
+        *parts, rounds = self.split
+        if self.centres > 1:
+            parts += [rounds / self.rounds] * self.rounds
         share = 1.0 if alone else self.share
         whole = gaussian_mu(epsilon=epsilon, delta=delta)
         multipliers = [1 / (whole * math.sqrt(share * part / sum(parts))) for part in parts]

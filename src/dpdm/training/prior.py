@@ -1,7 +1,7 @@
 """The prior: a mixture of Gaussians from a few noisy sums over all records, released before the first step.
 
-In this order: sums and counts of classes, the second moment within classes, and for several centres a class a few
-rounds of k-means. Every sum passes `MechanismRun.release`; all else here is post-processing of what it returns.
+In this order: the sum of all, sums and counts of classes, the second moment within classes, and for several centres a
+class a few rounds of k-means. Every sum passes `MechanismRun.release`; all else is post-processing of what it returns.
 """
 
 import math
@@ -18,6 +18,7 @@ from dpdm.diffusion import GaussianMixture
 from dpdm.privacy import MechanismRun
 from dpdm.privacy.moments import (
     BoundedSum,
+    Groups,
     Spectrum,
     denoised_spectrum,
     group_means,
@@ -78,12 +79,23 @@ class _Fit:
         )
 
     def _class_means(self) -> tuple[Float64[Tensor, "class dimension"], Float64[Tensor, " class"]]:
-        longest = math.sqrt(self.dimensions)  # of an image in [-1, 1]: nothing is clipped
-        shape = {"groups": self._classes, "count_scale": longest / _COUNT_NOISE}
-        sums = group_sums(self._records(), dimensions=self.dimensions, max_norm=longest, **shape)  # type: ignore[arg-type]
+        """Return the mean and the count of each class.
+
+        First the mean of all, for little of the budget, since it is only a point to start from: what a class's mean
+        deviates from it by is short, needs less noise, and makes good whatever noise the mean of all has.
+        """
+        of_all, _ = self._means(((x, torch.zeros_like(label)) for x, label in self._records()), groups=1, root=1.0)
+        deviations = ((x - of_all, label) for x, label in self._records())
+        means, counts = self._means(deviations, groups=self._classes, root=self._settings.max_deviation)
+        return (of_all + means).clamp(-1, 1), counts
+
+    def _means(self, parts: Iterator[tuple[Tensor, Tensor]], *, groups: int, root: float) -> Groups:
+        """Return means and counts of groups of rows, whose root mean square is clipped to `root`."""
+        bound = root * math.sqrt(self.dimensions)
+        scale = bound / _COUNT_NOISE
+        sums = group_sums(parts, groups=groups, dimensions=self.dimensions, max_norm=bound, count_scale=scale)
         released, _ = self._release(sums)
-        means, counts = group_means(released, least_count=_LEAST_COUNT, **shape)  # type: ignore[arg-type]
-        return means.clamp(-1, 1), counts
+        return group_means(released, groups=groups, count_scale=scale, least_count=_LEAST_COUNT)
 
     def _within_classes(self, means: Tensor, count: float) -> Spectrum:
         """Return the covariance within classes, of low frequencies only where images are large."""

@@ -54,7 +54,7 @@ def without_noise(data, prior):
 def test_one_gaussian_a_class_has_the_means_and_the_covariance_of_the_records():
     data = blobs()
     prior, run = without_noise(data, Prior(centres=1, max_deviation=2.0))
-    assert run.spent == 2
+    assert run.spent == 3
     x = images_to_tensor(data.images).flatten(1).double()
     means = torch.stack([x[data.labels == label].mean(0) for label in range(2)])
     torch.testing.assert_close(prior.centres, means, atol=1e-6, rtol=1e-6)
@@ -68,7 +68,7 @@ def test_several_centres_a_class_explain_what_one_takes_for_variance():
     data = blobs()
     one, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
     several, run = without_noise(data, Prior(centres=3, rounds=8, max_deviation=2.0))
-    assert run.spent == 10
+    assert run.spent == 11
     assert several.centres.shape == (6, 64)
     assert several.variances.sum() < 0.5 * one.variances.sum()
     # Total variance is kept: centres and what lies about them.
@@ -124,13 +124,14 @@ def test_hardly_any_records_still_give_a_finite_prior(number, prior):
 
 
 def test_releases_share_the_budget_as_they_say():
-    prior = Prior(share=0.25, centres=5, rounds=2, split=(1.0, 2.0, 1.0))
+    prior = Prior(share=0.25, centres=5, rounds=2, split=(0.5, 0.5, 2.0, 1.0))
     releases = prior.releases(epsilon=1.0, delta=1e-5)
     squared = [1 / r.noise_multiplier**2 for r in releases]
-    assert squared == pytest.approx([0.25 * 0.26805112**2 * part for part in (0.25, 0.5, 0.125, 0.125)], rel=1e-6)
+    parts = (0.125, 0.125, 0.5, 0.125, 0.125)
+    assert squared == pytest.approx([0.25 * 0.26805112**2 * part for part in parts], rel=1e-6)
     alone = prior.releases(epsilon=1.0, delta=1e-5, alone=True)
     assert sum(1 / r.noise_multiplier**2 for r in alone) == pytest.approx(0.26805112**2, rel=1e-6)
-    assert len(Prior(centres=1).releases(epsilon=1.0, delta=1e-5)) == 2
+    assert len(Prior(centres=1).releases(epsilon=1.0, delta=1e-5)) == 3
 
 
 def test_every_release_carries_the_noise_of_its_event():
@@ -147,14 +148,14 @@ def test_every_release_carries_the_noise_of_its_event():
     plan = plan_for(PRIOR, steps=0, epsilon=5.0)
     run = Recording(plan.start(None))
     release_prior(run, data, PRIOR, seed=0)
-    assert len(run.seen) == len(plan.earlier) == 6
+    assert len(run.seen) == len(plan.earlier) == 7
     for (coordinates, ratio), event in zip(run.seen, plan.earlier, strict=True):
         assert ratio == pytest.approx(event.noise_multiplier, rel=5 / math.sqrt(2 * coordinates))
 
 
 def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_too():
     plan = DPSGD(dataset_size=50, expected_batch_size=5, steps=3, delta=1e-3, noise_multiplier=1.0)
-    with pytest.raises(InputError, match="its prior needs 6"):
+    with pytest.raises(InputError, match="its prior needs 7"):
         Trainer(mechanism=plan, prior=PRIOR, preconditioning=MomentMatched())
     with pytest.raises(InputError, match="come together"):
         Trainer(mechanism=plan, preconditioning=MomentMatched())
@@ -191,7 +192,7 @@ def test_the_prior_alone_is_a_release(tmp_path):
     data = blobs()
     plan = plan_for(PRIOR, steps=0, epsilon=5.0, size=3000, delta=1e-5)
     assert 4.9 < plan.epsilon() <= 5
-    assert "6 Gaussian releases, PLD" in plan.statement
+    assert "7 Gaussian releases, PLD" in plan.statement
     trainer = trainer_of(plan, PRIOR, tmp_path)
     release = trainer.fit(data)
     images, labels = type(release).load(tmp_path / "run").sample(2000, seed=0)
