@@ -1,4 +1,4 @@
-"""The ablations of Dockhorn et al. 2023 in small: noise multiplicity, preconditionings and samplers on Fashion-MNIST.
+"""The ablations of Dockhorn et al. 2023 in small, and those of the prior, on Fashion-MNIST.
 
     python benchmarks/ablations.py [pattern]        # all cells, or those whose name contains the pattern
 
@@ -10,6 +10,7 @@ same command goes on where it was stopped, and skips what is done. Prints the ta
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,21 +19,28 @@ from dpdm.diffusion import Sampler
 from dpdm.evaluation import QUICK
 from dpdm.training.files import read_json, write_json
 
+FIRST, LAST = slice(50_000), slice(50_000, 60_000)
 FOLDER = Path("runs/ablations")
 NUM_IMAGES = 10_000
 TEN_MINUTES = ("privacy.steps=320", "privacy.expected_batch_size=480", "loss.noise_multiplicity=4")  # on one core
 MANY_COPIES = ("privacy.steps=240", "privacy.expected_batch_size=192", "privacy.epsilon=1")  # K = 32: ten minutes
 DDIM = ("sampler.kind=ddim", "sampler.steps=25")
+PRIOR_ALONE = ("privacy.steps=0", "privacy.dataset_size=50000")
+WITH_NETWORK = ("privacy.steps=250", "privacy.dataset_size=50000", "privacy.epsilon=1")  # five minutes on two cores
 FASTEST_TO_LEARN = "preconditioning.kind=v"  # EDM learns next to nothing from so few steps, whatever K
 
 
 class Cell(NamedTuple):
-    """One row: a run by its name, the settings that make it, and the sampler if it is not the run's own."""
+    """One row: a run by its name, the settings that make it, and the sampler if it is not the run's own.
+
+    What settings were chosen by (`search`) trains on 50,000 of the training images and tests on the other 10,000.
+    """
 
     name: str
     run: str
     overrides: tuple[str, ...]
     sampler: Sampler | None = None
+    search: bool = False
 
 
 def cells() -> list[Cell]:
@@ -60,11 +68,38 @@ def cells() -> list[Cell]:
         churn = f", churn {sampler.s_churn:g}" if isinstance(sampler, dpdm.Churn) else ""
         name = f"{type(sampler).__name__}, {sampler.steps} steps{churn}, EDM, ε = 10"
         rows.append(Cell(name, edm.run, edm.overrides, sampler))
+    return rows + _prior_cells()
+
+
+def _prior_cells() -> list[Cell]:
+    """Return the rows that say what a prior is made of, and what a network adds to it."""
+    rows = []
+    for epsilon in ("0.2", "1", "10"):
+        for centres in (1, 3, 10, 30):
+            settings = (*PRIOR_ALONE, f"privacy.epsilon={epsilon}", f"prior.centres={centres}")
+            name = f"prior alone, ε = {epsilon}, centres = {centres}"
+            rows.append(Cell(name, f"prior-{epsilon}-{centres}", settings, search=True))
+    for key, values in {"max_deviation": ("0.35", "0.7", "1.0"), "rounds": ("1", "6")}.items():
+        for value in values:
+            settings = (*PRIOR_ALONE, "privacy.epsilon=1", "prior.centres=10", f"prior.{key}={value}")
+            name = f"prior alone, ε = 1, centres = 10, {key} = {value}"
+            rows.append(Cell(name, f"prior-{key}-{value}", settings, search=True))
+    networks = {
+        "V": ("preconditioning.kind=v", "sampler.sigma_max=80"),
+        "prior and network": ("prior.centres=10",),
+        "prior and network, share = 0.5": ("prior.centres=10", "prior.share=0.5"),
+        "prior and network, K = 1": ("prior.centres=10", "loss.noise_multiplicity=1"),
+    }
+    for name, settings in networks.items():
+        whole = (*WITH_NETWORK, *settings)
+        rows.append(Cell(f"ε = 1, {name}", f"network-{name.replace(' ', '')}", whole, search=True))
     return rows
 
 
 def measure(cell: Cell, data: dpdm.ImageDataset, test: dpdm.ImageDataset) -> dict[str, object]:
     """Train, unless that is done, sample and evaluate."""
+    if cell.search:
+        data, test = (replace(data, images=data.images[p], labels=data.labels[p]) for p in (FIRST, LAST))
     config = dpdm.load_config("fashion-mnist-cpu", overrides=cell.overrides)
     trainer = dpdm.Trainer.from_config(config, data, run=FOLDER / cell.run)
     steps, started, told = trainer.steps(data), time.monotonic(), 0.0

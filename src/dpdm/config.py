@@ -185,7 +185,7 @@ class Training:
         seed: Of the network's initial weights, and of nothing else.
     """
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     warmup: float = 0.05
     decay: float = 0.1
     ema_decay: float = 0.999
@@ -234,7 +234,7 @@ class Config:
     privacy: Privacy | NoPrivacy = field(default_factory=Privacy)
     prior: Prior | None = None
     network: Network = field(default_factory=CompactUNet)
-    preconditioning: AnyPreconditioning = field(default_factory=EDM)
+    preconditioning: AnyPreconditioning = field(default_factory=MomentMatched)
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     training: Training = field(default_factory=Training)
     sampler: AnySampler = field(default_factory=DDIM)

@@ -27,7 +27,7 @@ class CompactUNet:
         (space to depth): Shi et al. 2016.
     """
 
-    width: int = 48
+    width: int = 16
     blocks: int = 1
     patch: int = 2
 

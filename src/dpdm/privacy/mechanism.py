@@ -168,6 +168,12 @@ class DPSGD:
 
     def claim(self, *, entropy: Entropy) -> dict[str, object]:
         """Return the claim for machines: what `privacy.json` holds. An insecure source voids it."""
+        of_steps = {
+            "noise_multiplier": self.noise_multiplier,
+            "sample_rate": self.sample_rate,
+            "expected_batch_size": self.expected_batch_size,
+            "max_grad_norm": self.max_grad_norm,
+        }
         return {
             "private": entropy.secure,
             "statement": self.statement if entropy.secure else "NOT PRIVATE: noise and batches came from a known seed",
@@ -177,12 +183,9 @@ class DPSGD:
             "epsilon": round_up(self.epsilon()) if entropy.secure else None,
             "delta": self.delta,
             "epsilon_rdp": round_up(self.epsilon(accountant="rdp")) if entropy.secure else None,
-            "noise_multiplier": self.noise_multiplier,
-            "sample_rate": self.sample_rate,
-            "steps": self.steps,
             "dataset_size": self.dataset_size,
-            "expected_batch_size": self.expected_batch_size,
-            "max_grad_norm": self.max_grad_norm,
+            "steps": self.steps,
+            **(of_steps if self.steps else {}),
             "earlier_noise_multipliers": [release.noise_multiplier for release in self.earlier],
             "accountant": {
                 "pld": "dp-accounting, privacy loss distributions",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dpdm.config import Privacy
+from dpdm.config import Prior, Privacy
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DenoisingLoss
+from dpdm.diffusion import DenoisingLoss, MomentMatched
 from dpdm.networks import CompactUNet, Network
 from dpdm.training.release import Release
 from dpdm.training.trainer import Trainer
@@ -24,7 +24,7 @@ class Synthesizer:
         dataset_size: A public figure for the number of images; the claim is then about adding or removing one. None
             takes the exact number as public, and the claim is about blanking one out.
         delta: δ of the claim.
-        steps: Noisy gradients. More of them cost time, and more noise each.
+        steps: Noisy gradients. More of them cost time, and more noise each; with 0 the prior is all there is.
         expected_batch_size: None is a sixteenth of the size, from 64 to 2048.
         noise_multiplicity: Noisy copies of an image in one step.
         network: What to train.
@@ -38,7 +38,7 @@ class Synthesizer:
     steps: int = 500
     expected_batch_size: int | None = None
     noise_multiplicity: int = 8
-    network: Network = field(default_factory=lambda: CompactUNet(width=32))
+    network: Network = field(default_factory=CompactUNet)
     run: Path | str | None = None
 
     def fit(self, images: Images, labels: Labels | None = None) -> Release:
@@ -61,9 +61,12 @@ class Synthesizer:
             expected_batch_size=self.expected_batch_size,
             steps=self.steps,
         )
+        prior = Prior()
         trainer = Trainer(
             network=self.network,
-            mechanism=privacy.plan(lambda: len(data)),
+            preconditioning=MomentMatched(),
+            prior=prior,
+            mechanism=privacy.plan(lambda: len(data), prior),
             loss=DenoisingLoss(noise_multiplicity=self.noise_multiplicity),
             run=self.run,
         )
