@@ -84,7 +84,7 @@ def plan(
     if as_json:
         return _print_json(report)
     _print(f"claim       {report['statement']}")
-    if mechanism.earlier:
+    if mechanism.earlier and report["epsilon"] is not None:
         noise = ", ".join(f"{multiplier:.3g}" for multiplier in report["earlier_noise_multipliers"])
         _print(f"prior       {len(mechanism.earlier)} sums first; noise {noise} times what one image can change")
     if report["epsilon"] is not None:
@@ -130,15 +130,15 @@ def train(
         config = _fit(config, folder, minutes)
     data = config.data.open()
     trainer = Trainer.from_config(config, data, run=folder)
-    if trainer.prior is not None:
-        _note("first the prior: a few noisy sums over all images")
-    with _say_how_to_go_on(folder):
+    with _say_how_to_go_on(folder, has_prior=trainer.prior is not None):
         release = _train_with_progress(trainer, data, folder)
         images, labels = release.sample(max(1, release.facts.num_classes) * 10, seed=0)
         save_grid(folder / "release" / "samples.png", images, labels, num_classes=max(1, release.facts.num_classes))
     if as_json:
         return _print_json(release.privacy)
     _print(f"done: {release.statement}")
+    if not trainer.mechanism.steps:
+        _print("no network was trained: images are drawn from the prior")
     _print(f"publish {folder / 'release'}; keep {folder / 'private'} to yourself")
     _print(f"next: dpdm sample {folder} -n 60000 -o synthetic.npz")
 
@@ -204,7 +204,7 @@ def evaluate(
 ) -> None:
     """Train classifiers on synthetic images and test them on real ones."""
     from dpdm.data import open_dataset
-    from dpdm.evaluation import QUICK, UtilityProtocol, evaluate_utility
+    from dpdm.evaluation import QUICK, UtilityProtocol, evaluate_utility, features_by_name
 
     made = open_dataset(synthetic, num_classes=num_classes)
     channels, height, width = made.shape
@@ -220,6 +220,8 @@ def evaluate(
         )
 
     test = real(reference)
+    if features is not None:
+        features_by_name(features).build()  # a wrong name shows before the classifiers' hours
     protocol = QUICK if quick else UtilityProtocol()
     report: dict[str, Any] = {"reference": reference, "quick": quick}
     for name, source in (("synthetic", synthetic), ("baseline", baseline)):
@@ -260,6 +262,8 @@ def evaluate(
 
 def _frechet(name: str, made: "Images", test: "Images", baseline: "Images | None") -> dict[str, Any]:
     """Return the Fréchet distance of synthetic from real images, and of other real ones, from as many of each."""
+    import numpy as np
+
     from dpdm.evaluation import features_by_name, frechet_distance, image_features
 
     features = features_by_name(name)
@@ -268,8 +272,9 @@ def _frechet(name: str, made: "Images", test: "Images", baseline: "Images | None
     seen = {}
     for key, images in sets.items():
         if images is not None:
+            chosen = images[np.random.default_rng(0).permutation(len(images))[:count]]  # folders come class by class
             with _progress(f"features of {count:,} images", count) as advance:
-                seen[key] = image_features(images[:count], features, on_progress=lambda done: advance(done, ""))
+                seen[key] = image_features(chosen, features, on_progress=lambda done: advance(done, ""))
     real = seen.pop("reference")
     scores = {key: frechet_distance(values, real) for key, values in seen.items()}
     return {"features": features.name, "count": count, **scores}
@@ -387,13 +392,21 @@ def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Releas
 
 
 @contextmanager
-def _say_how_to_go_on(folder: Path) -> Iterator[None]:
+def _say_how_to_go_on(folder: Path, *, has_prior: bool) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        checkpoint = folder / "private" / "checkpoint.safetensors"
-        state = "the last checkpoint is whole" if checkpoint.exists() else "nothing was saved yet"
-        print(f"dpdm: {error}: {state}; mend this, and the same command goes on", file=sys.stderr)
+        private = folder / "private"
+        saved = (private / "checkpoint.safetensors").exists()
+        state = "the last checkpoint is whole" if saved else "nothing was saved yet"
+        next_step = "mend this, and the same command goes on"
+        if (
+            saved
+            and '"spent"' in (private / "journal.jsonl").read_text()
+            and not (private / "prior.safetensors").exists()
+        ):
+            state, next_step = "the prior was released and could not be saved", "mend this, and start a new run"
+        print(f"dpdm: {error}: {state}; {next_step}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 

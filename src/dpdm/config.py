@@ -182,7 +182,7 @@ class Training:
             package's networks; "one-backward-each" needs the least memory; "vectorized" is the reference.
         device: "auto" takes a GPU where there is one.
         precision: Of the network's calls; "auto" is bfloat16 where the hardware has it.
-        seed: Of the network's initial weights, and of nothing else.
+        seed: Of the network's initial weights and of where a prior's centres start, and of nothing else.
     """
 
     learning_rate: float = 4e-3
@@ -305,6 +305,9 @@ _KIND_OF: dict[type, str] = {
 }
 
 
+_OF_PRIOR = (_KIND_OF[MatchedSolver], _KIND_OF[FromPrior])  # samplers that need one
+
+
 def preset_names() -> list[str]:
     """Return the names of the presets."""
     files = (resources.files("dpdm") / "presets").iterdir()
@@ -350,19 +353,19 @@ def choose_sampler(settings: Table, *, name: str | None = None, overrides: Seque
     return sampler
 
 
-def decode(cls: type[T], table: Table, *, path: str = "") -> T:
-    """Return the frozen value of `cls` that `table` describes.
+def decode(cls: type[T], table: Table, *, path: str = "", default: object = None) -> T:
+    """Return the frozen value of `cls` that `table` describes; keys it lacks are those of `default`, if that is one.
 
     Raises:
         InputError: Names the path of an unknown key, a missing one, or a value that does not fit.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
-    values: Table = {}
+    values = {key: getattr(default, key) for key in fields} if type(default) is cls else {}
     for key, value in table.items():
         if key not in fields:
             raise InputError(f"unknown key {path}{key}" + _did_you_mean(key, list(fields)))
-        values[key] = _decode_value(hints[key], value, f"{path}{key}")
+        values[key] = _decode_value(hints[key], value, f"{path}{key}", values.get(key, _default(fields[key])))
     for key, spec in fields.items():
         if key not in values and spec.default is spec.default_factory is dataclasses.MISSING:
             raise InputError(f"{path}{key} is missing: give it in the file or by --set {path}{key}=...")
@@ -397,7 +400,14 @@ def _batch_size(given: int | None, dataset_size: int) -> int:
     return min(dataset_size, max(64, min(2048, dataset_size // 16))) if given is None else given
 
 
-def _decode_value(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401 (whatever a TOML file may hold)
+def _default(field: "dataclasses.Field[Any]") -> object:
+    """Return a field's default, or None."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _decode_value(hint: Any, value: Any, path: str, default: object = None) -> Any:  # noqa: ANN401 (as TOML has it)
     if typing.get_origin(hint) is dict and isinstance(value, dict):
         return {name: _decode_value(typing.get_args(hint)[1], entry, f"{path}.{name}") for name, entry in value.items()}
     choices = [c for c in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(c)]
@@ -407,12 +417,12 @@ def _decode_value(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401 (wha
         raise InputError(f"{path} is a table, not {value!r}: set its keys, such as {path}.{_first_key(choices[0])}")
     rest = dict(value)
     if len(choices) == 1:
-        return decode(typing.cast(Any, choices[0]), rest, path=f"{path}.")
+        return decode(typing.cast(Any, choices[0]), rest, path=f"{path}.", default=default)
     kinds = {_KIND_OF[typing.cast(type, c)]: c for c in choices}
-    kind = rest.pop("kind", next(iter(kinds)))
+    kind = rest.pop("kind", _KIND_OF.get(type(default), next(iter(kinds))))
     if not isinstance(kind, str) or kind not in kinds:
         raise InputError(f"{path}.kind must be one of {', '.join(kinds)}, not {kind!r}")
-    return decode(typing.cast(Any, kinds[kind]), rest, path=f"{path}.")
+    return decode(typing.cast(Any, kinds[kind]), rest, path=f"{path}.", default=default)
 
 
 def _check(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
@@ -437,6 +447,11 @@ def _override(table: Table, text: str) -> None:
     *parents, last = key.strip().split(".")
     if key.strip() == "preconditioning.kind" and value != _KIND_OF[MomentMatched]:
         table.pop("prior", None)
+        samplers = table.get("samplers", {})
+        for name in [name for name, sampler in samplers.items() if sampler.get("kind") in _OF_PRIOR]:
+            del samplers[name]
+        if table.get("sampler", {}).get("kind") in _OF_PRIOR:
+            del table["sampler"]
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):

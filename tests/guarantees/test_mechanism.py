@@ -284,9 +284,9 @@ def test_a_sum_that_no_random_batch_was_selected_for_is_refused_as_a_step():
     )
     run = plan.start()
     total = torch.zeros(3, dtype=torch.float64)
-    run.release(total, sensitivity=1.0)
+    run.release(total, sensitivity=1.0, num_records=100)
     with pytest.raises(InputError, match="only `backward` takes"):
-        run.release(total, sensitivity=1.0)
+        run.release(total, sensitivity=1.0, num_records=100)
     assert run.steps_spent == 0
 
 
@@ -307,8 +307,10 @@ def test_a_release_without_a_sensitivity_is_refused_and_not_counted(sensitivity)
     )
     run = plan.start()
     with pytest.raises(InputError, match="sensitivity must be"):
-        run.release(torch.ones(3, dtype=torch.float64), sensitivity=sensitivity)
-    assert not torch.equal(run.release(torch.ones(3, dtype=torch.float64), sensitivity=1.0), torch.ones(3).double())
+        run.release(torch.ones(3, dtype=torch.float64), sensitivity=sensitivity, num_records=100)
+    assert not torch.equal(
+        run.release(torch.ones(3, dtype=torch.float64), sensitivity=1.0, num_records=100), torch.ones(3).double()
+    )
 
 
 def test_the_statement_names_the_accountant_whose_bound_it_is():

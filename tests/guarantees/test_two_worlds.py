@@ -322,9 +322,19 @@ def fit(
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("centres", [1, 3])
 def test_a_prior_in_two_worlds(name, centres, steps, tmp_path):
+    assert_prior_in_two_worlds(IMAGE_NEIGHBOURS[name], centres, steps, tmp_path)
+
+
+def test_a_prior_of_low_frequencies_in_two_worlds(tmp_path, monkeypatch):
+    monkeypatch.setattr("dpdm.training.prior._MOST_COORDINATES", 16)
+    checkered = np.indices((8, 8)).sum(0) % 2 * 255  # all of it lies outside of the basis
+    assert_prior_in_two_worlds(plus(IMAGES, checkered.astype(np.uint8), 1), 3, 3, tmp_path)
+
+
+def assert_prior_in_two_worlds(neighbour, centres, steps, tmp_path):
     settings = {"prior": Prior(centres=centres, rounds=2), "plan": PLAN | {"steps": steps}}
     d = fit(World(), IMAGES, tmp_path / "d", **settings)
-    e = fit(World(replay=d), IMAGE_NEIGHBOURS[name], tmp_path / "e", **settings)
+    e = fit(World(replay=d), neighbour, tmp_path / "e", **settings)
     assert differences(d, e) == []
     releases = 3 if centres == 1 else 5
     assert len(d.calls) == releases + steps

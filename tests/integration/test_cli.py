@@ -13,6 +13,7 @@ from PIL import Image
 from small_run import SMALL
 
 from dpdm.config import Data
+from dpdm.data import save_npz
 from dpdm.training import Release, private_folder
 
 
@@ -110,7 +111,7 @@ def test_another_configuration_is_refused_and_performance_settings_are_not(dpdm,
     before = {name: (trained / name).read_bytes() for name in files(trained)}
     code, _, err = dpdm("train", photos, "--epsilon", 2, "--run", trained, *SMALL)
     assert (code, err.count("\n")) == (2, 1)
-    assert "holds another run (privacy.noise_multiplier" in err
+    assert "holds another run (of another epsilon)" in err
     assert before == {name: (trained / name).read_bytes() for name in files(trained)}
     code, _, err = dpdm(
         "train", photos, "--epsilon", 1, "--run", trained, *SMALL, "--set=training.physical_batch_size=3"
@@ -162,7 +163,7 @@ def test_a_signal_saves_and_the_same_line_goes_on(photos, tmp_path, number):
     taken = len(metrics.read_text().splitlines())
     assert 0 < taken < 300
     journal = [json.loads(line) for line in (tmp_path / "r" / "private" / "journal.jsonl").read_text().splitlines()]
-    assert journal[-1]["spent"] == taken
+    assert journal[-1]["spent"] == taken + 6  # the prior's releases came first
     again = subprocess.run(
         line, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120, check=False
     )
@@ -203,8 +204,8 @@ def test_steps_that_a_kill_lost_are_told_on_resuming(dpdm, photos, tmp_path):
     assert dpdm(*line)[0] == 0
     journal = tmp_path / "r" / "private" / "journal.jsonl"
     header, *_ = journal.read_text().splitlines()
-    # what a kill leaves behind that struck after step 4, whose checkpoint was the one before step 1
-    journal.write_text(f'{header}\n{{"spent": 4}}\n')
+    # what a kill leaves behind that struck after the prior and step 4, whose checkpoint was the one before step 1
+    journal.write_text(f'{header}\n{{"spent": 10}}\n')
     (tmp_path / "r" / "private" / "checkpoint.safetensors").unlink()
     code, _, err = dpdm(*line)
     assert code == 0, err
@@ -309,7 +310,11 @@ WRONG = {
     "q above one": (["train", "digits", "--set", "privacy.expected_batch_size=5000"], "expected_batch_size = 5000"),
     "unknown key": (["plan", "digits", "--set", "privacy.epsilonn=1"], "did you mean epsilon?"),
     "unknown preset": (["plan", "digitz"], "did you mean digits?"),
-    "steps zero": (["train", "digits", "--set", "privacy.steps=0"], "steps must be"),
+    "steps negative": (["train", "digits", "--set", "privacy.steps=-1"], "steps must be"),
+    "nothing to release": (
+        ["train", "digits", "--set", "privacy.steps=0", "--set", "preconditioning.kind=v"],
+        "steps must be a number above 0",
+    ),
     "guidance without dropout": (
         ["train", "digits", "--set", "sampler.guidance=1"],
         "sampler.guidance = 1 needs images without label in training: set loss.label_dropout",
@@ -373,3 +378,52 @@ def test_a_non_private_run_says_so_everywhere(dpdm, photos, tmp_path):
     privacy = json.loads((tmp_path / "r" / "release" / "privacy.json").read_text())
     assert privacy["private"] is False
     assert privacy["epsilon"] is None
+
+
+def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
+    alone = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--epsilon", 2)
+    code, out, _ = dpdm("plan", photos, *alone)
+    assert code == 0
+    assert "6 sums first" in out
+    assert "no network is trained" in out
+    code, out, err = dpdm("train", photos, *alone, "--run", "alone")
+    assert code == 0, err
+    assert "6 Gaussian releases, PLD" in out
+    assert "images are drawn from the prior" in out
+    claim = json.loads((tmp_path / "alone" / "release" / "privacy.json").read_text())
+    assert len(claim["earlier_noise_multipliers"]) == 6
+    assert 1.9 < claim["epsilon"] <= 2
+    assert "sample_rate" not in claim
+    before = files(tmp_path / "alone")
+    assert dpdm("train", photos, *alone, "--run", "alone")[0] == 0
+    assert files(tmp_path / "alone") == before
+    assert dpdm("sample", tmp_path / "alone", "-n", 20, "-o", "alone.npz")[0] == 0
+    with np.load(tmp_path / "alone.npz") as made:
+        assert made["images"].shape == (20, 8, 8, 3)
+    code, _, err = dpdm("train", photos, *alone, "--run", "timed", "--minutes", 1)
+    assert (code, err.count("\n")) == (2, 1) or "leave out --minutes" in err
+
+
+def test_another_preconditioning_leaves_the_prior_out(dpdm, photos, tmp_path):
+    code, out, err = dpdm("train", photos, *SMALL, "--run", "v", "--set=preconditioning.kind=v")
+    assert code == 0, err
+    assert "Gaussian releases" not in out
+    code, _, err = dpdm("plan", photos, *SMALL, "--set=preconditioning.kind=v", "--set=prior.centres=3")
+    assert code == 2
+    assert "prior is for moment-matched preconditioning" in err
+
+
+def test_evaluate_gives_a_frechet_distance_on_as_many_images_of_each(dpdm, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("made.npz", 120), ("real.npz", 90)):
+        images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+        save_npz(tmp_path / name, images, np.arange(count) % 2, num_classes=2)
+    line = ("evaluate", tmp_path / "made.npz", "--reference", tmp_path / "real.npz", "--quick")
+    code, out, err = dpdm(*line, "--features", "efficientnet-lite0", "--json")
+    assert code == 0, err
+    distance = json.loads(out)["frechet"]
+    assert distance["count"] == 90
+    assert distance["distance"] > 0
+    code, _, err = dpdm(*line, "--features", "absent.pt")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "absent.pt cannot be read" in err

@@ -109,7 +109,7 @@ def test_a_declared_size_is_add_or_remove_and_an_undeclared_one_is_public_and_re
 
 def test_the_null_object_is_a_setting_that_keeps_size_batch_and_steps():
     privacy = load_config("digits", overrides=["privacy.kind=non-private"]).privacy
-    assert privacy.plan(lambda: 0) == NonPrivate(dataset_size=1438, expected_batch_size=256, steps=600)
+    assert privacy.plan(lambda: 0) == NonPrivate(dataset_size=1438, expected_batch_size=256, steps=300)
 
 
 @pytest.mark.parametrize("key", ["epsilon", "delta", "max_grad_norm"])

@@ -172,5 +172,7 @@ class _Given(nn.Module):
 
 def _colour(images: Images) -> Tensor:
     """Return uint8 NCHW of three channels; grey three times."""
+    if images.shape[3] not in (1, 3):
+        raise InputError(f"these features are of grey or colour images, not of {images.shape[3]} channels")
     tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     return tensor.expand(-1, 3, -1, -1) if tensor.shape[1] == 1 else tensor

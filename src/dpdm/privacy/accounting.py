@@ -128,11 +128,14 @@ def calibrate(
         return noise_multiplier
 
     reached = max(target, _RDP_REACHES)
-    high = double(1.0, reached, "rdp")
-    low = high / 2
-    while cost(low, "rdp") <= reached:
-        low /= 2
-    high = low = _root(lambda noise: excess(noise, "rdp") + math.log(target / reached), low, high) * 1.001
+    try:
+        high = double(1.0, reached, "rdp")
+        low = high / 2
+        while cost(low, "rdp") <= reached:
+            low /= 2
+        high = low = _root(lambda noise: excess(noise, "rdp") + math.log(target / reached), low, high) * 1.001
+    except InputError:  # what other releases cost is too much for RDP, and perhaps not for PLD
+        high = low = 1.0
     high = double(high, target, "pld")
     while cost(low := low * 0.85, "pld") <= target:
         high = low

@@ -222,7 +222,7 @@ class DPSGD:
 
 @dataclass(frozen=True, kw_only=True)
 class NonPrivate:
-    """The null object: the same batches, steps and earlier releases with neither clipping nor noise, and no claim.
+    """The null object: the same batches, steps and earlier releases without noise, gradients not clipped, no claim.
 
     For public data, and to see what privacy costs in quality.
     """
@@ -345,11 +345,7 @@ class MechanismRun:
         """
         if self._made < len(self.plan.earlier):
             raise InputError(f"the plan has {len(self.plan.earlier)} releases before its first step: make them first")
-        if self.plan.relation == "replace_special" and num_records != self.plan.dataset_size:
-            raise InputError(
-                f"dataset_size = {self.plan.dataset_size} is claimed as exact, and there are {num_records} records: "
-                "correct it, or declare a public size with relation add_or_remove_one"
-            )
+        self._require_declared_size(num_records)
         reject_cross_example_layers(module)
         parameters = trainable_parameters(module)
         selected = poisson(num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection"))
@@ -371,18 +367,22 @@ class MechanismRun:
             Sensitive(torch.cat(norms or [empty]), self.disclosures),
         )
 
-    def release(self, total: Float64[Tensor, " coordinates"], *, sensitivity: float) -> Float64[Tensor, " coordinates"]:
+    def release(
+        self, total: Float64[Tensor, " coordinates"], *, sensitivity: float, num_records: int
+    ) -> Float64[Tensor, " coordinates"]:
         """Return `total` with the noise of the plan's next earlier release; what follows from it may be published.
 
         Args:
             total: A sum over all records that one record moves by at most `sensitivity` in L2 norm.
             sensitivity: That bound; the noise has standard deviation noise_multiplier · sensitivity.
+            num_records: The real number of records; secret.
 
         Raises:
-            InputError: `sensitivity` is not positive, or the plan's earlier releases are made; what is left are steps,
-                which `backward` takes.
+            InputError: `sensitivity` is not positive; the plan's earlier releases are made, and what is left are steps,
+                which `backward` takes; or `num_records` is not the declared size under "replace_special".
         """
         require_positive(sensitivity=sensitivity)
+        self._require_declared_size(num_records)
         if self._made >= len(self.plan.earlier):
             raise InputError("the plan's next event is a step on a random batch, which only `backward` takes")
         return self._release(total, sensitivity=sensitivity)
@@ -399,6 +399,13 @@ class MechanismRun:
         noise = gaussian(len(total), std=std, random_bytes=self._stream("noise"))
         self._made += 1
         return total + noise.to(total.device)
+
+    def _require_declared_size(self, num_records: int) -> None:
+        if self.plan.relation == "replace_special" and num_records != self.plan.dataset_size:
+            raise InputError(
+                f"dataset_size = {self.plan.dataset_size} is claimed as exact, and there are {num_records} records: "
+                "correct it, or declare a public size with relation add_or_remove_one"
+            )
 
     def settle(self) -> None:
         """Record that nothing beyond the releases made so far was produced: call after a clean stop's checkpoint."""

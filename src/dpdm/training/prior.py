@@ -167,7 +167,8 @@ class _Fit:
         """Return the noisy vector, and the standard deviation of its noise."""
         noise_std = self._run.plan.noise_std(self._made, bounded.sensitivity)
         self._made += 1
-        return self._run.release(bounded.total, sensitivity=bounded.sensitivity), noise_std
+        released = self._run.release(bounded.total, sensitivity=bounded.sensitivity, num_records=len(self._data))
+        return released, noise_std
 
     def _records(self) -> Iterator[tuple[Float64[Tensor, "records dimension"], Int64[Tensor, " records"]]]:
         """Yield all records, part by part: flattened images in [-1, 1], and labels."""

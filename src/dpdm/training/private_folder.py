@@ -15,6 +15,7 @@ from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoin
 from dpdm.training.files import write_json, write_toml
 from dpdm.types import InputError
 
+_NOISE = ("privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
 _PERFORMANCE = ("training.physical_batch_size", "training.strategy", "training.device", "training.precision")
 
 
@@ -33,10 +34,11 @@ class PrivateFolder:
             return
         if (path / "config.toml").exists():
             there, here = _flat(read_toml(path / "config.toml")), _flat(settings)
-            for key in sorted(there.keys() | here.keys()):
+            for key in sorted(there.keys() | here.keys(), key=lambda key: (key in _NOISE, key)):
                 if there.get(key) != here.get(key) and key not in _PERFORMANCE:
+                    what = f"{key} is {there.get(key)} there and {here.get(key)} here"
                     raise InputError(
-                        f"{path.parent} holds another run ({key} is {there.get(key)} there and {here.get(key)} here): "
+                        f"{path.parent} holds another run ({'of another epsilon' if key in _NOISE else what}): "
                         + (
                             f"choose another --run or, if these are its images, moved, correct it in {path}/config.toml"
                             if key == "opened"

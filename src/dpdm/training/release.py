@@ -12,7 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dpdm.config import AnyPreconditioning, AnySampler, Config, decode, read_toml
+from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode, read_toml
 from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
 from dpdm.networks import Network
 from dpdm.training.files import read_json, write_atomically, write_json, write_toml
@@ -20,6 +20,7 @@ from dpdm.training.hardware import Precision, autocast, choose_device
 from dpdm.types import Images, InputError, Labels, require_positive, require_seed, tensor_to_images
 
 _PRIOR = "preconditioning.prior."
+_SCHEMA = 2  # of a release's files
 
 
 class ImageFacts(NamedTuple):
@@ -35,13 +36,15 @@ class ImageFacts(NamedTuple):
 
 
 def build_denoiser(
-    network: Network, preconditioning: AnyPreconditioning, facts: ImageFacts, *, prior: GaussianMixture | None = None
+    network: Network, preconditioning: AnyPreconditioning, facts: ImageFacts, prior: Prior | GaussianMixture | None
 ) -> PreconditionedDenoiser:
-    """Return the untrained denoiser; where there is to be a prior and none is given, with one that knows nothing."""
+    """Return the untrained denoiser; where a prior is only planned, with one of its size that knows nothing."""
     module = network.build(facts.shape, num_classes=facts.num_classes, images_in=preconditioning.images_in)
     if not isinstance(preconditioning, MomentMatched):
         return PreconditionedDenoiser(module, preconditioning)
-    prior = prior or GaussianMixture.placeholder(math.prod(facts.shape), num_classes=facts.num_classes)
+    if not isinstance(prior, GaussianMixture):
+        centres, dimensions = (prior or Prior()).centres, math.prod(facts.shape)
+        prior = GaussianMixture.placeholder(dimensions, num_classes=facts.num_classes, centres=centres)
     return PreconditionedDenoiser(module, preconditioning.about(prior))
 
 
@@ -142,7 +145,7 @@ class Release:
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: t.contiguous().cpu() for name, t in self.denoiser.state_dict().items()}
         write_toml(folder / "config.toml", self.settings)
-        write_json(folder / "privacy.json", {"schema": 1, **self.privacy})
+        write_json(folder / "privacy.json", {"schema": _SCHEMA, **self.privacy})
 
         def write(temporary: Path) -> None:
             safetensors.torch.save_file(weights, temporary)
@@ -165,6 +168,8 @@ class Release:
             )
         privacy = read_json(folder / "privacy.json")
         settings = read_toml(folder / "config.toml")
+        if privacy.get("schema") != _SCHEMA:
+            raise InputError(f"{folder} was written by another version of dpdm, whose files this one cannot read")
         try:
             declared = settings["data"]
             facts = ImageFacts(tuple(declared["shape"]), tuple(declared["class_names"]))
@@ -175,7 +180,7 @@ class Release:
             if isinstance(config.preconditioning, MomentMatched):
                 of_prior = {name.removeprefix(_PRIOR): t for name, t in tensors.items() if name.startswith(_PRIOR)}
                 prior = GaussianMixture.from_tensors(of_prior, num_classes=facts.num_classes)
-            denoiser = build_denoiser(config.network, config.preconditioning, facts, prior=prior)
+            denoiser = build_denoiser(config.network, config.preconditioning, facts, prior)
             denoiser.load_state_dict(tensors)
             denoiser.requires_grad_(False).eval()
             privacy["statement"]

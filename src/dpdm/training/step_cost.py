@@ -17,7 +17,7 @@ from dpdm.training.hardware import autocast, bytes_for_backward, choose_device, 
 from dpdm.training.release import ImageFacts, build_denoiser
 from dpdm.types import InputError, require_positive
 
-_COPIES_AT_ONCE = 512  # noisy copies that keep a CPU busy; a GPU takes what its memory holds
+_COPIES_AT_ONCE = 2048  # noisy copies that keep a CPU busy; a GPU takes what its memory holds
 _MANY_COPIES = 32  # the noise multiplicity beyond which time is better spent on steps and batches
 
 
@@ -36,7 +36,7 @@ class _Stopwatch:
     def __init__(self, config: Config, facts: ImageFacts) -> None:
         keep_freed_memory()
         self.device = choose_device(config.training.device)
-        self._denoiser = build_denoiser(config.network, config.preconditioning, facts).to(self.device)
+        self._denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior).to(self.device)
         self._config, self._facts = config, facts
         self._average = [p.detach().clone() for p in self._denoiser.parameters()]
         self._optimizer = torch.optim.Adam(self._denoiser.parameters())

@@ -23,9 +23,10 @@ from dpdm.config import (
     require_samplers_trained,
 )
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DDIM, EDM, DenoisingLoss, FromPrior, GaussianMixture, NoisyBatch, PreconditionedDenoiser
+from dpdm.diffusion import DDIM, EDM, DenoisingLoss, FromPrior, GaussianMixture, MatchedPreconditioning, NoisyBatch
 from dpdm.networks import CompactUNet, Network, Zero
 from dpdm.privacy import Mechanism, MechanismRun, OperatingSystemEntropy
+from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.mechanism import Diagnostics, LoadBatch
 from dpdm.training import ema
@@ -99,6 +100,8 @@ class Trainer:
         if not self.mechanism.steps:
             object.__setattr__(self, "network", Zero())
             object.__setattr__(self, "sampler", FromPrior())
+        elif isinstance(self.network, Zero):
+            raise InputError("network.kind = zero has nothing to train: choose another network, or privacy.steps = 0")
         require_samplers_trained(
             {"sampler": self.sampler, **{f"samplers.{name}": s for name, s in self.samplers.items()}},
             self.preconditioning,
@@ -130,6 +133,14 @@ class Trainer:
             {**settings, "opened": data.location},
         )
         keep_freed_memory()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.training.seed)
+            denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior).to(device)
+        average = ema.start(denoiser)
+        optimizer = torch.optim.Adam([*denoiser.parameters()] or [torch.zeros(0)])  # nothing, in a run without steps
+        state = denoiser.network, average.network, optimizer
+        reject_cross_example_layers(denoiser)
+        at_once = physical_batch_size(self.training, self.loss, denoiser, facts) if self.mechanism.steps else 1
         mechanism = self.mechanism.start(
             folder.journal,
             entropy=self.entropy,
@@ -137,25 +148,21 @@ class Trainer:
         )
         load = self._loader(data, null_label=facts.num_classes, device=device)
         try:
-            prior = self._prior(mechanism, data, folder)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.training.seed)
-                denoiser = build_denoiser(self.network, self.preconditioning, facts, prior=prior).to(device)
-            average = ema.start(denoiser)
-            if not self.mechanism.steps:
-                return self._release(average, facts, settings)
-            optimizer = torch.optim.Adam(denoiser.parameters(), lr=self.training.learning_rate)
-            at_once = physical_batch_size(self.training, self.loss, denoiser, facts)
-            updates = folder.restore(denoiser, average, optimizer)
+            updates = folder.restore(*state)
             if updates > mechanism.steps_spent:
                 raise InputError(
                     f"{self.run}: the checkpoint has seen {updates} steps and the journal counts "
                     f"{mechanism.steps_spent}: it was lost or restored from a backup; start a new run, and count both"
                 )
-            if mechanism.finished and not updates:
+            if mechanism.finished and self.mechanism.steps and not updates:
                 raise InputError(f"{self.run}: crashes spent the whole plan before a checkpoint: start a new run")
             if not updates:
-                folder.save(denoiser, average, optimizer, updates)  # a disk that is full shows before anything is spent
+                folder.save(*state, updates)  # a disk that is full shows before anything is spent
+            if self.prior is not None:
+                prior = self._prior(self.prior, mechanism, data, folder).to(device)
+                for module in (denoiser, average):
+                    assert isinstance(module.preconditioning, MatchedPreconditioning)
+                    module.preconditioning.prior = prior
             while not mechanism.finished:
                 for group in optimizer.param_groups:
                     group["lr"] = self.training.learning_rate_at(mechanism.steps_spent / self.mechanism.steps)
@@ -176,33 +183,34 @@ class Trainer:
                     yield progress
                 except GeneratorExit:
                     # A clean stop: nothing is in flight, so what was reserved beyond can be given back.
-                    folder.save(denoiser, average, optimizer, updates)
+                    folder.save(*state, updates)
                     mechanism.settle()
                     raise
-                folder.save_now_and_then(denoiser, average, optimizer, updates)
-            folder.save(denoiser, average, optimizer, updates)
+                folder.save_now_and_then(*state, updates)
+            folder.save(*state, updates)
         finally:
             folder.record_disclosures(mechanism)
             mechanism.close()
-        return self._release(average, facts, settings)
-
-    def _release(self, average: PreconditionedDenoiser, facts: ImageFacts, settings: dict[str, Any]) -> Release:
-        """Return what may be published, and write it."""
         release = Release(average.eval(), facts, self.mechanism.claim(entropy=self.entropy), settings, self.sampler)
         if self.run is not None:
             release.save(Path(self.run) / "release")
         return release
 
-    def _prior(self, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder) -> GaussianMixture | None:
-        """Return the prior, if there is to be one: the one that this run released before, or a new one."""
-        if self.prior is None:
-            return None
+    def _prior(
+        self, settings: Prior, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder
+    ) -> GaussianMixture:
+        """Return the prior that this run released before, or else a new one."""
         prior = folder.restore_prior(num_classes=data.num_classes)
         if prior is None:
             if mechanism.spent:
                 raise InputError(f"{self.run}: a crash spent the prior before it was saved: start a new run")
-            prior = release_prior(mechanism, data, self.prior, seed=self.training.seed)
+            prior = release_prior(mechanism, data, settings, seed=self.training.seed)
             folder.save_prior(prior)
+        elif mechanism.spent < len(self.mechanism.earlier):
+            raise InputError(
+                f"{self.run}: there is a prior and the journal counts no release of it: it was lost or restored from a "
+                "backup; start a new run, and count both"
+            )
         return prior
 
     def _settings(self, data: ImageDataset) -> dict[str, Any]:

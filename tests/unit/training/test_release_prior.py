@@ -1,5 +1,6 @@
 """The release of a prior: what it finds when there is no noise, and that its noise is the plan's."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from dpdm.config import Prior
 from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
-from dpdm.networks import MLP
+from dpdm.networks import MLP, UNet, Zero
 from dpdm.privacy import DPSGD, NonPrivate
 from dpdm.training import Trainer
 from dpdm.training.prior import low_frequencies, release_prior
@@ -139,8 +140,8 @@ def test_every_release_carries_the_noise_of_its_event():
         def __init__(self, run):
             self.run, self.plan, self.seen = run, run.plan, []
 
-        def release(self, total, *, sensitivity):
-            noisy = self.run.release(total, sensitivity=sensitivity)
+        def release(self, total, *, sensitivity, num_records):
+            noisy = self.run.release(total, sensitivity=sensitivity, num_records=num_records)
             self.seen.append((len(total), (noisy - total).std().item() / sensitivity))
             return noisy
 
@@ -151,6 +152,40 @@ def test_every_release_carries_the_noise_of_its_event():
     assert len(run.seen) == len(plan.earlier) == 7
     for (coordinates, ratio), event in zip(run.seen, plan.earlier, strict=True):
         assert ratio == pytest.approx(event.noise_multiplier, rel=5 / math.sqrt(2 * coordinates))
+
+
+def test_nothing_is_released_of_data_that_the_plan_or_the_network_does_not_fit(tmp_path):
+    data = blobs(number=60)
+    plan = plan_for(PRIOR, steps=0, epsilon=5.0, size=900)
+    exact = DPSGD(**{f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)} | {"relation": "replace_special"})
+    trainer = trainer_of(exact, PRIOR, tmp_path)
+    with pytest.raises(InputError, match="claimed as exact, and there are 60 records"):
+        trainer.fit(data)
+    network = UNet(width=8, multipliers=(1,), blocks=1, attention=(5,))
+    plan = plan_for(PRIOR, steps=3, epsilon=5.0)
+    trainer = Trainer(
+        network=network, preconditioning=MomentMatched(), prior=PRIOR, mechanism=plan, run=tmp_path / "other"
+    )
+    with pytest.raises(InputError, match="attention at height 5"):
+        trainer.fit(data)
+    with pytest.raises(InputError, match="nothing to train"):
+        Trainer(network=Zero(), preconditioning=MomentMatched(), prior=PRIOR, mechanism=plan)
+    for run in ("run", "other"):
+        journal = tmp_path / run / "private" / "journal.jsonl"
+        assert not journal.exists() or "spent" not in journal.read_text()
+
+
+def test_a_prior_whose_journal_is_lost_is_refused(tmp_path):
+    data = blobs(number=60)
+    trainer = trainer_of(plan_for(PLAIN, steps=4, epsilon=5.0), PLAIN, tmp_path)
+    steps = trainer.steps(data)
+    next(steps)
+    steps.close()
+    private = tmp_path / "run" / "private"
+    (private / "journal.jsonl").unlink()
+    (private / "checkpoint.safetensors").unlink()
+    with pytest.raises(InputError, match="the journal counts no release of it"):
+        trainer.fit(data)
 
 
 def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_too():

@@ -27,9 +27,9 @@ def fit(monkeypatch):
         monkeypatch.setattr(
             step_cost._Stopwatch, "seconds", lambda self, loss, batch: (each * loss.noise_multiplicity, beside)
         )
-        config = load_config("digits")
+        config = load_config("digits", overrides=["privacy.steps=600"])
         facts = ImageFacts((1, 8, 8), tuple("0123456789"))
-        fitted = fit_to_time(config, facts, config.privacy.plan(lambda: 0), minutes=minutes)
+        fitted = fit_to_time(config, facts, config.plan(lambda: 0), minutes=minutes)
         privacy, copies = fitted.privacy, fitted.loss.noise_multiplicity
         seconds = privacy.steps * (privacy.expected_batch_size * each * copies + beside)
         assert fitted == dataclasses.replace(config, privacy=fitted.privacy, loss=fitted.loss)
@@ -67,8 +67,8 @@ def test_what_is_measured_is_what_a_step_takes():
     """Measured for real: as many seconds as asked for, give or take what else the machine does."""
     config = load_config("digits", overrides=["training.precision=float32"])
     facts = ImageFacts((1, 8, 8), tuple("0123456789"))
-    fitted = fit_to_time(config, facts, config.privacy.plan(lambda: 0), minutes=1)
-    mechanism = fitted.privacy.plan(lambda: 0)
+    fitted = fit_to_time(config, facts, config.plan(lambda: 0), minutes=1)
+    mechanism = fitted.plan(lambda: 0)
     cost = step_cost.measure_step(fitted, facts, mechanism)
     assert 10 < cost.seconds_per_step * mechanism.steps < 240
 
@@ -82,11 +82,11 @@ def test_memory_bounds_the_physical_batch(monkeypatch):
         monkeypatch.setattr(step_cost, "memory_for_a_batch", lambda device: memory)
         return physical_batch_size(training, loss, denoiser, FACTS)
 
-    assert size(2**40) == 512 // 8
+    assert size(2**40) == 2048 // 8
     assert size(0) == 1
-    assert 1 < size(2**26) < size(2**27) < 512 // 8
+    assert 1 < size(2**26) < size(2**27) < 2048 // 8
     assert size(0, Training(physical_batch_size=7)) == 7
-    assert size(0, Training(strategy="one-backward-each")) == 512 // 8
+    assert size(0, Training(strategy="one-backward-each")) == 2048 // 8
 
 
 @pytest.fixture
