@@ -7,10 +7,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dpdm.config import Training, load_config
+    from dpdm.config import Prior, Training, load_config
     from dpdm.data import ImageDataset, open_dataset
-    from dpdm.diffusion import DDIM, EDM, VE, VP, Churn, DenoisingLoss, DPMSolver, LogNormal, StochasticDDIM, V
-    from dpdm.evaluation import UtilityProtocol, evaluate_utility
+    from dpdm.diffusion import (
+        DDIM,
+        EDM,
+        VE,
+        VP,
+        Churn,
+        DenoisingLoss,
+        DPMSolver,
+        FromPrior,
+        LogNormal,
+        MatchedSolver,
+        MomentMatched,
+        StochasticDDIM,
+        V,
+    )
+    from dpdm.evaluation import UtilityProtocol, evaluate_utility, frechet_distance, image_features
     from dpdm.networks import MLP, CompactUNet, UNet
     from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
     from dpdm.training import Release, Synthesizer, Trainer
@@ -19,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Prior": "config",
     "Training": "config",
     "load_config": "config",
     "ImageDataset": "data",
@@ -30,11 +45,16 @@ _HOME = {
     "V": "diffusion",
     "Churn": "diffusion",
     "DPMSolver": "diffusion",
+    "FromPrior": "diffusion",
+    "MatchedSolver": "diffusion",
+    "MomentMatched": "diffusion",
     "StochasticDDIM": "diffusion",
     "DenoisingLoss": "diffusion",
     "LogNormal": "diffusion",
     "UtilityProtocol": "evaluation",
     "evaluate_utility": "evaluation",
+    "frechet_distance": "evaluation",
+    "image_features": "evaluation",
     "MLP": "networks",
     "CompactUNet": "networks",
     "UNet": "networks",
@@ -59,11 +79,15 @@ __all__ = [
     "CompactUNet",
     "DPMSolver",
     "DenoisingLoss",
+    "FromPrior",
     "GaussianRelease",
     "ImageDataset",
     "InputError",
     "LogNormal",
+    "MatchedSolver",
+    "MomentMatched",
     "NonPrivate",
+    "Prior",
     "Release",
     "Sensitive",
     "StochasticDDIM",
@@ -74,6 +98,8 @@ __all__ = [
     "UtilityProtocol",
     "V",
     "evaluate_utility",
+    "frechet_distance",
+    "image_features",
     "load_config",
     "open_dataset",
 ]
