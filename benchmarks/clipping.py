@@ -42,7 +42,7 @@ from dpdm.training.hardware import autocast, keep_freed_memory
 from dpdm.training.step_cost import physical_batch_size
 
 SHAPE, CLASSES = (1, 28, 28), 10
-NETWORKS: dict[str, Network] = {"compact U-Net": CompactUNet(), "paper U-Net": UNet()}
+NETWORKS: dict[str, Network] = {"compact U-Net": CompactUNet(width=48), "paper U-Net": UNet()}
 CASES = ((64, 1), (64, 4), (16, 32))  # batch, noise multiplicity
 PAPER_CASES = ((64, 1), (16, 4), (16, 32))
 DTYPES = ("float32", "bfloat16")
