@@ -63,7 +63,7 @@ class GaussianMixture(nn.Module):
     ) -> "GaussianMixture":
         """Return a mixture of these sizes that knows nothing: to be loaded into, or to measure time with."""
         classes = torch.arange(max(1, num_classes)).repeat_interleave(centres)
-        kept = min(dimensions, 100) if kept is None else kept
+        kept = min(dimensions, 1024) if kept is None else kept
         return GaussianMixture(
             centres=torch.zeros(len(classes), dimensions),
             classes=classes,
@@ -100,8 +100,12 @@ class GaussianMixture(nn.Module):
         filters are one filter about the weighted centre.
         """
         x, variance = x.double(), sigma.double()[:, None] ** 2
-        centre = self._responsibilities(x, variance, labels) @ self.centres
-        return centre + self.filtered(x - centre, lambda v: v / (v + variance))
+        along, centres_along = x @ self.vectors, self.centres @ self.vectors
+        weights = self._responsibilities(x, along, centres_along, variance, labels)
+        centre = weights @ self.centres
+        of_floor = self.floor / (self.floor + variance)
+        beyond = (along - weights @ centres_along) * (self.variances / (self.variances + variance) - of_floor)
+        return centre + of_floor * (x - centre) + beyond @ self.vectors.T
 
     def filtered(self, x: Float64[Tensor, "batch dimension"], gain: Gain) -> Float64[Tensor, "batch dimension"]:
         """Return g(Σ) x, where `gain` is g on the eigenvalues."""
@@ -133,17 +137,18 @@ class GaussianMixture(nn.Module):
         )
         return self.centres[chosen] + self.filtered(noise, torch.sqrt)
 
-    def _responsibilities(self, x: Tensor, variance: Tensor, labels: Tensor) -> Float64[Tensor, "batch centre"]:
-        """Return the probability of each centre given x: softmax of ln π_j − (x − m_j)ᵀ (Σ + σ² I)⁻¹ (x − m_j) / 2."""
+    def _responsibilities(
+        self, x: Tensor, along: Tensor, centres_along: Tensor, variance: Tensor, labels: Tensor
+    ) -> Float64[Tensor, "batch centre"]:
+        """Return the probability of each centre given x: softmax of ln π_j − (x − m_j)ᵀ (Σ + σ² I)⁻¹ (x − m_j) / 2.
 
-        def inverse(v: Tensor) -> Tensor:
-            return 1 / (v + variance)
-
-        along = (self.centres @ self.vectors) ** 2
-        norms = (self.centres**2).sum(1)
-        squared = (inverse(self.variances) - inverse(self.floor)) @ along.T + inverse(self.floor) * norms
-        logits = self.log_weights + self.filtered(x, inverse) @ self.centres.T - squared / 2
-        return self._of_class(logits, labels).softmax(1)
+        Without what is the same for all centres, and from the coordinates along V of x and of the centres.
+        """
+        across = 1 / (self.floor + variance)
+        inside = 1 / (self.variances + variance) - across
+        product = (along * inside) @ centres_along.T + across * (x @ self.centres.T)
+        squared = inside @ (centres_along**2).T + across * (self.centres**2).sum(1)
+        return self._of_class(self.log_weights + product - squared / 2, labels).softmax(1)
 
     def _of_class(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Leave each image the centres of its class."""

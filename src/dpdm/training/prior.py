@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64, Int64
 from scipy.fft import idct
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from dpdm.config import Prior
 from dpdm.data import ImageDataset
@@ -32,6 +33,7 @@ _MOST_COORDINATES = 1024  # of the covariance: more would drown in noise, and ta
 _MOST_DIRECTIONS = 30  # in which centres of a class may differ
 _LEAST_COUNT = 20.0  # records by which a mean is divided at least
 _LEAST_VARIANCE = 1e-4  # of a pixel: about one of its 256 levels
+_WHITE = 0.3  # part of the texture that no neighbour shares
 _PART = 4096  # records read at a time
 _COUNT_NOISE = 7.0  # max_norm ÷ count_scale: counts get the noise of a sum, divided by count_scale
 
@@ -114,6 +116,8 @@ class _Fit:
         released, noise_std = self._release(moment)
         matrix = symmetric_matrix(released) / count
         spectrum = denoised_spectrum(matrix[:-1, :-1], noise_std=noise_std / count, least_variance=_LEAST_VARIANCE)
+        if basis.shape[1] == self.dimensions:
+            return with_texture(spectrum, matrix[:-1, :-1], self._data.shape)
         inside = basis.shape[1] - len(spectrum.variances)
         outside = self.dimensions - basis.shape[1]
         rest = inside * spectrum.floor + (max(0.0, float(matrix[-1, -1])) if outside else 0.0)
@@ -159,8 +163,10 @@ class _Fit:
         # Within-class covariance = within-centre + between centres.
         between = torch.einsum("cj,cjk,cjl->kl", of_all, offsets, offsets)
         left, turned = torch.linalg.eigh(variances.diag() - between)
+        others = spectrum.variances[directions:]
+        least = float(others.mean()) if len(others) else spectrum.floor  # no less than in any direction
         vectors = torch.cat([leading @ turned, spectrum.vectors[:, directions:]], dim=1)
-        left = torch.cat([left.clamp(min=spectrum.floor), spectrum.variances[directions:]])
+        left = torch.cat([left.clamp(min=least), others])
         return offsets @ turned, weights, Spectrum(vectors, left, spectrum.floor)
 
     def _release(self, bounded: BoundedSum) -> tuple[Float64[Tensor, " coordinates"], float]:
@@ -177,6 +183,41 @@ class _Fit:
             x = images_to_tensor(self._data.images[part]).flatten(1).double()
             labels = self._data.labels
             yield x, torch.zeros(len(x), dtype=torch.long) if labels is None else torch.from_numpy(labels[part]).long()
+
+
+def with_texture(
+    spectrum: Spectrum, matrix: Float64[Tensor, "dimension dimension"], shape: tuple[int, int, int]
+) -> Spectrum:
+    """Return the covariance with its rest no longer white: each pixel's own variance, and neighbours alike.
+
+    What the kept directions leave of `matrix` is mostly noise entry by entry, but not on average: it is fitted by
+    √(f_p f_q) ρ(p − q), with f a variance for each pixel, averaged with its neighbours', and ρ a correlation for each
+    displacement (and pair of channels), averaged over all pairs of pixels. A part of it stays white.
+    """
+    kept = spectrum.vectors @ spectrum.variances.diag() @ spectrum.vectors.T
+    rest = matrix - kept
+    channels, height, width = shape
+    per_pixel = rest.diagonal().reshape(shape)[None]
+    near = avg_pool2d(per_pixel, 3, stride=1, padding=1, count_include_pad=False).flatten()
+    variances = near.clamp(min=_LEAST_VARIANCE)
+    scale = torch.outer(variances, variances).sqrt()
+
+    channel, row, column = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+    pair = channel.flatten()[:, None] * channels + channel.flatten()
+    down = row.flatten()[:, None] - row.flatten() + height - 1
+    across = column.flatten()[:, None] - column.flatten() + width - 1
+    place = ((pair * (2 * height - 1) + down) * (2 * width - 1) + across).flatten()
+    zeros = scale.new_zeros(channels**2 * (2 * height - 1) * (2 * width - 1))
+    together = zeros.index_add(0, place, (rest * scale).flatten())
+    alone = zeros.index_add(0, place, scale.square().flatten())
+    correlation = (together / alone.clamp(min=1e-30)).clamp(-1, 1)[place].view_as(scale)
+
+    values, vectors = torch.linalg.eigh(scale * correlation)
+    texture = vectors @ values.clamp(min=0).diag() @ vectors.T
+    texture = (1 - _WHITE) * texture + _WHITE * variances.diag()
+    outside = torch.eye(len(matrix), dtype=torch.float64) - spectrum.vectors @ spectrum.vectors.T
+    values, vectors = torch.linalg.eigh(kept + outside @ texture @ outside)
+    return Spectrum(vectors.flip(1), values.flip(0).clamp(min=_LEAST_VARIANCE), _LEAST_VARIANCE)
 
 
 def low_frequencies(shape: tuple[int, int, int], *, most: int) -> Float64[Tensor, "dimension coordinate"]:
