@@ -12,8 +12,9 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
 from dpdm.networks import MLP, UNet, Zero
 from dpdm.privacy import DPSGD, NonPrivate
+from dpdm.privacy.moments import Spectrum, denoised_spectrum, symmetric_matrix
 from dpdm.training import Trainer
-from dpdm.training.prior import low_frequencies, release_prior
+from dpdm.training.prior import low_frequencies, release_prior, with_texture
 from dpdm.types import InputError, images_to_tensor
 
 PRIOR = Prior(centres=3, rounds=4)
@@ -234,3 +235,55 @@ def test_the_prior_alone_is_a_release(tmp_path):
     for label in range(2):
         real = data.images[data.labels == label].mean(0)
         assert np.abs(images[labels == label].mean(0) - real).mean() < 6
+
+
+def textured(side=18):
+    """A covariance of one strong direction, and of a rest with its own variance at each pixel and alike neighbours."""
+    row, column = (axis.flatten().double() for axis in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
+    distance = ((row[:, None] - row) ** 2 + (column[:, None] - column) ** 2).sqrt()
+    deviation = 0.1 + 0.2 * row / side
+    rest = torch.outer(deviation, deviation) * torch.exp(-distance / 1.5)
+    leading = torch.ones(side**2, dtype=torch.float64) / side
+    return rest + 30 * torch.outer(leading, leading)
+
+
+def test_texture_is_found_below_the_noise_of_single_entries():
+    truth = textured()
+    generator = torch.Generator().manual_seed(0)
+    dimensions = len(truth)
+    noise_std = 0.03
+    noise = torch.randn(dimensions * (dimensions + 1) // 2, generator=generator, dtype=torch.float64)
+    noisy = truth + symmetric_matrix(noise_std * noise)
+    white = denoised_spectrum(noisy, noise_std=noise_std, least_variance=1e-4)
+    found = with_texture(white, noisy, (1, 18, 18))
+    assert len(white.variances) < dimensions / 4
+
+    def covariance(spectrum):
+        kept = spectrum.vectors @ spectrum.variances.diag() @ spectrum.vectors.T
+        outside = torch.eye(dimensions, dtype=torch.float64) - spectrum.vectors @ spectrum.vectors.T
+        return kept + spectrum.floor * outside
+
+    def error(covariance):
+        """What is left of images of the true covariance by the Wiener filter of this one, at σ = 0.2."""
+        eye = torch.eye(dimensions, dtype=torch.float64)
+        wiener = covariance @ torch.linalg.inv(covariance + 0.04 * eye)
+        return ((eye - wiener) @ truth @ (eye - wiener).T + 0.04 * wiener @ wiener.T).trace().item()
+
+    least, of_white, of_found = error(truth), error(covariance(white)), error(covariance(found))
+    assert of_found - least < 0.6 * (of_white - least)
+    assert covariance(found).trace().item() == pytest.approx(truth.trace().item(), rel=0.05)
+    assert (found.variances > 0).all()
+
+
+def test_of_three_channels_each_pair_has_a_correlation_of_its_own():
+    side, generator = 5, torch.Generator().manual_seed(0)
+    mixing = torch.tensor([[1.0, 0.8, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    truth = 0.05 * torch.kron(mixing.T @ mixing, torch.eye(side**2, dtype=torch.float64))
+    noise = torch.randn(75 * 76 // 2, generator=generator, dtype=torch.float64)
+    noisy = truth + symmetric_matrix(0.01 * noise)
+    none = Spectrum(torch.zeros(75, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), 0.05)
+    found = with_texture(none, noisy, (3, side, side))
+    covariance = (found.vectors @ found.variances.diag() @ found.vectors.T).view(3, side**2, 3, side**2)
+    same_pixel = covariance.diagonal(dim1=1, dim2=3).mean(-1)
+    assert same_pixel[0, 1].item() == pytest.approx(0.7 * 0.8 * 0.05, rel=0.15)  # 30 % are left uncorrelated
+    assert abs(same_pixel[0, 2].item()) < 0.005
