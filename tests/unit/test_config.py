@@ -4,7 +4,7 @@ import pytest
 import tomli_w
 
 from dpdm.config import Config, Data, choose_sampler, decode, encode, load_config, preset_names
-from dpdm.diffusion import DDIM, Churn
+from dpdm.diffusion import DDIM, Churn, MomentMatched
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD, NonPrivate
 from dpdm.types import InputError
@@ -158,3 +158,16 @@ def test_an_array_becomes_a_tuple_and_survives_the_round_trip(tmp_path):
     assert decode(Config, tomllib.loads(tomli_w.dumps(encode(config)))) == config
     with pytest.raises(InputError, match=r"network\.attention = 7: input should be a valid tuple"):
         load_config(str(tmp_path / "c.toml"), overrides=["network.attention=7"])
+
+
+def test_a_table_in_part_keeps_the_other_defaults():
+    levels = load_config("fashion-mnist-cpu", overrides=["preconditioning.noise_levels.std=1.0"]).preconditioning
+    assert (levels.noise_levels.mean, levels.noise_levels.std) == (-0.4, 1.0)
+    config = decode(Config, {"data": {"source": "x"}, "preconditioning": {"noise_levels": {"mean": -0.5}}})
+    assert isinstance(config.preconditioning, MomentMatched)
+
+
+def test_another_preconditioning_drops_what_needs_a_prior():
+    config = load_config("fashion-mnist-cpu", overrides=["preconditioning.kind=edm"])
+    assert config.prior is None
+    assert "prior" not in config.samplers

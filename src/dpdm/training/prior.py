@@ -118,10 +118,9 @@ class _Fit:
         spectrum = denoised_spectrum(matrix[:-1, :-1], noise_std=noise_std / count, least_variance=_LEAST_VARIANCE)
         if basis.shape[1] == self.dimensions:
             return with_texture(spectrum, matrix[:-1, :-1], self._data.shape)
-        inside = basis.shape[1] - len(spectrum.variances)
-        outside = self.dimensions - basis.shape[1]
-        rest = inside * spectrum.floor + (max(0.0, float(matrix[-1, -1])) if outside else 0.0)
-        floor = max(_LEAST_VARIANCE, rest / max(1, inside + outside))
+        kept = len(spectrum.variances)
+        rest = (basis.shape[1] - kept) * spectrum.floor + max(0.0, float(matrix[-1, -1]))
+        floor = max(_LEAST_VARIANCE, rest / (self.dimensions - kept))
         return Spectrum(basis @ spectrum.vectors, spectrum.variances, floor)
 
     def _centres(

@@ -99,3 +99,8 @@ def test_the_name_says_which():
     assert features_by_name("efficientnet-lite0") == EfficientNetLite0()
     with pytest.raises(InputError, match="size must be"):
         EfficientNetLite0(size=0)
+
+
+def test_images_that_are_neither_grey_nor_colour_are_refused():
+    with pytest.raises(InputError, match="not of 4 channels"):
+        image_features(np.zeros((60, 8, 8, 4), dtype=np.uint8), EfficientNetLite0(size=32))

@@ -287,3 +287,8 @@ def test_of_three_channels_each_pair_has_a_correlation_of_its_own():
     same_pixel = covariance.diagonal(dim1=1, dim2=3).mean(-1)
     assert same_pixel[0, 1].item() == pytest.approx(0.7 * 0.8 * 0.05, rel=0.15)  # 30 % are left uncorrelated
     assert abs(same_pixel[0, 2].item()) < 0.005
+
+
+def test_a_prior_that_takes_nearly_all_of_the_budget_leaves_some_to_the_steps():
+    plan = plan_for(Prior(share=0.95), steps=20, epsilon=1.0, size=1000, delta=1e-5)
+    assert 0.99 < plan.epsilon() <= 1
