@@ -1,4 +1,4 @@
-"""The command line: `dpdm plan | train | sample | evaluate`.
+"""The command line: `dpdm plan | train | sample | evaluate | verify`.
 
 A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTERM in 143, what is nobody's mistake
 (a full disk) in 1. The heavy imports wait until a verb runs, so that help is instant.
@@ -119,7 +119,6 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a private generator; stop with Ctrl-C, and go on with the same line."""
-    from dpdm.evaluation import save_grid
     from dpdm.training import Trainer
 
     config = _config(target, epsilon, dataset_size, set, minutes)
@@ -132,8 +131,6 @@ def train(
     trainer = Trainer.from_config(config, data, run=folder)
     with _say_how_to_go_on(folder, has_prior=trainer.prior is not None):
         release = _train_with_progress(trainer, data, folder)
-        images, labels = release.sample(max(1, release.facts.num_classes) * 10, seed=0)
-        save_grid(folder / "release" / "samples.png", images, labels, num_classes=max(1, release.facts.num_classes))
     if as_json:
         return _print_json(release.privacy)
     _print(f"done: {release.statement}")
@@ -258,6 +255,22 @@ def evaluate(
         _print(f"Fréchet {distance['distance']:.2f} on {distance['count']:,} images, {distance['features']}{beside}")
     seen = f"{reference} and {baseline}" if baseline else reference
     _print(f"These scores were computed from {seen}. If those images are private, so are they: ε does not cover them.")
+
+
+@app.command()
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Check that a release's files agree with its claim, and say the claim in plain words."""
+    from dpdm.training import verify_release
+
+    found = verify_release(run)
+    if as_json:
+        return _print_json(asdict(found) | {"protects": found.protects, "bounds": found.bounds})
+    _print(f"claim    {found.statement}")
+    _print(f"unit     {found.protects}")
+    _print(f"bound    {found.bounds}")
+    _print(f"checked  from the events: {_bound(found.epsilon)} by PLD, {_bound(found.epsilon_rdp)} by Rényi accounting")
+    _print("         digests of settings, weights and picture; the weights fit the settings; no other file is there")
+    _print("The files agree. That training ran as they say, files cannot show: `dpdm audit` attacks it.")
 
 
 def _frechet(name: str, made: "Images", test: "Images", baseline: "Images | None") -> dict[str, Any]:

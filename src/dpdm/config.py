@@ -45,6 +45,7 @@ from dpdm.privacy import (
     Vectorized,
     gaussian_mu,
 )
+from dpdm.privacy.mechanism import Noise
 from dpdm.types import InputError, require_positive, require_seed
 
 T = TypeVar("T")
@@ -134,6 +135,7 @@ class Privacy:
     expected_batch_size: int | None = None
     steps: int = 500
     max_grad_norm: float = 1.0
+    noise: Noise = "continuous"
 
     def plan(self, count_records: Callable[[], int], prior: Prior | None = None) -> Mechanism:
         """Return the plan, its noise calibrated. `count_records` is called if no size is declared."""
@@ -145,6 +147,7 @@ class Privacy:
             max_grad_norm=self.max_grad_norm,
             delta=self.delta,
             relation="replace_special" if self.dataset_size is None else "add_or_remove_one",
+            noise=self.noise,
             earlier=prior.releases(epsilon=self.epsilon, delta=self.delta, alone=not self.steps) if prior else (),
         ).calibrate(epsilon=self.epsilon)
 
@@ -373,6 +376,13 @@ def decode(cls: type[T], table: Table, *, path: str = "", default: object = None
         return cls(**values)
     except InputError as error:
         raise InputError(f"{path.rstrip('.')}: {error}" if path else str(error)) from None
+
+
+def decode_plan(table: Table) -> Mechanism:
+    """Return the plan that `encode` made `table` of, as a release's settings hold it under `privacy`."""
+    earlier = tuple(GaussianRelease(**release) for release in table.get("earlier", ()))
+    plan = DPSGD if "delta" in table else NonPrivate
+    return plan(**{**table, "earlier": earlier})
 
 
 def encode(value: object) -> Table:

@@ -220,7 +220,10 @@ def test_earlier_releases_are_part_of_the_claim():
     plan = dataclasses.replace(plain, earlier=(GaussianRelease(noise_multiplier=5.0),))
     assert plan.epsilon() > plain.epsilon()
     assert "1 Gaussian releases" in plan.statement
-    assert plan.claim(entropy=OperatingSystemEntropy())["earlier_noise_multipliers"] == [5.0]
+    assert plan.claim(entropy=OperatingSystemEntropy())["events"] == [
+        {"type": "GaussianRelease", "noise_multiplier": 5.0},
+        {"type": "PoissonGaussianSteps", "noise_multiplier": 3.0, "sample_rate": 0.1, "steps": 4},
+    ]
 
 
 def test_a_size_that_is_claimed_as_exact_must_be_exact():

@@ -11,7 +11,9 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from dpdm.types import InputError, require_positive
 
@@ -177,6 +179,42 @@ def gaussian_mu(*, epsilon: float, delta: float) -> float:
     return float(brentq(excess, low, high, rtol=1e-12))
 
 
+def gaussian_epsilon(*, mu: float, delta: float) -> float:
+    """Return the ε at which the μ-Gaussian mechanism is exactly (ε, δ)-DP: the inverse of `gaussian_mu`."""
+    from scipy.optimize import brentq
+    from scipy.special import log_ndtr
+
+    def excess(epsilon: float) -> float:
+        gained = math.exp(log_ndtr(mu / 2 - epsilon / mu))
+        return gained - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu)) - delta
+
+    if mu <= 0 or excess(0.0) <= 0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return float(brentq(excess, 0.0, high, xtol=1e-12))
+
+
+def true_positive_rate(events: Sequence[Event], *, false_positive_rate: float, relation: Relation) -> float:
+    """Return the most true positives that whoever guesses "this record took part" can have at `false_positive_rate`.
+
+    That is for anyone who sees every release and knows all other records. The bound is the least over all (ε, δ) that
+    the events satisfy, so it is at or below that of any single pair.
+
+    Source:
+        Kairouz, Oh & Viswanath 2015, Theorem 2.1: the two lines that (ε, δ)-DP puts above every trade-off.
+    """
+    if epsilon(events, delta=1e-6, relation=relation, accountant="rdp") > _RDP_IS_ENOUGH:
+        return 1.0
+    epsilons = np.linspace(0, 20, 2001)
+    accountant = _compose(_pld_accountant(relation, interval=1e-4), events)
+    deltas = np.clip(np.asarray(accountant.get_delta(epsilons)), 0, 1)
+    first = np.exp(epsilons) * false_positive_rate + deltas
+    second = 1 - np.exp(-epsilons) * (1 - deltas - false_positive_rate)
+    return float(min(first.min(), second.min(), 1.0))
+
+
 def round_up(epsilon: float) -> float:
     """Round ε to four decimals, upwards: a printed claim is never below the computed one."""
     return math.ceil(epsilon * 1e4) / 1e4
@@ -190,6 +228,10 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _epsilon_by(accountant: object, events: Sequence[Event], delta: float) -> float:
+    return float(_compose(accountant, events).get_epsilon(delta))
+
+
+def _compose(accountant: object, events: Sequence[Event]) -> Any:  # noqa: ANN401 (dp-accounting has no types)
     import dp_accounting
 
     assert isinstance(accountant, dp_accounting.PrivacyAccountant)
@@ -200,7 +242,7 @@ def _epsilon_by(accountant: object, events: Sequence[Event], delta: float) -> fl
                 accountant.compose(gaussian)
             case PoissonGaussianSteps(sample_rate=rate, steps=steps) if steps:
                 accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps)
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def _relation(relation: Relation) -> object:

@@ -52,6 +52,10 @@ class Gradients(Protocol):
         """Return the sum of the gradients, each times its factor; those of factor 0 take no part, whatever they are."""
         ...
 
+    def grid_sum(self, factors: Float64[Tensor, " batch"], step: float) -> Float64[Tensor, " parameters"]:
+        """Return the same with every addend truncated towards zero to a multiple of `step`; the sum is exact."""
+        ...
+
 
 class Strategy(Protocol):
     """How per-example gradients are computed; affects time and memory only."""
@@ -75,6 +79,10 @@ class Rows(NamedTuple):
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
         """Return factors · rows, in float64."""
         return factors @ torch.where(factors[:, None] != 0, self.rows, 0).double()
+
+    def grid_sum(self, factors: Float64[Tensor, " batch"], step: float) -> Float64[Tensor, " parameters"]:
+        """Return Σ step · trunc(factor · row / step)."""
+        return truncated_sum(self.rows, factors, step)
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ def clipped_grad_sum(
     *,
     max_grad_norm: float,
     strategy: Strategy | None = None,
+    grid: float | None = None,
 ) -> ClippedSum:
     """Sum over examples of the loss gradient, each clipped to an L2 norm of at most `max_grad_norm`.
 
@@ -121,6 +130,7 @@ def clipped_grad_sum(
         batch: Tensors with one row for each example; no rows is an ordinary batch.
         max_grad_norm: Clipping norm C > 0, over all trainable parameters together.
         strategy: How to compute it; `OneBackwardEach` unless told.
+        grid: A power of two; each clipped gradient is then truncated towards zero to multiples of it.
 
     Returns:
         The sum in float64, its sensitivity, and per-example losses and norms before clipping as `Sensitive`.
@@ -131,6 +141,7 @@ def clipped_grad_sum(
           contribute zero.
         * An empty batch gives zeros; an example whose gradient is not finite contributes exactly zero.
         * A GPU that has no memory for the batch does it in halves, with the same sum.
+        * On a grid, given the truncated gradients, the sum is exact: neither order nor grouping of examples matters.
 
     Privacy:
         Nothing returned is private before noise is added.
@@ -140,14 +151,15 @@ def clipped_grad_sum(
     """
     strategy = strategy or OneBackwardEach()
     try:
-        return _clipped_grad_sum(loss, module, batch, max_grad_norm, strategy)
+        return _clipped_grad_sum(loss, module, batch, max_grad_norm, strategy, grid)
     except torch.OutOfMemoryError:
         if len(batch[0]) < 2:
             raise
     torch.cuda.empty_cache()
     middle = len(batch[0]) // 2
     parts = map_batch(lambda t: t[:middle], batch), map_batch(lambda t: t[middle:], batch)
-    halves = [clipped_grad_sum(loss, module, p, max_grad_norm=max_grad_norm, strategy=strategy) for p in parts]
+    settings = {"max_grad_norm": max_grad_norm, "strategy": strategy, "grid": grid}
+    halves = [clipped_grad_sum(loss, module, part, **settings) for part in parts]  # type: ignore[arg-type]
     return ClippedSum(
         vector=halves[0].vector + halves[1].vector,
         sensitivity=max_grad_norm,
@@ -157,7 +169,12 @@ def clipped_grad_sum(
 
 
 def _clipped_grad_sum(
-    loss: PerExampleLoss, module: nn.Module, batch: Batch, max_grad_norm: float, strategy: Strategy
+    loss: PerExampleLoss,
+    module: nn.Module,
+    batch: Batch,
+    max_grad_norm: float,
+    strategy: Strategy,
+    grid: float | None,
 ) -> ClippedSum:
     parameters = trainable_parameters(module)
     device = parameters[0].device
@@ -165,7 +182,8 @@ def _clipped_grad_sum(
     losses, norms = [], []
     for gradients in strategy(loss, module, batch) if len(batch[0]) else ():
         norms.append(gradients.norms())
-        total += gradients.weighted_sum(clip_factors(norms[-1], max_grad_norm))
+        factors = clip_factors(norms[-1], max_grad_norm)
+        total += gradients.weighted_sum(factors) if grid is None else gradients.grid_sum(factors, grid)
         losses.append(gradients.losses.float())
     empty = torch.zeros(0, device=device)
     return ClippedSum(
@@ -196,6 +214,19 @@ def clip_factors(norms: Float64[Tensor, " batch"], max_grad_norm: float) -> Floa
     """
     factors = (max_grad_norm * (1 - 2.0**-40) / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
     return torch.where(norms.isfinite(), factors, 0)
+
+
+def truncated_sum(
+    rows: Float[Tensor, "batch numel"], factors: Float64[Tensor, " batch"], step: float
+) -> Float64[Tensor, " numel"]:
+    """Return Σ step · trunc(factor · row / step), rows of factor 0 left out, whatever they are.
+
+    Every addend is an integer times a power of two, of at most 24 bits in float32, so float64 adds them exactly, in
+    any order. Truncation never makes a row longer; the rounding of the product could, by 2^-23, and is paid for.
+    """
+    scales = (factors * (1 - 2.0**-22) / step).to(rows.dtype)[:, None]
+    integers = torch.where(scales != 0, rows * scales, 0).trunc_()
+    return step * integers.sum(dim=0, dtype=torch.float64)
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -24,6 +24,7 @@ from dpdm.privacy.clipping import (
     PerExampleLoss,
     map_batch,
     trainable_parameters,
+    truncated_sum,
     vectorized_rows,
 )
 from dpdm.types import InputError
@@ -162,6 +163,11 @@ class _ByParameter:
         factors = torch.where(factors < 2.0**-100, 0, factors)
         with _exactly(self.losses):
             return torch.cat([part.weighted_sum(factors) for part in self._joined])
+
+    def grid_sum(self, factors: Float64[Tensor, " batch"], step: float) -> Float64[Tensor, " parameters"]:
+        factors = torch.where(factors < 2.0**-100, 0, factors)
+        with _exactly(self.losses):
+            return torch.cat([truncated_sum(part.written_out(), factors, step) for part in self._joined])
 
     @cached_property
     def _joined(self) -> list[_Part]:

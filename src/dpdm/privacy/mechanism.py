@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -47,8 +47,12 @@ from dpdm.types import InputError, RandomBytes, Sensitive, require_positive
 
 A = TypeVar("A")
 B = TypeVar("B")
+Noise = Literal["continuous", "grid"]
 LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 """Maps the indices of a physical batch, and one step's random bytes for the diffusion, to the tensors of a loss."""
+
+
+_GRID_BITS = 24  # a clipped gradient's coordinates stay whole numbers in float32, and sums of 10^8 in float64
 
 
 class Diagnostics(NamedTuple):
@@ -72,14 +76,19 @@ class DPSGD:
         delta: δ, below 1 / N.
         relation: What "neighbouring" means.
         earlier: Gaussian releases that come before the first step, in this order; the claim covers them.
+        noise: "continuous" adds float64 numbers to float64 sums. "grid" truncates every clipped gradient to a grid,
+            sums exactly, and rounds the noise to the same grid.
 
     Guarantees:
         * Each record enters each step independently with probability E / N, a constant.
         * The noise that is drawn has the standard deviation that is accounted.
         * Every number of the plan is a constant: none is computed from the records.
+        * On the grid every noisy sum is a whole number of `grid_step`s, and a sum of truncated gradients is the same
+          in any order and grouping.
 
     Source:
-        Abadi et al. 2016; accounting of add-or-remove and zero-out: Ponomareva et al. 2023.
+        Abadi et al. 2016; accounting of add-or-remove and zero-out: Ponomareva et al. 2023. The grid needs no
+        accounting of its own: for a whole number S, round(S + Z) = S + round(Z), so rounding is post-processing.
     """
 
     dataset_size: int
@@ -90,6 +99,7 @@ class DPSGD:
     delta: float = 1e-5
     relation: Relation = "add_or_remove_one"
     earlier: tuple[GaussianRelease, ...] = ()
+    noise: Noise = "continuous"
 
     def __post_init__(self) -> None:
         require_positive(
@@ -101,6 +111,8 @@ class DPSGD:
         _require_something(self.steps, self.earlier)
         if self.relation not in get_args(Relation):
             raise InputError(f"relation must be one of {', '.join(get_args(Relation))}, not {self.relation!r}")
+        if self.noise not in get_args(Noise):
+            raise InputError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
         if self.noise_multiplier is not None:
             require_positive(noise_multiplier=self.noise_multiplier)
         if self.expected_batch_size > self.dataset_size:
@@ -168,12 +180,7 @@ class DPSGD:
 
     def claim(self, *, entropy: Entropy) -> dict[str, object]:
         """Return the claim for machines: what `privacy.json` holds. An insecure source voids it."""
-        of_steps = {
-            "noise_multiplier": self.noise_multiplier,
-            "sample_rate": self.sample_rate,
-            "expected_batch_size": self.expected_batch_size,
-            "max_grad_norm": self.max_grad_norm,
-        }
+        of_steps = {"expected_batch_size": self.expected_batch_size, "max_grad_norm": self.max_grad_norm}
         return {
             "private": entropy.secure,
             "statement": self.statement if entropy.secure else "NOT PRIVATE: noise and batches came from a known seed",
@@ -186,11 +193,12 @@ class DPSGD:
             "dataset_size": self.dataset_size,
             "steps": self.steps,
             **(of_steps if self.steps else {}),
-            "earlier_noise_multipliers": [release.noise_multiplier for release in self.earlier],
+            "events": [{"type": type(event).__name__, **dataclasses.asdict(event)} for event in self.events()],
             "accountant": {
                 "pld": "dp-accounting, privacy loss distributions",
                 "rdp": "dp-accounting, Rényi divergences",
             }[self._accountant],
+            "noise": self.noise,
             "noise_source": type(entropy).__name__,
         }
 
@@ -232,6 +240,7 @@ class NonPrivate:
     steps: int
     max_grad_norm: float = field(default=math.inf, init=False)
     relation: Relation = field(default="add_or_remove_one", init=False)
+    noise: Noise = field(default="continuous", init=False)
     earlier: tuple[GaussianRelease, ...] = ()
 
     def __post_init__(self) -> None:
@@ -350,11 +359,14 @@ class MechanismRun:
         parameters = trainable_parameters(module)
         selected = poisson(num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection"))
         draws = self._stream("diffusion")
+        grid = grid_step(self.plan.max_grad_norm) if self.plan.noise == "grid" else None
         total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
         losses, norms = [], []
         batches = physical_batches(selected, physical_batch_size)
         for batch in _one_ahead(lambda indices: load(indices, draws), batches):
-            part = clipped_grad_sum(loss, module, batch, max_grad_norm=self.plan.max_grad_norm, strategy=self._strategy)
+            part = clipped_grad_sum(
+                loss, module, batch, max_grad_norm=self.plan.max_grad_norm, strategy=self._strategy, grid=grid
+            )
             total += part.vector
             losses.append(part.losses.reveal(because="joined over physical batches"))
             norms.append(part.grad_norms.reveal(because="joined over physical batches"))
@@ -385,6 +397,8 @@ class MechanismRun:
         self._require_declared_size(num_records)
         if self._made >= len(self.plan.earlier):
             raise InputError("the plan's next event is a step on a random batch, which only `backward` takes")
+        if self.plan.noise == "grid":  # rounding moves each of two neighbouring sums by half a step a coordinate
+            sensitivity /= 1 - math.sqrt(len(total)) * 2.0**-_GRID_BITS
         return self._release(total, sensitivity=sensitivity)
 
     def _release(
@@ -396,9 +410,12 @@ class MechanismRun:
         if self._made == self._journal.spent and not self._journal.reserve(self._block):
             raise InputError(f"all {self._journal.planned} releases of this plan are spent: its claim allows no more")
         std = self.plan.noise_std(self._made, sensitivity)
-        noise = gaussian(len(total), std=std, random_bytes=self._stream("noise"))
+        noise = gaussian(len(total), std=std, random_bytes=self._stream("noise")).to(total.device)
         self._made += 1
-        return total + noise.to(total.device)
+        if self.plan.noise == "grid":
+            step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
+            return ((total / step).round() + (noise / step).round()) * step
+        return total + noise
 
     def _require_declared_size(self, num_records: int) -> None:
         if self.plan.relation == "replace_special" and num_records != self.plan.dataset_size:
@@ -418,6 +435,11 @@ class MechanismRun:
 
     def _stream(self, purpose: str) -> RandomBytes:
         return self._entropy.stream(purpose, self._made)
+
+
+def grid_step(sensitivity: float) -> float:
+    """Return the step of the grid for sums of this sensitivity: a power of two, at least 2^24 times smaller."""
+    return 2.0 ** (math.floor(math.log2(sensitivity)) - _GRID_BITS)
 
 
 def _require_something(steps: int, earlier: tuple[GaussianRelease, ...]) -> None:

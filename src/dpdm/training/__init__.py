@@ -4,5 +4,17 @@ from dpdm.training.release import ImageFacts, Release
 from dpdm.training.step_cost import StepCost, fit_to_time, measure_step
 from dpdm.training.synthesizer import Synthesizer
 from dpdm.training.trainer import Progress, Trainer
+from dpdm.training.verification import Verified, verify_release
 
-__all__ = ["ImageFacts", "Progress", "Release", "StepCost", "Synthesizer", "Trainer", "fit_to_time", "measure_step"]
+__all__ = [
+    "ImageFacts",
+    "Progress",
+    "Release",
+    "StepCost",
+    "Synthesizer",
+    "Trainer",
+    "Verified",
+    "fit_to_time",
+    "measure_step",
+    "verify_release",
+]

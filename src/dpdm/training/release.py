@@ -1,7 +1,7 @@
 """What may be published of a run, and how images are made from it: post-processing only."""
 
+import hashlib
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,15 @@ import torch
 
 from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode, read_toml
 from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
+from dpdm.evaluation import save_grid
 from dpdm.networks import Network
 from dpdm.training.files import read_json, write_atomically, write_json, write_toml
 from dpdm.training.hardware import Precision, autocast, choose_device
 from dpdm.types import Images, InputError, Labels, require_positive, require_seed, tensor_to_images
 
 _PRIOR = "preconditioning.prior."
-_SCHEMA = 2  # of a release's files
+_SCHEMA = 3  # of a release's files
+FILES = ("config.toml", "model.safetensors", "samples.png")  # what `privacy.json` holds digests of
 
 
 class ImageFacts(NamedTuple):
@@ -46,6 +48,34 @@ def build_denoiser(
         centres, dimensions = (prior or Prior()).centres, math.prod(facts.shape)
         prior = GaussianMixture.placeholder(dimensions, num_classes=facts.num_classes, centres=centres)
     return PreconditionedDenoiser(module, preconditioning.about(prior))
+
+
+def release_folder(run: Path | str) -> Path:
+    """Return the folder of what may be published: that of a finished run, or `run` itself.
+
+    Raises:
+        InputError: There is no finished run.
+    """
+    folder = Path(run) if (Path(run) / "privacy.json").is_file() else Path(run) / "release"
+    if not (folder / "privacy.json").is_file():
+        unfinished = (Path(run) / "private" / "journal.jsonl").exists()
+        raise InputError(
+            f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
+        )
+    return folder
+
+
+def read_claim(folder: Path) -> dict[str, Any]:
+    """Return what `privacy.json` holds, or raise InputError if it is not of this version."""
+    privacy = read_json(folder / "privacy.json")
+    if privacy.get("schema") != _SCHEMA:
+        raise InputError(f"{folder} was written by another version of dpdm, whose files this one cannot read")
+    return privacy
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,17 +171,16 @@ class Release:
             yield tensor_to_images(x), chosen[start : start + part_size]
 
     def save(self, folder: Path) -> None:
-        """Write `config.toml`, `privacy.json` and, last, `model.safetensors` into `folder`."""
+        """Write settings, weights, a picture of ten images a class and, last, the claim with their digests."""
         folder.mkdir(parents=True, exist_ok=True)
+        rows = max(1, self.facts.num_classes)
+        images, labels = self.sample(10 * rows, seed=0)
         weights = {name: t.contiguous().cpu() for name, t in self.denoiser.state_dict().items()}
         write_toml(folder / "config.toml", self.settings)
-        write_json(folder / "privacy.json", {"schema": _SCHEMA, **self.privacy})
-
-        def write(temporary: Path) -> None:
-            safetensors.torch.save_file(weights, temporary)
-            shutil.copymode(folder / "config.toml", temporary)  # safetensors lets nobody else read it
-
-        write_atomically(folder / "model.safetensors", write)
+        write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(safetensors.torch.save(weights)))
+        save_grid(folder / "samples.png", images, labels, num_classes=rows)
+        digests = {name: digest(folder / name) for name in FILES}
+        write_json(folder / "privacy.json", {"schema": _SCHEMA, **self.privacy, "sha256": digests})
 
     @staticmethod
     def load(run: Path | str) -> "Release":
@@ -160,16 +189,9 @@ class Release:
         Raises:
             InputError: There is no finished run, or its release is damaged.
         """
-        folder = Path(run) if (Path(run) / "model.safetensors").is_file() else Path(run) / "release"
-        if not (folder / "model.safetensors").is_file():
-            unfinished = (Path(run) / "private" / "journal.jsonl").exists()
-            raise InputError(
-                f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
-            )
-        privacy = read_json(folder / "privacy.json")
+        folder = release_folder(run)
+        privacy = read_claim(folder)
         settings = read_toml(folder / "config.toml")
-        if privacy.get("schema") != _SCHEMA:
-            raise InputError(f"{folder} was written by another version of dpdm, whose files this one cannot read")
         try:
             declared = settings["data"]
             facts = ImageFacts(tuple(declared["shape"]), tuple(declared["class_names"]))

@@ -1,0 +1,135 @@
+"""Whether the files of a release agree with one another and with its claim, and what that claim says in plain words.
+
+That training ran as the files say, no look at the files can show.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpdm.config import decode_plan, read_toml
+from dpdm.privacy import DPSGD, OperatingSystemEntropy
+from dpdm.privacy.accounting import true_positive_rate
+from dpdm.training.release import FILES, Release, digest, read_claim, release_folder
+from dpdm.types import InputError
+
+_TOLERANCE = 1e-3  # by which ε may differ between versions of the accountant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """A claim that its files bear out.
+
+    Args:
+        statement: The claim in one line.
+        epsilon: ε by PLD, computed anew from the events.
+        epsilon_rdp: ε by RDP, computed anew.
+        true_positive_rates: The most true positives an attacker can have, by false-positive rate.
+        relation: What "neighbouring" means.
+        dataset_size: The declared size.
+    """
+
+    statement: str
+    epsilon: float
+    epsilon_rdp: float
+    true_positive_rates: dict[float, float]
+    relation: str
+    dataset_size: int
+
+    @property
+    def protects(self) -> str:
+        """What one unit of protection is, in one sentence."""
+        if self.relation == "replace_special":
+            return (
+                "One unit of protection is one image with its label: what it shows is hidden, as if a blank had been "
+                f"in its place; that there were {self.dataset_size:,} images is public."
+            )
+        return (
+            "One unit of protection is one image with its label: whether it was among the training images at all is "
+            "hidden; a person with several images among them is protected less."
+        )
+
+    @property
+    def bounds(self) -> str:
+        """What ε bounds, in one sentence."""
+        of = [f"{_percent(true)} at {100 * false:g} %" for false, true in self.true_positive_rates.items()]
+        return (
+            "Whoever holds all of this folder, knows every other training image, and guesses whether a given one was "
+            f"used, finds at most so many of the used ones at so many false alarms: {', '.join(of)}."
+        )
+
+
+def verify_release(run: Path | str) -> Verified:
+    """Check the files of a release against one another and against its claim.
+
+    ε is computed anew, by PLD and by RDP, from the events in `privacy.json`; these must be those of the plan in
+    `config.toml`; the digests of all files must be right, the weights fit the settings, and nothing else may lie there.
+
+    Args:
+        run: A run's folder, or the folder `release/` itself.
+
+    Raises:
+        InputError: There is no release, it claims nothing, or something about it is not as it should be: names what.
+    """
+    folder = release_folder(run)
+    privacy = read_claim(folder)
+    if privacy.get("private") is not True:
+        raise InputError(f"{folder} is NOT PRIVATE and must not be published: {privacy.get('statement')}")
+    _require_files(folder, privacy)
+    settings = read_toml(folder / "config.toml")
+    try:
+        plan = decode_plan(settings["privacy"])
+        expected: dict[str, Any] = plan.claim(entropy=OperatingSystemEntropy())
+        _require_same_claim(folder, privacy, expected)
+        assert isinstance(plan, DPSGD)
+        rates = {
+            rate: true_positive_rate(plan.events(), false_positive_rate=rate, relation=plan.relation)
+            for rate in (0.01, 0.001)
+        }
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise InputError(f"{folder} is damaged ({type(error).__name__}): its plan cannot be read") from None
+    Release.load(folder)
+    return Verified(
+        statement=privacy["statement"],
+        epsilon=plan.epsilon(),
+        epsilon_rdp=plan.epsilon(accountant="rdp"),
+        true_positive_rates=rates,
+        relation=plan.relation,
+        dataset_size=plan.dataset_size,
+    )
+
+
+def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
+    """Raise InputError unless `folder` holds a release's files, these are those of the claim, and nothing else."""
+    found = {path.name for path in folder.iterdir()}
+    for name in sorted(found - {*FILES, "privacy.json"}):
+        raise InputError(f"{folder / name} does not belong to a release: take it away, it is covered by no claim")
+    for name in FILES:
+        if name not in found or (folder / name).is_symlink() or not (folder / name).is_file():
+            raise InputError(f"{folder / name} is missing, or not a file of its own")
+        digests = privacy.get("sha256")
+        if not isinstance(digests, dict) or digests.get(name) != digest(folder / name):
+            raise InputError(f"{folder / name} is not the file that privacy.json was written for: its digest differs")
+
+
+def _require_same_claim(folder: Path, privacy: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise InputError unless `privacy.json` says what follows from the plan."""
+    stated = {key: value for key, value in privacy.items() if key not in ("schema", "sha256")}
+    for key in ("epsilon", "epsilon_rdp"):
+        here, there = expected[key], stated.get(key)
+        if not isinstance(there, float | int) or not abs(there - here) <= _TOLERANCE * here:
+            raise InputError(f"{folder}/privacy.json states {key} = {there}, and its events cost {here}")
+    opening = f"({expected['epsilon']}, "
+    expected |= {"statement": expected["statement"].replace(opening, f"({stated['epsilon']}, ")}
+    expected |= {key: stated[key] for key in ("epsilon", "epsilon_rdp")}
+    for key in sorted(expected.keys() | stated.keys()):
+        if expected.get(key) != stated.get(key):
+            raise InputError(
+                f"{folder}/privacy.json states {key} = {stated.get(key)}, and config.toml makes it {expected.get(key)}"
+            )
+
+
+def _percent(rate: float) -> str:
+    """Say a bound in per cent, rounded up."""
+    hundredths = -int(-10_000 * rate // 1)
+    return f"{hundredths / 100:g} %"
