@@ -1,4 +1,4 @@
-"""The command line: `dpdm plan | train | sample | evaluate | verify`.
+"""The command line: `dpdm plan | train | sample | evaluate | verify | audit`.
 
 A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTERM in 143, what is nobody's mistake
 (a full disk) in 1. The heavy imports wait until a verb runs, so that help is instant.
@@ -11,7 +11,7 @@ import sys
 import time
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from dpdm.audit import Audit
+    from dpdm.audit.membership import Rate
     from dpdm.config import Config
     from dpdm.data import Channels, Fit, ImageDataset
     from dpdm.privacy import Mechanism
@@ -273,6 +275,75 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     _print("The files agree. That training ran as they say, files cannot show: `dpdm audit` attacks it.")
 
 
+@app.command()
+def audit(
+    run: Run,
+    held_out: Annotated[
+        str | None, typer.Option(help="Real images the run was not trained on, such as digits:test.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="For the second training run; fewer steps if too short.")] = 8.0,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a run's claim: its mechanism, its noisy sums, its generator and its images."""
+    from dpdm.audit import STAMP, audit_run
+
+    with _stages() as on_progress:
+        found = audit_run(run, held_out=held_out, minutes=minutes, on_progress=on_progress)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _print_audit(found)
+        _print(f"{STAMP}: {run / 'private' / 'audit'}")
+    for finding in found.findings:
+        _note(f"dpdm: CONTRADICTED: {finding}")
+    if found.findings:
+        raise typer.Exit(1)
+
+
+def _print_audit(found: "Audit") -> None:
+    import numpy as np
+
+    _print(f"claim        {found.claim}")
+    for check in found.checks:
+        _print(
+            f"{'ok' if check.passed else 'FAILED':12} {check.name}: {check.value:.6g}, "
+            f"expected {check.expected:g} ± {check.tolerance:.2g}"
+        )
+    fewer = f", {found.plan.steps:,} steps" if found.plan.steps else ""
+    _print(f"audited      ε ≤ {_bound(found.audited_epsilon)}{fewer}; what the attacks proved (95 %):")
+    bounds = found.white_box
+    _print(
+        f"white box    {found.canaries:,} canaries in every noisy sum: ε ≥ {bounds.one_run:.3f} one run, "
+        f"{bounds.one_run_gaussian:.3f} one run f-DP, {bounds.clopper_pearson:.3f} Clopper-Pearson, "
+        f"{bounds.gaussian:.3f} if Gaussian"
+    )
+    allowed = dict(zip(*found.ceiling, strict=True))
+    for name, attacked in found.black_box.items():
+        one, tenth = attacked.rates
+        _print(
+            f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {attacked.bounds.largest:.3f}; true positives "
+            f"{_rate(one)} at 1 %, {_rate(tenth)} at 0.1 %"
+        )
+    _print(f"             {found.members:,} members; the plan allows {100 * allowed[min(allowed)]:.1f} % at 0.1 %")
+    near = found.nearness
+
+    def distances(values: Any) -> str:  # noqa: ANN401
+        return f"at {values.min():.3f}, in the median {np.median(values):.3f}"
+
+    _print(f"copies       nearest training image of generated ones: {distances(near.nearest)}")
+    if near.nearer_to_training is not None and near.of_held_out is not None:
+        part, low, high, _ = near.nearer_to_training
+        _print(f"             of held-out ones: {distances(near.of_held_out)}")
+        _print(
+            f"             {100 * part:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of generated ones are nearer to "
+            "training than to held-out images"
+        )
+
+
+def _rate(rate: "Rate") -> str:
+    return f"{100 * rate.true_positive_rate:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
 def _frechet(name: str, made: "Images", test: "Images", baseline: "Images | None") -> dict[str, Any]:
     """Return the Fréchet distance of synthetic from real images, and of other real ones, from as many of each."""
     import numpy as np
@@ -467,6 +538,23 @@ def _progress(what: str, total: int | None) -> Iterator[Any]:
             _note(f"{what}: {done:,} of {total:,}  {left}  {note}")
 
     yield advance
+
+
+@contextmanager
+def _stages() -> Iterator[Any]:
+    """Show the progress of one stage after the other."""
+    with ExitStack() as stack:
+        open_now: dict[str, Any] = {"stage": None, "done": 0, "advance": None}
+
+        def move(stage: str, done: int, total: int) -> None:
+            if stage != open_now["stage"]:
+                stack.close()
+                open_now.update(stage=stage, done=0, advance=stack.enter_context(_progress(stage, total)))
+            if done > open_now["done"]:
+                open_now["advance"](done - open_now["done"], "")
+                open_now["done"] = done
+
+        yield move
 
 
 def _copies(config: "Config") -> str:

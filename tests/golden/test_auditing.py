@@ -82,3 +82,9 @@ def test_impossible_counts_are_refused():
             one_run_epsilon(*counts, delta=1e-5)
     with pytest.raises(InputError, match="guesses"):
         one_run_mu(10, 0, 0)
+
+
+@pytest.mark.parametrize("canaries", [2, 3, 7, 359])
+def test_any_number_of_canaries_will_do(canaries):
+    took_part = np.arange(canaries) % 2 == 0
+    assert lower_bounds(np.arange(canaries) * 1.0, took_part, delta=1e-5).largest < 1

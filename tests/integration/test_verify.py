@@ -6,7 +6,7 @@ import shutil
 import pytest
 from small_run import SMALL
 
-from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon, true_positive_rate
+from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon, true_positive_rates
 from dpdm.training import Release, verify_release
 from dpdm.types import InputError
 
@@ -174,12 +174,12 @@ def test_no_attack_finds_more_than_the_bound(rate):
     events = [GaussianRelease(noise_multiplier=0.8)]
     relation = "add_or_remove_one"
     best = norm.cdf(norm.ppf(rate) + 1 / 0.8)
-    bound = true_positive_rate(events, false_positive_rate=rate, relation=relation)
+    bound = true_positive_rates(events, false_positive_rates=[rate], relation=relation)[0]
     assert best <= bound <= best * 1.02
     for delta in (1e-5, 1e-3):
         one = epsilon(events, delta=delta, relation=relation)
         assert bound <= min(2.718281828**one * rate + delta, 1 - 2.718281828**-one * (1 - delta - rate)) + 1e-6
     steps = [PoissonGaussianSteps(noise_multiplier=1.0, sample_rate=0.1, steps=100)]
-    assert rate < true_positive_rate(steps, false_positive_rate=rate, relation=relation) < 1
+    assert rate < true_positive_rates(steps, false_positive_rates=[rate], relation=relation)[0] < 1
     nothing = [GaussianRelease(noise_multiplier=0.05)]
-    assert true_positive_rate(nothing, false_positive_rate=rate, relation=relation) == 1
+    assert true_positive_rates(nothing, false_positive_rates=[rate], relation=relation) == [1]

@@ -12,7 +12,7 @@ from dpdm.data.digits import load_digits
 from dpdm.data.folder import load_folder, save_folder
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.idx import load_idx_directory, read_idx
-from dpdm.data.open import is_source, open_dataset
+from dpdm.data.open import is_source, open_again, open_dataset
 
 __all__ = [
     "Channels",
@@ -27,6 +27,7 @@ __all__ = [
     "load_folder",
     "load_idx_directory",
     "load_npz",
+    "open_again",
     "open_dataset",
     "read_idx",
     "save_folder",

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast, get_args
 
 from dpdm.data.archive import load_archive
 from dpdm.data.arrays import load_npz
@@ -62,6 +62,21 @@ def open_dataset(
     return replace(
         dataset, images=framing.frame_all(dataset.images), name=f"{name}{part}", location=f"{location}{part}{fitted}"
     )
+
+
+def open_again(location: str, *, channels: Channels, num_classes: int) -> ImageDataset:
+    """Return the data set that was opened at `location` before (`ImageDataset.location`), with its declared facts.
+
+    Raises:
+        InputError: It is not there any more, or it was given as arrays and has no location.
+    """
+    if not location:
+        raise InputError("these images were given as arrays, which nothing on disk tells: give them again")
+    place, comma, fitted = location.rpartition(", ")
+    fit, _, size = fitted.partition(" to ")
+    if not (comma and fit in get_args(Fit) and size.isdecimal()):
+        return open_dataset(location, channels=channels, num_classes=num_classes or None)
+    return open_dataset(place, size=int(size), fit=cast(Fit, fit), channels=channels, num_classes=num_classes or None)
 
 
 def is_source(source: str) -> bool:

@@ -196,8 +196,10 @@ def gaussian_epsilon(*, mu: float, delta: float) -> float:
     return float(brentq(excess, 0.0, high, xtol=1e-12))
 
 
-def true_positive_rate(events: Sequence[Event], *, false_positive_rate: float, relation: Relation) -> float:
-    """Return the most true positives that whoever guesses "this record took part" can have at `false_positive_rate`.
+def true_positive_rates(
+    events: Sequence[Event], *, false_positive_rates: Sequence[float], relation: Relation
+) -> list[float]:
+    """Return the most true positives that guesses "this record took part" can have at each of `false_positive_rates`.
 
     That is for anyone who sees every release and knows all other records. The bound is the least over all (ε, δ) that
     the events satisfy, so it is at or below that of any single pair.
@@ -206,13 +208,16 @@ def true_positive_rate(events: Sequence[Event], *, false_positive_rate: float, r
         Kairouz, Oh & Viswanath 2015, Theorem 2.1: the two lines that (ε, δ)-DP puts above every trade-off.
     """
     if epsilon(events, delta=1e-6, relation=relation, accountant="rdp") > _RDP_IS_ENOUGH:
-        return 1.0
+        return [1.0 for _ in false_positive_rates]
     epsilons = np.linspace(0, 20, 2001)
     accountant = _compose(_pld_accountant(relation, interval=1e-4), events)
     deltas = np.clip(np.asarray(accountant.get_delta(epsilons)), 0, 1)
-    first = np.exp(epsilons) * false_positive_rate + deltas
-    second = 1 - np.exp(-epsilons) * (1 - deltas - false_positive_rate)
-    return float(min(first.min(), second.min(), 1.0))
+    bounds = []
+    for rate in false_positive_rates:
+        first = np.exp(epsilons) * rate + deltas
+        second = 1 - np.exp(-epsilons) * (1 - deltas - rate)
+        bounds.append(float(min(first.min(), second.min(), 1.0)))
+    return bounds
 
 
 def round_up(epsilon: float) -> float:

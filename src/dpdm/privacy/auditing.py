@@ -65,7 +65,7 @@ def lower_bounds(
     ordered, count = took_part[order], len(scores)
     each = significance / len(_FRACTIONS)
     present, absent = int(took_part.sum()), int((~took_part).sum())
-    sides = sorted({max(1, round(fraction * count)) for fraction in _FRACTIONS})
+    sides = sorted({max(1, int(fraction * count)) for fraction in _FRACTIONS})
     both, top, errors = [], [], []
     for guesses in sides:
         correct_in, correct_out = int(ordered[:guesses].sum()), int((~ordered[count - guesses :]).sum())

@@ -9,10 +9,11 @@ from typing import Any
 
 from dpdm.config import decode_plan, read_toml
 from dpdm.privacy import DPSGD, OperatingSystemEntropy
-from dpdm.privacy.accounting import true_positive_rate
+from dpdm.privacy.accounting import true_positive_rates
 from dpdm.training.release import FILES, Release, digest, read_claim, release_folder
 from dpdm.types import InputError
 
+_FALSE_ALARMS = (0.01, 0.001)
 _TOLERANCE = 1e-3  # by which ε may differ between versions of the accountant
 
 
@@ -82,10 +83,7 @@ def verify_release(run: Path | str) -> Verified:
         expected: dict[str, Any] = plan.claim(entropy=OperatingSystemEntropy())
         _require_same_claim(folder, privacy, expected)
         assert isinstance(plan, DPSGD)
-        rates = {
-            rate: true_positive_rate(plan.events(), false_positive_rate=rate, relation=plan.relation)
-            for rate in (0.01, 0.001)
-        }
+        true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise InputError(f"{folder} is damaged ({type(error).__name__}): its plan cannot be read") from None
     Release.load(folder)
@@ -93,7 +91,7 @@ def verify_release(run: Path | str) -> Verified:
         statement=privacy["statement"],
         epsilon=plan.epsilon(),
         epsilon_rdp=plan.epsilon(accountant="rdp"),
-        true_positive_rates=rates,
+        true_positive_rates=dict(zip(_FALSE_ALARMS, true, strict=True)),
         relation=plan.relation,
         dataset_size=plan.dataset_size,
     )

@@ -1,0 +1,214 @@
+"""A training run with canaries in it, to be attacked: the whole of a plan, on the owner's images, for the audit alone.
+
+Two kinds are planted, each by the toss of a fair coin. *Dirac canaries* are records whose gradient is one coordinate of
+a block of parameters that nothing else uses, as long as clipping allows: the worst case that the claim covers, seen by
+an adversary who sees every noisy sum. *Member canaries* are images of the data set: what an adversary sees who has the
+trained generator alone. The block is part of no network, and nothing of such a run is written to disk.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Int64
+from numpy import ndarray
+from torch import Tensor, nn
+
+from dpdm.config import Config
+from dpdm.data import ImageDataset
+from dpdm.diffusion import DenoisingLoss, MatchedPreconditioning, NoisyBatch, PreconditionedDenoiser
+from dpdm.privacy import DPSGD, MechanismRun, OperatingSystemEntropy, Strategy
+from dpdm.training import ema
+from dpdm.training.hardware import autocast, choose_device
+from dpdm.training.prior import release_prior
+from dpdm.training.release import ImageFacts, build_denoiser
+from dpdm.training.step_cost import physical_batch_size
+from dpdm.types import RandomBytes, images_to_tensor
+
+_LOUD = 1000.0  # times the clipping norm: a Dirac canary's gradient before clipping
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """What an audited run gave away, and the coins.
+
+    Args:
+        plan: What was run: the audited plan.
+        scores: Of the Dirac canaries: log-likelihood ratios of having taken part.
+        took_part: Their coins.
+        average: The trained denoiser.
+        members: Indices of the member canaries in the data set.
+        were_in: Their coins.
+    """
+
+    plan: DPSGD
+    scores: Float64[ndarray, " canaries"]
+    took_part: Bool[ndarray, " canaries"]
+    average: PreconditionedDenoiser
+    members: Int64[ndarray, " members"]
+    were_in: Bool[ndarray, " members"]
+
+
+class PlantedBatch(NamedTuple):
+    """A `NoisyBatch`, and for each record which coordinate of the block it is about: 0 for a record with an image."""
+
+    x: Float[Tensor, "batch channel height width"]
+    labels: Int[Tensor, "batch K"]
+    sigma: Float[Tensor, "batch K"]
+    noise: Float[Tensor, "batch K channel height width"]
+    coordinate: Int[Tensor, " batch"]
+    loudness: Float[Tensor, " batch"]
+
+
+class Planted(nn.Module):
+    """A denoiser, and beside it the block of parameters that only Dirac canaries touch."""
+
+    def __init__(self, denoiser: PreconditionedDenoiser, canaries: int) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.block = nn.Embedding(1 + canaries, 1)
+
+
+@dataclass(frozen=True)
+class PlantedLoss:
+    """The denoising loss of a record with an image; `loudness` times its own coordinate for a Dirac canary."""
+
+    of_images: DenoisingLoss
+
+    def __call__(self, module: nn.Module, batch: PlantedBatch) -> Float[Tensor, " batch"]:
+        """Return one number for each record."""
+        assert isinstance(module, Planted)
+        images = torch.where(batch.coordinate == 0, self.of_images(module.denoiser, NoisyBatch(*batch[:4])), 0)
+        of_block: Tensor = module.block(batch.coordinate)[:, 0] * batch.loudness
+        return images + of_block
+
+
+class WatchedRun(MechanismRun):
+    """A run whose earlier releases, too, carry a block in which each canary that took part stands alone.
+
+    A canary is one more record, whose contribution to every sum is `sensitivity` in its own coordinate: it keeps to
+    the bound, and orthogonal to all other records. `scores` grows with every noisy sum.
+    """
+
+    def __init__(self, plan: DPSGD, *, took_part: Bool[ndarray, " canaries"], strategy: Strategy) -> None:
+        super().__init__(plan, None, entropy=OperatingSystemEntropy(), strategy=strategy)
+        self._took_part = torch.from_numpy(took_part).double()
+        self.scores = np.zeros(len(took_part))
+
+    def release(
+        self, total: Float64[Tensor, " coordinates"], *, sensitivity: float, num_records: int
+    ) -> Float64[Tensor, " coordinates"]:
+        """Return the noisy `total`; the block is looked at and taken off."""
+        event = self.plan.earlier[self.spent]
+        both = torch.cat([total, self._took_part * sensitivity])
+        noisy = super().release(both, sensitivity=sensitivity, num_records=num_records)
+        seen = noisy[len(total) :].numpy() / sensitivity
+        self.scores += log_likelihood_ratio(seen, noise_multiplier=event.noise_multiplier, sample_rate=1.0)
+        return noisy[: len(total)]
+
+    def look(self, block: nn.Embedding) -> None:
+        """Score what the last step left in the gradient of the block."""
+        assert isinstance(self.plan, DPSGD)
+        assert block.weight.grad is not None
+        assert self.plan.noise_multiplier is not None
+        unit = self.plan.max_grad_norm / self.plan.expected_batch_size
+        seen = block.weight.grad[1:, 0].double().cpu().numpy() / unit
+        self.scores += log_likelihood_ratio(
+            seen, noise_multiplier=self.plan.noise_multiplier, sample_rate=self.plan.sample_rate
+        )
+
+
+def log_likelihood_ratio(
+    seen: Float64[ndarray, " canaries"], *, noise_multiplier: float, sample_rate: float
+) -> Float64[ndarray, " canaries"]:
+    """Return ln p(seen | canary took part) − ln p(seen | it did not), `seen` in units of the sensitivity.
+
+    The canary enters with probability q and then adds one: a mixture of two Gaussians against one.
+    """
+    of_one = (2 * seen - 1) / (2 * noise_multiplier**2)
+    ratio: Float64[ndarray, " canaries"] = (
+        np.logaddexp(math.log(sample_rate) + of_one, math.log1p(-sample_rate)) if (sample_rate < 1) else of_one
+    )
+    return ratio
+
+
+def play(
+    config: Config, plan: DPSGD, data: ImageDataset, *, canaries: int, members: int, coins: np.random.Generator
+) -> Iterator[int | Played]:
+    """Train by `plan` with canaries planted; yield the number of steps taken after each, and in the end the outcome.
+
+    Args:
+        config: Network, preconditioning, loss and training of the run that is audited.
+        plan: What is audited. Its relation is add-or-remove here: a canary that does not take part is not there.
+        data: The images; `members` of them take part only if their coin says so.
+        canaries: How many Dirac canaries.
+        members: How many member canaries.
+        coins: Tosses all coins; from the operating system's entropy.
+    """
+    plan = dataclasses.replace(plan, relation="add_or_remove_one")
+    took_part = coins.random(canaries) < 0.5
+    chosen = np.sort(coins.choice(len(data), members, replace=False))
+    were_in = coins.random(members) < 0.5
+    kept = np.delete(np.arange(len(data)), chosen[~were_in])
+    seen = dataclasses.replace(
+        data, images=data.images[kept], labels=None if data.labels is None else data.labels[kept]
+    )
+    facts, device = ImageFacts(data.shape, data.class_names), choose_device(config.training.device)
+    run = WatchedRun(plan, took_part=took_part, strategy=config.training.clipping)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior)
+        if config.prior is not None:
+            assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
+            denoiser.preconditioning.prior = release_prior(run, seen, config.prior, seed=config.training.seed)
+        module = Planted(denoiser, canaries).to(device)
+    average = ema.start(denoiser)
+    if plan.steps:
+        optimizer = torch.optim.Adam(denoiser.parameters())
+        loader = _Loader(seen, config, took_part, plan.max_grad_norm, device)
+        at_once = physical_batch_size(config.training, config.loss, denoiser, facts)
+        loss = PlantedLoss(config.loss)
+    while not run.finished:
+        for group in optimizer.param_groups:
+            group["lr"] = config.training.learning_rate_at(run.steps_spent / plan.steps)
+        with autocast(config.training.precision, device):
+            run.backward(loss, module, num_records=len(seen) + canaries, load=loader.load, physical_batch_size=at_once)
+        run.look(module.block)
+        optimizer.step()
+        ema.update(average, denoiser, updates=run.steps_spent, decay=config.training.ema_decay)
+        yield run.steps_spent
+    yield Played(plan, run.scores, took_part, average.eval(), chosen, were_in)
+
+
+class _Loader:
+    """From selected indices to a planted batch: the images first, then a place for each Dirac canary."""
+
+    def __init__(
+        self,
+        data: ImageDataset,
+        config: Config,
+        took_part: Bool[ndarray, " canaries"],
+        clip: float,
+        device: torch.device,
+    ) -> None:
+        self._data, self._config, self._device = data, config, device
+        labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
+        self._labels = np.concatenate([labels, np.zeros(len(took_part), dtype=np.int64)])
+        self._loudness = _LOUD * clip * np.concatenate([np.zeros(len(data)), took_part])
+
+    def load(self, indices: Int64[ndarray, " batch"], random_bytes: RandomBytes) -> PlantedBatch:
+        images = images_to_tensor(self._data.images[np.minimum(indices, len(self._data) - 1)])
+        noisy = self._config.loss.draw(
+            images.to(self._device),
+            torch.from_numpy(self._labels[indices]).to(self._device),
+            null_label=self._data.num_classes,
+            noise_levels=self._config.preconditioning.noise_levels,
+            random_bytes=random_bytes,
+        )
+        coordinate = torch.from_numpy(np.maximum(indices - len(self._data) + 1, 0)).to(self._device)
+        loudness = torch.from_numpy(self._loudness[indices]).float().to(self._device)
+        return PlantedBatch(*noisy, coordinate, loudness)

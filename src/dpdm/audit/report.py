@@ -1,0 +1,254 @@
+"""The whole audit of a run: four attacks on its claim, and what they proved beside what it promises."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+
+from dpdm.audit.canaries import Played, play
+from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
+from dpdm.audit.memorisation import Nearness, nearness
+from dpdm.audit.parametric import Check, check_mechanism
+from dpdm.audit.roc import roc_picture
+from dpdm.config import Config, decode, decode_plan, read_toml
+from dpdm.data import ImageDataset, open_again, open_dataset
+from dpdm.evaluation import side_by_side
+from dpdm.privacy import DPSGD
+from dpdm.privacy.accounting import true_positive_rates
+from dpdm.privacy.auditing import LowerBounds, lower_bounds
+from dpdm.training import ImageFacts, Release, measure_step
+from dpdm.training.files import write_atomically, write_json
+from dpdm.types import InputError, images_to_tensor, require_positive
+
+STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
+_CANARIES = 1000
+_MEMBERS = 1000
+_SHOWN = 20  # closest pairs in the picture
+_FALSE_ALARMS = tuple(float(rate) for rate in np.geomspace(1e-3, 1, 25))
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a stage of the audit, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What the attacks on one run found.
+
+    Args:
+        claim: The run's claim in one line.
+        epsilon: ε of the run.
+        checks: Of the mechanism's noise and batches.
+        plan: The audited plan: the run's own, with fewer steps if the time was too short for all.
+        audited_epsilon: ε of the audited plan, which no bound may pass.
+        canaries: How many Dirac canaries there were.
+        white_box: What they proved.
+        members: How many member canaries there were.
+        black_box: What each attack on the trained generator found, by its name.
+        ceiling: False-positive rates, and the most true positives that the audited plan allows at each.
+        nearness: How near generated images are to the training images.
+    """
+
+    claim: str
+    epsilon: float
+    checks: list[Check]
+    plan: DPSGD
+    audited_epsilon: float
+    canaries: int
+    white_box: LowerBounds
+    members: int
+    black_box: dict[str, Attacked]
+    ceiling: tuple[tuple[float, ...], list[float]]
+    nearness: Nearness
+
+    @property
+    def findings(self) -> list[str]:
+        """What contradicts the claim, a line each; none for a sound run."""
+        failed = [
+            f"{c.name} is {c.value:.6g}, not {c.expected:g} ± {c.tolerance:.2g}" for c in self.checks if not c.passed
+        ]
+        proved = {"canaries in the noisy sums": self.white_box} | {
+            name: attacked.bounds for name, attacked in self.black_box.items()
+        }
+        return failed + [
+            f"{name} proved ε ≥ {bounds.largest:.3f}, and the audited plan claims {self.audited_epsilon:.4f}"
+            for name, bounds in proved.items()
+            if bounds.largest > self.audited_epsilon
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as one JSON object."""
+        near = self.nearness
+        return {
+            "stamp": STAMP,
+            "claim": self.claim,
+            "findings": self.findings,
+            "parametric": [check._asdict() | {"passed": check.passed} for check in self.checks],
+            "audited": {"steps": self.plan.steps, "epsilon": self.audited_epsilon, "delta": self.plan.delta},
+            "white_box": {"canaries": self.canaries, **dataclasses.asdict(self.white_box)},
+            "black_box": {
+                name: {
+                    "members": self.members,
+                    "auc": found.auc,
+                    "balanced_accuracy": found.balanced_accuracy,
+                    "rates": [rate._asdict() for rate in found.rates],
+                    "bounds": dataclasses.asdict(found.bounds),
+                }
+                for name, found in self.black_box.items()
+            },
+            "ceiling": [
+                {"false_positive_rate": false, "true_positive_rate": true}
+                for false, true in zip(*self.ceiling, strict=True)
+            ],
+            "memorisation": {
+                "generated": len(near.nearest),
+                "distance_to_training": _quantiles(near.nearest),
+                "held_out_distance_to_training": None if near.of_held_out is None else _quantiles(near.of_held_out),
+                "carlini": _quantiles(near.carlini),
+                "nearer_to_training": None
+                if near.nearer_to_training is None
+                else dict(zip(("part", "low", "high", "p_value"), near.nearer_to_training, strict=True)),
+            },
+        }
+
+
+def audit_run(
+    run: Path | str,
+    *,
+    data: ImageDataset | None = None,
+    held_out: ImageDataset | str | None = None,
+    minutes: float = 8.0,
+    canaries: int = _CANARIES,
+    members: int = _MEMBERS,
+    generated: int = 2000,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> Audit:
+    """Attack the claim of a finished run, and write what was found into `private/audit/` of its folder.
+
+    A second training run, on the same images and by the same plan, has canaries planted in it: its weights are never
+    written, and cannot become a release. What it proves is about the plan and this code, beside what it claims.
+
+    Args:
+        run: The folder of a finished run, `private/` included.
+        data: Its images; opened where they were opened then unless given.
+        held_out: Images of the same population that it was not trained on, or where they are: a measure for how near
+            an image that was not copied comes. Built-in data sets have their own, `:test`.
+        minutes: About how long the second training run may take. If that is too short for the plan, it has fewer
+            steps, and what it proves is compared with what these claim.
+        canaries: Dirac canaries: records with the largest gradient that clipping allows, each in its own coordinate.
+        members: Images of the data set that take part by the toss of a coin, at most a quarter of it.
+        generated: Images made by the run's release, to be compared with the training images.
+        on_progress: Called as the audit goes on.
+
+    Raises:
+        InputError: There is no finished run, it claims nothing, or its images cannot be opened again.
+    """
+    require_positive(minutes=minutes, canaries=canaries, members=members, generated=generated)
+    release, folder = Release.load(run), Path(run) / "private"
+    if not (folder / "config.toml").is_file():
+        raise InputError(
+            f"{run} has no private/ folder: an audit needs the whole folder of the run, on its own machine"
+        )
+    settings = read_toml(folder / "config.toml")
+    plan = decode_plan(settings["privacy"])
+    if not isinstance(plan, DPSGD) or release.privacy.get("private") is not True:
+        raise InputError(f"{run} is NOT PRIVATE: it claims nothing that could be audited")
+    declared, location = settings["data"], settings["opened"]
+    if data is None:
+        data = open_again(location, channels=declared["shape"][0], num_classes=len(declared["class_names"]))
+    built_in = location.partition(", ")[0]
+    if isinstance(held_out, str) or (held_out is None and built_in in ("digits", "fashion-mnist", "mnist", "cifar10")):
+        held_out = _open_like(data, held_out or f"{built_in}:test")
+    if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
+        raise InputError(f"{run} is about images of shape {release.facts.shape}: give images of that shape")
+    keys = ("network", "preconditioning", "prior", "loss", "training", "sampler")
+    config = decode(Config, {"data": {"source": data.name}, **{key: settings[key] for key in keys if key in settings}})
+    audited = _within(minutes, config, plan, release.facts)
+
+    on_progress("checking the mechanism", 0, 1)
+    checks = check_mechanism(plan)
+    on_progress("checking the mechanism", 1, 1)
+    coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
+    members = max(2, min(members, len(data) // 4))
+    played: Played | None = None
+    for outcome in play(config, audited, data, canaries=canaries, members=members, coins=coins):
+        if isinstance(outcome, int):
+            on_progress("training with canaries", outcome, audited.steps)
+        else:
+            played = outcome
+    assert played is not None
+    images = images_to_tensor(data.images[played.members])
+    labels = torch.zeros(len(images), dtype=torch.long)
+    if data.labels is not None:
+        labels = torch.from_numpy(data.labels[played.members])
+    device = next(iter(played.average.state_dict().values())).device
+    black_box = {}
+    for done, (name, attack) in enumerate(ATTACKS.items(), start=1):
+        scores = attack_scores(attack, played.average, images.to(device), labels.to(device))
+        black_box[name] = judge(scores, played.were_in, delta=audited.delta)
+        on_progress("attacking the generator", done, len(ATTACKS))
+    on_progress("looking for copies", 0, 1)
+    made, _ = release.sample(generated)
+    near = nearness(made, data.images, None if held_out is None else held_out.images)
+    on_progress("looking for copies", 1, 1)
+    found = Audit(
+        claim=release.statement,
+        epsilon=plan.epsilon(),
+        checks=checks,
+        plan=audited,
+        audited_epsilon=audited.epsilon(),
+        canaries=canaries,
+        white_box=lower_bounds(played.scores, played.took_part, delta=audited.delta),
+        members=members,
+        black_box=black_box,
+        ceiling=(
+            _FALSE_ALARMS,
+            true_positive_rates(audited.events(), false_positive_rates=_FALSE_ALARMS, relation=audited.relation),
+        ),
+        nearness=near,
+    )
+    _write(found, folder / "audit", made, data)
+    return found
+
+
+def _within(minutes: float, config: Config, plan: DPSGD, facts: ImageFacts) -> DPSGD:
+    """Return the plan, with no more steps than fit into the time."""
+    if not plan.steps:
+        return plan
+    fit = int(60 * minutes / max(measure_step(config, facts, plan).seconds_per_step, 1e-9))
+    return dataclasses.replace(plan, steps=max(1, min(plan.steps, fit)))
+
+
+def _open_like(data: ImageDataset, source: str) -> ImageDataset:
+    channels, height, width = data.shape
+    size = height if height == width else None
+    return open_dataset(source, size=size, channels=channels, num_classes=data.num_classes or None)  # type: ignore[arg-type]
+
+
+def _write(found: Audit, folder: Path, made: ndarray, data: ImageDataset) -> None:
+    """Write report, ROC curves, and the generated images that are nearest to a training image beside it."""
+    report = found.to_json()
+    folder.mkdir(exist_ok=True)
+    curves = {name: attacked.roc for name, attacked in found.black_box.items()}
+    text = roc_picture(curves, found.ceiling)
+    write_atomically(folder / "roc.svg", lambda path: path.write_text(text, encoding="utf-8"))
+    nearest = np.argsort(found.nearness.nearest, kind="stable")[:_SHOWN]
+    side_by_side(
+        folder / "nearest.png",
+        made[nearest],
+        data.images[found.nearness.neighbour[nearest]],
+        columns=5,
+        captions=("generated", "nearest in training"),
+    )
+    write_json(folder / "audit.json", report)
+
+
+def _quantiles(values: ndarray) -> dict[str, float]:
+    return {
+        name: float(np.quantile(values, part)) for name, part in (("least", 0), ("percentile_1", 0.01), ("median", 0.5))
+    }

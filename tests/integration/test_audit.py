@@ -1,0 +1,91 @@
+"""`dpdm audit` attacks a run, writes into its private/ folder only, and says so when a claim is contradicted."""
+
+import json
+
+import pytest
+from small_run import SMALL
+
+from dpdm.audit import STAMP, audit_run, parametric, report
+from dpdm.privacy import DPSGD
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Less of everything; the sizes are tested elsewhere."""
+    whole = report.check_mechanism
+    monkeypatch.setattr(report, "check_mechanism", lambda plan: whole(plan, draws=400_000))
+    monkeypatch.setattr(parametric, "_SELECTIONS", 400)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_sound_run_is_attacked_and_not_contradicted(dpdm, trained, photos):
+    before = contents(trained)
+    code, out, err = dpdm("audit", trained, "--held-out", photos)
+    assert code == 0, err
+    for said in ("standard deviation ÷ accounted", "white box    1,000 canaries", "SecMI", "PIA", "loss threshold"):
+        assert said in out
+    assert "nearer to training than to held-out" in out
+    assert STAMP in out
+    assert "training with canaries: 6 of 6" in err
+    after = contents(trained)
+    added = {f"private/audit/{name}" for name in ("audit.json", "nearest.png", "roc.svg")}
+    assert after.keys() - before.keys() == added
+    assert {name: after[name] for name in before} == before
+    assert not any(name.endswith("safetensors") for name in added)
+    found = json.loads(after["private/audit/audit.json"])
+    assert found["stamp"] == STAMP
+    assert found["findings"] == []
+    assert found["audited"]["steps"] == 6
+    assert found["audited"]["epsilon"] <= 1
+    assert all(check["passed"] for check in found["parametric"])
+    bounds = ("one_run", "one_run_gaussian", "clopper_pearson", "gaussian")
+    assert all(found["white_box"][key] <= 1 for key in bounds)
+    for attack in found["black_box"].values():
+        assert 0 <= attack["auc"] <= 1
+        assert [rate["false_positive_rate"] for rate in attack["rates"]] == [0.01, 0.001]
+    assert all(point["true_positive_rate"] <= 1 for point in found["ceiling"])
+    code, _, err = dpdm("verify", trained)
+    assert code == 0, err
+
+
+def test_too_little_time_audits_fewer_steps_against_what_they_claim(trained, monkeypatch):
+    cost = report.measure_step
+    monkeypatch.setattr(report, "measure_step", lambda *parts: cost(*parts)._replace(seconds_per_step=30.0))
+    found = audit_run(trained, minutes=1.1, canaries=50)
+    assert found.plan.steps == 2
+    assert found.audited_epsilon < found.epsilon <= 1
+
+
+def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):
+    alone = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--epsilon", 2)
+    assert dpdm("train", photos, *alone, "--run", "alone")[0] == 0
+    found = audit_run(tmp_path / "alone")
+    assert found.findings == []
+    assert 0.2 < found.white_box.largest < 2
+
+
+def test_half_of_the_noise_is_found_and_exits_with_one(dpdm, trained, monkeypatch):
+    sound = DPSGD.noise_std
+    monkeypatch.setattr(DPSGD, "noise_std", lambda self, number, sensitivity: sound(self, number, sensitivity) / 2)
+    code, out, err = dpdm("audit", trained)
+    assert code == 1
+    assert "FAILED" in out
+    assert "CONTRADICTED: noise: standard deviation ÷ accounted is 0.5" in err
+
+
+def test_what_cannot_be_audited_is_refused(dpdm, trained, photos, tmp_path):
+    code, _, err = dpdm("audit", trained / "release")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no private/ folder" in err
+    settings = [setting for setting in SMALL if "epsilon" not in setting and "delta" not in setting]
+    assert dpdm("train", photos, "--run", "open", *settings, "--set=privacy.kind=non-private")[0] == 0
+    code, _, err = dpdm("audit", "open")
+    assert (code, "claims nothing" in err) == (2, True)
+    assert dpdm("audit", trained, "--minutes", 0)[0] == 2
+    photos.rename(tmp_path / "moved")
+    code, _, err = dpdm("audit", trained)
+    assert (code, err.count("\n")) == (2, 1)
+    assert not (trained / "private" / "audit").exists()

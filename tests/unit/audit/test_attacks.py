@@ -1,0 +1,103 @@
+"""The attacks find what there is to find: members of an overfitted generator, copies among generated images."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.audit.membership import ATTACKS, attack_scores, judge
+from dpdm.audit.memorisation import nearness
+from dpdm.audit.roc import roc_picture
+from dpdm.config import Training
+from dpdm.data import ImageDataset, open_dataset
+from dpdm.diffusion import EDM, DenoisingLoss, V
+from dpdm.networks import MLP
+from dpdm.privacy import NonPrivate
+from dpdm.training import Trainer
+from dpdm.types import images_to_tensor
+
+
+@pytest.fixture(scope="module")
+def overfitted():
+    """A generator that has seen 40 digits a thousand times each, without privacy, and 40 others not at all."""
+    data = open_dataset("digits")
+    part = ImageDataset(images=data.images[:40], labels=data.labels[:40], num_classes=10, name="forty digits")
+    release = Trainer(
+        network=MLP(width=128, blocks=2),
+        preconditioning=EDM(),
+        mechanism=NonPrivate(dataset_size=40, expected_batch_size=40, steps=600),
+        loss=DenoisingLoss(noise_multiplicity=4, label_dropout=0.0),
+        training=Training(learning_rate=3e-3, ema_decay=0.99, strategy="layer-wise", precision="float32"),
+    ).fit(part)
+    images = images_to_tensor(data.images[:80])
+    return release.denoiser, images, torch.from_numpy(data.labels[:80]), np.arange(80) < 40
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_members_of_an_overfitted_generator_are_found(name, overfitted):
+    denoiser, images, labels, were_in = overfitted
+    scores = attack_scores(ATTACKS[name], denoiser, images, labels)
+    found = judge(scores, were_in, delta=1e-3)
+    assert found.auc > 0.9
+    assert found.balanced_accuracy > 0.85
+    assert found.bounds.largest > 0.7
+    assert (attack_scores(ATTACKS[name], denoiser, images[3:5], labels[3:5]) - scores[3:5]) == pytest.approx(
+        0, abs=1e-3
+    )
+
+
+def test_rates_are_those_of_the_curve():
+    scores = np.array([5.0, 4, 3, 2, 1, 0, -1, -2])
+    were_in = np.array([True, True, False, True, False, False, True, False])
+    found = judge(scores, were_in, delta=1e-3)
+    assert found.auc == pytest.approx(12 / 16)  # pairs in the right order
+    assert [rate.true_positive_rate for rate in found.rates] == [0.5, 0.5]  # two found before the first false alarm
+    assert found.rates[0].low < 0.5 < found.rates[0].high
+    tied = judge(np.zeros(8), were_in, delta=1e-3)
+    assert (tied.auc, tied.balanced_accuracy) == (0.5, 0.5)
+    assert tied.rates[0].true_positive_rate == 0
+
+
+def test_copies_are_found_and_measured():
+    rng = np.random.default_rng(0)
+    population = rng.integers(0, 256, (400, 8, 8, 1), dtype=np.uint8)
+    training, held_out, fresh = population[:150], population[150:300], population[300:]
+    honest = nearness(fresh, training, held_out)
+    assert honest.nearer_to_training[3] > 1e-4
+    assert honest.nearest.mean() == pytest.approx(honest.of_held_out.mean(), rel=0.05)
+    copies = nearness(np.concatenate([training[:90], fresh[:10]]), training, held_out)
+    assert copies.neighbour[:90].tolist() == list(range(90))
+    assert copies.nearest[:90] == pytest.approx(0, abs=1e-6)
+    assert copies.carlini[:90].max() < 0.1 < 1 < copies.carlini[90:].min()
+    assert copies.nearer_to_training[0] > 0.9
+    assert copies.nearer_to_training[3] < 1e-10
+    assert nearness(fresh, training, None).nearer_to_training is None
+
+
+def test_a_distance_is_a_root_mean_square_of_levels():
+    black, grey = np.zeros((1, 8, 8, 1), dtype=np.uint8), np.full((1, 8, 8, 1), 51, dtype=np.uint8)
+    assert nearness(grey, black, None).nearest[0] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_curves_are_drawn_between_the_axes():
+    ceiling = ([1e-3, 1e-2, 1.0], [1e-2, 0.1, 1.0])
+    picture = roc_picture({"loss": (np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.7, 1.0]))}, ceiling)
+    root = ElementTree.fromstring(picture)
+    lines = [element.get("points") for element in root.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert len(lines) == 3
+    for x, y in re.findall(r"([\d.]+),([\d.]+)", " ".join(lines)):
+        assert 54 <= float(x) <= 414
+        assert 12 <= float(y) <= 372
+    assert lines[0].startswith("54.0,252.0")  # 0.001 at the left edge, 0.01 a third of the way up
+    assert "what the plan allows" in picture
+
+
+def test_v_has_attacks_too():
+    from dpdm.diffusion import PreconditionedDenoiser
+
+    denoiser = PreconditionedDenoiser(MLP(width=16, blocks=1).build((1, 8, 8), num_classes=2), V())
+    for attack in ATTACKS.values():
+        scores = attack_scores(attack, denoiser, torch.zeros(3, 1, 8, 8), torch.zeros(3, dtype=torch.long))
+        assert np.isfinite(scores).all()

@@ -1,0 +1,127 @@
+"""What is planted for an audit moves the sums as the worst record would, and moves nothing else."""
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from dpdm.audit.canaries import Planted, PlantedBatch, PlantedLoss, Played, WatchedRun, log_likelihood_ratio, play
+from dpdm.config import Config, Data, Prior, Training
+from dpdm.data import ImageDataset
+from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
+from dpdm.networks import MLP, CompactUNet
+from dpdm.privacy import DPSGD, GaussianRelease, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
+
+LOSS = DenoisingLoss(noise_multiplicity=2, label_dropout=0.0)
+PLAN = DPSGD(dataset_size=60, expected_batch_size=20, steps=4, noise_multiplier=1.2, max_grad_norm=0.7, delta=1e-3)
+
+
+def images(number, *, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (number, 8, 8, 1), dtype=np.uint8)
+    return ImageDataset(images=pixels, labels=np.arange(number) % 3, num_classes=3, name="made up")
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3, 0.01])
+def test_scores_are_log_likelihood_ratios(rate):
+    seen, sigma = np.linspace(-6, 6, 25), 1.7
+    without = norm.pdf(seen, 0, sigma)
+    within = (1 - rate) * without + rate * norm.pdf(seen, 1, sigma)
+    found = log_likelihood_ratio(seen, noise_multiplier=sigma, sample_rate=rate)
+    assert found == pytest.approx(np.log(within / without), abs=1e-9)
+
+
+@pytest.mark.parametrize("network", [MLP(width=16, blocks=1), CompactUNet(width=16)], ids=["mlp", "unet"])
+@pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one", "vmap", "layers"])
+def test_a_canary_is_its_own_coordinate_at_full_length_and_images_keep_their_gradients(strategy, network):
+    torch.manual_seed(0)
+    denoiser = PreconditionedDenoiser(network.build((1, 8, 8), num_classes=3), EDM())
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    module = Planted(denoiser, 5)
+    x = torch.rand(4, 1, 8, 8) * 2 - 1
+    noisy = LOSS.draw(
+        x, torch.tensor([0, 1, 2, 0]), null_label=3, noise_levels=EDM().noise_levels, random_bytes=os.urandom
+    )
+    coordinate, loudness = torch.tensor([0, 0, 2, 4]), torch.tensor([0.0, 0.0, 700.0, 0.0])  # the last is not there
+    planted = PlantedBatch(*noisy, coordinate, loudness)
+    total = clipped_grad_sum(PlantedLoss(LOSS), module, planted, max_grad_norm=0.7, strategy=strategy).vector
+    of_images = type(noisy)(*(t[:2] for t in noisy))
+    expected = clipped_grad_sum(LOSS, denoiser, of_images, max_grad_norm=0.7, strategy=strategy).vector
+    torch.testing.assert_close(total[:-6], expected, rtol=1e-4, atol=1e-6)
+    assert total[-6:].tolist() == pytest.approx([0, 0, 0.7, 0, 0, 0], rel=1e-4)
+
+
+def test_earlier_releases_are_watched_and_returned_as_they_would_be():
+    plan = dataclasses.replace(PLAN, earlier=(GaussianRelease(noise_multiplier=0.01),))
+    took_part = np.array([True, False, True, True])
+    run = WatchedRun(plan, took_part=took_part, strategy=OneBackwardEach())
+    total = torch.arange(7, dtype=torch.float64)
+    noisy = run.release(total, sensitivity=2.0, num_records=60)
+    assert noisy.shape == total.shape
+    assert (noisy - total).abs().max() < 0.2
+    assert ((run.scores > 0) == took_part).all()
+    assert run.spent == 1
+
+
+def config(**other):
+    return Config(
+        data=Data(source="made up"),
+        network=MLP(width=16, blocks=1),
+        loss=LOSS,
+        training=Training(precision="float32"),
+        **other,
+    )
+
+
+def outcome(settings, plan, data, **other):
+    *steps, played = play(
+        settings, plan, data, coins=np.random.default_rng(1), **({"canaries": 40, "members": 15} | other)
+    )
+    assert isinstance(played, Played)
+    assert steps == list(range(1, plan.steps + 1))
+    return played
+
+
+def test_the_whole_plan_is_played_and_its_canaries_are_found_when_there_is_hardly_noise():
+    plan = dataclasses.replace(PLAN, noise_multiplier=0.05, expected_batch_size=30, relation="replace_special")
+    played = outcome(config(preconditioning=EDM()), plan, images(60))
+    assert played.plan.relation == "add_or_remove_one"
+    selected = played.scores > 0  # of those that took part, all but the few that no step selected
+    assert not (selected & ~played.took_part).any()
+    assert selected[played.took_part].mean() > 0.8
+    assert played.members.shape == played.were_in.shape == (15,)
+    assert 0 < played.were_in.sum() < 15
+    assert not any("block" in name for name in played.average.state_dict())
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_prior_is_released_and_watched_too(steps):
+    prior = Prior(centres=1)
+    earlier = tuple(GaussianRelease(noise_multiplier=0.1) for _ in range(3))
+    plan = dataclasses.replace(PLAN, steps=steps, earlier=earlier)
+    played = outcome(config(preconditioning=MomentMatched(), prior=prior), plan, images(60))
+    assert ((played.scores > 0) == played.took_part).all()
+
+
+def test_a_member_whose_coin_says_no_is_not_there(monkeypatch):
+    from dpdm.audit import canaries
+
+    seen = []
+    loader = canaries._Loader
+
+    def spy(data, *others):
+        seen.append(data)
+        return loader(data, *others)
+
+    monkeypatch.setattr(canaries, "_Loader", spy)
+    data = images(60)
+    played = outcome(config(preconditioning=EDM()), PLAN, data)
+    there = {image.tobytes() for image in seen[0].images}
+    for index, was_in in zip(played.members, played.were_in, strict=True):
+        assert (data.images[index].tobytes() in there) == was_in
+    assert len(there) == 60 - (~played.were_in).sum()
