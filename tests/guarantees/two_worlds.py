@@ -20,8 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpdm.diffusion import EDM, DenoisingLoss, PreconditionedDenoiser
+from dpdm.config import Training
+from dpdm.data import ImageDataset
+from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
+from dpdm.networks import MLP
 from dpdm.privacy import DPSGD, InsecureSeededEntropy, MechanismRun
+from dpdm.training import Trainer
 
 LOSS = DenoisingLoss(noise_multiplicity=3, label_dropout=0.2)
 NUM_CLASSES = 3
@@ -236,3 +240,82 @@ def batch_sizes(number: int, *, sample_rate: float, steps: int, seed: int) -> li
 def extreme(value: float) -> Tensor:
     """Return an image full of `value`."""
     return torch.from_numpy(np.full((1, 6, 6), value))
+
+
+D = records(12)
+NEIGHBOURS = {
+    "removed": D.without_last(),
+    "added": D.plus(records(1, seed=5).x),
+    "gradient of 1e30": D.plus(extreme(1e30)),
+    "norm overflows float64": D.plus(extreme(1e200)),
+    "nan": D.plus(extreme(float("nan"))),
+    "one nan pixel": D.plus(torch.cat([torch.zeros(35), torch.tensor([float("nan")])]).double()),
+    "inf": D.plus(extreme(float("inf"))),
+    "minus inf": D.plus(extreme(float("-inf"))),
+    "zero": D.plus(extreme(0.0)),
+    "duplicate": D.plus(D.x[0], int(D.labels[0])),
+    "blanked": D.without_last().plus(extreme(float("nan"))),
+}
+
+
+# --- the package's own training loop ------------------------------------------------------------------------------
+
+PLAN = {"dataset_size": 12, "expected_batch_size": 5, "steps": 6, "noise_multiplier": 4.0, "delta": 1e-3}
+
+
+def images(number: int, *, classes: int = 2, seed: int = 0) -> ImageDataset:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (number, 8, 8, 1), dtype=np.uint8)
+    return ImageDataset(images=pixels, labels=rng.integers(classes, size=number), num_classes=3, name="noise")
+
+
+def plus(data: ImageDataset, image: np.ndarray, label: int) -> ImageDataset:
+    return dataclasses.replace(
+        data,
+        images=np.concatenate([data.images, image.reshape(1, 8, 8, 1)]),
+        labels=np.append(data.labels, label),
+    )
+
+
+IMAGES = images(12)
+IMAGE_NEIGHBOURS = {
+    "removed": dataclasses.replace(IMAGES, images=IMAGES.images[:-1], labels=IMAGES.labels[:-1]),
+    "added": plus(IMAGES, np.arange(64, dtype=np.uint8), 1),
+    "white": plus(IMAGES, np.full(64, 255, dtype=np.uint8), 0),
+    "duplicate": plus(IMAGES, IMAGES.images[3], int(IMAGES.labels[3])),
+    "first of its class": plus(IMAGES, IMAGES.images[3], 2),
+}
+
+
+def fit(
+    world: World, data: ImageDataset, folder, *, plan=PLAN, precision="float32", strategy="vectorized", prior=None
+) -> World:
+    """Train with `Trainer`, and observe all that leaves the mechanism."""
+    releases = prior.releases(epsilon=1, delta=1e-3) if prior else ()
+    trainer = Trainer(
+        network=MLP(width=8, blocks=1),
+        preconditioning=MomentMatched() if prior else EDM(),
+        mechanism=RecordingPlan.of(world, earlier=releases, **plan),
+        prior=prior,
+        loss=DenoisingLoss(noise_multiplicity=2),
+        training=Training(device="cpu", precision=precision, strategy=strategy, physical_batch_size=2),
+        run=folder,
+        entropy=InsecureSeededEntropy(0),
+    )
+    steps = trainer.steps(data)
+    progress = []
+    while True:
+        try:
+            progress.append(tuple(next(steps)[:3]))
+        except StopIteration as end:
+            release = end.value
+            break
+    public = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("metrics.jsonl",)]
+    world.observed = {
+        "progress": progress,
+        "weights": dict(release.denoiser.state_dict()),
+        "settings": repr(release.settings),
+        "claim": repr(release.privacy),
+        "files": {str(path.relative_to(folder)): path.read_bytes() for path in public},
+    }
+    return world

@@ -1,0 +1,517 @@
+"""Deliberate faults, most of which real code has had, and for each the check that catches it.
+
+A fault is a change of the package's own code, made for the time of one check. `python injected_faults.py FILE` writes
+the table of all of them into a Markdown file.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+from two_worlds import (
+    IMAGE_NEIGHBOURS,
+    IMAGES,
+    NEIGHBOURS,
+    NUM_CLASSES,
+    PLAN,
+    D,
+    World,
+    differences,
+    extreme,
+    fit,
+    loader,
+    records,
+    train,
+)
+
+from dpdm.audit import parametric
+from dpdm.config import Prior
+from dpdm.privacy import (
+    DPSGD,
+    InsecureSeededEntropy,
+    MechanismRun,
+    Vectorized,
+    clipped_grad_sum,
+    clipping,
+    mechanism,
+    moments,
+)
+from dpdm.privacy.clipping import Rows
+from dpdm.privacy.journal import Journal
+from dpdm.privacy.mechanism import grid_step
+from dpdm.training import Release, Trainer, verify_release
+from dpdm.training.release import digest
+from dpdm.types import InputError
+
+Patch = Any
+"""pytest's monkeypatch."""
+Check = Callable[[Path], list[str]]
+"""Maps an empty folder to what it found wrong; nothing, in sound code."""
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def two_worlds(folder: Path, *, load=None, after_backward=None) -> list[str]:
+    """A bare loop on the mechanism, in two worlds that differ in one record."""
+    found = []
+    for neighbour in (NEIGHBOURS["removed"], NEIGHBOURS["nan"], D.plus(extreme(1e6))):
+        settings = {"load": load, "after_backward": after_backward, "plan": {"max_grad_norm": 1e-2}}
+        settings |= {"strategy": Vectorized()}
+        d = train(World(), D, **settings)
+        e = train(World(replay=d), neighbour, **settings)
+        found += differences(d, e)
+    plan = {"dataset_size": 20, "expected_batch_size": 5, "steps": 12}  # with empty batches
+    d = train(World(), records(1), plan=plan)
+    e = train(World(replay=d), records(2), plan=plan)
+    return found + differences(d, e)
+
+
+def two_worlds_of_the_trainer(folder: Path) -> list[str]:
+    """A run with a prior, files and claim included, in two worlds that differ in one image."""
+    found = []
+    settings = {"prior": Prior(centres=1), "plan": PLAN | {"steps": 2}}
+    for name in ("removed", "white"):
+        d = fit(World(), IMAGES, folder / name / "d", **settings)
+        e = fit(World(replay=d), IMAGE_NEIGHBOURS[name], folder / name / "e", **settings)
+        found += differences(d, e)
+        claim = json.loads(d.observed["files"]["release/privacy.json"])
+        claimed = sum(event.get("steps", 1) for event in claim["events"])
+        if claimed != len(d.calls):
+            found.append(f"{len(d.calls)} noisy sums were made, and {claimed} are claimed")
+    return found
+
+
+def statistics(folder: Path, *, entropy=None) -> list[str]:
+    """`dpdm audit`'s checks of noise and batch selection."""
+    plan = DPSGD(dataset_size=300, expected_batch_size=30, steps=100, noise_multiplier=1.5, delta=1e-3)
+    checks = parametric.check_mechanism(plan, draws=400_000, entropy=entropy)
+    return [check.name for check in checks if not check.passed]
+
+
+def journal(folder: Path) -> list[str]:
+    """Noisy sums are counted beside a run that dies without a word, again and again."""
+    plan = DPSGD(dataset_size=100, expected_batch_size=10, steps=6, noise_multiplier=4.0, delta=1e-3)
+    path, made, found = folder / "journal.jsonl", 0, []
+    for _ in range(5):
+        run = plan.start(path)
+        if run.steps_spent < made:
+            found.append(f"{made} noisy sums were made, and the journal says {run.steps_spent}")
+        for _ in range(2):
+            try:
+                run._release(torch.zeros(1, dtype=torch.float64), sensitivity=1.0)
+            except InputError:
+                break
+            made += 1
+        run.close()
+    if made > plan.steps:
+        found.append(f"{made} noisy sums were made, and {plan.steps} were planned")
+    return found
+
+
+def verification(folder: Path, *, tamper=None) -> list[str]:
+    """`dpdm verify` on a release."""
+    plan = DPSGD(dataset_size=12, expected_batch_size=5, steps=2, noise_multiplier=4.0, delta=1e-3)
+    sound = fit(World(), IMAGES, folder / "run", plan=PLAN | {"steps": 2})
+    release = Release.load(folder / "run")
+    settings = release.settings | {"privacy": sound_privacy(plan)}
+    claim = plan.claim(entropy=mechanism.OperatingSystemEntropy())
+    release = dataclasses.replace(release, settings=settings, privacy=claim)
+    assert sound.calls
+    release.save(folder / "release")
+    if tamper is not None:
+        tamper(folder / "release")
+    try:
+        verify_release(folder / "release")
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def sound_privacy(plan: DPSGD) -> dict[str, Any]:
+    from dpdm.config import encode
+
+    return encode(plan)
+
+
+def refusal(folder: Path) -> list[str]:
+    """A network whose layers mix examples is refused before anything is spent."""
+    run = DPSGD(dataset_size=10, expected_batch_size=5, steps=2, noise_multiplier=4.0, delta=1e-3).start()
+    module = nn.Sequential(nn.Linear(2, 2), *_MIXING)
+    try:
+        run.backward(
+            lambda m, batch: m(batch[0]).sum(1), module, num_records=10, load=lambda i, _: (torch.ones(len(i), 2),)
+        )
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+_MIXING: list[nn.Module] = []
+
+
+def bound_on_the_grid(folder: Path) -> list[str]:
+    """Clipped gradients on the grid are no longer than the clipping norm."""
+    rows = torch.randn(200, 2000, generator=torch.Generator().manual_seed(0))
+    found = []
+    for row in rows:
+        part = clipped_grad_sum(
+            lambda m, batch: batch[0] @ m.weight[0],
+            nn.Linear(2000, 1, bias=False),
+            (row[None],),
+            max_grad_norm=1.0,
+            grid=grid_step(1.0),
+        )
+        length = float(torch.linalg.vector_norm(part.vector))
+        found += [f"a gradient of length {length}"] if length > 1 else []
+    return found
+
+
+# --- faults --------------------------------------------------------------------------------------------------------
+
+
+def after(patch: Patch, change: Callable[[MechanismRun, nn.Module, Any, int], None]) -> None:
+    """Have `change` look at every step's gradients, diagnostics and number of records, and alter the gradients."""
+    backward = MechanismRun.backward
+
+    def changed(self, loss, module, *, num_records, load, physical_batch_size=64):
+        sound = backward(
+            self, loss, module, num_records=num_records, load=load, physical_batch_size=physical_batch_size
+        )
+        change(self, module, sound, num_records)
+        return sound
+
+    patch.setattr(MechanismRun, "backward", changed)
+
+
+def scale_noise(factor: float) -> Callable[[Patch], None]:
+    def inject(patch: Patch) -> None:
+        sound = DPSGD.noise_std
+        patch.setattr(DPSGD, "noise_std", lambda self, number, size: factor * sound(self, number, size))
+
+    return inject
+
+
+def noise_by_step(key: Callable[[int], int]) -> Callable[[Patch], None]:
+    """Take the noise of a step from a key that is a function of its number."""
+
+    def inject(patch: Patch) -> None:
+        sound = MechanismRun._stream
+
+        def stream(self, purpose):
+            if purpose != "noise":
+                return sound(self, purpose)
+            return InsecureSeededEntropy(7).stream(purpose, key(self._made))
+
+        patch.setattr(MechanismRun, "_stream", stream)
+
+    return inject
+
+
+def uniform_noise(patch: Patch) -> None:
+    def noise(number, *, std, random_bytes):
+        words = np.frombuffer(random_bytes(8 * number), dtype=np.uint64)
+        return torch.from_numpy((words / 2.0**64 - 0.5) * std * math.sqrt(12))
+
+    patch.setattr(mechanism, "gaussian", noise)
+
+
+def no_noise(patch: Patch) -> None:
+    patch.setattr(mechanism, "gaussian", lambda number, *, std, random_bytes: torch.zeros(number, dtype=torch.float64))
+
+
+def shuffled_batches(patch: Patch) -> None:
+    state: dict[str, Any] = {"order": np.empty(0, dtype=np.int64)}
+
+    def shuffled(records, *, sample_rate, random_bytes):
+        size = round(records * sample_rate)
+        if len(state["order"]) < size:
+            state["order"] = np.random.default_rng().permutation(records)
+        chosen, state["order"] = state["order"][:size], state["order"][size:]
+        return np.sort(chosen)
+
+    patch.setattr(mechanism, "poisson", shuffled)
+
+
+def batches_of_one_size(patch: Patch) -> None:
+    def fixed(records, *, sample_rate, random_bytes):
+        return np.sort(np.random.default_rng().choice(records, round(records * sample_rate), replace=False))
+
+    patch.setattr(mechanism, "poisson", fixed)
+
+
+def double_clip(patch: Patch) -> None:
+    sound = clipping.clip_factors
+    patch.setattr(clipping, "clip_factors", lambda norms, clip: sound(norms, 2 * clip))
+
+
+def let_nan_through(patch: Patch) -> None:
+    patch.setattr(clipping, "clip_factors", lambda norms, clip: (clip / norms).clamp_max(1))
+    patch.setattr(Rows, "weighted_sum", lambda self, factors: factors @ self.rows.double())
+
+
+def norm_without_the_embedding(patch: Patch) -> None:
+    embedding = 4 * (NUM_CLASSES + 1)  # the first parameter
+    patch.setattr(Rows, "norms", lambda self: torch.linalg.vector_norm(self.rows[:, embedding:].double(), dim=1))
+
+
+def clip_means_of_physical_batches(patch: Patch) -> None:
+    sound = clipping.vectorized_rows
+
+    def rows(loss, module, batch, parameters):
+        each = sound(loss, module, batch, parameters)
+        mean = each.rows.mean(0, keepdim=True).expand_as(each.rows)
+        return Rows(mean, each.losses)
+
+    patch.setattr(clipping, "vectorized_rows", rows)
+    patch.setattr(clipping, "clip_factors", lambda norms, clip: (clip / norms.mean()).expand_as(norms).clamp_max(1))
+
+
+def divide_by_the_realised_size(patch: Patch) -> None:
+    def change(run, module, diagnostics, num_records):
+        size = len(diagnostics.losses.reveal(because="a fault"))
+        for p in module.parameters():
+            p.grad *= run.plan.expected_batch_size / max(1, size)
+
+    after(patch, change)
+
+
+def divide_by_a_size_from_the_records(patch: Patch) -> None:
+    def change(run, module, diagnostics, num_records):
+        for p in module.parameters():
+            p.grad *= run.plan.expected_batch_size / max(1, num_records * run.plan.sample_rate)
+
+    after(patch, change)
+
+
+def skip_steps_that_are_not_finite(patch: Patch) -> None:
+    def change(run, module, diagnostics, num_records):
+        if not diagnostics.losses.reveal(because="a fault").isfinite().all():
+            for p in module.parameters():
+                p.grad = None
+
+    after(patch, change)
+
+
+def skip_empty_batches(patch: Patch) -> None:
+    backward, sound = MechanismRun.backward, mechanism.poisson
+
+    def changed(self, loss, module, *, num_records, load, physical_batch_size=64):
+        chosen = sound(num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection"))
+        if len(chosen):
+            return backward(
+                self, loss, module, num_records=num_records, load=load, physical_batch_size=physical_batch_size
+            )
+        self._made += 1
+        return None
+
+    patch.setattr(MechanismRun, "backward", changed)
+
+
+def forget_on_resuming(patch: Patch) -> None:
+    sound = Journal._read
+
+    def read(self, path, claim):
+        sound(self, path, claim)
+        self.spent = 0
+
+    patch.setattr(Journal, "_read", read)
+
+
+def reserve_in_memory(patch: Patch) -> None:
+    sound = Journal._append
+    patch.setattr(Journal, "_append", lambda self, entry: sound(self, entry) if "claim" in entry else None)
+
+
+def one_step_more(patch: Patch) -> None:
+    def reserve(self, count):
+        self._append({"spent": min(self.spent + count, self.planned)})
+        self.spent += count
+        return count
+
+    patch.setattr(Journal, "reserve", reserve)
+
+
+def moments_without_clipping(patch: Patch) -> None:
+    patch.setattr(moments, "_clip", lambda rows, max_norm: rows.double())
+
+
+def triangle_by_two(patch: Patch) -> None:
+    patch.setattr(moments, "_isometry", lambda row, column: 1 + (row != column).double())
+
+
+def class_counts_in_the_settings(patch: Patch) -> None:
+    sound = Trainer._settings
+
+    def settings(self, data):
+        plain = sound(self, data)
+        return plain | {"data": plain["data"] | {"counts": np.bincount(data.labels, minlength=3).tolist()}}
+
+    patch.setattr(Trainer, "_settings", settings)
+
+
+def earlier_releases_not_claimed(patch: Patch) -> None:
+    sound = DPSGD.events
+    patch.setattr(DPSGD, "events", lambda self, *, steps=None: sound(self, steps=steps)[len(self.earlier) :])
+
+
+def losses_in_the_release(patch: Patch) -> None:
+    sound = Release.save
+
+    def save(self, folder):
+        sound(self, folder)
+        (folder / "losses.json").write_text("[0.5, 0.4]")
+
+    patch.setattr(Release, "save", save)
+
+
+def round_to_the_nearest(patch: Patch) -> None:
+    def rounded(rows, factors, step):
+        return step * (rows.double() * factors[:, None] / step).round().sum(0)
+
+    patch.setattr(clipping, "truncated_sum", rounded)
+
+
+def copies_as_records(data):
+    load = loader(data)
+
+    def exploded(indices, random_bytes):
+        batch = load(indices, random_bytes)
+        copies = batch.sigma.shape[1]
+        return batch._replace(
+            x=batch.x.repeat_interleave(copies, 0),
+            labels=batch.labels.reshape(-1, 1),
+            sigma=batch.sigma.reshape(-1, 1),
+            noise=batch.noise.flatten(0, 1)[:, None],
+        )
+
+    return exploded
+
+
+def normalised_by_the_batch(data):
+    load = loader(data)
+
+    def normalised(indices, random_bytes):
+        batch = load(indices, random_bytes)
+        return batch._replace(x=batch.x / batch.x.abs().max())
+
+    return normalised
+
+
+def draws_for_the_batch_as_a_whole(data):
+    sound = loader(data)
+
+    def load(indices, random_bytes):
+        batch = sound(indices, random_bytes)
+        copy_by_copy = (batch.noise.shape[1], len(indices), *batch.noise.shape[2:])
+        noise = torch.randn(copy_by_copy, generator=torch.Generator().manual_seed(0), dtype=batch.noise.dtype)
+        return batch._replace(noise=noise.transpose(0, 1))
+
+    return load
+
+
+def learning_rate_from_the_loss(optimizer, diagnostics, data):
+    losses = diagnostics.losses.reveal(because="a fault") if diagnostics else ()
+    optimizer.param_groups[0]["lr"] = 1e-2 if len(losses) and losses.nan_to_num(9.0).mean() < 1 else 1e-3
+
+
+def canary_in_the_weights(release: Path) -> None:
+    path = release / "model.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(path) | {"canaries": torch.ones(3)}, path)
+    claim = json.loads((release / "privacy.json").read_text())
+    claim["sha256"]["model.safetensors"] = digest(path)
+    (release / "privacy.json").write_text(json.dumps(claim))
+
+
+def other_weights(release: Path) -> None:
+    path = release / "model.safetensors"
+    safetensors.torch.save_file({k: v + 1 for k, v in safetensors.torch.load_file(path).items()}, path)
+
+
+def smaller_epsilon(release: Path) -> None:
+    claim = json.loads((release / "privacy.json").read_text())
+    (release / "privacy.json").write_text(json.dumps(claim | {"epsilon": claim["epsilon"] / 2}))
+
+
+def nothing(patch: Patch) -> None:
+    """Leave the package as it is: the fault is in what the check is given."""
+
+
+class Fault(NamedTuple):
+    """What is wrong, how it is brought about, and what catches it, given what."""
+
+    name: str
+    inject: Callable[[Patch], None]
+    check: Callable[..., list[str]]
+    given: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+    mixing: tuple[type[nn.Module], ...] = ()
+
+
+FAULTS = [
+    Fault("half of the noise", scale_noise(0.5), statistics),
+    Fault("noise divided by the number of processes", scale_noise(1 / 4), statistics),
+    Fault("noise added by each of four processes", scale_noise(2.0), statistics),
+    Fault("no noise on what the optimizer gets", no_noise, statistics),
+    Fault("uniform noise of the right size", uniform_noise, statistics),
+    Fault("the same noise in every step", noise_by_step(lambda number: 0), statistics),
+    Fault("noise that repeats after resuming", noise_by_step(lambda number: number % 8), statistics),
+    Fault("noise and batches from a seed", nothing, statistics, {"entropy": InsecureSeededEntropy(0)}),
+    Fault("shuffled batches accounted as Poisson ones", shuffled_batches, statistics),
+    Fault("batches of one size accounted as Poisson ones", batches_of_one_size, statistics),
+    Fault("twice the clipping norm", double_clip, two_worlds),
+    Fault("each noisy copy clipped by itself", nothing, two_worlds, {"load": copies_as_records}),
+    Fault("the mean of a physical batch clipped", clip_means_of_physical_batches, two_worlds),
+    Fault("a norm without the embedding", norm_without_the_embedding, two_worlds),
+    Fault("an example that is not finite gets through", let_nan_through, two_worlds),
+    Fault("a step skipped where a loss is not finite", skip_steps_that_are_not_finite, two_worlds),
+    Fault("an empty batch skipped", skip_empty_batches, two_worlds),
+    Fault("a sum divided by the realised batch size", divide_by_the_realised_size, two_worlds),
+    Fault("a sum divided by a size from the records", divide_by_a_size_from_the_records, two_worlds),
+    Fault("images scaled by the batch's maximum", nothing, two_worlds, {"load": normalised_by_the_batch}),
+    Fault("noisy copies drawn for the batch as a whole", nothing, two_worlds, {"load": draws_for_the_batch_as_a_whole}),
+    Fault(
+        "a learning rate that follows the loss", nothing, two_worlds, {"after_backward": learning_rate_from_the_loss}
+    ),
+    Fault("batch normalisation", nothing, refusal, mixing=(nn.BatchNorm1d,)),
+    Fault("sums of moments without clipping", moments_without_clipping, two_worlds_of_the_trainer),
+    Fault("a second moment's triangle scaled by 2, not √2", triangle_by_two, two_worlds_of_the_trainer),
+    Fault("counts of private labels in the settings", class_counts_in_the_settings, two_worlds_of_the_trainer),
+    Fault("earlier releases left out of the claim", earlier_releases_not_claimed, two_worlds_of_the_trainer),
+    Fault("a resumed run that counts from zero", forget_on_resuming, journal),
+    Fault("steps counted in memory only", reserve_in_memory, journal),
+    Fault("more steps than planned", one_step_more, journal),
+    Fault("losses written into the release", losses_in_the_release, verification),
+    Fault("an audit's canary left in the weights", nothing, verification, {"tamper": canary_in_the_weights}),
+    Fault("other weights than the claim's", nothing, verification, {"tamper": other_weights}),
+    Fault("a smaller ε than the events cost", nothing, verification, {"tamper": smaller_epsilon}),
+    Fault("gradients rounded to the nearest point of the grid", round_to_the_nearest, bound_on_the_grid),
+]
+CHECKS = {
+    two_worlds: "two worlds, a bare loop",
+    two_worlds_of_the_trainer: "two worlds, the trainer with its files",
+    statistics: "`dpdm audit`, statistics of the mechanism",
+    journal: "counting beside a run that dies",
+    verification: "`dpdm verify`",
+    refusal: "refused before the first step",
+    bound_on_the_grid: "length of clipped gradients",
+}
+BEGIN, END = "<!-- faults: made by tests/guarantees/injected_faults.py -->", "<!-- end of faults -->"
+
+
+def table() -> str:
+    """Return the table of faults and what catches them, as Markdown."""
+    rows = [f"| {fault.name} | {CHECKS[fault.check]} |" for fault in FAULTS]
+    return "\n".join([BEGIN, "", "| fault | caught by |", "|---|---|", *rows, "", END])
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    text = page.read_text()
+    page.write_text(text[: text.index(BEGIN)] + table() + text[text.index(END) + len(END) :])

@@ -1,0 +1,47 @@
+"""Every deliberate fault is caught by its check, and the check finds nothing wrong without it."""
+
+from pathlib import Path
+
+import injected_faults
+import pytest
+from injected_faults import BEGIN, CHECKS, END, FAULTS, table
+
+from dpdm.audit import parametric
+
+
+class InThisProcess:
+    """In place of other processes: what they would see of a fault is seen here as well."""
+
+    def __init__(self, count, mp_context):
+        self.map = map
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(parametric, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(parametric, "_SELECTIONS", 400)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=CHECKS.values())
+def test_sound_code_passes(check, tmp_path):
+    assert check(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+def test_the_fault_is_caught(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(injected_faults, "_MIXING", [layer(2) for layer in fault.mixing])
+    fault.inject(monkeypatch)
+    assert fault.check(tmp_path, **fault.given), fault.name
+
+
+def test_the_page_on_privacy_has_the_table():
+    text = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+    shown = text[text.index(BEGIN) : text.index(END) + len(END)]
+    assert shown == table(), "run python tests/guarantees/injected_faults.py docs/privacy.md"
+    assert len(FAULTS) >= 20
