@@ -37,6 +37,7 @@ from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoise
 from dpdm.networks import CompactUNet, Network, UNet
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.privacy.clipping import clip_factors, map_batch
+from dpdm.privacy.mechanism import grid_step
 from dpdm.training import ImageFacts
 from dpdm.training.hardware import autocast, keep_freed_memory
 from dpdm.training.step_cost import physical_batch_size
@@ -117,6 +118,8 @@ def measure_case(
     ways = [("nonprivate", step) for step in plain]
     at_once = physical_batch_size(Training(precision=dtype), loss, denoiser, ImageFacts(SHAPE, ("",) * CLASSES))  # type: ignore[arg-type]
     ways += [("layer-wise", ours(LayerWise(), denoiser, loss, drawn, at_once))]
+    on_grid = ours(LayerWise(), denoiser, loss, drawn, at_once, grid=grid_step(1.0))
+    ways += [("layer-wise, grid", on_grid)]
     ways += [("one-backward-each", ours(OneBackwardEach(), denoiser, loss, drawn, batch))]
     ways += [("vectorized", ours(Vectorized(), denoiser, loss, drawn, at_once))]
     ways += opacus(denoiser, loss, drawn)
@@ -167,12 +170,20 @@ def nonprivate(denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: Noi
             yield step
 
 
-def ours(strategy: Any, denoiser: nn.Module, loss: DenoisingLoss, drawn: NoisyBatch, at_once: int) -> Step:
+def ours(
+    strategy: Any,
+    denoiser: nn.Module,
+    loss: DenoisingLoss,
+    drawn: NoisyBatch,
+    at_once: int,
+    *,
+    grid: float | None = None,
+) -> Step:
     """Return the clipped sum by one of our strategies."""
 
     def step() -> Tensor:
         parts = [
-            clipped_grad_sum(loss, denoiser, part, max_grad_norm=1.0, strategy=strategy).vector
+            clipped_grad_sum(loss, denoiser, part, max_grad_norm=1.0, strategy=strategy, grid=grid).vector
             for part in split(drawn, at_once)
         ]
         return torch.stack(parts).sum(0)
