@@ -5,6 +5,7 @@ A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTER
 """
 
 import json
+import os
 import re
 import signal
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dpdm.config import Config
     from dpdm.data import Channels, Fit, ImageDataset
     from dpdm.privacy import Mechanism
+    from dpdm.privacy.processes import Processes
     from dpdm.training import ImageFacts, Release, Trainer
     from dpdm.types import Images
 
@@ -113,7 +115,9 @@ def plan(
 @app.command()
 def train(
     target: Target,
-    run: Annotated[Path | None, typer.Option(help="Folder of the run; the same line again goes on with it.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "-r", help="Folder of the run; the same line again goes on with it.")
+    ] = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     minutes: Minutes = None,
@@ -122,17 +126,21 @@ def train(
 ) -> None:
     """Train a private generator; stop with Ctrl-C, and go on with the same line."""
     from dpdm.training import Trainer
+    from dpdm.training.hardware import joined_processes
 
     config = _config(target, epsilon, dataset_size, set, minutes)
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         _fail(f"{folder} is a file: choose another --run folder")
-    if minutes is not None:
-        config = _fit(config, folder, minutes)
-    data = config.data.open()
-    trainer = Trainer.from_config(config, data, run=folder)
-    with _say_how_to_go_on(folder, has_prior=trainer.prior is not None):
-        release = _train_with_progress(trainer, data, folder)
+    with joined_processes() as processes:
+        if minutes is not None:
+            config = processes.object_from_first(_fit(config, folder, minutes))
+        data = config.data.open()
+        trainer = Trainer.from_config(config, data, run=folder)
+        with _say_how_to_go_on(folder, processes):
+            release = _train_with_progress(trainer, data, processes)
+    if not processes.first:
+        return None
     if as_json:
         return _print_json(release.privacy)
     _print(f"done: {release.statement}")
@@ -158,6 +166,7 @@ def sample(
     from dpdm.config import choose_sampler
     from dpdm.data import save_folder, save_npz
     from dpdm.training import Release
+    from dpdm.training.hardware import joined_processes
     from dpdm.types import require_positive
 
     require_positive(count=count)
@@ -171,10 +180,15 @@ def sample(
     if not as_npz and output.exists() and (not output.is_dir() or any(output.iterdir())):
         _fail(f"{output} is not empty: choose another folder")
     parts = []
-    with _progress("sampling", count) as advance:
-        for images, labels in release.sample_in_parts(count, sampler=chosen, seed=seed):
-            parts.append((images, labels))
-            advance(len(images), "")
+    with joined_processes() as processes:
+        seed = processes.object_from_first(int.from_bytes(os.urandom(7), "little") if seed is None else seed)
+        with _progress("sampling", count if processes.first else None) as advance:
+            for images, labels in release.sample_in_parts(count, sampler=chosen, seed=seed, processes=processes):
+                parts.append((images, labels))
+                advance(len(images) * processes.size, "")
+        parts = processes.in_turn(parts)
+    if not processes.first:
+        return None
     images = np.concatenate([part for part, _ in parts])
     classes = np.concatenate([part for _, part in parts])
     known = classes if release.facts.num_classes else None
@@ -434,8 +448,8 @@ def _fit(config: "Config", folder: Path, minutes: float) -> "Config":
     return config
 
 
-def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Release":  # noqa: ANN401
-    """Drive the trainer; a signal ends it after the step in flight, with a checkpoint."""
+def _train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Processes") -> "Release":
+    """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint."""
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -449,24 +463,24 @@ def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Releas
     mechanism, shown = trainer.mechanism, 0
     spent = ""
     try:
-        with _progress("training", mechanism.steps) as advance:
+        with _progress("training", mechanism.steps if processes.first else None) as advance:
             while True:
                 progress = next(steps)
-                if not spent:
+                twentieth = progress.steps_spent * 20 // mechanism.steps
+                if processes.first and not spent:
                     _note(mechanism.statement)
                     if lost := progress.steps_spent - progress.updates:
                         _note(f"{lost} steps were lost when an earlier process was killed: they stay spent")
-                if not spent or progress.steps_spent * 20 // mechanism.steps > shown * 20 // mechanism.steps:
-                    ahead = min(
-                        mechanism.steps, (progress.steps_spent * 20 // mechanism.steps + 1) * mechanism.steps // 20
-                    )
+                if processes.first and (not spent or twentieth > shown * 20 // mechanism.steps):
+                    ahead = min(mechanism.steps, (twentieth + 1) * mechanism.steps // 20)
                     spent = f"ε ≤ {_bound(_finite(mechanism.epsilon(steps=ahead)))}"
                 advance(progress.steps_spent - shown, spent)
                 shown = progress.steps_spent
-                if stopped:
+                if processes.any(bool(stopped)):
                     steps.close()
-                    _note(f"stopped at step {shown} of {mechanism.steps}; the same command goes on from here")
-                    raise typer.Exit(128 + stopped[0])
+                    if processes.first:
+                        _note(f"stopped at step {shown} of {mechanism.steps}; the same command goes on from here")
+                    raise typer.Exit(128 + (stopped or [signal.SIGTERM])[0])
     except StopIteration as end:
         release: Release = end.value
         return release
@@ -476,9 +490,14 @@ def _train_with_progress(trainer: "Trainer", data: Any, folder: Path) -> "Releas
 
 
 @contextmanager
-def _say_how_to_go_on(folder: Path, *, has_prior: bool) -> Iterator[None]:
+def _say_how_to_go_on(folder: Path, processes: "Processes") -> Iterator[None]:
     try:
         yield
+    except RuntimeError as error:
+        if processes.size == 1 or "onnection" not in str(error):
+            raise
+        _note(f"dpdm: another process of this run ended ({processes.rank} saw it): the same command goes on")
+        raise typer.Exit(1) from None
     except OSError as error:
         private = folder / "private"
         saved = (private / "checkpoint.safetensors").exists()

@@ -127,6 +127,7 @@ class Privacy:
     `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
     number is public, and the claim is about blanking one out. Without `expected_batch_size` it is a sixteenth of the
     size, from 64 to 2048. With `steps = 0` the prior is all that is released.
+    `noise` is "continuous" or "grid" (see `DPSGD`).
     """
 
     epsilon: float = 10.0

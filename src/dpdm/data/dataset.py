@@ -1,5 +1,6 @@
 """The fixed table of records that a privacy claim is about."""
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +65,13 @@ class ImageDataset:
         """The shape of one image as a network sees it: (channel, height, width)."""
         _, height, width, channels = self.images.shape
         return channels, height, width
+
+    def part(self, chosen: range) -> "ImageDataset":
+        """Return the records of these indices, with the facts declared about all."""
+        part, indices = copy.copy(self), slice(chosen.start, chosen.stop, chosen.step)
+        object.__setattr__(part, "images", self.images[indices])  # possibly none, which no whole data set may be
+        object.__setattr__(part, "labels", None if self.labels is None else self.labels[indices])
+        return part
 
     def __repr__(self) -> str:
         return f"ImageDataset(name={self.name!r}, shape={self.shape}, num_classes={self.num_classes})"

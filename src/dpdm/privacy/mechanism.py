@@ -43,6 +43,7 @@ from dpdm.privacy.clipping import (
 from dpdm.privacy.entropy import Entropy, OperatingSystemEntropy
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.noise import gaussian
+from dpdm.privacy.processes import Processes
 from dpdm.types import InputError, RandomBytes, Sensitive, require_positive
 
 A = TypeVar("A")
@@ -295,12 +296,17 @@ class MechanismRun:
         * Per step one batch is selected, each of its examples clipped once, and noise added once, however many
           physical batches it took and even if nobody was selected.
         * A run that crashed has spent what its journal reserved, and repeats none of it.
+        * On several processes, each with its own records: one batch in all, noise once, the same noisy sums on each.
     """
 
     def __init__(self, plan: Mechanism, journal: Path | None, *, entropy: Entropy, strategy: Strategy | None) -> None:
         fingerprint = hashlib.sha256(repr((plan, entropy.secure)).encode()).hexdigest()
         self.plan = plan
-        self._journal = Journal(journal, claim=fingerprint, planned=len(plan.earlier) + plan.steps)
+        self.processes = Processes.joined()
+        self.processes.require_same(fingerprint, "their plan")
+        planned = len(plan.earlier) + plan.steps
+        self._journal = Journal(journal if self.processes.first else None, claim=fingerprint, planned=planned)
+        self._journal.spent = self.processes.object_from_first(self._journal.spent)
         self._block = max(1, plan.steps // 100)
         self._made = self._journal.spent  # a resumed run never makes again what was reserved before
         self._entropy = entropy
@@ -340,7 +346,7 @@ class MechanismRun:
         Args:
             loss: One number for each example, averaged over its noisy copies; may not mix examples.
             module: The network, or the denoiser around it.
-            num_records: The real number of records; secret, used for batch selection only.
+            num_records: The real number of this process's records; secret, used for batch selection only.
             load: Maps the selected indices to the tensors that `loss` takes; called once for each physical batch,
                 with random bytes for noisy copies that a seed of the config cannot repeat.
             physical_batch_size: Examples on the device at once; changes speed and memory only.
@@ -385,9 +391,9 @@ class MechanismRun:
         """Return `total` with the noise of the plan's next earlier release; what follows from it may be published.
 
         Args:
-            total: A sum over all records that one record moves by at most `sensitivity` in L2 norm.
+            total: A sum over this process's records that one record moves by at most `sensitivity` in L2 norm.
             sensitivity: That bound; the noise has standard deviation noise_multiplier · sensitivity.
-            num_records: The real number of records; secret.
+            num_records: The real number of this process's records; secret.
 
         Raises:
             InputError: `sensitivity` is not positive; the plan's earlier releases are made, and what is left are steps,
@@ -409,18 +415,24 @@ class MechanismRun:
             raise InputError("this run belongs to the process that started it: a fork would spend its releases twice")
         if self._made == self._journal.spent and not self._journal.reserve(self._block):
             raise InputError(f"all {self._journal.planned} releases of this plan are spent: its claim allows no more")
-        std = self.plan.noise_std(self._made, sensitivity)
-        noise = gaussian(len(total), std=std, random_bytes=self._stream("noise")).to(total.device)
+        total = self.processes.sum(total)
+        if self.processes.first:
+            std = self.plan.noise_std(self._made, sensitivity)
+            noise = gaussian(len(total), std=std, random_bytes=self._stream("noise")).to(total.device)
+            if self.plan.noise == "grid":
+                step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
+                total, noise = (total / step).round() * step, (noise / step).round() * step
+            total = total + noise
         self._made += 1
-        if self.plan.noise == "grid":
-            step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
-            return ((total / step).round() + (noise / step).round()) * step
-        return total + noise
+        return self.processes.from_first(total)
 
     def _require_declared_size(self, num_records: int) -> None:
-        if self.plan.relation == "replace_special" and num_records != self.plan.dataset_size:
+        if self.plan.relation != "replace_special":
+            return
+        number = int(self.processes.sum(torch.tensor(num_records)))
+        if number != self.plan.dataset_size:
             raise InputError(
-                f"dataset_size = {self.plan.dataset_size} is claimed as exact, and there are {num_records} records: "
+                f"dataset_size = {self.plan.dataset_size} is claimed as exact, and there are {number} records: "
                 "correct it, or declare a public size with relation add_or_remove_one"
             )
 
@@ -434,7 +446,8 @@ class MechanismRun:
         self._journal.close()
 
     def _stream(self, purpose: str) -> RandomBytes:
-        return self._entropy.stream(purpose, self._made)
+        mine = purpose if self.processes.first else f"{purpose} of process {self.processes.rank}"
+        return self._entropy.stream(mine, self._made)
 
 
 def grid_step(sensitivity: float) -> float:

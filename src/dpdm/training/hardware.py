@@ -4,13 +4,15 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from dpdm.privacy.processes import Processes
 from dpdm.types import InputError
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -22,6 +24,21 @@ def choose_device(device: Device) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("training.device = cuda, and no CUDA device is to be seen: choose auto or cpu")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes that torchrun started together with this one, for as long as the context lasts."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Processes.joined()
+    finally:
+        distributed.destroy_process_group()
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

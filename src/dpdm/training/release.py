@@ -16,6 +16,7 @@ from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode, r
 from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
 from dpdm.evaluation import save_grid
 from dpdm.networks import Network
+from dpdm.privacy.processes import Processes
 from dpdm.training.files import read_json, write_atomically, write_json, write_toml
 from dpdm.training.hardware import Precision, autocast, choose_device
 from dpdm.types import Images, InputError, Labels, require_positive, require_seed, tensor_to_images
@@ -142,8 +143,12 @@ class Release:
         seed: int | None = None,
         part_size: int = 250,
         precision: Precision = "auto",
+        processes: Processes = Processes(),  # noqa: B008 (frozen)
     ) -> Iterator[tuple[Images, Labels]]:
         """Yield the images of `sample` part by part, so that the caller can show progress.
+
+        Each part has a generator of its own, so that several `processes`, every one of which makes its share of the
+        parts, make the same images together as one alone.
 
         Raises:
             InputError: `count` is not positive, `labels` has another length or a class that does not exist, or the
@@ -158,12 +163,10 @@ class Release:
         if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < classes)).all():
             raise InputError(f"labels must be {count} integers from 0 to {classes - 1}")
         device = next(iter(self.denoiser.state_dict().values())).device
-        generator = torch.Generator(device)
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-        for start in range(0, count, part_size):
+        seeds = np.random.SeedSequence(seed).spawn(-(-count // part_size))
+        for number in processes.shard(len(seeds)):
+            start = number * part_size
+            generator = torch.Generator(device).manual_seed(int(seeds[number].generate_state(1, np.uint64)[0] >> 1))
             part = torch.from_numpy(chosen[start : start + part_size]).to(device)
             noise = torch.randn((len(part), *self.facts.shape), generator=generator, device=device)
             with autocast(precision, device):

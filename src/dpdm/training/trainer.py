@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int64
+from torch import nn
 
 from dpdm.config import (
     AnyPreconditioning,
@@ -29,6 +30,7 @@ from dpdm.privacy import Mechanism, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.mechanism import Diagnostics, LoadBatch
+from dpdm.privacy.processes import Processes
 from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.training.prior import release_prior
@@ -64,9 +66,13 @@ class Trainer:
             published. None keeps everything in memory, and nothing can be resumed.
         entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
 
+    Under torchrun every process is given all images, keeps its own part of them, and returns the same release; the
+    first one writes the files.
+
     Guarantees:
         * In two worlds that differ in one record, given the noisy sums, releases and control flow agree.
         * A run that is stopped and resumed never makes more noisy sums than its plan has.
+        * After every step the parameters are equal to the bit on all processes.
     """
 
     network: Network = field(default_factory=CompactUNet)
@@ -123,13 +129,16 @@ class Trainer:
 
         Closing the generator between steps saves a checkpoint, and the same call goes on from it.
         """
+        processes = Processes.joined()
         facts = ImageFacts(data.shape, data.class_names)
         if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
         device = choose_device(self.training.device)
         settings = self._settings(data)
+        processes.require_same(repr(settings), "their settings")
+        data = data.part(processes.shard(len(data)))
         folder = PrivateFolder(
-            None if self.run is None else Path(self.run) / "private",
+            None if self.run is None or not processes.first else Path(self.run) / "private",
             {**settings, "opened": data.location},
         )
         keep_freed_memory()
@@ -148,7 +157,8 @@ class Trainer:
         )
         load = self._loader(data, null_label=facts.num_classes, device=device)
         try:
-            updates = folder.restore(*state)
+            updates = processes.object_from_first(folder.restore(*state))
+            _share_from_first(processes, denoiser.network, average.network, optimizer)
             if updates > mechanism.steps_spent:
                 raise InputError(
                     f"{self.run}: the checkpoint has seen {updates} steps and the journal counts "
@@ -192,7 +202,7 @@ class Trainer:
             folder.record_disclosures(mechanism)
             mechanism.close()
         release = Release(average.eval(), facts, self.mechanism.claim(entropy=self.entropy), settings, self.sampler)
-        if self.run is not None:
+        if self.run is not None and processes.first:
             release.save(Path(self.run) / "release")
         return release
 
@@ -200,7 +210,7 @@ class Trainer:
         self, settings: Prior, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder
     ) -> GaussianMixture:
         """Return the prior that this run released before, or else a new one."""
-        prior = folder.restore_prior(num_classes=data.num_classes)
+        prior = mechanism.processes.object_from_first(folder.restore_prior(num_classes=data.num_classes))
         if prior is None:
             if mechanism.spent:
                 raise InputError(f"{self.run}: a crash spent the prior before it was saved: start a new run")
@@ -241,3 +251,14 @@ class Trainer:
             )
 
         return load
+
+
+def _share_from_first(
+    processes: Processes, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Give all processes the state of the first, which alone has a checkpoint."""
+    if processes.size > 1:
+        with torch.no_grad():
+            for tensor in (*network.state_dict().values(), *average.state_dict().values()):
+                tensor.copy_(processes.from_first(tensor))
+        optimizer.load_state_dict(processes.object_from_first(optimizer.state_dict()))

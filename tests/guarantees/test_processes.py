@@ -1,0 +1,217 @@
+"""Several processes are one run: one batch over all records, noise once, the same parameters on each."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpdm.privacy.processes import Processes
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+# What each process does: eight steps on blank or real records; writes what it saw into a file.
+WORKER = """
+import dataclasses, json, sys
+import torch
+from torch import distributed, nn
+from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy.processes import Processes
+from dpdm.training.hardware import joined_processes
+noise, records, clip = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+torch.set_num_threads(1)
+with joined_processes() as processes:
+    plan = DPSGD(
+        dataset_size=40, expected_batch_size=20, steps=8, noise_multiplier=2.0, max_grad_norm=clip, delta=1e-3,
+        noise=noise, earlier=(GaussianRelease(noise_multiplier=1e-6),),
+    )
+    run = plan.start()
+    mine = processes.shard(records)
+    rows = torch.zeros(records, 20_000)
+    rows[:, 0] = 1000.0  # clipped to `clip` in the first coordinate; all others are noise
+    rows = rows[mine.start : mine.stop : mine.step]
+    total = torch.full((3,), float(len(mine)), dtype=torch.float64)
+    count = run.release(total, sensitivity=1.0, num_records=len(mine))
+    module, selected, grads = nn.Linear(20_000, 1, bias=False), [], []
+    for _ in range(8):
+        seen = []
+        def load(indices, random_bytes):
+            seen.extend(mine[i] for i in indices.tolist())
+            return (rows[indices],)
+        run.backward(lambda m, b: m(b[0])[:, 0], module, num_records=len(mine), load=load)
+        selected.append(seen)
+        grads.append(module.weight.grad[0].double() * 20)
+    stacked = torch.stack(grads)
+    fingerprints = [None] * processes.size
+    distributed.all_gather_object(fingerprints, stacked.numpy().tobytes()) if processes.size > 1 else None
+    with open(f"saw{processes.rank}.json", "w") as file:
+      json.dump({
+        "rank": processes.rank,
+        "selected": selected,
+        "equal": len(set(fingerprints)) == 1,
+        "first": stacked[:, 0].tolist(),
+        "std": stacked[:, 1:].std().item(),
+        "spent": run.spent,
+        "count": count.tolist(),
+      }, file)
+"""
+
+
+def launch(size, script, *arguments, folder, timeout=240):
+    path = folder / "worker.py"
+    path.write_text(script)
+    command = [*TORCHRUN, f"--nproc-per-node={size}", path, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=folder)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 40, 100])
+def test_every_record_belongs_to_exactly_one_process(size):
+    shards = [Processes(rank, size).shard(43) for rank in range(size)]
+    assert sorted(index for shard in shards for index in shard) == list(range(43))
+
+
+@pytest.mark.parametrize(("size", "noise"), [(1, "continuous"), (2, "continuous"), (4, "continuous"), (2, "grid")])
+def test_noise_is_added_once_and_everyone_gets_the_same(size, noise, tmp_path):
+    result = launch(size, WORKER, noise, 40, 0.5, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    saw = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("saw*.json"))]
+    assert sorted(each["rank"] for each in saw) == list(range(size))
+    for each in saw:
+        assert each["equal"]
+        assert each["std"] == pytest.approx(2.0 * 0.5, rel=5 * (2 * 8 * 20_000) ** -0.5)
+        assert each["first"] == saw[0]["first"]
+        assert each["spent"] == 9
+        assert each["count"] == pytest.approx([40.0] * 3, abs=1e-3)
+    batches = [[index for each in saw for index in each["selected"][step]] for step in range(8)]
+    for batch, seen in zip(batches, saw[0]["first"], strict=True):
+        assert len(set(batch)) == len(batch)  # nobody's records are another's
+        assert seen == pytest.approx(0.5 * len(batch), abs=6 * 1.0)  # the sum over all processes, and noise
+    counts = np.bincount(np.concatenate(batches).astype(int), minlength=40)
+    assert counts.sum() == pytest.approx(8 * 20, abs=6 * (8 * 40 / 4) ** 0.5)
+    if size == 2:  # processes select independently: not the same places of their shards
+        places = [[{index // 2 for index in step} for step in each["selected"]] for each in saw]
+        assert places[0] != places[1]
+
+
+def test_a_process_without_records_takes_part(tmp_path):
+    result = launch(4, WORKER, "continuous", 2, 0.5, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    saw = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("saw*.json"))]
+    assert len(saw) == 4
+    assert all(each["equal"] and each["count"] == pytest.approx([2.0] * 3, abs=1e-3) for each in saw)
+    assert [each["selected"] for each in saw if each["rank"] > 1] == [[[]] * 8] * 2
+
+
+SETTINGS = [
+    "--epsilon=1",
+    "--dataset-size=1438",
+    "--set=network.kind=mlp",
+    "--set=network.width=16",
+    "--set=network.blocks=1",
+    "--set=privacy.expected_batch_size=32",
+    "--set=training.strategy=vectorized",
+    "--set=prior.centres=2",
+    "--set=sampler.steps=3",
+]
+
+
+def command(size, folder, *extra):
+    nodes = [] if size == 0 else [*TORCHRUN, f"--nproc-per-node={size}", "-m"]
+    head = nodes or [sys.executable, "-m"]
+    return [*head, "dpdm", "train", "digits", "-r", str(folder), *SETTINGS, *extra]
+
+
+def start(line, folder):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (folder / "said").open("w") as said:
+        return subprocess.Popen(line, cwd=folder, env=environment, stdout=said, stderr=said)
+
+
+def spent(run: Path) -> int:
+    lines = (run / "private" / "journal.jsonl").read_text().splitlines()
+    return max([json.loads(line).get("spent", 0) for line in lines if line.strip()], default=0)
+
+
+def wait_for(condition, process, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "it ended too soon"
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_a_run_stops_on_sigterm_and_goes_on_with_another_number_of_processes(tmp_path):
+    run, steps = tmp_path / "run", "--set=privacy.steps=60"
+    begun = start(command(2, run, steps), tmp_path)
+    wait_for(lambda: (run / "private" / "journal.jsonl").exists() and spent(run) > 12, begun)
+    begun.send_signal(signal.SIGTERM)
+    begun.wait(timeout=60)
+    # Whoever stopped it: what was spent is on disk, and the next process goes on from a checkpoint that is whole.
+    before = spent(run)
+    assert 12 < before < 66
+    ended = subprocess.run(
+        command(0, run, steps), cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert spent(run) == 6 + 60  # the prior's releases come first
+    checked = subprocess.run(
+        [sys.executable, "-m", "dpdm", "verify", run], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_process_that_dies_ends_the_job_and_it_resumes(tmp_path):
+    run, steps = tmp_path / "run", "--set=privacy.steps=60"
+    begun = start(command(2, run, steps), tmp_path)
+    wait_for(lambda: (run / "private" / "journal.jsonl").exists() and spent(run) > 10, begun)
+    children = subprocess.run(["pgrep", "-P", str(begun.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    assert begun.wait(timeout=120) != 0
+    assert not (run / "release").exists()
+    before = spent(run)
+    ended = subprocess.run(
+        command(2, run, steps),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert spent(run) >= before
+    assert (run / "release" / "privacy.json").exists()
+    assert ended.stdout.count("done: ") == 1  # the first process speaks for all
+
+
+def test_processes_make_together_what_one_makes_alone(tmp_path):
+    run = tmp_path / "run"
+    alone = subprocess.run(
+        command(0, run, "--set=privacy.steps=2"), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 0, alone.stderr
+    made = {}
+    for name, head in (("one", [sys.executable]), ("three", [*TORCHRUN, "--nproc-per-node=3"])):
+        line = [*head, "-m", "dpdm", "sample", run, "-n", "1100", "-o", f"{name}.npz", "--seed", "3"]
+        done = subprocess.run(
+            line, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr
+        with np.load(tmp_path / f"{name}.npz") as archive:
+            made[name] = archive["images"], archive["labels"]
+    for one, three in zip(made["one"], made["three"], strict=True):
+        np.testing.assert_array_equal(one, three)
+    assert len(made["one"][0]) == 1100
+
+
+def test_processes_that_were_started_differently_refuse(tmp_path):
+    script = WORKER.replace("delta=1e-3,", "delta=1e-3 / (1 + processes.rank),")
+    result = launch(2, script, "continuous", 40, 0.5, folder=tmp_path)
+    assert result.returncode != 0
+    assert "the processes of this run differ in their plan" in result.stderr
