@@ -16,6 +16,7 @@ from dpdm.training.files import write_json, write_toml
 from dpdm.types import InputError
 
 _NOISE = ("privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
+_CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
 _PERFORMANCE = ("training.physical_batch_size", "training.strategy", "training.device", "training.precision")
 
 
@@ -70,12 +71,16 @@ class PrivateFolder:
             save_prior(self.path / "prior.safetensors", prior)
 
     def restore(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Load the checkpoint, if there is one, and return its number of updates."""
-        if self.path is None or not (self.path / "checkpoint.safetensors").exists():
-            return 0
-        return load_checkpoint(
-            self.path / "checkpoint.safetensors", network=denoiser, average=average, optimizer=optimizer
-        )
+        """Load the checkpoint, or the one before if it is damaged, and return its number of updates; 0 without one."""
+        found = [] if self.path is None else [self.path / name for name in (_CHECKPOINT, _BEFORE)]
+        found = [path for path in found if path.exists()]
+        for path in found:
+            try:
+                return load_checkpoint(path, network=denoiser, average=average, optimizer=optimizer)
+            except InputError:
+                if path == found[-1]:
+                    raise
+        return 0
 
     def save_now_and_then(self, *state: object) -> None:
         """Save if the last time is a minute ago."""
@@ -83,16 +88,16 @@ class PrivateFolder:
             self.save(*state)  # type: ignore[arg-type]
 
     def save(self, denoiser: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, updates: int) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint, and keep the one before."""
         self._saved_at = time.monotonic()
-        if self.path is not None:
-            save_checkpoint(
-                self.path / "checkpoint.safetensors",
-                network=denoiser,
-                average=average,
-                optimizer=optimizer,
-                updates=updates,
-            )
+        if self.path is None:
+            return
+        if (self.path / _CHECKPOINT).exists():
+            (self.path / _BEFORE).unlink(missing_ok=True)
+            (self.path / _BEFORE).hardlink_to(self.path / _CHECKPOINT)
+        save_checkpoint(
+            self.path / _CHECKPOINT, network=denoiser, average=average, optimizer=optimizer, updates=updates
+        )
 
     def record(self, step: int, diagnostics: Diagnostics, mechanism: MechanismRun) -> None:
         """Append this step's losses and norms, which ε does not cover, and why secrets were revealed."""

@@ -184,7 +184,8 @@ def test_a_prior_whose_journal_is_lost_is_refused(tmp_path):
     steps.close()
     private = tmp_path / "run" / "private"
     (private / "journal.jsonl").unlink()
-    (private / "checkpoint.safetensors").unlink()
+    for checkpoint in private.glob("checkpoint*"):
+        checkpoint.unlink()
     with pytest.raises(InputError, match="the journal counts no release of it"):
         trainer.fit(data)
 
