@@ -47,6 +47,22 @@ def load_npz(path: Path, *, num_classes: int | None = None) -> ImageDataset:
     )
 
 
+def load_npy(path: Path) -> ImageDataset:
+    """Return the images in an .npy file, without labels; they stay on disk, and are read as they are needed.
+
+    Args:
+        path: The file, `uint8` (number, height, width[, channel]).
+
+    Raises:
+        InputError: If it is no such file.
+    """
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is no .npy file of a plain array: write it with numpy.save") from error
+    return ImageDataset(images=images[..., np.newaxis] if images.ndim == 3 else images, name=str(path))
+
+
 def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_classes: int = 0) -> None:
     """Write images and labels to an .npz file, wholly or not at all; a file of that name is replaced.
 

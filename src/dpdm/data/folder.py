@@ -8,24 +8,29 @@ from pathlib import Path
 
 from dpdm.data.dataset import ImageDataset
 from dpdm.data.framing import Framing, to_pillow
-from dpdm.data.image_files import is_hidden, load_image_files, require_image_name
+from dpdm.data.image_files import is_hidden, load_image_files, read_images, require_image_name
+from dpdm.data.listing import CLASSES, find_listing, read_listing
 from dpdm.types import Images, InputError, Labels
 
 
 def load_folder(path: Path, framing: Framing | None = None, *, num_classes: int | None = None) -> ImageDataset:
     """Return the images of a folder, in the order of their names.
 
-    The sorted names of class folders are the declaration of the classes, so nothing is read off the records.
+    The sorted names of class folders are the declaration of the classes, so nothing is read off the records. With a
+    listing (`dataset.json` or `labels.csv`, see `read_listing`) images may lie at any depth.
     Hidden files are ignored; any other file that is no image is refused: no record vanishes unnoticed.
 
     Args:
         path: A folder of images (no labels), or of class folders that hold images.
         framing: Size and channels; where it leaves them open, all files must agree.
-        num_classes: If given, the number of class folders must be this; 0 leaves classes aside.
+        num_classes: If given, the number of class folders must be this; 0 leaves classes aside. A listing needs it, or
+            a `classes.txt`.
 
     Raises:
         InputError: If a file is no image, a class is empty or beside images, or sizes or channels differ.
     """
+    if path.is_dir() and (listing := find_listing(path)) is not None:
+        return _load_listed(path, listing, framing, num_classes)
     folders, files = _contents(path)
     if num_classes == 0 and not files:
         files, folders = [file for folder in folders for file in _class_files(folder)], []
@@ -37,6 +42,26 @@ def load_folder(path: Path, framing: Framing | None = None, *, num_classes: int 
         num_classes=num_classes,
         where=str(path),
     )
+
+
+def _load_listed(path: Path, listing: Path, framing: Framing | None, num_classes: int | None) -> ImageDataset:
+    """Return the images at any depth of a folder, with the labels of its listing."""
+    classes = path / CLASSES if (path / CLASSES).is_file() else None
+    inside = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
+    images = {
+        name: file
+        for name, file in sorted(inside.items(), key=lambda item: item[0].split("/"))
+        if file not in (listing, classes) and not any(map(is_hidden, name.split("/")))
+    }
+    for file in images.values():
+        require_image_name(file)
+    if not images:
+        raise InputError(f"{path} holds no images: put some in")
+    files = list(images.values())
+    if num_classes == 0:
+        return ImageDataset(images=read_images(files, framing), name=str(path))
+    listed = read_listing(listing, classes, list(images), num_classes=num_classes)
+    return ImageDataset(images=read_images(files, framing), **listed._asdict(), name=str(path))
 
 
 def save_folder(path: Path, images: Images, labels: Labels | None = None, class_names: Sequence[str] = ()) -> None:

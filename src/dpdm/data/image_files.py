@@ -1,8 +1,10 @@
 """Image files, wherever they lie: what counts as one, how it is decoded, and how folders become classes."""
 
+import io
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +14,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dpdm.data.dataset import ImageDataset, require_same_num_classes
 from dpdm.data.framing import Framing
 from dpdm.types import Images, InputError
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The bytes of an image file that lie in a table, and where, for messages."""
+
+    where: str
+    encoded: bytes
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """Return the bytes as an open file."""
+        return io.BytesIO(self.encoded)
+
+    def __str__(self) -> str:
+        return self.where
+
 
 ImageFile = Path | zipfile.Path
 """A file in a folder, or one in an archive: both open, and both say in messages where they are."""
@@ -72,7 +90,7 @@ def require_image_name(file: ImageFile) -> None:
         raise InputError(f"{file} is no image ({', '.join(_EXTENSIONS)}): move it elsewhere")
 
 
-def read_images(files: Sequence[ImageFile], framing: Framing | None = None) -> Images:
+def read_images(files: Sequence[ImageFile | EncodedImage], framing: Framing | None = None) -> Images:
     """Return the framed images of all files, at least one, which must agree on size and channels."""
     framing = framing or Framing()
     first = framing.frame(_decode(files[0]))
@@ -93,7 +111,7 @@ def read_images(files: Sequence[ImageFile], framing: Framing | None = None) -> I
     return images
 
 
-def _decode(file: ImageFile) -> Image.Image:
+def _decode(file: ImageFile | EncodedImage) -> Image.Image:
     """Return the upright image of one file as L, RGB or RGBA."""
     try:
         # Pillow's warnings about odd metadata would be output about a record.

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Final, cast, get_args
 
 from dpdm.data.archive import load_archive
-from dpdm.data.arrays import load_npz
+from dpdm.data.arrays import load_npy, load_npz
 from dpdm.data.cifar import is_cifar_directory, load_cifar_directory
 from dpdm.data.dataset import ImageDataset, Split, require_same_num_classes
 from dpdm.data.digits import load_digits
 from dpdm.data.folder import load_folder
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.idx import is_idx_directory, load_idx_directory
+from dpdm.data.image_files import is_hidden
+from dpdm.data.tables import is_arrow_directory, load_arrow_directory, load_parquet
 from dpdm.types import InputError
 
 _SYSTEM_FOLDER: Final = Path("/usr/share/datasets")  # where Debian's data set packages put their files
@@ -35,7 +37,8 @@ def open_dataset(
 
     Args:
         source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder or .zip archive of
-            images, a folder of IDX files named as those of MNIST or of CIFAR's binary version, or an .npz file;
+            images, a folder of IDX files named as those of MNIST or of CIFAR's binary version, an .npz or .npy file, a
+            .parquet file or a folder of them, or what Hugging Face's `datasets` saved to disk;
             `:train` (the default) or `:test` after it chooses a part. A folder or archive with subfolders
             `train/` and `test/` has those parts. A path that does not exist here is looked for, as a folder, file or
             .zip archive, in the folder that the environment variable DPDM_DATA names.
@@ -123,11 +126,21 @@ def _open_path(path: Path, split: Split, framing: Framing, num_classes: int | No
         return load_archive(path, split, framing, num_classes=num_classes)
     if split == "test":
         raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
+    if is_arrow_directory(path):
+        return load_arrow_directory(path, framing, num_classes=num_classes)
+    shards = sorted(file for file in path.iterdir() if not is_hidden(file.name)) if path.is_dir() else []
+    if shards and all(file.suffix == ".parquet" for file in shards):
+        return load_parquet(shards, framing, num_classes=num_classes)
     if path.is_dir():
         return load_folder(path, framing, num_classes=num_classes)
     if path.suffix == ".npz":
         return load_npz(path, num_classes=num_classes)
-    raise InputError(f"{path} is neither a folder nor a .zip or .npz file: give one of these")
+    if path.suffix == ".npy":
+        require_same_num_classes(0, num_classes, str(path))
+        return load_npy(path)
+    if path.suffix == ".parquet":
+        return load_parquet([path], framing, num_classes=num_classes)
+    raise InputError(f"{path} is neither a folder nor a .zip, .npz, .npy or .parquet file: give one of these")
 
 
 def _fashion_mnist(split: Split) -> ImageDataset:

@@ -98,8 +98,8 @@ def test_a_listing_without_labels_leaves_images_at_any_depth_unlabelled(tmp_path
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (LABELS[:3], [f"photos.zip/{NAMES[1]} has no label"]),
-        ([], [f"photos.zip/{NAMES[0]} has no label"]),
+        (LABELS[:3], [f"photos.zip/dataset.json has no label for '{NAMES[1]}'"]),
+        ([], [f"photos.zip/dataset.json has no label for '{NAMES[0]}'"]),
         ([*LABELS, ["00002/img.png", 0], ["x", 0]], ["dataset.json", "'00002/img.png'", "no image there"]),
         ([*LABELS, [3, 0]], ["dataset.json", "'3'", "no image there"]),
         ([*LABELS, [NAMES[0], 3]], ["dataset.json", f"two labels for '{NAMES[0]}'"]),

@@ -137,7 +137,7 @@ def test_a_path_may_start_at_home_and_its_name_is_what_it_is_called(tmp_path, mo
 
 def test_a_file_of_another_kind_is_refused(tmp_path, refused):
     (tmp_path / "photos.tar").write_bytes(b"PK")
-    with refused(tmp_path / "photos.tar", "neither a folder nor a .zip or .npz file"):
+    with refused(tmp_path / "photos.tar", "neither a folder nor a .zip, .npz, .npy or .parquet file"):
         open_dataset(tmp_path / "photos.tar")
 
 
