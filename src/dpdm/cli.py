@@ -321,21 +321,24 @@ def _print_audit(found: "Audit") -> None:
     for check in found.checks:
         _print(
             f"{'ok' if check.passed else 'FAILED':12} {check.name}: {check.value:.6g}, "
-            f"expected {check.expected:g} ± {check.tolerance:.2g}"
+            f"expected {check.expected:g} [{check.low:.6g}, {check.high:.6g}]"
         )
     fewer = f", {found.plan.steps:,} steps" if found.plan.steps else ""
     _print(f"audited      ε ≤ {_bound(found.audited_epsilon)}{fewer}; what the attacks proved (95 %):")
     bounds = found.white_box
     _print(
-        f"white box    {found.canaries:,} canaries in every noisy sum: ε ≥ {bounds.one_run:.3f} one run, "
-        f"{bounds.one_run_gaussian:.3f} one run f-DP, {bounds.clopper_pearson:.3f} Clopper-Pearson, "
-        f"{bounds.gaussian:.3f} if Gaussian"
+        f"white box    {found.canaries:,} canaries in every noisy sum: ε ≥ {bounds.one_run:.3f} of one run, "
+        f"{bounds.clopper_pearson:.3f} by Clopper-Pearson"
+    )
+    _print(
+        f"             estimates, if the trade-off is Gaussian: {bounds.one_run_gaussian:.3f} of one run (f-DP), "
+        f"{bounds.gaussian:.3f} by Clopper-Pearson"
     )
     allowed = dict(zip(*found.ceiling, strict=True))
     for name, attacked in found.black_box.items():
         one, tenth = attacked.rates
         _print(
-            f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {attacked.bounds.largest:.3f}; true positives "
+            f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {attacked.bounds.one_run:.3f}; true positives "
             f"{_rate(one)} at 1 %, {_rate(tenth)} at 0.1 %"
         )
     _print(f"             {found.members:,} members; the plan allows {100 * allowed[min(allowed)]:.1f} % at 0.1 %")

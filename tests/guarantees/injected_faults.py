@@ -33,7 +33,11 @@ from two_worlds import (
 )
 
 from dpdm.audit import parametric
-from dpdm.config import Prior
+from dpdm.audit.canaries import Played, play
+from dpdm.config import Config, Data, Prior, Training
+from dpdm.data import ImageDataset
+from dpdm.diffusion import EDM, DenoisingLoss
+from dpdm.networks import MLP
 from dpdm.privacy import (
     DPSGD,
     InsecureSeededEntropy,
@@ -44,6 +48,7 @@ from dpdm.privacy import (
     mechanism,
     moments,
 )
+from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.mechanism import grid_step
@@ -94,6 +99,26 @@ def statistics(folder: Path, *, entropy=None) -> list[str]:
     plan = DPSGD(dataset_size=300, expected_batch_size=30, steps=100, noise_multiplier=1.5, delta=1e-3)
     checks = parametric.check_mechanism(plan, draws=400_000, entropy=entropy)
     return [check.name for check in checks if not check.passed]
+
+
+def canaries(folder: Path) -> list[str]:
+    """`dpdm audit`'s canaries in every noisy sum."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    data = ImageDataset(images=pixels, labels=np.arange(300) % 3, num_classes=3, name="made up")
+    plan = DPSGD(dataset_size=300, expected_batch_size=60, steps=30, noise_multiplier=4.2, delta=1e-3)
+    config = Config(
+        data=Data(source="made up"),
+        network=MLP(width=8, blocks=1),
+        preconditioning=EDM(),
+        loss=DenoisingLoss(noise_multiplicity=1, label_dropout=0.0),
+        training=Training(precision="float32", strategy="vectorized"),
+    )
+    *_, played = play(config, plan, data, canaries=3000, members=20, coins=rng)
+    assert isinstance(played, Played)
+    bounds = lower_bounds(played.scores, played.took_part, delta=plan.delta)
+    found = max(bounds.one_run, bounds.one_run_gaussian, bounds.gaussian)
+    return [f"ε ≥ {found}, claimed {plan.epsilon()}"] if found > plan.epsilon() else []
 
 
 def journal(folder: Path) -> list[str]:
@@ -221,6 +246,43 @@ def uniform_noise(patch: Patch) -> None:
         return torch.from_numpy((words / 2.0**64 - 0.5) * std * math.sqrt(12))
 
     patch.setattr(mechanism, "gaussian", noise)
+
+
+def normal_in_every_other_coordinate(patch: Patch) -> None:
+    sound = mechanism.gaussian
+
+    def noise(number, *, std, random_bytes):
+        values = sound(number, std=std, random_bytes=random_bytes)
+        values[1::2] = values[1::2].sign() * std
+        return values
+
+    patch.setattr(mechanism, "gaussian", noise)
+
+
+def second_half_like_the_first(patch: Patch) -> None:
+    sound = mechanism.gaussian
+
+    def noise(number, *, std, random_bytes):
+        half = sound(-(-number // 2), std=std, random_bytes=random_bytes)
+        return torch.cat([half, half])[:number]
+
+    patch.setattr(mechanism, "gaussian", noise)
+
+
+def batches_by_step(key: Callable[[int], int]) -> Callable[[Patch], None]:
+    """Select the batch of a step by a key that is a function of its number."""
+
+    def inject(patch: Patch) -> None:
+        sound = MechanismRun._stream
+
+        def stream(self, purpose):
+            if purpose != "selection":
+                return sound(self, purpose)
+            return InsecureSeededEntropy(7).stream(purpose, key(self._made))
+
+        patch.setattr(MechanismRun, "_stream", stream)
+
+    return inject
 
 
 def no_noise(patch: Patch) -> None:
@@ -435,6 +497,30 @@ def other_weights(release: Path) -> None:
     safetensors.torch.save_file({k: v + 1 for k, v in safetensors.torch.load_file(path).items()}, path)
 
 
+def _claim_and_digests(release: Path, **changes: Any) -> None:
+    claim = json.loads((release / "privacy.json").read_text()) | changes
+    claim["sha256"] = {name: digest(release / name) for name in claim["sha256"]}
+    (release / "privacy.json").write_text(json.dumps(claim))
+
+
+def losses_in_the_settings(release: Path) -> None:
+    settings = (release / "config.toml").read_text()
+    (release / "config.toml").write_text("losses = [0.5, 0.4]\n" + settings)
+    _claim_and_digests(release)
+
+
+def losses_beside_the_weights(release: Path) -> None:
+    path = release / "model.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {"losses": "0.5 0.4"})
+    _claim_and_digests(release)
+
+
+def text_in_the_picture(release: Path) -> None:
+    picture = (release / "samples.png").read_bytes()
+    (release / "samples.png").write_bytes(picture + b"the losses were 0.5 and 0.4")
+    _claim_and_digests(release)
+
+
 def smaller_epsilon(release: Path) -> None:
     claim = json.loads((release / "privacy.json").read_text())
     (release / "privacy.json").write_text(json.dumps(claim | {"epsilon": claim["epsilon"] / 2}))
@@ -462,10 +548,15 @@ FAULTS = [
     Fault("uniform noise of the right size", uniform_noise, statistics),
     Fault("the same noise in every step", noise_by_step(lambda number: 0), statistics),
     Fault("noise that repeats after resuming", noise_by_step(lambda number: number % 8), statistics),
+    Fault("noise that is normal in every other coordinate", normal_in_every_other_coordinate, statistics),
+    Fault("noise whose second half is its first", second_half_like_the_first, statistics),
+    Fault("batches from a fixed seed", batches_by_step(lambda number: number), statistics),
+    Fault("batches that repeat after resuming", batches_by_step(lambda number: number % 100), statistics),
     Fault("noise and batches from a seed", nothing, statistics, {"entropy": InsecureSeededEntropy(0)}),
     Fault("shuffled batches accounted as Poisson ones", shuffled_batches, statistics),
     Fault("batches of one size accounted as Poisson ones", batches_of_one_size, statistics),
     Fault("twice the clipping norm", double_clip, two_worlds),
+    Fault("twice the clipping norm, seen from outside", double_clip, canaries),
     Fault("each noisy copy clipped by itself", nothing, two_worlds, {"load": copies_as_records}),
     Fault("the mean of a physical batch clipped", clip_means_of_physical_batches, two_worlds),
     Fault("a norm without the embedding", norm_without_the_embedding, two_worlds),
@@ -488,6 +579,9 @@ FAULTS = [
     Fault("steps counted in memory only", reserve_in_memory, journal),
     Fault("more steps than planned", one_step_more, journal),
     Fault("losses written into the release", losses_in_the_release, verification),
+    Fault("losses written into the settings", nothing, verification, {"tamper": losses_in_the_settings}),
+    Fault("losses written beside the weights", nothing, verification, {"tamper": losses_beside_the_weights}),
+    Fault("something written behind the picture", nothing, verification, {"tamper": text_in_the_picture}),
     Fault("an audit's canary left in the weights", nothing, verification, {"tamper": canary_in_the_weights}),
     Fault("other weights than the claim's", nothing, verification, {"tamper": other_weights}),
     Fault("a smaller ε than the events cost", nothing, verification, {"tamper": smaller_epsilon}),
@@ -497,6 +591,7 @@ CHECKS = {
     two_worlds: "two worlds, a bare loop",
     two_worlds_of_the_trainer: "two worlds, the trainer with its files",
     statistics: "`dpdm audit`, statistics of the mechanism",
+    canaries: "`dpdm audit`, canaries in every noisy sum",
     journal: "counting beside a run that dies",
     verification: "`dpdm verify`",
     refusal: "refused before the first step",

@@ -96,6 +96,25 @@ def test_an_example_that_is_not_finite_contributes_nothing(strategy):
         assert torch.equal(found, clean)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("strategy", STRATEGIES[:2], ids=["one", "vectorized"])
+def test_half_precision_does_not_lengthen_a_gradient(strategy, dtype):
+    module, rows = Weights(500).to(dtype), gradients(40, 500).to(dtype)
+    for row in rows:
+        part = clipped_grad_sum(
+            dot, module, (row[None],), max_grad_norm=1.0, strategy=strategy, grid=grid_step(1.0)
+        ).vector
+        assert torch.linalg.vector_norm(part) <= 1
+        assert whole(part, grid_step(1.0))
+        assert torch.linalg.vector_norm(part) > 0.99
+
+
+@pytest.mark.parametrize("clip", [1e-30, 1e30])
+def test_a_clipping_norm_beyond_the_grids_arithmetic_is_refused(clip):
+    with pytest.raises(InputError, match="beyond the grid's arithmetic"):
+        DPSGD(**FIELDS | {"max_grad_norm": clip, "noise": "grid"})
+
+
 @pytest.mark.parametrize("clip", [1.0, 0.7])
 def test_every_released_value_is_a_whole_number_of_steps(clip):
     earlier = (GaussianRelease(noise_multiplier=2.0),)

@@ -1,9 +1,11 @@
 """A release is verified as it was written, and refused, in one line, once anything about it was changed."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
+import tomli_w
 from small_run import SMALL
 
 from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon, true_positive_rates
@@ -83,6 +85,21 @@ TAMPERED = {
     "hidden file": (lambda r: (r / ".loss").write_text("0.5"), "does not belong"),
     "truncated": (edit("privacy.json", lambda t: t[: len(t) // 2]), "cannot be read as JSON"),
     "a list": (edit("privacy.json", lambda t: "[]"), "no JSON object"),
+    "a little smaller epsilon": (edit_claim(epsilon=0.9995), "its events cost"),
+    "a key twice": (
+        edit("privacy.json", lambda t: t.replace('"epsilon": ', '"epsilon": 0.1, "epsilon": ')),
+        "cannot be read as JSON",
+    ),
+    "a key of nothing": (edit_claim(certified_by=None), "states certified_by"),
+    "nested without end": (edit("privacy.json", lambda t: "[" * 100_000), "cannot be read as JSON"),
+    "an epsilon beyond numbers": (
+        edit("privacy.json", lambda t: t.replace('"epsilon": ', f'"epsilon": 1{400 * "0"}, "x": ')),
+        "states",
+    ),
+    "linked claim": (
+        lambda r: ((r / "privacy.json").rename(r.parent / "p"), (r / "privacy.json").symlink_to(r.parent / "p")),
+        "not a file of its own",
+    ),
     "link": (
         lambda r: ((r / "config.toml").rename(r.parent / "c"), (r / "config.toml").symlink_to(r.parent / "c")),
         "not a file of its own",
@@ -125,6 +142,50 @@ def test_settings_and_claim_changed_together_do_not_get_by(release):
     claim["steps"] = claim["events"][-1]["steps"] = 3
     (release / "privacy.json").write_text(json.dumps(claim))
     with pytest.raises(InputError, match="its events cost"):
+        verify_release(release)
+
+
+def rewritten(release, old, new, **claim):
+    """Change the settings, and the claim and the digests with them, as someone who knows the format would."""
+    from dpdm.training.release import digest
+
+    settings = release / "config.toml"
+    assert old in settings.read_text()
+    settings.write_text(settings.read_text().replace(old, new))
+    whole = json.loads((release / "privacy.json").read_text()) | claim
+    whole["sha256"]["config.toml"] = digest(settings)
+    (release / "privacy.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[data]", "[data]\ncounts = [3, 2]"),
+        ("[data]", "losses = [0.5]\n[data]"),
+        ("[prior]", "[another]"),
+        ("noise_multiplier = ", "noise_multiplier = 1e-200 # "),
+        ("steps = 6", "steps = 6.5"),
+        ("steps = 6", 'steps = "many"'),
+    ],
+)
+def test_settings_that_no_run_writes_are_refused(dpdm, release, old, new):
+    rewritten(release, old, new)
+    code, out, err = dpdm("verify", release)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+
+
+def test_a_prior_that_the_plan_does_not_pay_for_is_refused(release):
+    """Its releases are left out of settings and claim alike, and it stays in the weights."""
+    from dpdm.config import decode_plan, read_toml
+    from dpdm.privacy import OperatingSystemEntropy
+
+    text = (release / "config.toml").read_text()
+    table = read_toml(release / "config.toml")
+    plan = dataclasses.replace(decode_plan(table["privacy"]), earlier=())
+    table["privacy"].pop("earlier")
+    table.pop("prior")
+    rewritten(release, text, tomli_w.dumps(table), **plan.claim(entropy=OperatingSystemEntropy()))
+    with pytest.raises(InputError, match="releases before its steps and its prior needs"):
         verify_release(release)
 
 

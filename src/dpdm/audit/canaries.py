@@ -145,14 +145,13 @@ def play(
         config: Network, preconditioning, loss and training of the run that is audited.
         plan: What is audited. Its relation is add-or-remove here: a canary that does not take part is not there.
         data: The images; `members` of them take part only if their coin says so.
-        canaries: How many Dirac canaries.
-        members: How many member canaries.
+        canaries: How many Dirac canaries, at least 2.
+        members: How many member canaries, at least 2.
         coins: Tosses all coins; from the operating system's entropy.
     """
     plan = dataclasses.replace(plan, relation="add_or_remove_one")
-    took_part = coins.random(canaries) < 0.5
+    took_part, were_in = (_tossed(coins, number) for number in (canaries, members))
     chosen = np.sort(coins.choice(len(data), members, replace=False))
-    were_in = coins.random(members) < 0.5
     kept = np.delete(np.arange(len(data)), chosen[~were_in])
     seen = dataclasses.replace(
         data, images=data.images[kept], labels=None if data.labels is None else data.labels[kept]
@@ -182,6 +181,14 @@ def play(
         ema.update(average, denoiser, updates=run.steps_spent, decay=config.training.ema_decay)
         yield run.steps_spent
     yield Played(plan, run.scores, took_part, average.eval(), chosen, were_in)
+
+
+def _tossed(coins: np.random.Generator, number: int) -> Bool[ndarray, " number"]:
+    """Toss coins until both sides are there, which for more than forty of them is at once."""
+    while True:
+        tossed: Bool[ndarray, " number"] = coins.random(number) < 0.5
+        if 0 < tossed.sum() < number:
+            return tossed
 
 
 class _Loader:

@@ -6,10 +6,12 @@ this: with n draws the noise's standard deviation is known to 1/√(2n).
 
 import dataclasses
 import math
+import pickle
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,30 +19,34 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from numpy import ndarray
-from scipy.stats import kstest, norm
+from scipy.stats import gamma, kstest, kstwobign, norm
 from torch import nn
 
 from dpdm.privacy import DPSGD, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.entropy import Entropy
+from dpdm.types import InputError
 
 _STEPS = 20  # noisy sums that are looked at
-_SELECTIONS = 2000  # batches that are looked at
+_SELECTIONS = 2000  # batches of one run that are looked at
+_REPEATED = 100  # batches that are compared with those of the same number in another run, or before resuming
 _TESTED = 1_000_000  # draws in the test of normality
-_SIGNIFICANCE = 1e-4  # probability that a sound mechanism fails one of the checks
+_CHECKS = 13
+_SIGNIFICANCE = 1e-4 / _CHECKS  # probability that a sound mechanism fails one check: 1e-4 for all together
 
 
 class Check(NamedTuple):
-    """One statistic of the mechanism, and how far it may be from what it should be."""
+    """One statistic of the mechanism, what it should be, and between what it may lie."""
 
     name: str
     value: float
     expected: float
-    tolerance: float
+    low: float
+    high: float
 
     @property
     def passed(self) -> bool:
-        """Whether it is within its tolerance."""
-        return bool(abs(self.value - self.expected) <= self.tolerance)
+        """Whether it lies there."""
+        return bool(self.low <= self.value <= self.high)
 
 
 def check_mechanism(plan: DPSGD, *, draws: int = 20_000_000, entropy: Entropy | None = None) -> list[Check]:
@@ -52,19 +58,20 @@ def check_mechanism(plan: DPSGD, *, draws: int = 20_000_000, entropy: Entropy | 
         entropy: The operating system's unless a test says otherwise.
 
     Returns:
-        Checks of the noise (standard deviation of all and of each sum, normality, correlation between any two sums:
-        of one run, before and after resuming, of another run, of other processes), of the journal's count, and of
-        batch selection (mean and variance of sizes, variance of how often a record takes part, overlap of neighbours).
+        Checks of the noise (standard deviation of all and of each sum, normality, correlation between any two sums: of
+        one run, before and after resuming, of another run, of other processes; and within a sum, at any distance), of
+        the journal's count, and of batch selection (mean and variance of sizes, variance of how often a record takes
+        part, overlap of neighbouring batches, and of those of the same number in another run and after resuming).
 
     Source:
         Chua et al. 2024 for what shuffled batches would cost; Meiser, Mohammadi & Ganesh 2024 on parametric checks.
     """
     source = entropy or OperatingSystemEntropy()
-    width = max(2, draws // _STEPS)
+    width = max(2, draws // ((_STEPS if plan.steps else 0) + len(plan.earlier)))
     checks, noise = [], np.empty((0, width))
     if plan.steps:
         noise, counted = _noise_of_steps(plan, width, source)
-        checks.append(Check("journal: sums counted after resuming", counted, _STEPS - 4, 0))
+        checks.append(Check("journal: sums counted after resuming", counted, _STEPS - 4, _STEPS - 4, _STEPS - 4))
     noise = np.concatenate([noise, _noise_of_earlier(plan, width, source)])
     checks += _checks_of_noise(noise)
     return checks + (_checks_of_selection(plan, source) if plan.steps else [])
@@ -87,13 +94,27 @@ def _noise_of_steps(plan: DPSGD, width: int, entropy: Entropy) -> tuple[Float64[
             counted = run.steps_spent
             run.close()
     rows += list(_steps(plan, width, entropy, count=2))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        rows += [part[0] for part in pool.map(_in_another_process, *zip(*[(plan, width, entropy)] * 2, strict=True))]
+    rows += [_in_another_process(plan, width, entropy) for _ in range(2)]
     return np.stack(rows), counted
 
 
-def _in_another_process(plan: DPSGD, width: int, entropy: Entropy) -> list[Float64[ndarray, " width"]]:
-    return list(_steps(plan, width, entropy, count=1))
+def _in_another_process(plan: DPSGD, width: int, entropy: Entropy) -> Float64[ndarray, " width"]:
+    """Return the noise of the first step of a run in a new process."""
+    script = "from dpdm.audit.parametric import answer; answer()"
+    asked = pickle.dumps((plan, width, entropy))
+    try:
+        done = subprocess.run([sys.executable, "-c", script], input=asked, capture_output=True, check=True)
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise InputError(f"another process could not be asked for its noise ({''.join(said)})") from None
+    return np.frombuffer(done.stdout, dtype=np.float64)
+
+
+def answer() -> None:
+    """Answer another process, which asked on standard input for the noise of a first step."""
+    plan, width, entropy = pickle.load(sys.stdin.buffer)
+    (noise,) = _steps(plan, width, entropy, count=1)
+    sys.stdout.buffer.write(noise.tobytes())
 
 
 def _steps(plan: DPSGD, width: int, entropy: Entropy, *, count: int) -> Iterator[Float64[ndarray, " width"]]:
@@ -131,76 +152,118 @@ def _noise_of_earlier(plan: DPSGD, width: int, entropy: Entropy) -> Float64[ndar
 
 def _checks_of_noise(noise: Float64[ndarray, "sums width"]) -> list[Check]:
     sums, width = noise.shape
-    each = noise.std(axis=1)
     pairs = (noise @ noise.T / width)[np.triu_indices(sums, 1)] if sums > 1 else np.zeros(1)
-    neighbours = np.array([row[:-1] @ row[1:] / width for row in noise])
-    some = noise.reshape(-1)[:: max(1, noise.size // _TESTED)]
-    from_normal = float(kstest(some, "norm").statistic)
+    some = noise.reshape(-1)[:: max(1, noise.size // _TESTED) | 1]  # an odd stride meets both of a pair of draws
+    distance = float(kstwobign.isf(_SIGNIFICANCE)) / math.sqrt(len(some))
+
+    def near(name: str, values: ndarray, expected: float, error: float) -> Check:
+        """Take the value that is farthest off, each being normal with a standard deviation of `error`."""
+        value = float(values.flat[np.abs(values - expected).argmax()])
+        limit = _limit(values.size) * error
+        return Check(name, value, expected, expected - limit, expected + limit)
+
+    within = np.stack([_correlations(row) for row in noise])
     return [
-        Check("noise: standard deviation ÷ accounted", float(noise.std()), 1, _limit(1) / math.sqrt(2 * noise.size)),
-        Check("noise: that of the sum farthest off", _farthest(each, 1), 1, _limit(sums) / math.sqrt(2 * width)),
-        Check("noise: mean of the sum farthest off", _farthest(noise.mean(1), 0), 0, _limit(sums) / math.sqrt(width)),
-        Check("noise: distance from normal (KS)", from_normal, 0, 2.23 / math.sqrt(len(some))),
-        Check("noise: largest correlation of two sums", _farthest(pairs, 0), 0, _limit(len(pairs)) / math.sqrt(width)),
-        Check("noise: of neighbouring coordinates", _farthest(neighbours, 0), 0, _limit(sums) / math.sqrt(width)),
+        near("noise: standard deviation ÷ accounted", noise.std()[None], 1, 1 / math.sqrt(2 * noise.size)),
+        near("noise: that of the sum farthest off", noise.std(axis=1), 1, 1 / math.sqrt(2 * width)),
+        near("noise: mean of the sum farthest off", noise.mean(axis=1), 0, 1 / math.sqrt(width)),
+        Check("noise: distance from normal (KS)", float(kstest(some, "norm").statistic), 0, 0, distance),
+        near("noise: largest correlation of two sums", pairs, 0, 1 / math.sqrt(width)),
+        near("noise: largest correlation within a sum", within, 0, 1 / math.sqrt(width)),
     ]
+
+
+def _correlations(noise: Float64[ndarray, " width"]) -> Float64[ndarray, " lags"]:
+    """Return the correlation of each coordinate with the one at every distance up to half of the width."""
+    width = len(noise)
+    found = np.fft.irfft(np.abs(np.fft.rfft(noise)) ** 2, n=width)[1 : width // 2 + 1] / width
+    if width % 2 == 0:
+        found[-1] /= math.sqrt(2)  # at half of the width every pair is met twice
+    return found
 
 
 def _checks_of_selection(plan: DPSGD, entropy: Entropy) -> list[Check]:
     """Test that each record enters each batch with probability q, independently of all others and of other steps."""
     records, rate = plan.dataset_size, plan.sample_rate
-    run = dataclasses.replace(plan, earlier=(), steps=_SELECTIONS).start(entropy=entropy)
-    block, chosen = nn.Linear(1, 1, bias=False), []
+    batches = _selections(plan, entropy, count=_SELECTIONS)
+    if rate >= 1:
+        least = min(len(batch) for batch in batches)
+        return [Check("batches: every record in every one", least, records, records, records)]
+    sizes = np.array([len(batch) for batch in batches])
+    turns = np.bincount(np.concatenate(batches).astype(np.int64), minlength=records)
+    before, after = _selections_around_resuming(plan, entropy)
+    again = _selections(plan, entropy, count=_REPEATED)
+    pairs = {
+        "overlap of neighbours ÷ N q²": list(pairwise(batches)),
+        "overlap with another run's ÷ N q²": list(zip(batches, again, strict=False)),
+        "overlap before and after resuming ÷ N q²": list(zip(before, after, strict=True)),
+    }
+    variance = rate * (1 - rate)
+    checks = [
+        _around_one("mean size ÷ E", sizes.mean() / (records * rate), (1 - rate) / (records * rate * _SELECTIONS)),
+        # The second terms: an estimate of a variance varies more for sums of few rare events than for normal numbers.
+        _around_one(
+            "variance of sizes ÷ N q (1 − q)",
+            ((sizes - records * rate) ** 2).mean() / (records * variance),
+            (2 + 1 / (records * variance)) / _SELECTIONS,
+        ),
+        _around_one(
+            "variance of a record's turns ÷ T q (1 − q)",
+            ((turns - _SELECTIONS * rate) ** 2).mean() / (_SELECTIONS * variance),
+            (2 + 1 / (_SELECTIONS * variance)) / records,
+        ),
+    ]
+    for name, compared in pairs.items():
+        shared = float(np.mean([len(np.intersect1d(one, other, assume_unique=True)) for one, other in compared]))
+        # The second term: neighbouring overlaps share a batch, and so are correlated.
+        spread = (1 / (records * rate**2) + 2 / (records * rate)) / len(compared)
+        checks.append(_around_one(name, shared / (records * rate**2), spread))
+    return checks
 
-    def load(indices: ndarray, random_bytes: object) -> tuple[torch.Tensor]:
-        chosen.append(indices)
-        return (torch.zeros(0, 1),)
 
-    counts, sizes, shared = np.zeros(records), np.zeros(_SELECTIONS), np.zeros(_SELECTIONS - 1)
-    before = np.zeros(records, dtype=bool)
-    for step in range(_SELECTIONS):
-        chosen.clear()
+def _around_one(name: str, value: float, variance: float) -> Check:
+    """Return a check of a mean of squares or counts, which is 1 on average: its tails are those of a gamma variable."""
+    low, high = (float(gamma.ppf(p, 1 / variance, scale=variance)) for p in (_SIGNIFICANCE / 2, 1 - _SIGNIFICANCE / 2))
+    return Check(f"batches: {name}", float(value), 1, low, high)
+
+
+def _selections(plan: DPSGD, entropy: Entropy, *, count: int) -> list[ndarray]:
+    """Return the batches of the first `count` steps of a new run."""
+    return _chosen(dataclasses.replace(plan, earlier=(), steps=count).start(entropy=entropy), count)
+
+
+def _selections_around_resuming(plan: DPSGD, entropy: Entropy) -> tuple[list[ndarray], list[ndarray]]:
+    """Return the batches of a run before it is stopped, and as many after it goes on."""
+    plan = dataclasses.replace(plan, earlier=(), steps=2 * _REPEATED)
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            run = plan.start(Path(folder) / "journal.jsonl", entropy=entropy)
+            parts.append(_chosen(run, _REPEATED))
+            run.settle()
+            run.close()
+    return parts[0], parts[1]
+
+
+def _chosen(run: MechanismRun, count: int) -> list[ndarray]:
+    """Take steps on blank records; return which of them were chosen in each."""
+    block, batches = nn.Linear(1, 1, bias=False), []
+    for _ in range(count):
+        seen: list[ndarray] = []
+
+        def load(indices: ndarray, random_bytes: object, seen: list[ndarray] = seen) -> tuple[torch.Tensor]:
+            seen.append(indices)
+            return (torch.zeros(0, 1),)
+
         run.backward(
             lambda module, batch: batch[0].sum(1),
             block,
-            num_records=records,
+            num_records=run.plan.dataset_size,
             load=load,
-            physical_batch_size=records,
+            physical_batch_size=run.plan.dataset_size,
         )
-        now = np.zeros(records, dtype=bool)
-        now[np.concatenate(chosen) if chosen else []] = True
-        counts += now
-        sizes[step] = now.sum()
-        if step:
-            shared[step - 1] = (before & now).sum()
-        before = now
-    variance = rate * (1 - rate)
-    if not variance:
-        return [Check("batches: every record in every one", float(sizes.min()), records, 0)]
-    mean = float(sizes.mean()) / (records * rate)
-    overlap = float(shared.mean()) / (records * rate**2)
-    # The second terms: estimates of a variance vary more for sums of few rare events than for normal numbers.
-    width = math.sqrt((2 + 1 / (records * variance)) / _SELECTIONS)
-    per_record = math.sqrt((2 + 1 / (_SELECTIONS * variance)) / records)
-    # The second term: neighbouring overlaps share a batch, and so are correlated.
-    of_overlap = math.sqrt((1 / (records * rate**2) + 2 / (records * rate)) / _SELECTIONS)
-    return [
-        Check("batches: mean size ÷ E", mean, 1, _limit(1) * math.sqrt((1 - rate) / (records * rate * _SELECTIONS))),
-        Check(
-            "batches: variance of sizes ÷ N q (1 − q)", float(sizes.var()) / (records * variance), 1, _limit(1) * width
-        ),
-        Check(
-            "batches: variance of a record's turns ÷ T q (1 − q)",
-            float(((counts - _SELECTIONS * rate) ** 2).mean() / (_SELECTIONS * variance)),
-            1,
-            _limit(1) * per_record,
-        ),
-        Check("batches: overlap of neighbours ÷ N q²", overlap, 1, _limit(1) * of_overlap),
-    ]
-
-
-def _farthest(values: Float64[ndarray, " values"], expected: float) -> float:
-    return float(values[np.abs(values - expected).argmax()])
+        batches.append(seen[0] if seen else np.zeros(0, dtype=np.int64))
+    return batches
 
 
 def _limit(tests: int) -> float:

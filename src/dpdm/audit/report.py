@@ -22,13 +22,14 @@ from dpdm.evaluation import side_by_side
 from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
-from dpdm.training import ImageFacts, Release, measure_step
+from dpdm.training import ImageFacts, Release, measure_step, verify_release
 from dpdm.training.files import write_atomically, write_json
 from dpdm.types import InputError, images_to_tensor, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
 _CANARIES = 1000
 _MEMBERS = 1000
+_FEWEST = 16  # images that can be audited
 _SHOWN = 20  # closest pairs in the picture
 _FALSE_ALARMS = tuple(float(rate) for rate in np.geomspace(1e-3, 1, 25))
 
@@ -69,17 +70,19 @@ class Audit:
     @property
     def findings(self) -> list[str]:
         """What contradicts the claim, a line each; none for a sound run."""
-        failed = [
-            f"{c.name} is {c.value:.6g}, not {c.expected:g} ± {c.tolerance:.2g}" for c in self.checks if not c.passed
-        ]
-        proved = {"canaries in the noisy sums": self.white_box} | {
-            name: attacked.bounds for name, attacked in self.black_box.items()
-        }
-        return failed + [
-            f"{name} proved ε ≥ {bounds.largest:.3f}, and the audited plan claims {self.audited_epsilon:.4f}"
-            for name, bounds in proved.items()
-            if bounds.largest > self.audited_epsilon
-        ]
+        found = [f"{c.name} is {c.value:.6g}, not {c.low:.6g} to {c.high:.6g}" for c in self.checks if not c.passed]
+        ofs = {"canaries in the noisy sums": self.white_box} | {n: a.bounds for n, a in self.black_box.items()}
+        for name, bounds in ofs.items():
+            # Member canaries share one generator, so only the bound of one run is proved by them.
+            proved = max(bounds.one_run, bounds.clopper_pearson if bounds is self.white_box else 0.0)
+            estimated = max(bounds.one_run_gaussian, bounds.gaussian if bounds is self.white_box else 0.0)
+            for word, bound in (("proved", proved), ("make it likely that", estimated)):
+                if bound > self.audited_epsilon:
+                    found.append(
+                        f"{name} {word} ε ≥ {bound:.3f}, and the audited plan claims {self.audited_epsilon:.4f}"
+                    )
+                    break
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as one JSON object."""
@@ -146,29 +149,42 @@ def audit_run(
         on_progress: Called as the audit goes on.
 
     Raises:
-        InputError: There is no finished run, it claims nothing, or its images cannot be opened again.
+        InputError: There is no finished run, its release does not verify or claims nothing, its images cannot be opened
+            again, or are too few.
     """
     require_positive(minutes=minutes, canaries=canaries, members=members, generated=generated)
+    if canaries < 2 or members < 2:
+        raise InputError(
+            "an audit needs at least two canaries, and two members: those that take part and those that do not"
+        )
+    verify_release(run)
     release, folder = Release.load(run), Path(run) / "private"
     if not (folder / "config.toml").is_file():
-        raise InputError(
-            f"{run} has no private/ folder: an audit needs the whole folder of the run, on its own machine"
-        )
-    settings = read_toml(folder / "config.toml")
-    plan = decode_plan(settings["privacy"])
-    if not isinstance(plan, DPSGD) or release.privacy.get("private") is not True:
-        raise InputError(f"{run} is NOT PRIVATE: it claims nothing that could be audited")
-    declared, location = settings["data"], settings["opened"]
+        raise InputError(f"{run} has no private/ folder: an audit needs all of the run's folder, where its images are")
+    try:
+        settings = read_toml(folder / "config.toml")
+        location = settings.pop("opened")
+        if settings["privacy"] != release.settings["privacy"]:
+            raise InputError(f"{folder}/config.toml is of another run than {run}/release")
+        plan = decode_plan(settings["privacy"])
+        assert isinstance(plan, DPSGD)
+        parts = {key: settings[key] for key in settings if key not in ("data", "privacy")}
+        config = decode(Config, {"data": {"source": "?"}, **parts})
+    except (LookupError, TypeError, AssertionError) as error:
+        raise InputError(f"{folder}/config.toml is damaged ({type(error).__name__})") from None
     if data is None:
-        data = open_again(location, channels=declared["shape"][0], num_classes=len(declared["class_names"]))
+        if not location:
+            raise InputError(f"{run} was trained on arrays: give them to dpdm.audit.audit_run(run, data=...)")
+        channels = release.facts.shape[0]
+        data = open_again(location, channels=channels, num_classes=release.facts.num_classes)  # type: ignore[arg-type]
+    if len(data) < _FEWEST:
+        raise InputError(f"{run} was trained on {len(data)} images: an audit needs at least {_FEWEST}")
     built_in = location.partition(", ")[0]
     if isinstance(held_out, str) or (held_out is None and built_in in ("digits", "fashion-mnist", "mnist", "cifar10")):
         held_out = _open_like(data, held_out or f"{built_in}:test")
     if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
         raise InputError(f"{run} is about images of shape {release.facts.shape}: give images of that shape")
-    keys = ("network", "preconditioning", "prior", "loss", "training", "sampler")
-    config = decode(Config, {"data": {"source": data.name}, **{key: settings[key] for key in keys if key in settings}})
-    audited = _within(minutes, config, plan, release.facts)
+    audited = _within(minutes, config, plan, release.facts, canaries)
 
     on_progress("checking the mechanism", 0, 1)
     checks = check_mechanism(plan)
@@ -216,12 +232,12 @@ def audit_run(
     return found
 
 
-def _within(minutes: float, config: Config, plan: DPSGD, facts: ImageFacts) -> DPSGD:
-    """Return the plan, with no more steps than fit into the time."""
+def _within(minutes: float, config: Config, plan: DPSGD, facts: ImageFacts, canaries: int) -> DPSGD:
+    """Return the plan, with no more steps than fit into the time; canaries make batches larger."""
     if not plan.steps:
         return plan
-    fit = int(60 * minutes / max(measure_step(config, facts, plan).seconds_per_step, 1e-9))
-    return dataclasses.replace(plan, steps=max(1, min(plan.steps, fit)))
+    seconds = measure_step(config, facts, plan).seconds_per_step * (1 + canaries / plan.dataset_size)
+    return dataclasses.replace(plan, steps=max(1, min(plan.steps, int(60 * minutes / max(seconds, 1e-9)))))
 
 
 def _open_like(data: ImageDataset, source: str) -> ImageDataset:

@@ -23,20 +23,17 @@ _FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)  # of the canaries that are
 
 @dataclass(frozen=True, kw_only=True)
 class LowerBounds:
-    """What one attack disproved: with 95 % confidence ε is not below any of these.
+    """What one attack disproved: with 95 % confidence ε is not below each of these.
 
-    `one_run` and `clopper_pearson` hold for any mechanism, the two others if its trade-off is that of a Gaussian one.
+    `one_run` holds for any mechanism, and `clopper_pearson` where canaries do not interfere with one another, as Dirac
+    canaries do not. The two others are estimates: they hold if the mechanism's trade-off is that of a Gaussian one,
+    which many steps come near to.
     """
 
     one_run: float
     one_run_gaussian: float
     clopper_pearson: float
     gaussian: float
-
-    @property
-    def largest(self) -> float:
-        """The strongest of the bounds."""
-        return max(self.one_run, self.one_run_gaussian, self.clopper_pearson, self.gaussian)
 
 
 def lower_bounds(
@@ -72,8 +69,8 @@ def lower_bounds(
         both.append(one_run_epsilon(count, 2 * guesses, correct_in + correct_out, delta=delta, significance=each))
         top.append(one_run_mu(count, guesses, correct_in, significance=each))
         # "present" for the `guesses` highest scores; and, mirrored, "absent" for the lowest
-        errors.append(_Errors(guesses - correct_in, absent, present - correct_in, present, each))
-        errors.append(_Errors(guesses - correct_out, present, absent - correct_out, absent, each))
+        errors.append(_Errors(guesses - correct_in, absent, present - correct_in, present, each / 2))
+        errors.append(_Errors(guesses - correct_out, present, absent - correct_out, absent, each / 2))
     return LowerBounds(
         one_run=max(both),
         one_run_gaussian=gaussian_epsilon(mu=max(top), delta=delta),

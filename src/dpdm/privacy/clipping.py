@@ -224,6 +224,7 @@ def truncated_sum(
     Every addend is an integer times a power of two, of at most 24 bits in float32, so float64 adds them exactly, in
     any order. Truncation never makes a row longer; the rounding of the product could, by 2^-23, and is paid for.
     """
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     scales = (factors * (1 - 2.0**-22) / step).to(rows.dtype)[:, None]
     integers = torch.where(scales != 0, rows * scales, 0).trunc_()
     return step * integers.sum(dim=0, dtype=torch.float64)

@@ -114,6 +114,8 @@ class DPSGD:
             raise InputError(f"relation must be one of {', '.join(get_args(Relation))}, not {self.relation!r}")
         if self.noise not in get_args(Noise):
             raise InputError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
+        if self.noise == "grid" and not 2.0**-64 < self.max_grad_norm < 2.0**64:
+            raise InputError(f"max_grad_norm = {self.max_grad_norm:g} is beyond the grid's arithmetic: take 1, say")
         if self.noise_multiplier is not None:
             require_positive(noise_multiplier=self.noise_multiplier)
         if self.expected_batch_size > self.dataset_size:

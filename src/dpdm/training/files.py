@@ -45,9 +45,17 @@ def write_toml(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, object]:
     """Return the JSON object in `path`, or raise InputError naming the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({type(error).__name__}): is this a run's folder?") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object: is this a run's folder?")
     return content
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's pairs, none of which may be there twice: a person would read the first, a program the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found

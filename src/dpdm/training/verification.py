@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpdm.config import decode_plan, read_toml
-from dpdm.privacy import DPSGD, OperatingSystemEntropy
+import safetensors
+
+from dpdm.config import Config, decode, decode_plan, encode, read_toml, require_prior_planned
+from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
 from dpdm.privacy.accounting import true_positive_rates
 from dpdm.training.release import FILES, Release, digest, read_claim, release_folder
 from dpdm.types import InputError
 
 _FALSE_ALARMS = (0.01, 0.001)
-_TOLERANCE = 1e-3  # by which ε may differ between versions of the accountant
+_TOLERANCE = 1e-3  # by which a stated ε may be above the computed one: versions of the accountant differ
+_VALUES = ("prior", "network", "preconditioning", "loss", "training", "sampler", "samplers")
+_OF_A_PICTURE = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,7 @@ def verify_release(run: Path | str) -> Verified:
 
     Raises:
         InputError: There is no release, it claims nothing, or something about it is not as it should be: names what.
+            Settings, weights and picture may hold nothing beside what they are for.
     """
     folder = release_folder(run)
     privacy = read_claim(folder)
@@ -80,11 +85,15 @@ def verify_release(run: Path | str) -> Verified:
     settings = read_toml(folder / "config.toml")
     try:
         plan = decode_plan(settings["privacy"])
-        expected: dict[str, Any] = plan.claim(entropy=OperatingSystemEntropy())
-        _require_same_claim(folder, privacy, expected)
+        config = decode(Config, {"data": {"source": "?"}, **{key: settings[key] for key in settings if key in _VALUES}})
+        require_prior_planned(config.prior, config.preconditioning, plan)
+        _require_no_more(folder, settings, config, plan)
         assert isinstance(plan, DPSGD)
+        _require_same_claim(folder, privacy, plan.claim(entropy=OperatingSystemEntropy()))
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
-    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
         raise InputError(f"{folder} is damaged ({type(error).__name__}): its plan cannot be read") from None
     Release.load(folder)
     return Verified(
@@ -102,12 +111,57 @@ def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
     found = {path.name for path in folder.iterdir()}
     for name in sorted(found - {*FILES, "privacy.json"}):
         raise InputError(f"{folder / name} does not belong to a release: take it away, it is covered by no claim")
-    for name in FILES:
+    for name in (*FILES, "privacy.json"):
         if name not in found or (folder / name).is_symlink() or not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing, or not a file of its own")
-        digests = privacy.get("sha256")
+    digests = privacy.get("sha256")
+    for name in FILES:
         if not isinstance(digests, dict) or digests.get(name) != digest(folder / name):
             raise InputError(f"{folder / name} is not the file that privacy.json was written for: its digest differs")
+    if set(digests or ()) != set(FILES):
+        raise InputError(f"{folder}/privacy.json has digests of files that do not belong to a release")
+
+
+def _require_no_more(folder: Path, settings: dict[str, Any], config: Config, plan: Mechanism) -> None:
+    """Raise InputError if settings, weights or picture carry anything beside what they are for."""
+    facts = settings["data"]
+    whole = {
+        "data": {"name": facts["name"], "shape": facts["shape"], "class_names": facts["class_names"]},
+        "privacy": encode(plan),
+        **({"prior": encode(config.prior)} if config.prior else {}),
+        **{key: encode(getattr(config, key)) for key in ("network", "preconditioning", "loss", "training", "sampler")},
+        "samplers": {name: encode(sampler) for name, sampler in config.samplers.items()},
+    }
+    if settings != whole:
+        unknown = sorted(key for key in settings.keys() | whole.keys() if settings.get(key) != whole.get(key))
+        raise InputError(f"{folder}/config.toml holds something in {', '.join(unknown)} that no run writes there")
+    try:
+        with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
+            more = file.metadata()
+    except safetensors.SafetensorError:
+        raise InputError(f"{folder}/model.safetensors is damaged") from None
+    if more:
+        raise InputError(f"{folder}/model.safetensors holds more than weights: {', '.join(sorted(more))}")
+    if not set(_png_chunks((folder / "samples.png").read_bytes())) <= _OF_A_PICTURE:
+        raise InputError(f"{folder}/samples.png is no PNG, or holds more than a picture")
+
+
+def _png_chunks(content: bytes) -> list[bytes]:
+    """Return the types of a PNG's chunks; b"?" for what is none.
+
+    Source:
+        W3C Portable Network Graphics, section 5: eight bytes of signature, then length, type, data, checksum.
+    """
+    signature, rest, types = content[:8], content[8:], []
+    if signature != b"\x89PNG\r\n\x1a\n":
+        return [b"?"]
+    while len(rest) >= 12:
+        length = int.from_bytes(rest[:4], "big")
+        types.append(rest[4:8])
+        rest = rest[12 + length :]
+        if types[-1] == b"IEND":
+            break
+    return [*types, b"?"] if rest or types[-1:] != [b"IEND"] else types
 
 
 def _require_same_claim(folder: Path, privacy: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -115,15 +169,19 @@ def _require_same_claim(folder: Path, privacy: dict[str, Any], expected: dict[st
     stated = {key: value for key, value in privacy.items() if key not in ("schema", "sha256")}
     for key in ("epsilon", "epsilon_rdp"):
         here, there = expected[key], stated.get(key)
-        if not isinstance(there, float | int) or not abs(there - here) <= _TOLERANCE * here:
+        if not isinstance(there, float | int) or not here * (1 - 1e-6) <= there <= here * (1 + _TOLERANCE) + 1e-4:
             raise InputError(f"{folder}/privacy.json states {key} = {there}, and its events cost {here}")
+    if expected.keys() != stated.keys():
+        raise InputError(
+            f"{folder}/privacy.json states {', '.join(sorted(expected.keys() ^ stated.keys()))}, or lacks it"
+        )
     opening = f"({expected['epsilon']}, "
     expected |= {"statement": expected["statement"].replace(opening, f"({stated['epsilon']}, ")}
     expected |= {key: stated[key] for key in ("epsilon", "epsilon_rdp")}
-    for key in sorted(expected.keys() | stated.keys()):
-        if expected.get(key) != stated.get(key):
+    for key in sorted(expected):
+        if expected[key] != stated[key]:
             raise InputError(
-                f"{folder}/privacy.json states {key} = {stated.get(key)}, and config.toml makes it {expected.get(key)}"
+                f"{folder}/privacy.json states {key} = {stated[key]}, and config.toml makes it {expected[key]}"
             )
 
 
