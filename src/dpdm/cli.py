@@ -9,16 +9,17 @@ import os
 import re
 import signal
 import sys
-import time
 import typing
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from dpdm.terminal import duration, show_progress, show_stages, tell
 
 if TYPE_CHECKING:
     from dpdm.audit import Audit
@@ -108,7 +109,7 @@ def plan(
         f"{_copies(config)}; an image enters with probability {mechanism.sample_rate:.4g}"
     )
     _print(f"network     {cost.parameters:,} parameters")
-    _print(f"time        about {_duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
+    _print(f"time        about {duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
     _print(f"memory      about {cost.memory_gib:.1f} GiB, for {cost.physical_batch_size:,} images at once")
 
 
@@ -182,7 +183,7 @@ def sample(
     parts = []
     with joined_processes() as processes:
         seed = processes.object_from_first(int.from_bytes(os.urandom(7), "little") if seed is None else seed)
-        with _progress("sampling", count if processes.first else None) as advance:
+        with show_progress("sampling", count if processes.first else None) as advance:
             for images, labels in release.sample_in_parts(count, sampler=chosen, seed=seed, processes=processes):
                 parts.append((images, labels))
                 advance(len(images) * processes.size, "")
@@ -243,7 +244,7 @@ def evaluate(
         data = made if name == "synthetic" else real(source)
         if data.labels is None or test.labels is None:
             _fail(f"{source if data.labels is None else reference} has no labels: classifiers need them on both sides")
-        with _progress(f"classifiers on {source}", None) as advance:
+        with show_progress(f"classifiers on {source}", None) as advance:
             scores = evaluate_utility(
                 data.images,
                 data.labels,
@@ -301,7 +302,7 @@ def audit(
     """Attack a run's claim: its mechanism, its noisy sums, its generator and its images."""
     from dpdm.audit import STAMP, audit_run
 
-    with _stages() as on_progress:
+    with show_stages() as on_progress:
         found = audit_run(run, held_out=held_out, minutes=minutes, on_progress=on_progress)
     if as_json:
         _print_json(found.to_json())
@@ -309,7 +310,7 @@ def audit(
         _print_audit(found)
         _print(f"{STAMP}: {run / 'private' / 'audit'}")
     for finding in found.findings:
-        _note(f"dpdm: CONTRADICTED: {finding}")
+        tell(f"dpdm: CONTRADICTED: {finding}")
     if found.findings:
         raise typer.Exit(1)
 
@@ -374,7 +375,7 @@ def _frechet(name: str, made: "Images", test: "Images", baseline: "Images | None
     for key, images in sets.items():
         if images is not None:
             chosen = images[np.random.default_rng(0).permutation(len(images))[:count]]  # folders come class by class
-            with _progress(f"features of {count:,} images", count) as advance:
+            with show_progress(f"features of {count:,} images", count) as advance:
                 seen[key] = image_features(chosen, features, on_progress=lambda done: advance(done, ""))
     real = seen.pop("reference")
     scores = {key: frechet_distance(values, real) for key, values in seen.items()}
@@ -422,7 +423,7 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
     if size is not None and channels is not None and num_classes is not None and privacy.dataset_size is not None:
         names = tuple(str(label) for label in range(num_classes))
         return ImageFacts((channels, size, size), names), config.plan(lambda: 0)
-    _note(f"opening {data.source}: size, channels, num_classes and dataset_size are not all declared")
+    tell(f"opening {data.source}: size, channels, num_classes and dataset_size are not all declared")
     opened = data.open()
     return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: len(opened))
 
@@ -445,7 +446,7 @@ def _fit(config: "Config", folder: Path, minutes: float) -> "Config":
     else:
         config = fit_to_time(config, *_declared(config), minutes=minutes)
         begun = f"for {minutes:g} minutes here"
-    _note(
+    tell(
         f"{begun}: {config.privacy.steps:,} steps of {config.privacy.expected_batch_size:,} images in {_copies(config)}"
     )
     return config
@@ -459,21 +460,21 @@ def _train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "P
         if stopped:
             raise KeyboardInterrupt
         stopped.append(number)
-        _note("finishing this step, then saving (once more to stop at once)")
+        tell("finishing this step, then saving (once more to stop at once)")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     steps = trainer.steps(data)
     mechanism, shown = trainer.mechanism, 0
     spent = ""
     try:
-        with _progress("training", mechanism.steps if processes.first else None) as advance:
+        with show_progress("training", mechanism.steps if processes.first else None) as advance:
             while True:
                 progress = next(steps)
                 twentieth = progress.steps_spent * 20 // mechanism.steps
                 if processes.first and not spent:
-                    _note(mechanism.statement)
+                    tell(mechanism.statement)
                     if lost := progress.steps_spent - progress.updates:
-                        _note(f"{lost} steps were lost when an earlier process was killed: they stay spent")
+                        tell(f"{lost} steps were lost when an earlier process was killed: they stay spent")
                 if processes.first and (not spent or twentieth > shown * 20 // mechanism.steps):
                     ahead = min(mechanism.steps, (twentieth + 1) * mechanism.steps // 20)
                     spent = f"ε ≤ {_bound(_finite(mechanism.epsilon(steps=ahead)))}"
@@ -482,7 +483,7 @@ def _train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "P
                 if processes.any(bool(stopped)):
                     steps.close()
                     if processes.first:
-                        _note(f"stopped at step {shown} of {mechanism.steps}; the same command goes on from here")
+                        tell(f"stopped at step {shown} of {mechanism.steps}; the same command goes on from here")
                     raise typer.Exit(128 + (stopped or [signal.SIGTERM])[0])
     except StopIteration as end:
         release: Release = end.value
@@ -499,7 +500,7 @@ def _say_how_to_go_on(folder: Path, processes: "Processes") -> Iterator[None]:
     except RuntimeError as error:
         if processes.size == 1 or "onnection" not in str(error):
             raise
-        _note(f"dpdm: another process of this run ended ({processes.rank} saw it): the same command goes on")
+        tell(f"dpdm: another process of this run ended ({processes.rank} saw it): the same command goes on")
         raise typer.Exit(1) from None
     except OSError as error:
         private = folder / "private"
@@ -516,82 +517,9 @@ def _say_how_to_go_on(folder: Path, processes: "Processes") -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-@contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Any]:
-    """Show progress with time left: a bar on a terminal, a line now and then elsewhere. Goes to standard error."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
-            task = bar.add_task(what, total=total, note="")
-
-            def move(count: int, note: str, total: int | None = total) -> None:
-                if bar.tasks[task].completed:
-                    bar.update(task, advance=count, note=note, total=total)
-                else:  # what an earlier process did is no measure of speed
-                    bar.reset(task, completed=count, note=note, total=total)
-
-            yield move
-        return
-    done = before = 0
-    started = told = time.monotonic()
-
-    def advance(count: int, note: str, total: int | None = total) -> None:
-        nonlocal done, before, started, told
-        now = time.monotonic()
-        if not done:
-            before, started = count, now
-        done += count
-        if total and (now - told > 30 or done == total):
-            told = now
-            left = (
-                f"about {_duration((now - started) / (done - before) * (total - done))} left" if done > before else ""
-            )
-            _note(f"{what}: {done:,} of {total:,}  {left}  {note}")
-
-    yield advance
-
-
-@contextmanager
-def _stages() -> Iterator[Any]:
-    """Show the progress of one stage after the other."""
-    with ExitStack() as stack:
-        open_now: dict[str, Any] = {"stage": None, "done": 0, "advance": None}
-
-        def move(stage: str, done: int, total: int) -> None:
-            if stage != open_now["stage"]:
-                stack.close()
-                open_now.update(stage=stage, done=0, advance=stack.enter_context(_progress(stage, total)))
-            if done > open_now["done"]:
-                open_now["advance"](done - open_now["done"], "")
-                open_now["done"] = done
-
-        yield move
-
-
 def _copies(config: "Config") -> str:
     copies = config.loss.noise_multiplicity
     return "one noisy copy" if copies == 1 else f"{copies} noisy copies"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def _bound(epsilon: float | None) -> str:
@@ -613,10 +541,6 @@ def _fail(message: str) -> NoReturn:
 
 def _print(text: str) -> None:
     print(text, flush=True)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _print_json(content: dict[str, Any]) -> None:
