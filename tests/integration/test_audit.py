@@ -1,6 +1,7 @@
 """`dpdm audit` attacks a run, writes into its private/ folder only, and says so when a claim is contradicted."""
 
 import json
+import shutil
 
 import pytest
 from small_run import SMALL
@@ -57,6 +58,17 @@ def test_too_little_time_audits_fewer_steps_against_what_they_claim(trained, mon
     found = audit_run(trained, minutes=2.7, canaries=50)
     assert found.plan.steps == 2
     assert found.audited_epsilon < found.epsilon <= 1
+
+
+def test_the_test_part_is_held_out_unless_another_is_given(dpdm, photos, tmp_path):
+    (tmp_path / "both").mkdir()
+    photos.rename(tmp_path / "both" / "train")
+    shutil.copytree(tmp_path / "both" / "train", tmp_path / "both" / "test")
+    alone = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--epsilon", 2)
+    assert dpdm("train", tmp_path / "both", *alone, "--run", "both_run")[0] == 0
+    found = audit_run(tmp_path / "both_run")
+    assert len(found.nearness.of_held_out) == 30
+    assert found.nearness.of_held_out.max() < 1e-6  # here they are the same images
 
 
 def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):

@@ -140,7 +140,7 @@ def audit_run(
         run: The folder of a finished run, `private/` included.
         data: Its images; opened where they were opened then unless given.
         held_out: Images of the same population that it was not trained on, or where they are: a measure for how near
-            an image that was not copied comes. Built-in data sets have their own, `:test`.
+            an image that was not copied comes. The test part of what was trained on, unless given, if it has one.
         minutes: About how long the second training run may take. If that is too short for the plan, it has fewer
             steps, and what it proves is compared with what these claim.
         canaries: Dirac canaries: records with the largest gradient that clipping allows, each in its own coordinate.
@@ -179,9 +179,10 @@ def audit_run(
         data = open_again(location, channels=channels, num_classes=release.facts.num_classes)  # type: ignore[arg-type]
     if len(data) < _FEWEST:
         raise InputError(f"{run} was trained on {len(data)} images: an audit needs at least {_FEWEST}")
-    built_in = location.partition(", ")[0]
-    if isinstance(held_out, str) or (held_out is None and built_in in ("digits", "fashion-mnist", "mnist", "cifar10")):
-        held_out = _open_like(data, held_out or f"{built_in}:test")
+    if isinstance(held_out, str):
+        held_out = _open_like(data, held_out)
+    elif held_out is None:
+        held_out = _test_part(data, location)
     if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
         raise InputError(f"{run} is about images of shape {release.facts.shape}: give images of that shape")
     audited = _within(minutes, config, plan, release.facts, canaries)
@@ -238,6 +239,15 @@ def _within(minutes: float, config: Config, plan: DPSGD, facts: ImageFacts, cana
         return plan
     seconds = measure_step(config, facts, plan).seconds_per_step * (1 + canaries / plan.dataset_size)
     return dataclasses.replace(plan, steps=max(1, min(plan.steps, int(60 * minutes / max(seconds, 1e-9)))))
+
+
+def _test_part(data: ImageDataset, location: str) -> ImageDataset | None:
+    """Return the test part of what was opened at `location`, if it has one."""
+    place = location.partition(", ")[0]
+    try:
+        return None if not place or place.endswith(":test") else _open_like(data, f"{place}:test")
+    except InputError:
+        return None
 
 
 def _open_like(data: ImageDataset, source: str) -> ImageDataset:
