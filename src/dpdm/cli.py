@@ -40,7 +40,7 @@ app = typer.Typer(
 
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a path to images.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
-Epsilon = Annotated[float | None, typer.Option(help="ε of the claim: privacy.epsilon.")]
+Epsilon = Annotated[float | None, typer.Option(help="ε of the claim: privacy.epsilon, 10 where nothing else says so.")]
 Size = Annotated[int | None, typer.Option(help="Declared public size of the data set: privacy.dataset_size.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value for any setting, such as training.seed=1.")]
 Minutes = Annotated[
@@ -308,6 +308,8 @@ def audit(
         _print_json(found.to_json())
     else:
         _print_audit(found)
+        if not found.findings:
+            _print(f"Nothing that was found contradicts the claim of ε ≤ {_bound(found.audited_epsilon)}.")
         _print(f"{STAMP}: {run / 'private' / 'audit'}")
     for finding in found.findings:
         tell(f"dpdm: CONTRADICTED: {finding}")
@@ -336,11 +338,12 @@ def _print_audit(found: "Audit") -> None:
         f"{bounds.gaussian:.3f} by Clopper-Pearson"
     )
     allowed = dict(zip(*found.ceiling, strict=True))
+    others = found.members // 2  # about as many took no part
     for name, attacked in found.black_box.items():
         one, tenth = attacked.rates
         _print(
             f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {attacked.bounds.one_run:.3f}; true positives "
-            f"{_rate(one)} at 1 %, {_rate(tenth)} at 0.1 %"
+            f"{_rate(one, others)} at 1 %, {_rate(tenth, others)} at 0.1 %"
         )
     _print(f"             {found.members:,} members; the plan allows {100 * allowed[min(allowed)]:.1f} % at 0.1 %")
     near = found.nearness
@@ -358,7 +361,9 @@ def _print_audit(found: "Audit") -> None:
         )
 
 
-def _rate(rate: "Rate") -> str:
+def _rate(rate: "Rate", others: int) -> str:
+    if others * rate.false_positive_rate < 1:
+        return "(too few images to tell)"
     return f"{100 * rate.true_positive_rate:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
@@ -473,6 +478,8 @@ def _train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "P
                 twentieth = progress.steps_spent * 20 // mechanism.steps
                 if processes.first and not spent:
                     tell(mechanism.statement)
+                    if progress.steps_spent > 1:
+                        tell(f"going on from step {progress.steps_spent - 1:,} of {mechanism.steps:,}")
                     if lost := progress.steps_spent - progress.updates:
                         tell(f"{lost} steps were lost when an earlier process was killed: they stay spent")
                 if processes.first and (not spent or twentieth > shown * 20 // mechanism.steps):

@@ -222,6 +222,13 @@ def test_no_run_and_an_unfinished_one_are_told_apart(dpdm, tmp_path):
     assert (code, "unfinished" in err) == (2, True)
 
 
+def test_images_are_not_made_with_weights_that_the_claim_is_not_about(dpdm, release):
+    swap_weights(release)
+    code, out, err = dpdm("sample", release, "-n", 3, "-o", "x.npz")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "its digest differs" in err
+
+
 def test_a_release_is_its_own_again(trained, tmp_path):
     Release.load(trained).save(tmp_path / "again")
     verify_release(tmp_path / "again")

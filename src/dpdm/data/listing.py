@@ -53,6 +53,8 @@ def read_listing(
     count = num_classes or len(names)
     require_declared(count, str(listing))
     known, labels = set(images), {}
+    if listing.name == CSV and pairs and (first := listing.read_text(encoding="utf-8-sig").split(",")[0]) in known:
+        raise InputError(f"{listing} begins with {first!r}, an image: put a line of headings above it, file,label")
     for name, stated in pairs:
         if name not in known:
             raise InputError(f"{listing} has a label for {name!r}, which is no image there: remove it")
@@ -65,6 +67,7 @@ def read_listing(
             raise InputError(
                 f"{listing}: the label of {name!r} is no integer from 0 to {count - 1}"
                 f"{' and no name in ' + CLASSES if names else ''}: correct it or data.num_classes"
+                f"{'' if names else f', or list the names of classes, one a line, in {CLASSES} beside it'}"
             )
         labels[name] = label
     for name in images:

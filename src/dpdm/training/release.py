@@ -74,6 +74,16 @@ def read_claim(folder: Path) -> dict[str, Any]:
     return privacy
 
 
+def require_digests(folder: Path, privacy: dict[str, Any]) -> None:
+    """Raise InputError unless settings, weights and picture are those that the claim was written for."""
+    digests = privacy.get("sha256")
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} is missing, or not a file of its own")
+        if not isinstance(digests, dict) or digests.get(name) != digest(folder / name):
+            raise InputError(f"{folder / name} is not the file that privacy.json was written for: its digest differs")
+
+
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -194,6 +204,7 @@ class Release:
         """
         folder = release_folder(run)
         privacy = read_claim(folder)
+        require_digests(folder, privacy)
         settings = read_toml(folder / "config.toml")
         try:
             declared = settings["data"]

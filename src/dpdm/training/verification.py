@@ -12,7 +12,7 @@ import safetensors
 from dpdm.config import Config, decode, decode_plan, encode, read_toml, require_prior_planned
 from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
 from dpdm.privacy.accounting import true_positive_rates
-from dpdm.training.release import FILES, Release, digest, read_claim, release_folder
+from dpdm.training.release import FILES, Release, read_claim, release_folder, require_digests
 from dpdm.types import InputError
 
 _FALSE_ALARMS = (0.01, 0.001)
@@ -57,10 +57,13 @@ class Verified:
     @property
     def bounds(self) -> str:
         """What ε bounds, in one sentence."""
-        of = [f"{_percent(true)} at {100 * false:g} %" for false, true in self.true_positive_rates.items()]
+        of = [
+            f"at most {_percent(true)} of the used ones while wrongly accusing {100 * false:g} % of the unused ones"
+            for false, true in self.true_positive_rates.items()
+        ]
         return (
             "Whoever holds all of this folder, knows every other training image, and guesses whether a given one was "
-            f"used, finds at most so many of the used ones at so many false alarms: {', '.join(of)}."
+            f"used, finds {', and '.join(of)}."
         )
 
 
@@ -114,11 +117,8 @@ def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
     for name in (*FILES, "privacy.json"):
         if name not in found or (folder / name).is_symlink() or not (folder / name).is_file():
             raise InputError(f"{folder / name} is missing, or not a file of its own")
-    digests = privacy.get("sha256")
-    for name in FILES:
-        if not isinstance(digests, dict) or digests.get(name) != digest(folder / name):
-            raise InputError(f"{folder / name} is not the file that privacy.json was written for: its digest differs")
-    if set(digests or ()) != set(FILES):
+    require_digests(folder, privacy)
+    if set(privacy["sha256"]) != set(FILES):
         raise InputError(f"{folder}/privacy.json has digests of files that do not belong to a release")
 
 
