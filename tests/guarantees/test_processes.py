@@ -108,6 +108,31 @@ def test_a_process_without_records_takes_part(tmp_path):
     assert [each["selected"] for each in saw if each["rank"] > 1] == [[[]] * 8] * 2
 
 
+TRAINED = """
+import torch
+from torch import distributed
+import dpdm
+from dpdm.config import Training
+from dpdm.training.hardware import joined_processes
+torch.set_num_threads(1)
+with joined_processes() as processes:
+    plan = dpdm.DPSGD(dataset_size=1438, expected_batch_size=32, steps=5, noise_multiplier=2.0, delta=1e-4)
+    trainer = dpdm.Trainer(
+        network=dpdm.MLP(width=16, blocks=1), preconditioning=dpdm.EDM(), mechanism=plan,
+        training=Training(strategy="vectorized"),
+    )
+    weights = [t.numpy().tobytes() for t in trainer.fit(dpdm.open_dataset("digits")).denoiser.state_dict().values()]
+    everyones = [None] * processes.size
+    distributed.all_gather_object(everyones, weights)
+    assert all(theirs == weights for theirs in everyones)
+"""
+
+
+def test_parameters_are_equal_to_the_bit_on_all_processes(tmp_path):
+    result = launch(2, TRAINED, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 SETTINGS = [
     "--epsilon=1",
     "--dataset-size=1438",

@@ -74,7 +74,7 @@ class StepwiseError:
     """SecMI: go up the deterministic path to `level`, one step further and back again, and compare.
 
     Source:
-        Duan et al. 2023 (arXiv 2302.01316), eq. 9, in noise levels σ in place of time steps.
+        Duan et al. 2023 (arXiv 2302.01316), in noise levels σ in place of time steps.
     """
 
     lowest: float = 0.02
@@ -97,7 +97,7 @@ class ProximalInitialization:
     """PIA: whether the noise that the denoiser sees in the image itself is what it sees after adding that noise.
 
     Source:
-        Kong et al. 2024 (arXiv 2305.18355), eq. 10 with the fourth power, in noise levels σ.
+        Kong et al. 2024 (arXiv 2305.18355), with the fourth power, in noise levels σ.
     """
 
     lowest: float = 0.02

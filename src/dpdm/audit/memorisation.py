@@ -36,7 +36,7 @@ class Nearness:
             against one half, if images were dealt to the two sets by chance. None without held-out images.
 
     Source:
-        Carlini et al. 2023 (arXiv 2301.13188), Section 5 for the score, with α = 0.5 and n = 50.
+        Carlini et al. 2023 (arXiv 2301.13188) for the score, with α = 0.5 and n = 50.
     """
 
     nearest: Float[ndarray, " generated"]

@@ -64,7 +64,7 @@ def check_mechanism(plan: DPSGD, *, draws: int = 20_000_000, entropy: Entropy | 
         part, overlap of neighbouring batches, and of those of the same number in another run and after resuming).
 
     Source:
-        Chua et al. 2024 for what shuffled batches would cost; Meiser, Mohammadi & Ganesh 2024 on parametric checks.
+        Chua et al. 2024 (arXiv 2411.04205) for what shuffled batches would cost.
     """
     source = entropy or OperatingSystemEntropy()
     width = max(2, draws // ((_STEPS if plan.steps else 0) + len(plan.earlier)))

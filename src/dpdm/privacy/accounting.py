@@ -205,7 +205,7 @@ def true_positive_rates(
     the events satisfy, so it is at or below that of any single pair.
 
     Source:
-        Kairouz, Oh & Viswanath 2015, Theorem 2.1: the two lines that (ε, δ)-DP puts above every trade-off.
+        Kairouz, Oh & Viswanath 2015: the two lines that (ε, δ)-DP puts above every trade-off.
     """
     if epsilon(events, delta=1e-6, relation=relation, accountant="rdp") > _RDP_IS_ENOUGH:
         return [1.0 for _ in false_positive_rates]

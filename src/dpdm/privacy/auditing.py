@@ -90,7 +90,7 @@ def one_run_epsilon(canaries: int, guesses: int, correct: int, *, delta: float, 
         significance: Probability that the bound is wrong.
 
     Source:
-        Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846), Theorem 5.2 and its Algorithm 1.
+        Steinke, Nasr & Jagielski 2023 (arXiv 2305.08846).
     """
     _require_counts(canaries, guesses, correct)
 
@@ -114,7 +114,7 @@ def one_run_mu(canaries: int, guesses: int, correct: int, *, significance: float
         significance: Probability that the bound is wrong.
 
     Source:
-        Mahloujifar, Melis & Chaudhuri 2025 (arXiv 2410.22235), Theorem 3.2 and Algorithm 1, for Gaussian trade-offs.
+        Mahloujifar, Melis & Chaudhuri 2025 (arXiv 2410.22235), for Gaussian trade-offs.
     """
     _require_counts(canaries, guesses, correct)
 
