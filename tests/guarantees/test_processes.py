@@ -109,6 +109,7 @@ def test_a_process_without_records_takes_part(tmp_path):
 
 
 TRAINED = """
+from pathlib import Path
 import torch
 from torch import distributed
 import dpdm
@@ -125,10 +126,12 @@ with joined_processes() as processes:
     everyones = [None] * processes.size
     distributed.all_gather_object(everyones, weights)
     assert all(theirs == weights for theirs in everyones)
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
 """
 
 
-def test_parameters_are_equal_to_the_bit_on_all_processes(tmp_path):
+def test_parameters_are_equal_to_the_bit_on_all_processes_and_no_thread_outlives_the_group(tmp_path):
     result = launch(2, TRAINED, folder=tmp_path)
     assert result.returncode == 0, result.stderr
 

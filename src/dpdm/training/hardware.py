@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed.nn.functional  # before there is a group: it would keep that alive, threads and all, to the end
 from torch import Tensor, distributed, nn
 
 from dpdm.privacy.processes import Processes
@@ -28,7 +29,11 @@ def choose_device(device: Device) -> torch.device:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Join the processes that torchrun started together with this one, for as long as the context lasts."""
+    """Join the processes that torchrun started together with this one, for as long as the context lasts.
+
+    Guarantees:
+        * No thread of the group is left afterwards: one that is left can abort the process as it ends.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
