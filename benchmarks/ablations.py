@@ -17,7 +17,7 @@ from typing import NamedTuple
 import dpdm
 from dpdm.diffusion import Sampler
 from dpdm.evaluation import QUICK
-from dpdm.training.files import read_json, write_json
+from dpdm.files import read_json, write_json
 
 FIRST, LAST = slice(50_000), slice(50_000, 60_000)
 FOLDER = Path("runs/ablations")
@@ -91,10 +91,18 @@ def _prior_cells() -> list[Cell]:
             name = f"prior alone, ε = 1, centres = 10, {key} = {value}"
             rows.append(Cell(name, f"prior-{key}-{value}", settings, search=True))
     networks = {
-        "V": ("preconditioning.kind=v", "sampler.sigma_max=80"),
+        "network without a prior, V": ("preconditioning.kind=v", "sampler.sigma_max=80"),
         "prior and network": ("prior.centres=10",),
         "prior and network, share = 0.5": ("prior.centres=10", "prior.share=0.5"),
-        "prior and network, K = 2": ("prior.centres=10", "loss.noise_multiplicity=2"),
+        "prior and network, K = 2 (twice the time)": ("prior.centres=10", "loss.noise_multiplicity=2"),
+        "prior and network, 500 steps of 1024": (
+            "prior.centres=10",
+            "privacy.steps=500",
+            "privacy.expected_batch_size=1024",
+        ),
+        "prior and network, learning rate = 1e-3": ("prior.centres=10", "training.learning_rate=1e-3"),
+        "prior and network, EMA of 0.98": ("prior.centres=10", "training.ema_decay=0.98"),
+        "prior and network, noise levels about 1.2": ("prior.centres=10", "preconditioning.noise_levels.mean=0.2"),
     }
     for name, settings in networks.items():
         whole = (*WITH_NETWORK, *settings)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -243,3 +244,48 @@ def test_processes_that_were_started_differently_refuse(tmp_path):
     result = launch(2, script, "continuous", 40, 0.5, folder=tmp_path)
     assert result.returncode != 0
     assert "the processes of this run differ in their plan" in result.stderr
+
+
+def test_two_nodes_are_one_run(tmp_path):
+    """Two launchers that meet over the network, as on two machines, each with two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"]
+    launcher += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, f"--node-rank={node}", "-m", *command(0, run, "--set=privacy.steps=12")[2:]],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    said = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert [out.count("done: ") for out, _ in said] == [1, 0]
+    assert spent(run) == 6 + 12
+
+
+def test_processes_evaluate_together_what_one_does_alone(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (120, 12, 12, 1)).astype(np.uint8)
+    labels = np.arange(120) % 3
+    images[labels == 1, :6] = 255
+    np.savez(tmp_path / "made.npz", images=images, labels=labels, num_classes=np.array(3))
+    line = ["dpdm", "evaluate", "made.npz", "--reference", "made.npz", "--baseline", "made.npz", "--quick", "--json"]
+    line += ["--features", "efficientnet-lite0"]
+    reports = []
+    for head in ([sys.executable], [*TORCHRUN, "--nproc-per-node=2"]):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*head, "-m", *line], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+    alone, together = reports
+    assert alone.pop("frechet")["distance"] == pytest.approx(together.pop("frechet")["distance"], abs=1e-3)
+    assert alone == together

@@ -458,3 +458,34 @@ def test_a_disk_that_is_full_after_the_prior_says_that_it_is_lost(dpdm, photos, 
     code, _, err = dpdm("train", photos, "--run", "r", *SMALL)
     assert code == 2
     assert "a crash spent the prior" in err
+
+
+def test_prepared_images_train_as_their_source_does(dpdm, photos, tmp_path):
+    framed = ["--set", "data.size=8", "--set", "data.channels=1"]
+    code, out, err = dpdm("prepare", photos, *framed, "-o", "ready")
+    assert code == 0, err
+    assert "40 images in ready" in out
+    code, out, err = dpdm("train", "ready", *SMALL, "--epsilon", 1, "--dataset-size", 40, "--run", "run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["epsilon"] <= 1
+    code, _, err = dpdm("prepare", photos, *framed, "-o", "ready")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "prepared already" in err
+    next(iter(sorted(photos.rglob("*.png")))).write_bytes(b"no image")
+    code, _, err = dpdm("prepare", photos, *framed, "-o", "other")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "1 of the records cannot be used" in err
+    code, out, err = dpdm("prepare", photos, *framed, "-o", "other", "--leave-out", "--json")
+    assert code == 0, err
+    assert json.loads(out)["num_images"] == 39
+
+
+def test_equal_records_are_told_to_the_owner_alone(dpdm, photos, tmp_path):
+    first, second = sorted(photos.rglob("*.png"))[:2]
+    shutil.copy(first, second)
+    code, out, err = dpdm("train", photos, *SMALL, "--epsilon", 1, "--dataset-size", 40, "--run", "run")
+    assert code == 0, err
+    told = json.loads((tmp_path / "run" / "private" / "duplicates.json").read_text())
+    assert told == {"equal_records": [[0, 1]]}
+    assert "equal" not in out + err
+    assert not list((tmp_path / "run" / "release").rglob("duplicates*"))

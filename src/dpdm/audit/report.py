@@ -19,11 +19,11 @@ from dpdm.audit.roc import roc_picture
 from dpdm.config import Config, decode, decode_plan, read_toml
 from dpdm.data import ImageDataset, open_again, open_dataset
 from dpdm.evaluation import side_by_side
+from dpdm.files import write_atomically, write_json
 from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.training import ImageFacts, Release, measure_step, verify_release
-from dpdm.training.files import write_atomically, write_json
 from dpdm.types import InputError, images_to_tensor, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"

@@ -9,17 +9,21 @@ from dpdm.data.arrays import load_npz, save_npz
 from dpdm.data.cifar import load_cifar_directory
 from dpdm.data.dataset import ImageDataset, Split
 from dpdm.data.digits import load_digits
+from dpdm.data.duplicates import find_duplicates
 from dpdm.data.folder import load_folder, save_folder
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.idx import load_idx_directory, read_idx
 from dpdm.data.open import is_source, open_again, open_dataset
+from dpdm.data.prepared import Prepared, prepare
 
 __all__ = [
     "Channels",
     "Fit",
     "Framing",
     "ImageDataset",
+    "Prepared",
     "Split",
+    "find_duplicates",
     "is_source",
     "load_archive",
     "load_cifar_directory",
@@ -29,6 +33,7 @@ __all__ = [
     "load_npz",
     "open_again",
     "open_dataset",
+    "prepare",
     "read_idx",
     "save_folder",
     "save_npz",

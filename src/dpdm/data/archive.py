@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dpdm.data.dataset import ImageDataset, Split
-from dpdm.data.framing import Framing
-from dpdm.data.image_files import is_hidden, load_image_files, read_images, require_image_name
+from dpdm.data.image_files import ReadImages, is_hidden, load_image_files, read_images, require_image_name
 from dpdm.data.listing import CLASSES, CSV, JSON, read_listing
 from dpdm.types import InputError
 
 
 def load_archive(
-    path: Path, split: Split = "train", framing: Framing | None = None, *, num_classes: int | None = None
+    path: Path, split: Split = "train", read: ReadImages = read_images, *, num_classes: int | None = None
 ) -> ImageDataset:
     """Return the images of a .zip archive, in the order of their names; nothing is extracted to disk.
 
@@ -24,7 +23,7 @@ def load_archive(
     Args:
         path: The archive.
         split: Which part, `train/` or `test/`; an archive without these two folders is its own train part.
-        framing: Size and channels; where it leaves them open, all images must agree.
+        read: Decodes and frames the images, which must agree on size and channels.
         num_classes: How many classes there are; 0 takes images at any depth and leaves labels aside. The labels of
             a listing need it, or a `classes.txt`, since they must not tell.
 
@@ -49,17 +48,17 @@ def load_archive(
             require_image_name(image)
         files = list(images.values())
         if num_classes == 0:
-            return ImageDataset(images=read_images(files, framing), name=str(path))
+            return ImageDataset(images=read(files), name=str(path))
         if listings:
             listed = read_listing(listings[0], classes_file, list(images), num_classes=num_classes)
             if listed.labels is not None:
-                return ImageDataset(images=read_images(files, framing), **listed._asdict(), name=str(path))
+                return ImageDataset(images=read(files), **listed._asdict(), name=str(path))
         loose, classes = (files, {}) if listings else _by_class(entries)
         return load_image_files(
             loose,
             list(classes),
             lambda name: _class_files(classes[name], declared=num_classes is not None),
-            framing=framing,
+            read=read,
             num_classes=num_classes,
             where=str(path),
         )

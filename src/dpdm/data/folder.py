@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdm.data.dataset import ImageDataset
-from dpdm.data.framing import Framing, to_pillow
-from dpdm.data.image_files import is_hidden, load_image_files, read_images, require_image_name
+from dpdm.data.framing import to_pillow
+from dpdm.data.image_files import ReadImages, is_hidden, load_image_files, read_images, require_image_name
 from dpdm.data.listing import CLASSES, find_listing, read_listing
 from dpdm.types import Images, InputError, Labels
 
 
-def load_folder(path: Path, framing: Framing | None = None, *, num_classes: int | None = None) -> ImageDataset:
+def load_folder(path: Path, read: ReadImages = read_images, *, num_classes: int | None = None) -> ImageDataset:
     """Return the images of a folder, in the order of their names.
 
     The sorted names of class folders are the declaration of the classes, so nothing is read off the records. With a
@@ -22,7 +22,7 @@ def load_folder(path: Path, framing: Framing | None = None, *, num_classes: int 
 
     Args:
         path: A folder of images (no labels), or of class folders that hold images.
-        framing: Size and channels; where it leaves them open, all files must agree.
+        read: Decodes and frames the images, which must agree on size and channels.
         num_classes: If given, the number of class folders must be this; 0 leaves classes aside. A listing needs it, or
             a `classes.txt`.
 
@@ -30,7 +30,7 @@ def load_folder(path: Path, framing: Framing | None = None, *, num_classes: int 
         InputError: If a file is no image, a class is empty or beside images, or sizes or channels differ.
     """
     if path.is_dir() and (listing := find_listing(path)) is not None:
-        return _load_listed(path, listing, framing, num_classes)
+        return _load_listed(path, listing, read, num_classes)
     folders, files = _contents(path)
     if num_classes == 0 and not files:
         files, folders = [file for folder in folders for file in _class_files(folder)], []
@@ -38,13 +38,13 @@ def load_folder(path: Path, framing: Framing | None = None, *, num_classes: int 
         files,
         [folder.name for folder in folders],
         lambda name: _class_files(path / name),
-        framing=framing,
+        read=read,
         num_classes=num_classes,
         where=str(path),
     )
 
 
-def _load_listed(path: Path, listing: Path, framing: Framing | None, num_classes: int | None) -> ImageDataset:
+def _load_listed(path: Path, listing: Path, read: ReadImages, num_classes: int | None) -> ImageDataset:
     """Return the images at any depth of a folder, with the labels of its listing."""
     classes = path / CLASSES if (path / CLASSES).is_file() else None
     inside = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
@@ -59,9 +59,9 @@ def _load_listed(path: Path, listing: Path, framing: Framing | None, num_classes
         raise InputError(f"{path} holds no images: put some in")
     files = list(images.values())
     if num_classes == 0:
-        return ImageDataset(images=read_images(files, framing), name=str(path))
+        return ImageDataset(images=read(files), name=str(path))
     listed = read_listing(listing, classes, list(images), num_classes=num_classes)
-    return ImageDataset(images=read_images(files, framing), **listed._asdict(), name=str(path))
+    return ImageDataset(images=read(files), **listed._asdict(), name=str(path))
 
 
 def save_folder(path: Path, images: Images, labels: Labels | None = None, class_names: Sequence[str] = ()) -> None:

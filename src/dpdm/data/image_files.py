@@ -34,6 +34,9 @@ class EncodedImage:
 ImageFile = Path | zipfile.Path
 """A file in a folder, or one in an archive: both open, and both say in messages where they are."""
 
+ReadImages = Callable[[Sequence[ImageFile | EncodedImage]], Images]
+"""From all image files of a source, in order, at least one, to its images: `read_images`, or what prepares them."""
+
 _EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Names decide nothing, and some formats that Pillow knows start other programs: only these are tried.
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
@@ -44,7 +47,7 @@ def load_image_files(
     folders: Sequence[str],
     inside: Callable[[str], Sequence[ImageFile]],
     *,
-    framing: Framing | None,
+    read: ReadImages,
     num_classes: int | None,
     where: str,
 ) -> ImageDataset:
@@ -54,7 +57,7 @@ def load_image_files(
         files: The loose images, in order.
         folders: The names of the class folders, in order: the declaration of the classes.
         inside: Returns the images in one of them, in order; called only where there are no loose ones.
-        framing: Size and channels; where it leaves them open, all files must agree.
+        read: Decodes and frames all of them.
         num_classes: If given, the number of class folders must be this.
         where: The source, for messages.
 
@@ -68,10 +71,10 @@ def load_image_files(
         )
     require_same_num_classes(len(folders), num_classes, where)
     if not folders:
-        return ImageDataset(images=read_images(files, framing), name=where)
+        return ImageDataset(images=read(files), name=where)
     classes = [inside(folder) for folder in folders]
     return ImageDataset(
-        images=read_images([file for files in classes for file in files], framing),
+        images=read([file for files in classes for file in files]),
         labels=np.repeat(np.arange(len(classes)), [len(files) for files in classes]),
         num_classes=len(classes),
         class_names=tuple(folders),
@@ -93,22 +96,33 @@ def require_image_name(file: ImageFile) -> None:
 def read_images(files: Sequence[ImageFile | EncodedImage], framing: Framing | None = None) -> Images:
     """Return the framed images of all files, at least one, which must agree on size and channels."""
     framing = framing or Framing()
-    first = framing.frame(_decode(files[0]))
+    first = read_image(files[0], framing)
     images = np.empty((len(files), *first.shape), np.uint8)
     for index, file in enumerate(files):
-        image = framing.frame(_decode(file))
-        if image.shape[2] != first.shape[2]:
-            raise InputError(
-                f"{file} has {image.shape[2]} channels, but {files[0]} has {first.shape[2]}: "
-                "choose one number for all with --set data.channels=3"
-            )
-        if image.shape != first.shape:
-            raise InputError(
-                f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but {files[0]} is "
-                f"{first.shape[1]} x {first.shape[0]}: choose one size for all with --set data.size=28"
-            )
-        images[index] = image
+        images[index] = read_image(file, framing, like=first, which=files[0])
     return images
+
+
+def read_image(
+    file: ImageFile | EncodedImage,
+    framing: Framing,
+    *,
+    like: Images | None = None,
+    which: ImageFile | EncodedImage | None = None,
+) -> Images:
+    """Return one framed image, (height, width, channel), which must be of the shape of `like`, the image of `which`."""
+    image = framing.frame(_decode(file))
+    if like is not None and image.shape[2] != like.shape[2]:
+        raise InputError(
+            f"{file} has {image.shape[2]} channels, but {which} has {like.shape[2]}: "
+            "choose one number for all with --set data.channels=3"
+        )
+    if like is not None and image.shape != like.shape:
+        raise InputError(
+            f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but {which} is "
+            f"{like.shape[1]} x {like.shape[0]}: choose one size for all with --set data.size=28"
+        )
+    return image
 
 
 def _decode(file: ImageFile | EncodedImage) -> Image.Image:

@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, cast, get_args
 
@@ -15,7 +16,8 @@ from dpdm.data.digits import load_digits
 from dpdm.data.folder import load_folder
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.idx import is_idx_directory, load_idx_directory
-from dpdm.data.image_files import is_hidden
+from dpdm.data.image_files import ReadImages, is_hidden, read_images
+from dpdm.data.prepared import is_prepared, load_prepared
 from dpdm.data.tables import is_arrow_directory, load_arrow_directory, load_parquet
 from dpdm.types import InputError
 
@@ -30,6 +32,7 @@ def open_dataset(
     fit: Fit = "crop",
     channels: Channels | None = None,
     num_classes: int | None = None,
+    read: ReadImages | None = None,
 ) -> ImageDataset:
     """Return the images, labels and declared facts of a source.
 
@@ -38,14 +41,15 @@ def open_dataset(
     Args:
         source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder or .zip archive of
             images, a folder of IDX files named as those of MNIST or of CIFAR's binary version, an .npz or .npy file, a
-            .parquet file or a folder of them, or what Hugging Face's `datasets` saved to disk;
-            `:train` (the default) or `:test` after it chooses a part. A folder or archive with subfolders
-            `train/` and `test/` has those parts. A path that does not exist here is looked for, as a folder, file or
-            .zip archive, in the folder that the environment variable DPDM_DATA names.
+            .parquet file or a folder of them, what Hugging Face's `datasets` saved to disk, or a folder that
+            `dpdm prepare` made; `:train` (the default) or `:test` after it chooses a part. A folder or archive with
+            subfolders `train/` and `test/` has those parts. A path that does not exist here is looked for, as a folder,
+            file or .zip archive, in the folder that the environment variable DPDM_DATA names.
         size: Side of the square in pixels, >= 8; None leaves sizes as they are.
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
         num_classes: How many classes there are; labels that come as numbers need it, since they must not tell.
+        read: Reads the images of sources that consist of image files; into memory, unless told.
 
     Raises:
         InputError: If the source cannot be opened so.
@@ -59,7 +63,7 @@ def open_dataset(
         require_same_num_classes(dataset.num_classes, num_classes, place)
     else:
         path = _found(Path(place).expanduser())
-        dataset = _open_path(path, split, framing, num_classes)
+        dataset = _open_path(path, split, read or partial(read_images, framing=framing), num_classes)
         name, location = path.resolve().name, str(path.resolve())
     fitted = "" if size is None else f", {fit} to {size}"
     return replace(
@@ -106,7 +110,7 @@ def _found(path: Path) -> Path:
     return path
 
 
-def _open_path(path: Path, split: Split, framing: Framing, num_classes: int | None) -> ImageDataset:
+def _open_path(path: Path, split: Split, read: ReadImages, num_classes: int | None) -> ImageDataset:
     """Open a path by what is there."""
     if not path.exists():
         names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]
@@ -116,30 +120,32 @@ def _open_path(path: Path, split: Split, framing: Framing, num_classes: int | No
             f"{path} is neither a path that exists (here or where DPDM_DATA points) nor one of "
             f"{', '.join(_BUILT_IN)}: {hint}"
         )
+    if is_prepared(path):
+        return load_prepared(path, num_classes=num_classes)
     if is_idx_directory(path):
         return load_idx_directory(path, split, num_classes=num_classes or 0)
     if (path / "train").is_dir() and (path / "test").is_dir():
-        return load_folder(path / split, framing, num_classes=num_classes)
+        return load_folder(path / split, read, num_classes=num_classes)
     if is_cifar_directory(path):
         return load_cifar_directory(path, split, num_classes=num_classes)
     if path.is_file() and path.suffix == ".zip":
-        return load_archive(path, split, framing, num_classes=num_classes)
+        return load_archive(path, split, read, num_classes=num_classes)
     if split == "test":
         raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
     if is_arrow_directory(path):
-        return load_arrow_directory(path, framing, num_classes=num_classes)
+        return load_arrow_directory(path, read, num_classes=num_classes)
     shards = sorted(file for file in path.iterdir() if not is_hidden(file.name)) if path.is_dir() else []
     if shards and all(file.suffix == ".parquet" for file in shards):
-        return load_parquet(shards, framing, num_classes=num_classes)
+        return load_parquet(shards, read, num_classes=num_classes)
     if path.is_dir():
-        return load_folder(path, framing, num_classes=num_classes)
+        return load_folder(path, read, num_classes=num_classes)
     if path.suffix == ".npz":
         return load_npz(path, num_classes=num_classes)
     if path.suffix == ".npy":
         require_same_num_classes(0, num_classes, str(path))
         return load_npy(path)
     if path.suffix == ".parquet":
-        return load_parquet([path], framing, num_classes=num_classes)
+        return load_parquet([path], read, num_classes=num_classes)
     raise InputError(f"{path} is neither a folder nor a .zip, .npz, .npy or .parquet file: give one of these")
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpdm.data.dataset import ImageDataset, require_declared, require_same_num_classes
-from dpdm.data.framing import Framing
-from dpdm.data.image_files import EncodedImage, read_images
+from dpdm.data.image_files import EncodedImage, ReadImages, read_images
 from dpdm.types import InputError
 
 _IMAGES = ("image", "img")
@@ -20,13 +19,13 @@ _LABELS = ("label", "labels", "fine_label")
 
 
 def load_parquet(
-    paths: Sequence[Path], framing: Framing | None = None, *, num_classes: int | None = None
+    paths: Sequence[Path], read: ReadImages = read_images, *, num_classes: int | None = None
 ) -> ImageDataset:
     """Return the images of parquet files in their order, decoded from the column `image` (bytes, or a struct of them).
 
     Args:
         paths: The files, at least one.
-        framing: Size and channels; where it leaves them open, all images must agree.
+        read: Decodes and frames the images, which must agree on size and channels.
         num_classes: How many classes there are; a column `label` of integers needs it, unless the files' schema, as
             `datasets` writes it, has class names. 0 leaves labels aside.
 
@@ -42,7 +41,7 @@ def load_parquet(
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{path} is no parquet file that can be read: make or fetch it again") from error
 
-    return _load(tables(), framing, num_classes=num_classes, where=str(paths[0]))
+    return _load(tables(), read, num_classes=num_classes, where=str(paths[0]))
 
 
 def is_arrow_directory(path: Path) -> bool:
@@ -50,7 +49,7 @@ def is_arrow_directory(path: Path) -> bool:
     return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
 
 
-def load_arrow_directory(path: Path, framing: Framing | None = None, *, num_classes: int | None = None) -> ImageDataset:
+def load_arrow_directory(path: Path, read: ReadImages = read_images, *, num_classes: int | None = None) -> ImageDataset:
     """Return the images that `datasets` saved to disk; see `load_parquet`."""
     pyarrow = _pyarrow()
 
@@ -64,12 +63,10 @@ def load_arrow_directory(path: Path, framing: Framing | None = None, *, num_clas
             reason = type(error).__name__
             raise InputError(f"{path} cannot be read as a saved data set ({reason}): save it again") from error
 
-    return _load(tables(), framing, num_classes=num_classes, where=str(path))
+    return _load(tables(), read, num_classes=num_classes, where=str(path))
 
 
-def _load(
-    tables: Iterator[tuple[str, Any]], framing: Framing | None, *, num_classes: int | None, where: str
-) -> ImageDataset:
+def _load(tables: Iterator[tuple[str, Any]], read: ReadImages, *, num_classes: int | None, where: str) -> ImageDataset:
     files: list[EncodedImage] = []
     labels: list[np.ndarray] = []
     names: tuple[str, ...] = ()
@@ -95,13 +92,13 @@ def _load(
     if not files:
         raise InputError(f"{where} holds no images: put some in")
     if not labels:
-        return ImageDataset(images=read_images(files, framing), name=where)
+        return ImageDataset(images=read(files), name=where)
     if names:
         require_same_num_classes(len(names), num_classes, where)
     count = num_classes or len(names)
     require_declared(count, where)
     return ImageDataset(
-        images=read_images(files, framing),
+        images=read(files),
         labels=np.concatenate(labels),
         num_classes=count,
         class_names=names,

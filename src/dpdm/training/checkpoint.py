@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dpdm.diffusion import GaussianMixture
-from dpdm.training.files import write_atomically
+from dpdm.files import write_atomically
 from dpdm.types import InputError
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from dpdm.config import read_toml
+from dpdm.data import find_duplicates
 from dpdm.diffusion import GaussianMixture
+from dpdm.files import write_json, write_toml
 from dpdm.privacy.mechanism import Diagnostics, MechanismRun
 from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoint, save_prior
-from dpdm.training.files import write_json, write_toml
-from dpdm.types import InputError
+from dpdm.types import Images, InputError
 
 _NOISE = ("privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
@@ -115,6 +116,11 @@ class PrivateFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.record_disclosures(mechanism)
+
+    def report_duplicates(self, images: Images) -> None:
+        """List records that are equal in every pixel, once in a run."""
+        if self.path is not None and not (self.path / "duplicates.json").exists():
+            write_json(self.path / "duplicates.json", {"equal_records": find_duplicates(images)})
 
     def record_disclosures(self, mechanism: MechanismRun) -> None:
         """Write down why secrets were revealed, if there are new reasons."""

@@ -1,6 +1,5 @@
 """What may be published of a run, and how images are made from it: post-processing only."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import torch
 from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode, read_toml
 from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
 from dpdm.evaluation import save_grid
+from dpdm.files import digest, read_json, write_atomically, write_json, write_toml
 from dpdm.networks import Network
 from dpdm.privacy.processes import Processes
-from dpdm.training.files import read_json, write_atomically, write_json, write_toml
 from dpdm.training.hardware import Precision, autocast, choose_device
 from dpdm.types import Images, InputError, Labels, require_positive, require_seed, tensor_to_images
 
@@ -82,11 +81,6 @@ def require_digests(folder: Path, privacy: dict[str, Any]) -> None:
             raise InputError(f"{folder / name} is missing, or not a file of its own")
         if not isinstance(digests, dict) or digests.get(name) != digest(folder / name):
             raise InputError(f"{folder / name} is not the file that privacy.json was written for: its digest differs")
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

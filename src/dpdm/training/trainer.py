@@ -136,7 +136,7 @@ class Trainer:
         device = choose_device(self.training.device)
         settings = self._settings(data)
         processes.require_same(repr(settings), "their settings")
-        data = data.part(processes.shard(len(data)))
+        whole, data = data, data.part(processes.shard(len(data)))
         folder = PrivateFolder(
             None if self.run is None or not processes.first else Path(self.run) / "private",
             {**settings, "opened": data.location},
@@ -168,6 +168,7 @@ class Trainer:
                 raise InputError(f"{self.run}: crashes spent the whole plan before a checkpoint: start a new run")
             if not updates:
                 folder.save(*state, updates)  # a disk that is full shows before anything is spent
+                folder.report_duplicates(whole.images)
             if self.prior is not None:
                 prior = self._prior(self.prior, mechanism, data, folder).to(device)
                 for module in (denoiser, average):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpdm.data import Framing, load_archive, load_folder, open_dataset, save_folder
+from dpdm.data import load_archive, load_folder, open_dataset, save_folder
 from dpdm.data.framing import to_pillow
 from dpdm.types import InputError
 
@@ -69,7 +69,7 @@ def test_every_format_is_decoded_as_from_a_folder(tmp_path, ending):
 
 def test_images_come_into_one_frame(tmp_path, refused):
     path = write_zip(tmp_path, {"a.png": encoded(COLOUR[0]), "b.png": encoded(COLOUR[1][:, :, :1])})
-    assert load_archive(path, framing=Framing(size=8, channels=1)).images.shape == (2, 8, 8, 1)
+    assert open_dataset(path, size=8, channels=1).images.shape == (2, 8, 8, 1)
     assert open_dataset(path, size=16, fit="pad", channels=3).shape == (3, 16, 16)
     with refused(f"{path}/b.png has 1 channels, but {path}/a.png has 3", "--set data.channels=3"):
         load_archive(path)

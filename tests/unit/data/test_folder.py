@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpdm.data import Framing, load_folder, open_dataset, save_folder
+from dpdm.data import load_folder, open_dataset, save_folder
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (5, 9, 8, 3), dtype=np.uint8)
@@ -54,7 +54,7 @@ def test_a_palette_with_a_transparent_colour_counts_as_rgba(tmp_path):
     image = load_folder(tmp_path).images[0]
     assert image[0, 3].tolist() == [0, 255, 0, 255]
     assert image[0, 0, 3] == 0
-    assert load_folder(tmp_path, Framing(channels=3)).images[0, 0, 0].tolist() == [0, 0, 0]
+    assert open_dataset(tmp_path, channels=3).images[0, 0, 0].tolist() == [0, 0, 0]
 
 
 def test_a_cmyk_jpeg_becomes_rgb(tmp_path):

@@ -1,5 +1,6 @@
-"""How a run's files are written: whole or not at all."""
+"""How files are written: whole or not at all."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -31,6 +32,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -47,9 +54,9 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({type(error).__name__}): is this a run's folder?") from None
+        raise InputError(f"{path} cannot be read as JSON ({type(error).__name__}): is this the right folder?") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object: is this a run's folder?")
+        raise InputError(f"{path} holds no JSON object: is this the right folder?")
     return content
 
 

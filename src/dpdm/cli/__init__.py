@@ -1,0 +1,40 @@
+"""The command line: `dpdm plan | prepare | train | sample | evaluate | verify | audit`.
+
+A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTERM in 143, what is nobody's mistake
+(a full disk) in 1. The heavy imports wait until a verb runs, so that help is instant.
+"""
+
+import sys
+
+import typer
+
+from dpdm.cli.claims import audit, verify
+from dpdm.cli.images import evaluate, sample
+from dpdm.cli.training import plan, prepare, train
+
+app = typer.Typer(
+    help="Turn a private image data set into a generator whose images anyone may see, at a stated (ε, δ).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (plan, prepare, train, sample, evaluate, verify, audit):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; the one place where errors become exit codes."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except MemoryError as error:
+        print(f"dpdm: not enough memory ({error}): ask for fewer or smaller images", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        from dpdm.types import InputError
+
+        if isinstance(error, ValueError) and not isinstance(error, InputError):
+            raise  # a fault of the program's, which wants its traceback
+        print("dpdm:", " ".join(str(error).splitlines()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)

@@ -1,0 +1,104 @@
+"""`dpdm verify | audit`."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpdm.cli.common import AsJson, Run, bound, print_json, say
+from dpdm.terminal import show_stages, tell
+
+if TYPE_CHECKING:
+    from dpdm.audit import Audit
+    from dpdm.audit.membership import Rate
+
+
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Check that a release's files agree with its claim, and say the claim in plain words."""
+    from dpdm.training import verify_release
+
+    found = verify_release(run)
+    if as_json:
+        return print_json(asdict(found) | {"protects": found.protects, "bounds": found.bounds})
+    say(f"claim    {found.statement}")
+    say(f"unit     {found.protects}")
+    say(f"bound    {found.bounds}")
+    say(f"checked  from the events: {bound(found.epsilon)} by PLD, {bound(found.epsilon_rdp)} by Rényi accounting")
+    say("         digests of settings, weights and picture; the weights fit the settings; no other file is there")
+    say("The files agree. That training ran as they say, files cannot show: `dpdm audit` attacks it.")
+
+
+def audit(
+    run: Run,
+    held_out: Annotated[
+        str | None, typer.Option(help="Real images the run was not trained on, such as digits:test.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="For the second training run; fewer steps if too short.")] = 8.0,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a run's claim: its mechanism, its noisy sums, its generator and its images."""
+    from dpdm.audit import STAMP, audit_run
+
+    with show_stages() as on_progress:
+        found = audit_run(run, held_out=held_out, minutes=minutes, on_progress=on_progress)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print_audit(found)
+        if not found.findings:
+            say(f"Nothing that was found contradicts the claim of ε ≤ {bound(found.audited_epsilon)}.")
+        say(f"{STAMP}: {run / 'private' / 'audit'}")
+    for finding in found.findings:
+        tell(f"dpdm: CONTRADICTED: {finding}")
+    if found.findings:
+        raise typer.Exit(1)
+
+
+def _print_audit(found: "Audit") -> None:
+    import numpy as np
+
+    say(f"claim        {found.claim}")
+    for check in found.checks:
+        say(
+            f"{'ok' if check.passed else 'FAILED':12} {check.name}: {check.value:.6g}, "
+            f"expected {check.expected:g} [{check.low:.6g}, {check.high:.6g}]"
+        )
+    fewer = f", {found.plan.steps:,} steps" if found.plan.steps else ""
+    say(f"audited      ε ≤ {bound(found.audited_epsilon)}{fewer}; what the attacks proved (95 %):")
+    bounds = found.white_box
+    say(
+        f"white box    {found.canaries:,} canaries in every noisy sum: ε ≥ {bounds.one_run:.3f} of one run, "
+        f"{bounds.clopper_pearson:.3f} by Clopper-Pearson"
+    )
+    say(
+        f"             estimates, if the trade-off is Gaussian: {bounds.one_run_gaussian:.3f} of one run (f-DP), "
+        f"{bounds.gaussian:.3f} by Clopper-Pearson"
+    )
+    allowed = dict(zip(*found.ceiling, strict=True))
+    others = found.members // 2  # about as many took no part
+    for name, attacked in found.black_box.items():
+        one, tenth = attacked.rates
+        say(
+            f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {attacked.bounds.one_run:.3f}; true positives "
+            f"{_rate(one, others)} at 1 %, {_rate(tenth, others)} at 0.1 %"
+        )
+    say(f"             {found.members:,} members; the plan allows {100 * allowed[min(allowed)]:.1f} % at 0.1 %")
+    near = found.nearness
+
+    def distances(values: Any) -> str:  # noqa: ANN401
+        return f"at {values.min():.3f}, in the median {np.median(values):.3f}"
+
+    say(f"copies       nearest training image of generated ones: {distances(near.nearest)}")
+    if near.nearer_to_training is not None and near.of_held_out is not None:
+        part, low, high, _ = near.nearer_to_training
+        say(f"             of held-out ones: {distances(near.of_held_out)}")
+        say(
+            f"             {100 * part:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of generated ones are nearer to "
+            "training than to held-out images"
+        )
+
+
+def _rate(rate: "Rate", others: int) -> str:
+    if others * rate.false_positive_rate < 1:
+        return "(too few images to tell)"
+    return f"{100 * rate.true_positive_rate:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"

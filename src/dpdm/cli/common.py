@@ -1,0 +1,64 @@
+"""What several verbs share: their options, and how they say things."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from dpdm.config import Config
+
+Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a path to images.")]
+Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+Epsilon = Annotated[float | None, typer.Option(help="ε of the claim: privacy.epsilon, 10 where nothing else says so.")]
+Size = Annotated[int | None, typer.Option(help="Declared public size of the data set: privacy.dataset_size.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value for any setting, such as training.seed=1.")]
+Minutes = Annotated[
+    float | None, typer.Option(help="Choose noise multiplicity, steps and batch to take so long on this machine.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def load_settings(
+    target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None, minutes: float | None
+) -> "Config":
+    """Return the settings that a target and options make."""
+    from dpdm.config import load_config
+    from dpdm.types import require_positive
+
+    if minutes is not None:
+        require_positive(minutes=minutes)
+        if any(text.startswith("loss.noise_multiplicity=") for text in overrides or []):
+            fail("--minutes chooses loss.noise_multiplicity: leave out one of the two")
+    given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size}
+    return load_config(target, overrides=[*(overrides or []), *(f"{k}={v}" for k, v in given.items() if v is not None)])
+
+
+def bound(epsilon: float | None) -> str:
+    """Say an upper bound, rounded up."""
+    from dpdm.privacy.accounting import round_up
+
+    return "∞" if epsilon is None else f"{round_up(epsilon):g}"
+
+
+def finite(value: float) -> float | None:
+    """Return the value, or None for infinity, which JSON has no word for."""
+    return value if value < float("inf") else None
+
+
+def fail(message: str) -> NoReturn:
+    """End the verb with one line and exit code 2."""
+    from dpdm.types import InputError
+
+    raise InputError(message)
+
+
+def say(text: str) -> None:
+    """Print one line of a verb's result."""
+    print(text, flush=True)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print a verb's result for machines."""
+    print(json.dumps(content, indent=2, ensure_ascii=False), flush=True)

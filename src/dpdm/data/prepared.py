@@ -1,0 +1,250 @@
+"""A data set prepared once: every image decoded and framed, in one file that training maps into memory.
+
+The folder holds `images.bin` (the pixels, one image after the other), `labels.npy`, and `prepared.json` with the shape,
+what was declared, and digests; that last file is written last. Until then `progress.json` says how far it is.
+"""
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpdm.data.dataset import ImageDataset, require_same_num_classes
+from dpdm.data.framing import Framing
+from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, read_image
+from dpdm.files import digest, read_json, write_json
+from dpdm.types import Images, InputError
+
+_DONE: Final = "prepared.json"
+_PROGRESS: Final = "progress.json"
+_IMAGES, _LABELS, _REFUSED = "images.bin", "labels.npy", "refused.txt"
+_SCHEMA: Final = 1
+_NOTHING: Final[dict[str, Any]] = {"source": "", "done": 0, "refused": []}  # progress when nothing is done
+_SECONDS_BETWEEN_SAVES = 2.0
+_PART = 4096  # images copied at a time
+
+OnProgress = Callable[[int, int], None]
+"""Called with how many images are done, and of how many."""
+
+
+class Prepared(NamedTuple):
+    """A prepared folder: how many images it holds, and which records were left out, each with the reason."""
+
+    num_images: int
+    left_out: list[str]
+
+
+def prepare(
+    folder: Path,
+    open_source: Callable[[ReadImages], ImageDataset],
+    framing: Framing,
+    *,
+    leave_out: bool = False,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Prepared:
+    """Decode and frame all images of a source into a folder that `open_dataset` opens.
+
+    The same call goes on where an earlier one was interrupted, unless the source's files are others by then.
+
+    Args:
+        folder: The folder to make.
+        open_source: Opens the source, given what is to read its image files.
+        framing: Size and channels of all images.
+        leave_out: Whether records that cannot be used are left out and listed, rather than end it.
+        on_progress: Called after each image.
+
+    Raises:
+        InputError: The folder holds something else; or records cannot be used, which `refused.txt` then lists.
+
+    Guarantees:
+        * A folder that opens is whole, and its bytes are those that were written: digests are checked.
+        * What is left out is decided for each record by itself: one record never changes another.
+    """
+    if (folder / _DONE).exists():
+        raise InputError(f"{folder} is prepared already: use it, or remove it first")
+    if leave_out and None in (framing.size, framing.channels):
+        # Else the first record would decide which others are left out.
+        raise InputError("to leave records out, declare data.size and data.channels: --set data.size=32")
+    if folder.exists() and (not folder.is_dir() or not _ours(folder)):
+        raise InputError(f"{folder} holds something else: choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = _Writer(folder, framing, on_progress)
+    data = open_source(writer)
+    if writer.images is None:
+        writer.copy(data.images)
+    assert writer.images is not None
+    refused = {number: writer.refused[number] for number in sorted(writer.refused)}
+    if refused and not leave_out:
+        (folder / _REFUSED).write_text("\n".join(refused.values()) + "\n", encoding="utf-8")
+        raise InputError(
+            f"{len(refused)} of the records cannot be used, the first one because {next(iter(refused.values()))}; "
+            f"{folder / _REFUSED} lists all: mend them, or leave them out with --leave-out"
+        )
+    kept = np.setdiff1d(np.arange(len(data.images)), list(refused))
+    if not len(kept):
+        raise InputError(f"{data.name}: no record can be used")
+    _finish(folder, writer.images, kept, data, refused)
+    return Prepared(len(kept), list(refused.values()))
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether `prepare` wrote this folder, to the end or not."""
+    return path.is_dir() and ((path / _DONE).is_file() or (path / _PROGRESS).is_file()) and _ours(path)
+
+
+def load_prepared(path: Path, *, num_classes: int | None = None) -> ImageDataset:
+    """Return the images and labels of a prepared folder; the images stay on disk, and are read as they are needed.
+
+    Args:
+        path: The folder.
+        num_classes: If given, it must have this many classes; 0 leaves labels aside.
+
+    Raises:
+        InputError: It is not finished, or damaged.
+    """
+    if not (path / _DONE).is_file():
+        raise InputError(f"{path} is not prepared to the end: repeat its dpdm prepare command")
+    facts = read_json(path / _DONE)
+    if facts.get("schema") != _SCHEMA:
+        raise InputError(f"{path} was prepared by another version of dpdm: prepare it again")
+    try:
+        shape, names, digests = _shape(facts["shape"]), facts["class_names"], facts["sha256"]
+        assert isinstance(digests, dict)
+        assert isinstance(names, list)
+        for name, stated in digests.items():
+            if digest(path / name) != stated:
+                raise InputError(f"{path / name} is damaged, its digest differs: prepare the folder again")
+        images = np.memmap(path / _IMAGES, np.uint8, "r", shape=shape)
+        labels = np.load(path / _LABELS, allow_pickle=False) if names else None
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}): prepare it again") from None
+    if num_classes == 0:
+        return ImageDataset(images=images, name=str(path))
+    require_same_num_classes(len(names), num_classes, str(path))
+    return ImageDataset(
+        images=images, labels=labels, num_classes=len(names), class_names=tuple(map(str, names)), name=str(path)
+    )
+
+
+class _Writer:
+    """Reads image files into `images.bin`, from where an earlier process stopped."""
+
+    def __init__(self, folder: Path, framing: Framing, on_progress: OnProgress) -> None:
+        self._folder, self._framing, self._on_progress = folder, framing, on_progress
+        self.images: Images | None = None
+        self.refused: dict[int, str] = {}
+
+    def __call__(self, files: Sequence[ImageFile | EncodedImage]) -> Images:
+        source = _digest_of(files, self._framing)
+        known: dict[str, Any] = read_json(self._folder / _PROGRESS) if (self._folder / _PROGRESS).exists() else {}
+        if known.get("source") != source or not (self._folder / _IMAGES).exists():
+            known = _NOTHING
+        like = read_image(files[0], self._framing) if self._open_frame else None
+        images = self._map((len(files), *(self._frame if like is None else like.shape)), fresh=not known["done"])
+        done, saved = int(known["done"]), time.monotonic()
+        self.refused = {index: reason for index, reason in known["refused"]}
+        todo = [*self.refused, *range(done, len(files))]  # what was refused may have been mended
+        for number, index in enumerate(todo, start=len(files) - len(todo) + 1):
+            try:
+                images[index] = read_image(files[index], self._framing, like=like, which=files[0])
+                self.refused.pop(index, None)
+            except InputError as error:
+                self.refused[index] = str(error)
+            done = max(done, index + 1)
+            self._on_progress(number, len(files))
+            if number == len(files) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                saved = time.monotonic()
+                images.flush()
+                refused = list(self.refused.items())
+                write_json(self._folder / _PROGRESS, {"source": source, "done": done, "refused": refused})
+        self.images = images
+        return images
+
+    def copy(self, images: Images) -> None:
+        """Write images that come as an array."""
+        framed = self._framing.frame_all(images[:1]).shape[1:]
+        copy = self._map((len(images), *framed), fresh=True)
+        for start in range(0, len(images), _PART):
+            part = self._framing.frame_all(np.asarray(images[start : start + _PART]))
+            copy[start : start + len(part)] = part
+            self._on_progress(start + len(part), len(images))
+        self.images = copy
+
+    @property
+    def _open_frame(self) -> bool:
+        return None in (self._framing.size, self._framing.channels)
+
+    @property
+    def _frame(self) -> tuple[int, int, int]:
+        size, channels = self._framing.size, self._framing.channels
+        assert size is not None
+        assert channels is not None
+        return size, size, channels
+
+    def _map(self, shape: tuple[int, ...], *, fresh: bool) -> np.memmap[Any, np.dtype[np.uint8]]:
+        """Return `images.bin` as an array that is written through."""
+        path = self._folder / _IMAGES
+        if fresh or path.stat().st_size != math.prod(shape):
+            write_json(self._folder / _PROGRESS, _NOTHING)
+            with path.open("wb") as file:
+                file.truncate(math.prod(shape))
+        return np.memmap(path, np.uint8, "r+", shape=shape)
+
+
+def _finish(
+    folder: Path, images: Images, kept: NDArray[np.int64], data: ImageDataset, refused: Mapping[int, str]
+) -> None:
+    """Close the gaps that refused records leave, and write labels, list and, last, facts and digests."""
+    if refused:  # what is moved now must not be taken for what stands where it was read to
+        write_json(folder / _PROGRESS, _NOTHING)
+    for start in range(0, len(kept), _PART):
+        chosen = kept[start : start + _PART]
+        images[start : start + len(chosen)] = images[chosen]
+    assert isinstance(images, np.memmap)
+    images.flush()
+    shape = len(kept), *images.shape[1:]
+    os.truncate(folder / _IMAGES, math.prod(shape))
+    names = [_IMAGES]
+    if data.labels is not None:
+        np.save(folder / _LABELS, data.labels[kept], allow_pickle=False)
+        names.append(_LABELS)
+    (folder / _REFUSED).unlink(missing_ok=True)
+    if refused:
+        (folder / _REFUSED).write_text("\n".join(refused.values()) + "\n", encoding="utf-8")
+    digests = {name: digest(folder / name) for name in names}
+    facts = {"schema": _SCHEMA, "shape": list(shape), "class_names": list(data.class_names), "sha256": digests}
+    write_json(folder / _DONE, facts)
+    (folder / _PROGRESS).unlink()
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but what `prepare` writes."""
+    return {entry.name for entry in folder.iterdir()} <= {_DONE, _PROGRESS, _IMAGES, _LABELS, _REFUSED}
+
+
+def _shape(stated: object) -> tuple[int, int, int, int]:
+    number, height, width, channels = map(int, stated)  # type: ignore[call-overload]
+    return number, height, width, channels
+
+
+def _digest_of(files: Sequence[ImageFile | EncodedImage], framing: Framing) -> str:
+    """Return a digest of names, sizes and times of all files, and of the framing: what must be the same to go on."""
+    found = hashlib.sha256(repr(framing).encode())
+    for file in files:
+        if isinstance(file, Path):
+            status = file.stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        elif isinstance(file, EncodedImage):
+            state = hashlib.sha256(file.encoded).hexdigest()
+        else:
+            state = str(file.root.getinfo(file.at).CRC)
+        found.update(f"{file}\0{state}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()

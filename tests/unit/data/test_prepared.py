@@ -1,0 +1,160 @@
+"""A prepared folder holds what its source does, goes on where it stopped, and never opens when it is not whole."""
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpdm.data import Framing, find_duplicates, open_dataset, prepare, save_folder
+from dpdm.data import prepared as module
+from dpdm.types import InputError
+
+FRAMING = Framing(size=12, channels=3)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (9, 14, 13, 3)).astype(np.uint8)
+    save_folder(tmp_path / "photos", images, np.arange(9) % 3, class_names=("a", "b", "c"))
+    return tmp_path / "photos"
+
+
+def opener(path, **facts):
+    return lambda read: open_dataset(path, read=read, **facts)
+
+
+def zipped(photos):
+    path = photos.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry in sorted(photos.rglob("*")):
+            archive.write(entry, entry.relative_to(photos))
+    return path
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "npz", "npy"])
+def test_it_holds_what_its_source_does(form, photos, tmp_path):
+    source = photos
+    if form == "zip":
+        source = zipped(photos)
+    elif form in ("npz", "npy"):
+        opened = open_dataset(photos)
+        source = tmp_path / f"photos.{form}"
+        if form == "npz":
+            np.savez(source, images=opened.images, labels=opened.labels, num_classes=np.array(3))
+        else:
+            np.save(source, opened.images)
+    seen = []
+    facts = prepare(tmp_path / "ready", opener(source), FRAMING, on_progress=lambda *now: seen.append(now))
+    assert facts == (9, [])
+    assert seen[-1] == (9, 9)
+    here, there = open_dataset(tmp_path / "ready"), open_dataset(source, size=12, channels=3)
+    assert isinstance(here.images, np.memmap)
+    assert np.array_equal(here.images, there.images)
+    assert np.array_equal(here.labels, there.labels) if form != "npy" else here.labels is None
+    assert here.num_classes == there.num_classes
+    assert form in ("npz", "npy") or here.class_names == ("a", "b", "c")
+    assert open_dataset(tmp_path / "ready", num_classes=0).labels is None
+
+
+def test_it_goes_on_where_it_was_stopped(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_SAVES", -1.0)
+    read, files = module.read_image, []
+
+    def read_until_killed(file, *args, **kwargs):
+        if len(files) == 5:
+            raise KeyboardInterrupt
+        files.append(file)
+        return read(file, *args, **kwargs)
+
+    monkeypatch.setattr(module, "read_image", read_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "ready", opener(photos), FRAMING)
+    with pytest.raises(InputError, match="not prepared to the end"):
+        open_dataset(tmp_path / "ready")
+    first, files[:] = list(files), []
+    monkeypatch.setattr(module, "read_image", lambda file, *a, **k: files.append(file) or read(file, *a, **k))
+    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    assert len(first) == 5
+    assert len(files) == 4
+    assert not set(first) & set(files)
+    assert np.array_equal(open_dataset(tmp_path / "ready").images, open_dataset(photos, size=12, channels=3).images)
+
+
+def test_it_starts_anew_when_the_source_has_changed(photos, tmp_path, monkeypatch):
+    broken = photos / "c" / "8.png"
+    content = broken.read_bytes()
+    broken.write_bytes(b"no image")
+    with pytest.raises(InputError, match="1 of the records cannot be used"):
+        prepare(tmp_path / "ready", opener(photos), FRAMING)
+    broken.write_bytes(content)
+    Image.new("RGB", (20, 20), "red").save(photos / "a" / "0.png")
+    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    assert np.array_equal(open_dataset(tmp_path / "ready").images, open_dataset(photos, size=12, channels=3).images)
+
+
+def test_records_that_cannot_be_used_are_all_named_and_may_be_left_out(photos, tmp_path):
+    whole = open_dataset(photos, size=12, channels=3)
+    for name in ("a/3.png", "b/7.png"):
+        (photos / name).write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"2 of the records cannot be used.*refused\.txt lists all"):
+        prepare(tmp_path / "ready", opener(photos), FRAMING)
+    assert all(name in (tmp_path / "ready" / "refused.txt").read_text() for name in ("3.png", "7.png"))
+    prepared = prepare(tmp_path / "ready", opener(photos), FRAMING, leave_out=True)
+    assert prepared.num_images == 7
+    assert len(prepared.left_out) == 2
+    ready = open_dataset(tmp_path / "ready")
+    kept = [0, 2, 3, 4, 6, 7, 8]  # class by class: a is 0, 3, 6; b is 1, 4, 7
+    assert np.array_equal(ready.images, whole.images[kept])
+    assert np.array_equal(ready.labels, whole.labels[kept])
+
+
+def test_records_are_left_out_only_where_the_frame_is_declared(photos, tmp_path):
+    with pytest.raises(InputError, match=r"declare data\.size and data\.channels"):
+        prepare(tmp_path / "ready", opener(photos), Framing(size=12), leave_out=True)
+    assert not (tmp_path / "ready").exists()
+
+
+def test_a_crash_while_gaps_are_closed_is_made_good(photos, tmp_path, monkeypatch):
+    (photos / "a" / "0.png").write_bytes(b"no image")
+    monkeypatch.setattr(module.os, "truncate", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space"):
+        prepare(tmp_path / "ready", opener(photos), FRAMING, leave_out=True)
+    monkeypatch.undo()
+    prepare(tmp_path / "ready", opener(photos), FRAMING, leave_out=True)
+    whole = tmp_path / "whole"
+    shutil.copytree(photos, whole)
+    (whole / "a" / "0.png").unlink()
+    assert np.array_equal(open_dataset(tmp_path / "ready").images, open_dataset(whole, size=12, channels=3).images)
+
+
+@pytest.mark.parametrize("name", ["images.bin", "labels.npy", "prepared.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_damage_is_seen(name, harm, photos, tmp_path):
+    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    path = tmp_path / "ready" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if harm == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content if harm == "flip" else content[:-1])
+    with pytest.raises(InputError, match=r"damaged|cannot be read|holds|neither|is no image|not prepared"):
+        open_dataset(tmp_path / "ready")
+
+
+def test_what_is_there_is_never_overwritten(photos, tmp_path):
+    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    with pytest.raises(InputError, match="prepared already"):
+        prepare(tmp_path / "ready", opener(photos), FRAMING)
+    with pytest.raises(InputError, match="holds something else"):
+        prepare(photos, opener(photos), FRAMING)
+
+
+def test_equal_images_are_found():
+    images = np.random.default_rng(1).integers(0, 256, (50, 8, 8, 1)).astype(np.uint8)
+    images[[7, 30]] = images[3]
+    images[49] = images[10]
+    assert find_duplicates(images) == [[3, 7, 30], [10, 49]]
+    assert find_duplicates(images[:3]) == []
