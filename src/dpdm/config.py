@@ -186,6 +186,8 @@ class Training:
             package's networks; "one-backward-each" needs the least memory; "vectorized" is the reference.
         device: "auto" takes a GPU where there is one.
         precision: Of the network's calls; "auto" is bfloat16 where the hardware has it.
+        tensorboard: Whether to write for TensorBoard too: what anyone may see into `watch/`, losses and norms into
+            `private/`.
         seed: Of the network's initial weights and of where a prior's centres start, and of nothing else.
     """
 
@@ -197,6 +199,7 @@ class Training:
     strategy: Literal["layer-wise", "vectorized", "one-backward-each"] = "layer-wise"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    tensorboard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

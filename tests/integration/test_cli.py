@@ -464,8 +464,8 @@ def test_prepared_images_train_as_their_source_does(dpdm, photos, tmp_path):
     framed = ["--set", "data.size=8", "--set", "data.channels=1"]
     code, out, err = dpdm("prepare", photos, *framed, "-o", "ready")
     assert code == 0, err
-    assert "40 images in ready" in out
-    code, out, err = dpdm("train", "ready", *SMALL, "--epsilon", 1, "--dataset-size", 40, "--run", "run", "--json")
+    assert "30 images in ready" in out
+    code, out, err = dpdm("train", "ready", *SMALL, "--epsilon", 1, "--dataset-size", 30, "--run", "run", "--json")
     assert code == 0, err
     assert json.loads(out)["epsilon"] <= 1
     code, _, err = dpdm("prepare", photos, *framed, "-o", "ready")
@@ -473,11 +473,11 @@ def test_prepared_images_train_as_their_source_does(dpdm, photos, tmp_path):
     assert "prepared already" in err
     next(iter(sorted(photos.rglob("*.png")))).write_bytes(b"no image")
     code, _, err = dpdm("prepare", photos, *framed, "-o", "other")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "1 of the records cannot be used" in err
+    assert code == 2
+    assert "1 of the records cannot be used" in err.splitlines()[-1]
     code, out, err = dpdm("prepare", photos, *framed, "-o", "other", "--leave-out", "--json")
     assert code == 0, err
-    assert json.loads(out)["num_images"] == 39
+    assert json.loads(out)["num_images"] == 29
 
 
 def test_equal_records_are_told_to_the_owner_alone(dpdm, photos, tmp_path):

@@ -1,4 +1,4 @@
-"""`dpdm sample | evaluate`."""
+"""`dpdm sample | export | evaluate`."""
 
 import os
 import typing
@@ -66,6 +66,24 @@ def sample(
     if as_json:
         return print_json({"output": str(output), "count": count, "statement": release.statement})
     say(f"{count:,} images in {output}, which carry the run's claim: {release.statement}")
+
+
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a finished run as a pipeline of Hugging Face's diffusers, with its claim."""
+    try:
+        from dpdm.training.pipeline import export_pipeline
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "dpdm":
+            raise
+        fail(f"export needs {error.name}: pip install 'dpdm[diffusers]'")
+    export_pipeline(run, output)
+    if as_json:
+        return print_json({"output": str(output)})
+    say(f"{output} holds the pipeline; its README.md says how to load it")
 
 
 def evaluate(

@@ -222,22 +222,20 @@ def _train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "P
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     steps = trainer.steps(data)
     mechanism, shown = trainer.mechanism, 0
-    spent = ""
+    begun = False
     try:
         with show_progress("training", mechanism.steps if processes.first else None) as advance:
             while True:
                 progress = next(steps)
-                twentieth = progress.steps_spent * 20 // mechanism.steps
-                if processes.first and not spent:
+                if processes.first and not begun:
+                    begun = True
                     tell(mechanism.statement)
                     if progress.steps_spent > 1:
                         tell(f"going on from step {progress.steps_spent - 1:,} of {mechanism.steps:,}")
                     if lost := progress.steps_spent - progress.updates:
                         tell(f"{lost} steps were lost when an earlier process was killed: they stay spent")
-                if processes.first and (not spent or twentieth > shown * 20 // mechanism.steps):
-                    ahead = min(mechanism.steps, (twentieth + 1) * mechanism.steps // 20)
-                    spent = f"ε ≤ {bound(finite(mechanism.epsilon(steps=ahead)))}"
-                advance(progress.steps_spent - shown, spent)
+                epsilon = float("inf") if progress.epsilon is None else progress.epsilon
+                advance(progress.steps_spent - shown, f"ε ≤ {bound(finite(epsilon))}")
                 shown = progress.steps_spent
                 if processes.any(bool(stopped)):
                     steps.close()

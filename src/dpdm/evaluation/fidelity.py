@@ -153,7 +153,8 @@ def frechet_distance(a: Float[Tensor, "images features"], b: Float[Tensor, "othe
         raise InputError("the Fréchet distance needs torchmetrics: pip install 'dpdm[fidelity]'") from None
     if min(len(a), len(b)) < _FEWEST_IMAGES:
         raise InputError(f"a Fréchet distance of fewer than {_FEWEST_IMAGES} images says nothing")
-    metric = FrechetInceptionDistance(feature=_Given(a.shape[1]))
+    # Alone, where there are several processes too: whoever calls has the features of all.
+    metric = FrechetInceptionDistance(feature=_Given(a.shape[1]), sync_on_compute=False)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
     return float(metric.compute())

@@ -14,11 +14,18 @@ from dpdm.diffusion import GaussianMixture
 from dpdm.files import write_json, write_toml
 from dpdm.privacy.mechanism import Diagnostics, MechanismRun
 from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoint, save_prior
+from dpdm.training.watch import tensorboard_writer, write_scalars
 from dpdm.types import Images, InputError
 
 _NOISE = ("privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
-_PERFORMANCE = ("training.physical_batch_size", "training.strategy", "training.device", "training.precision")
+_PERFORMANCE = (
+    "training.physical_batch_size",
+    "training.strategy",
+    "training.device",
+    "training.precision",
+    "training.tensorboard",
+)
 
 
 class PrivateFolder:
@@ -29,7 +36,7 @@ class PrivateFolder:
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any], *, seconds_between_saves: float = 60.0) -> None:
-        self.path = path
+        self.path, self._writer = path, None
         self._disclosures = 0
         self._seconds, self._saved_at = seconds_between_saves, time.monotonic()
         if path is None:
@@ -54,6 +61,8 @@ class PrivateFolder:
                 )
             path.mkdir(parents=True, mode=0o700)
             write_toml(path / "config.toml", settings)
+        if settings["training"]["tensorboard"]:
+            self._writer = tensorboard_writer(path / "tensorboard")
 
     @property
     def journal(self) -> Path | None:
@@ -115,12 +124,18 @@ class PrivateFolder:
         }
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+        write_scalars(self._writer, row)
         self.record_disclosures(mechanism)
 
     def report_duplicates(self, images: Images) -> None:
         """List records that are equal in every pixel, once in a run."""
         if self.path is not None and not (self.path / "duplicates.json").exists():
             write_json(self.path / "duplicates.json", {"equal_records": find_duplicates(images)})
+
+    def close(self) -> None:
+        """Write what TensorBoard's writer still holds."""
+        if self._writer is not None:
+            self._writer.close()
 
     def record_disclosures(self, mechanism: MechanismRun) -> None:
         """Write down why secrets were revealed, if there are new reasons."""

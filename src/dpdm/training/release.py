@@ -37,6 +37,14 @@ class ImageFacts(NamedTuple):
         return len(self.class_names)
 
 
+def from_settings(settings: dict[str, Any]) -> tuple[Config, ImageFacts]:
+    """Return what a generator needs of a run's settings, as `config.toml` holds them."""
+    declared = settings["data"]
+    parts = {key: settings[key] for key in ("network", "preconditioning", "loss", "sampler")}
+    config = decode(Config, {"data": {"source": declared["name"]}, **parts})
+    return config, ImageFacts(tuple(declared["shape"]), tuple(declared["class_names"]))
+
+
 def build_denoiser(
     network: Network, preconditioning: AnyPreconditioning, facts: ImageFacts, prior: Prior | GaussianMixture | None
 ) -> PreconditionedDenoiser:
@@ -178,16 +186,20 @@ class Release:
             yield tensor_to_images(x), chosen[start : start + part_size]
 
     def save(self, folder: Path) -> None:
-        """Write settings, weights, a picture of ten images a class and, last, the claim with their digests."""
+        """Write settings, weights, a picture and, last, the claim with their digests."""
         folder.mkdir(parents=True, exist_ok=True)
-        rows = max(1, self.facts.num_classes)
-        images, labels = self.sample(10 * rows, seed=0)
         weights = {name: t.contiguous().cpu() for name, t in self.denoiser.state_dict().items()}
         write_toml(folder / "config.toml", self.settings)
         write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(safetensors.torch.save(weights)))
-        save_grid(folder / "samples.png", images, labels, num_classes=rows)
+        self.save_picture(folder / "samples.png")
         digests = {name: digest(folder / name) for name in FILES}
         write_json(folder / "privacy.json", {"schema": _SCHEMA, **self.privacy, "sha256": digests})
+
+    def save_picture(self, path: Path) -> None:
+        """Write a PNG of ten images of each class, of the first ten classes where there are more."""
+        rows = max(1, min(10, self.facts.num_classes))
+        images, labels = self.sample(10 * rows, labels=np.arange(10 * rows) % rows, seed=0)
+        save_grid(path, images, labels, num_classes=rows)
 
     @staticmethod
     def load(run: Path | str) -> "Release":
@@ -201,10 +213,7 @@ class Release:
         require_digests(folder, privacy)
         settings = read_toml(folder / "config.toml")
         try:
-            declared = settings["data"]
-            facts = ImageFacts(tuple(declared["shape"]), tuple(declared["class_names"]))
-            parts = {key: settings[key] for key in ("network", "preconditioning", "loss", "sampler")}
-            config = decode(Config, {"data": {"source": declared["name"]}, **parts})
+            config, facts = from_settings(settings)
             tensors = safetensors.torch.load_file(folder / "model.safetensors")
             prior = None
             if isinstance(config.preconditioning, MomentMatched):

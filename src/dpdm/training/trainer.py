@@ -37,15 +37,20 @@ from dpdm.training.prior import release_prior
 from dpdm.training.private_folder import PrivateFolder
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
+from dpdm.training.watch import Watch
 from dpdm.types import InputError, RandomBytes, images_to_tensor
 
 
 class Progress(NamedTuple):
-    """One step taken. `diagnostics` are secret, all else is public."""
+    """One step taken. `diagnostics` are secret, all else is public.
+
+    `epsilon` is a bound for the steps so far, of the next of twenty points of the plan; None without a run's folder.
+    """
 
     steps_spent: int
     steps: int
     updates: int
+    epsilon: float | None
     diagnostics: Diagnostics
 
 
@@ -62,8 +67,9 @@ class Trainer:
         training: Speed and quality.
         sampler: What the release samples with unless told otherwise.
         samplers: Others, by name, that the release keeps for whoever samples.
-        run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `release/` what may be
-            published. None keeps everything in memory, and nothing can be resumed.
+        run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `watch/` what may be
+            seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
+            be resumed.
         entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
 
     Under torchrun every process is given all images, keeps its own part of them, and returns the same release; the
@@ -141,6 +147,11 @@ class Trainer:
             None if self.run is None or not processes.first else Path(self.run) / "private",
             {**settings, "opened": data.location},
         )
+        watch = Watch(
+            None if self.run is None or not processes.first else Path(self.run) / "watch",
+            self.mechanism,
+            tensorboard=self.training.tensorboard,
+        )
         keep_freed_memory()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
@@ -174,9 +185,12 @@ class Trainer:
                 for module in (denoiser, average):
                     assert isinstance(module.preconditioning, MatchedPreconditioning)
                     module.preconditioning.prior = prior
+            claim = self.mechanism.claim(entropy=self.entropy)
+            release = Release(average.eval(), facts, claim, settings, self.sampler)
             while not mechanism.finished:
+                rate = self.training.learning_rate_at(mechanism.steps_spent / self.mechanism.steps)
                 for group in optimizer.param_groups:
-                    group["lr"] = self.training.learning_rate_at(mechanism.steps_spent / self.mechanism.steps)
+                    group["lr"] = rate
                 with autocast(self.training.precision, device):
                     diagnostics = mechanism.backward(
                         self.loss,
@@ -188,8 +202,10 @@ class Trainer:
                 optimizer.step()
                 updates += 1
                 ema.update(average, denoiser, updates=updates, decay=self.training.ema_decay)
-                progress = Progress(mechanism.steps_spent, self.mechanism.steps, updates, diagnostics)
-                folder.record(progress.steps_spent, diagnostics, mechanism)
+                spent = mechanism.steps_spent
+                progress = Progress(spent, self.mechanism.steps, updates, watch.epsilon(spent), diagnostics)
+                folder.record(spent, diagnostics, mechanism)
+                watch.record(spent, rate, release)
                 try:
                     yield progress
                 except GeneratorExit:
@@ -202,7 +218,8 @@ class Trainer:
         finally:
             folder.record_disclosures(mechanism)
             mechanism.close()
-        release = Release(average.eval(), facts, self.mechanism.claim(entropy=self.entropy), settings, self.sampler)
+            folder.close()
+            watch.close()
         if self.run is not None and processes.first:
             release.save(Path(self.run) / "release")
         return release

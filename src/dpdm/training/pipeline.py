@@ -1,0 +1,141 @@
+"""A release as a pipeline of Hugging Face's `diffusers`, for whoever works with these.
+
+Needs `pip install 'dpdm[diffusers]'`, where it is exported and where it is loaded: the denoiser is the package's own.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from PIL import Image
+from torch import Tensor
+
+from dpdm.diffusion import FromPrior, GaussianMixture, MatchedPreconditioning
+from dpdm.files import write_atomically
+from dpdm.training.release import Release, build_denoiser, from_settings, release_folder
+from dpdm.types import Images, InputError
+
+_CARRIED = ("privacy.json", "config.toml", "samples.png")  # what a person should see of the release
+
+
+class Denoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """The denoiser D(x; σ, c) of a release, as a component of a pipeline.
+
+    Args:
+        settings: The settings of the release, as its `config.toml` holds them.
+        prior: Of moment-matched preconditioning: how many centres its prior has, and how many directions it keeps.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self, settings: dict[str, Any], prior: list[int] | None = None) -> None:
+        super().__init__()
+        config, facts = from_settings(settings)
+        mixture = None
+        if prior is not None:
+            centres, kept = prior
+            per_class = centres // max(1, facts.num_classes)
+            dimensions = int(np.prod(facts.shape))
+            mixture = GaussianMixture.placeholder(
+                dimensions, num_classes=facts.num_classes, centres=per_class, kept=kept
+            )
+        self.denoiser = build_denoiser(config.network, config.preconditioning, facts, mixture)
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """Return the denoised images: see `dpdm.types.Denoiser`."""
+        denoised: Tensor = self.denoiser(x, sigma, labels)
+        return denoised
+
+
+class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Makes the images that `Release.sample` makes of the same seed."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.register_modules(denoiser=denoiser)
+
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: list[int] | None = None,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[list[Image.Image] | Images]:
+        """Make images.
+
+        Args:
+            batch_size: How many, where `class_labels` does not say.
+            class_labels: The class of each; each class in turn unless told.
+            generator: Only its initial seed counts: the images are those of `dpdm sample --seed`.
+            num_inference_steps: Steps of the release's own sampler; as many as it has unless told.
+            output_type: "pil", or "np" for `uint8` (number, height, width, channel).
+            return_dict: Whether to return an `ImagePipelineOutput` rather than a tuple.
+
+        Raises:
+            InputError: A label is no class of the release, or `output_type` is another.
+        """
+        if output_type not in ("pil", "np"):
+            raise InputError(f"output_type must be pil or np, not {output_type}")
+        settings = self.denoiser.config.settings
+        config, facts = from_settings(settings)
+        sampler = config.sampler
+        if num_inference_steps is not None and not isinstance(sampler, FromPrior):
+            sampler = replace(sampler, steps=num_inference_steps)
+        release = Release(self.denoiser.denoiser.eval(), facts, {}, settings, sampler)
+        labels = None if class_labels is None else np.asarray(class_labels)
+        count = batch_size if labels is None else len(labels)
+        images, _ = release.sample(count, labels=labels, seed=None if generator is None else generator.initial_seed())
+        shown = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in images]
+        made = shown if output_type == "pil" else images
+        return ImagePipelineOutput(images=made) if return_dict else (made,)
+
+
+def export_pipeline(run: Path | str, folder: Path) -> None:
+    """Write a finished run's release as a folder that `DPDMPipeline.from_pretrained` loads, with its claim.
+
+    Raises:
+        InputError: There is no finished run, its files do not agree, or the folder holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not empty: choose another folder")
+    release = Release.load(run)
+    preconditioning, prior = release.denoiser.preconditioning, None
+    if isinstance(preconditioning, MatchedPreconditioning):
+        prior = [len(preconditioning.prior.centres), preconditioning.prior.vectors.shape[1]]
+    denoiser = Denoiser(release.settings, prior)
+    denoiser.denoiser.load_state_dict(release.denoiser.state_dict())
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    DPDMPipeline(denoiser).save_pretrained(partial)
+    for name in _CARRIED:
+        shutil.copy(release_folder(run) / name, partial / name)
+    write_atomically(partial / "README.md", lambda path: path.write_text(_readme(release), encoding="utf-8"))
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+
+
+def _readme(release: Release) -> str:
+    classes = ", ".join(f"{label} {name}" for label, name in enumerate(release.facts.class_names)) or "none"
+    return f"""# Images under differential privacy
+
+{release.statement}
+
+`privacy.json` holds the claim for machines. Classes: {classes}.
+
+```python
+import torch
+from dpdm.training.pipeline import DPDMPipeline
+
+pipeline = DPDMPipeline.from_pretrained("path/of/this/folder")
+images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
+```
+"""

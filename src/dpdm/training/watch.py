@@ -1,0 +1,91 @@
+"""What anyone may see of a run while it goes, in `watch/`: steps, ε, learning rate, and what the average draws.
+
+All of it is post-processing of noisy sums, as the release is. No times: how long a step takes depends on its batch.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from dpdm.privacy import Mechanism
+from dpdm.training.release import Release
+from dpdm.types import InputError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_POINTS = 20  # at which ε is written; accounting takes a second or so
+_PICTURES = 4  # quarters of the run, of which the last is the release's own picture
+
+
+class Watch:
+    """The folder `watch/` of a run, or nothing at all if `path` is None.
+
+    Args:
+        path: The folder.
+        plan: What ε is computed of.
+        tensorboard: Whether to write the same for TensorBoard, beside.
+    """
+
+    def __init__(self, path: Path | None, plan: Mechanism, *, tensorboard: bool) -> None:
+        self._path, self._plan = path, plan
+        self._epsilon = (0, 0.0)
+        if path is not None:
+            path.mkdir(exist_ok=True)
+        self._writer = tensorboard_writer(path) if path is not None and tensorboard else None
+
+    def epsilon(self, step: int) -> float | None:
+        """Return ε of all steps up to the next of twenty points of the plan: a bound for those taken so far."""
+        if self._path is None:
+            return None
+        ahead = min(self._plan.steps, (step * _POINTS // self._plan.steps + 1) * self._plan.steps // _POINTS)
+        if self._epsilon[0] != ahead:
+            self._epsilon = ahead, self._plan.epsilon(steps=ahead)
+        return self._epsilon[1]
+
+    def record(self, step: int, learning_rate: float, release: Release) -> None:
+        """Write this step's line and picture, if it is one that gets them."""
+        if self._path is None:
+            return
+        points = {self._plan.steps * point // _POINTS for point in range(1, _POINTS + 1)}
+        if step in points:
+            known, epsilon = self._epsilon
+            epsilon = epsilon if known == step else self._plan.epsilon(steps=step)
+            row = {"step": step, "epsilon": epsilon if epsilon < float("inf") else None, "learning_rate": learning_rate}
+            with (self._path / "progress.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            write_scalars(self._writer, row)
+        if step in {self._plan.steps * quarter // _PICTURES for quarter in range(1, _PICTURES)}:
+            name = self._path / f"step-{step:0{len(str(self._plan.steps))}d}.png"
+            release.save_picture(name)
+            if self._writer is not None:
+                self._writer.add_image("samples", np.asarray(Image.open(name)), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what TensorBoard's writer still holds."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def tensorboard_writer(folder: Path) -> "SummaryWriter":
+    """Return a writer of TensorBoard's files.
+
+    Raises:
+        InputError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("training.tensorboard needs a package of its own: pip install 'dpdm[tensorboard]'") from None
+    return SummaryWriter(str(folder))
+
+
+def write_scalars(writer: "SummaryWriter | None", row: dict[str, Any]) -> None:
+    """Write each number of a row, but its step, if there is a writer."""
+    if writer is not None:
+        for key, value in row.items():
+            if key != "step" and value is not None:
+                writer.add_scalar(key, value, row["step"])
