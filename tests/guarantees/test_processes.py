@@ -276,8 +276,8 @@ def test_processes_evaluate_together_what_one_does_alone(tmp_path):
     labels = np.arange(120) % 3
     images[labels == 1, :6] = 255
     np.savez(tmp_path / "made.npz", images=images, labels=labels, num_classes=np.array(3))
-    line = ["dpdm", "evaluate", "made.npz", "--reference", "made.npz", "--baseline", "made.npz", "--quick", "--json"]
-    line += ["--features", "efficientnet-lite0"]
+    np.savez(tmp_path / "real.npz", images=images // 2, labels=labels, num_classes=np.array(3))
+    line = ["dpdm", "evaluate", "made.npz", "--reference", "real.npz", "--quick", "--json", "--features", "pixels"]
     reports = []
     for head in ([sys.executable], [*TORCHRUN, "--nproc-per-node=2"]):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -287,5 +287,8 @@ def test_processes_evaluate_together_what_one_does_alone(tmp_path):
         assert done.returncode == 0, done.stderr
         reports.append(json.loads(done.stdout))
     alone, together = reports
-    assert alone.pop("frechet")["distance"] == pytest.approx(together.pop("frechet")["distance"], abs=1e-3)
+    one, two = alone.pop("fidelity"), together.pop("fidelity")
+    for name in ("frechet", "precision", "recall", "density", "coverage"):
+        assert one[name]["value"] == pytest.approx(two[name]["value"], rel=1e-3, abs=1e-6)
+    assert [a["frechet"] for a in one["per_class"]] == [b["frechet"] for b in two["per_class"]]  # none: too few
     assert alone == together

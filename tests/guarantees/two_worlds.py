@@ -310,7 +310,8 @@ def fit(
         except StopIteration as end:
             release = end.value
             break
-    public = [path for path in folder.rglob("*") if path.is_file() and path.name not in ("metrics.jsonl",)]
+    of_the_owner = {folder / "private" / "metrics.jsonl", folder / "private" / "duplicates.json"}
+    public = [path for path in folder.rglob("*") if path.is_file() and path not in of_the_owner]
     world.observed = {
         "progress": progress,
         "weights": dict(release.denoiser.state_dict()),

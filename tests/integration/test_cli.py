@@ -423,9 +423,10 @@ def test_evaluate_gives_a_frechet_distance_on_as_many_images_of_each(dpdm, tmp_p
     line = ("evaluate", tmp_path / "made.npz", "--reference", tmp_path / "real.npz", "--quick")
     code, out, err = dpdm(*line, "--features", "efficientnet-lite0", "--json")
     assert code == 0, err
-    distance = json.loads(out)["frechet"]
-    assert distance["count"] == 90
-    assert distance["distance"] > 0
+    found = json.loads(out)["fidelity"]
+    assert found["num_images"] == 90
+    assert found["frechet"]["value"] > 0
+    assert {"kernel", "precision", "recall", "density", "coverage", "digest"} <= found.keys()
     code, _, err = dpdm(*line, "--features", "absent.pt")
     assert (code, err.count("\n")) == (2, 1)
     assert "absent.pt cannot be read" in err
@@ -437,13 +438,70 @@ def test_a_frechet_distance_does_not_depend_on_the_order_of_a_sorted_folder(dpdm
     images = (shades[:, None, None, None] + rng.integers(-30, 30, (200, 8, 8, 1))).astype(np.uint8)
     save_npz(tmp_path / "real.npz", images, np.repeat([0, 1], 100), num_classes=2)
     few = np.r_[0:50, 100:150]
-    save_npz(tmp_path / "made.npz", images[few], np.repeat([0, 1], 50), num_classes=2)
+    save_npz(tmp_path / "made.npz", images[few] + 1, np.repeat([0, 1], 50), num_classes=2)
     line = ("evaluate", tmp_path / "made.npz", "--reference", tmp_path / "real.npz", "--quick", "--json")
-    mixed = json.loads(dpdm(*line, "--features", "efficientnet-lite0")[1])["frechet"]["distance"]
+    mixed = json.loads(dpdm(*line, "--features", "efficientnet-lite0")[1])["fidelity"]["frechet"]["value"]
     save_npz(tmp_path / "dark.npz", images[:100], np.arange(100) % 2, num_classes=2)
     line = ("evaluate", tmp_path / "made.npz", "--reference", tmp_path / "dark.npz", "--quick", "--json")
-    dark = json.loads(dpdm(*line, "--features", "efficientnet-lite0")[1])["frechet"]["distance"]
+    dark = json.loads(dpdm(*line, "--features", "efficientnet-lite0")[1])["fidelity"]["frechet"]["value"]
     assert mixed < dark / 2
+
+
+def test_the_same_images_on_both_sides_are_refused(dpdm, trained, tmp_path):
+    rng = np.random.default_rng(0)
+    save_npz(tmp_path / "a.npz", rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 2, num_classes=2)
+    code, _, err = dpdm("evaluate", "a.npz", "--reference", "a.npz", "--quick")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the same images are on both sides" in err
+    code, _, err = dpdm("compare", trained, "a.npz", "--reference", "a.npz", "--quick", "-n", "60")
+    assert code == 2
+    assert "the same images are on both sides" in err
+
+
+def test_runs_and_anyones_images_are_judged_side_by_side(dpdm, trained, photos, tmp_path):
+    facts = Release.load(trained).facts
+    names = list(facts.class_names)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (90, 8, 8, facts.shape[0]), dtype=np.uint8)
+    save_npz(tmp_path / "rival.npz", images, np.arange(90) % len(names), num_classes=len(names))
+    save_npz(tmp_path / "real.npz", images[::-1] // 2, np.arange(90) % len(names), num_classes=len(names))
+    line = ("compare", trained, "rival.npz", "--reference", "real.npz", "--quick", "-n", "60", "--features", "pixels")
+    code, out, err = dpdm(*line, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    ours, rival = report["rows"]
+    assert ours["claim"] == Release.load(trained).statement
+    assert rival["claim"] is None
+    assert ours["fidelity"]["num_images"] == rival["fidelity"]["num_images"] == 60
+    assert report["covered_by_epsilon"] is False
+    code, out, err = dpdm(*line)
+    assert code == 0, err
+    heading, first, second, *_ = out.splitlines()
+    assert heading.split()[:4] == ["LogReg", "MLP", "CNN", "frechet"]
+    assert first.startswith(str(trained))
+    assert "none stated" in second
+
+
+def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
+    from dpdm.training import private_classifier
+
+    defaults = private_classifier.train_private_classifier.__kwdefaults__
+    monkeypatch.setitem(defaults, "steps", 40)
+    monkeypatch.setitem(defaults, "learning_rate", 1e-2)
+    monkeypatch.setitem(defaults, "delta", 1e-4)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    save_npz(tmp_path / "s.npz", images, np.arange(60) % 10, num_classes=10)
+    line = ("evaluate", "s.npz", "--reference", "digits:test", "--quick", "--json", "--dp-sgd", "20")
+    code, _, err = dpdm(*line)
+    assert code == 2
+    assert "--baseline" in err
+    code, out, err = dpdm(*line, "--baseline", "digits")
+    assert code == 0, err
+    found = json.loads(out)["dp_sgd"]
+    assert found["accuracy"] > 0.2  # guessing has 0.1
+    assert 10 < float(found["statement"].removeprefix("(").split(",")[0]) <= 20
+    assert "blank out one image" in found["statement"]
 
 
 def test_a_disk_that_is_full_after_the_prior_says_that_it_is_lost(dpdm, photos, tmp_path, monkeypatch):

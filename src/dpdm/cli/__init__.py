@@ -1,4 +1,4 @@
-"""The command line: `dpdm plan | prepare | train | sample | export | evaluate | verify | audit`.
+"""The command line: `dpdm plan | prepare | train | sample | export | evaluate | compare | verify | audit | report`.
 
 A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTERM in 143, what is nobody's mistake
 (a full disk) in 1. The heavy imports wait until a verb runs, so that help is instant.
@@ -8,8 +8,9 @@ import sys
 
 import typer
 
-from dpdm.cli.claims import audit, verify
-from dpdm.cli.images import evaluate, export, sample
+from dpdm.cli.claims import audit, report, verify
+from dpdm.cli.images import export, sample
+from dpdm.cli.scores import compare, evaluate
 from dpdm.cli.training import plan, prepare, train
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (plan, prepare, train, sample, export, evaluate, verify, audit):
+for verb in (plan, prepare, train, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
 
 

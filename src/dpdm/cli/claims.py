@@ -1,6 +1,7 @@
-"""`dpdm verify | audit`."""
+"""`dpdm verify | audit | report`."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,6 +53,31 @@ def audit(
         tell(f"dpdm: CONTRADICTED: {finding}")
     if found.findings:
         raise typer.Exit(1)
+
+
+def report(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="An .html file; RUN/report.html unless told.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="What dpdm evaluate --json printed, in a file: you answer for it being public.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Losses, norms and the audit too: for the data owner alone.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one page, with a JSON twin, that says what a run claims, how it spent its budget and what it draws."""
+    from dpdm.report import write_report
+
+    output = output or (run / "private" if private else run) / "report.html"
+    write_report(run, output, scores=scores, private=private)
+    if as_json:
+        return print_json({"output": str(output), "json": str(output.with_suffix(".json")), "private": private})
+    say(f"{output}: {'PRIVATE, for the data owner alone' if private else 'may be published'}; open it in a browser")
+    if scores is not None:
+        say(f"It shows the scores of {scores}: if those were computed from private images, so is the page.")
 
 
 def _print_audit(found: "Audit") -> None:

@@ -1,21 +1,13 @@
-"""`dpdm sample | export | evaluate`."""
+"""`dpdm sample | export`."""
 
 import os
-import typing
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dpdm.cli.common import AsJson, Run, Set, fail, print_json, say
 from dpdm.terminal import show_progress
-
-if TYPE_CHECKING:
-    from dpdm.data import Channels, Fit, ImageDataset
-    from dpdm.evaluation import UtilityProtocol, UtilityScore
-    from dpdm.privacy.processes import Processes
-    from dpdm.types import Images
 
 
 def sample(
@@ -84,130 +76,3 @@ def export(
     if as_json:
         return print_json({"output": str(output)})
     say(f"{output} holds the pipeline; its README.md says how to load it")
-
-
-def evaluate(
-    synthetic: Annotated[str, typer.Argument(help="The synthetic images: .npz or class folders.")],
-    reference: Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")],
-    baseline: Annotated[str | None, typer.Option(help="Real images to train the same classifiers on, beside.")] = None,
-    fit: Annotated[str, typer.Option(help="How real images get to their size: crop, pad or resize.")] = "crop",
-    num_classes: Annotated[int | None, typer.Option(help="How many classes, where the files do not say.")] = None,
-    features: Annotated[
-        str | None, typer.Option(help="Fréchet distance too, on efficientnet-lite0's features or a TorchScript file's.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs; not for comparison.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the classifiers' weights and order.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Train classifiers on synthetic images and test them on real ones."""
-    from dpdm.data import open_dataset
-    from dpdm.evaluation import QUICK, UtilityProtocol, features_by_name
-    from dpdm.training.hardware import joined_processes
-
-    made = open_dataset(synthetic, num_classes=num_classes)
-    channels, height, width = made.shape
-
-    def real(source: str) -> "ImageDataset":
-        """Open real images at the synthetic ones' size, with their declared classes."""
-        return open_dataset(
-            source,
-            size=height if height == width else None,
-            fit=typing.cast("Fit", fit),
-            channels=typing.cast("Channels", channels),
-            num_classes=made.num_classes or None,
-        )
-
-    test = real(reference)
-    if features is not None:
-        features_by_name(features).build()  # a wrong name shows before the classifiers' hours
-    protocol = QUICK if quick else UtilityProtocol()
-    report: dict[str, Any] = {"reference": reference, "quick": quick}
-    with joined_processes() as processes:
-        for name, source in (("synthetic", synthetic), ("baseline", baseline)):
-            if source is None:
-                continue
-            data = made if name == "synthetic" else real(source)
-            if data.labels is None or test.labels is None:
-                fail(f"{source if data.labels is None else reference} has no labels: both sides need them")
-            scores = _utility(data, test, f"classifiers on {source}", protocol, seed, processes)
-            target = report if name == "synthetic" else report.setdefault("baseline", {"source": source})
-            target |= {key: asdict(score) for key, score in scores.items()}
-        if features is not None:
-            others = None if baseline is None else data.images
-            report["frechet"] = _frechet(features, made.images, test.images, others, processes)
-    report["covered_by_epsilon"] = False
-    if not processes.first:
-        return None
-    if as_json:
-        return print_json(report)
-    for key in ("logreg", "mlp", "cnn"):
-        beside = f"   (trained on {baseline}: {100 * report['baseline'][key]['accuracy']:.1f} %)" if baseline else ""
-        score = report[key]
-        say(f"{key:7} {100 * score['accuracy']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]{beside}")
-    if features is not None:
-        distance = report["frechet"]
-        beside = f"   ({baseline}: {distance['baseline']:.2f})" if baseline else ""
-        say(f"Fréchet {distance['distance']:.2f} on {distance['count']:,} images, {distance['features']}{beside}")
-    seen = f"{reference} and {baseline}" if baseline else reference
-    say(f"These scores were computed from {seen}. If those images are private, so are they: ε does not cover them.")
-
-
-def _utility(
-    data: "ImageDataset",
-    test: "ImageDataset",
-    what: str,
-    protocol: "UtilityProtocol",
-    seed: int,
-    processes: "Processes",
-) -> dict[str, "UtilityScore"]:
-    """Return, on the first process, the score of each classifier; each process teaches some of them."""
-    from dpdm.evaluation import evaluate_utility
-    from dpdm.evaluation.classifiers import CLASSIFIERS
-
-    assert data.labels is not None
-    assert test.labels is not None
-    names = list(CLASSIFIERS)[::-1]  # the slowest one first
-    mine = [names[index] for index in processes.shard(len(names))]
-    scores = {}
-    with show_progress(what, None) as advance:
-        if mine:
-            scores = evaluate_utility(
-                data.images,
-                data.labels,
-                test.images,
-                test.labels,
-                num_classes=test.num_classes,
-                protocol=protocol,
-                classifiers={name: CLASSIFIERS[name] for name in mine},
-                seed=seed,
-                on_progress=lambda done, total: advance(1, "", total if processes.first else None),
-            )
-    everyones = dict(processes.in_turn(list(scores.items())))
-    return {name: everyones[name] for name in CLASSIFIERS if name in everyones}
-
-
-def _frechet(
-    name: str, made: "Images", test: "Images", baseline: "Images | None", processes: "Processes"
-) -> dict[str, Any]:
-    """Return the Fréchet distance of synthetic from real images, and of other real ones, from as many of each."""
-    import numpy as np
-    import torch
-
-    from dpdm.evaluation import features_by_name, frechet_distance, image_features
-
-    features = features_by_name(name)
-    sets = {"distance": made, "baseline": baseline, "reference": test}
-    count = min(len(images) for images in sets.values() if images is not None)
-    seen = {}
-    for key, images in sets.items():
-        if images is not None:
-            chosen = np.random.default_rng(0).permutation(len(images))[:count]  # folders come class by class
-            mine = images[chosen[processes.rank :: processes.size]]
-            with show_progress(f"features of {count:,} images", len(mine) if processes.first else None) as advance:
-                seen[key] = image_features(mine, features, on_progress=lambda done: advance(done, ""))
-            seen[key] = torch.cat(processes.in_turn([seen[key]]) or [seen[key]])
-    if not processes.first:
-        return {}
-    real = seen.pop("reference")
-    scores = {key: frechet_distance(values, real) for key, values in seen.items()}
-    return {"features": features.name, "count": count, **scores}

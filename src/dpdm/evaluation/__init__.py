@@ -4,35 +4,66 @@ What is computed from private images here is covered by no ε: such scores and p
 """
 
 from dpdm.evaluation.classifiers import CLASSIFIERS, CNN, MLP, Classifier, LogReg
-from dpdm.evaluation.fidelity import (
+from dpdm.evaluation.distances import (
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from dpdm.evaluation.features import (
+    ClassifierFeatures,
     EfficientNetLite0,
     Features,
+    Pixels,
     TorchScriptFeatures,
     features_by_name,
-    frechet_distance,
     image_features,
 )
+from dpdm.evaluation.fidelity import (
+    ClassFidelity,
+    Fidelity,
+    Score,
+    compare_features,
+    draw_equally,
+    evaluate_fidelity,
+    refuse_same_images,
+)
 from dpdm.evaluation.picture import image_grid, one_row_per_class, save_grid, side_by_side
-from dpdm.evaluation.utility import QUICK, UtilityProtocol, UtilityScore, evaluate_utility
+from dpdm.evaluation.utility import QUICK, UtilityProtocol, UtilityScore, evaluate_utility, train_classifier
 
 __all__ = [
     "CLASSIFIERS",
     "CNN",
     "MLP",
     "QUICK",
+    "ClassFidelity",
     "Classifier",
+    "ClassifierFeatures",
     "EfficientNetLite0",
     "Features",
+    "Fidelity",
     "LogReg",
+    "Pixels",
+    "Score",
     "TorchScriptFeatures",
     "UtilityProtocol",
     "UtilityScore",
+    "compare_features",
+    "density_coverage",
+    "draw_equally",
+    "evaluate_fidelity",
     "evaluate_utility",
     "features_by_name",
     "frechet_distance",
     "image_features",
     "image_grid",
+    "inception_score",
+    "kernel_distance",
     "one_row_per_class",
+    "precision_recall",
+    "refuse_same_images",
     "save_grid",
     "side_by_side",
+    "train_classifier",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dpdm.evaluation.checks import check_images, check_labels
 from dpdm.evaluation.classifiers import CLASSIFIERS, Classifier
 from dpdm.types import Images, InputError, Labels, images_to_tensor, require_positive
 
@@ -80,6 +81,7 @@ class UtilityScore:
         epochs: epochs trained.
         best_epoch: the epoch that was kept, from 1; of equally good ones the latest.
         held_out_accuracy: that epoch's accuracy on the held-out synthetic images, 0..1.
+        confusion: numbers of test images, a row for each true class, in it a column for each answered one.
     """
 
     accuracy: float
@@ -89,6 +91,7 @@ class UtilityScore:
     epochs: int
     best_epoch: int
     held_out_accuracy: float
+    confusion: tuple[tuple[int, ...], ...]
 
 
 def evaluate_utility(
@@ -135,10 +138,68 @@ def evaluate_utility(
     """
     _check_labelled("synthetic", images, labels, num_classes)
     _check_labelled("test", test_images, test_labels, num_classes)
-    _check_together(images, labels, test_images, num_classes)
-    if seed < 0:
-        raise InputError(f"seed must be 0 or more, not {seed}")
+    _check_trainable("synthetic", labels, seed)
+    _check_together(images, test_images)
     protocol = protocol or UtilityProtocol()
+    scores = {}
+    for name, pupil in _taught(images, labels, num_classes, protocol, classifiers, seed, on_progress).items():
+        answers = pupil.answers(test_images)
+        correct = answers == test_labels
+        low, high = _bootstrap_interval(int(correct.sum()), len(correct), np.random.default_rng(seed))
+        scores[name] = UtilityScore(
+            accuracy=float(correct.mean()),
+            low=low,
+            high=high,
+            num_test=len(correct),
+            epochs=protocol.num_epochs(len(images)),
+            best_epoch=pupil.best_epoch,
+            held_out_accuracy=pupil.best_accuracy,
+            confusion=_confusion(test_labels, answers, num_classes),
+        )
+    return scores
+
+
+def train_classifier(
+    images: Images,
+    labels: Labels,
+    *,
+    num_classes: int,
+    classifier: Classifier = CLASSIFIERS["cnn"],
+    protocol: UtilityProtocol = QUICK,
+    seed: int = 0,
+) -> nn.Module:
+    """Train one classifier just as `evaluate_utility` does, and return it as of its best epoch, ready to answer.
+
+    Args:
+        images: uint8 (number, height, width, channel), at least 10.
+        labels: their classes, (number,) integers in [0, num_classes), at least two different ones.
+        num_classes: number of classes, >= 2.
+        classifier: what to train.
+        protocol: how to train it.
+        seed: >= 0; fixes split, initial weights, order and dropout.
+
+    Raises:
+        InputError: if the arrays do not fit together, or the outputs stop being finite.
+
+    Privacy:
+        Trained on private images, the module is as private as these.
+    """
+    _check_labelled("training", images, labels, num_classes)
+    _check_trainable("training", labels, seed)
+    (pupil,) = _taught(images, labels, num_classes, protocol, {"the classifier": classifier}, seed, None).values()
+    return pupil.module.eval().requires_grad_(False)
+
+
+def _taught(
+    images: Images,
+    labels: Labels,
+    num_classes: int,
+    protocol: UtilityProtocol,
+    classifiers: Mapping[str, Classifier],
+    seed: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> dict[str, "_Pupil"]:
+    """Teach all classifiers side by side, and return them as they were after their best epochs."""
     _, height, width, channels = images.shape
     rng = np.random.default_rng(seed)
     num_train, _ = protocol.split(len(images))
@@ -169,20 +230,7 @@ def evaluate_utility(
         for pupil in pupils.values():
             pupil.remember_if_best(epoch, images[held_out], labels[held_out])
 
-    scores = {}
-    for name, pupil in pupils.items():
-        correct = pupil.recall_best().answers(test_images) == test_labels
-        low, high = _bootstrap_interval(int(correct.sum()), len(correct), np.random.default_rng(seed))
-        scores[name] = UtilityScore(
-            accuracy=float(correct.mean()),
-            low=low,
-            high=high,
-            num_test=len(correct),
-            epochs=epochs,
-            best_epoch=pupil.best_epoch,
-            held_out_accuracy=pupil.best_accuracy,
-        )
-    return scores
+    return {name: pupil.recall_best() for name, pupil in pupils.items()}
 
 
 class _Pupil:
@@ -248,28 +296,34 @@ def _bootstrap_interval(num_correct: int, num_test: int, rng: np.random.Generato
     return float(low), float(high)
 
 
+def _confusion(labels: Labels, answers: Labels, num_classes: int) -> tuple[tuple[int, ...], ...]:
+    """Count the images of each true class (rows) by the class that was answered (columns)."""
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (labels, answers), 1)
+    return tuple(map(tuple, counts.tolist()))
+
+
 def _check_labelled(what: str, images: Images, labels: Labels, num_classes: int) -> None:
-    """Raise InputError unless these are labelled images."""
-    if images.ndim != 4 or images.dtype != np.uint8:
-        found = f"{images.dtype} of shape {images.shape}"
-        raise InputError(f"{what} images must be uint8 (number, height, width, channel), not {found}")
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        found = f"{labels.dtype} of shape {labels.shape}"
-        raise InputError(f"{len(images)} {what} images need as many integer labels, not {found}")
+    """Raise InputError unless these are enough labelled images."""
+    check_images(what, images)
     if len(images) < _FEWEST_IMAGES:
-        raise InputError(f"utility needs at least {_FEWEST_IMAGES} {what} images, not {len(images)}")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise InputError(f"{what} labels must lie in 0..{num_classes - 1}, but run from {low} to {high}")
+        raise InputError(f"a classifier needs at least {_FEWEST_IMAGES} {what} images, not {len(images)}")
+    check_labels(what, labels, len(images), num_classes)
 
 
-def _check_together(images: Images, labels: Labels, test_images: Images, num_classes: int) -> None:
+def _check_trainable(what: str, labels: Labels, seed: int) -> None:
+    """Raise InputError unless a classifier can be taught these classes."""
+    if len(np.unique(labels)) < 2:
+        raise InputError(f"all {what} images are of class {labels[0]}: a classifier needs at least two classes")
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, not {seed}")
+
+
+def _check_together(images: Images, test_images: Images) -> None:
     """Raise InputError unless a classifier of these synthetic images can be tested on those images."""
     if images.shape[1:] != test_images.shape[1:]:
         shapes = f"{_shape(images)} and {_shape(test_images)}"
         raise InputError(f"synthetic and test images must agree in height × width × channel, not be {shapes}")
-    if len(np.unique(labels)) < 2:
-        raise InputError(f"all synthetic images are of class {labels[0]}: utility needs at least two classes")
 
 
 def _shape(images: Images) -> str:

@@ -1,5 +1,6 @@
 """Putting the parts together: the trainer, its release, and what a run leaves on disk."""
 
+from dpdm.training.private_classifier import PrivateClassifier, train_private_classifier
 from dpdm.training.release import ImageFacts, Release
 from dpdm.training.step_cost import StepCost, fit_to_time, measure_step
 from dpdm.training.synthesizer import Synthesizer
@@ -8,6 +9,7 @@ from dpdm.training.verification import Verified, verify_release
 
 __all__ = [
     "ImageFacts",
+    "PrivateClassifier",
     "Progress",
     "Release",
     "StepCost",
@@ -16,5 +18,6 @@ __all__ = [
     "Verified",
     "fit_to_time",
     "measure_step",
+    "train_private_classifier",
     "verify_release",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors
 
-from dpdm.config import Config, decode, decode_plan, encode, read_toml, require_prior_planned
+from dpdm.config import Config, Training, decode, decode_plan, encode, read_toml, require_prior_planned
 from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
 from dpdm.privacy.accounting import true_positive_rates
 from dpdm.training.release import FILES, Release, read_claim, release_folder, require_digests
@@ -132,8 +132,10 @@ def _require_no_more(folder: Path, settings: dict[str, Any], config: Config, pla
         **{key: encode(getattr(config, key)) for key in ("network", "preconditioning", "loss", "training", "sampler")},
         "samplers": {name: encode(sampler) for name, sampler in config.samplers.items()},
     }
-    if settings != whole:
-        unknown = sorted(key for key in settings.keys() | whole.keys() if settings.get(key) != whole.get(key))
+    # An earlier version may have lacked a setting of speed or quality, which is then at its default.
+    stated = settings | {"training": encode(Training()) | settings["training"]}
+    if stated != whole:
+        unknown = sorted(key for key in stated.keys() | whole.keys() if stated.get(key) != whole.get(key))
         raise InputError(f"{folder}/config.toml holds something in {', '.join(unknown)} that no run writes there")
     try:
         with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:

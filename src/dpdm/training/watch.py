@@ -32,7 +32,7 @@ class Watch:
 
     def __init__(self, path: Path | None, plan: Mechanism, *, tensorboard: bool) -> None:
         self._path, self._plan = path, plan
-        self._epsilon = (0, 0.0)
+        self._epsilon: dict[int, float] = {}  # by step
         if path is not None:
             path.mkdir(exist_ok=True)
         self._writer = tensorboard_writer(path) if path is not None and tensorboard else None
@@ -42,9 +42,7 @@ class Watch:
         if self._path is None:
             return None
         ahead = min(self._plan.steps, (step * _POINTS // self._plan.steps + 1) * self._plan.steps // _POINTS)
-        if self._epsilon[0] != ahead:
-            self._epsilon = ahead, self._plan.epsilon(steps=ahead)
-        return self._epsilon[1]
+        return self._spent(ahead)
 
     def record(self, step: int, learning_rate: float, release: Release) -> None:
         """Write this step's line and picture, if it is one that gets them."""
@@ -52,8 +50,7 @@ class Watch:
             return
         points = {self._plan.steps * point // _POINTS for point in range(1, _POINTS + 1)}
         if step in points:
-            known, epsilon = self._epsilon
-            epsilon = epsilon if known == step else self._plan.epsilon(steps=step)
+            epsilon = self._spent(step)
             row = {"step": step, "epsilon": epsilon if epsilon < float("inf") else None, "learning_rate": learning_rate}
             with (self._path / "progress.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -63,6 +60,11 @@ class Watch:
             release.save_picture(name)
             if self._writer is not None:
                 self._writer.add_image("samples", np.asarray(Image.open(name)), step, dataformats="HWC")
+
+    def _spent(self, step: int) -> float:
+        if step not in self._epsilon:
+            self._epsilon[step] = self._plan.epsilon(steps=step)
+        return self._epsilon[step]
 
     def close(self) -> None:
         """Write what TensorBoard's writer still holds."""

@@ -5,8 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-from dpdm.evaluation import CLASSIFIERS, CNN, MLP, QUICK, LogReg, UtilityProtocol, evaluate_utility
-from dpdm.types import InputError
+from dpdm.evaluation import (
+    CLASSIFIERS,
+    CNN,
+    MLP,
+    QUICK,
+    LogReg,
+    UtilityProtocol,
+    evaluate_utility,
+    train_classifier,
+)
+from dpdm.types import InputError, images_to_tensor
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +112,29 @@ def test_synthetic_images_that_teach_the_wrong_classes_score_near_zero():
         images, (labels + 1) % 3, *blobs(200, seed=1), num_classes=3, protocol=SHORT, classifiers=FAST
     )
     assert max(score.accuracy for score in scores.values()) < 0.1
+
+
+def test_confusion_has_a_row_for_each_true_class_and_a_column_for_each_answer():
+    images, labels = blobs(400, seed=0)
+    test_images, test_labels = blobs(201, seed=1)
+    arrays = images, (labels + 1) % 3, test_images, test_labels
+    score = evaluate_utility(*arrays, num_classes=4, protocol=SHORT, classifiers=FAST)["mlp"]
+    confusion = np.array(score.confusion)
+    assert confusion.sum(axis=1).tolist() == np.bincount(test_labels, minlength=4).tolist()
+    assert confusion.trace() == round(score.accuracy * 201)
+    taught = sum(confusion[true, (true + 1) % 3] for true in range(3))  # every class is answered as the next one
+    assert taught > 0.9 * 201
+
+
+@pytest.mark.parametrize("classifier", [CNN(), MLP()])
+def test_a_classifier_trained_alone_answers_as_the_one_that_is_scored(classifier):
+    images, labels = scrambled(200, seed=0)
+    test_images, test_labels = scrambled(300, seed=5)
+    arguments = {"num_classes": 3, "protocol": SHORT, "seed": 2}
+    module = train_classifier(images, labels, classifier=classifier, **arguments)
+    answers = module(images_to_tensor(test_images)).argmax(1).numpy()
+    scores = evaluate_utility(images, labels, test_images, test_labels, classifiers={"it": classifier}, **arguments)
+    assert (answers == test_labels).mean() == scores["it"].accuracy
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_seed_another_classifier():

@@ -1,0 +1,268 @@
+"""How far two sets of feature vectors are from one another: five published ways, each with its own blind spot.
+
+Fréchet and kernel distance mix quality and variety into one number; precision and density ask whether synthetic images
+look like real ones, recall and coverage whether all real ones have something like them. All are pure functions.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dpdm.types import InputError, require_positive, require_seed
+
+_FEWEST_IMAGES = 50
+_ROWS = 500  # of a matrix of distances at once: 40 MB for 10,000 columns in float64
+
+
+def frechet_distance(a: Float[Tensor, "images features"], b: Float[Tensor, "others features"]) -> float:
+    """Return the squared 2-Wasserstein distance of the Gaussians with the moments of both sets of features.
+
+    It is biased: smaller sets are farther from one another. Compare scores of sets of the same size only.
+
+    Raises:
+        InputError: A set is too small, or the sets do not fit together.
+
+    Source:
+        Heusel et al. 2017, eq. 6, computed by torchmetrics.
+    """
+    check_features(a, b, fewest=1)
+    if min(len(a), len(b)) < _FEWEST_IMAGES:
+        raise InputError(f"a Fréchet distance of fewer than {_FEWEST_IMAGES} images says nothing")
+    return frechet_distance_of_any_number(a, b)
+
+
+def frechet_distance_of_any_number(a: Float[Tensor, "images features"], b: Float[Tensor, "others features"]) -> float:
+    """Return `frechet_distance`, of two images or more: for spreads, to which its bias does not matter."""
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    except ImportError:
+        raise InputError("the Fréchet distance needs torchmetrics: pip install 'dpdm[fidelity]'") from None
+    # Alone, where there are several processes too: whoever calls has the features of all.
+    metric = FrechetInceptionDistance(feature=_Given(a.shape[1]), sync_on_compute=False)
+    metric.update(a.double(), real=True)
+    metric.update(b.double(), real=False)
+    return float(metric.compute())
+
+
+class _Given(nn.Module):
+    """Takes features for features."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def kernel_distance(
+    a: Float[Tensor, "images features"],
+    b: Float[Tensor, "others features"],
+    *,
+    subsets: int = 10,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> float:
+    """Return the squared maximum mean discrepancy under the kernel (xᵀy / d + 1)³, unbiased, so it may be negative.
+
+    It is the mean over random subsets of each side. No image enters another subset before all have had their turn (but
+    for a remainder): 10 subsets of 1000 use each of 10,000 images once, where independent ones would leave out a third.
+
+    Args:
+        a: One set, at least 2.
+        b: The other.
+        subsets: Number of subsets; one where a subset is all of both sets.
+        subset_size: Images of each set in a subset; all of the smaller set if it has fewer.
+        seed: Of the choice of subsets.
+
+    Raises:
+        InputError: A set is too small, or the sets do not fit together.
+
+    Source:
+        Bińkowski et al. 2018 (the kernel Inception distance).
+    """
+    require_positive(subsets=subsets)
+    require_seed(seed=seed)
+    if subset_size < 2:
+        raise InputError(f"subset_size must be 2 or more, not {subset_size}")
+    check_features(a, b, fewest=2)
+    size = min(subset_size, len(a), len(b))
+    if size == len(a) == len(b):
+        subsets = 1
+    rng = np.random.default_rng(seed)
+    of_a, of_b = _subsets(len(a), size, rng), _subsets(len(b), size, rng)
+    total = 0.0
+    for _ in range(subsets):
+        x, y = a[next(of_a)].double(), b[next(of_b)].double()
+        within = _kernel_sum(x, x, diagonal=False) + _kernel_sum(y, y, diagonal=False)
+        total += within / (size * (size - 1)) - 2 * _kernel_sum(x, y, diagonal=True) / size**2
+    return total / subsets
+
+
+def _subsets(number: int, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Cut one random order of the images after another into subsets."""
+    while True:
+        order = torch.from_numpy(rng.permutation(number))
+        for start in range(0, number - size + 1, size):
+            yield order[start : start + size]
+
+
+def _kernel_sum(x: Tensor, y: Tensor, *, diagonal: bool) -> float:
+    """Return the sum of the kernel over all pairs, or over all but those of an image with itself."""
+    total = 0.0
+    for start in range(0, len(x), _ROWS):
+        total += float((x[start : start + _ROWS] @ y.T).div_(x.shape[1]).add_(1).pow_(3).sum())
+    if not diagonal:
+        total -= float(x.square().sum(1).div_(x.shape[1]).add_(1).pow_(3).sum())
+    return total
+
+
+def precision_recall(
+    made: Float[Tensor, "images features"], real: Float[Tensor, "others features"], *, neighbours: int = 3
+) -> tuple[float, float]:
+    """Return the share of synthetic images among the real ones, and that of real images among the synthetic.
+
+    An image is among others if it is as near to one of these as that one's `neighbours`-th nearest of its own kind, or
+    nearer. One outlier thus claims much room for its kind: `density_coverage` is less easily misled.
+
+    Args:
+        made: Features of synthetic images, more than `neighbours`.
+        real: Features of real images, more than `neighbours`.
+        neighbours: >= 1.
+
+    Raises:
+        InputError: A set is too small, or the sets do not fit together.
+
+    Source:
+        Kynkäänniemi et al. 2019.
+    """
+    precision, recall, _, _ = neighbourhood_scores(made, real, support=neighbours, density=neighbours)
+    return precision, recall
+
+
+def density_coverage(
+    made: Float[Tensor, "images features"], real: Float[Tensor, "others features"], *, neighbours: int = 5
+) -> tuple[float, float]:
+    """Return how densely synthetic images lie where real ones do, and the share of real images that have one near.
+
+    Around each real image is an open ball that reaches to its `neighbours`-th nearest real one. Density is the number
+    of balls that the synthetic images lie in, on average, divided by `neighbours`: about 1 for images of one
+    distribution, but it may exceed 1. Coverage is the share of balls with a synthetic image in them; for equal numbers
+    of images of one distribution it is about 1 - 2^-neighbours.
+
+    Args:
+        made: Features of synthetic images, at least one.
+        real: Features of real images, more than `neighbours`.
+        neighbours: >= 1.
+
+    Raises:
+        InputError: A set is too small, or the sets do not fit together.
+
+    Source:
+        Naeem et al. 2020.
+    """
+    _, _, density, coverage = neighbourhood_scores(made, real, support=None, density=neighbours)
+    return density, coverage
+
+
+def neighbourhood_scores(
+    made: Float[Tensor, "images features"],
+    real: Float[Tensor, "others features"],
+    *,
+    support: int | None = 3,
+    density: int = 5,
+) -> tuple[float, float, float, float]:
+    """Return precision, recall, density and coverage, all from one pass over the distances.
+
+    Args:
+        made: Features of synthetic images.
+        real: Features of real images.
+        support: Neighbours of `precision_recall`; None spares its work, and gives 0 for both.
+        density: Neighbours of `density_coverage`.
+
+    Raises:
+        InputError: A set is too small, or the sets do not fit together.
+    """
+    require_positive(neighbours=density if support is None else min(support, density))
+    check_features(made, real, fewest=1)
+    need = {"real": max(support or 0, density), "synthetic": support or 0}
+    for what, points in (("real", real), ("synthetic", made)):
+        if len(points) <= need[what]:
+            raise InputError(f"{need[what]} neighbours need more {what} images than that, not {len(points)}")
+    # Centred, as squared distances come as differences of squared norms, which lose digits where these are large.
+    centre = real.mean(0)
+    made, real = made - centre, real - centre
+    reach = _nearest(real, max(support or 0, density))
+    dense = reach[:, density - 1]
+    near = torch.full_like(dense, torch.inf)
+    among_real, among_made = torch.zeros(len(made), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
+    in_balls = 0
+    if support is not None:
+        real_reach, made_reach = reach[:, support - 1], _nearest(made, support)[:, -1]
+    for rows, squared in _squared_distances(real, made):
+        in_balls += int((squared < dense[rows, None]).sum())
+        near[rows] = squared.amin(1)
+        if support is not None:
+            among_real |= (squared <= real_reach[rows, None]).any(0)
+            among_made[rows] = (squared <= made_reach).any(1)
+    return _share(among_real), _share(among_made), in_balls / (density * len(made)), _share(near < dense)
+
+
+def inception_score(probabilities: Float[Tensor, "images classes"]) -> float:
+    """Return e to the mean divergence of each image's class probabilities from their average: 1 to number of classes.
+
+    High if images are clear and of many classes. It sees no real image: a set of one perfect image for each class has
+    the highest score. Computed on all images at once, as the score of a part is biased by its size.
+
+    Args:
+        probabilities: A classifier's, for each image; rows sum to 1.
+
+    Raises:
+        InputError: These are no probabilities.
+
+    Source:
+        Salimans et al. 2016.
+    """
+    if probabilities.ndim != 2 or not len(probabilities):
+        raise InputError(f"probabilities must be (images, classes), not of shape {tuple(probabilities.shape)}")
+    p = probabilities.double()
+    if not ((p >= 0).all() and torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-4)):
+        raise InputError("each image's class probabilities must be 0 or more and sum to 1: were these logits?")
+    return float((torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1).mean().exp())
+
+
+def check_features(a: Tensor, b: Tensor, *, fewest: int) -> None:
+    """Raise InputError unless these are feature vectors of the same features, finite, and of enough images."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise InputError(f"both sets must be (images, features) of the same features, not {shapes}")
+    if min(len(a), len(b)) < fewest:
+        raise InputError(f"at least {fewest} images of each set are needed, not {len(a)} and {len(b)}")
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise InputError("features are not finite: look at the extractor, and at the images given to it")
+
+
+def _nearest(points: Tensor, neighbours: int) -> Float[Tensor, "images neighbours"]:
+    """Return the squared distances of each point from its nearest other ones, rising."""
+    reach = points.new_empty((len(points), neighbours))
+    for rows, squared in _squared_distances(points, points):
+        squared[torch.arange(len(squared)), torch.arange(rows.start, rows.stop)] = torch.inf
+        reach[rows] = squared.topk(neighbours, dim=1, largest=False).values
+    return reach
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Float[Tensor, "rows others"]]]:
+    """Yield, for some rows of `a` at a time, their squared distances from all of `b`."""
+    norms = b.square().sum(1)
+    for start in range(0, len(a), _ROWS):
+        part = a[start : start + _ROWS]
+        squared = torch.addmm(norms, part, b.T, alpha=-2).add_(part.square().sum(1, keepdim=True)).clamp_min_(0)
+        yield slice(start, start + len(part)), squared
+
+
+def _share(yes: Bool[Tensor, " images"]) -> float:
+    """Return the share of those that are true."""
+    return float(yes.double().mean())

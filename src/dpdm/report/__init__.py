@@ -1,0 +1,6 @@
+"""A finished run as one page that a data owner, a reviewer and a lawyer can read, and the same as JSON."""
+
+from dpdm.report.facts import gather
+from dpdm.report.page import render, write_report
+
+__all__ = ["gather", "render", "write_report"]

@@ -1,0 +1,129 @@
+"""What a report says, as one JSON object: the page shows nothing else."""
+
+import json
+import math
+import platform
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dpdm
+from dpdm.config import Prior, decode, decode_plan, read_toml
+from dpdm.files import read_json
+from dpdm.privacy import DPSGD
+from dpdm.privacy.accounting import gaussian_epsilon, round_up
+from dpdm.training import Release, verify_release
+from dpdm.training.release import release_folder
+from dpdm.types import InputError
+
+SCHEMA = 1
+_POINTS = 10  # of the curve of ε
+_LIBRARIES = ("torch", "numpy", "dp-accounting", "cryptography")
+
+
+def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> tuple[dict[str, Any], Release]:
+    """Return what can be said of a finished run, and its release.
+
+    Args:
+        run: The run's folder, or its `release/`, whose files must bear out the claim.
+        scores: What `dpdm evaluate --json` printed, in a file: whoever passes it answers for its images being public.
+        private: Whether losses, norms and the findings of an audit come in: the page is then for the owner alone.
+
+    Raises:
+        InputError: There is no finished run, it claims nothing, its files do not agree, or the scores cannot be read.
+    """
+    verified = verify_release(run)
+    folder = release_folder(run)
+    release = Release.load(folder)
+    settings = read_toml(folder / "config.toml")
+    plan = decode_plan(settings["privacy"])
+    assert isinstance(plan, DPSGD)
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": settings["data"]["name"],
+        "audience": "the data owner alone" if private else "anyone",
+        "claim": {
+            "statement": verified.statement,
+            "protects": verified.protects,
+            "bounds": verified.bounds,
+            "epsilon": round_up(verified.epsilon),
+            "epsilon_rdp": round_up(verified.epsilon_rdp),
+            "delta": plan.delta,
+            "factor": math.exp(min(verified.epsilon, 700.0)),
+            "true_positive_rates": {str(false): true for false, true in verified.true_positive_rates.items()},
+        },
+        "spent": _curve(plan),
+        "budget": _budget(plan, settings),
+        "classes": list(release.facts.class_names),
+        "shape": list(release.facts.shape),
+        "parameters": sum(p.numel() for p in release.denoiser.network.parameters()),
+        "settings": settings,
+        "versions": {"dpdm": dpdm.__version__, **{name: version(name) for name in _LIBRARIES}},
+        "machine": {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()},
+        "scores": None if scores is None else _scores(scores),
+    }
+    if private:
+        facts["private"] = _private(run)
+    return facts, release
+
+
+def _curve(plan: DPSGD) -> list[dict[str, float]]:
+    """Return ε after parts of the steps; before the first one it is that of the prior."""
+    if not plan.steps:
+        return []
+    points = sorted({plan.steps * point // _POINTS for point in range(1, _POINTS + 1)} - {0})
+    start = [{"step": 0, "epsilon": _of_releases(plan)}] if plan.earlier else []
+    return start + [{"step": step, "epsilon": plan.epsilon(steps=step)} for step in points]
+
+
+def _of_releases(plan: DPSGD) -> float:
+    """Return ε of the earlier releases together: sums over all records compose as one Gaussian."""
+    mu = math.sqrt(sum(release.noise_multiplier**-2 for release in plan.earlier))
+    return gaussian_epsilon(mu=mu, delta=plan.delta)
+
+
+def _budget(plan: DPSGD, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what each part of the plan would cost if it were all: these do not add up, the whole is less."""
+    names: list[str] = []
+    if plan.earlier:
+        prior = decode(Prior, settings.get("prior", {}))
+        names = ["mean of all", "class means", "covariance"]
+        names += [f"centres, round {number}" for number in range(1, prior.rounds + 1)] if prior.centres > 1 else []
+    parts = [
+        {
+            "part": name,
+            "noise_multiplier": release.noise_multiplier,
+            "epsilon_alone": gaussian_epsilon(mu=1 / release.noise_multiplier, delta=plan.delta),
+        }
+        for name, release in zip(names, plan.earlier, strict=True)
+    ]
+    if plan.steps:
+        alone = replace(plan, earlier=())
+        steps = f"{plan.steps:,} steps of training"
+        noise = getattr(plan, "noise_multiplier", None)
+        parts.append({"part": steps, "noise_multiplier": noise, "epsilon_alone": alone.epsilon()})
+    return parts
+
+
+def _scores(path: Path) -> dict[str, Any]:
+    scores = read_json(path)
+    if not {"reference", "covered_by_epsilon"} <= scores.keys():
+        raise InputError(f"{path} is not what dpdm evaluate --json prints: write that into it")
+    return scores
+
+
+def _private(run: Path) -> dict[str, Any]:
+    """Return what no noise covers: losses and norms of training, and the findings of an audit."""
+    folder = run / "private"
+    if not folder.is_dir():
+        raise InputError(f"{run} has no private/ folder: leave out --private, or name the run's own folder")
+    found: dict[str, Any] = {"metrics": [], "audit": None}
+    if (folder / "metrics.jsonl").is_file():
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        every = max(1, len(rows) // 200)
+        found["metrics"] = rows[::every]
+    if (folder / "audit" / "audit.json").is_file():
+        found["audit"] = read_json(folder / "audit" / "audit.json")
+    return found

@@ -1,0 +1,162 @@
+"""The page that people decide by: what it says, what it must not say, and that it works in a browser by itself."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from small_run import SMALL
+
+from dpdm.training import Release
+
+
+@pytest.fixture
+def run(dpdm, photos, tmp_path):
+    code, _, err = dpdm("train", photos, *SMALL, "--dataset-size", 30, "--run", "run")
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def test_a_public_page_says_the_claim_and_nothing_secret(dpdm, run, tmp_path):
+    (run / "private" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.123456789, "median_grad_norm": 9.87654321}\n')
+    code, out, err = dpdm("report", run)
+    assert code == 0, err
+    assert "may be published" in out
+    page, twin = (run / "report.html").read_text(), (run / "report.json").read_text()
+    assert len(page) < 5_000_000
+    claim = Release.load(run).statement
+    assert claim in page
+    for text in (page, twin):
+        assert "0.123456789" not in text
+        assert "9.87654321" not in text
+        assert str(tmp_path) not in text
+    facts = json.loads(twin)
+    assert facts["claim"]["statement"] == claim
+    assert facts["audience"] == "anyone"
+    spent = [row["epsilon"] for row in facts["spent"]]
+    assert spent == sorted(spent)
+    assert spent[-1] <= facts["claim"]["epsilon"]
+    assert facts["budget"][-1]["part"].endswith("steps of training")
+    assert all(0 < row["epsilon_alone"] < facts["claim"]["epsilon"] for row in facts["budget"])
+
+
+def test_a_private_page_has_losses_norms_and_the_audit(dpdm, run):
+    code, out, err = dpdm("report", run, "--private")
+    assert code == 0, err
+    assert "PRIVATE" in out
+    page = (run / "private" / "report.html").read_text()
+    assert "PRIVATE: for the data owner alone" in page
+    assert "mean loss against steps" in page
+    assert "Not audited" in page
+    shutil.move(run / "private", run / "elsewhere")
+    code, _, err = dpdm("report", run, "--private")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no private/ folder" in err
+
+
+def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
+    score = {"accuracy": 0.8125, "low": 0.8, "high": 0.825, "confusion": [[5, 1], [2, 4]]}
+    report = {"reference": "photos:test", "quick": True, "covered_by_epsilon": False}
+    classes = len(Release.load(run).facts.class_names)
+    score["confusion"] = [[3] * classes] * classes
+    report |= {key: score for key in ("logreg", "mlp", "cnn")}
+    (tmp_path / "scores.json").write_text(json.dumps(report))
+    code, out, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
+    assert code == 0, err
+    page = (tmp_path / "page.html").read_text()
+    assert "81.2 [80.0, 82.5]" in page
+    assert "ε does not cover them" in page
+    assert "if those were computed from private images" in out
+    (tmp_path / "scores.json").write_text("{}")
+    code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "dpdm evaluate --json" in err
+
+
+def test_a_release_that_does_not_verify_gets_no_page(dpdm, run):
+    (run / "release" / "more.txt").write_text("something")
+    code, _, err = dpdm("report", run)
+    assert code == 2
+    assert "does not belong to a release" in err
+    assert not (run / "report.html").exists()
+
+
+def test_names_of_classes_cannot_inject_anything(dpdm, photos, tmp_path):
+    first = min(path for path in photos.iterdir() if path.is_dir())
+    first.rename(photos / "a<script>alert(1)<")
+    code, _, err = dpdm("train", photos, *SMALL, "--dataset-size", 30, "--run", "run")
+    assert code == 0, err
+    assert dpdm("report", "run")[0] == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "a&lt;script&gt;alert(1)&lt;" in page
+
+
+@pytest.fixture
+def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'chromium'}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_in_a_browser_it_needs_no_network_filters_classes_and_fits_a_phone(dpdm, run, browser):
+    assert dpdm("report", run, "--private")[0] == 0
+    address = (run / "private" / "report.html").as_uri()
+    browser.get(address)
+    requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    fetched = {r["params"]["request"]["url"] for r in requests if r["method"] == "Network.requestWillBeSent"}
+    of_the_browser = ("chrome:", "data:")  # its own start page
+    assert {url for url in fetched if not url.startswith(of_the_browser)} == {address}
+
+    def shown():
+        return browser.execute_script("return [...document.querySelectorAll('.class')].filter(e => !e.hidden).length")
+
+    everything = shown()
+    buttons = browser.find_elements("css selector", ".filter button")
+    buttons[1].click()
+    assert shown() == 1
+    assert buttons[1].get_attribute("aria-pressed") == "true"
+    buttons[0].click()
+    assert shown() == everything
+    point = browser.find_element("css selector", "circle.point")
+    browser.execute_script("arguments[0].dispatchEvent(new PointerEvent('pointerover', {bubbles: true}))", point)
+    assert "ε" in browser.find_element("css selector", ".chart output").text
+    image = browser.find_element("css selector", ".class img")
+    browser.execute_script("arguments[0].click()", image)
+    assert "near" in image.get_attribute("class")
+    unnamed = "return [...document.querySelectorAll('img, svg, button')].filter("
+    unnamed += "e => !(e.alt || e.getAttribute('aria-label') || e.textContent.trim())).length"
+    assert browser.execute_script(unnamed) == 0
+    for width in (1200, 380):
+        browser.set_window_size(width, 900)
+        wider = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert browser.execute_script(wider) <= 0
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+def test_the_page_refers_to_nothing_outside(dpdm, run):
+    assert dpdm("report", run)[0] == 0
+    page = (run / "report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    assert "http" not in page.replace("http-equiv", "")
+    assert Path(run / "report.html").read_bytes().isascii() is False  # ε is written as itself
