@@ -24,7 +24,13 @@ if TYPE_CHECKING:
         StochasticDDIM,
         V,
     )
-    from dpdm.evaluation import UtilityProtocol, evaluate_utility, frechet_distance, image_features
+    from dpdm.evaluation import (
+        UtilityProtocol,
+        evaluate_fidelity,
+        evaluate_utility,
+        frechet_distance,
+        image_features,
+    )
     from dpdm.networks import MLP, CompactUNet, UNet
     from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
     from dpdm.training import Release, Synthesizer, Trainer
@@ -52,6 +58,7 @@ _HOME = {
     "DenoisingLoss": "diffusion",
     "LogNormal": "diffusion",
     "UtilityProtocol": "evaluation",
+    "evaluate_fidelity": "evaluation",
     "evaluate_utility": "evaluation",
     "frechet_distance": "evaluation",
     "image_features": "evaluation",
@@ -97,6 +104,7 @@ __all__ = [
     "UNet",
     "UtilityProtocol",
     "V",
+    "evaluate_fidelity",
     "evaluate_utility",
     "frechet_distance",
     "image_features",

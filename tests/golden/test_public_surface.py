@@ -20,8 +20,7 @@ def surface() -> str:
     for name in sorted(dpdm.__all__):
         value = getattr(dpdm, name)
         if dataclasses.is_dataclass(value):
-            fields = ", ".join(f"{f.name}: {f.type}" for f in dataclasses.fields(value))
-            lines.append(f"{name}({fields})")
+            lines.append(f"{name}({', '.join(field.name for field in dataclasses.fields(value))})")
         elif callable(value) and not inspect.isclass(value):
             lines.append(f"{name}({', '.join(inspect.signature(value).parameters)})")
         else:
