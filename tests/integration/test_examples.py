@@ -1,6 +1,7 @@
 """The examples run as they are."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -14,3 +15,15 @@ def test_ones_own_model_in_forty_lines(capsys):
     spec.loader.exec_module(example)
     assert example.main(steps=60) < 0.8  # guessing nothing has 1
     assert capsys.readouterr().out.startswith("(2.0, 0.0001)-DP, add or remove one image, 60 Poisson steps")
+
+
+def test_the_notebook_runs_from_top_to_bottom(capsys):
+    notebook = json.loads((EXAMPLES / "step_by_step.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        assert not cell.get("outputs"), "clear the outputs: they are what ran on somebody's machine"
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "step_by_step.ipynb", "exec"), names)
+    assert names["images"].shape == (1000, 8, 8, 1)
+    assert names["scores"]["cnn"].accuracy > 0.5
+    assert capsys.readouterr().out.count(names["plan"].statement) == 2
