@@ -447,6 +447,13 @@ def test_a_frechet_distance_does_not_depend_on_the_order_of_a_sorted_folder(dpdm
     assert mixed < dark / 2
 
 
+def test_a_run_is_no_image(dpdm, trained):
+    code, _, err = dpdm("evaluate", trained, "--reference", "digits:test", "--quick")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "make images first, dpdm sample" in err
+    assert repr(Release.load(trained)).startswith("Release('(")
+
+
 def test_the_same_images_on_both_sides_are_refused(dpdm, trained, tmp_path):
     rng = np.random.default_rng(0)
     save_npz(tmp_path / "a.npz", rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 2, num_classes=2)

@@ -26,6 +26,7 @@ Named = Annotated[
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer epochs; not for comparison with papers.")]
 Seed = Annotated[int, typer.Option(help="Of the classifiers' weights and order.")]
 
+_OF_A_RUN = ("private/journal.jsonl", "release/privacy.json", "privacy.json")
 _CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
 _DISTANCES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
@@ -48,6 +49,8 @@ def evaluate(
     from dpdm.data import open_dataset
     from dpdm.training.hardware import joined_processes
 
+    if _is_run(synthetic):
+        fail(f"{synthetic} is a run: make images first, dpdm sample {synthetic} -n 60000 -o synthetic.npz")
     made = open_dataset(synthetic, num_classes=num_classes)
     test = _like(made, reference, fit)
     beside = None if baseline is None else _like(made, baseline, fit)
@@ -133,7 +136,7 @@ def _images_of(source: str, count: int, num_classes: int | None, seed: int) -> t
     from dpdm.data import ImageDataset, open_dataset
     from dpdm.training import Release
 
-    if not any((Path(source) / place).is_file() for place in ("release/privacy.json", "privacy.json")):
+    if not _is_run(source):
         return open_dataset(source, num_classes=num_classes), None
     release, parts = Release.load(source), []
     with show_progress(f"sampling {source}", count) as advance:
@@ -148,6 +151,10 @@ def _images_of(source: str, count: int, num_classes: int | None, seed: int) -> t
         images=images, labels=labels if names else None, num_classes=len(names), class_names=names, name=source
     )
     return made, release.statement
+
+
+def _is_run(source: str) -> bool:
+    return any((Path(source) / place).is_file() for place in _OF_A_RUN)
 
 
 def _like(made: "ImageDataset", source: str, fit: str) -> "ImageDataset":

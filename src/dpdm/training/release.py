@@ -91,7 +91,7 @@ def require_digests(folder: Path, privacy: dict[str, Any]) -> None:
             raise InputError(f"{folder / name} is not the file that privacy.json was written for: its digest differs")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Release:
     """A trained generator with its claim.
 
@@ -111,6 +111,9 @@ class Release:
     privacy: dict[str, Any]
     settings: dict[str, Any]
     sampler: AnySampler
+
+    def __repr__(self) -> str:
+        return f"Release({self.privacy.get('statement')!r}, shape={self.facts.shape}, classes={self.facts.num_classes})"
 
     @property
     def statement(self) -> str:
