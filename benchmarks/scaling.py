@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--processes 1 2] [--images 128] [--steps 6]
 
-Each number of processes is a torchrun of its own, over gloo. Prints one JSON row for each: the median seconds of a step,
+Each number of processes is a torchrun of its own, over gloo. Prints one JSON row for each: a step's median seconds,
 and the efficiency, one process's seconds ÷ these.
 """
 

@@ -40,6 +40,8 @@ def test_tensorboard_gets_what_is_public_and_the_private_folder_the_rest(dpdm, p
         events = EventAccumulator(str(tmp_path / "run" / folder))
         events.Reload()
         seen[folder] = events.Tags()
+        for event in events.Scalars("epsilon" if folder == "watch" else "loss"):
+            assert event.wall_time == event.step  # how long steps took is not to be read off
     assert set(seen["watch"]["scalars"]) == {"epsilon", "learning_rate"}
     assert seen["watch"]["images"] == ["samples"]
     assert {"loss", "median_grad_norm"} <= set(seen["private/tensorboard"]["scalars"])

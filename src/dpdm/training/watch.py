@@ -59,7 +59,7 @@ class Watch:
             name = self._path / f"step-{step:0{len(str(self._plan.steps))}d}.png"
             release.save_picture(name)
             if self._writer is not None:
-                self._writer.add_image("samples", np.asarray(Image.open(name)), step, dataformats="HWC")
+                self._writer.add_image("samples", np.asarray(Image.open(name)), step, walltime=step, dataformats="HWC")
 
     def _spent(self, step: int) -> float:
         if step not in self._epsilon:
@@ -90,4 +90,4 @@ def write_scalars(writer: "SummaryWriter | None", row: dict[str, Any]) -> None:
     if writer is not None:
         for key, value in row.items():
             if key != "step" and value is not None:
-                writer.add_scalar(key, value, row["step"])
+                writer.add_scalar(key, value, row["step"], walltime=row["step"])  # no times: see above
