@@ -427,6 +427,17 @@ def test_evaluate_gives_a_frechet_distance_on_as_many_images_of_each(dpdm, tmp_p
     assert found["num_images"] == 90
     assert found["frechet"]["value"] > 0
     assert {"kernel", "precision", "recall", "density", "coverage", "digest"} <= found.keys()
+    code, _, err = dpdm(*line, "--features", "classifier")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--baseline" in err
+    images = rng.integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
+    save_npz(tmp_path / "beside.npz", images, np.arange(100) % 2, num_classes=2)
+    code, out, err = dpdm(*line, "--features", "classifier", "--baseline", tmp_path / "beside.npz", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    for found in (report["fidelity"], report["baseline"]["fidelity"]):
+        assert found["num_images"] == 90
+        assert 1 <= found["inception"]["value"] <= 2
     code, _, err = dpdm(*line, "--features", "absent.pt")
     assert (code, err.count("\n")) == (2, 1)
     assert "absent.pt cannot be read" in err

@@ -13,7 +13,7 @@ from dpdm.terminal import show_progress, show_stages
 
 if TYPE_CHECKING:
     from dpdm.data import Channels, Fit, ImageDataset
-    from dpdm.evaluation import UtilityProtocol, UtilityScore
+    from dpdm.evaluation import Features, UtilityProtocol, UtilityScore
     from dpdm.privacy.processes import Processes
 
 Reference = Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")]
@@ -21,7 +21,11 @@ FitTo = Annotated[str, typer.Option("--fit", help="How real images get to their 
 Classes = Annotated[int | None, typer.Option("--num-classes", help="How many classes, where the files do not say.")]
 Named = Annotated[
     str | None,
-    typer.Option("--features", help="Fidelity too: on efficientnet-lite0's features, pixels, or a TorchScript file's."),
+    typer.Option(
+        "--features",
+        help="Fidelity too, on features of: efficientnet-lite0, pixels, a classifier of the baseline's images "
+        "(classifier), or a TorchScript file.",
+    ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer epochs; not for comparison with papers.")]
 Seed = Annotated[int, typer.Option(help="Of the classifiers' weights and order.")]
@@ -59,7 +63,7 @@ def evaluate(
     _refuse_same(made, test, reference)
     report: dict[str, Any] = {"reference": reference, "quick": quick}
     with joined_processes() as processes:
-        judge = _judge(features, quick, seed, processes, at_most=None if beside is None else len(beside))
+        judge = _judge(_features(features, beside), quick, seed, processes, None if beside is None else len(beside))
         report |= judge(made, test, synthetic)
         if beside is not None:
             report["baseline"] = {"source": baseline, **judge(beside, test, str(baseline))}
@@ -80,7 +84,7 @@ def evaluate(
     if features is not None:
         found = report["fidelity"]
         say(f"on {found['num_images']:,} images of each, {found['features']}:")
-        for key in _DISTANCES:
+        for key in [key for key in (*_DISTANCES, "inception") if key in found]:
             remark = f"   ({baseline}: {report['baseline']['fidelity'][key]['value']:.4g})" if baseline else ""
             say(f"{key:9} {_interval(found[key])}{remark}")
     seen = f"{reference} and {baseline}" if baseline else reference
@@ -109,7 +113,7 @@ def compare(
         _refuse_same(made, test, reference)
     rows = []
     with joined_processes() as processes:
-        judge = _judge(features, quick, seed, processes, at_most=min(len(made) for made, _ in opened))
+        judge = _judge(_features(features, None), quick, seed, processes, min(len(made) for made, _ in opened))
         for source, (made, claim), test in zip(sources, opened, tests, strict=True):
             rows.append({"source": source, "claim": claim, "images": len(made), **judge(made, test, source)})
     if not processes.first:
@@ -183,17 +187,37 @@ def _refuse_same(made: "ImageDataset", test: "ImageDataset", reference: str) -> 
 Judge = Callable[["ImageDataset", "ImageDataset", str], dict[str, Any]]
 
 
-def _judge(named: str | None, quick: bool, seed: int, processes: "Processes", *, at_most: int | None) -> Judge:
+def _features(named: str | None, beside: "ImageDataset | None") -> "Features | None":
+    """Return the features of that name, whose weights must be there: before the classifiers' hours."""
+    from dpdm.evaluation import ClassifierFeatures, features_by_name
+
+    if named is None:
+        return None
+    if named != "classifier":
+        features = features_by_name(named)
+        features.build()
+        return features
+    if beside is None or beside.labels is None:
+        fail("the features of a classifier need real images to train it on: name them with --baseline")
+    return ClassifierFeatures(images=beside.images, labels=beside.labels, num_classes=beside.num_classes)
+
+
+def _judge(features: "Features | None", quick: bool, seed: int, processes: "Processes", at_most: int | None) -> Judge:
     """Return what scores images against others, on the first process; all share the work.
 
     `at_most` is a number of images that all sides have, so that distances are comparable.
     """
-    from dpdm.evaluation import QUICK, UtilityProtocol, compare_features, draw_equally, features_by_name, image_features
+    from dpdm.evaluation import (
+        QUICK,
+        ClassifierFeatures,
+        UtilityProtocol,
+        compare_features,
+        draw_equally,
+        image_features,
+        inception_score,
+    )
 
     protocol = QUICK if quick else UtilityProtocol()
-    features = None if named is None else features_by_name(named)
-    if features is not None:
-        features.build()  # a wrong name shows before the classifiers' hours
 
     def judge(data: "ImageDataset", test: "ImageDataset", name: str) -> dict[str, Any]:
         scores = _utility(data, test, f"classifiers on {name}", protocol, seed, processes)
@@ -227,6 +251,9 @@ def _judge(named: str | None, quick: bool, seed: int, processes: "Processes", *,
                         on_progress=advance_to,
                     )
                 report["fidelity"] = asdict(found)
+                if isinstance(features, ClassifierFeatures):
+                    probabilities = features.probabilities(data.images[chosen[0]])
+                    report["fidelity"]["inception"] = {"value": inception_score(probabilities), "low": None}
         return report
 
     return judge
