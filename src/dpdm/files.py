@@ -40,8 +40,13 @@ def digest(path: Path) -> str:
 
 def write_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_text(content)
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def json_text(content: object) -> str:
+    """Return `content` as `write_json` writes it."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_toml(path: Path, content: dict[str, Any]) -> None:

@@ -68,10 +68,35 @@ def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
     assert "81.2 [80.0, 82.5]" in page
     assert "ε does not cover them" in page
     assert "if those were computed from private images" in out
-    (tmp_path / "scores.json").write_text("{}")
-    code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
+    report |= {"note": "loss 0.123456789", "dp_sgd": {"epsilon": 1.0, "accuracy": 0.5, "note": "loss 0.123456789"}}
+    (tmp_path / "scores.json").write_text(json.dumps(report))
+    assert dpdm("report", run, "--scores", "scores.json", "-o", "page.html")[0] == 0
+    assert "0.123456789" not in (tmp_path / "page.html").read_text() + (tmp_path / "page.json").read_text()
+    code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "scores.html")
     assert (code, err.count("\n")) == (2, 1)
-    assert "dpdm evaluate --json" in err
+    assert "is no report's" in err
+    assert json.loads((tmp_path / "scores.json").read_text()) == report
+    for damage in ({}, report | {"cnn": {}}, report | {"cnn": score | {"confusion": [[1, 2]]}}, {"rows": []}):
+        (tmp_path / "scores.json").write_text(json.dumps(damage))
+        code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "dpdm evaluate --json" in err
+
+
+def test_a_report_never_lies_in_the_release(dpdm, run):
+    code, _, err = dpdm("report", run / "release", "-o", run / "release" / "page.html")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "nothing but its own files" in err
+    assert dpdm("report", run / "release")[0] == 0
+    assert (run / "report.html").is_file()
+    assert dpdm("verify", run)[0] == 0
+
+
+def test_metrics_that_a_crash_cut_short_are_shown_as_far_as_they_go(dpdm, run):
+    with (run / "private" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "loss": NaN, "median_grad_norm": 1.0}\n{"step": 8, "lo')
+    code, _, err = dpdm("report", run, "--private")
+    assert code == 0, err
 
 
 def test_a_release_that_does_not_verify_gets_no_page(dpdm, run):

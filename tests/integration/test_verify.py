@@ -8,6 +8,7 @@ import pytest
 import tomli_w
 from small_run import SMALL
 
+from dpdm.files import json_text
 from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon, true_positive_rates
 from dpdm.training import Release, verify_release
 from dpdm.types import InputError
@@ -38,14 +39,14 @@ def edit(name, change):
 
 
 def edit_claim(**values):
-    return edit("privacy.json", lambda text: json.dumps(json.loads(text) | values))
+    return edit("privacy.json", lambda text: json_text(json.loads(text) | values))
 
 
 def edit_event(**values):
     def change(text):
         claim = json.loads(text)
         claim["events"][-1] |= values
-        return json.dumps(claim)
+        return json_text(claim)
 
     return edit("privacy.json", change)
 
@@ -140,7 +141,7 @@ def test_settings_and_claim_changed_together_do_not_get_by(release):
     claim = json.loads((release / "privacy.json").read_text())
     claim["sha256"]["config.toml"] = digest(settings)
     claim["steps"] = claim["events"][-1]["steps"] = 3
-    (release / "privacy.json").write_text(json.dumps(claim))
+    (release / "privacy.json").write_text(json_text(claim))
     with pytest.raises(InputError, match="its events cost"):
         verify_release(release)
 
@@ -154,12 +155,13 @@ def rewritten(release, old, new, **claim):
     settings.write_text(settings.read_text().replace(old, new))
     whole = json.loads((release / "privacy.json").read_text()) | claim
     whole["sha256"]["config.toml"] = digest(settings)
-    (release / "privacy.json").write_text(json.dumps(whole))
+    (release / "privacy.json").write_text(json_text(whole))
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
+        ("[data]", "# the losses were 0.5 and 0.4\n[data]"),
         ("[data]", "[data]\ncounts = [3, 2]"),
         ("[data]", "losses = [0.5]\n[data]"),
         ("[prior]", "[another]"),
@@ -201,7 +203,7 @@ def test_weights_that_hold_more_than_the_network_are_refused(release):
     safetensors.torch.save_file(tensors, path)
     claim = json.loads((release / "privacy.json").read_text())
     claim["sha256"]["model.safetensors"] = digest(path)
-    (release / "privacy.json").write_text(json.dumps(claim))
+    (release / "privacy.json").write_text(json_text(claim))
     with pytest.raises(InputError, match="do not fit together"):
         verify_release(release)
 

@@ -29,6 +29,18 @@ def test_a_run_shows_steps_epsilon_and_pictures(dpdm, photos, tmp_path):
     assert {path.suffix for path in watch.iterdir()} == {".jsonl", ".png"}
 
 
+def test_a_run_without_a_claim_says_so_and_shows_no_pictures(dpdm, photos, tmp_path):
+    small = [setting for setting in SMALL if not any(key in setting for key in ("epsilon", "delta"))]
+    line = ["train", photos, *small, "--set=privacy.kind=non-private", "--set=preconditioning.kind=edm", "--run", "run"]
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    watch = tmp_path / "run" / "watch"
+    rows = [json.loads(line) for line in (watch / "progress.jsonl").read_text().splitlines()]
+    assert rows
+    assert all(row["epsilon"] is None and row["remark"] == "NOT PRIVATE" for row in rows)
+    assert not list(watch.glob("*.png"))
+
+
 def test_tensorboard_gets_what_is_public_and_the_private_folder_the_rest(dpdm, photos, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -75,3 +87,10 @@ def test_a_pipeline_makes_the_images_of_its_release(dpdm, trained, tmp_path):
     code, _, err = dpdm("export", trained, "-o", "pipeline")
     assert code == 2
     assert "is not empty" in err
+    privacy = trained / "release" / "privacy.json"
+    privacy.write_text(privacy.read_text().replace(claim, "(0.01, 1e-9)-DP, trust me"))
+    for line in (("export", trained, "-o", "other"), ("compare", trained, "--reference", "digits:test", "--quick")):
+        code, _, err = dpdm(*line)
+        assert code == 2
+        assert "privacy.json states statement" in err
+    assert not (tmp_path / "other").exists()

@@ -58,7 +58,7 @@ def audit(
 def report(
     run: Run,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="An .html file; RUN/report.html unless told.")
+        Path | None, typer.Option("--output", "-o", help="An .html file; report.html in the run's folder unless told.")
     ] = None,
     scores: Annotated[
         Path | None, typer.Option(help="What dpdm evaluate --json printed, in a file: you answer for it being public.")
@@ -70,8 +70,10 @@ def report(
 ) -> None:
     """Write one page, with a JSON twin, that says what a run claims, how it spent its budget and what it draws."""
     from dpdm.report import write_report
+    from dpdm.training.release import release_folder
 
-    output = output or (run / "private" if private else run) / "report.html"
+    home = run.parent if release_folder(run) == run else run
+    output = output or (run / "private" if private else home) / "report.html"
     write_report(run, output, scores=scores, private=private)
     if as_json:
         return print_json({"output": str(output), "json": str(output.with_suffix(".json")), "private": private})

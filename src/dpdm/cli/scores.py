@@ -52,6 +52,7 @@ def evaluate(
     """Train classifiers on synthetic images and test them on real ones."""
     from dpdm.data import open_dataset
     from dpdm.training.hardware import joined_processes
+    from dpdm.types import require_positive
 
     if _is_run(synthetic):
         fail(f"{synthetic} is a run: make images first, dpdm sample {synthetic} -n 60000 -o synthetic.npz")
@@ -61,16 +62,21 @@ def evaluate(
     if dp_sgd is not None and beside is None:
         fail("--dp-sgd trains on real images: name them with --baseline")
     _refuse_same(made, test, reference)
-    report: dict[str, Any] = {"reference": reference, "quick": quick}
+    if beside is not None:
+        _refuse_same(beside, test, reference)
+    if dp_sgd is not None:
+        require_positive(dp_sgd=dp_sgd)
+    # Names, not paths: a report shows them.
+    report: dict[str, Any] = {"reference": test.name, "quick": quick}
     with joined_processes() as processes:
         judge = _judge(_features(features, beside), quick, seed, processes, None if beside is None else len(beside))
         report |= judge(made, test, synthetic)
         if beside is not None:
-            report["baseline"] = {"source": baseline, **judge(beside, test, str(baseline))}
+            report["baseline"] = {"source": beside.name, **judge(beside, test, str(baseline))}
     if not processes.first:
         return None
     if dp_sgd is not None and beside is not None:
-        report["dp_sgd"] = _by_dp_sgd(beside, test, dp_sgd)
+        report["dp_sgd"], statement = _by_dp_sgd(beside, test, dp_sgd)
     report["covered_by_epsilon"] = False
     if as_json:
         return print_json(report)
@@ -80,7 +86,7 @@ def evaluate(
         say(f"{key:7} {100 * score['accuracy']:.1f} % [{100 * score['low']:.1f}, {100 * score['high']:.1f}]{remark}")
     if dp_sgd is not None:
         found = report["dp_sgd"]
-        say(f"dp-sgd  {100 * found['accuracy']:.1f} %: a CNN on {baseline} itself, {found['statement']}")
+        say(f"dp-sgd  {100 * found['accuracy']:.1f} %: a CNN on {baseline} itself, {statement}")
     if features is not None:
         found = report["fidelity"]
         say(f"on {found['num_images']:,} images of each, {found['features']}:")
@@ -138,10 +144,11 @@ def compare(
 def _images_of(source: str, count: int, num_classes: int | None, seed: int) -> tuple["ImageDataset", str | None]:
     """Return images, and the claim that they carry: a run draws `count`, and must bear out its claim."""
     from dpdm.data import ImageDataset, open_dataset
-    from dpdm.training import Release
+    from dpdm.training import Release, verify_release
 
     if not _is_run(source):
         return open_dataset(source, num_classes=num_classes), None
+    verify_release(source)  # raises, too, if it claims nothing
     release, parts = Release.load(source), []
     with show_progress(f"sampling {source}", count) as advance:
         for part in release.sample_in_parts(count, seed=seed):
@@ -293,13 +300,13 @@ def _utility(
     return {name: everyones[name] for name in CLASSIFIERS if name in everyones}
 
 
-def _by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float) -> dict[str, Any]:
-    """Return how well a CNN does that DP-SGD trained on the real images themselves."""
+def _by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float) -> tuple[dict[str, float], str]:
+    """Return how well a CNN does that DP-SGD trained on the real images themselves, and its claim."""
     from dpdm.training import train_private_classifier
 
     with show_progress(f"DP-SGD on {train.name}", None) as advance:
         trained = train_private_classifier(train, epsilon=epsilon, on_step=lambda total: advance(1, "", total))
-    return {"statement": trained.statement, "accuracy": trained.accuracy(test)}
+    return {"epsilon": epsilon, "accuracy": trained.accuracy(test)}, trained.statement
 
 
 def _interval(score: dict[str, Any]) -> str:

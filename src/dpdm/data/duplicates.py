@@ -20,5 +20,6 @@ def find_duplicates(images: Images) -> list[list[int]]:
     for index, image in enumerate(images):
         digests[index] = np.frombuffer(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), np.uint64)
     order = np.lexsort(digests.T)
-    starts = np.flatnonzero((np.diff(digests[order], axis=0) != 0).any(axis=1)) + 1
-    return sorted(sorted(group.tolist()) for group in np.split(order, starts) if len(group) > 1)
+    starts = np.r_[0, np.flatnonzero((np.diff(digests[order], axis=0) != 0).any(axis=1)) + 1, len(order)]
+    several = np.flatnonzero(np.diff(starts) > 1)
+    return sorted(sorted(order[starts[run] : starts[run + 1]].tolist()) for run in several)

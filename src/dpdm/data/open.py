@@ -120,8 +120,6 @@ def _open_path(path: Path, split: Split, read: ReadImages, num_classes: int | No
             f"{path} is neither a path that exists (here or where DPDM_DATA points) nor one of "
             f"{', '.join(_BUILT_IN)}: {hint}"
         )
-    if is_prepared(path):
-        return load_prepared(path, num_classes=num_classes)
     if is_idx_directory(path):
         return load_idx_directory(path, split, num_classes=num_classes or 0)
     if (path / "train").is_dir() and (path / "test").is_dir():
@@ -132,6 +130,8 @@ def _open_path(path: Path, split: Split, read: ReadImages, num_classes: int | No
         return load_archive(path, split, read, num_classes=num_classes)
     if split == "test":
         raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
+    if is_prepared(path):
+        return load_prepared(path, num_classes=num_classes)
     if is_arrow_directory(path):
         return load_arrow_directory(path, read, num_classes=num_classes)
     shards = sorted(file for file in path.iterdir() if not is_hidden(file.name)) if path.is_dir() else []

@@ -4,11 +4,13 @@ The folder holds `images.bin` (the pixels, one image after the other), `labels.n
 what was declared, and digests; that last file is written last. Until then `progress.json` says how far it is.
 """
 
+import fcntl
 import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,13 +19,14 @@ from numpy.typing import NDArray
 
 from dpdm.data.dataset import ImageDataset, require_same_num_classes
 from dpdm.data.framing import Framing
-from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, read_image
+from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, is_hidden, read_image
 from dpdm.files import digest, read_json, write_json
 from dpdm.types import Images, InputError
 
 _DONE: Final = "prepared.json"
 _PROGRESS: Final = "progress.json"
 _IMAGES, _LABELS, _REFUSED = "images.bin", "labels.npy", "refused.txt"
+_LOCK = ".lock"
 _SCHEMA: Final = 1
 _NOTHING: Final[dict[str, Any]] = {"source": "", "done": 0, "refused": []}  # progress when nothing is done
 _SECONDS_BETWEEN_SAVES = 2.0
@@ -60,7 +63,8 @@ def prepare(
         on_progress: Called after each image.
 
     Raises:
-        InputError: The folder holds something else; or records cannot be used, which `refused.txt` then lists.
+        InputError: The folder holds something else, or another process prepares it; or records cannot be used, which
+            `refused.txt` then lists.
 
     Guarantees:
         * A folder that opens is whole, and its bytes are those that were written: digests are checked.
@@ -74,23 +78,35 @@ def prepare(
     if folder.exists() and (not folder.is_dir() or not _ours(folder)):
         raise InputError(f"{folder} holds something else: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    writer = _Writer(folder, framing, on_progress)
-    data = open_source(writer)
-    if writer.images is None:
-        writer.copy(data.images)
-    assert writer.images is not None
-    refused = {number: writer.refused[number] for number in sorted(writer.refused)}
-    if refused and not leave_out:
-        (folder / _REFUSED).write_text("\n".join(refused.values()) + "\n", encoding="utf-8")
-        raise InputError(
-            f"{len(refused)} of the records cannot be used, the first one because {next(iter(refused.values()))}; "
-            f"{folder / _REFUSED} lists all: mend them, or leave them out with --leave-out"
-        )
-    kept = np.setdiff1d(np.arange(len(data.images)), list(refused))
-    if not len(kept):
-        raise InputError(f"{data.name}: no record can be used")
-    _finish(folder, writer.images, kept, data, refused)
-    return Prepared(len(kept), list(refused.values()))
+    with _alone(folder):
+        writer = _Writer(folder, framing, on_progress)
+        data = open_source(writer)
+        if writer.images is None:
+            writer.copy(data.images)
+        assert writer.images is not None
+        refused = {number: writer.refused[number] for number in sorted(writer.refused)}
+        if refused and not leave_out:
+            (folder / _REFUSED).write_text("\n".join(refused.values()) + "\n", encoding="utf-8")
+            raise InputError(
+                f"{len(refused)} of the records cannot be used, the first one because {next(iter(refused.values()))}; "
+                f"{folder / _REFUSED} lists all: mend them, or leave them out with --leave-out"
+            )
+        kept = np.setdiff1d(np.arange(len(data.images)), list(refused))
+        if not len(kept):
+            raise InputError(f"{data.name}: no record can be used")
+        _finish(folder, writer.images, kept, data, refused)
+        return Prepared(len(kept), list(refused.values()))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into the same folder."""
+    with (folder / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder} is being prepared by another process: wait for it, or end it") from None
+        yield
 
 
 def is_prepared(path: Path) -> bool:
@@ -145,22 +161,21 @@ class _Writer:
     def __call__(self, files: Sequence[ImageFile | EncodedImage]) -> Images:
         source = _digest_of(files, self._framing)
         known: dict[str, Any] = read_json(self._folder / _PROGRESS) if (self._folder / _PROGRESS).exists() else {}
-        if known.get("source") != source or not (self._folder / _IMAGES).exists():
-            known = _NOTHING
         like = read_image(files[0], self._framing) if self._open_frame else None
-        images = self._map((len(files), *(self._frame if like is None else like.shape)), fresh=not known["done"])
+        shape = len(files), *(self._frame if like is None else like.shape)
+        if known.get("source") != source or not self._there(shape):
+            known = _NOTHING
+        images = self._map(shape, fresh=not known["done"])
         done, saved = int(known["done"]), time.monotonic()
         self.refused = {index: reason for index, reason in known["refused"]}
-        todo = [*self.refused, *range(done, len(files))]  # what was refused may have been mended
-        for number, index in enumerate(todo, start=len(files) - len(todo) + 1):
+        for index in range(done, len(files)):
             try:
                 images[index] = read_image(files[index], self._framing, like=like, which=files[0])
-                self.refused.pop(index, None)
             except InputError as error:
                 self.refused[index] = str(error)
-            done = max(done, index + 1)
-            self._on_progress(number, len(files))
-            if number == len(files) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+            done = index + 1
+            self._on_progress(done, len(files))
+            if done == len(files) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 saved = time.monotonic()
                 images.flush()
                 refused = list(self.refused.items())
@@ -189,10 +204,14 @@ class _Writer:
         assert channels is not None
         return size, size, channels
 
+    def _there(self, shape: tuple[int, ...]) -> bool:
+        path = self._folder / _IMAGES
+        return path.is_file() and path.stat().st_size == math.prod(shape)
+
     def _map(self, shape: tuple[int, ...], *, fresh: bool) -> np.memmap[Any, np.dtype[np.uint8]]:
         """Return `images.bin` as an array that is written through."""
         path = self._folder / _IMAGES
-        if fresh or path.stat().st_size != math.prod(shape):
+        if fresh:
             write_json(self._folder / _PROGRESS, _NOTHING)
             with path.open("wb") as file:
                 file.truncate(math.prod(shape))
@@ -227,7 +246,13 @@ def _finish(
 
 def _ours(folder: Path) -> bool:
     """Whether a folder holds nothing but what `prepare` writes."""
-    return {entry.name for entry in folder.iterdir()} <= {_DONE, _PROGRESS, _IMAGES, _LABELS, _REFUSED}
+    return {entry.name for entry in folder.iterdir() if not is_hidden(entry.name)} <= {
+        _DONE,
+        _PROGRESS,
+        _IMAGES,
+        _LABELS,
+        _REFUSED,
+    }
 
 
 def _shape(stated: object) -> tuple[int, int, int, int]:

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,8 @@ from dpdm.types import InputError
 
 SCHEMA = 1
 _POINTS = 10  # of the curve of ε
+CLASSIFIERS = ("logreg", "mlp", "cnn")
+DISTANCES = ("frechet", "kernel", "precision", "recall", "density", "coverage", "inception")
 _LIBRARIES = ("torch", "numpy", "dp-accounting", "cryptography")
 
 
@@ -61,7 +64,7 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
         "settings": settings,
         "versions": {"dpdm": dpdm.__version__, **{name: version(name) for name in _LIBRARIES}},
         "machine": {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()},
-        "scores": None if scores is None else _scores(scores),
+        "scores": None if scores is None else _scores(scores, num_classes=release.facts.num_classes),
     }
     if private:
         facts["private"] = _private(run)
@@ -106,11 +109,42 @@ def _budget(plan: DPSGD, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return parts
 
 
-def _scores(path: Path) -> dict[str, Any]:
-    scores = read_json(path)
-    if not {"reference", "covered_by_epsilon"} <= scores.keys():
-        raise InputError(f"{path} is not what dpdm evaluate --json prints: write that into it")
+def _scores(path: Path, *, num_classes: int) -> dict[str, Any]:
+    """Return what a page shows of the scores in a file, and nothing else that may stand there."""
+    found = read_json(path)
+    try:
+        scores = {"reference": str(found["reference"]), "quick": bool(found["quick"]), **_judged(found, num_classes)}
+        baseline: Any = found.get("baseline")
+        if baseline is not None:
+            scores["baseline"] = {"source": str(baseline["source"]), **_judged(baseline, num_classes)}
+        dp_sgd: Any = found.get("dp_sgd")
+        if dp_sgd is not None:
+            scores["dp_sgd"] = {key: float(dp_sgd[key]) for key in ("epsilon", "accuracy")}
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"{path} is not what dpdm evaluate --json prints for such images: write that into it"
+        ) from None
     return scores
+
+
+def _judged(found: dict[str, Any], num_classes: int) -> dict[str, Any]:
+    judged: dict[str, Any] = {}
+    for name in CLASSIFIERS:
+        judged[name] = {key: float(found[name][key]) for key in ("accuracy", "low", "high")}
+        confusion = [[int(number) for number in row] for row in found[name].get("confusion", [])]
+        if confusion and {len(confusion), *map(len, confusion)} != {num_classes}:
+            raise ValueError("another number of classes")
+        judged[name]["confusion"] = confusion
+    if "fidelity" in found:
+        fidelity = found["fidelity"]
+        judged["fidelity"] = {key: str(fidelity[key]) for key in ("features", "digest")}
+        judged["fidelity"]["num_images"] = int(fidelity["num_images"])
+        for name in DISTANCES:
+            if name in fidelity:
+                ends = {end: fidelity[name].get(end) for end in ("low", "high")}
+                ends = {end: None if value is None else float(value) for end, value in ends.items()}
+                judged["fidelity"][name] = {"value": float(fidelity[name]["value"]), **ends}
+    return judged
 
 
 def _private(run: Path) -> dict[str, Any]:
@@ -120,10 +154,19 @@ def _private(run: Path) -> dict[str, Any]:
         raise InputError(f"{run} has no private/ folder: leave out --private, or name the run's own folder")
     found: dict[str, Any] = {"metrics": [], "audit": None}
     if (folder / "metrics.jsonl").is_file():
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = list(_rows((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()))
         every = max(1, len(rows) // 200)
         found["metrics"] = rows[::every]
     if (folder / "audit" / "audit.json").is_file():
         found["audit"] = read_json(folder / "audit" / "audit.json")
     return found
+
+
+def _rows(lines: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what lines say: not a last one that a crash cut short, and no value that is not finite."""
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        yield {key: value for key, value in row.items() if value is not None and math.isfinite(value)}

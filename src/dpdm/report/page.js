@@ -4,7 +4,7 @@ for (const button of document.querySelectorAll(".filter button")) {
   button.addEventListener("click", () => {
     for (const other of document.querySelectorAll(".filter button"))
       other.setAttribute("aria-pressed", String(other === button));
-    for (const row of document.querySelectorAll(".class"))
+    for (const row of document.querySelectorAll(".class[data-class]"))
       row.hidden = button.dataset.class !== "" && row.dataset.class !== button.dataset.class;
   });
 }

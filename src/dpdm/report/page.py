@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -13,10 +14,12 @@ import tomli_w
 from PIL import Image
 
 from dpdm.evaluation import image_grid
-from dpdm.files import write_atomically, write_json
+from dpdm.files import read_json, write_atomically, write_json
 from dpdm.report.charts import bar_chart, line_chart, roc_chart
 from dpdm.report.facts import gather
 from dpdm.training import Release
+from dpdm.training.release import release_folder
+from dpdm.training.verification import percent
 from dpdm.types import Images, InputError
 
 _PER_CLASS, _MOST_CLASSES = 20, 20
@@ -24,7 +27,7 @@ _CLASSIFIERS = {"logreg": "logistic regression", "mlp": "MLP", "cnn": "CNN"}
 
 
 def write_report(run: Path, output: Path, *, scores: Path | None = None, private: bool = False) -> None:
-    """Write the page to `output`, and the facts beside it as JSON; both wholly or not at all.
+    """Write the page to `output`, and the facts beside it as JSON; each wholly or not at all.
 
     Args:
         run: A finished run's folder, or its `release/`.
@@ -37,13 +40,18 @@ def write_report(run: Path, output: Path, *, scores: Path | None = None, private
     """
     if output.suffix != ".html":
         raise InputError(f"{output}: a report's name must end in .html")
+    twin = output.with_suffix(".json")
+    if twin.exists() and "audience" not in read_json(twin):
+        raise InputError(f"{twin} exists and is no report's: choose another name for the page, its twin goes there")
+    if output.resolve().parent == release_folder(run).resolve():
+        raise InputError(f"{output} would lie in the release, which holds nothing but its own files: choose another -o")
     facts, release = gather(run, scores=scores, private=private)
     nearest = run / "private" / "audit" / "nearest.png"
     picture = nearest.read_bytes() if private and nearest.is_file() else None
     output.parent.mkdir(parents=True, exist_ok=True)
     page = render(facts, release, nearest=picture)
+    write_json(twin, facts)
     write_atomically(output, lambda path: path.write_text(page, encoding="utf-8"))
-    write_json(output.with_suffix(".json"), facts)
 
 
 def render(facts: dict[str, Any], release: Release, *, nearest: bytes | None = None) -> str:
@@ -85,7 +93,7 @@ def _claim(claim: dict[str, Any]) -> str:
     numbers = [("ε at most", f"{claim['epsilon']:g}"), ("δ", f"{claim['delta']:g}")]
     numbers.append(("as likely at most", _times(claim["factor"])))
     for false, true in claim["true_positive_rates"].items():
-        numbers.append((f"found at {100 * float(false):g} % false alarms", f"{100 * true:.2g} %"))
+        numbers.append((f"found at {100 * float(false):g} % false alarms", percent(true)))
     boxes = "".join(f"<div>{escape(name)}<b>{value}</b></div>" for name, value in numbers)
     return (
         '<h2>What is promised</h2><div class="numbers">' + boxes + "</div>"
@@ -154,8 +162,8 @@ def _scores(scores: dict[str, Any] | None, classes: Sequence[str]) -> str:
     ]
     if found := scores.get("dp_sgd"):
         parts.append(
-            f"<p>A CNN trained on the real images themselves by DP-SGD has {100 * found['accuracy']:.1f} %: "
-            f"{escape(found['statement'])}.</p>"
+            f"<p>A CNN trained on the real images themselves by DP-SGD at ε = {found['epsilon']:g} has "
+            f"{100 * found['accuracy']:.1f} %.</p>"
         )
     bars = [(name, 100 * scores[key]["accuracy"]) for key, name in _CLASSIFIERS.items() if key in scores]
     if bars:
@@ -262,13 +270,10 @@ def _accuracies(scores: dict[str, Any]) -> list[str]:
 
 
 def _times(factor: float) -> str:
-    return (
-        f"{factor:.3g} ×"
-        if factor < 1000
-        else f"{float(f'{factor:.2g}'):,.0f} ×"
-        if factor < 1e9
-        else f"{factor:.0e} ×"
-    )
+    """Say a bound as a factor, rounded up to three digits."""
+    step = 10.0 ** (math.floor(math.log10(factor)) - 2)
+    above = math.ceil(factor / step) * step
+    return f"{above:,.0f} ×" if 1000 <= above < 1e9 else f"{above:.3g} ×"
 
 
 def _interval(score: dict[str, Any]) -> str:

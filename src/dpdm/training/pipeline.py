@@ -18,6 +18,7 @@ from torch import Tensor
 from dpdm.diffusion import FromPrior, GaussianMixture, MatchedPreconditioning
 from dpdm.files import write_atomically
 from dpdm.training.release import Release, build_denoiser, from_settings, release_folder
+from dpdm.training.verification import verify_release
 from dpdm.types import Images, InputError
 
 _CARRIED = ("privacy.json", "config.toml", "samples.png")  # what a person should see of the release
@@ -54,7 +55,7 @@ class Denoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Makes the images that `Release.sample` makes of the same seed."""
+    """Makes the images that `Release.sample` makes of the same seed on the same device."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
@@ -92,7 +93,9 @@ class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         release = Release(self.denoiser.denoiser.eval(), facts, {}, settings, sampler)
         labels = None if class_labels is None else np.asarray(class_labels)
         count = batch_size if labels is None else len(labels)
-        images, _ = release.sample(count, labels=labels, seed=None if generator is None else generator.initial_seed())
+        images, _ = release.sample(
+            count, labels=labels, seed=None if generator is None else generator.initial_seed() % 2**63
+        )
         shown = [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in images]
         made = shown if output_type == "pil" else images
         return ImagePipelineOutput(images=made) if return_dict else (made,)
@@ -102,10 +105,11 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
     """Write a finished run's release as a folder that `DPDMPipeline.from_pretrained` loads, with its claim.
 
     Raises:
-        InputError: There is no finished run, its files do not agree, or the folder holds something.
+        InputError: There is no finished run, its files do not bear out a claim, or the folder holds something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose another folder")
+    verify_release(run)
     release = Release.load(run)
     preconditioning, prior = release.denoiser.preconditioning, None
     if isinstance(preconditioning, MatchedPreconditioning):
@@ -114,13 +118,16 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
     denoiser.denoiser.load_state_dict(release.denoiser.state_dict())
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    DPDMPipeline(denoiser).save_pretrained(partial)
-    for name in _CARRIED:
-        shutil.copy(release_folder(run) / name, partial / name)
-    write_atomically(partial / "README.md", lambda path: path.write_text(_readme(release), encoding="utf-8"))
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
+    try:
+        DPDMPipeline(denoiser).save_pretrained(partial)
+        for name in _CARRIED:
+            shutil.copy(release_folder(run) / name, partial / name)
+        write_atomically(partial / "README.md", lambda path: path.write_text(_readme(release), encoding="utf-8"))
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _readme(release: Release) -> str:

@@ -46,7 +46,7 @@ def train_private_classifier(
     data: ImageDataset,
     *,
     epsilon: float,
-    delta: float = 1e-5,
+    delta: float | None = None,
     steps: int = 400,
     expected_batch_size: int = 2048,
     copies: int = 4,
@@ -61,7 +61,7 @@ def train_private_classifier(
     Args:
         data: Labelled images: secret.
         epsilon: ε of the claim.
-        delta: δ of the claim.
+        delta: δ of the claim; 1e-5, or half of one in the number of images if that is less, unless told.
         steps: Noisy gradients.
         expected_batch_size: Images in a step on average; a quarter of the images if that is less.
         copies: Shifted copies of an image in one step.
@@ -80,7 +80,11 @@ def train_private_classifier(
     labels = torch.from_numpy(data.labels)
     batch = min(expected_batch_size, max(1, len(data) // 4))
     plan = DPSGD(
-        dataset_size=len(data), expected_batch_size=batch, steps=steps, delta=delta, relation="replace_special"
+        dataset_size=len(data),
+        expected_batch_size=batch,
+        steps=steps,
+        delta=min(1e-5, 0.5 / len(data)) if delta is None else delta,
+        relation="replace_special",
     ).calibrate(epsilon=epsilon)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -147,9 +147,11 @@ class Trainer:
             None if self.run is None or not processes.first else Path(self.run) / "private",
             {**settings, "opened": data.location},
         )
+        claim = self.mechanism.claim(entropy=self.entropy)
         watch = Watch(
             None if self.run is None or not processes.first else Path(self.run) / "watch",
             self.mechanism,
+            private=claim["private"] is True,
             tensorboard=self.training.tensorboard,
         )
         keep_freed_memory()
@@ -185,7 +187,6 @@ class Trainer:
                 for module in (denoiser, average):
                     assert isinstance(module.preconditioning, MatchedPreconditioning)
                     module.preconditioning.prior = prior
-            claim = self.mechanism.claim(entropy=self.entropy)
             release = Release(average.eval(), facts, claim, settings, self.sampler)
             while not mechanism.finished:
                 rate = self.training.learning_rate_at(mechanism.steps_spent / self.mechanism.steps)

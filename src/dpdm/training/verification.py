@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import tomli_w
 
 from dpdm.config import Config, Training, decode, decode_plan, encode, read_toml, require_prior_planned
+from dpdm.files import json_text
 from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
 from dpdm.privacy.accounting import true_positive_rates
 from dpdm.training.release import FILES, Release, read_claim, release_folder, require_digests
@@ -58,7 +60,7 @@ class Verified:
     def bounds(self) -> str:
         """What ε bounds, in one sentence."""
         of = [
-            f"at most {_percent(true)} of the used ones while wrongly accusing {100 * false:g} % of the unused ones"
+            f"at most {percent(true)} of the used ones while wrongly accusing {100 * false:g} % of the unused ones"
             for false, true in self.true_positive_rates.items()
         ]
         return (
@@ -99,6 +101,8 @@ def verify_release(run: Path | str) -> Verified:
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
         raise InputError(f"{folder} is damaged ({type(error).__name__}): its plan cannot be read") from None
     Release.load(folder)
+    _require_as_written(folder / "config.toml", tomli_w.dumps(settings))
+    _require_as_written(folder / "privacy.json", json_text(privacy))
     return Verified(
         statement=privacy["statement"],
         epsilon=plan.epsilon(),
@@ -120,6 +124,12 @@ def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
     require_digests(folder, privacy)
     if set(privacy["sha256"]) != set(FILES):
         raise InputError(f"{folder}/privacy.json has digests of files that do not belong to a release")
+
+
+def _require_as_written(path: Path, content: str) -> None:
+    """Raise InputError unless a file is to the byte what its content is written as: comments say more than that."""
+    if path.read_bytes() != content.encode():
+        raise InputError(f"{path} is not as a run writes it: comments or spaces in it are covered by no claim")
 
 
 def _require_no_more(folder: Path, settings: dict[str, Any], config: Config, plan: Mechanism) -> None:
@@ -187,7 +197,7 @@ def _require_same_claim(folder: Path, privacy: dict[str, Any], expected: dict[st
             )
 
 
-def _percent(rate: float) -> str:
+def percent(rate: float) -> str:
     """Say a bound in per cent, rounded up."""
     hundredths = -int(-10_000 * rate // 1)
     return f"{hundredths / 100:g} %"

@@ -27,11 +27,12 @@ class Watch:
     Args:
         path: The folder.
         plan: What ε is computed of.
+        private: Whether the run has a claim; without one its lines say so, and there are no pictures.
         tensorboard: Whether to write the same for TensorBoard, beside.
     """
 
-    def __init__(self, path: Path | None, plan: Mechanism, *, tensorboard: bool) -> None:
-        self._path, self._plan = path, plan
+    def __init__(self, path: Path | None, plan: Mechanism, *, private: bool, tensorboard: bool) -> None:
+        self._path, self._plan, self._private = path, plan, private
         self._epsilon: dict[int, float] = {}  # by step
         if path is not None:
             path.mkdir(exist_ok=True)
@@ -51,11 +52,13 @@ class Watch:
         points = {self._plan.steps * point // _POINTS for point in range(1, _POINTS + 1)}
         if step in points:
             epsilon = self._spent(step)
-            row = {"step": step, "epsilon": epsilon if epsilon < float("inf") else None, "learning_rate": learning_rate}
+            claimed = epsilon if self._private and epsilon < float("inf") else None
+            row: dict[str, Any] = {"step": step, "epsilon": claimed, "learning_rate": learning_rate}
+            row |= {} if self._private else {"remark": "NOT PRIVATE"}
             with (self._path / "progress.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             write_scalars(self._writer, row)
-        if step in {self._plan.steps * quarter // _PICTURES for quarter in range(1, _PICTURES)}:
+        if self._private and step in {self._plan.steps * quarter // _PICTURES for quarter in range(1, _PICTURES)}:
             name = self._path / f"step-{step:0{len(str(self._plan.steps))}d}.png"
             release.save_picture(name)
             if self._writer is not None:
@@ -89,5 +92,5 @@ def write_scalars(writer: "SummaryWriter | None", row: dict[str, Any]) -> None:
     """Write each number of a row, but its step, if there is a writer."""
     if writer is not None:
         for key, value in row.items():
-            if key != "step" and value is not None:
+            if key != "step" and isinstance(value, float):
                 writer.add_scalar(key, value, row["step"], walltime=row["step"])  # no times: see above

@@ -82,6 +82,44 @@ def test_it_goes_on_where_it_was_stopped(photos, tmp_path, monkeypatch):
     assert np.array_equal(open_dataset(tmp_path / "ready").images, open_dataset(photos, size=12, channels=3).images)
 
 
+def test_images_that_were_lost_meanwhile_are_read_again(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_SAVES", -1.0)
+    read, files = module.read_image, []
+
+    def read_until_killed(file, *args, **kwargs):
+        if len(files) == 5:
+            raise KeyboardInterrupt
+        files.append(file)
+        return read(file, *args, **kwargs)
+
+    monkeypatch.setattr(module, "read_image", read_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "ready", opener(photos), FRAMING)
+    monkeypatch.setattr(module, "read_image", read)
+    pixels = tmp_path / "ready" / "images.bin"
+    pixels.write_bytes(pixels.read_bytes()[:-1000])  # as a copy leaves it that was cut short
+    (tmp_path / "ready" / ".progress.json.partial").write_text("{")  # as a kill leaves it
+    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    assert np.array_equal(open_dataset(tmp_path / "ready").images, open_dataset(photos, size=12, channels=3).images)
+
+
+def test_two_processes_do_not_prepare_the_same_folder(photos, tmp_path):
+    def opened(read):
+        with pytest.raises(InputError, match="being prepared by another process"):
+            prepare(tmp_path / "ready", opener(photos), FRAMING)
+        return open_dataset(photos, read=read)
+
+    prepare(tmp_path / "ready", opened, FRAMING)
+    assert len(open_dataset(tmp_path / "ready")) == 9
+
+
+def test_it_has_no_test_part(photos, tmp_path):
+    """Training images must never pass as held-out ones."""
+    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    with pytest.raises(InputError, match="has no folders train/ and test/"):
+        open_dataset(f"{tmp_path / 'ready'}:test")
+
+
 def test_it_starts_anew_when_the_source_has_changed(photos, tmp_path, monkeypatch):
     broken = photos / "c" / "8.png"
     content = broken.read_bytes()
