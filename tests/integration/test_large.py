@@ -33,7 +33,7 @@ def synthesise(path, count, shape, *, classes):
 def test_a_million_images_are_prepared_and_trained_on_with_two_gigabytes(tmp_path):
     synthesise(tmp_path / "million.npy", 1_000_000, (32, 32, 3), classes=0)
     settings = ["--set=network.width=16", "--set=privacy.steps=3", "--set=privacy.expected_batch_size=64"]
-    settings += ["--set=prior.centres=2", "--set=data.num_classes=0"]
+    settings += ["--set=prior.centres=2", "--set=data.num_classes=0", "--set=privacy.delta=1e-7"]
     train = ["train", "ready", "--epsilon=1", "--dataset-size=1000000", "-r", "run", *settings]
     for line in (["prepare", "million.npy", "-o", "ready"], train):
         done = subprocess.run(
