@@ -271,6 +271,7 @@ def test_two_nodes_are_one_run(tmp_path):
     assert spent(run) == 6 + 12
 
 
+@pytest.mark.slow
 def test_processes_evaluate_together_what_one_does_alone(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (120, 12, 12, 1)).astype(np.uint8)
     labels = np.arange(120) % 3

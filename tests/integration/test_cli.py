@@ -500,6 +500,7 @@ def test_runs_and_anyones_images_are_judged_side_by_side(dpdm, trained, photos, 
     assert "none stated" in second
 
 
+@pytest.mark.slow
 def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
     from dpdm.training import private_classifier
 
