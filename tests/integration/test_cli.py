@@ -548,6 +548,9 @@ def test_prepared_images_train_as_their_source_does(dpdm, photos, tmp_path):
     code, _, err = dpdm("prepare", photos, *framed, "-o", "ready")
     assert (code, err.count("\n")) == (2, 1)
     assert "prepared already" in err
+    code, _, err = dpdm("prepare", photos, "--set", "privacy.epsilon=1", "-o", "other")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "prepare takes data.… only" in err
     next(iter(sorted(photos.rglob("*.png")))).write_bytes(b"no image")
     code, _, err = dpdm("prepare", photos, *framed, "-o", "other")
     assert code == 2

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.common import AsJson, Run, bound, print_json, say
+from dpdm.cli.options import AsJson, Run, bound, print_json, say
 from dpdm.terminal import show_stages, tell
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dpdm.cli.common import AsJson, Run, Set, fail, print_json, say
+from dpdm.cli.options import AsJson, Run, Set, fail, print_json, say
 from dpdm.terminal import show_progress
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.common import AsJson, fail, print_json, say
+from dpdm.cli.options import AsJson, fail, print_json, say
 from dpdm.terminal import show_progress, show_stages
 
 if TYPE_CHECKING:

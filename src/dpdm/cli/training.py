@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.common import (
+from dpdm.cli.options import (
     AsJson,
     Epsilon,
     Minutes,
@@ -109,6 +109,9 @@ def prepare(
     """Decode and frame a source's images once, into a folder that training need not hold in memory."""
     from dpdm.data import Framing, open_dataset, prepare
 
+    for text in set or []:
+        if not text.startswith("data."):
+            fail(f"--set {text} changes nothing about images: prepare takes data.… only")
     data = load_settings(target, None, None, set, None).data
     framing = Framing(size=data.size, fit=data.fit, channels=data.channels)
     done = 0

@@ -70,8 +70,6 @@ def prepare(
         * A folder that opens is whole, and its bytes are those that were written: digests are checked.
         * What is left out is decided for each record by itself: one record never changes another.
     """
-    if (folder / _DONE).exists():
-        raise InputError(f"{folder} is prepared already: use it, or remove it first")
     if leave_out and None in (framing.size, framing.channels):
         # Else the first record would decide which others are left out.
         raise InputError("to leave records out, declare data.size and data.channels: --set data.size=32")
@@ -79,6 +77,8 @@ def prepare(
         raise InputError(f"{folder} holds something else: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        if (folder / _DONE).exists():
+            raise InputError(f"{folder} is prepared already: use it, or remove it first")
         writer = _Writer(folder, framing, on_progress)
         data = open_source(writer)
         if writer.images is None:

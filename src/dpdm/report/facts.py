@@ -11,6 +11,7 @@ from typing import Any
 
 import dpdm
 from dpdm.config import Prior, decode, decode_plan, read_toml
+from dpdm.evaluation import CLASSIFIERS
 from dpdm.files import read_json
 from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import gaussian_epsilon, round_up
@@ -20,7 +21,6 @@ from dpdm.types import InputError
 
 SCHEMA = 1
 _POINTS = 10  # of the curve of ε
-CLASSIFIERS = ("logreg", "mlp", "cnn")
 DISTANCES = ("frechet", "kernel", "precision", "recall", "density", "coverage", "inception")
 _LIBRARIES = ("torch", "numpy", "dp-accounting", "cryptography")
 

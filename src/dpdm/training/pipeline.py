@@ -81,14 +81,16 @@ class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
             return_dict: Whether to return an `ImagePipelineOutput` rather than a tuple.
 
         Raises:
-            InputError: A label is no class of the release, or `output_type` is another.
+            InputError: A label is no class of the release, `output_type` is another, or there are no steps to count.
         """
         if output_type not in ("pil", "np"):
             raise InputError(f"output_type must be pil or np, not {output_type}")
         settings = self.denoiser.config.settings
         config, facts = from_settings(settings)
         sampler = config.sampler
-        if num_inference_steps is not None and not isinstance(sampler, FromPrior):
+        if num_inference_steps is not None:
+            if isinstance(sampler, FromPrior):
+                raise InputError("a prior takes no steps: leave out num_inference_steps")
             sampler = replace(sampler, steps=num_inference_steps)
         release = Release(self.denoiser.denoiser.eval(), facts, {}, settings, sampler)
         labels = None if class_labels is None else np.asarray(class_labels)

@@ -58,8 +58,8 @@ def test_it_holds_what_its_source_does(form, photos, tmp_path):
     assert open_dataset(tmp_path / "ready", num_classes=0).labels is None
 
 
-def test_it_goes_on_where_it_was_stopped(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SECONDS_BETWEEN_SAVES", -1.0)
+def prepare_until_killed(photos, folder, monkeypatch):
+    """Prepare five images, each of them saved, and return their files."""
     read, files = module.read_image, []
 
     def read_until_killed(file, *args, **kwargs):
@@ -68,12 +68,19 @@ def test_it_goes_on_where_it_was_stopped(photos, tmp_path, monkeypatch):
         files.append(file)
         return read(file, *args, **kwargs)
 
-    monkeypatch.setattr(module, "read_image", read_until_killed)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "ready", opener(photos), FRAMING)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_SECONDS_BETWEEN_SAVES", -1.0)
+        patched.setattr(module, "read_image", read_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, opener(photos), FRAMING)
+    return files
+
+
+def test_it_goes_on_where_it_was_stopped(photos, tmp_path, monkeypatch):
+    first = prepare_until_killed(photos, tmp_path / "ready", monkeypatch)
     with pytest.raises(InputError, match="not prepared to the end"):
         open_dataset(tmp_path / "ready")
-    first, files[:] = list(files), []
+    read, files = module.read_image, []
     monkeypatch.setattr(module, "read_image", lambda file, *a, **k: files.append(file) or read(file, *a, **k))
     prepare(tmp_path / "ready", opener(photos), FRAMING)
     assert len(first) == 5
@@ -83,19 +90,7 @@ def test_it_goes_on_where_it_was_stopped(photos, tmp_path, monkeypatch):
 
 
 def test_images_that_were_lost_meanwhile_are_read_again(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SECONDS_BETWEEN_SAVES", -1.0)
-    read, files = module.read_image, []
-
-    def read_until_killed(file, *args, **kwargs):
-        if len(files) == 5:
-            raise KeyboardInterrupt
-        files.append(file)
-        return read(file, *args, **kwargs)
-
-    monkeypatch.setattr(module, "read_image", read_until_killed)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "ready", opener(photos), FRAMING)
-    monkeypatch.setattr(module, "read_image", read)
+    prepare_until_killed(photos, tmp_path / "ready", monkeypatch)
     pixels = tmp_path / "ready" / "images.bin"
     pixels.write_bytes(pixels.read_bytes()[:-1000])  # as a copy leaves it that was cut short
     (tmp_path / "ready" / ".progress.json.partial").write_text("{")  # as a kill leaves it

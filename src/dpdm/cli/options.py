@@ -1,4 +1,4 @@
-"""What several verbs share: their options, and how they say things."""
+"""The options that several verbs take, what settings these make, and how verbs speak."""
 
 import json
 from pathlib import Path
