@@ -1,5 +1,9 @@
+import os
+
 import pytest
 import torch
+
+os.environ.setdefault("DPDM_LEDGER", "none")  # what tests train is not for the user's own ledger
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ from dpdm.privacy import (
     Vectorized,
     gaussian_mu,
 )
-from dpdm.privacy.mechanism import Noise
+from dpdm.privacy.mechanism import Noise, Selection
 from dpdm.types import InputError, require_positive, require_seed
 
 T = TypeVar("T")
@@ -56,13 +56,17 @@ AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver | FromPri
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """`[data]`: which images, and the facts declared about them."""
+    """`[data]`: which images, and the facts declared about them.
+
+    `name` is what messages, the release and the ledger call them; that of the source unless told.
+    """
 
     source: str
     size: int | None = None
     fit: Fit = "crop"
     channels: Channels | None = None
     num_classes: int | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 0:
@@ -72,9 +76,10 @@ class Data:
 
     def open(self) -> ImageDataset:
         """Return the images as one fixed table."""
-        return open_dataset(
+        opened = open_dataset(
             self.source, size=self.size, fit=self.fit, channels=self.channels, num_classes=self.num_classes
         )
+        return opened if self.name is None else dataclasses.replace(opened, name=self.name, public=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,8 +390,9 @@ def decode(cls: type[T], table: Table, *, path: str = "", default: object = None
 def decode_plan(table: Table) -> Mechanism:
     """Return the plan that `encode` made `table` of, as a release's settings hold it under `privacy`."""
     earlier = tuple(GaussianRelease(**release) for release in table.get("earlier", ()))
+    selection = {"selection": Selection(**table["selection"])} if "selection" in table else {}
     plan = DPSGD if "delta" in table else NonPrivate
-    return plan(**{**table, "earlier": earlier})
+    return plan(**{**table, "earlier": earlier, **selection})
 
 
 def encode(value: object) -> Table:

@@ -1,4 +1,4 @@
-"""The command line: `dpdm plan | prepare | train | sample | export | evaluate | compare | verify | audit | report`.
+"""The command line: one verb for each thing that a person does, from `dpdm plan` to `dpdm ledger`.
 
 A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTERM in 143, what is nobody's mistake
 (a full disk) in 1. The heavy imports wait until a verb runs, so that help is instant.
@@ -10,6 +10,7 @@ import typer
 
 from dpdm.cli.claims import audit, report, verify
 from dpdm.cli.images import export, sample
+from dpdm.cli.ledger import ledger
 from dpdm.cli.scores import compare, evaluate
 from dpdm.cli.training import plan, prepare, train
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 for verb in (plan, prepare, train, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
+app.add_typer(ledger, name="ledger")
 
 
 def main() -> None:

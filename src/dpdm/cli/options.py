@@ -17,6 +17,13 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="key=value for any 
 Minutes = Annotated[
     float | None, typer.Option(help="Choose noise multiplicity, steps and batch to take so long on this machine.")
 ]
+LedgerPlace = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        help="The book of what runs spend: a file, postgresql+psycopg://..., or none; the user's own unless told.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 

@@ -15,6 +15,7 @@ import typer
 from dpdm.cli.options import (
     AsJson,
     Epsilon,
+    LedgerPlace,
     Minutes,
     Set,
     Size,
@@ -145,10 +146,12 @@ def train(
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     minutes: Minutes = None,
+    ledger: LedgerPlace = None,
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a private generator; stop with Ctrl-C, and go on with the same line."""
+    from dpdm.ledger import Ledger
     from dpdm.training import Trainer
     from dpdm.training.hardware import joined_processes
 
@@ -160,7 +163,10 @@ def train(
         if minutes is not None:
             config = processes.object_from_first(_fit(config, folder, minutes))
         data = config.data.open()
-        trainer = Trainer.from_config(config, data, run=folder)
+        book = Ledger.default(ledger)
+        trainer = replace(
+            Trainer.from_config(config, data, run=folder), ledger=None if book is None else Ledger(book.url, tell=tell)
+        )
         with _say_how_to_go_on(folder, processes):
             release = _train_with_progress(trainer, data, processes)
     if not processes.first:

@@ -24,6 +24,7 @@ class ImageDataset:
         num_classes: How many classes are declared; 0 exactly when there are no labels.
         class_names: One name for each class; "0", "1", ... when undeclared.
         name: What messages call this data set.
+        public: Whether these images are published already, as benchmarks are: a ledger then counts and limits nothing.
         location: Where it was opened (the resolved path, or the built-in name) and how it was fitted; for the data
             owner, never published.
 
@@ -40,6 +41,7 @@ class ImageDataset:
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     name: str
+    public: bool = False
     location: str = ""
 
     def __post_init__(self) -> None:

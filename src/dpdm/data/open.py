@@ -67,7 +67,11 @@ def open_dataset(
         name, location = path.resolve().name, str(path.resolve())
     fitted = "" if size is None else f", {fit} to {size}"
     return replace(
-        dataset, images=framing.frame_all(dataset.images), name=f"{name}{part}", location=f"{location}{part}{fitted}"
+        dataset,
+        public=isinstance(source, str) and place in _BUILT_IN,
+        images=framing.frame_all(dataset.images),
+        name=f"{name}{part}",
+        location=f"{location}{part}{fitted}",
     )
 
 

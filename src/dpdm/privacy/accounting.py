@@ -5,9 +5,11 @@ distributions (PLD, the number that is claimed) and by Rényi divergences (RDP, 
 bounds; PLD is the tighter one.
 """
 
+import dataclasses
 import functools
 import logging
 import math
+import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,12 +51,36 @@ class PoissonGaussianSteps:
             raise InputError(f"steps must not be negative, not {self.steps}")
 
 
-Event = GaussianRelease | PoissonGaussianSteps
+@dataclass(frozen=True, kw_only=True)
+class RepeatedSelection:
+    """The best of a random number of runs, each of which releases `events`; of the others, nothing is released.
+
+    The number of runs follows the truncated negative binomial distribution of this `mean` and `shape`: geometric for a
+    shape of 1, logarithmic for 0. Only RDP can account for it.
+
+    Source:
+        Papernot & Steinke 2022.
+    """
+
+    events: "tuple[GaussianRelease | PoissonGaussianSteps, ...]"
+    mean: float
+    shape: float
+
+    def __post_init__(self) -> None:
+        require_positive(mean=self.mean)
+        if not self.mean > 1:
+            raise InputError(f"mean must be above 1, the least number of runs there can be, not {self.mean}")
+        if not 0 <= self.shape < math.inf:
+            raise InputError(f"shape must be a number from 0, not {self.shape}")
+
+
+Event = GaussianRelease | PoissonGaussianSteps | RepeatedSelection
 
 _RDP_IS_ENOUGH = 50.0  # beyond this ε hardly anything is promised, and the PLD of so little noise takes minutes
 _RDP_REACHES = 0.05  # below this ε the orders of RDP end, and only PLD can bracket a calibration
 _RDP_ROUNDS_BELOW = 1e-6  # below this ε the RDP bound can round to nothing
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier
+_ORDERS = (1.1, 1.2, 1.35, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 128, 256, 512)
 
 
 def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accountant: Accountant = "pld") -> float:
@@ -67,8 +93,8 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
         accountant: "pld" for the claim, "rdp" for the second opinion.
 
     Returns:
-        An upper bound on ε. Where PLD is numerically unfit, "pld" is the RDP bound: above ε = 50, and where the
-        round-off of PLD at a tiny δ would make it the larger of the two.
+        An upper bound on ε. Where PLD is unfit, "pld" is the RDP bound: for a `RepeatedSelection`, above ε = 50, and
+        where the round-off of PLD at a tiny δ would make it the larger of the two.
 
     Source:
         PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019.
@@ -78,14 +104,62 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
 
 @functools.cache
 def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, accountant: Accountant) -> float:
-    if not any(not isinstance(event, PoissonGaussianSteps) or event.steps for event in events):
+    if all(isinstance(event, PoissonGaussianSteps) and not event.steps for event in events):
         return 0.0
     rdp = _epsilon_by(_rdp_accountant(relation), events, delta)
-    if accountant == "rdp" or rdp > _RDP_IS_ENOUGH:
+    if accountant == "rdp" or rdp > _RDP_IS_ENOUGH or any(isinstance(event, RepeatedSelection) for event in events):
         return rdp
     interval = 1e-5 if rdp < 0.55 else 1e-4 if rdp < 15 else 1e-3  # of an ever wider distribution
     pld = _epsilon_by(_pld_accountant(relation, interval=interval), events, delta)
     return min(pld, rdp) if rdp > _RDP_ROUNDS_BELOW else pld
+
+
+def renyi_divergence(events: Sequence[Event], *, order: float, relation: Relation) -> float:
+    """Return the Rényi divergence of `order` that all `events` together are within: it adds up over events.
+
+    Args:
+        events: What is released.
+        order: Above 1.
+        relation: The neighbouring relation.
+
+    Source:
+        Mironov 2017; Zhu & Wang 2019 (Poisson sampling); Papernot & Steinke 2022 (selection).
+    """
+    return sum(_renyi_divergence(event, order, relation) for event in events)
+
+
+@functools.cache
+def _renyi_divergence(event: Event, order: float, relation: Relation) -> float:
+    # A selection's bound at one order is a minimum over others, so the usual ones come along.
+    orders = [*_ORDERS, order] if isinstance(event, RepeatedSelection) else [order]
+    found: Any = _compose(_rdp_accountant(relation, orders=orders), [event])
+    divergence = float(found._rdp[-1])  # which dp-accounting computes and has no public name for
+    return divergence if divergence >= 0 else math.inf  # "not a number" too: nothing is known
+
+
+def decode_event(table: dict[str, Any]) -> Event:
+    """Return the event that a claim's or a ledger's table of it describes.
+
+    Raises:
+        InputError: It is of an unknown type, or its numbers are impossible.
+    """
+    values = dict(table)
+    kind = values.pop("type", None)
+    try:
+        if kind == "RepeatedSelection":
+            values["events"] = tuple(map(decode_event, values["events"]))
+        made: Event = {cls.__name__: cls for cls in typing.get_args(Event)}[kind](**values)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{table!r} is no event that this version can account for ({error})") from None
+    return made
+
+
+def encode_event(event: Event) -> dict[str, Any]:
+    """Return the table that `decode_event` takes."""
+    table = {"type": type(event).__name__, **dataclasses.asdict(event)}
+    if isinstance(event, RepeatedSelection):
+        table["events"] = [encode_event(of_each) for of_each in event.events]
+    return table
 
 
 def calibrate(
@@ -238,15 +312,23 @@ def _epsilon_by(accountant: object, events: Sequence[Event], delta: float) -> fl
 
 def _compose(accountant: object, events: Sequence[Event]) -> Any:  # noqa: ANN401 (dp-accounting has no types)
     import dp_accounting
+    from dp_accounting import dp_event
 
     assert isinstance(accountant, dp_accounting.PrivacyAccountant)
-    for event in events:
-        gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+
+    def translated(event: Event) -> Any:  # noqa: ANN401
         match event:
-            case GaussianRelease():
-                accountant.compose(gaussian)
-            case PoissonGaussianSteps(sample_rate=rate, steps=steps) if steps:
-                accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps)
+            case GaussianRelease(noise_multiplier=noise):
+                return dp_accounting.GaussianDpEvent(noise)
+            case PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=steps):
+                step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
+                return dp_accounting.SelfComposedDpEvent(step, steps) if steps else dp_accounting.NoOpDpEvent()
+            case RepeatedSelection(events=events, mean=mean, shape=shape):
+                run = dp_accounting.ComposedDpEvent([translated(of_each) for of_each in events])
+                return dp_event.RepeatAndSelectDpEvent(run, mean, shape)
+
+    for event in events:
+        accountant.compose(translated(event))
     return accountant
 
 
@@ -262,10 +344,10 @@ def _pld_accountant(relation: Relation, *, interval: float) -> object:
     return pld.PLDAccountant(_relation(relation), value_discretization_interval=interval)
 
 
-def _rdp_accountant(relation: Relation) -> object:
+def _rdp_accountant(relation: Relation, *, orders: Sequence[float] | None = None) -> object:
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of orders that it leaves out, which is harmless
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from dp_accounting import rdp
 
-    return rdp.RdpAccountant(neighboring_relation=_relation(relation))
+    return rdp.RdpAccountant(orders, neighboring_relation=_relation(relation))

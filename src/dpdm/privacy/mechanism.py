@@ -26,7 +26,9 @@ from dpdm.privacy.accounting import (
     GaussianRelease,
     PoissonGaussianSteps,
     Relation,
+    RepeatedSelection,
     calibrate,
+    encode_event,
     epsilon,
     round_up,
 )
@@ -64,6 +66,41 @@ class Diagnostics(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Selection:
+    """That a run is one of a random number of runs, of which the best alone is released.
+
+    Args:
+        mean: How many runs there are on average, above 1.
+        shape: Of their number's distribution, a truncated negative binomial one: 1 is geometric, 0 logarithmic.
+        score_noise_multiplier: Noise on the count of right answers by which runs are compared, if that is private, ÷
+            what one record can change, which is 1; None for a score that uses released and public images alone.
+
+    Source:
+        Papernot & Steinke 2022.
+    """
+
+    mean: float
+    shape: float = 1.0
+    score_noise_multiplier: float | None = None
+
+    def __post_init__(self) -> None:
+        RepeatedSelection(events=(), mean=self.mean, shape=self.shape)
+        if self.score_noise_multiplier is not None:
+            require_positive(score_noise_multiplier=self.score_noise_multiplier)
+
+    @property
+    def score(self) -> tuple[GaussianRelease, ...]:
+        """What each run releases for its score, beside its own plan."""
+        noise = self.score_noise_multiplier
+        return () if noise is None else (GaussianRelease(noise_multiplier=noise),)
+
+    def events(self, of_one_run: Iterable[Event]) -> list[Event]:
+        """Return what is accounted for the best of all runs."""
+        parts = tuple(event for event in of_one_run if not isinstance(event, RepeatedSelection))
+        return [RepeatedSelection(events=(*parts, *self.score), mean=self.mean, shape=self.shape)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DPSGD:
     """DP-SGD with Poisson batch selection, and what is released before it: the plan, and all of the claim.
 
@@ -79,6 +116,7 @@ class DPSGD:
         earlier: Gaussian releases that come before the first step, in this order; the claim covers them.
         noise: "continuous" adds float64 numbers to float64 sums. "grid" truncates every clipped gradient to a grid,
             sums exactly, and rounds the noise to the same grid.
+        selection: Given if the run is a candidate of a search; the claim covers the whole search.
 
     Guarantees:
         * Each record enters each step independently with probability E / N, a constant.
@@ -101,6 +139,7 @@ class DPSGD:
     relation: Relation = "add_or_remove_one"
     earlier: tuple[GaussianRelease, ...] = ()
     noise: Noise = "continuous"
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         require_positive(
@@ -137,11 +176,18 @@ class DPSGD:
     def events(self, *, steps: int | None = None) -> list[Event]:
         """Return what is accounted: the earlier releases and `steps` (all, unless told) Poisson Gaussian steps."""
         taken = self.steps if steps is None else steps
-        if not taken:
-            return [*self.earlier]
-        noise_multiplier = self._noise_multiplier()
-        step = PoissonGaussianSteps(noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, steps=taken)
-        return [*self.earlier, step]
+        events: list[Event] = [*self.earlier]
+        if taken:
+            noise = self._noise_multiplier()
+            events.append(PoissonGaussianSteps(noise_multiplier=noise, sample_rate=self.sample_rate, steps=taken))
+        return self.selection.events(events) if self.selection else events
+
+    def events_made(self, number: int) -> list[Event]:
+        """Return what the first `number` releases of the plan cost; all of a search, once it has begun."""
+        if self.selection:
+            return self.events() if number else []
+        steps = max(0, number - len(self.earlier))
+        return [*self.earlier[:number]] if not steps else self.events(steps=steps)
 
     def epsilon(self, *, steps: int | None = None, accountant: Accountant = "pld") -> float:
         """Return ε at the plan's δ after `steps` steps (all, unless told)."""
@@ -168,12 +214,18 @@ class DPSGD:
         return with_noise(noise)
 
     @property
+    def claim_unit(self) -> str:
+        """What one unit of protection is."""
+        return "one image"
+
+    @property
     def statement(self) -> str:
         """The claim in one line; ε is rounded up."""
         unit = {"add_or_remove_one": "add or remove one image", "replace_special": "blank out one image"}[self.relation]
         before = [f"{len(self.earlier)} Gaussian releases"] if self.earlier else []
         steps = [f"{self.steps:,} Poisson steps at q = {self.sample_rate:.3g}"] if self.steps else []
-        made = ", ".join([unit, *before, *steps, f"{self._accountant.upper()} accountant"])
+        of = [f"the best of {self.selection.mean:g} runs on average, each of"] if self.selection else []
+        made = ", ".join([unit, *of, *before, *steps, f"{self._accountant.upper()} accountant"])
         return f"({round_up(self.epsilon())}, {self.delta:g})-DP, {made}"
 
     @property
@@ -188,7 +240,7 @@ class DPSGD:
             "private": entropy.secure,
             "statement": self.statement if entropy.secure else "NOT PRIVATE: noise and batches came from a known seed",
             "mechanism": "DP-SGD, Poisson batch selection, Gaussian noise" if self.steps else "Gaussian noise",
-            "unit": "one image",
+            "unit": self.claim_unit,
             "relation": self.relation,
             "epsilon": round_up(self.epsilon()) if entropy.secure else None,
             "delta": self.delta,
@@ -196,7 +248,7 @@ class DPSGD:
             "dataset_size": self.dataset_size,
             "steps": self.steps,
             **(of_steps if self.steps else {}),
-            "events": [{"type": type(event).__name__, **dataclasses.asdict(event)} for event in self.events()],
+            "events": [encode_event(event) for event in self.events()],
             "accountant": {
                 "pld": "dp-accounting, privacy loss distributions",
                 "rdp": "dp-accounting, Rényi divergences",
@@ -302,7 +354,9 @@ class MechanismRun:
     """
 
     def __init__(self, plan: Mechanism, journal: Path | None, *, entropy: Entropy, strategy: Strategy | None) -> None:
-        fingerprint = hashlib.sha256(repr((plan, entropy.secure)).encode()).hexdigest()
+        # Settings that came later than some journals are left out where they have no effect.
+        said = repr((plan, entropy.secure)).replace(", selection=None)", ")")
+        fingerprint = hashlib.sha256(said.encode()).hexdigest()
         self.plan = plan
         self.processes = Processes.joined()
         self.processes.require_same(fingerprint, "their plan")

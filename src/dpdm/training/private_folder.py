@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from dpdm.config import read_toml
 from dpdm.data import find_duplicates
 from dpdm.diffusion import GaussianMixture
-from dpdm.files import write_json, write_toml
+from dpdm.files import read_json, write_json, write_toml
 from dpdm.privacy.mechanism import Diagnostics, MechanismRun
 from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoint, save_prior
 from dpdm.training.watch import tensorboard_writer, write_scalars
@@ -68,6 +69,17 @@ class PrivateFolder:
     def journal(self) -> Path | None:
         """Where the mechanism counts its noisy sums."""
         return None if self.path is None else self.path / "journal.jsonl"
+
+    def name_in_ledger(self, *, new: bool) -> str | None:
+        """Return what tells this run from all others in a ledger, made once; None if there is none and not `new`."""
+        made = uuid.uuid4().hex
+        if self.path is None:
+            return made
+        if not (self.path / "ledger.json").exists():
+            if not new:
+                return None
+            write_json(self.path / "ledger.json", {"run": made})
+        return str(read_json(self.path / "ledger.json")["run"])
 
     def restore_prior(self, *, num_classes: int) -> GaussianMixture | None:
         """Return the prior that this run released, if it has."""

@@ -3,7 +3,7 @@
 `Trainer.steps` is a generator of progress; bars, logs and early stops are its callers'. `Trainer.fit` runs to the end.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,9 @@ from dpdm.config import (
 )
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, DenoisingLoss, FromPrior, GaussianMixture, MatchedPreconditioning, NoisyBatch
+from dpdm.ledger import Ledger, Records
 from dpdm.networks import CompactUNet, Network, Zero
-from dpdm.privacy import Mechanism, MechanismRun, OperatingSystemEntropy
+from dpdm.privacy import DPSGD, Mechanism, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.mechanism import Diagnostics, LoadBatch
@@ -71,6 +72,8 @@ class Trainer:
             seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
             be resumed.
         entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
+        ledger: Where what a run may release is reserved before its first noisy sum, if it claims anything: the user's
+            own (`Ledger.default`) unless told; None counts nothing.
 
     Under torchrun every process is given all images, keeps its own part of them, and returns the same release; the
     first one writes the files.
@@ -91,6 +94,7 @@ class Trainer:
     sampler: AnySampler = field(default_factory=DDIM)
     samplers: dict[str, AnySampler] = field(default_factory=dict)
     entropy: Entropy = field(default_factory=OperatingSystemEntropy)
+    ledger: Ledger | None = field(default_factory=Ledger.default)
 
     @classmethod
     def from_config(cls, config: Config, data: ImageDataset, *, run: Path | str | None = None) -> "Trainer":
@@ -182,6 +186,7 @@ class Trainer:
             if not updates:
                 folder.save(*state, updates)  # a disk that is full shows before anything is spent
                 folder.report_duplicates(whole.images)
+            counted = self._reserve(mechanism, whole, folder)
             if self.prior is not None:
                 prior = self._prior(self.prior, mechanism, data, folder).to(device)
                 for module in (denoiser, average):
@@ -213,6 +218,8 @@ class Trainer:
                     # A clean stop: nothing is in flight, so what was reserved beyond can be given back.
                     folder.save(*state, updates)
                     mechanism.settle()
+                    if self.run is None:  # which nobody can go on with
+                        counted(mechanism)
                     raise
                 folder.save_now_and_then(*state, updates)
             folder.save(*state, updates)
@@ -223,7 +230,23 @@ class Trainer:
             watch.close()
         if self.run is not None and processes.first:
             release.save(Path(self.run) / "release")
+        counted(mechanism)
         return release
+
+    def _reserve(
+        self, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder
+    ) -> Callable[[MechanismRun], None]:
+        """Reserve the plan in the ledger before anything is spent; return what tells it what was, in the end."""
+        plan, ledger = self.mechanism, self.ledger
+        if ledger is None or not isinstance(plan, DPSGD) or not self.entropy.secure or not mechanism.processes.first:
+            return lambda run: None
+        name = folder.name_in_ledger(new=not mechanism.finished)
+        if name is None:  # it was finished before it could be counted
+            return lambda run: None
+        if not mechanism.finished:
+            place = "in memory" if self.run is None else str(Path(self.run).absolute())
+            ledger.reserve(name, plan, Records(data.name, data.images, public=data.public), place=place)
+        return lambda run: ledger.complete(name, plan.events_made(run.spent))
 
     def _prior(
         self, settings: Prior, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder

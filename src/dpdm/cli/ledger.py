@@ -1,0 +1,246 @@
+"""`dpdm ledger`: what each data set has spent, and what is left."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpdm.cli.options import AsJson, Epsilon, LedgerPlace, Set, Size, Target, fail, load_settings, print_json, say
+from dpdm.terminal import tell
+
+if TYPE_CHECKING:
+    from dpdm.ledger import Account, Ledger, Records
+    from dpdm.privacy import DPSGD
+
+_BAR = 30  # characters
+
+ledger = typer.Typer(help="Show and keep the book of what runs have spent on each data set.")
+
+Dataset = Annotated[str, typer.Argument(help="The name of a data set, as the ledger has it.")]
+
+
+@ledger.callback(invoke_without_command=True)
+def list_all(context: typer.Context, place: LedgerPlace = None, as_json: AsJson = False) -> None:
+    """List the data sets, and what is left of each."""
+    if context.invoked_subcommand is not None:
+        if place is not None or as_json:
+            fail("give --ledger and --json after the verb: dpdm ledger show NAME --json")
+        return None
+    book = _open(place)
+    accounts = book.accounts()
+    if as_json:
+        return print_json({"ledger": book.storage.shown, "datasets": [_facts(a) for a in accounts.values()]})
+    say(f"ledger   {book.storage.shown}")
+    for account in accounts.values():
+        say(f"{account.dataset}: {_total(account)}; {_used(account)}")
+    if not accounts:
+        say("nothing is registered yet: the first run on a data set does it, or dpdm ledger register")
+
+
+@ledger.command()
+def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -> None:
+    """Show what was spent on a data set, when, and by which run."""
+    book = _open(place)
+    account, history = book.account(dataset), book.history(dataset)
+    if as_json:
+        return print_json(_facts(account) | {"history": [spent._asdict() for spent in history]})
+    say(f"{account.dataset}: {_total(account)}, registered {account.registered[:10]}")
+    say(f"one unit of protection is {account.unit}, {account.relation}")
+    for spent in history:
+        full = min(1.0, spent.share) if spent.share is not None else 0.0
+        bar = ("█" * round(_BAR * full)).ljust(_BAR, "·") if spent.share is not None else ""
+        part = f"{100 * spent.share:4.0f} %" if spent.share is not None else "     "
+        say(f"{spent.at[:16]}  {bar} {part}  ε {spent.epsilon:.4g}  {spent.what}")
+    for key, reservation in account.reservations.items():
+        say(f"{reservation.state:9} {key[:8]}  {reservation.place or 'waits for its run'}")
+    say(f"{_used(account)}")
+    say(
+        "% is of the budget for runs chosen one after another; ε is what all would cost, had they been planned together"
+    )
+
+
+@ledger.command()
+def register(
+    target: Target,
+    epsilon: Epsilon = None,
+    delta: Annotated[float, typer.Option(help="δ of the total.")] = 1e-5,
+    dataset_size: Size = None,
+    set: Set = None,
+    place: LedgerPlace = None,
+) -> None:
+    """Give a data set its total (ε, δ) before the first run on it."""
+    if epsilon is None:
+        fail("give the total: --epsilon 3")
+    book = _open(place)
+    records, plan = _records(target, None, dataset_size, set)
+    if records.public:
+        fail(f"{records.dataset} is public: nothing limits its runs")
+    book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.claim_unit)
+    say(f"{records.dataset} has a total of ({epsilon:g}, {delta:g}) in {book.storage.shown}")
+
+
+@ledger.command()
+def total(
+    dataset: Dataset, epsilon: Annotated[float, typer.Option(help="ε of the new total.")], place: LedgerPlace = None
+) -> None:
+    """Change a data set's total, which only its owner should."""
+    book = _open(place)
+    before = book.account(dataset)
+    book.change_total(dataset, epsilon=epsilon)
+    say(f"{dataset}: ε = {before.total:g} is now ε = {epsilon:g}; what was promised before was the old one")
+
+
+@ledger.command()
+def reserve(
+    target: Target,
+    times: Annotated[int, typer.Option(help="How many runs.")],
+    epsilon: Epsilon = None,
+    dataset_size: Size = None,
+    set: Set = None,
+    place: LedgerPlace = None,
+) -> None:
+    """Reserve several runs of the same settings together, which costs less than one after another."""
+    book = _open(place)
+    records, plan = _records(target, epsilon, dataset_size, set)
+    book.reserve_together(plan, records, times=times)
+    say(f"{times} runs are reserved: {plan.statement}")
+    say(f"each begins by dpdm train with these same settings; {_used(book.account(records.dataset))}")
+
+
+@ledger.command()
+def enter(
+    dataset: Dataset,
+    what: Annotated[str, typer.Option(help="What was released.")],
+    epsilon: Annotated[float, typer.Option(help="Its ε.")],
+    delta: Annotated[float, typer.Option(help="Its δ.")] = 0.0,
+    place: LedgerPlace = None,
+) -> None:
+    """Enter what was released by other means, as its own (ε, δ)."""
+    book = _open(place)
+    book.enter(dataset, what=what, epsilon=epsilon, delta=delta)
+    say(f"entered; {_used(book.account(dataset))}")
+
+
+@ledger.command()
+def settle(
+    run: Annotated[Path, typer.Argument(help="The folder of a run that will not go on.")], place: LedgerPlace = None
+) -> None:
+    """Read from a crashed run's journal what it has spent, and give the rest back; it can never go on then."""
+    from dpdm.training.settling import settle_run
+
+    book = _open(place)
+    spent, planned = settle_run(run, book)
+    say(f"{run} has released {spent:,} of {planned:,} noisy sums, and can release no more")
+
+
+@ledger.command()
+def plan(
+    dataset: Dataset, epsilon: Annotated[float, typer.Option(help="ε of each run.")], place: LedgerPlace = None
+) -> None:
+    """Say how many more runs at some ε fit."""
+    account = _open(place).account(dataset)
+    one_by_one, together = account.more_runs(epsilon=epsilon)
+    say(f"{dataset}: {_total(account)}; {_used(account)}")
+    say(f"at ε = {epsilon:g} each: {one_by_one:,} more, each chosen after the results of those before it")
+    if together > one_by_one:
+        say(f"                 {together:,} if they are reserved together now: dpdm ledger reserve ... --times")
+
+
+@ledger.command()
+def export(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .jsonl file; standard output if not given.")
+    ] = None,
+    place: LedgerPlace = None,
+) -> None:
+    """Write all entries with their digests, one a line; the key is not among them."""
+    lines = "".join(
+        json.dumps(entry._asdict(), ensure_ascii=False, sort_keys=True) + "\n"
+        for entry in _open(place).storage.entries()
+    )
+    if output is None:
+        return print(lines, end="")
+    from dpdm.files import write_atomically
+
+    write_atomically(output, lambda path: path.write_text(lines, encoding="utf-8"))
+    return say(f"{lines.count(chr(10)):,} entries in {output}")
+
+
+@ledger.command()
+def verify(
+    earlier: Annotated[Path | None, typer.Argument(help="What dpdm ledger export wrote before.")] = None,
+    place: LedgerPlace = None,
+) -> None:
+    """Check the chain of entries, and that it goes on from an earlier export."""
+    book = _open(place)
+    entries = book.storage.entries()
+    book.accounts()
+    if earlier is not None:
+        from dpdm.types import InputError
+
+        try:
+            digests = [json.loads(line)["digest"] for line in earlier.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{earlier} is not what dpdm ledger export writes: is the path right?") from None
+        if digests != [entry.digest for entry in entries[: len(digests)]]:
+            fail(f"{book.storage.shown} does not go on from {earlier}: entries were changed or taken out since")
+    head = entries[-1].digest if entries else "none"
+    say(f"{len(entries):,} entries, every one chained to those before it; the last digest is {head}")
+    if earlier is None:
+        say("that none is missing at the end shows beside an earlier export: dpdm ledger verify FILE")
+
+
+def _open(place: str | None) -> "Ledger":
+    from dpdm.ledger import Ledger
+
+    book = Ledger.default(place)
+    if book is None:
+        fail("DPDM_LEDGER says none: name a ledger by --ledger")
+    return Ledger(book.url, tell=tell)
+
+
+def _records(
+    target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None
+) -> tuple["Records", "DPSGD"]:
+    """Return the records that settings speak of, and their plan."""
+    from dpdm.ledger import Records
+    from dpdm.privacy import DPSGD
+
+    config = load_settings(target, epsilon, dataset_size, overrides, None)
+    data = config.data.open()
+    plan = config.plan(lambda: len(data))
+    if not isinstance(plan, DPSGD):
+        fail("privacy.kind = non-private claims nothing: there is nothing to count")
+    return Records(data.name, data.images, public=data.public), plan
+
+
+def _facts(account: "Account") -> dict[str, Any]:
+    return {
+        "dataset": account.dataset,
+        "epsilon": account.epsilon,
+        "delta": account.delta,
+        "relation": account.relation,
+        "unit": account.unit,
+        "order": account.order,
+        "registered": account.registered,
+        "share": account.share if account.filter else None,
+        "epsilon_if_planned": account.epsilon_if_planned,
+        "runs": [
+            {"state": r.state, "at": r.at, "place": r.place, "completed": r.completed}
+            for r in account.reservations.values()
+        ],
+        "entered": [{"what": e.what, "epsilon": e.epsilon, "delta": e.delta} for e in account.entered],
+    }
+
+
+def _total(account: "Account") -> str:
+    return "public, not limited" if account.epsilon is None else f"a total of ({account.epsilon:g}, {account.delta:g})"
+
+
+def _used(account: "Account") -> str:
+    runs = f"{len(account.reservations)} runs"
+    if account.filter is None:
+        return f"{runs}, together ε {account.epsilon_if_planned:.4g}"
+    left = max(0.0, 100 * (1 - account.share))
+    return f"{runs}, together ε {account.epsilon_if_planned:.4g} if planned; {left:.0f} % of the budget is left"

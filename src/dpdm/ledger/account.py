@@ -1,0 +1,245 @@
+"""What one data set's entries add up to: its total, what is spent or reserved, and whether more fits."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from dpdm.ledger.entries import (
+    Completed,
+    Entered,
+    RecordsSeen,
+    Registered,
+    Reserved,
+    Statement,
+    Taken,
+    TotalChanged,
+)
+from dpdm.privacy import Relation, gaussian_mu
+from dpdm.privacy.accounting import Event, GaussianRelease, epsilon
+from dpdm.privacy.filter import RenyiFilter
+from dpdm.types import InputError
+
+_MOST_RUNS = 10_000  # that are counted in advance
+
+
+@dataclass
+class Reservation:
+    """The part of a run: what it may release at most, or, once it is completed, what it has released.
+
+    Args:
+        at: When it was made.
+        planned: The same for reservations that were made together.
+        events: What is counted.
+        allowed: What was reserved.
+        run: The run that took it; None as long as none has.
+        place: That run's folder.
+        completed: Whether the run will release nothing more.
+    """
+
+    at: str
+    planned: str
+    events: list[Event]
+    allowed: list[Event]
+    run: str | None = None
+    place: str = ""
+    completed: bool = False
+
+    @property
+    def state(self) -> str:
+        """In one word, for people."""
+        return "completed" if self.completed else "reserved" if self.run is None else "running"
+
+
+class Spent(NamedTuple):
+    """What had been spent or reserved after an entry: `share` of the budget, and ε as if all had been planned."""
+
+    at: str
+    what: str
+    share: float | None
+    epsilon: float
+
+
+@dataclass
+class Account:
+    """One data set: the result of reading its entries in order.
+
+    Guarantees:
+        * Whatever `require_room` lets pass keeps all releases together within the total, even if each run was chosen
+          after the results of those before it.
+    """
+
+    dataset: str
+    epsilon: float | None
+    delta: float
+    relation: Relation
+    unit: str
+    order: float | None
+    registered: str
+    records: set[str] = field(default_factory=set)
+    reservations: dict[str, Reservation] = field(default_factory=dict)
+    entered: list[Entered] = field(default_factory=list)
+
+    @property
+    def filter(self) -> RenyiFilter | None:
+        """The total as a budget; None on a public data set."""
+        if self.epsilon is None or self.order is None:
+            return None
+        return RenyiFilter(epsilon=self.epsilon, delta=self.delta, order=self.order)
+
+    def require_room(self, reserved: Sequence[Reservation] = (), entered: Sequence[Entered] = ()) -> None:
+        """Raise InputError unless these fit into the total together with all that is there.
+
+        Either by the filter, which allows for adaptive choice; or, if all there ever was are runs that were reserved
+        together, by PLD, which is tighter.
+        """
+        budget = self.filter
+        if budget is None:
+            return
+        events = [event for reservation in reserved for event in reservation.events]
+        divergence = self._divergence(budget) + budget.divergence(events, self.relation)
+        divergence += sum(entry.epsilon for entry in entered)
+        own = sum(entry.delta for entry in [*self.entered, *entered])
+        if budget.allows(divergence, delta=own):
+            return
+        whole = [*self.reservations.values(), *reserved]
+        planned_at_once = len({reservation.planned for reservation in whole}) == 1
+        if planned_at_once and not self.entered and not entered:
+            allowed = [event for reservation in whole for event in reservation.allowed]
+            if epsilon(allowed, delta=self.delta, relation=self.relation) <= self.total:
+                return
+        raise InputError(
+            f"{self.dataset} has a total of ({self.total:g}, {self.delta:g}), and {100 * self.share:.0f} % of that "
+            f"budget is spent or reserved, so that this does not fit: see dpdm ledger show {self.dataset!r}; its owner "
+            f"can change the total by dpdm ledger total"
+        )
+
+    @property
+    def total(self) -> float:
+        """ε of the total; infinite for a public data set."""
+        return float("inf") if self.epsilon is None else self.epsilon
+
+    @property
+    def events(self) -> list[Event]:
+        """All that is spent or reserved and has events."""
+        return [event for reservation in self.reservations.values() for event in reservation.events]
+
+    @property
+    def share(self) -> float:
+        """The part of the filter's budget that is spent or reserved; it can be above 1 for runs planned together."""
+        budget = self.filter
+        return 0.0 if budget is None else self._divergence(budget) / budget.budget
+
+    @property
+    def epsilon_if_planned(self) -> float:
+        """What all of it would cost at the total's δ, had it been planned beforehand; by PLD."""
+        return _planned(self.events, self.entered, self.delta, self.relation)
+
+    def more_runs(self, *, epsilon: float) -> tuple[int, int]:
+        """Return how many more runs at `epsilon` fit: chosen one after another; and if planned together, now.
+
+        A run counts as one Gaussian release of (epsilon, total's δ), which is close to any run of that claim.
+        """
+        budget = self.filter
+        if budget is None:
+            raise InputError(f"{self.dataset} is public: nothing limits its runs")
+        run = GaussianRelease(noise_multiplier=1 / gaussian_mu(epsilon=epsilon, delta=self.delta))
+        own = sum(entry.delta for entry in self.entered)
+        each, spent = budget.divergence([run], self.relation), self._divergence(budget)
+        room = (budget.budget - spent) / each if budget.allows(spent, delta=own) else 0.0
+        adaptive = min(_MOST_RUNS, max(0, int(room + 1e-9)))
+        if self.reservations or self.entered:
+            return adaptive, adaptive
+        planned = int(gaussian_mu(epsilon=self.total, delta=self.delta) ** 2 * run.noise_multiplier**2 + 1e-9)
+        return adaptive, min(_MOST_RUNS, max(adaptive, planned))
+
+    def _divergence(self, budget: RenyiFilter) -> float:
+        """Return what is spent or reserved of the budget.
+
+        Runs that PLD alone let in, together, count in full even if they released less: whether they would was not known
+        when they began, and then no filter covered them.
+        """
+        together: dict[str, list[Reservation]] = {}
+        for reservation in self.reservations.values():
+            together.setdefault(reservation.planned, []).append(reservation)
+        spent = sum(entry.epsilon for entry in self.entered)
+        for runs in together.values():
+            allowed = budget.divergence([event for run in runs for event in run.allowed], self.relation)
+            released = budget.divergence([event for run in runs for event in run.events], self.relation)
+            spent += released if budget.allows(allowed) else allowed
+        return spent
+
+
+def read_accounts(statements: Iterable[Statement]) -> dict[str, Account]:
+    """Return the account of each data set."""
+    accounts: dict[str, Account] = {}
+    for statement in statements:
+        _apply(statement, accounts)
+    return accounts
+
+
+def read_history(statements: Iterable[Statement], dataset: str) -> list[Spent]:
+    """Return what had been spent or reserved after each entry that changed it."""
+    accounts: dict[str, Account] = {}
+    history = []
+    for statement in statements:
+        _apply(statement, accounts)
+        account = accounts.get(dataset)
+        if account is None or not isinstance(statement, Reserved | Completed | Entered | TotalChanged):
+            continue
+        if isinstance(statement, Completed):
+            if statement.reservation not in account.reservations:
+                continue
+            what = f"completed {account.reservations[statement.reservation].place}"
+        elif statement.dataset != dataset:
+            continue
+        else:
+            what = {
+                "reserved": "reserved",
+                "entered": getattr(statement, "what", ""),
+                "total": f"total of ε = {getattr(statement, 'epsilon', 0):g}",
+            }[statement.kind]
+        share = account.share if account.filter else None
+        history.append(Spent(statement.at, what, share, account.epsilon_if_planned))
+    return history
+
+
+def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
+    """Enter a statement into its account; a statement about something unknown raises KeyError."""
+    match statement:
+        case Registered():
+            accounts[statement.dataset] = Account(
+                dataset=statement.dataset,
+                epsilon=statement.epsilon,
+                delta=statement.delta,
+                relation=statement.relation,
+                unit=statement.unit,
+                order=statement.order,
+                registered=statement.at,
+            )
+        case RecordsSeen():
+            accounts[statement.dataset].records.add(statement.records)
+        case TotalChanged():
+            accounts[statement.dataset].epsilon = statement.epsilon
+        case Entered():
+            accounts[statement.dataset].entered.append(statement)
+        case Reserved():
+            made = statement.made
+            reservation = Reservation(statement.at, statement.planned, made, made)
+            accounts[statement.dataset].reservations[statement.reservation] = reservation
+        case Taken():
+            reservation = _find(statement.reservation, accounts)
+            reservation.run, reservation.place = statement.run, statement.place
+        case Completed():
+            reservation = _find(statement.reservation, accounts)
+            reservation.events, reservation.completed = statement.made, True
+
+
+def _find(reservation: str, accounts: dict[str, Account]) -> Reservation:
+    return next(a.reservations[reservation] for a in accounts.values() if reservation in a.reservations)
+
+
+def _planned(events: Sequence[Event], entered: Sequence[Entered], delta: float, relation: Relation) -> float:
+    left = delta - sum(entry.delta for entry in entered)
+    if left <= 0:
+        return float("inf")
+    return epsilon(events, delta=left, relation=relation) + sum(entry.epsilon for entry in entered)

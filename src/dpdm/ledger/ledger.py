@@ -1,0 +1,317 @@
+"""The ledger: what every run has spent on a data set, across runs, searches and machines.
+
+A run reserves all that it may release before its first noisy sum, and completes with what it has released. In between
+a crash costs the whole reservation, until `settle` reads the run's journal.
+"""
+
+import hmac
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from dpdm.ledger.account import Account, Reservation, Spent, read_accounts, read_history
+from dpdm.ledger.entries import (
+    Completed,
+    Entered,
+    RecordsSeen,
+    Registered,
+    Reserved,
+    Statement,
+    Taken,
+    TotalChanged,
+    decode_statement,
+    encode_events,
+    encode_statement,
+)
+from dpdm.ledger.storage import Entry, Storage
+from dpdm.privacy import DPSGD, Relation
+from dpdm.privacy.accounting import Event, renyi_divergence
+from dpdm.types import Images, InputError
+
+_VARIABLE = "DPDM_LEDGER"
+_PART = 4096
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a ledger has to know of the records of a run.
+
+    Args:
+        dataset: The declared name of the data set.
+        images: All of them: secret; a digest under the ledger's key is what is kept.
+        public: Whether the data set is published already, so that its total is not limited.
+    """
+
+    dataset: str
+    images: Images
+    public: bool = False
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The book of what runs have spent on data sets.
+
+    Args:
+        url: A file's path, or `postgresql+psycopg://user@host/database`.
+        tell: Called with a line for people when something is worth telling.
+
+    Guarantees:
+        * However many processes reserve at once, no total is passed, and no reservation is lost.
+        * What has been reserved stays spent through any crash, until it is completed or settled.
+
+    Raises:
+        InputError: From every method, if the ledger is damaged or of a newer version, or says no.
+        OSError: From every method, if the ledger cannot be reached.
+    """
+
+    url: str
+    tell: Callable[[str], None] = field(default=lambda line: None, compare=False, repr=False)
+
+    @classmethod
+    def default(cls, place: str | None = None) -> "Ledger | None":
+        """Return the ledger at `place`, or at what DPDM_LEDGER says, or in the user's data folder.
+
+        None if that says `none`: then nothing is counted.
+        """
+        place = place or os.environ.get(_VARIABLE) or str(platformdirs.user_data_path("dpdm") / "ledger.sqlite")
+        return None if place == "none" else cls(place)
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Where the entries are."""
+        return Storage(self.url if "://" in self.url else f"sqlite:///{Path(self.url).expanduser().absolute()}")
+
+    def accounts(self) -> dict[str, Account]:
+        """Return the account of each data set, by name."""
+        return read_accounts(_statements(self.storage.entries()))
+
+    def account(self, dataset: str) -> Account:
+        """Return the account of one data set."""
+        return _known(self.accounts(), dataset)
+
+    def history(self, dataset: str) -> list[Spent]:
+        """Return what had been spent or reserved of a data set after each of its entries."""
+        return read_history(_statements(self.storage.entries()), dataset)
+
+    def register(
+        self, records: Records, *, epsilon: float | None, delta: float, relation: Relation, unit: str = "one image"
+    ) -> None:
+        """Give a data set its total (ε, δ), before anything is spent on it.
+
+        Raises:
+            InputError: It is registered already, or its records are, under another name.
+        """
+        digest = self.digest(records.images)
+        new = Registered.total(records.dataset, epsilon, delta, relation, unit)
+
+        def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
+            if records.dataset in accounts:
+                raise InputError(
+                    f"{records.dataset} is registered already: change its total by "
+                    f"dpdm ledger total {records.dataset!r} --epsilon ..."
+                )
+            return _registration(accounts, new, digest)
+
+        self._append(decide)
+
+    def change_total(self, dataset: str, *, epsilon: float) -> None:
+        """Give a data set another ε; the claim about all runs on it is then the larger of the two."""
+
+        def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
+            if _known(accounts, dataset).epsilon is None:
+                raise InputError(f"{dataset} is public: it has no total")
+            return [TotalChanged(dataset=dataset, epsilon=epsilon)]
+
+        self._append(decide)
+
+    def reserve(self, run: str, plan: DPSGD, records: Records, *, place: str) -> None:
+        """Reserve all that a run may release; the same run again is the same reservation.
+
+        A reservation that was made beforehand for the same events is taken. A data set that is not there is registered,
+        with the run's own (ε, δ) for its total.
+
+        Args:
+            run: What tells this run from all others.
+            plan: What it may release.
+            records: The data set.
+            place: The run's folder, for people.
+
+        Raises:
+            InputError: The total allows no more, or is about another relation or unit; or the run was settled.
+        """
+        events, digest = plan.events(), self.digest(records.images)
+
+        def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
+            mine = _of_run(accounts, run)
+            if mine is not None:
+                if mine.completed:
+                    raise InputError(
+                        f"{place} was completed or settled in the ledger {self.storage.shown}, and cannot go on: start "
+                        "a new run"
+                    )
+                if mine.allowed != events:
+                    raise InputError(f"{place} has reserved other events in the ledger: start a new run")
+                return []
+            made = [] if records.dataset in accounts else self._registered(accounts, plan, records, digest)
+            account = read_accounts(made)[records.dataset] if made else accounts[records.dataset]
+            _require_same_kind(account, plan, records)
+            made += self._records_seen(account, digest)
+            for key, reservation in account.reservations.items():
+                if reservation.run is None and reservation.allowed == events:
+                    return [*made, Taken(reservation=key, run=run, place=place)]
+            new, planned = uuid.uuid4().hex, uuid.uuid4().hex
+            account.require_room([Reservation("", planned, events, events)])
+            encoded = encode_events(events)
+            return [
+                *made,
+                Reserved(dataset=records.dataset, reservation=new, planned=planned, events=encoded),
+                Taken(reservation=new, run=run, place=place),
+            ]
+
+        account = _known(read_accounts(_statements(self._append(decide))), records.dataset)
+        if account.epsilon is not None:
+            self.tell(
+                f"ledger: {100 * account.share:.0f} % of the budget of {records.dataset}, a total of "
+                f"({account.epsilon:g}, {account.delta:g}), is spent or reserved"
+            )
+
+    def reserve_together(self, plan: DPSGD, records: Records, *, times: int) -> None:
+        """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
+        events = plan.events()
+
+        def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
+            account = _known(accounts, records.dataset)
+            _require_same_kind(account, plan, records)
+            planned = uuid.uuid4().hex
+            account.require_room([Reservation("", planned, events, events)] * times)
+            encoded = encode_events(events)
+            return [
+                Reserved(dataset=records.dataset, reservation=uuid.uuid4().hex, planned=planned, events=encoded)
+                for _ in range(times)
+            ]
+
+        if times < 1:
+            raise InputError(f"times must be 1 or more, not {times}")
+        self._append(decide)
+
+    def complete(self, run: str, events: Sequence[Event]) -> None:
+        """Replace what a run has reserved by what it has released; it will release nothing more.
+
+        Raises:
+            InputError: The run has reserved nothing, or less than this.
+        """
+
+        def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
+            for account in accounts.values():
+                for key, reservation in account.reservations.items():
+                    if reservation.run != run:
+                        continue
+                    if reservation.completed and reservation.events == list(events):
+                        return []
+                    if reservation.completed or not _within(events, reservation.allowed, account.relation):
+                        raise InputError(f"{reservation.place} cannot have released this: it has reserved less")
+                    return [Completed(reservation=key, events=encode_events(list(events)))]
+            raise InputError(f"the ledger {self.storage.shown} has no reservation of this run")
+
+        self._append(decide)
+
+    def enter(self, dataset: str, *, what: str, epsilon: float, delta: float) -> None:
+        """Enter what was released of a data set by other means, as its own (ε, δ)."""
+        entry = Entered(dataset=dataset, what=what, epsilon=epsilon, delta=delta)
+
+        def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
+            _known(accounts, dataset).require_room(entered=[entry])
+            return [entry]
+
+        self._append(decide)
+
+    def digest(self, images: Images) -> str:
+        """Return a digest of records under the ledger's key: the sum of each one's, so the same in any order.
+
+        Without the key, nobody can try whether certain images give this digest.
+        """
+        key, shape, total = self.storage.key(), str(images.shape[1:]).encode(), 0
+        for start in range(0, len(images), _PART):
+            for image in np.asarray(images[start : start + _PART]):
+                total += int.from_bytes(hmac.digest(key, shape + image.tobytes(), "sha256"), "big")
+        return f"{total % 2**256:064x}"
+
+    def _registered(self, accounts: dict[str, Account], plan: DPSGD, records: Records, digest: str) -> list[Statement]:
+        """Return the registration of a data set that is not there, with the plan's own claim for its total."""
+        epsilon = None if records.public else plan.epsilon()
+        total = "public, so nothing limits its runs" if epsilon is None else f"({epsilon:.4g}, {plan.delta:g}) in all"
+        self.tell(f"ledger: {records.dataset} is new in {self.storage.shown}: {total}")
+        new = Registered.total(records.dataset, epsilon, plan.delta, plan.relation, plan.claim_unit)
+        return _registration(accounts, new, digest)
+
+    def _records_seen(self, account: Account, digest: str) -> list[Statement]:
+        """Return the entry for records that this data set has not had before: they count for the same total."""
+        if digest in account.records:
+            return []
+        self.tell(
+            f"ledger: {account.dataset} has other records than before, and goes on with the same total; if these are "
+            "other people's, name them anew by --set data.name=..."
+        )
+        return [RecordsSeen(dataset=account.dataset, records=digest)]
+
+    def _append(self, decide: Callable[[dict[str, Account]], Sequence[Statement]]) -> list[Entry]:
+        return self.storage.append(
+            lambda entries: [encode_statement(s) for s in decide(read_accounts(_statements(entries)))]
+        )
+
+
+def _registration(accounts: dict[str, Account], new: Registered, digest: str) -> list[Statement]:
+    """Return the entries of a new data set, unless its records are known under another name."""
+    for account in accounts.values():
+        if digest in account.records:
+            raise InputError(
+                f"the records of {new.dataset} are registered as {account.dataset}: go on under that name, by "
+                f"--set data.name={account.dataset!r}"
+            )
+    return [new, RecordsSeen(dataset=new.dataset, records=digest)]
+
+
+def _require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
+    """Raise InputError unless a plan's claim is of the kind that a data set is registered for."""
+    if (account.epsilon is None) != records.public:
+        raise InputError(
+            f"{account.dataset} is registered as {'a public' if account.epsilon is None else 'a private'} data set: name "
+            "yours anew, by --set data.name=..."
+        )
+    if (account.relation, account.unit) != (plan.relation, plan.claim_unit):
+        raise InputError(
+            f"{account.dataset} is registered for {account.relation} of {account.unit}, and this run is for "
+            f"{plan.relation} of {plan.claim_unit}: claims of two kinds do not add up; give or leave out --dataset-size "
+            "as before"
+        )
+
+
+def _statements(entries: Sequence[Entry]) -> list[Statement]:
+    return [decode_statement(entry.content, number=entry.number) for entry in entries]
+
+
+def _known(accounts: dict[str, Account], dataset: str) -> Account:
+    if dataset not in accounts:
+        raise InputError(
+            f"the ledger has no data set {dataset!r}; it has {', '.join(sorted(accounts)) or 'none'}: register it first"
+        )
+    return accounts[dataset]
+
+
+def _of_run(accounts: dict[str, Account], run: str) -> Reservation | None:
+    return next((r for a in accounts.values() for r in a.reservations.values() if r.run == run), None)
+
+
+def _within(events: Sequence[Event], allowed: Sequence[Event], relation: Relation) -> bool:
+    """Whether `events` cost no more than what was allowed, at every order that is looked at."""
+    return all(
+        renyi_divergence(events, order=order, relation=relation)
+        <= renyi_divergence(allowed, order=order, relation=relation) * (1 + 1e-9)
+        for order in (1.5, 4.0, 18.0)
+    )

@@ -1,0 +1,192 @@
+"""Where a ledger's entries are kept: an append-only chain of texts in an SQLite file or a PostgreSQL database.
+
+Every change is one transaction that holds the ledger's only lock, reads all entries, checks their chain, decides, and
+appends: nobody can decide on what is out of date, and a crash leaves all of a change or nothing.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sqlalchemy as sql
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from dpdm.types import InputError
+
+_TABLES = sql.MetaData()
+_ABOUT = sql.Table(
+    "dpdm_ledger",
+    _TABLES,
+    sql.Column("schema", sql.Integer, nullable=False),
+    sql.Column("key", sql.String(64), nullable=False),
+)
+_ENTRIES = sql.Table(
+    "dpdm_ledger_entries",
+    _TABLES,
+    sql.Column("number", sql.Integer, primary_key=True, autoincrement=False),
+    sql.Column("content", sql.Text, nullable=False),
+    sql.Column("digest", sql.String(64), nullable=False),
+)
+_LOCK = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7164117)"}
+_SECONDS_TO_CONNECT = 10
+_SECONDS_FOR_LOCK = 300
+
+
+class Entry(NamedTuple):
+    """One text of the chain, decoded, and the digest of it and of all before it."""
+
+    number: int
+    content: dict[str, Any]
+    digest: str
+
+
+def _first_tables(connection: sql.Connection) -> None:
+    """Make the tables of schema 1, and the key under which records are told apart."""
+    _TABLES.create_all(connection)
+    connection.execute(
+        _ABOUT.insert().values(schema=0, key=secrets.token_hex(32)),
+    )
+
+
+_MIGRATIONS: tuple[Callable[[sql.Connection], None], ...] = (_first_tables,)
+"""Step n leads from schema n to n + 1."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The chain of entries at `url`, made when it is first used.
+
+    Args:
+        url: As SQLAlchemy has them: `sqlite:///path` or `postgresql+psycopg://user@host/database`.
+
+    Guarantees:
+        * `append` decides on all entries that there are, and what it appends is durable before it returns.
+        * An entry that was changed, taken out or put in between is noticed by whoever reads next.
+
+    Raises:
+        InputError: The URL or the database is no ledger of this version, or it is damaged.
+        OSError: The database cannot be reached or written.
+    """
+
+    url: str
+
+    @property
+    def shown(self) -> str:
+        """The place, without a password."""
+        place = self._parsed
+        return str(place.database) if self._is_file else place.render_as_string(hide_password=True)
+
+    def key(self) -> bytes:
+        """Return the secret under which records are told apart; it never leaves the ledger."""
+        with self._locked() as connection:
+            return bytes.fromhex(connection.execute(sql.select(_ABOUT.c.key)).scalar_one())
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, after checking their chain."""
+        with self._locked() as connection:
+            return _read(connection, self.shown)
+
+    def append(self, decide: Callable[[list[Entry]], Sequence[dict[str, Any]]]) -> list[Entry]:
+        """Append what `decide` makes of all entries so far, or nothing if it raises; return all entries then."""
+        with self._locked() as connection:
+            entries = _read(connection, self.shown)
+            for content in decide(entries):
+                text = json.dumps(content, ensure_ascii=False, allow_nan=False, sort_keys=True)
+                entry = Entry(len(entries) + 1, content, chained(entries, text))
+                connection.execute(_ENTRIES.insert().values(number=entry.number, content=text, digest=entry.digest))
+                entries.append(entry)
+            return entries
+
+    @contextmanager
+    def _locked(self) -> Iterator[sql.Connection]:
+        """Yield a transaction that holds the ledger's lock, its tables at this version's schema."""
+        try:
+            with self._engine.begin() as connection:
+                self._migrate(connection)
+                yield connection
+        except DBAPIError as error:
+            reason = " ".join(str(error.orig).split())
+            if "malformed" in reason or "not a database" in reason:
+                raise InputError(f"{self.shown} is damaged or no ledger ({reason}): restore it from a backup") from None
+            raise OSError(f"the ledger {self.shown} cannot be used ({reason}): nothing was spent without it") from None
+
+    def _migrate(self, connection: sql.Connection) -> None:
+        """Bring the tables to this version's schema."""
+        there = sql.inspect(connection).has_table(_ABOUT.name)
+        try:
+            schema = connection.execute(sql.select(_ABOUT.c.schema)).scalar_one() if there else 0
+        except sql.exc.NoResultFound:
+            raise InputError(f"{self.shown} is damaged: it does not say what it is; restore it from a backup") from None
+        if schema > len(_MIGRATIONS):
+            raise InputError(f"{self.shown} was written by a newer version of dpdm: use that one, or newer")
+        for migrate in _MIGRATIONS[schema:]:
+            migrate(connection)
+        if schema < len(_MIGRATIONS):
+            connection.execute(_ABOUT.update().values(schema=len(_MIGRATIONS)))
+
+    @cached_property
+    def _parsed(self) -> sql.URL:
+        try:
+            return sql.make_url(self.url)
+        except ArgumentError:
+            raise InputError(
+                f"{self.url!r} is no ledger: give the path of a file, or postgresql+psycopg://user@host/database"
+            ) from None
+
+    @property
+    def _is_file(self) -> bool:
+        return self._parsed.get_backend_name() == "sqlite"
+
+    @cached_property
+    def _engine(self) -> sql.Engine:
+        backend = self._parsed.get_backend_name()
+        if backend not in _LOCK:
+            raise InputError(f"a ledger is an SQLite file or a PostgreSQL database, not {backend}")
+        wait = {"timeout": _SECONDS_FOR_LOCK} if self._is_file else {"connect_timeout": _SECONDS_TO_CONNECT}
+        try:
+            engine = sql.create_engine(self._parsed, poolclass=sql.NullPool, connect_args=wait)
+        except (NoSuchModuleError, ModuleNotFoundError) as error:
+            raise InputError(f"{self.shown}: {error}: pip install 'dpdm[postgresql]'") from None
+        if self._is_file:
+            _make_private(Path(str(self._parsed.database)))
+            sql.event.listen(engine, "connect", _leave_transactions_to_us)
+        sql.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_LOCK[backend]))
+        return engine
+
+
+def chained(entries: Sequence[Entry], text: str) -> str:
+    """Return the digest of `text` and of all entries before it."""
+    before = entries[-1].digest if entries else ""
+    return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()
+
+
+def _read(connection: sql.Connection, place: str) -> list[Entry]:
+    entries: list[Entry] = []
+    for number, text, digest in connection.execute(sql.select(_ENTRIES).order_by(_ENTRIES.c.number)):
+        if number != len(entries) + 1 or digest != chained(entries, text):
+            raise InputError(f"{place} is damaged: entry {len(entries) + 1} is not what was written; restore a backup")
+        entries.append(Entry(number, json.loads(text), digest))
+    return entries
+
+
+def _make_private(path: Path) -> None:
+    """Make an empty file that its owner alone may read, and the folders above it, unless it is there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT, 0o600))
+    except OSError as error:
+        raise OSError(f"the ledger {path} cannot be used ({error.strerror}): nothing was spent without it") from None
+
+
+def _leave_transactions_to_us(connection: Any, record: object) -> None:  # noqa: ANN401 (of the driver)
+    """Set SQLite up: begin when told, readers beside a writer, every commit on disk before it returns."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+        connection.execute(f"PRAGMA {pragma}")
