@@ -48,16 +48,13 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
     say(f"{account.dataset}: {_total(account)}, registered {account.registered[:10]}")
     say(f"one unit of protection is {account.unit}, {account.relation}")
     for spent in history:
-        full = min(1.0, spent.share) if spent.share is not None else 0.0
-        bar = ("█" * round(_BAR * full)).ljust(_BAR, "·") if spent.share is not None else ""
-        part = f"{100 * spent.share:4.0f} %" if spent.share is not None else "     "
-        say(f"{spent.at[:16]}  {bar} {part}  ε {spent.epsilon:.4g}  {spent.what}")
+        bar = "" if spent.share is None else ("█" * round(_BAR * spent.share)).ljust(_BAR, "·")
+        part = "" if spent.share is None else f"{100 * spent.share:4.0f} %  "
+        say(f"{spent.at[:16]}  {bar} {part}ε {spent.epsilon:.4g}  {spent.what}")
     for key, reservation in account.reservations.items():
         say(f"{reservation.state:9} {key[:8]}  {reservation.place or 'waits for its run'}")
-    say(f"{_used(account)}")
-    say(
-        "% is of the budget for runs chosen one after another; ε is what all would cost, had they been planned together"
-    )
+    say(_used(account))
+    say("% is of the budget for runs chosen one after another; ε is what all would cost if planned together")
 
 
 @ledger.command()
@@ -239,8 +236,6 @@ def _total(account: "Account") -> str:
 
 
 def _used(account: "Account") -> str:
-    runs = f"{len(account.reservations)} runs"
-    if account.filter is None:
-        return f"{runs}, together ε {account.epsilon_if_planned:.4g}"
-    left = max(0.0, 100 * (1 - account.share))
-    return f"{runs}, together ε {account.epsilon_if_planned:.4g} if planned; {left:.0f} % of the budget is left"
+    count = len(account.reservations)
+    runs = f"{count:,} run{'' if count == 1 else 's'}, ε {account.epsilon_if_planned:.4g} if planned together"
+    return runs if account.filter is None else f"{runs}; {100 * (1 - account.share):.0f} % of the budget is left"

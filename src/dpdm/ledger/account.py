@@ -15,7 +15,7 @@ from dpdm.ledger.entries import (
     TotalChanged,
 )
 from dpdm.privacy import Relation, gaussian_mu
-from dpdm.privacy.accounting import Event, GaussianRelease, epsilon
+from dpdm.privacy.accounting import Event, GaussianRelease, epsilon, merged
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError
 
@@ -105,7 +105,8 @@ class Account:
         planned_at_once = len({reservation.planned for reservation in whole}) == 1
         if planned_at_once and not self.entered and not entered:
             allowed = [event for reservation in whole for event in reservation.allowed]
-            if epsilon(allowed, delta=self.delta, relation=self.relation) <= self.total:
+            ways = (merged(allowed), allowed) if len(whole) == 1 else (merged(allowed),)  # equal but for round-off
+            if any(epsilon(way, delta=self.delta, relation=self.relation) <= self.total for way in ways):
                 return
         raise InputError(
             f"{self.dataset} has a total of ({self.total:g}, {self.delta:g}), and {100 * self.share:.0f} % of that "
@@ -125,9 +126,9 @@ class Account:
 
     @property
     def share(self) -> float:
-        """The part of the filter's budget that is spent or reserved; it can be above 1 for runs planned together."""
+        """The part of the budget that is spent or reserved, from 0 to 1; 1 for runs that PLD alone let in."""
         budget = self.filter
-        return 0.0 if budget is None else self._divergence(budget) / budget.budget
+        return 0.0 if budget is None else min(1.0, self._divergence(budget) / budget.budget)
 
     @property
     def epsilon_if_planned(self) -> float:
@@ -242,4 +243,4 @@ def _planned(events: Sequence[Event], entered: Sequence[Entered], delta: float, 
     left = delta - sum(entry.delta for entry in entered)
     if left <= 0:
         return float("inf")
-    return epsilon(events, delta=left, relation=relation) + sum(entry.epsilon for entry in entered)
+    return epsilon(merged(events), delta=left, relation=relation) + sum(entry.epsilon for entry in entered)

@@ -130,7 +130,7 @@ class Ledger:
 
         self._append(decide)
 
-    def reserve(self, run: str, plan: DPSGD, records: Records, *, place: str) -> None:
+    def reserve(self, run: str, plan: DPSGD, records: Records, *, place: str, begun: bool = False) -> None:
         """Reserve all that a run may release; the same run again is the same reservation.
 
         A reservation that was made beforehand for the same events is taken. A data set that is not there is registered,
@@ -141,9 +141,11 @@ class Ledger:
             plan: What it may release.
             records: The data set.
             place: The run's folder, for people.
+            begun: Whether it has made noisy sums under its reservation before, which must then be there.
 
         Raises:
-            InputError: The total allows no more, or is about another relation or unit; or the run was settled.
+            InputError: The total allows no more, or is about another relation or unit; or the run was settled, or began
+                in another ledger.
         """
         events, digest = plan.events(), self.digest(records.images)
 
@@ -158,6 +160,11 @@ class Ledger:
                 if mine.allowed != events:
                     raise InputError(f"{place} has reserved other events in the ledger: start a new run")
                 return []
+            if begun:
+                raise InputError(
+                    f"{place} began in another ledger than {self.storage.shown}, or that was lost: name the one that "
+                    "it began in by --ledger"
+                )
             made = [] if records.dataset in accounts else self._registered(accounts, plan, records, digest)
             account = read_accounts(made)[records.dataset] if made else accounts[records.dataset]
             _require_same_kind(account, plan, records)
@@ -281,14 +288,13 @@ def _require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
     """Raise InputError unless a plan's claim is of the kind that a data set is registered for."""
     if (account.epsilon is None) != records.public:
         raise InputError(
-            f"{account.dataset} is registered as {'a public' if account.epsilon is None else 'a private'} data set: name "
+            f"{account.dataset} is registered as a {'public' if account.epsilon is None else 'private'} data set: name "
             "yours anew, by --set data.name=..."
         )
     if (account.relation, account.unit) != (plan.relation, plan.claim_unit):
         raise InputError(
             f"{account.dataset} is registered for {account.relation} of {account.unit}, and this run is for "
-            f"{plan.relation} of {plan.claim_unit}: claims of two kinds do not add up; give or leave out --dataset-size "
-            "as before"
+            f"{plan.relation} of {plan.claim_unit}: claims of two kinds do not add up; declare --dataset-size as before"
         )
 
 

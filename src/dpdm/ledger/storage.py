@@ -121,8 +121,8 @@ class Storage:
         """Bring the tables to this version's schema."""
         there = sql.inspect(connection).has_table(_ABOUT.name)
         try:
-            schema = connection.execute(sql.select(_ABOUT.c.schema)).scalar_one() if there else 0
-        except sql.exc.NoResultFound:
+            schema = int(connection.execute(sql.select(_ABOUT.c.schema)).scalar_one()) if there else 0
+        except (sql.exc.NoResultFound, sql.exc.MultipleResultsFound, TypeError, ValueError):
             raise InputError(f"{self.shown} is damaged: it does not say what it is; restore it from a backup") from None
         if schema > len(_MIGRATIONS):
             raise InputError(f"{self.shown} was written by a newer version of dpdm: use that one, or newer")

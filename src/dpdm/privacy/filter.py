@@ -12,7 +12,7 @@ from dpdm.privacy.accounting import Event, Relation, renyi_divergence
 from dpdm.types import InputError, require_positive
 
 _RENYI = 0.9  # part of δ that the Rényi divergence takes; what is left is for releases that come with a δ of their own
-_ORDERS = [1 + tenths / 10 for tenths in range(1, 100)] + [*range(11, 64), 80, 96, 128, 192, 256, 512, 1024]
+_ORDERS = [round(1.1 * 1.05**step, 2) for step in range(140)]  # up to 971
 
 
 @dataclass(frozen=True, kw_only=True)

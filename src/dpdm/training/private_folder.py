@@ -2,7 +2,6 @@
 
 import json
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +69,16 @@ class PrivateFolder:
         """Where the mechanism counts its noisy sums."""
         return None if self.path is None else self.path / "journal.jsonl"
 
-    def name_in_ledger(self, *, new: bool) -> str | None:
-        """Return what tells this run from all others in a ledger, made once; None if there is none and not `new`."""
-        made = uuid.uuid4().hex
-        if self.path is None:
-            return made
-        if not (self.path / "ledger.json").exists():
-            if not new:
-                return None
-            write_json(self.path / "ledger.json", {"run": made})
-        return str(read_json(self.path / "ledger.json")["run"])
+    def name_in_ledger(self) -> str | None:
+        """Return what tells this run from all others in a ledger; None if it has no such name yet."""
+        if self.path is None or not (self.path / "ledger.json").exists():
+            return None
+        return str(read_json(self.path / "ledger.json").get("run"))
+
+    def save_name_in_ledger(self, name: str) -> None:
+        """Keep the name, before anything is reserved under it."""
+        if self.path is not None:
+            write_json(self.path / "ledger.json", {"run": name})
 
     def restore_prior(self, *, num_classes: int) -> GaussianMixture | None:
         """Return the prior that this run released, if it has."""

@@ -3,6 +3,7 @@
 `Trainer.steps` is a generator of progress; bars, logs and early stops are its callers'. `Trainer.fit` runs to the end.
 """
 
+import uuid
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,12 +241,15 @@ class Trainer:
         plan, ledger = self.mechanism, self.ledger
         if ledger is None or not isinstance(plan, DPSGD) or not self.entropy.secure or not mechanism.processes.first:
             return lambda run: None
-        name = folder.name_in_ledger(new=not mechanism.finished)
-        if name is None:  # it was finished before it could be counted
+        before = folder.name_in_ledger()
+        if mechanism.finished and before is None:  # by a version that did not count
             return lambda run: None
+        name = before or uuid.uuid4().hex
         if not mechanism.finished:
-            place = "in memory" if self.run is None else str(Path(self.run).absolute())
-            ledger.reserve(name, plan, Records(data.name, data.images, public=data.public), place=place)
+            folder.save_name_in_ledger(name)
+            place = "a run in memory" if self.run is None else str(Path(self.run).absolute())
+            records = Records(data.name, data.images, public=data.public)
+            ledger.reserve(name, plan, records, place=place, begun=before is not None and mechanism.spent > 0)
         return lambda run: ledger.complete(name, plan.events_made(run.spent))
 
     def _prior(

@@ -1,0 +1,229 @@
+"""What a ledger lets pass, refuses, and remembers."""
+
+import numpy as np
+import pytest
+
+from dpdm.ledger import Ledger, Records
+from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy.accounting import PoissonGaussianSteps, epsilon
+from dpdm.types import InputError
+
+IMAGES = np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8, 1)
+SCANS = Records("scans", IMAGES)
+
+
+def plan(*multipliers, relation="add_or_remove_one", steps=0, noise=None):
+    releases = tuple(GaussianRelease(noise_multiplier=multiplier) for multiplier in multipliers)
+    return DPSGD(
+        dataset_size=1000,
+        expected_batch_size=100,
+        steps=steps,
+        noise_multiplier=noise,
+        delta=1e-5,
+        relation=relation,
+        earlier=releases,
+    )
+
+
+RUN = plan(10.0)  # ε of about 0.38
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def ledger(tmp_path, told):
+    return Ledger(str(tmp_path / "ledger.sqlite"), tell=told.append)
+
+
+@pytest.fixture
+def of_two(ledger):
+    """A ledger with a total that some runs fit into."""
+    ledger.register(SCANS, epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
+    return ledger
+
+
+def until_full(ledger, run=RUN):
+    """Begin runs until one is refused; return how many began."""
+    for number in range(1000):
+        try:
+            ledger.reserve(f"run {number}", run, SCANS, place=f"runs/{number}")
+        except InputError:
+            return number
+    raise AssertionError("nothing was ever refused")
+
+
+def test_a_first_run_registers_the_data_set_with_its_own_claim(ledger, told):
+    ledger.reserve("a", RUN, SCANS, place="runs/a")
+    account = ledger.account("scans")
+    assert account.epsilon == pytest.approx(RUN.epsilon())
+    assert (account.delta, account.relation, account.unit) == (1e-5, "add_or_remove_one", "one image")
+    assert "scans is new" in told[0]
+    with pytest.raises(InputError, match="100 % of that budget"):
+        ledger.reserve("b", RUN, SCANS, place="runs/b")
+    assert len(ledger.account("scans").reservations) == 1
+
+
+def test_runs_pass_until_the_total_is_reached_and_stay_within_it(of_two):
+    began = until_full(of_two)
+    assert began > 10
+    all_of_them = RUN.events() * began
+    whole = epsilon(all_of_them, delta=1e-5, relation="add_or_remove_one")
+    assert whole <= 2.0
+    assert of_two.account("scans").epsilon_if_planned == pytest.approx(whole, rel=1e-3)
+    assert until_full(of_two) == began, "the same runs again are the same reservations"
+    with pytest.raises(InputError, match="does not fit"):
+        of_two.reserve("one more", RUN, SCANS, place="runs/more")
+
+
+def test_more_fit_if_they_are_planned_together(of_two, tmp_path):
+    one_by_one, together = of_two.account("scans").more_runs(epsilon=RUN.epsilon())
+    with pytest.raises(InputError, match="does not fit"):
+        of_two.reserve_together(RUN, SCANS, times=together + 1)
+    of_two.reserve_together(RUN, SCANS, times=together)
+    assert until_full(of_two) == together > one_by_one
+    other = Ledger(str(tmp_path / "other.sqlite"))
+    other.register(SCANS, epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
+    assert until_full(other) == one_by_one, "what `more_runs` says is what passes"
+
+
+def test_runs_that_pld_alone_let_in_count_in_full_although_they_released_less(of_two):
+    """No filter covered the first of them while it might still have released all."""
+    _, together = of_two.account("scans").more_runs(epsilon=RUN.epsilon())
+    of_two.reserve_together(RUN, SCANS, times=together)
+    assert until_full(of_two) == together
+    for number in range(together):
+        of_two.complete(f"run {number}", [])
+    with pytest.raises(InputError, match="100 % of that budget"):
+        of_two.reserve("again", RUN, SCANS, place="runs/again")
+
+
+def test_a_run_that_is_completed_with_less_gives_the_rest_back(of_two):
+    began = until_full(of_two)
+    of_two.complete("run 0", [])
+    of_two.complete("run 0", [])
+    of_two.reserve("again", RUN, SCANS, place="runs/again")
+    assert len(of_two.account("scans").reservations) == began + 1
+    with pytest.raises(InputError, match="cannot go on"):
+        of_two.reserve("run 0", RUN, SCANS, place="runs/0")
+
+
+def test_a_run_cannot_have_released_more_than_it_reserved(of_two):
+    of_two.reserve("a", RUN, SCANS, place="runs/a")
+    with pytest.raises(InputError, match="reserved less"):
+        of_two.complete("a", plan(9.9).events())
+    with pytest.raises(InputError, match="no reservation"):
+        of_two.complete("unheard of", [])
+    of_two.complete("a", plan(10.1).events())
+    with pytest.raises(InputError, match="reserved less"):
+        of_two.complete("a", RUN.events())
+
+
+def test_a_run_that_goes_on_must_be_the_one_that_began(of_two):
+    of_two.reserve("a", RUN, SCANS, place="runs/a")
+    with pytest.raises(InputError, match="other events"):
+        of_two.reserve("a", plan(11.0), SCANS, place="runs/a")
+
+
+def test_steps_on_batches_are_counted_too(of_two):
+    run = plan(steps=50, noise=4.0)
+    began = until_full(of_two, run)
+    events = [PoissonGaussianSteps(noise_multiplier=4.0, sample_rate=0.1, steps=50)] * began
+    assert began > 1
+    assert 1.5 < epsilon(events, delta=1e-5, relation="add_or_remove_one") <= 2.0
+
+
+def test_what_others_released_enters_as_it_is(of_two):
+    before, _ = of_two.account("scans").more_runs(epsilon=0.38)
+    of_two.enter("scans", what="a table of counts", epsilon=0.5, delta=5e-7)
+    account = of_two.account("scans")
+    assert account.more_runs(epsilon=0.38)[0] < before
+    assert account.epsilon_if_planned == pytest.approx(0.5)
+    with pytest.raises(InputError, match="does not fit"):
+        of_two.enter("scans", what="too large a δ", epsilon=0.1, delta=6e-7)
+    with pytest.raises(InputError, match="does not fit"):
+        of_two.enter("scans", what="too large an ε", epsilon=2.0, delta=0.0)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="epsilon"):
+            of_two.enter("scans", what="impossible", epsilon=wrong, delta=0.0)
+    assert len(of_two.account("scans").entered) == 1
+
+
+def test_claims_of_two_kinds_do_not_mix(of_two):
+    with pytest.raises(InputError, match="two kinds"):
+        of_two.reserve("a", plan(10.0, relation="replace_special"), SCANS, place="runs/a")
+    with pytest.raises(InputError, match="private data set"):
+        of_two.reserve("a", RUN, Records("scans", IMAGES, public=True), place="runs/a")
+
+
+def test_public_data_is_counted_and_not_limited(ledger):
+    digits = Records("digits", IMAGES, public=True)
+    for number in range(5):
+        ledger.reserve(f"run {number}", plan(0.5), digits, place="")
+    account = ledger.account("digits")
+    assert account.total == float("inf")
+    assert len(account.reservations) == 5
+    with pytest.raises(InputError, match="public data set"):
+        ledger.reserve("mine", RUN, Records("digits", IMAGES), place="")
+    with pytest.raises(InputError, match="no total"):
+        ledger.change_total("digits", epsilon=1.0)
+
+
+def test_records_are_known_again_under_another_name_and_in_another_order(of_two):
+    with pytest.raises(InputError, match="registered as scans"):
+        of_two.reserve("a", RUN, Records("other", IMAGES[::-1].copy()), place="runs/a")
+    of_two.reserve("a", RUN, Records("other", IMAGES + 1), place="runs/a")
+
+
+def test_other_records_under_the_same_name_share_its_total(of_two, told):
+    of_two.reserve("a", RUN, Records("scans", IMAGES[1:]), place="runs/a")
+    assert "other records than before" in told[0]
+    assert len(of_two.account("scans").reservations) == 1
+    with pytest.raises(InputError, match="registered as scans"):
+        of_two.register(Records("new", IMAGES[1:]), epsilon=1.0, delta=1e-5, relation="add_or_remove_one")
+
+
+def test_the_digest_of_records_depends_on_the_ledger(ledger, tmp_path):
+    other = Ledger(str(tmp_path / "other.sqlite"))
+    assert ledger.digest(IMAGES) == ledger.digest(IMAGES[::-1]) != other.digest(IMAGES)
+    assert ledger.digest(IMAGES) != ledger.digest(IMAGES.reshape(6, 16, 4, 1)), "another shape is another image"
+
+
+def test_a_total_is_given_once_and_changed_by_its_own_verb(of_two):
+    with pytest.raises(InputError, match="registered already"):
+        of_two.register(SCANS, epsilon=9.0, delta=1e-5, relation="add_or_remove_one")
+    began = until_full(of_two)
+    of_two.change_total("scans", epsilon=4.0)
+    assert until_full(of_two) > began
+    shares = [spent.share for spent in of_two.history("scans")]
+    assert max(shares) <= 1.0
+    assert [spent.what for spent in of_two.history("scans")].count("total of ε = 4") == 1
+    with pytest.raises(InputError, match="epsilon"):
+        of_two.change_total("scans", epsilon=float("nan"))
+
+
+def test_reservations_beforehand_need_a_data_set_and_a_number(ledger):
+    with pytest.raises(InputError, match="no data set 'scans'"):
+        ledger.reserve_together(RUN, SCANS, times=2)
+    with pytest.raises(InputError, match="times"):
+        ledger.reserve_together(RUN, SCANS, times=0)
+
+
+def test_the_default_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPDM_LEDGER", "none")
+    assert Ledger.default() is None
+    assert Ledger.default("here.sqlite") == Ledger("here.sqlite")
+    monkeypatch.setenv("DPDM_LEDGER", "postgresql+psycopg://team@server/dpdm")
+    assert Ledger.default() == Ledger("postgresql+psycopg://team@server/dpdm")
+    monkeypatch.delenv("DPDM_LEDGER")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert Ledger.default() == Ledger(str(tmp_path / "dpdm" / "ledger.sqlite"))
+
+
+def test_a_run_that_has_begun_must_be_in_the_ledger_it_began_in(of_two, tmp_path):
+    of_two.reserve("a", RUN, SCANS, place="runs/a")
+    of_two.reserve("a", RUN, SCANS, place="runs/a", begun=True)
+    with pytest.raises(InputError, match="another ledger"):
+        Ledger(str(tmp_path / "other.sqlite")).reserve("a", RUN, SCANS, place="runs/a", begun=True)
