@@ -45,7 +45,8 @@ from dpdm.privacy import (
     Vectorized,
     gaussian_mu,
 )
-from dpdm.privacy.mechanism import Noise, Selection
+from dpdm.privacy.mechanism import Noise
+from dpdm.privacy.search import Search
 from dpdm.types import InputError, require_positive, require_seed
 
 T = TypeVar("T")
@@ -143,9 +144,12 @@ class Privacy:
     max_grad_norm: float = 1.0
     noise: Noise = "continuous"
 
-    def plan(self, count_records: Callable[[], int], prior: Prior | None = None) -> Mechanism:
+    def plan(
+        self, count_records: Callable[[], int], prior: Prior | None = None, *, search: Search | None = None
+    ) -> DPSGD:
         """Return the plan, its noise calibrated. `count_records` is called if no size is declared."""
         size = count_records() if self.dataset_size is None else self.dataset_size
+        epsilon = self.epsilon if search is None else search.epsilon_of_one(epsilon=self.epsilon, delta=self.delta)
         return DPSGD(
             dataset_size=size,
             expected_batch_size=_batch_size(self.expected_batch_size, size),
@@ -154,7 +158,8 @@ class Privacy:
             delta=self.delta,
             relation="replace_special" if self.dataset_size is None else "add_or_remove_one",
             noise=self.noise,
-            earlier=prior.releases(epsilon=self.epsilon, delta=self.delta, alone=not self.steps) if prior else (),
+            earlier=prior.releases(epsilon=epsilon, delta=self.delta, alone=not self.steps) if prior else (),
+            search=search,
         ).calibrate(epsilon=self.epsilon)
 
 
@@ -390,9 +395,9 @@ def decode(cls: type[T], table: Table, *, path: str = "", default: object = None
 def decode_plan(table: Table) -> Mechanism:
     """Return the plan that `encode` made `table` of, as a release's settings hold it under `privacy`."""
     earlier = tuple(GaussianRelease(**release) for release in table.get("earlier", ()))
-    selection = {"selection": Selection(**table["selection"])} if "selection" in table else {}
+    search = {"search": Search(**table["search"])} if "search" in table else {}
     plan = DPSGD if "delta" in table else NonPrivate
-    return plan(**{**table, "earlier": earlier, **selection})
+    return plan(**{**table, "earlier": earlier, **search})
 
 
 def encode(value: object) -> Table:

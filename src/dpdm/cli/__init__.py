@@ -13,6 +13,7 @@ from dpdm.cli.images import export, sample
 from dpdm.cli.ledger import ledger
 from dpdm.cli.scores import compare, evaluate
 from dpdm.cli.training import plan, prepare, train
+from dpdm.cli.tuning import tune
 
 app = typer.Typer(
     help="Turn a private image data set into a generator whose images anyone may see, at a stated (ε, δ).",
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for verb in (plan, prepare, train, sample, export, evaluate, compare, verify, audit, report):
+for verb in (plan, prepare, train, tune, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
 app.add_typer(ledger, name="ledger")
 

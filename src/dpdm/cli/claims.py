@@ -24,7 +24,8 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     say(f"claim    {found.statement}")
     say(f"unit     {found.protects}")
     say(f"bound    {found.bounds}")
-    say(f"checked  from the events: {bound(found.epsilon)} by PLD, {bound(found.epsilon_rdp)} by Rényi accounting")
+    by_pld = "" if found.epsilon == found.epsilon_rdp else f"{bound(found.epsilon)} by PLD, "
+    say(f"checked  from the events: {by_pld}{bound(found.epsilon_rdp)} by Rényi accounting")
     say("         digests of settings, weights and picture; the weights fit the settings; no other file is there")
     say("The files agree. That training ran as they say, files cannot show: `dpdm audit` attacks it.")
 

@@ -168,7 +168,7 @@ def train(
             Trainer.from_config(config, data, run=folder), ledger=None if book is None else Ledger(book.url, tell=tell)
         )
         with _say_how_to_go_on(folder, processes):
-            release = _train_with_progress(trainer, data, processes)
+            release = train_with_progress(trainer, data, processes)
     if not processes.first:
         return None
     if as_json:
@@ -218,7 +218,7 @@ def _fit(config: "Config", folder: Path, minutes: float) -> "Config":
     return config
 
 
-def _train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Processes") -> "Release":
+def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Processes") -> "Release":
     """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint."""
     stopped: list[int] = []
 

@@ -308,8 +308,12 @@ def true_positive_rates(
     if epsilon(events, delta=1e-6, relation=relation, accountant="rdp") > _RDP_IS_ENOUGH:
         return [1.0 for _ in false_positive_rates]
     epsilons = np.linspace(0, 20, 2001)
-    accountant = _compose(_pld_accountant(relation, interval=1e-4), events)
-    deltas = np.clip(np.asarray(accountant.get_delta(epsilons)), 0, 1)
+    if any(isinstance(event, RepeatedSelection) for event in events):
+        by_rdp = _compose(_rdp_accountant(relation), events)
+        deltas = np.array([by_rdp.get_delta(epsilon) for epsilon in epsilons])
+    else:
+        deltas = np.asarray(_compose(_pld_accountant(relation, interval=1e-4), events).get_delta(epsilons))
+    deltas = deltas.clip(0, 1)
     bounds = []
     for rate in false_positive_rates:
         first = np.exp(epsilons) * rate + deltas

@@ -26,7 +26,6 @@ from dpdm.privacy.accounting import (
     GaussianRelease,
     PoissonGaussianSteps,
     Relation,
-    RepeatedSelection,
     calibrate,
     encode_event,
     epsilon,
@@ -46,6 +45,7 @@ from dpdm.privacy.entropy import Entropy, OperatingSystemEntropy
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.noise import gaussian
 from dpdm.privacy.processes import Processes
+from dpdm.privacy.search import Search
 from dpdm.types import InputError, RandomBytes, Sensitive, require_positive
 
 A = TypeVar("A")
@@ -66,41 +66,6 @@ class Diagnostics(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
-    """That a run is one of a random number of runs, of which the best alone is released.
-
-    Args:
-        mean: How many runs there are on average, above 1.
-        shape: Of their number's distribution, a truncated negative binomial one: 1 is geometric, 0 logarithmic.
-        score_noise_multiplier: Noise on the count of right answers by which runs are compared, if that is private, ÷
-            what one record can change, which is 1; None for a score that uses released and public images alone.
-
-    Source:
-        Papernot & Steinke 2022.
-    """
-
-    mean: float
-    shape: float = 1.0
-    score_noise_multiplier: float | None = None
-
-    def __post_init__(self) -> None:
-        RepeatedSelection(events=(), mean=self.mean, shape=self.shape)
-        if self.score_noise_multiplier is not None:
-            require_positive(score_noise_multiplier=self.score_noise_multiplier)
-
-    @property
-    def score(self) -> tuple[GaussianRelease, ...]:
-        """What each run releases for its score, beside its own plan."""
-        noise = self.score_noise_multiplier
-        return () if noise is None else (GaussianRelease(noise_multiplier=noise),)
-
-    def events(self, of_one_run: Iterable[Event]) -> list[Event]:
-        """Return what is accounted for the best of all runs."""
-        parts = tuple(event for event in of_one_run if not isinstance(event, RepeatedSelection))
-        return [RepeatedSelection(events=(*parts, *self.score), mean=self.mean, shape=self.shape)]
-
-
-@dataclass(frozen=True, kw_only=True)
 class DPSGD:
     """DP-SGD with Poisson batch selection, and what is released before it: the plan, and all of the claim.
 
@@ -116,7 +81,7 @@ class DPSGD:
         earlier: Gaussian releases that come before the first step, in this order; the claim covers them.
         noise: "continuous" adds float64 numbers to float64 sums. "grid" truncates every clipped gradient to a grid,
             sums exactly, and rounds the noise to the same grid.
-        selection: Given if the run is a candidate of a search; the claim covers the whole search.
+        search: Given if the run is one of a search, of which the best alone is released; the claim covers all of it.
 
     Guarantees:
         * Each record enters each step independently with probability E / N, a constant.
@@ -139,7 +104,7 @@ class DPSGD:
     relation: Relation = "add_or_remove_one"
     earlier: tuple[GaussianRelease, ...] = ()
     noise: Noise = "continuous"
-    selection: Selection | None = None
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         require_positive(
@@ -180,11 +145,11 @@ class DPSGD:
         if taken:
             noise = self._noise_multiplier()
             events.append(PoissonGaussianSteps(noise_multiplier=noise, sample_rate=self.sample_rate, steps=taken))
-        return self.selection.events(events) if self.selection else events
+        return self.search.events(events) if self.search else events
 
     def events_made(self, number: int) -> list[Event]:
         """Return what the first `number` releases of the plan cost; all of a search, once it has begun."""
-        if self.selection:
+        if self.search:
             return self.events() if number else []
         steps = max(0, number - len(self.earlier))
         return [*self.earlier[:number]] if not steps else self.events(steps=steps)
@@ -224,7 +189,7 @@ class DPSGD:
         unit = {"add_or_remove_one": "add or remove one image", "replace_special": "blank out one image"}[self.relation]
         before = [f"{len(self.earlier)} Gaussian releases"] if self.earlier else []
         steps = [f"{self.steps:,} Poisson steps at q = {self.sample_rate:.3g}"] if self.steps else []
-        of = [f"the best of {self.selection.mean:g} runs on average, each of"] if self.selection else []
+        of = [f"the best of {self.search.mean:g} runs on average, each of"] if self.search else []
         made = ", ".join([unit, *of, *before, *steps, f"{self._accountant.upper()} accountant"])
         return f"({round_up(self.epsilon())}, {self.delta:g})-DP, {made}"
 
@@ -355,7 +320,7 @@ class MechanismRun:
 
     def __init__(self, plan: Mechanism, journal: Path | None, *, entropy: Entropy, strategy: Strategy | None) -> None:
         # Settings that came later than some journals are left out where they have no effect.
-        said = repr((plan, entropy.secure)).replace(", selection=None)", ")")
+        said = repr((plan, entropy.secure)).replace(", search=None)", ")")
         fingerprint = hashlib.sha256(said.encode()).hexdigest()
         self.plan = plan
         self.processes = Processes.joined()

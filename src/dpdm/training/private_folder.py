@@ -1,7 +1,9 @@
 """What a run keeps to itself: settings, journal, checkpoint, losses and norms. Never publish it."""
 
 import json
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,14 @@ class PrivateFolder:
         """Keep the name, before anything is reserved under it."""
         if self.path is not None:
             write_json(self.path / "ledger.json", {"run": name})
+
+    def remove(self) -> None:
+        """Remove a run that has spent nothing and may not begin."""
+        if self.path is not None:
+            shutil.rmtree(self.path)
+            shutil.rmtree(self.path.parent / "watch", ignore_errors=True)
+            with suppress(OSError):  # it may hold what a person put there
+                self.path.parent.rmdir()
 
     def restore_prior(self, *, num_classes: int) -> GaussianMixture | None:
         """Return the prior that this run released, if it has."""

@@ -98,12 +98,19 @@ class Trainer:
     ledger: Ledger | None = field(default_factory=Ledger.default)
 
     @classmethod
-    def from_config(cls, config: Config, data: ImageDataset, *, run: Path | str | None = None) -> "Trainer":
-        """Return the trainer that `config` describes; `data` is counted if `config` declares no size."""
+    def from_config(
+        cls,
+        config: Config,
+        data: ImageDataset,
+        *,
+        run: Path | str | None = None,
+        mechanism: Mechanism | None = None,
+    ) -> "Trainer":
+        """Return the trainer that `config` describes; its plan unless given, for which `data` is counted if need be."""
         return cls(
             network=config.network,
             preconditioning=config.preconditioning,
-            mechanism=config.plan(lambda: len(data)),
+            mechanism=mechanism or config.plan(lambda: len(data)),
             prior=config.prior,
             loss=config.loss,
             training=config.training,
@@ -249,7 +256,12 @@ class Trainer:
             folder.save_name_in_ledger(name)
             place = "a run in memory" if self.run is None else str(Path(self.run).absolute())
             records = Records(data.name, data.images, public=data.public)
-            ledger.reserve(name, plan, records, place=place, begun=before is not None and mechanism.spent > 0)
+            try:
+                ledger.reserve(name, plan, records, place=place, begun=before is not None and mechanism.spent > 0)
+            except InputError:
+                if before is None and not mechanism.spent:  # so that the folder is free for a run that fits
+                    folder.remove()
+                raise
         return lambda run: ledger.complete(name, plan.events_made(run.spent))
 
     def _prior(

@@ -1,0 +1,96 @@
+"""`dpdm tune`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpdm.cli.options import (
+    AsJson,
+    Epsilon,
+    LedgerPlace,
+    Set,
+    Size,
+    Target,
+    bound,
+    fail,
+    load_settings,
+    print_json,
+    say,
+)
+from dpdm.cli.training import train_with_progress
+from dpdm.terminal import tell
+
+if TYPE_CHECKING:
+    from dpdm.training import Release, Trainer
+
+
+def tune(
+    target: Target,
+    run: Annotated[
+        Path, typer.Option("--run", "-r", help="Folder of the search; the same line again goes on with it.")
+    ],
+    choices: Annotated[
+        list[str],
+        typer.Option("--try", help="key=value,value,... for a setting that is searched; again for another one."),
+    ],
+    epsilon: Epsilon = None,
+    runs: Annotated[float, typer.Option(help="How many runs on average; how many there are is drawn.")] = 5.0,
+    shape: Annotated[float, typer.Option(help="Of that number's distribution: 1 geometric, 0 logarithmic.")] = 1.0,
+    reference: Annotated[
+        str | None, typer.Option(help="Public labelled images, on which runs are compared at no further price.")
+    ] = None,
+    score_noise: Annotated[
+        float | None, typer.Option(help="Or compare on the private images, with so much noise on the right answers.")
+    ] = None,
+    dataset_size: Size = None,
+    ledger: LedgerPlace = None,
+    set: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search among settings at a stated price: a random number of runs, of which the best alone is released."""
+    from dpdm.data import open_dataset
+    from dpdm.ledger import Ledger
+    from dpdm.privacy.processes import Processes
+    from dpdm.privacy.search import Search
+    from dpdm.training.tuning import Tuner, combinations
+
+    if (reference is None) == (score_noise is None):
+        fail("say by what runs are compared: --reference with public images, or --score-noise 50 for the private ones")
+    candidates = [
+        load_settings(target, epsilon, dataset_size, [*(set or []), *values], None) for values in combinations(choices)
+    ]
+    first, book = candidates[0], Ledger.default(ledger)
+    data = first.data.open()
+    compared = None
+    if reference is not None:
+        facts = first.data
+        compared = open_dataset(
+            reference, size=facts.size, fit=facts.fit, channels=facts.channels, num_classes=data.num_classes
+        )
+        if compared.shape != data.shape:
+            fail(f"{reference} has images of shape {compared.shape}, and {data.name} of {data.shape}: set data.size")
+    tuner = Tuner(
+        candidates=candidates,
+        search=Search(mean=runs, shape=shape, score_noise_multiplier=score_noise),
+        reference=compared,
+        run=run,
+        ledger=None if book is None else Ledger(book.url, tell=tell),
+    )
+    plan = tuner.plan(data)
+    cost = tuner.cost(plan)
+    tell(
+        f"{len(candidates)} candidates; one run costs ε {bound(cost.of_one)}, the best of {runs:g} on average "
+        f"{bound(cost.of_best)}, and releasing {round(runs)} would cost {bound(cost.of_all)}"
+    )
+
+    def on_run(number: int, count: int, trainer: "Trainer") -> "Release":
+        tell(f"run {number} of {count}: secret, like which settings it has")
+        return train_with_progress(trainer, data, Processes())
+
+    release = tuner.fit(data, on_run)
+    if as_json:
+        return print_json(release.privacy | {"cost": cost._asdict()})
+    say(f"done: {release.statement}")
+    say(f"publish {run / 'release'}; keep {run / 'private'} to yourself: the other runs, and how many there were")
+    say(f"next: dpdm sample {run} -n 60000 -o synthetic.npz")

@@ -1,0 +1,112 @@
+"""A search among settings, of whose runs the best alone is released: how many runs there are, and what it costs.
+
+Trying k settings and keeping the best costs as much as releasing all k runs, if k is fixed. If k is random, and told to
+nobody, it costs little more than one run.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dpdm.privacy.accounting import (
+    Event,
+    GaussianRelease,
+    Relation,
+    RepeatedSelection,
+    epsilon,
+    gaussian_epsilon,
+    gaussian_mu,
+)
+from dpdm.types import RandomBytes, require_positive
+
+_RELATION: Relation = "add_or_remove_one"  # a Gaussian release costs the same under either
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """That a run is one of a random number of runs, of which the best alone is released.
+
+    Args:
+        mean: How many runs there are on average, above 1.
+        shape: Of their number's distribution, a truncated negative binomial one: 1 is geometric, 0 logarithmic, which
+            costs less and is more often a single run.
+        score_noise_multiplier: Noise on the count of right answers by which runs are compared, if that is of private
+            images, ÷ what one record can change, which is 1; None for a score of released and public images alone.
+
+    Source:
+        Papernot & Steinke 2022.
+    """
+
+    mean: float
+    shape: float = 1.0
+    score_noise_multiplier: float | None = None
+
+    def __post_init__(self) -> None:
+        RepeatedSelection(events=(), mean=self.mean, shape=self.shape)
+        if self.score_noise_multiplier is not None:
+            require_positive(score_noise_multiplier=self.score_noise_multiplier)
+
+    def events(self, of_one_run: Iterable[Event]) -> list[Event]:
+        """Return what is accounted for the best of all runs, each of which releases its score too."""
+        noise = self.score_noise_multiplier
+        score = () if noise is None else (GaussianRelease(noise_multiplier=noise),)
+        parts = tuple(event for event in of_one_run if not isinstance(event, RepeatedSelection))
+        return [RepeatedSelection(events=(*parts, *score), mean=self.mean, shape=self.shape)]
+
+    def epsilon_of_one(self, *, epsilon: float, delta: float) -> float:
+        """Return about what one run may cost, so that the best of all costs `epsilon`; 0 if nothing is left for one.
+
+        About, since it takes a run for a Gaussian release: `DPSGD.calibrate` makes it exact.
+        """
+        high = gaussian_mu(epsilon=epsilon, delta=delta)
+        low = 0.0
+        for _ in range(40):
+            mu = (low + high) / 2
+            if self._cost(mu, delta) <= epsilon:
+                low = mu
+            else:
+                high = mu
+        return gaussian_epsilon(mu=low, delta=delta)
+
+    def _cost(self, mu: float, delta: float) -> float:
+        events = self.events([GaussianRelease(noise_multiplier=1 / mu)])
+        return epsilon(events, delta=delta, relation=_RELATION)
+
+    def draw_num_runs(self, random_bytes: RandomBytes) -> int:
+        """Return how many runs there are, at least 1.
+
+        Args:
+            random_bytes: Of the operating system; eight are read.
+        """
+        u = int.from_bytes(random_bytes(8), "big") / 2**64
+        number, below = 0, 0.0
+        for probability in self.probabilities():
+            number, below = number + 1, below + probability
+            if u < below:
+                break
+        return number
+
+    def probabilities(self) -> Iterable[float]:
+        """Yield the probabilities of 1, 2, 3, ... runs, until next to nothing is left.
+
+        Source:
+            Papernot & Steinke 2022: ∝ (1 − γ)^k · Π_{l < k} (l + η) / (l + 1), truncated to k ≥ 1.
+        """
+        from scipy.optimize import brentq
+
+        def mean(gamma: float) -> float:
+            if self.shape == 0:
+                return (1 / gamma - 1) / -math.log(gamma)
+            return self.shape * (1 - gamma) / (gamma * -math.expm1(self.shape * math.log(gamma)))
+
+        gamma = float(brentq(lambda g: mean(g) - self.mean, 1e-12, 1 - 1e-9, xtol=1e-15))
+        if self.shape == 0:
+            probability = (1 - gamma) / -math.log(gamma)
+        else:
+            probability = self.shape * (1 - gamma) / math.expm1(-self.shape * math.log(gamma))
+        number, left = 1, 1.0
+        while left > 1e-15 and probability > 0:
+            yield probability
+            left -= probability
+            probability *= (1 - gamma) * (number + self.shape) / (number + 1)
+            number += 1

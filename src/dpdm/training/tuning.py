@@ -1,0 +1,209 @@
+"""A search among settings at a stated price: a random number of runs, of which the best alone is released.
+
+Everything about the search but its best run stays in `private/`: the others, their scores, and how many there were.
+"""
+
+import itertools
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dpdm.config import Config, Privacy, encode
+from dpdm.data import ImageDataset
+from dpdm.evaluation import QUICK, evaluate_utility
+from dpdm.evaluation.classifiers import CNN
+from dpdm.files import read_json, write_json
+from dpdm.ledger import Ledger, Records
+from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy.accounting import epsilon
+from dpdm.privacy.search import Search
+from dpdm.training.release import Release
+from dpdm.training.trainer import Trainer
+from dpdm.types import InputError
+
+NUM_IMAGES = 10_000
+"""Synthetic images that the classifier of a score is trained on."""
+
+
+class Cost(NamedTuple):
+    """What a search costs: one run alone, the best of all, and what releasing the mean number of runs would."""
+
+    of_one: float
+    of_best: float
+    of_all: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuner:
+    """Draws settings at random among candidates, trains each, and releases the best.
+
+    Args:
+        candidates: Settings that differ in nothing that a run's plan depends on.
+        search: How many runs there are, and whether their score is private.
+        reference: Public images for the score: the accuracy on them of a CNN that was trained on synthetic images. None
+            takes the private ones, and the score's own noise is part of the price.
+        run: Folder of the search; the same again goes on with it.
+        ledger: Where all of it is reserved before the first run; None counts nothing.
+
+    Guarantees:
+        * The claim of the release covers all runs, whichever was the best.
+        * The number of runs is drawn once, from the operating system, and never published.
+
+    Source:
+        Papernot & Steinke 2022.
+    """
+
+    candidates: Sequence[Config]
+    search: Search
+    reference: ImageDataset | None = None
+    run: Path
+    ledger: Ledger | None
+
+    def __post_init__(self) -> None:
+        private = self.reference is None
+        if private != (self.search.score_noise_multiplier is not None):
+            raise InputError("give public images for the score, or noise for a score on the private ones")
+
+    def plan(self, data: ImageDataset) -> DPSGD:
+        """Return the plan that all candidates share: that of one run, with the claim of the search.
+
+        Raises:
+            InputError: The candidates' plans differ, or claim nothing.
+        """
+        first = self.candidates[0]
+        for config in self.candidates[1:]:
+            if (config.privacy, config.prior) != (first.privacy, first.prior):
+                raise InputError(
+                    "candidates differ in [privacy] or [prior], on which the price of a run depends: let them differ "
+                    "in other settings"
+                )
+        if not isinstance(first.privacy, Privacy):
+            raise InputError("privacy.kind = non-private claims nothing: a search has no price there")
+        return first.privacy.plan(lambda: len(data), first.prior, search=self.search)
+
+    def cost(self, plan: DPSGD) -> Cost:
+        """Return what a search of this plan costs."""
+        one = replace(plan, search=None).events()
+        noise = self.search.score_noise_multiplier
+        one += [] if noise is None else [GaussianRelease(noise_multiplier=noise)]
+        alone, many = (
+            epsilon(one * times, delta=plan.delta, relation=plan.relation, accountant="rdp")
+            for times in (1, round(self.search.mean))
+        )
+        return Cost(alone, plan.epsilon(), many)
+
+    def fit(self, data: ImageDataset, on_run: Callable[[int, int, Trainer], Release]) -> Release:
+        """Search, from where an interrupted search stopped, and return the best run's release.
+
+        Args:
+            data: The private images, with labels.
+            on_run: Called with the number of a run, how many there are, and its trainer, which it must run to the end.
+        """
+        if data.labels is None:
+            raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
+        plan, private = self.plan(data), self.run / "private"
+        state = self._begin(plan)
+        if self.ledger is not None and len(state["scores"]) < len(state["choices"]):
+            records = Records(data.name, data.images, public=data.public)
+            try:
+                self.ledger.reserve(state["name"], plan, records, place=str(self.run.absolute()), begun=state["begun"])
+            except InputError:
+                if not state["begun"]:  # so that the folder is free for a search that fits
+                    shutil.rmtree(self.run)
+                raise
+        for number, choice in enumerate(state["choices"], start=1):
+            if len(state["scores"]) >= number:
+                continue
+            state["begun"] = True
+            write_json(private / "search.json", state)
+            folder = private / "runs" / str(number)
+            trainer = Trainer.from_config(self.candidates[choice], data, run=folder, mechanism=plan)
+            release = on_run(number, len(state["choices"]), replace(trainer, ledger=None))
+            state["scores"].append(self._score(release, data, plan, folder))
+            write_json(private / "search.json", state)
+        known = [(score, -number) for number, score in enumerate(state["scores"], start=1) if score is not None]
+        best = -max(known)[1] if known else 1
+        if not (self.run / "release" / "privacy.json").exists():
+            shutil.copytree(private / "runs" / str(best) / "release", self.run / "release", dirs_exist_ok=True)
+        if self.ledger is not None:
+            self.ledger.complete(state["name"], plan.events())
+        return Release.load(self.run)
+
+    def _begin(self, plan: DPSGD) -> dict[str, Any]:
+        """Return the state of the search: drawn, if there is none yet, and saved before anything is spent."""
+        path = self.run / "private" / "search.json"
+        candidates = [encode(config) for config in self.candidates]
+        what = {"plan": encode(plan), "candidates": candidates}
+        if path.exists():
+            state = read_json(path)
+            if state.get("what") != what:
+                raise InputError(f"{self.run} holds another search: choose another --run, or repeat its settings")
+            return state
+        if self.run.exists() and any(self.run.iterdir()):
+            raise InputError(f"{self.run} is not empty and holds no search that can go on: choose another --run folder")
+        path.parent.mkdir(parents=True, mode=0o700)
+        number = self.search.draw_num_runs(os.urandom)
+        choices = [secrets.randbelow(len(candidates)) for _ in range(number)]
+        state = {"what": what, "name": uuid.uuid4().hex, "choices": choices, "scores": [], "begun": False}
+        write_json(path, state)
+        return state
+
+    def _score(self, release: Release, data: ImageDataset, plan: DPSGD, folder: Path) -> float | None:
+        """Return the accuracy on public images, or the noisy count of right answers on the private ones.
+
+        None if a crash lost the count, which cannot be made again.
+        """
+        images, labels = release.sample(NUM_IMAGES, seed=0)
+        test = self.reference or data
+        assert test.labels is not None
+        scores = evaluate_utility(
+            images,
+            labels,
+            test.images,
+            test.labels,
+            num_classes=data.num_classes,
+            protocol=QUICK,
+            classifiers={"cnn": CNN()},
+        )
+        noise = self.search.score_noise_multiplier
+        if noise is None:
+            return scores["cnn"].accuracy
+        right = sum(row[label] for label, row in enumerate(scores["cnn"].confusion))
+        # One record more or fewer changes the count by at most 1: the classifier has seen released images alone.
+        of_score = DPSGD(
+            dataset_size=plan.dataset_size,
+            expected_batch_size=1,
+            steps=0,
+            delta=plan.delta,
+            relation=plan.relation,
+            earlier=(GaussianRelease(noise_multiplier=noise),),
+        ).start(folder / "private" / "score.jsonl")
+        try:
+            if of_score.finished:
+                return None
+            total = torch.tensor([float(right)], dtype=torch.float64)
+            return float(of_score.release(total, sensitivity=1.0, num_records=len(data)))
+        finally:
+            of_score.close()
+
+
+def combinations(texts: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return all combinations of `key=a,b,c` texts, as `key=value` overrides.
+
+    Raises:
+        InputError: A text is not of that form.
+    """
+    choices = []
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not (equals and key and all(values.split(","))):
+            raise InputError(f"--try takes key=value,value,... and not {text!r}")
+        choices.append([f"{key}={value}" for value in values.split(",")])
+    return list(itertools.product(*choices))

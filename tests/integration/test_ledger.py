@@ -1,0 +1,293 @@
+"""The ledger as a person meets it: by training, by `dpdm ledger`, and by `dpdm tune`."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+from small_run import SMALL
+
+import dpdm as package
+from dpdm.ledger import Ledger
+from dpdm.privacy import DPSGD, InsecureSeededEntropy, NonPrivate
+from dpdm.privacy.search import Search
+from dpdm.training import Trainer
+from dpdm.types import InputError
+
+PRIOR_ALONE = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--set=prior.centres=1")
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A ledger of this test's own, which the command line takes for the user's."""
+    monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "ledger.sqlite"))
+    return Ledger(str(tmp_path / "ledger.sqlite"))
+
+
+def test_the_first_run_is_the_total_and_the_second_one_is_refused(dpdm, photos, book, tmp_path):
+    code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", "first", *PRIOR_ALONE)
+    assert code == 0, err
+    assert "ledger: photos is new" in err
+    account = book.account("photos")
+    assert account.relation == "replace_special"
+    assert [r.state for r in account.reservations.values()] == ["completed"]
+    code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", "second", *PRIOR_ALONE)
+    assert code == 2
+    assert "photos has a total of" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "second").exists(), "nothing is half-written, so that the folder is free"
+    assert dpdm("ledger", "total", "photos", "--epsilon", 3)[0] == 0
+    code, _, err = dpdm("train", photos, "--epsilon", 0.5, "--run", "second", *PRIOR_ALONE)
+    assert code == 0, err
+    assert dpdm("train", photos, "--epsilon", 0.5, "--run", "second", *PRIOR_ALONE)[0] == 0, "it is finished, and stays"
+    assert len(book.account("photos").reservations) == 2
+    assert dpdm("train", photos, "--epsilon", 9, "--run", "third", "--ledger", "none", *PRIOR_ALONE)[0] == 0
+    assert len(book.account("photos").reservations) == 2
+
+
+def test_an_interrupted_run_keeps_its_reservation_and_a_settled_one_is_over(dpdm, photos, book, tmp_path):
+    config = package.load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    steps = Trainer.from_config(config, data, run=tmp_path / "run").steps(data)
+    next(steps)
+    steps.close()
+    (reservation,) = book.account("photos").reservations.values()
+    assert (reservation.state, reservation.place) == ("running", str(tmp_path / "run"))
+    share = book.account("photos").share
+    code, out, err = dpdm("ledger", "settle", tmp_path / "run")
+    assert code == 0, err
+    assert "released 7 of 12 noisy sums" in out
+    (reservation,) = book.account("photos").reservations.values()
+    assert reservation.events[-1].steps == 1
+    assert book.account("photos").share <= share
+    code, _, err = dpdm("train", photos, "--run", tmp_path / "run", *SMALL)
+    assert code == 2
+    assert "cannot go on" in err
+
+
+def test_a_run_goes_on_under_its_reservation(dpdm, photos, book, tmp_path):
+    config = package.load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    steps = Trainer.from_config(config, data, run=tmp_path / "run").steps(data)
+    next(steps)
+    steps.close()
+    code, _, err = dpdm("train", photos, "--run", tmp_path / "run", "--ledger", tmp_path / "other.sqlite", *SMALL)
+    assert code == 2
+    assert "began in another ledger" in err
+    code, _, err = dpdm("train", photos, "--run", tmp_path / "run", *SMALL)
+    assert code == 0, err
+    (reservation,) = book.account("photos").reservations.values()
+    assert reservation.state == "completed"
+    assert reservation.events == reservation.allowed
+
+
+def test_a_ledger_that_cannot_be_used_stops_a_run_before_it_spends(dpdm, photos, tmp_path):
+    (tmp_path / "broken.sqlite").write_bytes(b"this is no database" * 100)
+    code, _, err = dpdm("train", photos, "--run", "run", "--ledger", tmp_path / "broken.sqlite", *PRIOR_ALONE)
+    assert code == 2
+    assert "damaged or no ledger" in err
+    assert not (tmp_path / "run" / "release").exists()
+    pytest.importorskip("psycopg")
+    unreachable = "postgresql+psycopg://team:secret@127.0.0.1:9/dpdm"
+    code, _, err = dpdm("train", photos, "--run", "other", "--ledger", unreachable, *PRIOR_ALONE)
+    assert code == 1
+    assert "cannot be used" in err
+    assert "secret" not in err
+    journal = tmp_path / "other" / "private" / "journal.jsonl"
+    assert not journal.exists() or '"spent"' not in journal.read_text()
+
+
+def test_a_run_in_memory_is_counted_as_far_as_it_went(photos, book):
+    config = package.load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    steps = Trainer.from_config(config, data).steps(data)
+    next(steps)
+    next(steps)
+    steps.close()
+    (reservation,) = book.account("photos").reservations.values()
+    assert reservation.completed
+    assert reservation.events[-1].steps == 2
+
+
+def test_what_claims_nothing_is_not_counted(photos, book, tmp_path):
+    config = package.load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    seeded = Trainer.from_config(config, data)
+    next(Trainer(**{**vars(seeded), "entropy": InsecureSeededEntropy(b"known")}).steps(data))
+    plan = seeded.mechanism
+    open_plan = NonPrivate(dataset_size=30, expected_batch_size=8, steps=2, earlier=plan.earlier)
+    next(Trainer(**{**vars(seeded), "mechanism": open_plan}).steps(data))
+    assert book.accounts() == {}
+
+
+def test_runs_reserved_beforehand_are_taken_by_the_runs_that_come(dpdm, photos, book):
+    assert dpdm("ledger", "register", photos, "--epsilon", 2, "--delta", 1e-3, *PRIOR_ALONE[:1])[0] == 0
+    code, out, err = dpdm("ledger", "reserve", photos, "--epsilon", 1, "--times", 2, *PRIOR_ALONE)
+    assert code == 0, err
+    assert "2 runs are reserved" in out
+    for number in (1, 2):
+        code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", f"run-{number}", *PRIOR_ALONE)
+        assert code == 0, err
+    runs = list(book.account("photos").reservations.values())
+    assert [run.completed for run in runs] == [True, True]
+
+
+def test_the_book_can_be_read(dpdm, photos, book, tmp_path):
+    code, out, _ = dpdm("ledger")
+    assert code == 0
+    assert "nothing is registered yet" in out
+    dpdm("train", photos, "--epsilon", 1, "--run", "run", *PRIOR_ALONE)
+    dpdm("ledger", "total", "photos", "--epsilon", 4)
+    code, out, err = dpdm("ledger", "enter", "photos", "--what", "a table", "--epsilon", 0.25)
+    assert code == 0, err
+    code, out, _ = dpdm("ledger", "show", "photos")
+    assert code == 0
+    assert "a total of (4, 0.001)" in out
+    assert "a table" in out
+    assert "█" in out
+    assert str(tmp_path / "run") in out
+    shown = json.loads(dpdm("ledger", "show", "photos", "--json")[1])
+    assert [row["what"] for row in shown["history"]][-2:] == ["total of ε = 4", "a table"]
+    assert shown["epsilon_if_planned"] == pytest.approx(1.25, abs=0.01)
+    listed = json.loads(dpdm("ledger", "--json")[1])
+    assert [row["dataset"] for row in listed["datasets"]] == ["photos"]
+    code, out, _ = dpdm("ledger", "plan", "photos", "--epsilon", 0.5)
+    assert code == 0
+    assert "more, each chosen after" in out
+    code, _, err = dpdm("ledger", "show", "fotos")
+    assert code == 2
+    assert "it has photos" in err
+
+
+def test_an_export_is_a_beginning_of_what_comes_later(dpdm, photos, book, tmp_path):
+    dpdm("train", photos, "--epsilon", 1, "--run", "run", *PRIOR_ALONE)
+    assert dpdm("ledger", "export", "-o", "before.jsonl")[0] == 0
+    dpdm("ledger", "total", "photos", "--epsilon", 4)
+    code, out, err = dpdm("ledger", "verify", "before.jsonl")
+    assert code == 0, err
+    assert "6 entries" in out
+    dpdm("ledger", "export", "-o", "after.jsonl")
+    os.rename(tmp_path / "ledger.sqlite", tmp_path / "lost.sqlite")
+    dpdm("train", photos, "--epsilon", 1, "--run", "another", *PRIOR_ALONE)
+    code, _, err = dpdm("ledger", "verify", "after.jsonl")
+    assert code == 2
+    assert "does not go on from" in err
+    (tmp_path / "other.jsonl").write_text("no export\n")
+    assert dpdm("ledger", "verify", "other.jsonl")[0] == 2
+
+
+TUNE = ("--run=best", "--try=training.learning_rate=1e-3,3e-3", "--try=loss.noise_multiplicity=1,2", "--epsilon=2")
+
+
+@pytest.fixture
+def quick_scores(monkeypatch):
+    """Scores that take no time: the first run's the best."""
+    from dpdm.training import tuning
+
+    answers = iter(np.linspace(0.9, 0.1, 100))
+
+    def evaluate(images, labels, test_images, test_labels, *, num_classes, protocol, classifiers):
+        from dpdm.evaluation import UtilityScore
+
+        accuracy = float(next(answers))
+        right = round(accuracy * len(test_labels))
+        confusion = ((right, len(test_labels) - right), (0, 0))
+        return {"cnn": UtilityScore(accuracy, 0.0, 1.0, len(test_labels), 1, 1, 0.5, confusion)}
+
+    monkeypatch.setattr(tuning, "evaluate_utility", evaluate)
+    monkeypatch.setattr(tuning, "NUM_IMAGES", 20)
+
+
+def runs_of(monkeypatch, number):
+    monkeypatch.setattr(Search, "draw_num_runs", lambda self, random_bytes: number)
+
+
+def test_the_best_of_several_runs_is_released_with_the_price_of_all(
+    dpdm, photos, book, tmp_path, monkeypatch, quick_scores
+):
+    runs_of(monkeypatch, 3)
+    line = ("tune", photos, *TUNE, "--runs", 4, "--reference", photos, *SMALL)
+    code, out, err = dpdm(*line)
+    assert code == 0, err
+    assert "run 3 of 3" in err
+    assert "the best of 4 runs on average" in out
+    best, first = tmp_path / "best", tmp_path / "best" / "private" / "runs" / "1"
+    assert (best / "release" / "model.safetensors").read_bytes() == (
+        first / "release" / "model.safetensors"
+    ).read_bytes()
+    assert dpdm("verify", "best")[0] == 0
+    privacy = json.loads((best / "release" / "privacy.json").read_text())
+    assert [event["type"] for event in privacy["events"]] == ["RepeatedSelection"]
+    assert 1.98 < privacy["epsilon"] <= 2
+    assert not {"scores", "choices", "runs"} & privacy.keys(), "how many runs there were is told to nobody"
+    (reservation,) = book.account("photos").reservations.values()
+    assert reservation.completed
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    assert "run 1 of" not in err, "a finished search stays as it is"
+    code, _, err = dpdm(*line, "--set=training.ema_decay=0.5")
+    assert code == 2
+    assert "another search" in err
+
+
+def test_a_private_score_is_noisy_and_part_of_the_price(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):
+    runs_of(monkeypatch, 2)
+    code, _, err = dpdm("tune", photos, *TUNE, "--score-noise", 20, *SMALL)
+    assert code == 0, err
+    state = json.loads((tmp_path / "best" / "private" / "search.json").read_text())
+    assert len(state["scores"]) == 2
+    assert all(score != round(score) for score in state["scores"])
+    privacy = json.loads((tmp_path / "best" / "release" / "privacy.json").read_text())
+    assert {"type": "GaussianRelease", "noise_multiplier": 20.0} in privacy["events"][0]["events"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("--try=privacy.steps=6,7", "--reference=photos"), "differ in [privacy]"),
+        (("--try=prior.centres=1,2", "--reference=photos"), "differ in [privacy]"),
+        (("--try=training.learning_rate", "--reference=photos"), "--try takes"),
+        (("--try=training.learning_rate=1e-3,", "--reference=photos"), "--try takes"),
+        (("--try=training.learning_rate=1e-3",), "--reference with public images"),
+        (("--try=training.learning_rate=1e-3", "--reference=photos", "--score-noise=9"), "--reference with public"),
+        (("--try=training.learning_rate=1e-3", "--reference=photos", "--runs=1"), "above 1"),
+    ],
+)
+def test_a_search_without_a_price_is_refused(dpdm, photos, book, tmp_path, line, message):
+    code, _, err = dpdm("tune", photos, "--run=best", *line, *SMALL)
+    assert code == 2, err
+    assert message in err
+    assert not (tmp_path / "best").exists()
+
+
+def test_a_search_that_does_not_fit_leaves_its_folder_free(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):
+    dpdm("train", photos, "--epsilon", 1, "--run", "first", *PRIOR_ALONE)
+    code, _, err = dpdm("tune", photos, *TUNE, "--reference", photos, *SMALL)
+    assert code == 2
+    assert "photos has a total" in err
+    assert not (tmp_path / "best").exists()
+
+
+def test_the_number_of_runs_has_the_distribution_that_is_accounted():
+    for shape in (0.0, 0.5, 1.0, 3.0):
+        probabilities = list(Search(mean=5, shape=shape).probabilities())
+        assert math.fsum(probabilities) == pytest.approx(1)
+        assert math.fsum(k * p for k, p in enumerate(probabilities, start=1)) == pytest.approx(5)
+    geometric = list(Search(mean=4, shape=1.0).probabilities())
+    np.testing.assert_allclose(geometric[:50], [0.25 * 0.75**k for k in range(50)])
+    drawn = [Search(mean=4).draw_num_runs(os.urandom) for _ in range(4000)]
+    assert min(drawn) == 1
+    assert abs(np.mean(drawn) - 4) < 5 * math.sqrt(12 / 4000)
+
+
+def test_a_run_of_a_search_costs_less_than_the_whole():
+    search = Search(mean=5)
+    of_one = search.epsilon_of_one(epsilon=2.0, delta=1e-5)
+    assert 0.5 < of_one < 2
+    plan = DPSGD(dataset_size=1000, expected_batch_size=50, steps=10, search=search).calibrate(epsilon=2.0)
+    assert 1.99 < plan.epsilon() <= 2
+    assert plan.events_made(0) == []
+    assert plan.events_made(3) == plan.events(), "a search that has begun costs all of it"
+    with pytest.raises(InputError, match="above 1"):
+        Search(mean=1.0)
