@@ -114,15 +114,16 @@ def is_prepared(path: Path) -> bool:
     return path.is_dir() and ((path / _DONE).is_file() or (path / _PROGRESS).is_file()) and _ours(path)
 
 
-def load_prepared(path: Path, *, num_classes: int | None = None) -> ImageDataset:
+def load_prepared(path: Path, framing: Framing, *, num_classes: int | None = None) -> ImageDataset:
     """Return the images and labels of a prepared folder; the images stay on disk, and are read as they are needed.
 
     Args:
         path: The folder.
+        framing: The size and channels that its images must have: to frame them anew would take them all into memory.
         num_classes: If given, it must have this many classes; 0 leaves labels aside.
 
     Raises:
-        InputError: It is not finished, or damaged.
+        InputError: It is not finished, or damaged, or was prepared at another size.
     """
     if not (path / _DONE).is_file():
         raise InputError(f"{path} is not prepared to the end: repeat its dpdm prepare command")
@@ -133,6 +134,12 @@ def load_prepared(path: Path, *, num_classes: int | None = None) -> ImageDataset
         shape, names, digests = _shape(facts["shape"]), facts["class_names"], facts["sha256"]
         assert isinstance(digests, dict)
         assert isinstance(names, list)
+        _, height, width, channels = shape
+        if not framing.keeps(height, width, channels):
+            raise InputError(
+                f"{path} was prepared at {width} x {height} with {channels} channels: "
+                "leave data.size and data.channels out, or prepare it again with them"
+            )
         for name, stated in digests.items():
             if digest(path / name) != stated:
                 raise InputError(f"{path / name} is damaged, its digest differs: prepare the folder again")

@@ -236,6 +236,17 @@ def test_damage_is_seen(name, harm, photos, tmp_path):
         open_dataset(tmp_path / "ready")
 
 
+def test_it_has_one_frame(photos, tmp_path):
+    """To frame it anew would take all images into memory; it may be prepared from, though, part by part."""
+    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    assert open_dataset(tmp_path / "ready", size=12, fit="pad", channels=3).shape == (3, 12, 12)
+    for framing in ({"size": 16}, {"channels": 1}):
+        with pytest.raises(InputError, match=r"at 12 x 12 with 3 channels: leave data\.size and data\.channels"):
+            open_dataset(tmp_path / "ready", **framing)
+    prepare(tmp_path / "smaller", opener(tmp_path / "ready"), Framing(size=8, channels=1))
+    assert open_dataset(tmp_path / "smaller").shape == (1, 8, 8)
+
+
 def test_what_is_there_is_never_overwritten(photos, tmp_path):
     prepare(tmp_path / "ready", opener(photos), FRAMING)
     with pytest.raises(InputError, match="prepared already"):
