@@ -274,8 +274,8 @@ def _digest_of(files: Sequence[ImageFile | EncodedImage], framing: Framing) -> s
     found = hashlib.sha256(repr(framing).encode())
     for file in files:
         if isinstance(file, Path):
-            status = file.stat()
-            state = f"{status.st_size} {status.st_mtime_ns}"
+            status = file.stat() if file.exists() else None  # a link may lead nowhere
+            state = "" if status is None else f"{status.st_size} {status.st_mtime_ns}"
         elif isinstance(file, EncodedImage):
             state = hashlib.sha256(file.encoded or b"").hexdigest()
         else:

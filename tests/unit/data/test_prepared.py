@@ -146,8 +146,9 @@ def test_it_starts_anew_when_the_source_has_changed(photos, tmp_path, monkeypatc
 
 def test_records_that_cannot_be_used_are_all_named_and_may_be_left_out(photos, tmp_path):
     whole = open_dataset(photos, size=12, channels=3)
-    for name in ("a/3.png", "b/7.png"):
-        (photos / name).write_bytes(b"no image")
+    (photos / "a" / "3.png").write_bytes(b"no image")
+    (photos / "b" / "7.png").unlink()
+    (photos / "b" / "7.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"2 of the records cannot be used.*refused\.txt lists all"):
         prepare(tmp_path / "ready", opener(photos), FRAMING)
     assert all(name in (tmp_path / "ready" / "refused.txt").read_text() for name in ("3.png", "7.png"))
