@@ -271,6 +271,58 @@ def test_two_nodes_are_one_run(tmp_path):
     assert spent(run) == 6 + 12
 
 
+MEASURED = """
+import json, time
+import torch
+from dpdm.config import load_config
+from dpdm.privacy.mechanism import MechanismRun
+from dpdm.training import ImageFacts, fit_to_time
+from dpdm.training.hardware import joined_processes
+torch.set_num_threads(1)
+network = ["network.kind=mlp", "network.width=16", "network.blocks=1", "training.strategy=vectorized"]
+config = load_config("digits", overrides=[*network, "privacy.steps=50", "privacy.expected_batch_size=101"])
+facts = ImageFacts((1, 8, 8), tuple("0123456789"))
+backward, taken = MechanismRun.backward, []
+with joined_processes() as processes:
+    def slow(self, *args, num_records, **kwargs):
+        taken.append(num_records)
+        time.sleep(0.01 * num_records * (1 + processes.rank))
+        return backward(self, *args, num_records=num_records, **kwargs)
+    MechanismRun.backward = slow
+    fitted = fit_to_time(config, facts, config.plan(lambda: 0), minutes=50 * 51 * 0.02 * 0.25 / 57)
+    with open(f"saw{processes.rank}.json", "w") as file:
+        privacy = fitted.privacy
+        json.dump([taken, privacy.steps, privacy.expected_batch_size, fitted.loss.noise_multiplicity], file)
+"""
+
+
+def test_time_is_measured_on_all_processes_at_once_each_with_its_share(tmp_path):
+    """A quarter of the time that the slower one of two takes for its half: half the steps, of half the size."""
+    result = launch(2, MEASURED, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (taken, *fitted), other = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("saw*.json"))]
+    assert other == [taken, *fitted]
+    assert set(taken) == {0, 51}
+    steps, batch, copies = fitted
+    assert 15 < steps <= 26  # less where the network itself takes time
+    assert 30 < batch <= 52
+    assert copies == 1
+
+
+def test_minutes_are_fitted_by_all_and_told_by_one(tmp_path):
+    done = subprocess.run(
+        command(2, tmp_path / "run", "--minutes=0.02"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("for 0.02 minutes here: ") == 1
+
+
 @pytest.mark.slow
 def test_processes_evaluate_together_what_one_does_alone(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (120, 12, 12, 1)).astype(np.uint8)

@@ -161,7 +161,7 @@ def train(
         fail(f"{folder} is a file: choose another --run folder")
     with joined_processes() as processes:
         if minutes is not None:
-            config = processes.object_from_first(_fit(config, folder, minutes))
+            config = _fit(config, folder, minutes, processes)
         data = config.data.open()
         book = Ledger.default(ledger)
         trainer = replace(
@@ -194,13 +194,14 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
     return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: len(opened))
 
 
-def _fit(config: "Config", folder: Path, minutes: float) -> "Config":
+def _fit(config: "Config", folder: Path, minutes: float, processes: "Processes") -> "Config":
     """Return the settings that take so long; for a run that goes on, those with which it began."""
     from dpdm.config import read_toml
     from dpdm.training import fit_to_time
 
-    if (folder / "private" / "config.toml").exists():
-        there = read_toml(folder / "private" / "config.toml")
+    settings = folder / "private" / "config.toml"
+    there = processes.object_from_first(read_toml(settings) if processes.first and settings.exists() else None)
+    if there is not None:
         steps, batch = there["privacy"]["steps"], there["privacy"]["expected_batch_size"]
         copies = there["loss"]["noise_multiplicity"]
         config = replace(
@@ -212,9 +213,9 @@ def _fit(config: "Config", folder: Path, minutes: float) -> "Config":
     else:
         config = fit_to_time(config, *_declared(config), minutes=minutes)
         begun = f"for {minutes:g} minutes here"
-    tell(
-        f"{begun}: {config.privacy.steps:,} steps of {config.privacy.expected_batch_size:,} images in {_copies(config)}"
-    )
+    if processes.first:
+        steps, batch = config.privacy.steps, config.privacy.expected_batch_size
+        tell(f"{begun}: {steps:,} steps of {batch:,} images in {_copies(config)}")
     return config
 
 

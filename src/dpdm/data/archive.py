@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dpdm.data.dataset import ImageDataset, Split
-from dpdm.data.image_files import ReadImages, is_hidden, load_image_files, read_images, require_image_name
+from dpdm.data.image_files import (
+    Found,
+    ReadImages,
+    by_name,
+    is_hidden,
+    is_image_name,
+    load_image_files,
+    read_images,
+)
 from dpdm.data.listing import CLASSES, CSV, JSON, read_listing
 from dpdm.types import InputError
 
@@ -41,19 +49,17 @@ def load_archive(
         classes_file = entries.pop(CLASSES, None) if listings else None
         if len(listings) > 1:
             raise InputError(f"{path} has both {JSON} and {CSV}: remove one")
-        images = {name: entry for name, entry in entries.items() if not entry.is_dir()}
-        if not images:
+        files = {name: entry for name, entry in entries.items() if not entry.is_dir()}
+        found = by_name(files.values())
+        if not found.images:
             raise InputError(f"{path} holds no images: put some in")
-        for image in images.values():
-            require_image_name(image)
-        files = list(images.values())
         if num_classes == 0:
-            return ImageDataset(images=read(files), name=str(path))
+            return ImageDataset(images=read(*found), name=str(path))
         if listings:
-            listed = read_listing(listings[0], classes_file, list(images), num_classes=num_classes)
+            listed = read_listing(listings[0], classes_file, [*filter(is_image_name, files)], num_classes=num_classes)
             if listed.labels is not None:
-                return ImageDataset(images=read(files), **listed._asdict(), name=str(path))
-        loose, classes = (files, {}) if listings else _by_class(entries)
+                return ImageDataset(images=read(*found), **listed._asdict(), name=str(path))
+        loose, classes = (found, {}) if listings else _by_class(entries)
         return load_image_files(
             loose,
             list(classes),
@@ -84,8 +90,8 @@ def _entries(archive: zipfile.ZipFile, path: Path, split: Split) -> dict[str, zi
     return {name.removeprefix(root): zipfile.Path(archive, name) for name in chosen}
 
 
-def _by_class(entries: Mapping[str, zipfile.Path]) -> tuple[list[zipfile.Path], dict[str, dict[str, zipfile.Path]]]:
-    """Return the entries outside folders, and those in each folder by their names there, itself by ""."""
+def _by_class(entries: Mapping[str, zipfile.Path]) -> tuple[Found, dict[str, dict[str, zipfile.Path]]]:
+    """Return the files outside folders, and the entries in each folder by their names there, itself by ""."""
     loose: list[zipfile.Path] = []
     classes: dict[str, dict[str, zipfile.Path]] = {}
     for name, entry in entries.items():
@@ -94,11 +100,11 @@ def _by_class(entries: Mapping[str, zipfile.Path]) -> tuple[list[zipfile.Path], 
             classes.setdefault(folder, {})[rest] = entry
         else:
             loose.append(entry)
-    return loose, classes
+    return by_name(loose), classes
 
 
-def _class_files(inside: Mapping[str, zipfile.Path], *, declared: bool) -> list[zipfile.Path]:
-    """Return the image files of one class, whose folder has an entry of its own unless classes are declared."""
+def _class_files(inside: Mapping[str, zipfile.Path], *, declared: bool) -> Found:
+    """Return the files of one class, whose folder has an entry of its own unless classes are declared."""
     for name, entry in inside.items():
         if "/" in name:
             raise InputError(f"{posixpath.dirname(str(entry))} is a folder inside a class folder: move its images up")
@@ -110,4 +116,4 @@ def _class_files(inside: Mapping[str, zipfile.Path], *, declared: bool) -> list[
             f"{posixpath.dirname(str(files[0]))} has no entry of its own, and images must not tell which classes there "
             "are: declare how many with --set data.num_classes=10, or make it with entries for folders (zip -r)"
         )
-    return files
+    return by_name(files)

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from dpdm.data.dataset import ImageDataset
 from dpdm.data.framing import to_pillow
-from dpdm.data.image_files import ReadImages, is_hidden, load_image_files, read_images, require_image_name
+from dpdm.data.image_files import (
+    Found,
+    ReadImages,
+    by_name,
+    is_hidden,
+    is_image_name,
+    joined,
+    load_image_files,
+    read_images,
+)
 from dpdm.data.listing import CLASSES, find_listing, read_listing
 from dpdm.types import Images, InputError, Labels
 
@@ -31,11 +40,11 @@ def load_folder(path: Path, read: ReadImages = read_images, *, num_classes: int 
     """
     if path.is_dir() and (listing := find_listing(path)) is not None:
         return _load_listed(path, listing, read, num_classes)
-    folders, files = _contents(path)
-    if num_classes == 0 and not files:
-        files, folders = [file for folder in folders for file in _class_files(folder)], []
+    folders, loose = _contents(path)
+    if num_classes == 0 and not loose.images:
+        loose, folders = joined([loose, *(_class_files(folder) for folder in folders)]), []
     return load_image_files(
-        files,
+        loose,
         [folder.name for folder in folders],
         lambda name: _class_files(path / name),
         read=read,
@@ -48,20 +57,18 @@ def _load_listed(path: Path, listing: Path, read: ReadImages, num_classes: int |
     """Return the images at any depth of a folder, with the labels of its listing."""
     classes = path / CLASSES if (path / CLASSES).is_file() else None
     inside = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
-    images = {
+    files = {
         name: file
         for name, file in sorted(inside.items(), key=lambda item: item[0].split("/"))
         if file not in (listing, classes) and not any(map(is_hidden, name.split("/")))
     }
-    for file in images.values():
-        require_image_name(file)
-    if not images:
+    found = by_name(files.values())
+    if not found.images:
         raise InputError(f"{path} holds no images: put some in")
-    files = list(images.values())
     if num_classes == 0:
-        return ImageDataset(images=read(files), name=str(path))
-    listed = read_listing(listing, classes, list(images), num_classes=num_classes)
-    return ImageDataset(images=read(files), **listed._asdict(), name=str(path))
+        return ImageDataset(images=read(*found), name=str(path))
+    listed = read_listing(listing, classes, [*filter(is_image_name, files)], num_classes=num_classes)
+    return ImageDataset(images=read(*found), **listed._asdict(), name=str(path))
 
 
 def save_folder(path: Path, images: Images, labels: Labels | None = None, class_names: Sequence[str] = ()) -> None:
@@ -108,23 +115,20 @@ def _folder_names(class_names: Sequence[str]) -> list[str]:
     return [f"{label:0{digits}d}_{name}" for label, name in enumerate(safe)]
 
 
-def _class_files(folder: Path) -> list[Path]:
-    """Return the image files of one class."""
+def _class_files(folder: Path) -> Found:
+    """Return the files of one class."""
     folders, files = _contents(folder)
     if folders:
         raise InputError(f"{folders[0]} is a folder inside a class folder: move its images up")
     return files
 
 
-def _contents(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the folders and the image files in a folder, each sorted by name, without hidden ones."""
+def _contents(path: Path) -> tuple[list[Path], Found]:
+    """Return the folders and the files in a folder, each sorted by name, without hidden ones."""
     if not path.is_dir():
         raise InputError(f"{path} is no folder: check the path")
     entries = sorted((entry for entry in path.iterdir() if not is_hidden(entry.name)), key=lambda entry: entry.name)
     if not entries:
         raise InputError(f"{path} is empty: put images in it, or remove it")
     folders = [entry for entry in entries if entry.is_dir()]
-    files = [entry for entry in entries if not entry.is_dir()]
-    for file in files:
-        require_image_name(file)
-    return folders, files
+    return folders, by_name(entry for entry in entries if not entry.is_dir())

@@ -55,10 +55,13 @@ class Framing:
             image = _fitted(image, self.size, self.fit)
         return np.asarray(image).reshape(image.height, image.width, -1)
 
+    def keeps(self, height: int, width: int, channels: int) -> bool:
+        """Whether nothing is to do about images of this shape."""
+        return (height, width, channels) == (self.size or height, self.size or width, self.channels or channels)
+
     def frame_all(self, images: Images) -> Images:
         """Return `uint8` (number, height, width, channel) framed one by one; as it is if nothing is to do."""
-        _, height, width, channels = images.shape
-        if (height, width, channels) == (self.size or height, self.size or width, self.channels or channels):
+        if self.keeps(*images.shape[1:]):
             return images
         return np.stack([self.frame(to_pillow(image)) for image in images])
 

@@ -3,10 +3,10 @@
 import io
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,13 +18,15 @@ from dpdm.types import Images, InputError
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The bytes of an image file that lie in a table, and where, for messages."""
+    """The bytes of an image file that lie in a table, None where there are none, and where, for messages."""
 
     where: str
-    encoded: bytes
+    encoded: bytes | None
 
     def open(self, mode: str = "rb") -> io.BytesIO:
         """Return the bytes as an open file."""
+        if self.encoded is None:
+            raise InputError(f"{self} has no encoded image: write its bytes there")
         return io.BytesIO(self.encoded)
 
     def __str__(self) -> str:
@@ -34,8 +36,21 @@ class EncodedImage:
 ImageFile = Path | zipfile.Path
 """A file in a folder, or one in an archive: both open, and both say in messages where they are."""
 
-ReadImages = Callable[[Sequence[ImageFile | EncodedImage]], Images]
-"""From all image files of a source, in order, at least one, to its images: `read_images`, or what prepares them."""
+
+class ReadImages(Protocol):
+    """From all image files of a source, in order, to its images: `read_images`, or what prepares them."""
+
+    def __call__(self, files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
+        """Return the images of `files`, at least one; `others` lie among them and are no images by their names."""
+        ...
+
+
+class Found(NamedTuple):
+    """Files, by their names: those that are images, and the others."""
+
+    images: list[ImageFile]
+    others: list[ImageFile]
+
 
 _EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Names decide nothing, and some formats that Pillow knows start other programs: only these are tried.
@@ -43,9 +58,9 @@ _FORMATS: Final = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 
 
 def load_image_files(
-    files: Sequence[ImageFile],
+    loose: Found,
     folders: Sequence[str],
-    inside: Callable[[str], Sequence[ImageFile]],
+    inside: Callable[[str], Found],
     *,
     read: ReadImages,
     num_classes: int | None,
@@ -54,9 +69,9 @@ def load_image_files(
     """Return loose images without labels, or those of class folders with the folders' order as labels.
 
     Args:
-        files: The loose images, in order.
+        loose: The loose files, in order.
         folders: The names of the class folders, in order: the declaration of the classes.
-        inside: Returns the images in one of them, in order; called only where there are no loose ones.
+        inside: Returns the files in one of them, in order; called only where there are no loose images.
         read: Decodes and frames all of them.
         num_classes: If given, the number of class folders must be this.
         where: The source, for messages.
@@ -64,18 +79,22 @@ def load_image_files(
     Raises:
         InputError: If there are both loose images and class folders, or a file is no image that can be used.
     """
-    if folders and files:
+    if folders and loose.images:
         raise InputError(
-            f"{where} holds images ({files[0].name}) beside class folders ({folders[0]}): "
+            f"{where} holds images ({loose.images[0].name}) beside class folders ({folders[0]}): "
             "move every image into a class folder, or all of them out"
         )
     require_same_num_classes(len(folders), num_classes, where)
-    if not folders:
-        return ImageDataset(images=read(files), name=where)
     classes = [inside(folder) for folder in folders]
+    found = joined([loose, *classes])
+    if not found.images:
+        raise InputError(f"{where} holds no images ({', '.join(_EXTENSIONS)}): put some in")
+    images = read(*found)
+    if not folders:
+        return ImageDataset(images=images, name=where)
     return ImageDataset(
-        images=read([file for files in classes for file in files]),
-        labels=np.repeat(np.arange(len(classes)), [len(files) for files in classes]),
+        images=images,
+        labels=np.repeat(np.arange(len(classes)), [len(files.images) for files in classes]),
         num_classes=len(classes),
         class_names=tuple(folders),
         name=where,
@@ -87,19 +106,40 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def require_image_name(file: ImageFile) -> None:
-    """Raise InputError if a file does not claim to be an image, so that no record vanishes unnoticed."""
-    if file.suffix.lower() not in _EXTENSIONS:
-        raise InputError(f"{file} is no image ({', '.join(_EXTENSIONS)}): move it elsewhere")
+def is_image_name(name: str) -> bool:
+    """Whether a file of that name claims to be an image."""
+    return name.lower().endswith(_EXTENSIONS)
 
 
-def read_images(files: Sequence[ImageFile | EncodedImage], framing: Framing | None = None) -> Images:
-    """Return the framed images of all files, at least one, which must agree on size and channels."""
-    framing = framing or Framing()
-    first = read_image(files[0], framing)
-    images = np.empty((len(files), *first.shape), np.uint8)
+def by_name(files: Iterable[ImageFile]) -> Found:
+    """Return the files that claim to be images, and the others, each in their order."""
+    found = Found([], [])
+    for file in files:
+        (found.images if is_image_name(file.name) else found.others).append(file)
+    return found
+
+
+def joined(parts: Sequence[Found]) -> Found:
+    """Return the files of all parts."""
+    return Found([file for part in parts for file in part.images], [file for part in parts for file in part.others])
+
+
+def why_no_image(file: ImageFile) -> str:
+    """Say that a file is no image by its name: it is refused, so that no record vanishes unnoticed."""
+    return f"{file} is no image ({', '.join(_EXTENSIONS)}): move it elsewhere"
+
+
+def read_images(
+    files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = (), framing: Framing | None = None
+) -> Images:
+    """Return the framed images of all files, which must agree on size and channels; there may be no `others`."""
+    if others:
+        raise InputError(why_no_image(others[0]))
+    framing, first = framing or Framing(), files[0]
+    like = read_image(first, framing)
+    images = np.empty((len(files), *like.shape), np.uint8)
     for index, file in enumerate(files):
-        images[index] = read_image(file, framing, like=first, which=files[0])
+        images[index] = read_image(file, framing, like=like, which=first)
     return images
 
 
@@ -139,6 +179,8 @@ def _decode(file: ImageFile | EncodedImage) -> Image.Image:
             upright = ImageOps.exif_transpose(image)
             has_alpha = upright.getbands()[-1] == "A" or "transparency" in upright.info
             decoded = upright.convert("RGBA" if has_alpha else "L" if upright.mode in ("1", "L") else "RGB")
+    except InputError:
+        raise
     except Exception as error:  # Pillow's decoders answer damaged bytes with nearly any exception.
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{file} is no image that can be decoded ({reason}): repair or remove it") from error

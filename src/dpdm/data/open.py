@@ -45,7 +45,7 @@ def open_dataset(
             `dpdm prepare` made; `:train` (the default) or `:test` after it chooses a part. A folder or archive with
             subfolders `train/` and `test/` has those parts. A path that does not exist here is looked for, as a folder,
             file or .zip archive, in the folder that the environment variable DPDM_DATA names.
-        size: Side of the square in pixels, >= 8; None leaves sizes as they are.
+        size: Side of the square in pixels, >= 8; None leaves sizes as they are. A prepared folder has its own.
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
         num_classes: How many classes there are; labels that come as numbers need it, since they must not tell.
@@ -63,7 +63,7 @@ def open_dataset(
         require_same_num_classes(dataset.num_classes, num_classes, place)
     else:
         path = _found(Path(place).expanduser())
-        dataset = _open_path(path, split, read or partial(read_images, framing=framing), num_classes)
+        dataset = _open_path(path, split, read or partial(read_images, framing=framing), framing, num_classes)
         name, location = path.resolve().name, str(path.resolve())
     fitted = "" if size is None else f", {fit} to {size}"
     return replace(
@@ -114,7 +114,7 @@ def _found(path: Path) -> Path:
     return path
 
 
-def _open_path(path: Path, split: Split, read: ReadImages, num_classes: int | None) -> ImageDataset:
+def _open_path(path: Path, split: Split, read: ReadImages, framing: Framing, num_classes: int | None) -> ImageDataset:
     """Open a path by what is there."""
     if not path.exists():
         names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]
@@ -135,7 +135,7 @@ def _open_path(path: Path, split: Split, read: ReadImages, num_classes: int | No
     if split == "test":
         raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
     if is_prepared(path):
-        return load_prepared(path, num_classes=num_classes)
+        return load_prepared(path, framing, num_classes=num_classes)
     if is_arrow_directory(path):
         return load_arrow_directory(path, read, num_classes=num_classes)
     shards = sorted(file for file in path.iterdir() if not is_hidden(file.name)) if path.is_dir() else []

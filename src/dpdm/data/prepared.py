@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dpdm.data.dataset import ImageDataset, require_same_num_classes
 from dpdm.data.framing import Framing
-from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, is_hidden, read_image
+from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, is_hidden, read_image, why_no_image
 from dpdm.files import digest, read_json, write_json
 from dpdm.types import Images, InputError
 
@@ -84,18 +84,18 @@ def prepare(
         if writer.images is None:
             writer.copy(data.images)
         assert writer.images is not None
-        refused = {number: writer.refused[number] for number in sorted(writer.refused)}
+        refused = [*writer.not_images, *(reason for _, reason in sorted(writer.refused.items()))]
         if refused and not leave_out:
-            (folder / _REFUSED).write_text("\n".join(refused.values()) + "\n", encoding="utf-8")
+            (folder / _REFUSED).write_text("\n".join(refused) + "\n", encoding="utf-8")
             raise InputError(
-                f"{len(refused)} of the records cannot be used, the first one because {next(iter(refused.values()))}; "
+                f"{len(refused)} of the records cannot be used, the first one because {refused[0]}; "
                 f"{folder / _REFUSED} lists all: mend them, or leave them out with --leave-out"
             )
-        kept = np.setdiff1d(np.arange(len(data.images)), list(refused))
+        kept = np.setdiff1d(np.arange(len(data.images)), list(writer.refused))
         if not len(kept):
             raise InputError(f"{data.name}: no record can be used")
         _finish(folder, writer.images, kept, data, refused)
-        return Prepared(len(kept), list(refused.values()))
+        return Prepared(len(kept), refused)
 
 
 @contextmanager
@@ -114,15 +114,16 @@ def is_prepared(path: Path) -> bool:
     return path.is_dir() and ((path / _DONE).is_file() or (path / _PROGRESS).is_file()) and _ours(path)
 
 
-def load_prepared(path: Path, *, num_classes: int | None = None) -> ImageDataset:
+def load_prepared(path: Path, framing: Framing, *, num_classes: int | None = None) -> ImageDataset:
     """Return the images and labels of a prepared folder; the images stay on disk, and are read as they are needed.
 
     Args:
         path: The folder.
+        framing: The size and channels that its images must have: to frame them anew would take them all into memory.
         num_classes: If given, it must have this many classes; 0 leaves labels aside.
 
     Raises:
-        InputError: It is not finished, or damaged.
+        InputError: It is not finished, or damaged, or was prepared at another size.
     """
     if not (path / _DONE).is_file():
         raise InputError(f"{path} is not prepared to the end: repeat its dpdm prepare command")
@@ -133,6 +134,12 @@ def load_prepared(path: Path, *, num_classes: int | None = None) -> ImageDataset
         shape, names, digests = _shape(facts["shape"]), facts["class_names"], facts["sha256"]
         assert isinstance(digests, dict)
         assert isinstance(names, list)
+        _, height, width, channels = shape
+        if not framing.keeps(height, width, channels):
+            raise InputError(
+                f"{path} was prepared at {width} x {height} with {channels} channels: "
+                "leave data.size and data.channels out, or prepare it again with them"
+            )
         for name, stated in digests.items():
             if digest(path / name) != stated:
                 raise InputError(f"{path / name} is damaged, its digest differs: prepare the folder again")
@@ -157,11 +164,14 @@ class _Writer:
         self._folder, self._framing, self._on_progress = folder, framing, on_progress
         self.images: Images | None = None
         self.refused: dict[int, str] = {}
+        self.not_images: list[str] = []
 
-    def __call__(self, files: Sequence[ImageFile | EncodedImage]) -> Images:
+    def __call__(self, files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
+        self.not_images = [*map(why_no_image, others)]
         source = _digest_of(files, self._framing)
         known: dict[str, Any] = read_json(self._folder / _PROGRESS) if (self._folder / _PROGRESS).exists() else {}
-        like = read_image(files[0], self._framing) if self._open_frame else None
+        first = files[0]
+        like = read_image(first, self._framing) if self._open_frame else None
         shape = len(files), *(self._frame if like is None else like.shape)
         if known.get("source") != source or not self._there(shape):
             known = _NOTHING
@@ -169,8 +179,9 @@ class _Writer:
         done, saved = int(known["done"]), time.monotonic()
         self.refused = {index: reason for index, reason in known["refused"]}
         for index in range(done, len(files)):
+            file = files[index]
             try:
-                images[index] = read_image(files[index], self._framing, like=like, which=files[0])
+                images[index] = read_image(file, self._framing, like=like, which=first)
             except InputError as error:
                 self.refused[index] = str(error)
             done = index + 1
@@ -218,9 +229,7 @@ class _Writer:
         return np.memmap(path, np.uint8, "r+", shape=shape)
 
 
-def _finish(
-    folder: Path, images: Images, kept: NDArray[np.int64], data: ImageDataset, refused: Mapping[int, str]
-) -> None:
+def _finish(folder: Path, images: Images, kept: NDArray[np.int64], data: ImageDataset, refused: Sequence[str]) -> None:
     """Close the gaps that refused records leave, and write labels, list and, last, facts and digests."""
     if refused:  # what is moved now must not be taken for what stands where it was read to
         write_json(folder / _PROGRESS, _NOTHING)
@@ -237,7 +246,7 @@ def _finish(
         names.append(_LABELS)
     (folder / _REFUSED).unlink(missing_ok=True)
     if refused:
-        (folder / _REFUSED).write_text("\n".join(refused.values()) + "\n", encoding="utf-8")
+        (folder / _REFUSED).write_text("\n".join(refused) + "\n", encoding="utf-8")
     digests = {name: digest(folder / name) for name in names}
     facts = {"schema": _SCHEMA, "shape": list(shape), "class_names": list(data.class_names), "sha256": digests}
     write_json(folder / _DONE, facts)
@@ -265,10 +274,10 @@ def _digest_of(files: Sequence[ImageFile | EncodedImage], framing: Framing) -> s
     found = hashlib.sha256(repr(framing).encode())
     for file in files:
         if isinstance(file, Path):
-            status = file.stat()
-            state = f"{status.st_size} {status.st_mtime_ns}"
+            status = file.stat() if file.exists() else None  # a link may lead nowhere
+            state = "" if status is None else f"{status.st_size} {status.st_mtime_ns}"
         elif isinstance(file, EncodedImage):
-            state = hashlib.sha256(file.encoded).hexdigest()
+            state = hashlib.sha256(file.encoded or b"").hexdigest()
         else:
             state = str(file.root.getinfo(file.at).CRC)
         found.update(f"{file}\0{state}\n".encode(errors="surrogateescape"))

@@ -1,12 +1,17 @@
 """Encoded images in a table's column: parquet files, and what Hugging Face's `datasets` saves to disk.
 
 Needs pyarrow (`pip install 'dpdm[parquet]'`). Classes are declared: by the caller, or by names in the file's schema.
+Labels are read at once; encoded images a few at a time, as they are asked for.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -16,6 +21,21 @@ from dpdm.types import InputError
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
+_BATCH: Final = 64  # rows of a parquet file that are read at a time
+_BUFFER: Final = 2**20  # bytes of a column that are read ahead: pyarrow would read a whole row group
+
+
+class _Part(NamedTuple):
+    """Rows that can be read from their first one on: a row group of a parquet file, or a whole arrow file.
+
+    `column` yields a column of them in pieces, which are arrays of pyarrow.
+    """
+
+    where: str
+    first: int
+    rows: int
+    schema: Any
+    column: Callable[[str], Iterator[Any]]
 
 
 def load_parquet(
@@ -33,15 +53,8 @@ def load_parquet(
         InputError: If pyarrow is missing, a file is damaged, or its columns are others.
     """
     pyarrow = _pyarrow()
-
-    def tables() -> Iterator[tuple[str, Any]]:
-        for path in paths:
-            try:
-                yield str(path), pyarrow.parquet.read_table(path)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise InputError(f"{path} is no parquet file that can be read: make or fetch it again") from error
-
-    return _load(tables(), read, num_classes=num_classes, where=str(paths[0]))
+    parts = [part for path in paths for part in _row_groups(pyarrow, path)]
+    return _load(parts, read, num_classes=num_classes, where=str(paths[0]))
 
 
 def is_arrow_directory(path: Path) -> bool:
@@ -52,43 +65,93 @@ def is_arrow_directory(path: Path) -> bool:
 def load_arrow_directory(path: Path, read: ReadImages = read_images, *, num_classes: int | None = None) -> ImageDataset:
     """Return the images that `datasets` saved to disk; see `load_parquet`."""
     pyarrow = _pyarrow()
-
-    def tables() -> Iterator[tuple[str, Any]]:
-        try:
-            names = [entry["filename"] for entry in json.loads((path / "state.json").read_text())["_data_files"]]
-            for name in names:
-                with pyarrow.memory_map(str(path / Path(name).name)) as source:
-                    yield str(path / name), pyarrow.ipc.open_stream(source).read_all()
-        except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            reason = type(error).__name__
-            raise InputError(f"{path} cannot be read as a saved data set ({reason}): save it again") from error
-
-    return _load(tables(), read, num_classes=num_classes, where=str(path))
+    with _readable(pyarrow, path):
+        names = [Path(entry["filename"]).name for entry in json.loads((path / "state.json").read_text())["_data_files"]]
+    return _load([_arrow_file(pyarrow, path / name) for name in names], read, num_classes=num_classes, where=str(path))
 
 
-def _load(tables: Iterator[tuple[str, Any]], read: ReadImages, *, num_classes: int | None, where: str) -> ImageDataset:
-    files: list[EncodedImage] = []
+def _row_groups(pyarrow: Any, path: Path) -> Iterator[_Part]:  # noqa: ANN401 (pyarrow has no types)
+    def column(group: int, name: str) -> Iterator[Any]:
+        with _readable(pyarrow, path), pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[name]):
+                yield batch.column(0)
+
+    with _readable(pyarrow, path), pyarrow.parquet.ParquetFile(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+    first = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        yield _Part(str(path), first, rows, schema, partial(column, group))
+        first += rows
+
+
+def _arrow_file(pyarrow: Any, path: Path) -> _Part:  # noqa: ANN401
+    def batches() -> Iterator[Any]:
+        with _readable(pyarrow, path), pyarrow.memory_map(str(path)) as source:
+            yield from pyarrow.ipc.open_stream(source)
+
+    with _readable(pyarrow, path), pyarrow.memory_map(str(path)) as source:
+        schema = pyarrow.ipc.open_stream(source).schema
+    rows = sum(batch.num_rows for batch in batches())
+    return _Part(str(path), 0, rows, schema, lambda name: (batch.column(name) for batch in batches()))
+
+
+@contextmanager
+def _readable(pyarrow: Any, path: Path) -> Iterator[None]:  # noqa: ANN401
+    """Turn what pyarrow and json answer damaged files with into one line."""
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}): save or fetch it again") from error
+
+
+class _EncodedImages(Sequence[EncodedImage]):
+    """The images of all parts, read as they are asked for, a batch at a time: cheaply in their order only."""
+
+    def __init__(self, parts: Sequence[_Part], columns: Sequence[str]) -> None:
+        self._parts, self._columns = parts, columns
+        self._starts = [*accumulate((part.rows for part in parts), initial=0)]
+        self._number = -1  # of the part that is being read
+        self._pieces: Iterator[Any] = iter(())
+        self._piece: Any = ()
+        self._start = 0  # the index of the first row of the piece
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> EncodedImage:  # type: ignore[override] # no slices
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._starts, index) - 1
+        part, start = self._parts[number], self._starts[number]
+        if number != self._number or index < self._start:
+            self._number, self._start = number, start
+            self._piece, self._pieces = (), part.column(self._columns[number])
+        while index >= self._start + len(self._piece):
+            self._start += len(self._piece)
+            self._piece = next(self._pieces)
+        value = self._piece[index - self._start].as_py()
+        encoded = value.get("bytes") if isinstance(value, dict) else value
+        where = f"{part.where}, row {part.first + index - start},"
+        return EncodedImage(where, encoded if isinstance(encoded, bytes) else None)
+
+
+def _load(parts: Sequence[_Part], read: ReadImages, *, num_classes: int | None, where: str) -> ImageDataset:
+    images = [_column(part.schema, _IMAGES) for part in parts]
+    label_columns = [_column(part.schema, _LABELS) for part in parts]
     labels: list[np.ndarray] = []
     names: tuple[str, ...] = ()
-    labelled: bool | None = None
-    for place, table in tables:
-        image, label = _column(table, _IMAGES), _column(table, _LABELS)
+    for part, image, label in zip(parts, images, label_columns, strict=True):
         if image is None:
-            raise InputError(f"{place} has the columns {', '.join(table.column_names)}: images must be in `image`")
-        if labelled not in (None, label is not None):
-            raise InputError(f"{place} has no labels, and other files have: give all of them labels, or none")
-        labelled = label is not None
-        for row, value in enumerate(table.column(image).to_pylist()):
-            encoded = value.get("bytes") if isinstance(value, dict) else value
-            if not isinstance(encoded, bytes):
-                raise InputError(f"{place}, row {row}, has no encoded image in `{image}`: write its bytes there")
-            files.append(EncodedImage(f"{place}, row {row},", encoded))
+            raise InputError(f"{part.where} has the columns {', '.join(part.schema.names)}: images must be in `image`")
+        if (label is None) != (label_columns[0] is None):
+            raise InputError(
+                f"of {parts[0].where} and {part.where} only one has labels: give all of them labels, or none"
+            )
         if label is not None and num_classes != 0:
-            names = names or _class_names(table, label)
-            column = table.column(label)
-            if not str(column.type).lstrip("u").startswith("int") or column.null_count:
-                raise InputError(f"{place}: `{label}` must hold one integer a row, not {column.type}")
-            labels.append(column.to_numpy().astype(np.int64))
+            names = names or _class_names(part.schema, label)
+            labels.append(_labels(part, label))
+    files = _EncodedImages(parts, [image for image in images if image is not None])
     if not files:
         raise InputError(f"{where} holds no images: put some in")
     if not labels:
@@ -106,14 +169,23 @@ def _load(tables: Iterator[tuple[str, Any]], read: ReadImages, *, num_classes: i
     )
 
 
-def _column(table: Any, names: Sequence[str]) -> str | None:  # noqa: ANN401 (pyarrow has no types)
-    return next((name for name in names if name in table.column_names), None)
+def _labels(part: _Part, label: str) -> np.ndarray:
+    """Return the integers of a column."""
+    kind = part.schema.field(label).type
+    pieces = [*part.column(label)]
+    if not str(kind).lstrip("u").startswith("int") or any(piece.null_count for piece in pieces):
+        raise InputError(f"{part.where}: `{label}` must hold one integer a row, not {kind}")
+    return np.concatenate([np.empty(0, np.int64), *(piece.to_numpy().astype(np.int64) for piece in pieces)])
 
 
-def _class_names(table: Any, label: str) -> tuple[str, ...]:  # noqa: ANN401
+def _column(schema: Any, names: Sequence[str]) -> str | None:  # noqa: ANN401
+    return next((name for name in names if name in schema.names), None)
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...]:  # noqa: ANN401
     """Return the names that `datasets` keeps in the schema: a declaration by whoever wrote it."""
     try:
-        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])
     except (KeyError, TypeError, ValueError):
         return ()

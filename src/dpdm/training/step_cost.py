@@ -13,11 +13,13 @@ import torch
 from dpdm.config import Config, Training
 from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.privacy import DPSGD, Mechanism
+from dpdm.privacy.processes import Processes
 from dpdm.training.hardware import autocast, bytes_for_backward, choose_device, keep_freed_memory, memory_for_a_batch
 from dpdm.training.release import ImageFacts, build_denoiser
 from dpdm.types import InputError, require_positive
 
 _COPIES_AT_ONCE = 2048  # noisy copies that keep a CPU busy; a GPU takes what its memory holds
+_ONE_BY_ONE = 4  # examples that tell the time of others, where each has a backward pass of its own
 _MANY_COPIES = 32  # the noise multiplicity beyond which time is better spent on steps and batches
 
 
@@ -31,13 +33,17 @@ class StepCost(NamedTuple):
 
 
 class _Stopwatch:
-    """Takes real steps on random images: all but the loading of files."""
+    """Takes real steps on random images: all but the loading of files.
+
+    On several processes all take them at once, each with its share of a batch: they may share cores.
+    """
 
     def __init__(self, config: Config, facts: ImageFacts) -> None:
         keep_freed_memory()
         self.device = choose_device(config.training.device)
         self._denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior).to(self.device)
         self._config, self._facts = config, facts
+        self._processes = Processes.joined()
         self._average = [p.detach().clone() for p in self._denoiser.parameters()]
         self._optimizer = torch.optim.Adam(self._denoiser.parameters())
         self.parameters = sum(p.numel() for p in self._denoiser.parameters())
@@ -46,22 +52,24 @@ class _Stopwatch:
         return physical_batch_size(self._config.training, loss, self._denoiser, self._facts)
 
     def seconds(self, loss: DenoisingLoss, examples: int) -> tuple[float, float]:
-        """Return the seconds for each example, and for each step beside its examples."""
-        at_once = min(examples, self.physical_batch_size(loss))
-        plan = DPSGD(dataset_size=at_once, expected_batch_size=at_once, steps=100, noise_multiplier=1.0, delta=1e-9)
+        """Return the seconds for each example of a step, and for the step beside them: the same on all processes."""
+        share = -(-examples // self._processes.size)
+        at_once = self._processes.object_from_first(min(share, self.physical_batch_size(loss)))
+        timed = min(at_once, _ONE_BY_ONE) if self._config.training.strategy == "one-backward-each" else at_once
+        plan = DPSGD(dataset_size=1, expected_batch_size=1, steps=100, noise_multiplier=1.0, delta=1e-9)
         run = plan.start(None, strategy=self._config.training.clipping)
         images = torch.rand(at_once, *self._facts.shape, device=self.device) * 2 - 1
 
-        def step(records: int) -> float:
-            """Select all records, or an empty batch."""
+        def step(records: int, drawn: int) -> float:
+            """Select all of so many records, when noisy copies of `drawn` are made."""
             started = time.perf_counter()
             with autocast(self._config.training.precision, self.device):
                 run.backward(
                     loss,
                     self._denoiser,
                     num_records=records,
-                    load=lambda indices, random_bytes: random_batch(
-                        self._config, loss, self._facts, images[: len(indices)]
+                    load=lambda indices, random_bytes: NoisyBatch(
+                        *(t[:records] for t in random_batch(self._config, loss, self._facts, images[:drawn]))
                     ),
                     physical_batch_size=at_once,
                 )
@@ -71,12 +79,14 @@ class _Stopwatch:
             self._average[0].sum().item()  # waits for the device
             return time.perf_counter() - started
 
-        step(at_once)
-        beside = min(step(0) for _ in range(3))
-        taken = [step(at_once)]
-        while sum(taken) < 1 and len(taken) < 20:  # short steps are measured for a second
-            taken.append(step(at_once))
-        return max(0.0, sorted(taken)[len(taken) // 2] - beside) / at_once, beside
+        step(timed, drawn=at_once)  # for the peak of memory
+        beside = min(step(0, 0) for _ in range(3))
+        taken = [step(timed, timed)]
+        # Short steps are measured for a second. A step ends for all processes when it does for the slowest.
+        while self._processes.object_from_first(sum(taken) < 1 and len(taken) < 20):
+            taken.append(step(timed, timed))
+        each = max(0.0, sorted(taken)[len(taken) // 2] - beside) / timed
+        return self._processes.object_from_first((each / self._processes.size, beside))
 
 
 def random_batch(config: Config, loss: DenoisingLoss, facts: ImageFacts, images: torch.Tensor) -> NoisyBatch:
@@ -91,7 +101,7 @@ def random_batch(config: Config, loss: DenoisingLoss, facts: ImageFacts, images:
 
 
 def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> StepCost:
-    """Time steps on one physical batch of random images, and scale to the expected batch.
+    """Time steps on one physical batch of random images, or a few of it, and scale to the expected batch.
 
     Args:
         config: Network, loss and performance settings.
@@ -117,6 +127,8 @@ def _records_gib(facts: ImageFacts, mechanism: Mechanism) -> float:
 
 def fit_to_time(config: Config, facts: ImageFacts, mechanism: Mechanism, *, minutes: float) -> Config:
     """Return `config` with the noise multiplicity, steps and batch that take about `minutes` on this machine.
+
+    On several processes all must call it together, and get the same.
 
     Time goes first to noise multiplicity K, a power of two up to 32, at the steps and the batch of `config`. Where even
     K = 1 takes too long, or K = 32 leaves time, steps and batch shrink or grow by the same factor.

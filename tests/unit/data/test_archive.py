@@ -160,7 +160,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path):
 @pytest.mark.parametrize("listed", [False, True])
 def test_any_other_file_is_refused_by_name(tmp_path, refused, name, listed):
     listing = {"dataset.json": b'{"labels": null}'} if listed else {}
-    path = write_zip(tmp_path, {"cat/a.png": encoded(), name: b"hello"} | listing)
+    path = write_zip(tmp_path, {"cat/": None, "cat/a.png": encoded(), name: b"hello"} | listing)
     with refused(f"{path}/{name}", "is no image"):
         load_archive(path)
 

@@ -1,5 +1,6 @@
 """A prepared folder holds what its source does, goes on where it stopped, and never opens when it is not whole."""
 
+import csv
 import shutil
 import zipfile
 
@@ -33,11 +34,25 @@ def zipped(photos):
     return path
 
 
-@pytest.mark.parametrize("form", ["folder", "zip", "npz", "npy"])
+def parquet_of(photos):
+    """Write what a class folder holds into a parquet file of two rows a group."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files = sorted(photos.rglob("*.png"))
+    columns = {
+        "image": [file.read_bytes() or None for file in files],
+        "label": ["abc".index(file.parent.name) for file in files],
+    }
+    parquet.write_table(pyarrow.table(columns), photos.with_suffix(".parquet"), row_group_size=2)
+    return photos.with_suffix(".parquet")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "parquet", "npz", "npy"])
 def test_it_holds_what_its_source_does(form, photos, tmp_path):
-    source = photos
+    source, declared = photos, {}
     if form == "zip":
         source = zipped(photos)
+    elif form == "parquet":
+        source, declared = parquet_of(photos), {"num_classes": 3}
     elif form in ("npz", "npy"):
         opened = open_dataset(photos)
         source = tmp_path / f"photos.{form}"
@@ -46,43 +61,45 @@ def test_it_holds_what_its_source_does(form, photos, tmp_path):
         else:
             np.save(source, opened.images)
     seen = []
-    facts = prepare(tmp_path / "ready", opener(source), FRAMING, on_progress=lambda *now: seen.append(now))
+    facts = prepare(tmp_path / "ready", opener(source, **declared), FRAMING, on_progress=lambda *now: seen.append(now))
     assert facts == (9, [])
     assert seen[-1] == (9, 9)
-    here, there = open_dataset(tmp_path / "ready"), open_dataset(source, size=12, channels=3)
+    here, there = open_dataset(tmp_path / "ready"), open_dataset(source, size=12, channels=3, **declared)
     assert isinstance(here.images, np.memmap)
     assert np.array_equal(here.images, there.images)
     assert np.array_equal(here.labels, there.labels) if form != "npy" else here.labels is None
     assert here.num_classes == there.num_classes
-    assert form in ("npz", "npy") or here.class_names == ("a", "b", "c")
+    assert form in ("parquet", "npz", "npy") or here.class_names == ("a", "b", "c")
     assert open_dataset(tmp_path / "ready", num_classes=0).labels is None
 
 
-def prepare_until_killed(photos, folder, monkeypatch):
-    """Prepare five images, each of them saved, and return their files."""
+def prepare_until_killed(source, folder, monkeypatch):
+    """Prepare five images, each of them saved, and return the names of their files."""
     read, files = module.read_image, []
 
     def read_until_killed(file, *args, **kwargs):
         if len(files) == 5:
             raise KeyboardInterrupt
-        files.append(file)
+        files.append(str(file))
         return read(file, *args, **kwargs)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "_SECONDS_BETWEEN_SAVES", -1.0)
         patched.setattr(module, "read_image", read_until_killed)
         with pytest.raises(KeyboardInterrupt):
-            prepare(folder, opener(photos), FRAMING)
+            prepare(folder, source, FRAMING)
     return files
 
 
-def test_it_goes_on_where_it_was_stopped(photos, tmp_path, monkeypatch):
-    first = prepare_until_killed(photos, tmp_path / "ready", monkeypatch)
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_it_goes_on_where_it_was_stopped(form, photos, tmp_path, monkeypatch):
+    source = opener(photos) if form == "folder" else opener(parquet_of(photos), num_classes=3)
+    first = prepare_until_killed(source, tmp_path / "ready", monkeypatch)
     with pytest.raises(InputError, match="not prepared to the end"):
         open_dataset(tmp_path / "ready")
     read, files = module.read_image, []
-    monkeypatch.setattr(module, "read_image", lambda file, *a, **k: files.append(file) or read(file, *a, **k))
-    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    monkeypatch.setattr(module, "read_image", lambda file, *a, **k: files.append(str(file)) or read(file, *a, **k))
+    prepare(tmp_path / "ready", source, FRAMING)
     assert len(first) == 5
     assert len(files) == 4
     assert not set(first) & set(files)
@@ -90,7 +107,7 @@ def test_it_goes_on_where_it_was_stopped(photos, tmp_path, monkeypatch):
 
 
 def test_images_that_were_lost_meanwhile_are_read_again(photos, tmp_path, monkeypatch):
-    prepare_until_killed(photos, tmp_path / "ready", monkeypatch)
+    prepare_until_killed(opener(photos), tmp_path / "ready", monkeypatch)
     pixels = tmp_path / "ready" / "images.bin"
     pixels.write_bytes(pixels.read_bytes()[:-1000])  # as a copy leaves it that was cut short
     (tmp_path / "ready" / ".progress.json.partial").write_text("{")  # as a kill leaves it
@@ -129,8 +146,9 @@ def test_it_starts_anew_when_the_source_has_changed(photos, tmp_path, monkeypatc
 
 def test_records_that_cannot_be_used_are_all_named_and_may_be_left_out(photos, tmp_path):
     whole = open_dataset(photos, size=12, channels=3)
-    for name in ("a/3.png", "b/7.png"):
-        (photos / name).write_bytes(b"no image")
+    (photos / "a" / "3.png").write_bytes(b"no image")
+    (photos / "b" / "7.png").unlink()
+    (photos / "b" / "7.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"2 of the records cannot be used.*refused\.txt lists all"):
         prepare(tmp_path / "ready", opener(photos), FRAMING)
     assert all(name in (tmp_path / "ready" / "refused.txt").read_text() for name in ("3.png", "7.png"))
@@ -141,6 +159,48 @@ def test_records_that_cannot_be_used_are_all_named_and_may_be_left_out(photos, t
     kept = [0, 2, 3, 4, 6, 7, 8]  # class by class: a is 0, 3, 6; b is 1, 4, 7
     assert np.array_equal(ready.images, whole.images[kept])
     assert np.array_equal(ready.labels, whole.labels[kept])
+
+
+def test_rows_that_cannot_be_used_are_refused_one_by_one(photos, tmp_path):
+    whole = open_dataset(photos, size=12, channels=3)
+    (photos / "a" / "3.png").write_bytes(b"no image")
+    (photos / "b" / "7.png").write_bytes(b"")  # no bytes at all, in the table
+    source = opener(parquet_of(photos), num_classes=3)
+    with pytest.raises(InputError, match=r"2 of the records cannot be used.*row 1,.*refused\.txt lists all"):
+        prepare(tmp_path / "ready", source, FRAMING)
+    prepared = prepare(tmp_path / "ready", source, FRAMING, leave_out=True)
+    assert prepared.num_images == 7
+    assert ["row 1, is no image" in prepared.left_out[0], "row 5, has no" in prepared.left_out[1]] == [True, True]
+    ready, kept = open_dataset(tmp_path / "ready"), [0, 2, 3, 4, 6, 7, 8]
+    assert np.array_equal(ready.images, whole.images[kept])
+    assert np.array_equal(ready.labels, whole.labels[kept])
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+@pytest.mark.parametrize("kind", ["class folders", "listing", "no classes", "flat"])
+def test_files_that_are_no_images_by_name_are_left_out(form, kind, photos, tmp_path):
+    facts = {"num_classes": 0} if kind == "no classes" else {}
+    if kind == "flat":
+        photos = photos / "a"
+    if kind == "listing":
+        names = [file.relative_to(photos).as_posix() for file in sorted(photos.rglob("*.png"))]
+        with (photos / "labels.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("file", "label"), *((name, number % 2) for number, name in enumerate(names))])
+        facts = {"num_classes": 2}
+    whole = open_dataset(photos, size=12, channels=3, **facts)
+    others = [photos / "README", *([] if kind == "flat" else [photos / "b" / "Thumbs.db"])]
+    for other in others:
+        other.write_bytes(b"no image")
+    source = opener(zipped(photos) if form == "zip" else photos, **facts)
+    with pytest.raises(InputError, match=rf"{len(others)} of the records.*README is no image.*move it elsewhere"):
+        prepare(tmp_path / "ready", source, FRAMING)
+    prepared = prepare(tmp_path / "ready", source, FRAMING, leave_out=True)
+    assert [line.split(" is no image")[0][-6:] for line in prepared.left_out] == ["README", "mbs.db"][: len(others)]
+    assert (tmp_path / "ready" / "refused.txt").read_text() == "\n".join(prepared.left_out) + "\n"
+    ready = open_dataset(tmp_path / "ready")
+    assert np.array_equal(ready.images, whole.images)
+    assert (ready.class_names, len(ready)) == (whole.class_names, len(whole))
+    assert np.array_equal(ready.labels, whole.labels)
 
 
 def test_records_are_left_out_only_where_the_frame_is_declared(photos, tmp_path):
@@ -175,6 +235,17 @@ def test_damage_is_seen(name, harm, photos, tmp_path):
         path.write_bytes(content if harm == "flip" else content[:-1])
     with pytest.raises(InputError, match=r"damaged|cannot be read|holds|neither|is no image|not prepared"):
         open_dataset(tmp_path / "ready")
+
+
+def test_it_has_one_frame(photos, tmp_path):
+    """To frame it anew would take all images into memory; it may be prepared from, though, part by part."""
+    prepare(tmp_path / "ready", opener(photos), FRAMING)
+    assert open_dataset(tmp_path / "ready", size=12, fit="pad", channels=3).shape == (3, 12, 12)
+    for framing in ({"size": 16}, {"channels": 1}):
+        with pytest.raises(InputError, match=r"at 12 x 12 with 3 channels: leave data\.size and data\.channels"):
+            open_dataset(tmp_path / "ready", **framing)
+    prepare(tmp_path / "smaller", opener(tmp_path / "ready"), Framing(size=8, channels=1))
+    assert open_dataset(tmp_path / "smaller").shape == (1, 8, 8)
 
 
 def test_what_is_there_is_never_overwritten(photos, tmp_path):

@@ -64,7 +64,7 @@ def test_a_data_set_saved_to_disk(tmp_path):
     assert data.images[:, 0, 0, 0].tolist() == [5, 6, 7]
     assert (data.labels.tolist(), data.class_names) == ([0, 2, 1], ("a", "b", "c"))
     (tmp_path / "saved" / "state.json").write_text("{}")
-    with pytest.raises(ValueError, match="save it again"):
+    with pytest.raises(ValueError, match="save or fetch it again"):
         open_dataset(tmp_path / "saved")
 
 
@@ -78,6 +78,8 @@ def test_a_data_set_saved_to_disk(tmp_path):
         (table([5], [0], names=["a", "b"]), 3, ["has 2 classes, but 3 are declared"]),
         (pyarrow.table({"picture": [b"x"]}), None, ["the columns picture", "`image`"]),
         (pyarrow.table({"image": [1]}), None, ["row 0, has no encoded image"]),
+        (pyarrow.table({"image": [encoded(5), None]}), None, ["row 1, has no encoded image"]),
+        (pyarrow.table({"image": [{"bytes": None, "path": "a.png"}]}), None, ["row 0, has no encoded image"]),
         (pyarrow.table({"image": [b"x"]}), None, ["row 0,", "no image that can be decoded"]),
         (pyarrow.table({"image": pyarrow.array([], pyarrow.binary())}), None, ["holds no images"]),
     ],
@@ -91,11 +93,41 @@ def test_what_does_not_fit_is_refused(tmp_path, refused, made, declared, said):
 def test_files_that_differ_in_having_labels_and_damaged_ones_are_refused(tmp_path, refused):
     parquet.write_table(table([5], [0]), tmp_path / "a.parquet")
     parquet.write_table(table([6]), tmp_path / "b.parquet")
-    with refused("b.parquet", "labels, or none"):
+    with refused("a.parquet", "b.parquet", "labels, or none"):
         open_dataset(tmp_path, num_classes=1)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 nothing")
-    with refused("b.parquet", "no parquet file"):
+    with refused("b.parquet", "cannot be read", "fetch it again"):
         open_dataset(tmp_path, num_classes=1)
+
+
+def write_large(form, folder, rows):
+    """Write rows in two files, or in groups of 500, or all in one group."""
+    made, half = pyarrow.table({"image": [{"bytes": row, "path": None} for row in rows]}), len(rows) // 2
+    if form == "arrow directory":
+        return save_to_disk(folder / "saved", made[:half], made[half:])
+    parquet.write_table(made, folder / "a.parquet", row_group_size=500 if form == "row groups" else None)
+    return folder / "a.parquet"
+
+
+@pytest.mark.parametrize("form", ["row groups", "one row group", "arrow directory"])
+def test_encoded_bytes_are_never_all_in_memory(form, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [rng.bytes(4000) for _ in range(8000)]
+    path = write_large(form, tmp_path, rows)
+    before, held, order = pyarrow.total_allocated_bytes(), [], [*range(8000), 0, 5000, 5001, 7]
+
+    def read(files, others=()):
+        assert len(files) == len(rows)
+        for index in order:
+            file = files[index]
+            assert file.encoded == rows[index]
+            assert f"row {index if form != 'arrow directory' else index % 4000}," in str(file)
+            held.append(pyarrow.total_allocated_bytes() - before)
+        return np.zeros((len(rows), 8, 8, 1), np.uint8)
+
+    open_dataset(path, read=read)
+    assert len(held) == len(order)
+    assert max(held) < sum(map(len, rows)) / 2
 
 
 def test_without_pyarrow_it_is_said_what_to_install(tmp_path, refused, monkeypatch):
