@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         frechet_distance,
         image_features,
     )
+    from dpdm.ledger import Ledger
     from dpdm.networks import MLP, CompactUNet, UNet
     from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
     from dpdm.training import Release, Synthesizer, Trainer
@@ -62,6 +63,7 @@ _HOME = {
     "evaluate_utility": "evaluation",
     "frechet_distance": "evaluation",
     "image_features": "evaluation",
+    "Ledger": "ledger",
     "MLP": "networks",
     "CompactUNet": "networks",
     "UNet": "networks",
@@ -90,6 +92,7 @@ __all__ = [
     "GaussianRelease",
     "ImageDataset",
     "InputError",
+    "Ledger",
     "LogNormal",
     "MatchedSolver",
     "MomentMatched",

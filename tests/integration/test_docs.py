@@ -20,7 +20,7 @@ from PIL import Image
 import dpdm as package
 from dpdm import cli
 from dpdm.audit import parametric, report
-from dpdm.training import step_cost
+from dpdm.training import step_cost, tuning
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(path.name for path in (DOCS / "guide").glob("*.md"))
@@ -43,6 +43,7 @@ SMALLER = {  # options whose value is replaced, in these lines too
 }
 MORE = {  # options of a verb that are added
     "prepare": ["--set", "data.size=8"],
+    "tune": ["--set", "data.size=8", "--set", "privacy.steps=0"],
     "evaluate": ["--quick"],
     "compare": ["--quick", "-n", "30"],
     "audit": ["--minutes", "0.05"],
@@ -113,6 +114,8 @@ def folder(tmp_path, monkeypatch):
                 picture = rng.integers(60 * label, 60 * label + 100, (12, 10, 3), dtype=np.uint8)
                 Image.fromarray(picture).save(tmp_path / "photos" / part / name / f"{index}.png")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "ledger.sqlite"))
+    monkeypatch.setattr(tuning, "NUM_IMAGES", 200)
     return tmp_path
 
 
