@@ -110,8 +110,8 @@ class Account:
                 return
         raise InputError(
             f"{self.dataset} has a total of ({self.total:g}, {self.delta:g}), and {100 * self.share:.0f} % of that "
-            f"budget is spent or reserved, so that this does not fit (dpdm ledger show {self.dataset!r}): only its owner "
-            f"should allow more, by dpdm ledger total {self.dataset!r} --epsilon ..."
+            f"budget is spent or reserved, so that this does not fit (dpdm ledger show {self.dataset!r}); who owns the "
+            f"data may allow more, by dpdm ledger total {self.dataset!r} --epsilon ..."
         )
 
     @property
