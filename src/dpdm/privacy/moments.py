@@ -1,4 +1,4 @@
-"""Sums over all records that tell what images are like on average: sums and counts of groups, second moments.
+"""Sums over all records that tell what images are like on average: sums and counts of cells, second moments.
 
 Each comes as a `BoundedSum`, with the most that one record can move it. `MechanismRun.release` adds the noise; what is
 computed from the noisy sum after that is post-processing.
@@ -22,30 +22,30 @@ class BoundedSum(NamedTuple):
     sensitivity: float
 
 
-class Groups(NamedTuple):
-    """Means and counts of groups; a group with too small a count has the mean of all."""
+class Cells(NamedTuple):
+    """Means and counts of cells; a cell with too small a count has the mean of all."""
 
-    means: Float64[Tensor, "group dimension"]
-    counts: Float64[Tensor, " group"]
+    means: Float64[Tensor, "cell dimension"]
+    counts: Float64[Tensor, " cell"]
 
 
-def group_sums(
+def cell_sums(
     parts: Iterable[tuple[Float[Tensor, "records dimension"], Int[Tensor, " records"]]],
     *,
-    groups: int,
+    cells: int,
     dimensions: int,
     max_norm: float,
     count_scale: float,
 ) -> BoundedSum:
-    """Return the sum of the rows of each group, and the groups' counts, as one vector.
+    """Return the sum of the rows of each cell, and the cells' counts, as one vector.
 
-    A record is one row of one group. Its row is clipped to `max_norm`, so it moves one group's sum by at most that,
-    and the same group's count, which enters times `count_scale`, by one: both together by √(max_norm² + count_scale²).
+    A record is one row of one cell. Its row is clipped to `max_norm`, so it moves one cell's sum by at most that,
+    and the same cell's count, which enters times `count_scale`, by one: both together by √(max_norm² + count_scale²).
 
     Args:
-        parts: All records, part by part. A record's row and group may depend on this record and on what was released
+        parts: All records, part by part. A record's row and cell may depend on this record and on what was released
             before, on nothing else. A row that is not finite counts as zero.
-        groups: Number of groups; each index lies in [0, groups).
+        cells: Number of cells; each index lies in [0, cells).
         dimensions: Length of a row.
         max_norm: R, the L2 norm that rows are clipped to.
         count_scale: s, by which counts are multiplied: the larger, the less noise they get, and the more the sums do.
@@ -57,32 +57,32 @@ def group_sums(
         InputError: `max_norm` or `count_scale` is not positive.
     """
     require_positive(max_norm=max_norm, count_scale=count_scale)
-    sums = torch.zeros(groups, dimensions, dtype=torch.float64)
-    counts = torch.zeros(groups, dtype=torch.float64)
-    for rows, group in parts:
-        sums.index_add_(0, group, _clip(rows, max_norm))
-        counts += torch.bincount(group, minlength=groups)
+    sums = torch.zeros(cells, dimensions, dtype=torch.float64)
+    counts = torch.zeros(cells, dtype=torch.float64)
+    for rows, cell in parts:
+        sums.index_add_(0, cell, _clip(rows, max_norm))
+        counts += torch.bincount(cell, minlength=cells)
     return BoundedSum(torch.cat([sums.flatten(), count_scale * counts]), math.hypot(max_norm, count_scale))
 
 
-def group_means(
-    released: Float64[Tensor, " coordinates"], *, groups: int, count_scale: float, least_count: float
-) -> Groups:
-    """Return means and counts from a released `group_sums`.
+def cell_means(
+    released: Float64[Tensor, " coordinates"], *, cells: int, count_scale: float, least_count: float
+) -> Cells:
+    """Return means and counts from a released `cell_sums`.
 
     Args:
         released: The noisy vector.
-        groups: As it was summed.
+        cells: As it was summed.
         count_scale: As it was summed.
-        least_count: A public number; a smaller count is raised to it, and its group gets the mean of all.
+        least_count: A public number; a smaller count is raised to it, and its cell gets the mean of all.
     """
-    dimensions = len(released) // groups - 1
-    sums = released[: groups * dimensions].view(groups, dimensions)
-    counts = released[groups * dimensions :] / count_scale
+    dimensions = len(released) // cells - 1
+    sums = released[: cells * dimensions].view(cells, dimensions)
+    counts = released[cells * dimensions :] / count_scale
     of_all = sums.sum(0) / counts.sum().clamp(min=least_count)
     thin = counts < least_count
     counts = counts.clamp(min=least_count)
-    return Groups(torch.where(thin[:, None], of_all, sums / counts[:, None]), counts)
+    return Cells(torch.where(thin[:, None], of_all, sums / counts[:, None]), counts)
 
 
 def second_moment(

@@ -19,11 +19,11 @@ from dpdm.diffusion import GaussianMixture
 from dpdm.privacy import MechanismRun
 from dpdm.privacy.moments import (
     BoundedSum,
-    Groups,
+    Cells,
     Spectrum,
     denoised_spectrum,
-    group_means,
-    group_sums,
+    cell_means,
+    cell_sums,
     second_moment,
     symmetric_matrix,
 )
@@ -86,18 +86,18 @@ class _Fit:
         First the mean of all, for little of the budget, since it is only a point to start from: what a class's mean
         deviates from it by is short, needs less noise, and makes good whatever noise the mean of all has.
         """
-        of_all, _ = self._means(((x, torch.zeros_like(label)) for x, label in self._records()), groups=1, root=1.0)
+        of_all, _ = self._means(((x, torch.zeros_like(label)) for x, label in self._records()), cells=1, root=1.0)
         deviations = ((x - of_all, label) for x, label in self._records())
-        means, counts = self._means(deviations, groups=self._classes, root=self._settings.max_deviation)
+        means, counts = self._means(deviations, cells=self._classes, root=self._settings.max_deviation)
         return (of_all + means).clamp(-1, 1), counts
 
-    def _means(self, parts: Iterator[tuple[Tensor, Tensor]], *, groups: int, root: float) -> Groups:
-        """Return means and counts of groups of rows, whose root mean square is clipped to `root`."""
+    def _means(self, parts: Iterator[tuple[Tensor, Tensor]], *, cells: int, root: float) -> Cells:
+        """Return means and counts of cells of rows, whose root mean square is clipped to `root`."""
         bound = root * math.sqrt(self.dimensions)
         scale = bound / _COUNT_NOISE
-        sums = group_sums(parts, groups=groups, dimensions=self.dimensions, max_norm=bound, count_scale=scale)
+        sums = cell_sums(parts, cells=cells, dimensions=self.dimensions, max_norm=bound, count_scale=scale)
         released, _ = self._release(sums)
-        return group_means(released, groups=groups, count_scale=scale, least_count=_LEAST_COUNT)
+        return cell_means(released, cells=cells, count_scale=scale, least_count=_LEAST_COUNT)
 
     def _within_classes(self, means: Tensor, count: float) -> Spectrum:
         """Return the covariance within classes, of low frequencies only where images are large."""
@@ -133,7 +133,7 @@ class _Fit:
         centres, directions = self._settings.centres, min(_MOST_DIRECTIONS, len(spectrum.variances))
         leading, variances = spectrum.vectors[:, :directions], spectrum.variances[:directions]
         bound = 1.5 * math.sqrt(float(variances.sum()))
-        shape = {"groups": self._classes * centres, "count_scale": bound / 3}
+        shape = {"cells": self._classes * centres, "count_scale": bound / 3}
         normal = torch.randn(self._classes, centres, directions, generator=generator, dtype=torch.float64)
         offsets = 0.7 * normal * variances.sqrt()
         sizes = (counts[:, None] / centres).expand(-1, centres)
@@ -146,9 +146,9 @@ class _Fit:
                     centre = (place[:, None] - offsets[label]).square().sum(2).argmin(1)
                     yield place, label * centres + centre
 
-            sums = group_sums(nearest(), dimensions=directions, max_norm=bound, **shape)  # type: ignore[arg-type]
+            sums = cell_sums(nearest(), dimensions=directions, max_norm=bound, **shape)  # type: ignore[arg-type]
             released, noise_std = self._release(sums)
-            found, size = group_means(released, least_count=_LEAST_COUNT, **shape)  # type: ignore[arg-type]
+            found, size = cell_means(released, least_count=_LEAST_COUNT, **shape)  # type: ignore[arg-type]
             found, size = found.view_as(offsets), size.view_as(sizes)
             thick = size > _LEAST_COUNT + 3 * noise_std / shape["count_scale"]
             offsets = torch.where(thick[:, :, None], found, offsets)

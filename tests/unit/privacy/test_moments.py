@@ -15,18 +15,18 @@ def normal(*shape):
 
 
 def test_means_and_counts_come_back_when_there_is_no_noise():
-    rows, group = normal(100, 4), torch.arange(100) % 3
-    released = moments.group_sums([(rows, group)], groups=3, dimensions=4, max_norm=1e6, count_scale=7.0).total
-    means, counts = moments.group_means(released, groups=3, count_scale=7.0, least_count=1.0)
+    rows, cell = normal(100, 4), torch.arange(100) % 3
+    released = moments.cell_sums([(rows, cell)], cells=3, dimensions=4, max_norm=1e6, count_scale=7.0).total
+    means, counts = moments.cell_means(released, cells=3, count_scale=7.0, least_count=1.0)
     assert counts.tolist() == pytest.approx([34, 33, 33])
     for index in range(3):
-        torch.testing.assert_close(means[index], rows[group == index].mean(0))
+        torch.testing.assert_close(means[index], rows[cell == index].mean(0))
 
 
 def test_a_thin_group_has_the_mean_of_all_and_the_least_count():
-    rows, group = normal(100, 4), torch.tensor([0] * 98 + [1] * 2)
-    released = moments.group_sums([(rows, group)], groups=2, dimensions=4, max_norm=1e6, count_scale=1.0).total
-    means, counts = moments.group_means(released, groups=2, count_scale=1.0, least_count=5.0)
+    rows, cell = normal(100, 4), torch.tensor([0] * 98 + [1] * 2)
+    released = moments.cell_sums([(rows, cell)], cells=2, dimensions=4, max_norm=1e6, count_scale=1.0).total
+    means, counts = moments.cell_means(released, cells=2, count_scale=1.0, least_count=5.0)
     assert counts[1] == 5
     torch.testing.assert_close(means[1], rows.mean(0))
 
