@@ -3,16 +3,23 @@
 import posixpath
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.dataset import ImageDataset, Split, group_indices
+from dpdm.data.folder import require_folder
 from dpdm.data.image_files import ReadImages, is_hidden, load_image_files, read_images, require_image_name
 from dpdm.data.listing import CLASSES, CSV, JSON, read_listing
 from dpdm.types import InputError
 
 
 def load_archive(
-    path: Path, split: Split = "train", read: ReadImages = read_images, *, num_classes: int | None = None
+    path: Path,
+    split: Split = "train",
+    read: ReadImages = read_images,
+    *,
+    num_classes: int | None = None,
+    group: str | None = None,
 ) -> ImageDataset:
     """Return the images of a .zip archive, in the order of their names; nothing is extracted to disk.
 
@@ -26,10 +33,11 @@ def load_archive(
         read: Decodes and frames the images, which must agree on size and channels.
         num_classes: How many classes there are; 0 takes images at any depth and leaves labels aside. The labels of
             a listing need it, or a `classes.txt`, since they must not tell.
+        group: What names the group of an image, as in `load_folder`.
 
     Raises:
         InputError: If the archive is damaged or lacks the part, a file is no image, sizes or channels differ, or
-            a listing does not give each image one label within the declared classes.
+            a listing does not give each image one label within the declared classes; or an image has no group.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -47,21 +55,26 @@ def load_archive(
         for image in images.values():
             require_image_name(image)
         files = list(images.values())
-        if num_classes == 0:
+        if num_classes == 0 and group is None:
             return ImageDataset(images=read(files), name=str(path))
         if listings:
-            listed = read_listing(listings[0], classes_file, list(images), num_classes=num_classes)
-            if listed.labels is not None:
+            listed = read_listing(listings[0], classes_file, list(images), num_classes=num_classes, group=group)
+            if listed.labels is not None or group is not None:
                 return ImageDataset(images=read(files), **listed._asdict(), name=str(path))
+        require_folder(group, str(path))
         loose, classes = (files, {}) if listings else _by_class(entries)
-        return load_image_files(
+        groups = None if group is None else group_indices(_folders_of_groups(images, num_classes), str(path))
+        if num_classes == 0:
+            return ImageDataset(images=read(files), groups=groups, name=str(path))
+        data = load_image_files(
             loose,
             list(classes),
-            lambda name: _class_files(classes[name], declared=num_classes is not None),
+            lambda name: _class_files(classes[name], declared=num_classes is not None, in_groups=group is not None),
             read=read,
             num_classes=num_classes,
             where=str(path),
         )
+        return data if groups is None else replace(data, groups=groups)
 
 
 def _entries(archive: zipfile.ZipFile, path: Path, split: Split) -> dict[str, zipfile.Path]:
@@ -97,12 +110,23 @@ def _by_class(entries: Mapping[str, zipfile.Path]) -> tuple[list[zipfile.Path], 
     return loose, classes
 
 
-def _class_files(inside: Mapping[str, zipfile.Path], *, declared: bool) -> list[zipfile.Path]:
+def _folders_of_groups(images: Mapping[str, zipfile.Path], num_classes: int | None) -> list[str]:
+    """Return the name of the folder that each image lies in: inside of a class folder or, without classes, anywhere."""
+    for name, entry in images.items():
+        if "/" not in name or (num_classes != 0 and name.count("/") != 2):
+            raise InputError(f"{entry} lies in no folder that names its group, inside of a class folder: move it")
+    return [name.split("/")[-2] for name in images]
+
+
+def _class_files(inside: Mapping[str, zipfile.Path], *, declared: bool, in_groups: bool) -> list[zipfile.Path]:
     """Return the image files of one class, whose folder has an entry of its own unless classes are declared."""
     for name, entry in inside.items():
-        if "/" in name:
-            raise InputError(f"{posixpath.dirname(str(entry))} is a folder inside a class folder: move its images up")
-    files = [entry for name, entry in inside.items() if name]
+        if "/" in name and not in_groups:
+            raise InputError(
+                f"{posixpath.dirname(str(entry))} is a folder inside a class folder: move its images up or, if it is "
+                "of one person's images, say, set data.group=folder"
+            )
+    files = [entry for name, entry in inside.items() if name and not name.endswith("/")]
     if not files:
         raise InputError(f"{inside['']} is empty: put images in it, or remove it")
     if not declared and "" not in inside:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dpdm.data.dataset import ImageDataset, require_declared, require_same_num_classes
+from dpdm.data.dataset import ImageDataset, group_indices, require_declared, require_same_num_classes
 from dpdm.data.image_files import EncodedImage, ReadImages, read_images
 from dpdm.types import InputError
 
@@ -19,7 +19,7 @@ _LABELS = ("label", "labels", "fine_label")
 
 
 def load_parquet(
-    paths: Sequence[Path], read: ReadImages = read_images, *, num_classes: int | None = None
+    paths: Sequence[Path], read: ReadImages = read_images, *, num_classes: int | None = None, group: str | None = None
 ) -> ImageDataset:
     """Return the images of parquet files in their order, decoded from the column `image` (bytes, or a struct of them).
 
@@ -28,6 +28,7 @@ def load_parquet(
         read: Decodes and frames the images, which must agree on size and channels.
         num_classes: How many classes there are; a column `label` of integers needs it, unless the files' schema, as
             `datasets` writes it, has class names. 0 leaves labels aside.
+        group: The column, of integers or words, that says which group each image belongs to.
 
     Raises:
         InputError: If pyarrow is missing, a file is damaged, or its columns are others.
@@ -41,7 +42,7 @@ def load_parquet(
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{path} is no parquet file that can be read: make or fetch it again") from error
 
-    return _load(tables(), read, num_classes=num_classes, where=str(paths[0]))
+    return _load(tables(), read, num_classes=num_classes, group=group, where=str(paths[0]))
 
 
 def is_arrow_directory(path: Path) -> bool:
@@ -49,7 +50,9 @@ def is_arrow_directory(path: Path) -> bool:
     return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
 
 
-def load_arrow_directory(path: Path, read: ReadImages = read_images, *, num_classes: int | None = None) -> ImageDataset:
+def load_arrow_directory(
+    path: Path, read: ReadImages = read_images, *, num_classes: int | None = None, group: str | None = None
+) -> ImageDataset:
     """Return the images that `datasets` saved to disk; see `load_parquet`."""
     pyarrow = _pyarrow()
 
@@ -63,12 +66,15 @@ def load_arrow_directory(path: Path, read: ReadImages = read_images, *, num_clas
             reason = type(error).__name__
             raise InputError(f"{path} cannot be read as a saved data set ({reason}): save it again") from error
 
-    return _load(tables(), read, num_classes=num_classes, where=str(path))
+    return _load(tables(), read, num_classes=num_classes, group=group, where=str(path))
 
 
-def _load(tables: Iterator[tuple[str, Any]], read: ReadImages, *, num_classes: int | None, where: str) -> ImageDataset:
+def _load(
+    tables: Iterator[tuple[str, Any]], read: ReadImages, *, num_classes: int | None, group: str | None, where: str
+) -> ImageDataset:
     files: list[EncodedImage] = []
     labels: list[np.ndarray] = []
+    members: list[object] = []
     names: tuple[str, ...] = ()
     labelled: bool | None = None
     for place, table in tables:
@@ -78,6 +84,11 @@ def _load(tables: Iterator[tuple[str, Any]], read: ReadImages, *, num_classes: i
         if labelled not in (None, label is not None):
             raise InputError(f"{place} has no labels, and other files have: give all of them labels, or none")
         labelled = label is not None
+        if group is not None:
+            if group not in table.column_names:
+                columns = ", ".join(table.column_names)
+                raise InputError(f"{place} has the columns {columns}, and no {group}: correct data.group")
+            members += table.column(group).to_pylist()
         for row, value in enumerate(table.column(image).to_pylist()):
             encoded = value.get("bytes") if isinstance(value, dict) else value
             if not isinstance(encoded, bytes):
@@ -91,8 +102,9 @@ def _load(tables: Iterator[tuple[str, Any]], read: ReadImages, *, num_classes: i
             labels.append(column.to_numpy().astype(np.int64))
     if not files:
         raise InputError(f"{where} holds no images: put some in")
+    groups = None if group is None else group_indices(members, f"{where}: `{group}`")
     if not labels:
-        return ImageDataset(images=read(files), name=where)
+        return ImageDataset(images=read(files), groups=groups, name=where)
     if names:
         require_same_num_classes(len(names), num_classes, where)
     count = num_classes or len(names)
@@ -102,6 +114,7 @@ def _load(tables: Iterator[tuple[str, Any]], read: ReadImages, *, num_classes: i
         labels=np.concatenate(labels),
         num_classes=count,
         class_names=names,
+        groups=groups,
         name=where,
     )
 
