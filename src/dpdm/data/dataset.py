@@ -99,13 +99,12 @@ class ImageDataset:
         if isinstance(chosen, range) and chosen == range(self.num_units):
             return self
         part, groups = copy.copy(self), None
+        images = slice(chosen.start, chosen.stop, chosen.step) if isinstance(chosen, range) else chosen
         if self.groups is not None:
             renumbered = np.full(self.num_units, -1)
-            renumbered[chosen] = np.arange(len(chosen))
-            (images,) = np.nonzero(renumbered[self.groups] >= 0)
+            renumbered[images] = np.arange(len(chosen))
+            images = np.flatnonzero(renumbered[self.groups] >= 0)
             groups = renumbered[self.groups[images]]
-        else:
-            images = slice(chosen.start, chosen.stop, chosen.step) if isinstance(chosen, range) else chosen
         object.__setattr__(part, "images", self.images[images])  # possibly none, which no whole data set may be
         object.__setattr__(part, "labels", None if self.labels is None else self.labels[images])
         object.__setattr__(part, "groups", groups)

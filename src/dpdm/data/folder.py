@@ -67,8 +67,8 @@ def require_folder(group: str | None, where: str) -> None:
     """Raise InputError if what shall name the groups of images in folders is something else than folders."""
     if group not in (None, FOLDER):
         raise InputError(
-            f"{where} has no labels.csv with a column {group!r}: add it, or set data.group=folder, if there is a folder "
-            "for each group inside the class folders"
+            f"{where} has no labels.csv with a column {group!r}: add it, or set data.group=folder, if there is a "
+            "folder for each group inside the class folders"
         )
 
 

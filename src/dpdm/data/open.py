@@ -115,9 +115,7 @@ def open_again(location: str, *, channels: Channels, num_classes: int) -> ImageD
         InputError: It is not there any more, or it was given as arrays and has no location.
     """
     source, group, size, fit = read_location(location)
-    return open_dataset(
-        source, size=size, fit=fit, channels=channels, num_classes=num_classes or None, group=group
-    )
+    return open_dataset(source, size=size, fit=fit, channels=channels, num_classes=num_classes or None, group=group)
 
 
 def is_source(source: str) -> bool:
@@ -144,9 +142,7 @@ def _found(path: Path) -> Path:
     return path
 
 
-def _open_path(
-    path: Path, split: Split, read: ReadImages, num_classes: int | None, group: str | None
-) -> ImageDataset:
+def _open_path(path: Path, split: Split, read: ReadImages, num_classes: int | None, group: str | None) -> ImageDataset:
     """Open a path by what is there."""
     if not path.exists():
         names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]

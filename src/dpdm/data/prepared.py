@@ -1,6 +1,6 @@
 """A data set prepared once: every image decoded and framed, in one file that training maps into memory.
 
-The folder holds `images.bin` (the pixels, one image after the other), `labels.npy`, `groups.npy` if images are in groups,
+The folder holds `images.bin` (the pixels, one image after the other), `labels.npy`, `groups.npy` if there are groups,
 and `prepared.json` with the shape, what was declared, and digests; that last file is written last. Until then
 `progress.json` says how far it is.
 """

@@ -21,9 +21,9 @@ from dpdm.privacy.moments import (
     BoundedSum,
     Cells,
     Spectrum,
-    denoised_spectrum,
     cell_means,
     cell_sums,
+    denoised_spectrum,
     second_moment,
     symmetric_matrix,
 )
