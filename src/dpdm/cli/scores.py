@@ -58,6 +58,8 @@ def evaluate(
 
     if _is_run(synthetic):
         fail(f"{synthetic} is a run: make images first, dpdm sample {synthetic} -n 60000 -o synthetic.npz")
+    if dp_sgd is not None and group is not None:
+        fail("--dp-sgd claims something of single images, and --group names groups of them: leave out one of the two")
     made = open_dataset(synthetic, num_classes=num_classes)
     test = _like(made, reference, fit, group)
     beside = None if baseline is None else _like(made, baseline, fit, group)
@@ -68,10 +70,6 @@ def evaluate(
         _refuse_same(beside, test, reference)
     if dp_sgd is not None:
         require_positive(dp_sgd=dp_sgd)
-        if group is not None:
-            fail(
-                "--dp-sgd claims something of single images, and --group names groups of them: leave out one of the two"
-            )
     # Names, not paths: a report shows them.
     report: dict[str, Any] = {"reference": test.name, "quick": quick}
     with joined_processes() as processes:
