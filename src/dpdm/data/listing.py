@@ -111,7 +111,9 @@ def _rows(listing: ImageFile, group: str | None) -> list[tuple[str, Any, str]] |
         columns = ("file", "label") if group is None else ("file", "label", group)
         try:
             heading, *rows = csv.reader(io.StringIO(listing.read_text(encoding="utf-8-sig"), newline=""))
-            if {len(row) for row in (heading, *rows)} != {len(columns)} or heading[2:] != list(columns[2:]):
+            if {len(row) for row in (heading, *rows)} != {len(columns)} or [*map(str.strip, heading[2:])] != [
+                *columns[2:]
+            ]:
                 raise ValueError("other columns")
             return [(row[0], row[1].strip(), "".join(row[2:]).strip()) for row in rows]
         except Exception as error:  # Damage to an archive, another encoding, or rows of another length.

@@ -43,7 +43,7 @@ def zipped(folder):
 FORMS = pytest.mark.parametrize("form", [lambda folder: folder, zipped], ids=["folder", "zip"])
 PERSONS = {"a/ann/1.png": 1, "a/bob/2.png": 2, "a/bob/3.png": 3, "b/ann/4.png": 4, "b/eve/5.png": 5}
 LISTED = {"x/1.png": 1, "2.png": 2, "x/3.png": 3}
-CSV = "file,label,patient\nx/1.png,0,p7\n2.png,1,p2\nx/3.png,0,p7\n"
+CSV = "file,label, patient\nx/1.png,0,p7\n2.png,1,p2\nx/3.png,0,p7\n"
 
 
 def whose(data):
@@ -99,7 +99,7 @@ def test_a_third_column_names_groups(tmp_path, form):
     [
         (CSV, None, ["two columns", "set data.group to its heading"]),
         (CSV, "person", ["three columns, file, label and person"]),
-        (CSV.replace(",patient", "").replace(",p7", "").replace(",p2", ""), "patient", ["three columns"]),
+        (CSV.replace(", patient", "").replace(",p7", "").replace(",p2", ""), "patient", ["three columns"]),
         (CSV.replace("p2", " "), "patient", ["no patient for '2.png'"]),
         (CSV + "2.png,1,p7\n", "patient", ["two labels for '2.png'"]),
         (CSV.replace("2.png,1,p2\n", ""), "patient", ["no label for '2.png'"]),
