@@ -45,7 +45,7 @@ from dpdm.privacy import (
     Vectorized,
     gaussian_mu,
 )
-from dpdm.privacy.mechanism import Noise
+from dpdm.privacy.mechanism import Noise, Unit
 from dpdm.privacy.search import Search
 from dpdm.types import InputError, require_positive, require_seed
 
@@ -59,6 +59,7 @@ AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver | FromPri
 class Data:
     """`[data]`: which images, and the facts declared about them.
 
+    `group` is what names the group of each image (see `open_dataset`); a group is then the unit of the claim.
     `name` is what messages, the release and the ledger call them; that of the source unless told.
     """
 
@@ -67,6 +68,7 @@ class Data:
     fit: Fit = "crop"
     channels: Channels | None = None
     num_classes: int | None = None
+    group: str | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,10 +77,20 @@ class Data:
         if self.fit != "crop" and self.size is None:
             raise InputError(f"fit = {self.fit} says how images get to a size, and none is given: set data.size too")
 
+    @property
+    def unit(self) -> Unit:
+        """What a claim about these images protects."""
+        return "image" if self.group is None else "group"
+
     def open(self) -> ImageDataset:
         """Return the images as one fixed table."""
         opened = open_dataset(
-            self.source, size=self.size, fit=self.fit, channels=self.channels, num_classes=self.num_classes
+            self.source,
+            size=self.size,
+            fit=self.fit,
+            channels=self.channels,
+            num_classes=self.num_classes,
+            group=self.group,
         )
         return opened if self.name is None else dataclasses.replace(opened, name=self.name, public=False)
 
@@ -131,7 +143,8 @@ class Privacy:
     """`[privacy]`: the claim that is asked for.
 
     `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
-    number is public, and the claim is about blanking one out. Without `expected_batch_size` it is a sixteenth of the
+    number is public, and the claim is about blanking one out. Where images are in groups (`data.group`), it is groups
+    that are counted, selected and added, removed or blanked out. Without `expected_batch_size` it is a sixteenth of the
     size, from 64 to 2048. With `steps = 0` the prior is all that is released.
     `noise` is "continuous" or "grid" (see `DPSGD`).
     """
@@ -145,10 +158,15 @@ class Privacy:
     noise: Noise = "continuous"
 
     def plan(
-        self, count_records: Callable[[], int], prior: Prior | None = None, *, search: Search | None = None
+        self,
+        count_units: Callable[[], int],
+        prior: Prior | None = None,
+        *,
+        unit: Unit = "image",
+        search: Search | None = None,
     ) -> DPSGD:
-        """Return the plan, its noise calibrated. `count_records` is called if no size is declared."""
-        size = count_records() if self.dataset_size is None else self.dataset_size
+        """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
+        size = count_units() if self.dataset_size is None else self.dataset_size
         epsilon = self.epsilon if search is None else search.epsilon_of_one(epsilon=self.epsilon, delta=self.delta)
         return DPSGD(
             dataset_size=size,
@@ -158,6 +176,7 @@ class Privacy:
             delta=self.delta,
             relation="replace_special" if self.dataset_size is None else "add_or_remove_one",
             noise=self.noise,
+            unit=unit,
             earlier=prior.releases(epsilon=epsilon, delta=self.delta, alone=not self.steps) if prior else (),
             search=search,
         ).calibrate(epsilon=self.epsilon)
@@ -171,14 +190,15 @@ class NoPrivacy:
     expected_batch_size: int | None = None
     steps: int = 500
 
-    def plan(self, count_records: Callable[[], int], prior: Prior | None = None) -> Mechanism:
-        """Return the plan. `count_records` is called if no size is declared."""
-        size = count_records() if self.dataset_size is None else self.dataset_size
+    def plan(self, count_units: Callable[[], int], prior: Prior | None = None, *, unit: Unit = "image") -> Mechanism:
+        """Return the plan. `count_units` is called if no size is declared."""
+        size = count_units() if self.dataset_size is None else self.dataset_size
         return NonPrivate(
             dataset_size=size,
             expected_batch_size=_batch_size(self.expected_batch_size, size),
             steps=self.steps,
             earlier=prior.releases(epsilon=1, delta=1e-5) if prior else (),
+            unit=unit,
         )
 
 
@@ -268,9 +288,19 @@ class Config:
             self.loss,
         )
 
-    def plan(self, count_records: Callable[[], int]) -> Mechanism:
-        """Return the plan, its noise calibrated. `count_records` is called if no size is declared."""
-        return self.privacy.plan(count_records, self.prior)
+    def plan(self, count_units: Callable[[], int]) -> Mechanism:
+        """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
+        return self.privacy.plan(count_units, self.prior, unit=self.data.unit)
+
+
+def require_same_unit(mechanism: Mechanism, data: ImageDataset) -> None:
+    """Raise InputError unless the unit of the plan is that of the images."""
+    if mechanism.unit == "image" and data.groups is not None:
+        raise InputError(
+            f"{data.name} has groups of images, and the plan's unit is one image: set data.group, or unit='group'"
+        )
+    if mechanism.unit == "group" and data.groups is None:
+        raise InputError(f"the plan's unit is one group, and {data.name} says of no image in which group it is")
 
 
 def require_prior_planned(prior: Prior | None, preconditioning: AnyPreconditioning, mechanism: Mechanism) -> None:
@@ -405,7 +435,8 @@ def encode(value: object) -> Table:
     table: Table = {"kind": _KIND_OF[type(value)]} if type(value) in _KIND_OF else {}
     for f in dataclasses.fields(typing.cast(Any, value)):
         entry = getattr(value, f.name)
-        if entry is not None and f.init:
+        default = "said_if_another" in f.metadata and entry == f.default
+        if entry is not None and f.init and not default:
             table[f.name] = _plain(entry)
     return table
 

@@ -17,6 +17,9 @@ import safetensors.torch
 import torch
 from torch import nn
 from two_worlds import (
+    GROUP_NEIGHBOURS,
+    GROUP_PLAN,
+    GROUPED,
     IMAGE_NEIGHBOURS,
     IMAGES,
     NEIGHBOURS,
@@ -53,6 +56,7 @@ from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.mechanism import grid_step
 from dpdm.training import Release, Trainer, verify_release
+from dpdm.training.loader import Loader
 from dpdm.training.release import digest
 from dpdm.types import InputError
 
@@ -92,6 +96,14 @@ def two_worlds_of_the_trainer(folder: Path) -> list[str]:
         if claimed != len(d.calls):
             found.append(f"{len(d.calls)} noisy sums were made, and {claimed} are claimed")
     return found
+
+
+def two_worlds_of_groups(folder: Path) -> list[str]:
+    """A run whose unit is a group, with a prior, in two worlds that differ in one group of images."""
+    settings = {"prior": Prior(centres=1), "plan": GROUP_PLAN | {"steps": 4}}
+    d = fit(World(), GROUPED, folder / "d", **settings)
+    e = fit(World(replay=d), GROUP_NEIGHBOURS["a group of twenty alike"], folder / "e", **settings)
+    return differences(d, e)
 
 
 def statistics(folder: Path, *, entropy=None) -> list[str]:
@@ -424,6 +436,25 @@ def earlier_releases_not_claimed(patch: Patch) -> None:
     patch.setattr(DPSGD, "events", lambda self, *, steps=None: sound(self, steps=steps)[len(self.earlier) :])
 
 
+def images_one_by_one(patch: Patch) -> None:
+    patch.setattr(Loader, "__call__", Loader._draw)
+    patch.setattr(ImageDataset, "num_units", property(len))
+
+
+def images_at_full_weight(patch: Patch) -> None:
+    patch.setattr(ImageDataset, "weights", property(lambda self: np.ones(len(self))))
+
+
+def images_chosen_by_the_batch(patch: Patch) -> None:
+    sound = DenoisingLoss.choose
+
+    def choose(self, sizes, *, random_bytes):
+        shared = random_bytes(16)
+        return (sound(self, sizes, random_bytes=lambda count: shared) + len(sizes)) % sizes[:, None]
+
+    patch.setattr(DenoisingLoss, "choose", choose)
+
+
 def losses_in_the_release(patch: Patch) -> None:
     sound = Release.save
 
@@ -575,6 +606,9 @@ FAULTS = [
     Fault("a second moment's triangle scaled by 2, not √2", triangle_by_two, two_worlds_of_the_trainer),
     Fault("counts of private labels in the settings", class_counts_in_the_settings, two_worlds_of_the_trainer),
     Fault("earlier releases left out of the claim", earlier_releases_not_claimed, two_worlds_of_the_trainer),
+    Fault("images selected one by one, and groups of them claimed", images_one_by_one, two_worlds_of_groups),
+    Fault("each image of a group at full weight in the prior", images_at_full_weight, two_worlds_of_groups),
+    Fault("a group's images chosen by the size of the batch", images_chosen_by_the_batch, two_worlds_of_groups),
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
     Fault("steps counted in memory only", reserve_in_memory, journal),
     Fault("more steps than planned", one_step_more, journal),
@@ -590,6 +624,7 @@ FAULTS = [
 CHECKS = {
     two_worlds: "two worlds, a bare loop",
     two_worlds_of_the_trainer: "two worlds, the trainer with its files",
+    two_worlds_of_groups: "two worlds that differ in a group of images",
     statistics: "`dpdm audit`, statistics of the mechanism",
     canaries: "`dpdm audit`, canaries in every noisy sum",
     journal: "counting beside a run that dies",

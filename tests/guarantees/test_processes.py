@@ -132,8 +132,19 @@ assert not [name for name in threads if "gloo" in name], threads
 """
 
 
-def test_parameters_are_equal_to_the_bit_on_all_processes_and_no_thread_outlives_the_group(tmp_path):
-    result = launch(2, TRAINED, folder=tmp_path)
+IN_GROUPS = TRAINED.replace("delta=1e-4", 'delta=1e-4, unit="group", earlier=PRIOR.releases(epsilon=1, delta=1e-4)')
+IN_GROUPS = IN_GROUPS.replace('dpdm.open_dataset("digits")', "replace(digits, groups=np.arange(len(digits)) % 500)")
+IN_GROUPS = IN_GROUPS.replace("preconditioning=dpdm.EDM()", "preconditioning=dpdm.MomentMatched(), prior=PRIOR")
+IN_GROUPS = IN_GROUPS.replace(
+    "torch.set_num_threads(1)\n",
+    "torch.set_num_threads(1)\nfrom dataclasses import replace\nimport numpy as np\n"
+    "PRIOR, digits = dpdm.Prior(centres=1), dpdm.open_dataset('digits')\n",
+)
+
+
+@pytest.mark.parametrize("script", [TRAINED, IN_GROUPS], ids=["images", "groups"])
+def test_parameters_are_equal_to_the_bit_on_all_processes_and_no_thread_outlives_the_group(script, tmp_path):
+    result = launch(2, script, folder=tmp_path)
     assert result.returncode == 0, result.stderr
 
 

@@ -1,4 +1,4 @@
-"""One record more, whatever it is, moves a bounded sum by at most its sensitivity."""
+"""One record more, or one group of records, whatever they are, moves a bounded sum by at most its sensitivity."""
 
 import math
 
@@ -12,15 +12,20 @@ from hypothesis.extra import numpy as hnp
 from dpdm.privacy import moments
 from dpdm.types import InputError
 
-DIMENSIONS, GROUPS = 5, 3
+DIMENSIONS, CELLS = 5, 3
 anything = st.floats(allow_nan=True, allow_infinity=True, width=64)
 row = hnp.arrays(np.float64, DIMENSIONS, elements=anything)
+ONE = torch.ones(1, dtype=torch.float64)
+
+
+def ones(rows):
+    return torch.ones(len(rows), dtype=torch.float64)
 
 
 def common():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(40, DIMENSIONS, generator=generator, dtype=torch.float64)
-    return rows, torch.randint(GROUPS, (40,), generator=generator)
+    return rows, torch.randint(CELLS, (40,), generator=generator)
 
 
 def distance(a, b):
@@ -29,14 +34,14 @@ def distance(a, b):
     return torch.linalg.vector_norm(a.total - b.total).item()
 
 
-@given(record=row, group=st.integers(0, GROUPS - 1), max_norm=st.floats(1e-3, 1e3), count_scale=st.floats(1e-3, 1e3))
+@given(record=row, cell=st.integers(0, CELLS - 1), max_norm=st.floats(1e-3, 1e3), count_scale=st.floats(1e-3, 1e3))
 @settings(deadline=None)
-def test_one_record_moves_sums_and_counts_by_the_sensitivity_at_most(record, group, max_norm, count_scale):
-    rows, groups = common()
-    shape = {"groups": GROUPS, "dimensions": DIMENSIONS, "max_norm": max_norm, "count_scale": count_scale}
-    without = moments.group_sums([(rows, groups)], **shape)
-    one = (torch.from_numpy(record)[None], torch.tensor([group]))
-    with_one = moments.group_sums([(rows, groups), one], **shape)
+def test_one_record_moves_sums_and_counts_by_the_sensitivity_at_most(record, cell, max_norm, count_scale):
+    rows, cells = common()
+    shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": max_norm, "count_scale": count_scale}
+    without = moments.cell_sums([(rows, cells, ones(rows))], **shape)
+    one = (torch.from_numpy(record)[None], torch.tensor([cell]), ONE)
+    with_one = moments.cell_sums([(rows, cells, ones(rows)), one], **shape)
     assert without.sensitivity == with_one.sensitivity == math.hypot(max_norm, count_scale)
     assert distance(without, with_one) <= without.sensitivity * (1 + 1e-9)
 
@@ -45,19 +50,60 @@ def test_one_record_moves_sums_and_counts_by_the_sensitivity_at_most(record, gro
 @settings(deadline=None)
 def test_one_record_moves_second_moments_by_the_sensitivity_at_most(record, max_norm):
     rows, _ = common()
-    without = moments.second_moment([rows], dimensions=DIMENSIONS, max_norm=max_norm)
-    with_one = moments.second_moment([rows, torch.from_numpy(record)[None]], dimensions=DIMENSIONS, max_norm=max_norm)
+    common_part, one = (rows, ones(rows)), (torch.from_numpy(record)[None], ONE)
+    without = moments.second_moment([common_part], dimensions=DIMENSIONS, max_norm=max_norm)
+    with_one = moments.second_moment([common_part, one], dimensions=DIMENSIONS, max_norm=max_norm)
     assert without.sensitivity == with_one.sensitivity == max_norm**2
     assert distance(without, with_one) <= without.sensitivity * (1 + 1e-9)
+
+
+@given(
+    group=st.integers(1, 6).flatmap(
+        lambda m: st.tuples(
+            hnp.arrays(np.float64, (m, DIMENSIONS), elements=anything),
+            hnp.arrays(np.int64, m, elements=st.integers(0, CELLS - 1)),
+        )
+    ),
+    max_norm=st.floats(1e-3, 1e3),
+    count_scale=st.floats(1e-3, 1e3),
+)
+@settings(deadline=None)
+def test_one_group_moves_every_sum_by_the_sensitivity_of_one_record_at_most(group, max_norm, count_scale):
+    assert_a_group_keeps_to_the_bounds(*map(torch.from_numpy, group), max_norm=max_norm, count_scale=count_scale)
+
+
+@pytest.mark.parametrize("images", [1, 3, 7, 100_000])
+@pytest.mark.parametrize("spread", ["one cell", "all cells", "opposite rows", "one not finite"])
+def test_a_group_of_any_size_moves_every_sum_by_the_sensitivity_of_one_record_at_most(images, spread):
+    rows = torch.full((images, DIMENSIONS), 1e100, dtype=torch.float64)
+    cells = torch.arange(images) % (CELLS if spread == "all cells" else 1)
+    if spread == "opposite rows":
+        rows[::2] *= -1
+    if spread == "one not finite":
+        rows[0] = math.nan
+    assert_a_group_keeps_to_the_bounds(rows, cells, max_norm=2.0, count_scale=3.0)
+
+
+def assert_a_group_keeps_to_the_bounds(rows, cells, *, max_norm, count_scale):
+    weights = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)
+    others, of_others = common()
+    shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": max_norm, "count_scale": count_scale}
+    parts = [(others, of_others, ones(others)), (rows, cells, weights)]
+    without, with_group = moments.cell_sums(parts[:1], **shape), moments.cell_sums(parts, **shape)
+    assert distance(without, with_group) <= without.sensitivity * (1 + 1e-9)
+    shape = {"dimensions": DIMENSIONS, "max_norm": max_norm}
+    parts = [(others, ones(others)), (rows, weights)]
+    without, with_group = moments.second_moment(parts[:1], **shape), moments.second_moment(parts, **shape)
+    assert distance(without, with_group) <= without.sensitivity * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 1e100])
 def test_the_bounds_are_reached_so_the_noise_is_not_more_than_needed(scale):
     record = torch.full((1, DIMENSIONS), scale, dtype=torch.float64)
-    shape = {"groups": GROUPS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
-    sums = moments.group_sums([(record, torch.tensor([1]))], **shape)
+    shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
+    sums = moments.cell_sums([(record, torch.tensor([1]), ONE)], **shape)
     assert torch.linalg.vector_norm(sums.total).item() == pytest.approx(sums.sensitivity, rel=1e-9)
-    second = moments.second_moment([record], dimensions=DIMENSIONS, max_norm=2.0)
+    second = moments.second_moment([(record, ONE)], dimensions=DIMENSIONS, max_norm=2.0)
     assert torch.linalg.vector_norm(second.total).item() == pytest.approx(second.sensitivity, rel=1e-9)
 
 
@@ -65,15 +111,15 @@ def test_the_bounds_are_reached_so_the_noise_is_not_more_than_needed(scale):
 def test_a_row_that_is_not_finite_adds_nothing_but_its_count(bad):
     record = torch.zeros(1, DIMENSIONS)
     record[0, 2] = bad
-    shape = {"groups": GROUPS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
-    total = moments.group_sums([(record, torch.tensor([0]))], **shape).total
+    shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
+    total = moments.cell_sums([(record, torch.tensor([0]), ONE)], **shape).total
     assert total.count_nonzero() == 1
-    assert not moments.second_moment([record], dimensions=DIMENSIONS, max_norm=2.0).total.any()
+    assert not moments.second_moment([(record, ONE)], dimensions=DIMENSIONS, max_norm=2.0).total.any()
 
 
 def test_no_records_are_a_sum_like_any_other():
-    shape = {"groups": GROUPS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
-    assert moments.group_sums([], **shape).total.shape == (GROUPS * (DIMENSIONS + 1),)
+    shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
+    assert moments.cell_sums([], **shape).total.shape == (CELLS * (DIMENSIONS + 1),)
     assert moments.second_moment([], dimensions=DIMENSIONS, max_norm=1.0).total.shape == (
         DIMENSIONS * (DIMENSIONS + 1) // 2,
     )
@@ -81,10 +127,10 @@ def test_no_records_are_a_sum_like_any_other():
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
 def test_bounds_that_are_none_are_refused(wrong):
-    shape = {"groups": GROUPS, "dimensions": DIMENSIONS}
+    shape = {"cells": CELLS, "dimensions": DIMENSIONS}
     with pytest.raises(InputError, match="max_norm"):
-        moments.group_sums([], **shape, max_norm=wrong, count_scale=1.0)
+        moments.cell_sums([], **shape, max_norm=wrong, count_scale=1.0)
     with pytest.raises(InputError, match="count_scale"):
-        moments.group_sums([], **shape, max_norm=1.0, count_scale=wrong)
+        moments.cell_sums([], **shape, max_norm=1.0, count_scale=wrong)
     with pytest.raises(InputError, match="max_norm"):
         moments.second_moment([], dimensions=DIMENSIONS, max_norm=wrong)

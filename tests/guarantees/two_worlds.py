@@ -1,4 +1,4 @@
-"""Record and replay: one training run in two worlds that differ in one record (the last one).
+"""Record and replay: one training run in two worlds that differ in one record, or one group of them (the last one).
 
 World D records what enters and leaves `MechanismRun.release`. World D' is told D's noisy sums, whatever its own sums
 are. Then all that is outside of `release` must agree bit for bit, and the sums may differ by the sensitivity at most.
@@ -285,6 +285,26 @@ IMAGE_NEIGHBOURS = {
     "duplicate": plus(IMAGES, IMAGES.images[3], int(IMAGES.labels[3])),
     "first of its class": plus(IMAGES, IMAGES.images[3], 2),
 }
+
+GROUPED = dataclasses.replace(IMAGES, groups=np.array([0, 3, 0, 1, 2, 2, 0, 3, 4, 4, 3, 5]))
+
+
+def plus_group(data: ImageDataset, members: np.ndarray, labels: list[int]) -> ImageDataset:
+    return dataclasses.replace(
+        data,
+        images=np.concatenate([data.images, members.reshape(-1, 8, 8, 1)]),
+        labels=np.append(data.labels, labels),
+        groups=np.append(data.groups, [data.num_units] * len(labels)),
+    )
+
+
+GROUP_NEIGHBOURS = {
+    "removed": GROUPED.part(range(5)),
+    "a group of one": plus_group(GROUPED, np.full(64, 255, dtype=np.uint8), [0]),
+    "a group of five of all classes": plus_group(GROUPED, images(5, seed=7).images, [2, 1, 0, 0, 1]),
+    "a group of twenty alike": plus_group(GROUPED, np.full(20 * 64, 255, dtype=np.uint8), [2] * 20),
+}
+GROUP_PLAN = PLAN | {"unit": "group"}
 
 
 def fit(

@@ -247,6 +247,7 @@ def test_a_private_score_is_noisy_and_part_of_the_price(dpdm, photos, book, tmp_
     [
         (("--try=privacy.steps=6,7", "--reference=photos"), "differ in [privacy]"),
         (("--try=prior.centres=1,2", "--reference=photos"), "differ in [privacy]"),
+        (("--try=data.fit=crop,pad", "--reference=photos"), "differ in [privacy], [prior] or [data]"),
         (("--try=training.learning_rate", "--reference=photos"), "--try takes"),
         (("--try=training.learning_rate=1e-3,", "--reference=photos"), "--try takes"),
         (("--try=training.learning_rate=1e-3",), "--reference with public images"),
@@ -291,3 +292,68 @@ def test_a_run_of_a_search_costs_less_than_the_whole():
     assert plan.events_made(3) == plan.events(), "a search that has begun costs all of it"
     with pytest.raises(InputError, match="above 1"):
         Search(mean=1.0)
+
+
+@pytest.fixture
+def visits(tmp_path):
+    """Forty images of ten persons in an .npz file, and the settings that name them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "visits.npz", images=images, labels=np.arange(40) % 2, groups=np.arange(40) // 4)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(40) % 2)
+    return tmp_path / "visits.npz", "--set=data.group=groups", "--set=data.num_classes=2", "--set=data.name=visits"
+
+
+def test_runs_about_persons_are_counted_in_persons_and_apart_from_runs_about_images(dpdm, visits, book, tmp_path):
+    code, _, err = dpdm("ledger", "register", *visits, "--epsilon", 4, "--delta", 1e-3)
+    assert code == 0, err
+    code, _, err = dpdm("train", *visits, "--run", "run", *SMALL)
+    assert code == 0, err
+    assert "one unit of protection is one group of images" in dpdm("ledger", "show", "visits")[1]
+    written = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
+    assert written["dataset_size"] == 10
+    about_images = ("--set=data.num_classes=2", "--set=data.name=visits", *SMALL)
+    for line in (
+        ("train", "images.npz", "--run", "another", *about_images),
+        ("ledger", "reserve", "images.npz", "--times", 2, *about_images),
+    ):
+        code, _, err = dpdm(*line)
+        assert code == 2, err
+        assert "registered for replace_special of one group of images" in err
+        assert "run is for replace_special of one image: claims of two kinds do not add up" in err
+        assert sum("dpdm:" in row for row in err.splitlines()) == 1
+    assert not (tmp_path / "another").exists()
+    code, out, err = dpdm("ledger", "reserve", *visits, "--times", 2, *SMALL)
+    assert code == 0, err
+    assert "blank out one group of images" in out
+    assert len(book.account("visits").reservations) == 3
+
+
+def test_an_interrupted_run_about_persons_is_settled(dpdm, visits, book, tmp_path):
+    overrides = [text.removeprefix("--set=") for text in (*visits[1:], *SMALL)]
+    config = package.load_config(str(visits[0]), overrides=overrides)
+    data = config.data.open()
+    steps = Trainer.from_config(config, data, run=tmp_path / "run").steps(data)
+    next(steps)
+    steps.close()
+    code, out, err = dpdm("ledger", "settle", tmp_path / "run")
+    assert code == 0, err
+    assert "released 7 of 12 noisy sums" in out
+    (reservation,) = book.account("visits").reservations.values()
+    assert (reservation.state, book.account("visits").unit) == ("completed", "one group of images")
+
+
+def test_a_search_is_about_persons_where_images_are_in_groups(dpdm, visits, book, monkeypatch, quick_scores):
+    runs_of(monkeypatch, 2)
+    line = ("tune", *visits, *TUNE, *SMALL)
+    code, _, err = dpdm(*line, "--score-noise", 20)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "visits has groups of images" in err
+    assert "give --reference" in err
+    assert book.accounts() == {}
+    assert not os.path.exists("best")
+    code, out, err = dpdm(*line, "--reference", "images.npz")
+    assert code == 0, err
+    assert "blank out one group of images, the best of 5 runs on average, each of" in out
+    assert "that there were 10 groups is public" in dpdm("verify", "best")[1]
+    assert book.account("visits").unit == "one group of images"

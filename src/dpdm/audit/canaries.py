@@ -2,8 +2,9 @@
 
 Two kinds are planted, each by the toss of a fair coin. *Dirac canaries* are records whose gradient is one coordinate of
 a block of parameters that nothing else uses, as long as clipping allows: the worst case that the claim covers, seen by
-an adversary who sees every noisy sum. *Member canaries* are images of the data set: what an adversary sees who has the
-trained generator alone. The block is part of no network, and nothing of such a run is written to disk.
+an adversary who sees every noisy sum. *Member canaries* are images of the data set, or whole groups where these are the
+unit: what an adversary sees who has the trained generator alone. The block is part of no network, and nothing of such a
+run is written to disk.
 """
 
 import dataclasses
@@ -18,16 +19,17 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
-from dpdm.config import Config
+from dpdm.config import Config, require_same_unit
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, MatchedPreconditioning, NoisyBatch, PreconditionedDenoiser
 from dpdm.privacy import DPSGD, MechanismRun, OperatingSystemEntropy, Strategy
 from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device
+from dpdm.training.loader import Loader
 from dpdm.training.prior import release_prior
 from dpdm.training.release import ImageFacts, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
-from dpdm.types import RandomBytes, images_to_tensor
+from dpdm.types import RandomBytes
 
 _LOUD = 1000.0  # times the clipping norm: a Dirac canary's gradient before clipping
 
@@ -41,7 +43,7 @@ class Played:
         scores: Of the Dirac canaries: log-likelihood ratios of having taken part.
         took_part: Their coins.
         average: The trained denoiser.
-        members: Indices of the member canaries in the data set.
+        members: Indices of the member canaries among the units of the data set.
         were_in: Their coins.
     """
 
@@ -56,7 +58,7 @@ class Played:
 class PlantedBatch(NamedTuple):
     """A `NoisyBatch`, and for each record which coordinate of the block it is about: 0 for a record with an image."""
 
-    x: Float[Tensor, "batch channel height width"]
+    x: Float[Tensor, "batch channel height width"] | Float[Tensor, "batch K channel height width"]
     labels: Int[Tensor, "batch K"]
     sigma: Float[Tensor, "batch K"]
     noise: Float[Tensor, "batch K channel height width"]
@@ -144,18 +146,16 @@ def play(
     Args:
         config: Network, preconditioning, loss and training of the run that is audited.
         plan: What is audited. Its relation is add-or-remove here: a canary that does not take part is not there.
-        data: The images; `members` of them take part only if their coin says so.
+        data: The images; `members` of them, or of their groups, take part only if their coin says so.
         canaries: How many Dirac canaries, at least 2.
         members: How many member canaries, at least 2.
         coins: Tosses all coins; from the operating system's entropy.
     """
+    require_same_unit(plan, data)
     plan = dataclasses.replace(plan, relation="add_or_remove_one")
     took_part, were_in = (_tossed(coins, number) for number in (canaries, members))
-    chosen = np.sort(coins.choice(len(data), members, replace=False))
-    kept = np.delete(np.arange(len(data)), chosen[~were_in])
-    seen = dataclasses.replace(
-        data, images=data.images[kept], labels=None if data.labels is None else data.labels[kept]
-    )
+    chosen = np.sort(coins.choice(data.num_units, members, replace=False))
+    seen = data.part(np.delete(np.arange(data.num_units), chosen[~were_in]))
     facts, device = ImageFacts(data.shape, data.class_names), choose_device(config.training.device)
     run = WatchedRun(plan, took_part=took_part, strategy=config.training.clipping)
     with torch.random.fork_rng(devices=[]):
@@ -175,7 +175,8 @@ def play(
         for group in optimizer.param_groups:
             group["lr"] = config.training.learning_rate_at(run.steps_spent / plan.steps)
         with autocast(config.training.precision, device):
-            run.backward(loss, module, num_records=len(seen) + canaries, load=loader.load, physical_batch_size=at_once)
+            number = seen.num_units + canaries
+            run.backward(loss, module, num_records=number, load=loader.load, physical_batch_size=at_once)
         run.look(module.block)
         optimizer.step()
         ema.update(average, denoiser, updates=run.steps_spent, decay=config.training.ema_decay)
@@ -192,7 +193,7 @@ def _tossed(coins: np.random.Generator, number: int) -> Bool[ndarray, " number"]
 
 
 class _Loader:
-    """From selected indices to a planted batch: the images first, then a place for each Dirac canary."""
+    """From selected indices to a planted batch: the units of the data set first, then a place for each Dirac canary."""
 
     def __init__(
         self,
@@ -202,20 +203,12 @@ class _Loader:
         clip: float,
         device: torch.device,
     ) -> None:
-        self._data, self._config, self._device = data, config, device
-        labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
-        self._labels = np.concatenate([labels, np.zeros(len(took_part), dtype=np.int64)])
-        self._loudness = _LOUD * clip * np.concatenate([np.zeros(len(data)), took_part])
+        self._of_images = Loader(data, config.loss, config.preconditioning.noise_levels, device)
+        self._units, self._device = data.num_units, device
+        self._loudness = _LOUD * clip * np.concatenate([np.zeros(data.num_units), took_part])
 
     def load(self, indices: Int64[ndarray, " batch"], random_bytes: RandomBytes) -> PlantedBatch:
-        images = images_to_tensor(self._data.images[np.minimum(indices, len(self._data) - 1)])
-        noisy = self._config.loss.draw(
-            images.to(self._device),
-            torch.from_numpy(self._labels[indices]).to(self._device),
-            null_label=self._data.num_classes,
-            noise_levels=self._config.preconditioning.noise_levels,
-            random_bytes=random_bytes,
-        )
-        coordinate = torch.from_numpy(np.maximum(indices - len(self._data) + 1, 0)).to(self._device)
+        noisy = self._of_images(np.minimum(indices, self._units - 1), random_bytes)
+        coordinate = torch.from_numpy(np.maximum(indices - self._units + 1, 0)).to(self._device)
         loudness = torch.from_numpy(self._loudness[indices]).float().to(self._device)
         return PlantedBatch(*noisy, coordinate, loudness)

@@ -16,8 +16,8 @@ from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, nearness
 from dpdm.audit.parametric import Check, check_mechanism
 from dpdm.audit.roc import roc_picture
-from dpdm.config import Config, decode, decode_plan, read_toml
-from dpdm.data import ImageDataset, open_again, open_dataset
+from dpdm.config import Config, decode, decode_plan, read_toml, require_same_unit
+from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import side_by_side
 from dpdm.files import write_atomically, write_json
 from dpdm.privacy import DPSGD
@@ -29,7 +29,7 @@ from dpdm.types import InputError, images_to_tensor, require_positive
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
 _CANARIES = 1000
 _MEMBERS = 1000
-_FEWEST = 16  # images that can be audited
+_FEWEST = 16  # images, or groups, that can be audited
 _SHOWN = 20  # closest pairs in the picture
 _FALSE_ALARMS = tuple(float(rate) for rate in np.geomspace(1e-3, 1, 25))
 
@@ -144,7 +144,7 @@ def audit_run(
         minutes: About how long the second training run may take. If that is too short for the plan, it has fewer
             steps, and what it proves is compared with what these claim.
         canaries: Dirac canaries: records with the largest gradient that clipping allows, each in its own coordinate.
-        members: Images of the data set that take part by the toss of a coin, at most a quarter of it.
+        members: Images of the data set, or groups, that take part by the toss of a coin, at most a quarter of all.
         generated: Images made by the run's release, to be compared with the training images.
         on_progress: Called as the audit goes on.
 
@@ -177,10 +177,11 @@ def audit_run(
             raise InputError(f"{run} was trained on arrays: give them to dpdm.audit.audit_run(run, data=...)")
         channels = release.facts.shape[0]
         data = open_again(location, channels=channels, num_classes=release.facts.num_classes)  # type: ignore[arg-type]
-    if len(data) < _FEWEST:
-        raise InputError(f"{run} was trained on {len(data)} images: an audit needs at least {_FEWEST}")
+    require_same_unit(plan, data)
+    if data.num_units < _FEWEST:
+        raise InputError(f"{run} was trained on {data.num_units} {plan.unit}s: an audit needs at least {_FEWEST}")
     if isinstance(held_out, str):
-        held_out = _open_like(data, held_out)
+        held_out = _open_like(data, held_out, read_location(location).group if location else None)
     elif held_out is None:
         held_out = _test_part(data, location)
     if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
@@ -191,7 +192,7 @@ def audit_run(
     checks = check_mechanism(plan)
     on_progress("checking the mechanism", 1, 1)
     coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    members = max(2, min(members, len(data) // 4))
+    members = max(2, min(members, data.num_units // 4))
     played: Played | None = None
     for outcome in play(config, audited, data, canaries=canaries, members=members, coins=coins):
         if isinstance(outcome, int):
@@ -199,14 +200,16 @@ def audit_run(
         else:
             played = outcome
     assert played is not None
-    images = images_to_tensor(data.images[played.members])
+    accused = data.part(played.members)
+    images = images_to_tensor(accused.images)
     labels = torch.zeros(len(images), dtype=torch.long)
-    if data.labels is not None:
-        labels = torch.from_numpy(data.labels[played.members])
+    if accused.labels is not None:
+        labels = torch.from_numpy(accused.labels)
     device = next(iter(played.average.state_dict().values())).device
     black_box = {}
     for done, (name, attack) in enumerate(ATTACKS.items(), start=1):
-        scores = attack_scores(attack, played.average, images.to(device), labels.to(device))
+        of_images = attack_scores(attack, played.average, images.to(device), labels.to(device))
+        scores = np.bincount(accused.units, accused.weights * of_images)  # a group's is the mean of its images'
         black_box[name] = judge(scores, played.were_in, delta=audited.delta)
         on_progress("attacking the generator", done, len(ATTACKS))
     on_progress("looking for copies", 0, 1)
@@ -243,17 +246,18 @@ def _within(minutes: float, config: Config, plan: DPSGD, facts: ImageFacts, cana
 
 def _test_part(data: ImageDataset, location: str) -> ImageDataset | None:
     """Return the test part of what was opened at `location`, if it has one."""
-    place = location.partition(", ")[0]
     try:
-        return None if not place or place.endswith(":test") else _open_like(data, f"{place}:test")
+        place, group, *_ = read_location(location)
+        return None if place.endswith(":test") else _open_like(data, f"{place}:test", group)
     except InputError:
         return None
 
 
-def _open_like(data: ImageDataset, source: str) -> ImageDataset:
+def _open_like(data: ImageDataset, source: str, group: str | None) -> ImageDataset:
     channels, height, width = data.shape
     size = height if height == width else None
-    return open_dataset(source, size=size, channels=channels, num_classes=data.num_classes or None)  # type: ignore[arg-type]
+    num_classes = data.num_classes or None
+    return open_dataset(source, size=size, channels=channels, num_classes=num_classes, group=group)  # type: ignore[arg-type]
 
 
 def _write(found: Audit, folder: Path, made: ndarray, data: ImageDataset) -> None:

@@ -73,7 +73,7 @@ def register(
     records, plan = _records(target, None, dataset_size, set)
     if records.public:
         fail(f"{records.dataset} is public: nothing limits its runs")
-    book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.claim_unit)
+    book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.one_unit)
     say(f"{records.dataset} has a total of ({epsilon:g}, {delta:g}) in {book.storage.shown}")
 
 
@@ -206,7 +206,7 @@ def _records(
 
     config = load_settings(target, epsilon, dataset_size, overrides, None)
     data = config.data.open()
-    plan = config.plan(lambda: len(data))
+    plan = config.plan(lambda: data.num_units)
     if not isinstance(plan, DPSGD):
         fail("privacy.kind = non-private claims nothing: there is nothing to count")
     return Records(data.name, data.images, public=data.public), plan

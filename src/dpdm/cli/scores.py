@@ -27,6 +27,7 @@ Named = Annotated[
         "(classifier), or a TorchScript file.",
     ),
 ]
+Group = Annotated[str | None, typer.Option(help="What names groups of real images: data.group, if they need it.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer epochs; not for comparison with papers.")]
 Seed = Annotated[int, typer.Option(help="Of the classifiers' weights and order.")]
 
@@ -44,6 +45,7 @@ def evaluate(
     ] = None,
     fit: FitTo = "crop",
     num_classes: Classes = None,
+    group: Group = None,
     features: Named = None,
     quick: Quick = False,
     seed: Seed = 0,
@@ -56,9 +58,11 @@ def evaluate(
 
     if _is_run(synthetic):
         fail(f"{synthetic} is a run: make images first, dpdm sample {synthetic} -n 60000 -o synthetic.npz")
+    if dp_sgd is not None and group is not None:
+        fail("--dp-sgd claims something of single images, and --group names groups of them: leave out one of the two")
     made = open_dataset(synthetic, num_classes=num_classes)
-    test = _like(made, reference, fit)
-    beside = None if baseline is None else _like(made, baseline, fit)
+    test = _like(made, reference, fit, group)
+    beside = None if baseline is None else _like(made, baseline, fit, group)
     if dp_sgd is not None and beside is None:
         fail("--dp-sgd trains on real images: name them with --baseline")
     _refuse_same(made, test, reference)
@@ -103,6 +107,7 @@ def compare(
     count: Annotated[int, typer.Option("-n", "--count", help="How many images a run draws.")] = 10_000,
     fit: FitTo = "crop",
     num_classes: Classes = None,
+    group: Group = None,
     features: Named = None,
     quick: Quick = False,
     seed: Seed = 0,
@@ -114,7 +119,7 @@ def compare(
 
     require_positive(count=count)
     opened = [_images_of(source, count, num_classes, seed) for source in sources]
-    tests = [_like(made, reference, fit) for made, _ in opened]
+    tests = [_like(made, reference, fit, group) for made, _ in opened]
     for (made, _), test in zip(opened, tests, strict=True):
         _refuse_same(made, test, reference)
     rows = []
@@ -168,7 +173,7 @@ def _is_run(source: str) -> bool:
     return any((Path(source) / place).is_file() for place in _OF_A_RUN)
 
 
-def _like(made: "ImageDataset", source: str, fit: str) -> "ImageDataset":
+def _like(made: "ImageDataset", source: str, fit: str, group: str | None) -> "ImageDataset":
     """Open real images at the synthetic ones' size, with their declared classes."""
     from dpdm.data import open_dataset
 
@@ -179,6 +184,7 @@ def _like(made: "ImageDataset", source: str, fit: str) -> "ImageDataset":
         fit=typing.cast("Fit", fit),
         channels=typing.cast("Channels", channels),
         num_classes=made.num_classes or None,
+        group=group,
     )
 
 

@@ -75,10 +75,13 @@ def plan(
     }
     if as_json:
         return print_json(report)
+    unit = mechanism.unit
     say(f"claim       {report['statement']}")
     if mechanism.earlier and report["epsilon"] is not None:
         noise = ", ".join(f"{multiplier:.3g}" for multiplier in report["earlier_noise_multipliers"])
-        say(f"prior       {len(mechanism.earlier)} sums first; noise {noise} times what one image can change")
+        say(
+            f"prior       {len(mechanism.earlier)} sums first; noise {noise} times what one {mechanism.unit} can change"
+        )
     if report["epsilon"] is not None:
         if mechanism.steps:
             curve = ", ".join(f"{bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
@@ -90,12 +93,12 @@ def plan(
     if not mechanism.steps:
         return say("time        seconds: no network is trained")
     say(
-        f"batches     {mechanism.expected_batch_size:,} images a step on average, each in "
-        f"{_copies(config)}; an image enters with probability {mechanism.sample_rate:.4g}"
+        f"batches     {mechanism.expected_batch_size:,} {unit}s a step on average, each in {_copies(config)}; "
+        f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {mechanism.sample_rate:.4g}"
     )
     say(f"network     {cost.parameters:,} parameters")
     say(f"time        about {duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
-    say(f"memory      about {cost.memory_gib:.1f} GiB, for {cost.physical_batch_size:,} images at once")
+    say(f"memory      about {cost.memory_gib:.1f} GiB, for {cost.physical_batch_size:,} {unit}s at once")
 
 
 def prepare(
@@ -125,7 +128,7 @@ def prepare(
 
         prepared = prepare(
             output,
-            lambda read: open_dataset(data.source, num_classes=data.num_classes, read=read),
+            lambda read: open_dataset(data.source, num_classes=data.num_classes, group=data.group, read=read),
             framing,
             leave_out=leave_out,
             on_progress=on_progress,
@@ -135,7 +138,8 @@ def prepare(
     say(f"{prepared.num_images:,} images in {output}")
     if prepared.left_out:
         say(f"{len(prepared.left_out):,} records were left out: {output / 'refused.txt'} says why")
-    say(f"next: dpdm train {output}, or --set data.source={output} beside a preset")
+    groups = "" if data.group is None else " --set data.group=groups"
+    say(f"next: dpdm train {output}{groups}, or --set data.source={output}{groups} beside a preset")
 
 
 def train(
@@ -191,7 +195,7 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
         return ImageFacts((channels, size, size), names), config.plan(lambda: 0)
     tell(f"opening {data.source}: size, channels, num_classes and dataset_size are not all declared")
     opened = data.open()
-    return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: len(opened))
+    return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: opened.num_units)
 
 
 def _fit(config: "Config", folder: Path, minutes: float, processes: "Processes") -> "Config":
@@ -215,7 +219,7 @@ def _fit(config: "Config", folder: Path, minutes: float, processes: "Processes")
         begun = f"for {minutes:g} minutes here"
     if processes.first:
         steps, batch = config.privacy.steps, config.privacy.expected_batch_size
-        tell(f"{begun}: {steps:,} steps of {batch:,} images in {_copies(config)}")
+        tell(f"{begun}: {steps:,} steps of {batch:,} {config.data.unit}s in {_copies(config)}")
     return config
 
 

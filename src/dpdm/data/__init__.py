@@ -7,13 +7,13 @@ derived from the records: classes are declared, and so is an image's shape, or a
 from dpdm.data.archive import load_archive
 from dpdm.data.arrays import load_npz, save_npz
 from dpdm.data.cifar import load_cifar_directory
-from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.dataset import ImageDataset, Split, group_indices
 from dpdm.data.digits import load_digits
 from dpdm.data.duplicates import find_duplicates
 from dpdm.data.folder import load_folder, save_folder
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.idx import load_idx_directory, read_idx
-from dpdm.data.open import is_source, open_again, open_dataset
+from dpdm.data.open import is_source, open_again, open_dataset, read_location
 from dpdm.data.prepared import Prepared, prepare
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Prepared",
     "Split",
     "find_duplicates",
+    "group_indices",
     "is_source",
     "load_archive",
     "load_cifar_directory",
@@ -35,6 +36,7 @@ __all__ = [
     "open_dataset",
     "prepare",
     "read_idx",
+    "read_location",
     "save_folder",
     "save_npz",
 ]

@@ -3,9 +3,11 @@
 import posixpath
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.dataset import ImageDataset, Split, group_indices
+from dpdm.data.folder import require_folder
 from dpdm.data.image_files import (
     Found,
     ReadImages,
@@ -20,7 +22,12 @@ from dpdm.types import InputError
 
 
 def load_archive(
-    path: Path, split: Split = "train", read: ReadImages = read_images, *, num_classes: int | None = None
+    path: Path,
+    split: Split = "train",
+    read: ReadImages = read_images,
+    *,
+    num_classes: int | None = None,
+    group: str | None = None,
 ) -> ImageDataset:
     """Return the images of a .zip archive, in the order of their names; nothing is extracted to disk.
 
@@ -34,10 +41,11 @@ def load_archive(
         read: Decodes and frames the images, which must agree on size and channels.
         num_classes: How many classes there are; 0 takes images at any depth and leaves labels aside. The labels of
             a listing need it, or a `classes.txt`, since they must not tell.
+        group: What names the group of an image, as in `load_folder`.
 
     Raises:
         InputError: If the archive is damaged or lacks the part, a file is no image, sizes or channels differ, or
-            a listing does not give each image one label within the declared classes.
+            a listing does not give each image one label within the declared classes; or an image has no group.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -53,21 +61,28 @@ def load_archive(
         found = by_name(files.values())
         if not found.images:
             raise InputError(f"{path} holds no images: put some in")
-        if num_classes == 0:
+        names = [*filter(is_image_name, files)]
+        if num_classes == 0 and group is None:
             return ImageDataset(images=read(*found), name=str(path))
         if listings:
-            listed = read_listing(listings[0], classes_file, [*filter(is_image_name, files)], num_classes=num_classes)
-            if listed.labels is not None:
+            listed = read_listing(listings[0], classes_file, names, num_classes=num_classes, group=group)
+            if listed.labels is not None or group is not None:
                 return ImageDataset(images=read(*found), **listed._asdict(), name=str(path))
+        require_folder(group, str(path))
         loose, classes = (found, {}) if listings else _by_class(entries)
-        return load_image_files(
+        members = {} if group is None else {name: files[name] for name in names}
+        groups = None if group is None else group_indices(_folders_of_groups(members, num_classes), str(path))
+        if num_classes == 0:
+            return ImageDataset(images=read(*found), groups=groups, name=str(path))
+        data = load_image_files(
             loose,
             list(classes),
-            lambda name: _class_files(classes[name], declared=num_classes is not None),
+            lambda name: _class_files(classes[name], declared=num_classes is not None, in_groups=group is not None),
             read=read,
             num_classes=num_classes,
             where=str(path),
         )
+        return data if groups is None else replace(data, groups=groups)
 
 
 def _entries(archive: zipfile.ZipFile, path: Path, split: Split) -> dict[str, zipfile.Path]:
@@ -103,14 +118,25 @@ def _by_class(entries: Mapping[str, zipfile.Path]) -> tuple[Found, dict[str, dic
     return by_name(loose), classes
 
 
-def _class_files(inside: Mapping[str, zipfile.Path], *, declared: bool) -> Found:
+def _folders_of_groups(images: Mapping[str, zipfile.Path], num_classes: int | None) -> list[str]:
+    """Return the name of the folder that each image lies in: inside of a class folder or, without classes, anywhere."""
+    for name, entry in images.items():
+        if "/" not in name or (num_classes != 0 and name.count("/") != 2):
+            raise InputError(f"{entry} lies in no folder that names its group, inside of a class folder: move it")
+    return [name.split("/")[-2] for name in images]
+
+
+def _class_files(inside: Mapping[str, zipfile.Path], *, declared: bool, in_groups: bool) -> Found:
     """Return the files of one class, whose folder has an entry of its own unless classes are declared."""
     for name, entry in inside.items():
-        if "/" in name:
-            raise InputError(f"{posixpath.dirname(str(entry))} is a folder inside a class folder: move its images up")
-    files = [entry for name, entry in inside.items() if name]
+        if "/" in name and not in_groups:
+            raise InputError(
+                f"{posixpath.dirname(str(entry))} is a folder inside a class folder: move its images up or, if it is "
+                "of one person's images, say, set data.group=folder"
+            )
+    files = [entry for name, entry in inside.items() if name and not name.endswith("/")]
     if not files:
-        raise InputError(f"{inside['']} is empty: put images in it, or remove it")
+        raise InputError(f"{next(iter(inside.values()))} is empty: put images in it, or remove it")
     if not declared and "" not in inside:
         raise InputError(
             f"{posixpath.dirname(str(files[0]))} has no entry of its own, and images must not tell which classes there "

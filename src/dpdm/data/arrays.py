@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import ImageDataset
+from dpdm.data.dataset import ImageDataset, group_indices
 from dpdm.types import Images, InputError, Labels
 
 
-def load_npz(path: Path, *, num_classes: int | None = None) -> ImageDataset:
+def load_npz(path: Path, *, num_classes: int | None = None, group: str | None = None) -> ImageDataset:
     """Return the data set in an .npz file of `images` and, optionally, `labels` and `num_classes`.
 
     Args:
         path: The file. `images` is `uint8` (number, height, width[, channel]), `labels` integers (number,),
             `num_classes` one integer: a declaration by whoever wrote the file.
         num_classes: The caller's declaration, which goes before the file's. Labels need one of the two.
+        group: The name of a further array, of integers or words (number,): which group each image belongs to.
 
     Raises:
         InputError: If it is no such file, or labels are undeclared or outside the declared classes.
@@ -31,10 +32,14 @@ def load_npz(path: Path, *, num_classes: int | None = None) -> ImageDataset:
     # TypeError is how a lone .npy array, which np.load opens as well, fails here; RuntimeError how encryption does.
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is no .npz file of plain arrays: write it with numpy.savez") from error
+    groups = None if group is None else arrays.pop(group, None)
+    if group is not None and groups is None:
+        raise InputError(f"{path} holds no array {group}, that would say which images form a group: correct data.group")
     if "images" not in arrays or not arrays.keys() <= {"images", "labels", "num_classes"}:
+        hint = "" if group is not None or "groups" not in arrays else " (groups are for --set data.group=groups)"
         raise InputError(
             f"{path} holds the arrays {', '.join(sorted(arrays))}: it must hold images, may hold labels "
-            "and num_classes, and nothing else"
+            f"and num_classes, and nothing else{hint}"
         )
     images = arrays["images"]
     if num_classes is None:
@@ -43,6 +48,7 @@ def load_npz(path: Path, *, num_classes: int | None = None) -> ImageDataset:
         images=images[..., np.newaxis] if images.ndim == 3 else images,
         labels=arrays.get("labels"),
         num_classes=num_classes,
+        groups=None if groups is None else group_indices(groups, f"{path}: {group}"),
         name=str(path),
     )
 

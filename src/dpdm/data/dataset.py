@@ -1,10 +1,12 @@
 """The fixed table of records that a privacy claim is about."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpdm.types import Images, InputError, Labels
 
@@ -23,6 +25,9 @@ class ImageDataset:
         labels: Integers (number,), 0 <= label < num_classes, kept as `int64`; None for unlabelled images.
         num_classes: How many classes are declared; 0 exactly when there are no labels.
         class_names: One name for each class; "0", "1", ... when undeclared.
+        groups: Integers (number,): which group each image belongs to, 0 to the number of groups less one, none of them
+            empty (`group_indices` makes them). A group is the unit of protection then: all images of one person, say.
+            None makes each image a unit by itself.
         name: What messages call this data set.
         public: Whether these images are published already, as benchmarks are: a ledger then counts and limits nothing.
         location: Where it was opened (the resolved path, or the built-in name) and how it was fitted; for the data
@@ -32,14 +37,15 @@ class ImageDataset:
         InputError: For whatever of this does not hold.
 
     Privacy:
-        `images`, `labels` and `len()` are secret, and `location` is the data owner's. The rest is declared, and
-        all that `repr` draws on.
+        `images`, `labels`, `groups`, `len()` and `num_units` are secret, and `location` is the data owner's. The rest
+        is declared, and all that `repr` draws on.
     """
 
     images: Images
     labels: Labels | None = None
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    groups: NDArray[np.int64] | None = None
     name: str
     public: bool = False
     location: str = ""
@@ -58,6 +64,9 @@ class ImageDataset:
         if len(names) != self.num_classes:
             raise InputError(f"{self.name}: {len(names)} class names for {self.num_classes} classes: give one each")
         object.__setattr__(self, "class_names", names)
+        if self.groups is not None:
+            self._check_groups(self.groups)
+            object.__setattr__(self, "groups", self.groups.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,11 +77,39 @@ class ImageDataset:
         _, height, width, channels = self.images.shape
         return channels, height, width
 
-    def part(self, chosen: range) -> "ImageDataset":
-        """Return the records of these indices, with the facts declared about all."""
-        part, indices = copy.copy(self), slice(chosen.start, chosen.stop, chosen.step)
-        object.__setattr__(part, "images", self.images[indices])  # possibly none, which no whole data set may be
-        object.__setattr__(part, "labels", None if self.labels is None else self.labels[indices])
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """For each image the index of the unit of protection it belongs to: of its group, or its own."""
+        return np.arange(len(self)) if self.groups is None else self.groups
+
+    @property
+    def num_units(self) -> int:
+        """How many units of protection there are: groups, or images where there are none."""
+        return len(self) if self.groups is None else int(self.groups.max(initial=-1)) + 1
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """For each image 1 ÷ the number of images in its unit: those of a unit add up to one."""
+        units = self.units
+        return 1 / np.bincount(units)[units]
+
+    def part(self, chosen: range | NDArray[np.int64]) -> "ImageDataset":
+        """Return the units of these indices, numbered anew in their order, with the facts declared about all.
+
+        Images of a range of units are no copy, unless there are groups and some of them are left out.
+        """
+        if isinstance(chosen, range) and chosen == range(self.num_units):
+            return self
+        part, groups = copy.copy(self), None
+        images = slice(chosen.start, chosen.stop, chosen.step) if isinstance(chosen, range) else chosen
+        if self.groups is not None:
+            renumbered = np.full(self.num_units, -1)
+            renumbered[images] = np.arange(len(chosen))
+            images = np.flatnonzero(renumbered[self.groups] >= 0)
+            groups = renumbered[self.groups[images]]
+        object.__setattr__(part, "images", self.images[images])  # possibly none, which no whole data set may be
+        object.__setattr__(part, "labels", None if self.labels is None else self.labels[images])
+        object.__setattr__(part, "groups", groups)
         return part
 
     def __repr__(self) -> str:
@@ -110,6 +147,41 @@ class ImageDataset:
                 f"{self.name}: label {outside[0]} occurs, but {self.num_classes} classes are declared "
                 f"(labels 0 to {self.num_classes - 1}): correct the labels or data.num_classes"
             )
+
+    def _check_groups(self, groups: NDArray[np.int64]) -> None:
+        """Raise InputError unless there is one group for each image, and an image for each group."""
+        if not np.issubdtype(groups.dtype, np.integer) or groups.shape != self.images.shape[:1]:
+            raise InputError(
+                f"{self.name}: groups are {groups.dtype} of shape {groups.shape}: give one integer for each "
+                f"image, shape ({len(self)},)"
+            )
+        if groups.min() < 0 or groups.max() >= len(groups) or not np.bincount(groups).all():
+            raise InputError(
+                f"{self.name}: groups must be numbered from 0 without a gap: dpdm.data.group_indices(...) does it"
+            )
+
+
+def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> NDArray[np.int64]:
+    """Number the groups that images are in by the names of these, in sorted order.
+
+    Args:
+        names: One for each image: all of them integers, or all of them strings that are not empty.
+        where: What gave them, for messages.
+
+    Raises:
+        InputError: They are something else.
+    """
+    named = np.asarray(names)
+    if named.ndim != 1 or not (named.dtype.kind in "iu" or (named.dtype.kind == "U" and (named != "").all())):
+        raise InputError(f"{where} must name a group for each image, all by integers or all by words: correct it")
+    indices: NDArray[np.int64] = np.unique(named, return_inverse=True)[1].astype(np.int64)
+    return indices
+
+
+def require_no_groups(group: str | None, where: str) -> None:
+    """Raise InputError if groups are declared of a source that has none."""
+    if group is not None:
+        raise InputError(f"{where} does not say which images form a group: leave data.group out")
 
 
 def require_declared(num_classes: int, where: str) -> None:

@@ -4,9 +4,12 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Final
 
-from dpdm.data.dataset import ImageDataset
+from dpdm.data.dataset import ImageDataset, group_indices
 from dpdm.data.framing import to_pillow
 from dpdm.data.image_files import (
     Found,
@@ -21,8 +24,12 @@ from dpdm.data.image_files import (
 from dpdm.data.listing import CLASSES, find_listing, read_listing
 from dpdm.types import Images, InputError, Labels
 
+FOLDER: Final = "folder"  # the `group` of images whose groups are named by the folders they lie in
 
-def load_folder(path: Path, read: ReadImages = read_images, *, num_classes: int | None = None) -> ImageDataset:
+
+def load_folder(
+    path: Path, read: ReadImages = read_images, *, num_classes: int | None = None, group: str | None = None
+) -> ImageDataset:
     """Return the images of a folder, in the order of their names.
 
     The sorted names of class folders are the declaration of the classes, so nothing is read off the records. With a
@@ -34,26 +41,49 @@ def load_folder(path: Path, read: ReadImages = read_images, *, num_classes: int 
         read: Decodes and frames the images, which must agree on size and channels.
         num_classes: If given, the number of class folders must be this; 0 leaves classes aside. A listing needs it, or
             a `classes.txt`.
+        group: What names the group of an image: "folder", the folder it lies in, which is inside of a class folder (one
+            name in two classes is one group), or at the top where there are no classes; or a listing's third column.
 
     Raises:
-        InputError: If a file is no image, a class is empty or beside images, or sizes or channels differ.
+        InputError: If a file is no image, a class is empty or beside images, or sizes or channels differ; or an image
+            has no group.
     """
     if path.is_dir() and (listing := find_listing(path)) is not None:
-        return _load_listed(path, listing, read, num_classes)
+        return _load_listed(path, listing, read, num_classes, group)
+    require_folder(group, str(path))
     folders, loose = _contents(path)
+    if group is not None and loose.images:
+        raise InputError(f"{loose.images[0]} lies in no folder that names its group: move it into one")
+    in_groups = group is not None and (num_classes != 0 or any(_contents(folder)[0] for folder in folders))
+    inside = cache(_files_of_groups if in_groups else _class_files)  # images and groups are of one listing
     if num_classes == 0 and not loose.images:
-        loose, folders = joined([loose, *(_class_files(folder) for folder in folders)]), []
-    return load_image_files(
+        loose, folders = joined([loose, *map(inside, folders)]), []
+    data = load_image_files(
         loose,
         [folder.name for folder in folders],
-        lambda name: _class_files(path / name),
+        lambda name: inside(path / name),
         read=read,
         num_classes=num_classes,
         where=str(path),
     )
+    if group is None:
+        return data
+    files = joined([loose, *map(inside, folders)]).images
+    return replace(data, groups=group_indices([Path(str(file)).parent.name for file in files], str(path)))
 
 
-def _load_listed(path: Path, listing: Path, read: ReadImages, num_classes: int | None) -> ImageDataset:
+def require_folder(group: str | None, where: str) -> None:
+    """Raise InputError if what shall name the groups of images in folders is something else than folders."""
+    if group not in (None, FOLDER):
+        raise InputError(
+            f"{where} has no labels.csv with a column {group!r}: add it, or set data.group=folder, if there is a "
+            "folder for each group inside the class folders"
+        )
+
+
+def _load_listed(
+    path: Path, listing: Path, read: ReadImages, num_classes: int | None, group: str | None
+) -> ImageDataset:
     """Return the images at any depth of a folder, with the labels of its listing."""
     classes = path / CLASSES if (path / CLASSES).is_file() else None
     inside = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
@@ -65,9 +95,10 @@ def _load_listed(path: Path, listing: Path, read: ReadImages, num_classes: int |
     found = by_name(files.values())
     if not found.images:
         raise InputError(f"{path} holds no images: put some in")
-    if num_classes == 0:
+    names = [*filter(is_image_name, files)]
+    if num_classes == 0 and group is None:
         return ImageDataset(images=read(*found), name=str(path))
-    listed = read_listing(listing, classes, [*filter(is_image_name, files)], num_classes=num_classes)
+    listed = read_listing(listing, classes, names, num_classes=num_classes, group=group)
     return ImageDataset(images=read(*found), **listed._asdict(), name=str(path))
 
 
@@ -119,8 +150,19 @@ def _class_files(folder: Path) -> Found:
     """Return the files of one class."""
     folders, files = _contents(folder)
     if folders:
-        raise InputError(f"{folders[0]} is a folder inside a class folder: move its images up")
+        raise InputError(
+            f"{folders[0]} is a folder inside a class folder: move its images up or, if it is of one person's images, "
+            "say, set data.group=folder"
+        )
     return files
+
+
+def _files_of_groups(folder: Path) -> Found:
+    """Return the files of one class, whose images each lie in the folder of their group."""
+    groups, files = _contents(folder)
+    if files.images:
+        raise InputError(f"{files.images[0]} lies in no folder that names its group: move it into one")
+    return joined([files, *map(_class_files, groups)])
 
 
 def _contents(path: Path) -> tuple[list[Path], Found]:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final, cast, get_args
+from typing import Final, NamedTuple, cast, get_args
 
 from dpdm.data.archive import load_archive
 from dpdm.data.arrays import load_npy, load_npz
 from dpdm.data.cifar import is_cifar_directory, load_cifar_directory
-from dpdm.data.dataset import ImageDataset, Split, require_same_num_classes
+from dpdm.data.dataset import ImageDataset, Split, require_no_groups, require_same_num_classes
 from dpdm.data.digits import load_digits
 from dpdm.data.folder import load_folder
 from dpdm.data.framing import Channels, Fit, Framing
@@ -22,6 +22,7 @@ from dpdm.data.tables import is_arrow_directory, load_arrow_directory, load_parq
 from dpdm.types import InputError
 
 _SYSTEM_FOLDER: Final = Path("/usr/share/datasets")  # where Debian's data set packages put their files
+_GROUPED: Final = ", in groups by "
 _FASHION: Final = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 
 
@@ -32,6 +33,7 @@ def open_dataset(
     fit: Fit = "crop",
     channels: Channels | None = None,
     num_classes: int | None = None,
+    group: str | None = None,
     read: ReadImages | None = None,
 ) -> ImageDataset:
     """Return the images, labels and declared facts of a source.
@@ -49,11 +51,16 @@ def open_dataset(
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
         num_classes: How many classes there are; labels that come as numbers need it, since they must not tell.
+        group: What names the group of each image, if the unit of privacy is all images of one person, say, and not each
+            image: "folder", the folders that images lie in, inside of class folders; the heading of the third column of
+            a `labels.csv`; a column of a table; an array in an .npz file; "groups" for a folder prepared with groups.
         read: Reads the images of sources that consist of image files; into memory, unless told.
 
     Raises:
         InputError: If the source cannot be opened so.
     """
+    if group == "":
+        raise InputError("data.group is empty: name what tells which images form a group, or leave it out")
     framing = Framing(size=size, fit=fit, channels=channels)
     place, split = _split_of(source)
     part = "" if split == "train" else f":{split}"
@@ -61,17 +68,44 @@ def open_dataset(
         dataset, name = _BUILT_IN[place](split), place
         location = dataset.name
         require_same_num_classes(dataset.num_classes, num_classes, place)
+        require_no_groups(group, place)
     else:
         path = _found(Path(place).expanduser())
-        dataset = _open_path(path, split, read or partial(read_images, framing=framing), framing, num_classes)
+        dataset = _open_path(path, split, read or partial(read_images, framing=framing), framing, num_classes, group)
         name, location = path.resolve().name, str(path.resolve())
-    fitted = "" if size is None else f", {fit} to {size}"
+    opened = f"{location}{part}" + ("" if group is None else f"{_GROUPED}{group}")
     return replace(
         dataset,
         public=isinstance(source, str) and place in _BUILT_IN,
         images=framing.frame_all(dataset.images),
         name=f"{name}{part}",
-        location=f"{location}{part}{fitted}",
+        location=opened if size is None else f"{opened}, {fit} to {size}",
+    )
+
+
+class Location(NamedTuple):
+    """Where images were opened, and how."""
+
+    source: str
+    group: str | None
+    size: int | None
+    fit: Fit
+
+
+def read_location(location: str) -> Location:
+    """Return what `ImageDataset.location` says.
+
+    Raises:
+        InputError: The images were given as arrays, and have no location.
+    """
+    if not location:
+        raise InputError("these images were given as arrays, which nothing on disk tells: give them again")
+    place, comma, fitted = location.rpartition(", ")
+    fit, _, size = fitted.partition(" to ")
+    framed = bool(comma) and fit in get_args(Fit) and size.isdecimal()
+    source, grouped, group = (place if framed else location).partition(_GROUPED)
+    return Location(
+        source, group if grouped else None, int(size) if framed else None, cast(Fit, fit) if framed else "crop"
     )
 
 
@@ -81,13 +115,8 @@ def open_again(location: str, *, channels: Channels, num_classes: int) -> ImageD
     Raises:
         InputError: It is not there any more, or it was given as arrays and has no location.
     """
-    if not location:
-        raise InputError("these images were given as arrays, which nothing on disk tells: give them again")
-    place, comma, fitted = location.rpartition(", ")
-    fit, _, size = fitted.partition(" to ")
-    if not (comma and fit in get_args(Fit) and size.isdecimal()):
-        return open_dataset(location, channels=channels, num_classes=num_classes or None)
-    return open_dataset(place, size=int(size), fit=cast(Fit, fit), channels=channels, num_classes=num_classes or None)
+    source, group, size, fit = read_location(location)
+    return open_dataset(source, size=size, fit=fit, channels=channels, num_classes=num_classes or None, group=group)
 
 
 def is_source(source: str) -> bool:
@@ -114,7 +143,9 @@ def _found(path: Path) -> Path:
     return path
 
 
-def _open_path(path: Path, split: Split, read: ReadImages, framing: Framing, num_classes: int | None) -> ImageDataset:
+def _open_path(
+    path: Path, split: Split, read: ReadImages, framing: Framing, num_classes: int | None, group: str | None
+) -> ImageDataset:
     """Open a path by what is there."""
     if not path.exists():
         names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]
@@ -125,31 +156,34 @@ def _open_path(path: Path, split: Split, read: ReadImages, framing: Framing, num
             f"{', '.join(_BUILT_IN)}: {hint}"
         )
     if is_idx_directory(path):
+        require_no_groups(group, str(path))
         return load_idx_directory(path, split, num_classes=num_classes or 0)
     if (path / "train").is_dir() and (path / "test").is_dir():
-        return load_folder(path / split, read, num_classes=num_classes)
+        return load_folder(path / split, read, num_classes=num_classes, group=group)
     if is_cifar_directory(path):
+        require_no_groups(group, str(path))
         return load_cifar_directory(path, split, num_classes=num_classes)
     if path.is_file() and path.suffix == ".zip":
-        return load_archive(path, split, read, num_classes=num_classes)
+        return load_archive(path, split, read, num_classes=num_classes, group=group)
     if split == "test":
         raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
     if is_prepared(path):
-        return load_prepared(path, framing, num_classes=num_classes)
+        return load_prepared(path, framing, num_classes=num_classes, group=group)
     if is_arrow_directory(path):
-        return load_arrow_directory(path, read, num_classes=num_classes)
+        return load_arrow_directory(path, read, num_classes=num_classes, group=group)
     shards = sorted(file for file in path.iterdir() if not is_hidden(file.name)) if path.is_dir() else []
     if shards and all(file.suffix == ".parquet" for file in shards):
-        return load_parquet(shards, read, num_classes=num_classes)
+        return load_parquet(shards, read, num_classes=num_classes, group=group)
     if path.is_dir():
-        return load_folder(path, read, num_classes=num_classes)
+        return load_folder(path, read, num_classes=num_classes, group=group)
     if path.suffix == ".npz":
-        return load_npz(path, num_classes=num_classes)
+        return load_npz(path, num_classes=num_classes, group=group)
     if path.suffix == ".npy":
+        require_no_groups(group, str(path))
         require_same_num_classes(0, num_classes, str(path))
         return load_npy(path)
     if path.suffix == ".parquet":
-        return load_parquet([path], read, num_classes=num_classes)
+        return load_parquet([path], read, num_classes=num_classes, group=group)
     raise InputError(f"{path} is neither a folder nor a .zip, .npz, .npy or .parquet file: give one of these")
 
 

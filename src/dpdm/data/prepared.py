@@ -1,7 +1,8 @@
 """A data set prepared once: every image decoded and framed, in one file that training maps into memory.
 
-The folder holds `images.bin` (the pixels, one image after the other), `labels.npy`, and `prepared.json` with the shape,
-what was declared, and digests; that last file is written last. Until then `progress.json` says how far it is.
+The folder holds `images.bin` (the pixels, one image after the other), `labels.npy`, `groups.npy` if there are groups,
+and `prepared.json` with the shape, what was declared, and digests; that last file is written last. Until then
+`progress.json` says how far it is.
 """
 
 import fcntl
@@ -17,7 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import ImageDataset, require_same_num_classes
+from dpdm.data.dataset import ImageDataset, group_indices, require_no_groups, require_same_num_classes
 from dpdm.data.framing import Framing
 from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, is_hidden, read_image, why_no_image
 from dpdm.files import digest, read_json, write_json
@@ -25,7 +26,7 @@ from dpdm.types import Images, InputError
 
 _DONE: Final = "prepared.json"
 _PROGRESS: Final = "progress.json"
-_IMAGES, _LABELS, _REFUSED = "images.bin", "labels.npy", "refused.txt"
+_IMAGES, _LABELS, _GROUPS, _REFUSED = "images.bin", "labels.npy", "groups.npy", "refused.txt"
 _LOCK = ".lock"
 _SCHEMA: Final = 1
 _NOTHING: Final[dict[str, Any]] = {"source": "", "done": 0, "refused": []}  # progress when nothing is done
@@ -114,13 +115,16 @@ def is_prepared(path: Path) -> bool:
     return path.is_dir() and ((path / _DONE).is_file() or (path / _PROGRESS).is_file()) and _ours(path)
 
 
-def load_prepared(path: Path, framing: Framing, *, num_classes: int | None = None) -> ImageDataset:
+def load_prepared(
+    path: Path, framing: Framing, *, num_classes: int | None = None, group: str | None = None
+) -> ImageDataset:
     """Return the images and labels of a prepared folder; the images stay on disk, and are read as they are needed.
 
     Args:
         path: The folder.
         framing: The size and channels that its images must have: to frame them anew would take them all into memory.
         num_classes: If given, it must have this many classes; 0 leaves labels aside.
+        group: "groups" if it was prepared with groups, None if not.
 
     Raises:
         InputError: It is not finished, or damaged, or was prepared at another size.
@@ -145,15 +149,25 @@ def load_prepared(path: Path, framing: Framing, *, num_classes: int | None = Non
                 raise InputError(f"{path / name} is damaged, its digest differs: prepare the folder again")
         images = np.memmap(path / _IMAGES, np.uint8, "r", shape=shape)
         labels = np.load(path / _LABELS, allow_pickle=False) if names else None
+        groups = np.load(path / _GROUPS, allow_pickle=False) if _GROUPS in digests else None
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): prepare it again") from None
+    if groups is None:
+        require_no_groups(group, str(path))
+    elif group != "groups":
+        raise InputError(f"{path} was prepared with groups of images, the units of privacy: set data.group=groups")
     if num_classes == 0:
-        return ImageDataset(images=images, name=str(path))
+        return ImageDataset(images=images, groups=groups, name=str(path))
     require_same_num_classes(len(names), num_classes, str(path))
     return ImageDataset(
-        images=images, labels=labels, num_classes=len(names), class_names=tuple(map(str, names)), name=str(path)
+        images=images,
+        labels=labels,
+        num_classes=len(names),
+        class_names=tuple(map(str, names)),
+        groups=groups,
+        name=str(path),
     )
 
 
@@ -244,6 +258,9 @@ def _finish(folder: Path, images: Images, kept: NDArray[np.int64], data: ImageDa
     if data.labels is not None:
         np.save(folder / _LABELS, data.labels[kept], allow_pickle=False)
         names.append(_LABELS)
+    if data.groups is not None:  # of which one vanishes if all of its images are refused
+        np.save(folder / _GROUPS, group_indices(data.groups[kept], data.name), allow_pickle=False)
+        names.append(_GROUPS)
     (folder / _REFUSED).unlink(missing_ok=True)
     if refused:
         (folder / _REFUSED).write_text("\n".join(refused) + "\n", encoding="utf-8")
@@ -260,6 +277,7 @@ def _ours(folder: Path) -> bool:
         _PROGRESS,
         _IMAGES,
         _LABELS,
+        _GROUPS,
         _REFUSED,
     }
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from dpdm.data.dataset import ImageDataset, require_declared, require_same_num_classes
+from dpdm.data.dataset import ImageDataset, group_indices, require_declared, require_same_num_classes
 from dpdm.data.image_files import EncodedImage, ReadImages, read_images
 from dpdm.types import InputError
 
@@ -39,7 +39,7 @@ class _Part(NamedTuple):
 
 
 def load_parquet(
-    paths: Sequence[Path], read: ReadImages = read_images, *, num_classes: int | None = None
+    paths: Sequence[Path], read: ReadImages = read_images, *, num_classes: int | None = None, group: str | None = None
 ) -> ImageDataset:
     """Return the images of parquet files in their order, decoded from the column `image` (bytes, or a struct of them).
 
@@ -48,13 +48,14 @@ def load_parquet(
         read: Decodes and frames the images, which must agree on size and channels.
         num_classes: How many classes there are; a column `label` of integers needs it, unless the files' schema, as
             `datasets` writes it, has class names. 0 leaves labels aside.
+        group: The column, of integers or words, that says which group each image belongs to.
 
     Raises:
         InputError: If pyarrow is missing, a file is damaged, or its columns are others.
     """
     pyarrow = _pyarrow()
     parts = [part for path in paths for part in _row_groups(pyarrow, path)]
-    return _load(parts, read, num_classes=num_classes, where=str(paths[0]))
+    return _load(parts, read, num_classes=num_classes, group=group, where=str(paths[0]))
 
 
 def is_arrow_directory(path: Path) -> bool:
@@ -62,12 +63,15 @@ def is_arrow_directory(path: Path) -> bool:
     return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
 
 
-def load_arrow_directory(path: Path, read: ReadImages = read_images, *, num_classes: int | None = None) -> ImageDataset:
+def load_arrow_directory(
+    path: Path, read: ReadImages = read_images, *, num_classes: int | None = None, group: str | None = None
+) -> ImageDataset:
     """Return the images that `datasets` saved to disk; see `load_parquet`."""
     pyarrow = _pyarrow()
     with _readable(pyarrow, path):
         names = [Path(entry["filename"]).name for entry in json.loads((path / "state.json").read_text())["_data_files"]]
-    return _load([_arrow_file(pyarrow, path / name) for name in names], read, num_classes=num_classes, where=str(path))
+    parts = [_arrow_file(pyarrow, path / name) for name in names]
+    return _load(parts, read, num_classes=num_classes, group=group, where=str(path))
 
 
 def _row_groups(pyarrow: Any, path: Path) -> Iterator[_Part]:  # noqa: ANN401 (pyarrow has no types)
@@ -136,10 +140,13 @@ class _EncodedImages(Sequence[EncodedImage]):
         return EncodedImage(where, encoded if isinstance(encoded, bytes) else None)
 
 
-def _load(parts: Sequence[_Part], read: ReadImages, *, num_classes: int | None, where: str) -> ImageDataset:
+def _load(
+    parts: Sequence[_Part], read: ReadImages, *, num_classes: int | None, group: str | None, where: str
+) -> ImageDataset:
     images = [_column(part.schema, _IMAGES) for part in parts]
     label_columns = [_column(part.schema, _LABELS) for part in parts]
     labels: list[np.ndarray] = []
+    members: list[object] = []
     names: tuple[str, ...] = ()
     for part, image, label in zip(parts, images, label_columns, strict=True):
         if image is None:
@@ -148,14 +155,20 @@ def _load(parts: Sequence[_Part], read: ReadImages, *, num_classes: int | None, 
             raise InputError(
                 f"of {parts[0].where} and {part.where} only one has labels: give all of them labels, or none"
             )
+        if group is not None:
+            if group not in part.schema.names:
+                columns = ", ".join(part.schema.names)
+                raise InputError(f"{part.where} has the columns {columns}, and no {group}: correct data.group")
+            members += [member for piece in part.column(group) for member in piece.to_pylist()]
         if label is not None and num_classes != 0:
             names = names or _class_names(part.schema, label)
             labels.append(_labels(part, label))
     files = _EncodedImages(parts, [image for image in images if image is not None])
     if not files:
         raise InputError(f"{where} holds no images: put some in")
+    groups = None if group is None else group_indices(members, f"{where}: `{group}`")
     if not labels:
-        return ImageDataset(images=read(files), name=where)
+        return ImageDataset(images=read(files), groups=groups, name=where)
     if names:
         require_same_num_classes(len(names), num_classes, where)
     count = num_classes or len(names)
@@ -165,6 +178,7 @@ def _load(parts: Sequence[_Part], read: ReadImages, *, num_classes: int | None, 
         labels=np.concatenate(labels),
         num_classes=count,
         class_names=names,
+        groups=groups,
         name=where,
     )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from dpdm.diffusion.noise_levels import NoiseLevels
@@ -18,9 +18,12 @@ from dpdm.types import InputError, RandomBytes, require_positive
 
 
 class NoisyBatch(NamedTuple):
-    """Clean images with the draws of their K noisy copies: everything the loss needs, one row for each example."""
+    """Clean images with the draws of their K noisy copies: everything the loss needs, one row for each example.
 
-    x: Float[Tensor, "batch channel height width"]
+    An example is one image, or a group of them; then each copy has a clean image of its own.
+    """
+
+    x: Float[Tensor, "batch channel height width"] | Float[Tensor, "batch K channel height width"]
     labels: Int[Tensor, "batch K"]
     sigma: Float[Tensor, "batch K"]
     noise: Float[Tensor, "batch K channel height width"]
@@ -28,7 +31,9 @@ class NoisyBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingLoss:
-    """ℓ = mean over k and pixels of λ(σ_k) (D(x + σ_k n_k; σ_k, c_k) − x)².
+    """ℓ = mean over k and pixels of λ(σ_k) (D(x_k + σ_k n_k; σ_k, c_k) − x_k)².
+
+    All x_k are one image, or each is drawn from the images of one group (`choose`): one example, one loss.
 
     Args:
         noise_multiplicity: K, how many noisy copies of an example one step takes. More of them make its gradient less
@@ -47,10 +52,27 @@ class DenoisingLoss:
         if not 0 <= self.label_dropout < 1:
             raise InputError(f"label_dropout must be in [0, 1), not {self.label_dropout}")
 
+    def choose(self, sizes: Int64[np.ndarray, " batch"], *, random_bytes: RandomBytes) -> Int64[np.ndarray, "batch K"]:
+        """Draw which image of its group each copy of an example shows: any with the same probability, every time.
+
+        Args:
+            sizes: How many images each group has.
+            random_bytes: Sixteen bytes are read for each group; `draw` may be given the same ones, since what it takes
+                lies elsewhere in the generator's period.
+
+        Returns:
+            Numbers from 0 to the group's size less one.
+        """
+        chosen = np.empty((len(sizes), self.noise_multiplicity), dtype=np.int64)
+        for i, size in enumerate(sizes):
+            generator = np.random.Philox(key=int.from_bytes(random_bytes(16), "little")).jumped()
+            chosen[i] = np.random.Generator(generator).integers(size, size=self.noise_multiplicity)
+        return chosen
+
     def draw(
         self,
-        x: Float[Tensor, "batch channel height width"],
-        labels: Int[Tensor, " batch"],
+        x: Float[Tensor, "batch channel height width"] | Float[Tensor, "batch K channel height width"],
+        labels: Int[Tensor, " batch"] | Int[Tensor, "batch K"],
         *,
         null_label: int,
         noise_levels: NoiseLevels,
@@ -63,14 +85,14 @@ class DenoisingLoss:
         their distribution, in random order, which keeps every marginal and lowers the gradient's variance.
 
         Args:
-            x: Clean images in [-1, 1].
-            labels: Their classes.
+            x: Clean images in [-1, 1]: one for each example, or one for each of its copies.
+            labels: Their classes, one for each image in `x`.
             null_label: The class that stands for "no label".
             noise_levels: Distribution of σ.
             random_bytes: Sixteen bytes are read for each example.
         """
         copies = self.noise_multiplicity
-        noise = np.empty((len(x), copies, *x.shape[1:]), dtype=np.float32)
+        noise = np.empty((len(x), copies, *x.shape[-3:]), dtype=np.float32)
         u = np.empty((len(x), copies))
         dropped = np.empty((len(x), copies), dtype=bool)
         for i in range(len(x)):
@@ -79,7 +101,7 @@ class DenoisingLoss:
             u[i] = (generator.permutation(copies) + generator.random(copies)) / copies
             dropped[i] = generator.random(copies) < self.label_dropout
         sigma = noise_levels.quantile(torch.from_numpy(u.clip(1e-9, 1 - 1e-9)))
-        copied = labels[:, None].expand(-1, copies)
+        copied = labels if labels.ndim == 2 else labels[:, None].expand(-1, copies)
         return NoisyBatch(
             x=x,
             labels=torch.where(torch.from_numpy(dropped).to(labels.device), null_label, copied),
@@ -91,9 +113,10 @@ class DenoisingLoss:
         """Return the loss of each example. `denoiser` is a `PreconditionedDenoiser`."""
         assert isinstance(denoiser, PreconditionedDenoiser)
         x, labels, sigma, noise = batch
-        noisy = x[:, None] + sigma[:, :, None, None, None] * noise
+        clean = x if x.ndim == noise.ndim else x[:, None]
+        noisy = clean + sigma[:, :, None, None, None] * noise
         denoised = denoiser(noisy.flatten(0, 1), sigma.flatten(), labels.flatten()).view_as(noisy)
-        errors = (denoised - x[:, None]).square().flatten(2).mean(dim=2)
+        errors = (denoised - clean).square().flatten(2).mean(dim=2)
         weights = denoiser.preconditioning.loss_weight(sigma)
         weighted: Tensor = weights * errors
         return weighted.mean(dim=1)

@@ -254,7 +254,7 @@ class Ledger:
         epsilon = None if records.public else plan.epsilon()
         total = "public, so nothing limits its runs" if epsilon is None else f"({epsilon:.4g}, {plan.delta:g}) in all"
         self.tell(f"ledger: {records.dataset} is new in {self.storage.shown}: {total}")
-        new = Registered.total(records.dataset, epsilon, plan.delta, plan.relation, plan.claim_unit)
+        new = Registered.total(records.dataset, epsilon, plan.delta, plan.relation, plan.one_unit)
         return _registration(accounts, new, digest)
 
     def _records_seen(self, account: Account, digest: str) -> list[Statement]:
@@ -291,10 +291,11 @@ def _require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
             f"{account.dataset} is registered as a {'public' if account.epsilon is None else 'private'} data set: name "
             "yours anew, by --set data.name=..."
         )
-    if (account.relation, account.unit) != (plan.relation, plan.claim_unit):
+    if (account.relation, account.unit) != (plan.relation, plan.one_unit):
         raise InputError(
             f"{account.dataset} is registered for {account.relation} of {account.unit}, and this run is for "
-            f"{plan.relation} of {plan.claim_unit}: claims of two kinds do not add up; declare --dataset-size as before"
+            f"{plan.relation} of {plan.one_unit}: claims of two kinds do not add up; give --dataset-size and "
+            "data.group as before"
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Final, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -51,10 +51,12 @@ from dpdm.types import InputError, RandomBytes, Sensitive, require_positive
 A = TypeVar("A")
 B = TypeVar("B")
 Noise = Literal["continuous", "grid"]
+Unit = Literal["image", "group"]
 LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 """Maps the indices of a physical batch, and one step's random bytes for the diffusion, to the tensors of a loss."""
 
 
+_SAID_IF_ANOTHER: Final = {"said_if_another": True}  # a field that is encoded only where it is not the default
 _GRID_BITS = 24  # a clipped gradient's coordinates stay whole numbers in float32, and sums of 10^8 in float64
 
 
@@ -70,8 +72,8 @@ class DPSGD:
     """DP-SGD with Poisson batch selection, and what is released before it: the plan, and all of the claim.
 
     Args:
-        dataset_size: Declared number of records N. Under "add_or_remove_one" a public figure that would read the same
-            with one record more or fewer; under "replace_special" the exact count, which is public.
+        dataset_size: Declared number N of records, images or groups. Under "add_or_remove_one" a public figure that
+            would read the same with one record more or fewer; under "replace_special" the exact count, which is public.
         expected_batch_size: E, the constant by which every noisy sum is divided.
         steps: Number of noisy gradients; 0 if the earlier releases are all.
         max_grad_norm: Clipping norm C: the sensitivity of one gradient sum.
@@ -81,6 +83,8 @@ class DPSGD:
         earlier: Gaussian releases that come before the first step, in this order; the claim covers them.
         noise: "continuous" adds float64 numbers to float64 sums. "grid" truncates every clipped gradient to a grid,
             sums exactly, and rounds the noise to the same grid.
+        unit: What is protected, and so what a record is in all of this: an image, or a group of images, say all those
+            of one person. A group is selected as a whole, and has one gradient.
         search: Given if the run is one of a search, of which the best alone is released; the claim covers all of it.
 
     Guarantees:
@@ -104,6 +108,7 @@ class DPSGD:
     relation: Relation = "add_or_remove_one"
     earlier: tuple[GaussianRelease, ...] = ()
     noise: Noise = "continuous"
+    unit: Unit = field(default="image", metadata=_SAID_IF_ANOTHER)
     search: Search | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +123,7 @@ class DPSGD:
             raise InputError(f"relation must be one of {', '.join(get_args(Relation))}, not {self.relation!r}")
         if self.noise not in get_args(Noise):
             raise InputError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
+        _require_unit(self.unit)
         if self.noise == "grid" and not 2.0**-64 < self.max_grad_norm < 2.0**64:
             raise InputError(f"max_grad_norm = {self.max_grad_norm:g} is beyond the grid's arithmetic: take 1, say")
         if self.noise_multiplier is not None:
@@ -179,18 +185,18 @@ class DPSGD:
         return with_noise(noise)
 
     @property
-    def claim_unit(self) -> str:
+    def one_unit(self) -> str:
         """What one unit of protection is."""
-        return "one image"
+        return {"image": "one image", "group": "one group of images"}[self.unit]
 
     @property
     def statement(self) -> str:
         """The claim in one line; ε is rounded up."""
-        unit = {"add_or_remove_one": "add or remove one image", "replace_special": "blank out one image"}[self.relation]
+        change = {"add_or_remove_one": "add or remove", "replace_special": "blank out"}[self.relation]
         before = [f"{len(self.earlier)} Gaussian releases"] if self.earlier else []
         steps = [f"{self.steps:,} Poisson steps at q = {self.sample_rate:.3g}"] if self.steps else []
         of = [f"the best of {self.search.mean:g} runs on average, each of"] if self.search else []
-        made = ", ".join([unit, *of, *before, *steps, f"{self._accountant.upper()} accountant"])
+        made = ", ".join([f"{change} {self.one_unit}", *of, *before, *steps, f"{self._accountant.upper()} accountant"])
         return f"({round_up(self.epsilon())}, {self.delta:g})-DP, {made}"
 
     @property
@@ -205,7 +211,7 @@ class DPSGD:
             "private": entropy.secure,
             "statement": self.statement if entropy.secure else "NOT PRIVATE: noise and batches came from a known seed",
             "mechanism": "DP-SGD, Poisson batch selection, Gaussian noise" if self.steps else "Gaussian noise",
-            "unit": self.claim_unit,
+            "unit": self.one_unit,
             "relation": self.relation,
             "epsilon": round_up(self.epsilon()) if entropy.secure else None,
             "delta": self.delta,
@@ -262,9 +268,11 @@ class NonPrivate:
     relation: Relation = field(default="add_or_remove_one", init=False)
     noise: Noise = field(default="continuous", init=False)
     earlier: tuple[GaussianRelease, ...] = ()
+    unit: Unit = field(default="image", metadata=_SAID_IF_ANOTHER)
 
     def __post_init__(self) -> None:
         require_positive(dataset_size=self.dataset_size, expected_batch_size=self.expected_batch_size)
+        _require_unit(self.unit)
         _require_something(self.steps, self.earlier)
         if self.expected_batch_size > self.dataset_size:
             raise InputError(
@@ -320,7 +328,7 @@ class MechanismRun:
 
     def __init__(self, plan: Mechanism, journal: Path | None, *, entropy: Entropy, strategy: Strategy | None) -> None:
         # Settings that came later than some journals are left out where they have no effect.
-        said = repr((plan, entropy.secure)).replace(", search=None)", ")")
+        said = repr((plan, entropy.secure)).replace(", unit='image'", "").replace(", search=None)", ")")
         fingerprint = hashlib.sha256(said.encode()).hexdigest()
         self.plan = plan
         self.processes = Processes.joined()
@@ -367,7 +375,8 @@ class MechanismRun:
         Args:
             loss: One number for each example, averaged over its noisy copies; may not mix examples.
             module: The network, or the denoiser around it.
-            num_records: The real number of this process's records; secret, used for batch selection only.
+            num_records: The real number of this process's records (images, or groups, whichever is the plan's unit);
+                secret, used for batch selection only.
             load: Maps the selected indices to the tensors that `loss` takes; called once for each physical batch,
                 with random bytes for noisy copies that a seed of the config cannot repeat.
             physical_batch_size: Examples on the device at once; changes speed and memory only.
@@ -452,8 +461,9 @@ class MechanismRun:
             return
         number = int(self.processes.sum(torch.tensor(num_records)))
         if number != self.plan.dataset_size:
+            units = {"image": "records", "group": "groups"}[self.plan.unit]
             raise InputError(
-                f"dataset_size = {self.plan.dataset_size} is claimed as exact, and there are {number} records: "
+                f"dataset_size = {self.plan.dataset_size} is claimed as exact, and there are {number} {units}: "
                 "correct it, or declare a public size with relation add_or_remove_one"
             )
 
@@ -474,6 +484,11 @@ class MechanismRun:
 def grid_step(sensitivity: float) -> float:
     """Return the step of the grid for sums of this sensitivity: a power of two, at least 2^24 times smaller."""
     return 2.0 ** (math.floor(math.log2(sensitivity)) - _GRID_BITS)
+
+
+def _require_unit(unit: Unit) -> None:
+    if unit not in get_args(Unit):
+        raise InputError(f"unit must be one of {', '.join(get_args(Unit))}, not {unit!r}")
 
 
 def _require_something(steps: int, earlier: tuple[GaussianRelease, ...]) -> None:

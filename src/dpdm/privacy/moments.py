@@ -1,7 +1,11 @@
-"""Sums over all records that tell what images are like on average: sums and counts of groups, second moments.
+"""Sums over all records that tell what images are like on average: sums and counts of cells, second moments.
 
 Each comes as a `BoundedSum`, with the most that one record can move it. `MechanismRun.release` adds the noise; what is
 computed from the noisy sum after that is post-processing.
+
+Where the unit of protection is a group of m images, each of them is a record of weight 1 / m. What a group adds is then
+the average of what its images would add alone. A ball is convex: an average of vectors no longer than S is no longer
+than S. So the sensitivity is that of one image, whatever m, and however the images of a group lie among the cells.
 """
 
 import math
@@ -22,93 +26,98 @@ class BoundedSum(NamedTuple):
     sensitivity: float
 
 
-class Groups(NamedTuple):
-    """Means and counts of groups; a group with too small a count has the mean of all."""
+class Cells(NamedTuple):
+    """Means and counts of the cells that rows lie in; a cell with too small a count has the mean of all."""
 
-    means: Float64[Tensor, "group dimension"]
-    counts: Float64[Tensor, " group"]
+    means: Float64[Tensor, "cell dimension"]
+    counts: Float64[Tensor, " cell"]
 
 
-def group_sums(
-    parts: Iterable[tuple[Float[Tensor, "records dimension"], Int[Tensor, " records"]]],
+def cell_sums(
+    parts: Iterable[tuple[Float[Tensor, "records dimension"], Int[Tensor, " records"], Float64[Tensor, " records"]]],
     *,
-    groups: int,
+    cells: int,
     dimensions: int,
     max_norm: float,
     count_scale: float,
 ) -> BoundedSum:
-    """Return the sum of the rows of each group, and the groups' counts, as one vector.
+    """Return the weighted sum of the rows of each cell, and the cells' counts, as one vector.
 
-    A record is one row of one group. Its row is clipped to `max_norm`, so it moves one group's sum by at most that,
-    and the same group's count, which enters times `count_scale`, by one: both together by √(max_norm² + count_scale²).
+    A record is one row of one cell. Its row is clipped to `max_norm`, so it moves one cell's sum by at most that,
+    and the same cell's count, which enters times `count_scale`, by one: both together by √(max_norm² + count_scale²).
 
     Args:
-        parts: All records, part by part. A record's row and group may depend on this record and on what was released
-            before, on nothing else. A row that is not finite counts as zero.
-        groups: Number of groups; each index lies in [0, groups).
+        parts: All records, part by part: rows, cells and weights. A record's row and cell may depend on this record and
+            on what was released before, on nothing else. A row that is not finite counts as zero. Weights are positive
+            and add up to one for each unit of protection.
+        cells: Number of cells; each index lies in [0, cells).
         dimensions: Length of a row.
         max_norm: R, the L2 norm that rows are clipped to.
         count_scale: s, by which counts are multiplied: the larger, the less noise they get, and the more the sums do.
 
     Guarantees:
-        * One record more or fewer moves the vector by at most `sensitivity`.
+        * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`.
 
     Raises:
         InputError: `max_norm` or `count_scale` is not positive.
     """
     require_positive(max_norm=max_norm, count_scale=count_scale)
-    sums = torch.zeros(groups, dimensions, dtype=torch.float64)
-    counts = torch.zeros(groups, dtype=torch.float64)
-    for rows, group in parts:
-        sums.index_add_(0, group, _clip(rows, max_norm))
-        counts += torch.bincount(group, minlength=groups)
+    sums = torch.zeros(cells, dimensions, dtype=torch.float64)
+    counts = torch.zeros(cells, dtype=torch.float64)
+    for rows, cell, weights in parts:
+        sums.index_add_(0, cell, weights[:, None] * _clip(rows, max_norm))
+        counts += torch.bincount(cell, weights, minlength=cells)
     return BoundedSum(torch.cat([sums.flatten(), count_scale * counts]), math.hypot(max_norm, count_scale))
 
 
-def group_means(
-    released: Float64[Tensor, " coordinates"], *, groups: int, count_scale: float, least_count: float
-) -> Groups:
-    """Return means and counts from a released `group_sums`.
+def cell_means(
+    released: Float64[Tensor, " coordinates"], *, cells: int, count_scale: float, least_count: float
+) -> Cells:
+    """Return means and counts from a released `cell_sums`.
 
     Args:
         released: The noisy vector.
-        groups: As it was summed.
+        cells: As it was summed.
         count_scale: As it was summed.
-        least_count: A public number; a smaller count is raised to it, and its group gets the mean of all.
+        least_count: A public number; a smaller count is raised to it, and its cell gets the mean of all.
     """
-    dimensions = len(released) // groups - 1
-    sums = released[: groups * dimensions].view(groups, dimensions)
-    counts = released[groups * dimensions :] / count_scale
+    dimensions = len(released) // cells - 1
+    sums = released[: cells * dimensions].view(cells, dimensions)
+    counts = released[cells * dimensions :] / count_scale
     of_all = sums.sum(0) / counts.sum().clamp(min=least_count)
     thin = counts < least_count
     counts = counts.clamp(min=least_count)
-    return Groups(torch.where(thin[:, None], of_all, sums / counts[:, None]), counts)
+    return Cells(torch.where(thin[:, None], of_all, sums / counts[:, None]), counts)
 
 
 def second_moment(
-    parts: Iterable[Float[Tensor, "records dimension"]], *, dimensions: int, max_norm: float
+    parts: Iterable[tuple[Float[Tensor, "records dimension"], Float64[Tensor, " records"]]],
+    *,
+    dimensions: int,
+    max_norm: float,
 ) -> BoundedSum:
-    """Return Σ v vᵀ as its upper triangle, off-diagonal entries times √2.
+    """Return Σ w v vᵀ as its upper triangle, off-diagonal entries times √2.
 
     So the Euclidean norm of the vector is the Frobenius norm of the matrix, and one row, clipped to `max_norm`, moves
     it by at most max_norm².
 
     Args:
-        parts: All records' rows, part by part; each may depend on its record and on what was released before.
+        parts: All records' rows and weights, part by part; a row may depend on its record and on what was released
+            before. Weights are positive and add up to one for each unit of protection.
         dimensions: Length of a row.
         max_norm: The L2 norm that rows are clipped to.
 
     Guarantees:
-        * One record more or fewer moves the vector by at most `sensitivity`.
+        * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`.
 
     Raises:
         InputError: `max_norm` is not positive.
     """
     require_positive(max_norm=max_norm)
     total = torch.zeros(dimensions, dimensions, dtype=torch.float64)
-    for rows in parts:
+    for rows, weights in parts:
         clipped = _clip(rows, max_norm)
-        total.addmm_(clipped.T, clipped)
+        total.addmm_((weights[:, None] * clipped).T, clipped)
     row, column = torch.triu_indices(dimensions, dimensions)
     return BoundedSum(total[row, column] * _isometry(row, column), max_norm**2)
 

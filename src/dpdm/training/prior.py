@@ -19,11 +19,11 @@ from dpdm.diffusion import GaussianMixture
 from dpdm.privacy import MechanismRun
 from dpdm.privacy.moments import (
     BoundedSum,
-    Groups,
+    Cells,
     Spectrum,
+    cell_means,
+    cell_sums,
     denoised_spectrum,
-    group_means,
-    group_sums,
     second_moment,
     symmetric_matrix,
 )
@@ -86,30 +86,31 @@ class _Fit:
         First the mean of all, for little of the budget, since it is only a point to start from: what a class's mean
         deviates from it by is short, needs less noise, and makes good whatever noise the mean of all has.
         """
-        of_all, _ = self._means(((x, torch.zeros_like(label)) for x, label in self._records()), groups=1, root=1.0)
-        deviations = ((x - of_all, label) for x, label in self._records())
-        means, counts = self._means(deviations, groups=self._classes, root=self._settings.max_deviation)
+        together = ((x, torch.zeros_like(label), weight) for x, label, weight in self._records())
+        of_all, _ = self._means(together, cells=1, root=1.0)
+        deviations = ((x - of_all, label, weight) for x, label, weight in self._records())
+        means, counts = self._means(deviations, cells=self._classes, root=self._settings.max_deviation)
         return (of_all + means).clamp(-1, 1), counts
 
-    def _means(self, parts: Iterator[tuple[Tensor, Tensor]], *, groups: int, root: float) -> Groups:
-        """Return means and counts of groups of rows, whose root mean square is clipped to `root`."""
+    def _means(self, parts: Iterator[tuple[Tensor, Tensor, Tensor]], *, cells: int, root: float) -> Cells:
+        """Return means and counts of cells of rows, whose root mean square is clipped to `root`."""
         bound = root * math.sqrt(self.dimensions)
         scale = bound / _COUNT_NOISE
-        sums = group_sums(parts, groups=groups, dimensions=self.dimensions, max_norm=bound, count_scale=scale)
+        sums = cell_sums(parts, cells=cells, dimensions=self.dimensions, max_norm=bound, count_scale=scale)
         released, _ = self._release(sums)
-        return group_means(released, groups=groups, count_scale=scale, least_count=_LEAST_COUNT)
+        return cell_means(released, cells=cells, count_scale=scale, least_count=_LEAST_COUNT)
 
     def _within_classes(self, means: Tensor, count: float) -> Spectrum:
         """Return the covariance within classes, of low frequencies only where images are large."""
         basis = low_frequencies(self._data.shape, most=_MOST_COORDINATES)
 
-        def deviations() -> Iterator[Tensor]:
-            for x, label in self._records():
+        def deviations() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, label, weight in self._records():
                 deviation = x - means[label]
                 inside = deviation @ basis
                 # One coordinate more, the length of what lies outside: the row is as long as the deviation itself.
                 outside = (deviation.square().sum(1) - inside.square().sum(1)).clamp(min=0).sqrt()
-                yield torch.cat([inside, outside[:, None]], dim=1)
+                yield torch.cat([inside, outside[:, None]], dim=1), weight
 
         bound = self._settings.max_deviation * math.sqrt(self.dimensions)
         moment = second_moment(deviations(), dimensions=basis.shape[1] + 1, max_norm=bound)
@@ -133,22 +134,22 @@ class _Fit:
         centres, directions = self._settings.centres, min(_MOST_DIRECTIONS, len(spectrum.variances))
         leading, variances = spectrum.vectors[:, :directions], spectrum.variances[:directions]
         bound = 1.5 * math.sqrt(float(variances.sum()))
-        shape = {"groups": self._classes * centres, "count_scale": bound / 3}
+        shape = {"cells": self._classes * centres, "count_scale": bound / 3}
         normal = torch.randn(self._classes, centres, directions, generator=generator, dtype=torch.float64)
         offsets = 0.7 * normal * variances.sqrt()
         sizes = (counts[:, None] / centres).expand(-1, centres)
         noise = torch.zeros_like(sizes)
         for _ in range(self._settings.rounds):
 
-            def nearest(offsets: Tensor = offsets) -> Iterator[tuple[Tensor, Tensor]]:
-                for x, label in self._records():
+            def nearest(offsets: Tensor = offsets) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+                for x, label, weight in self._records():
                     place = (x - means[label]) @ leading
                     centre = (place[:, None] - offsets[label]).square().sum(2).argmin(1)
-                    yield place, label * centres + centre
+                    yield place, label * centres + centre, weight
 
-            sums = group_sums(nearest(), dimensions=directions, max_norm=bound, **shape)  # type: ignore[arg-type]
+            sums = cell_sums(nearest(), dimensions=directions, max_norm=bound, **shape)  # type: ignore[arg-type]
             released, noise_std = self._release(sums)
-            found, size = group_means(released, least_count=_LEAST_COUNT, **shape)  # type: ignore[arg-type]
+            found, size = cell_means(released, least_count=_LEAST_COUNT, **shape)  # type: ignore[arg-type]
             found, size = found.view_as(offsets), size.view_as(sizes)
             thick = size > _LEAST_COUNT + 3 * noise_std / shape["count_scale"]
             offsets = torch.where(thick[:, :, None], found, offsets)
@@ -172,16 +173,21 @@ class _Fit:
         """Return the noisy vector, and the standard deviation of its noise."""
         noise_std = self._run.plan.noise_std(self._made, bounded.sensitivity)
         self._made += 1
-        released = self._run.release(bounded.total, sensitivity=bounded.sensitivity, num_records=len(self._data))
+        num_records = self._data.num_units
+        released = self._run.release(bounded.total, sensitivity=bounded.sensitivity, num_records=num_records)
         return released, noise_std
 
-    def _records(self) -> Iterator[tuple[Float64[Tensor, "records dimension"], Int64[Tensor, " records"]]]:
-        """Yield all records, part by part: flattened images in [-1, 1], and labels."""
+    def _records(
+        self,
+    ) -> Iterator[tuple[Float64[Tensor, "records dimension"], Int64[Tensor, " records"], Float64[Tensor, " records"]]]:
+        """Yield all records, part by part: flattened images in [-1, 1], labels, and weights, one for each unit."""
+        weights = torch.from_numpy(self._data.weights)
         for start in range(0, len(self._data), _PART):
             part = slice(start, start + _PART)
             x = images_to_tensor(self._data.images[part]).flatten(1).double()
             labels = self._data.labels
-            yield x, torch.zeros(len(x), dtype=torch.long) if labels is None else torch.from_numpy(labels[part]).long()
+            known = torch.zeros(len(x), dtype=torch.long) if labels is None else torch.from_numpy(labels[part]).long()
+            yield x, known, weights[part]
 
 
 def with_texture(

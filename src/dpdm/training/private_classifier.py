@@ -70,13 +70,15 @@ def train_private_classifier(
         on_step: Called after each step with their number.
 
     Raises:
-        InputError: The images have no labels, or the target cannot be met.
+        InputError: The images have no labels, or are in groups, or the target cannot be met.
 
     Source:
         Augmentation multiplicity and averaged weights: De et al. 2022.
     """
     if data.labels is None:
         raise InputError(f"{data.name} has no labels: a classifier needs them")
+    if data.groups is not None:
+        raise InputError(f"{data.name} has groups of images: this classifier could claim something of one image only")
     labels = torch.from_numpy(data.labels)
     batch = min(expected_batch_size, max(1, len(data) // 4))
     plan = DPSGD(

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from dpdm.config import read_toml
-from dpdm.data import find_duplicates
+from dpdm.data import ImageDataset, find_duplicates
 from dpdm.diffusion import GaussianMixture
 from dpdm.files import read_json, write_json, write_toml
 from dpdm.privacy.mechanism import Diagnostics, MechanismRun
 from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoint, save_prior
 from dpdm.training.watch import tensorboard_writer, write_scalars
-from dpdm.types import Images, InputError
+from dpdm.types import InputError
 
 _NOISE = ("privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
@@ -148,10 +148,10 @@ class PrivateFolder:
         write_scalars(self._writer, row)
         self.record_disclosures(mechanism)
 
-    def report_duplicates(self, images: Images) -> None:
-        """List records that are equal in every pixel, once in a run."""
+    def report_duplicates(self, data: ImageDataset) -> None:
+        """List images that are equal in every pixel and lie in several units of protection, once in a run."""
         if self.path is not None and not (self.path / "duplicates.json").exists():
-            write_json(self.path / "duplicates.json", {"equal_records": find_duplicates(images)})
+            write_json(self.path / "duplicates.json", {"equal_records": find_duplicates(data.images, data.groups)})
 
     def close(self) -> None:
         """Write what TensorBoard's writer still holds."""

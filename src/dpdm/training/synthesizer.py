@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dpdm.config import Prior, Privacy
-from dpdm.data import ImageDataset
+from dpdm.data import ImageDataset, group_indices
 from dpdm.diffusion import DenoisingLoss, MomentMatched
 from dpdm.networks import CompactUNet, Network
 from dpdm.training.release import Release
@@ -21,12 +22,12 @@ class Synthesizer:
     Args:
         epsilon: ε of the claim.
         num_classes: How many classes the labels may have: a declaration, never derived from private labels.
-        dataset_size: A public figure for the number of images; the claim is then about adding or removing one. None
-            takes the exact number as public, and the claim is about blanking one out.
+        dataset_size: A public figure for the number of images, or of groups where there are groups; the claim is then
+            about adding or removing one. None takes the exact number as public: the claim is about blanking one out.
         delta: δ of the claim.
         steps: Noisy gradients. More of them cost time, and more noise each; with 0 the prior is all there is.
         expected_batch_size: None is a sixteenth of the size, from 64 to 2048.
-        noise_multiplicity: Noisy copies of an image in one step.
+        noise_multiplicity: Noisy copies of an image, or of images of a group, in one step.
         network: What to train.
         run: A folder to keep the run in, so that it can be resumed.
     """
@@ -41,8 +42,14 @@ class Synthesizer:
     network: Network = field(default_factory=CompactUNet)
     run: Path | str | None = None
 
-    def fit(self, images: Images, labels: Labels | None = None) -> Release:
+    def fit(self, images: Images, labels: Labels | None = None, groups: ArrayLike | None = None) -> Release:
         """Train on `uint8` images (number, height, width[, channel]) and return what may be published.
+
+        Args:
+            images: The images.
+            labels: Their classes, integers (number,).
+            groups: Whose they are, integers or words (number,): the claim is then about a group, all images of one
+                person, say. None makes each image the unit of the claim.
 
         Raises:
             InputError: The arrays or the settings do not fit; one line says which and why.
@@ -52,6 +59,7 @@ class Synthesizer:
             images=images[..., None] if images.ndim == 3 else images,
             labels=None if labels is None else np.asarray(labels),
             num_classes=self.num_classes,
+            groups=None if groups is None else group_indices(np.asarray(groups), "groups"),
             name="images",
         )
         privacy = Privacy(
@@ -66,7 +74,7 @@ class Synthesizer:
             network=self.network,
             preconditioning=MomentMatched(),
             prior=prior,
-            mechanism=privacy.plan(lambda: len(data), prior),
+            mechanism=privacy.plan(lambda: data.num_units, prior, unit="image" if groups is None else "group"),
             loss=DenoisingLoss(noise_multiplicity=self.noise_multiplicity),
             run=self.run,
         )

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Int64
 from torch import nn
 
 from dpdm.config import (
@@ -22,25 +20,27 @@ from dpdm.config import (
     Training,
     encode,
     require_prior_planned,
+    require_same_unit,
     require_samplers_trained,
 )
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DDIM, EDM, DenoisingLoss, FromPrior, GaussianMixture, MatchedPreconditioning, NoisyBatch
+from dpdm.diffusion import DDIM, EDM, DenoisingLoss, FromPrior, GaussianMixture, MatchedPreconditioning
 from dpdm.ledger import Ledger, Records
 from dpdm.networks import CompactUNet, Network, Zero
 from dpdm.privacy import DPSGD, Mechanism, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
-from dpdm.privacy.mechanism import Diagnostics, LoadBatch
+from dpdm.privacy.mechanism import Diagnostics
 from dpdm.privacy.processes import Processes
 from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
+from dpdm.training.loader import Loader
 from dpdm.training.prior import release_prior
 from dpdm.training.private_folder import PrivateFolder
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.training.watch import Watch
-from dpdm.types import InputError, RandomBytes, images_to_tensor
+from dpdm.types import InputError
 
 
 class Progress(NamedTuple):
@@ -77,10 +77,12 @@ class Trainer:
             own (`Ledger.default`) unless told; None counts nothing.
 
     Under torchrun every process is given all images, keeps its own part of them, and returns the same release; the
-    first one writes the files.
+    first one writes the files. Where images are in groups, the unit of the plan, a group is selected as a whole: it has
+    one gradient, of copies of its images, and lies with one process.
 
     Guarantees:
-        * In two worlds that differ in one record, given the noisy sums, releases and control flow agree.
+        * In two worlds that differ in one unit, an image or a group, given the noisy sums, releases and control flow
+          agree.
         * A run that is stopped and resumed never makes more noisy sums than its plan has.
         * After every step the parameters are equal to the bit on all processes.
     """
@@ -110,7 +112,7 @@ class Trainer:
         return cls(
             network=config.network,
             preconditioning=config.preconditioning,
-            mechanism=mechanism or config.plan(lambda: len(data)),
+            mechanism=mechanism or config.plan(lambda: data.num_units),
             prior=config.prior,
             loss=config.loss,
             training=config.training,
@@ -148,13 +150,14 @@ class Trainer:
         Closing the generator between steps saves a checkpoint, and the same call goes on from it.
         """
         processes = Processes.joined()
+        require_same_unit(self.mechanism, data)
         facts = ImageFacts(data.shape, data.class_names)
         if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
         device = choose_device(self.training.device)
         settings = self._settings(data)
         processes.require_same(repr(settings), "their settings")
-        whole, data = data, data.part(processes.shard(len(data)))
+        whole, data = data, data.part(processes.shard(data.num_units))
         folder = PrivateFolder(
             None if self.run is None or not processes.first else Path(self.run) / "private",
             {**settings, "opened": data.location},
@@ -180,7 +183,7 @@ class Trainer:
             entropy=self.entropy,
             strategy=self.training.clipping,
         )
-        load = self._loader(data, null_label=facts.num_classes, device=device)
+        load = Loader(data, self.loss, self.preconditioning.noise_levels, device)
         try:
             updates = processes.object_from_first(folder.restore(*state))
             _share_from_first(processes, denoiser.network, average.network, optimizer)
@@ -193,7 +196,7 @@ class Trainer:
                 raise InputError(f"{self.run}: crashes spent the whole plan before a checkpoint: start a new run")
             if not updates:
                 folder.save(*state, updates)  # a disk that is full shows before anything is spent
-                folder.report_duplicates(whole.images)
+                folder.report_duplicates(whole)
             counted = self._reserve(mechanism, whole, folder)
             if self.prior is not None:
                 prior = self._prior(self.prior, mechanism, data, folder).to(device)
@@ -209,7 +212,7 @@ class Trainer:
                     diagnostics = mechanism.backward(
                         self.loss,
                         denoiser,
-                        num_records=len(data),
+                        num_records=data.num_units,
                         load=load,
                         physical_batch_size=at_once,
                     )
@@ -294,21 +297,6 @@ class Trainer:
             "sampler": encode(self.sampler),
             "samplers": {name: encode(sampler) for name, sampler in self.samplers.items()},
         }
-
-    def _loader(self, data: ImageDataset, *, null_label: int, device: torch.device) -> LoadBatch:
-        """Return the function from selected indices to noisy copies: secret images in, secret tensors out."""
-        labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
-
-        def load(indices: Int64[np.ndarray, " batch"], random_bytes: RandomBytes) -> NoisyBatch:
-            return self.loss.draw(
-                images_to_tensor(data.images[indices]).to(device),
-                torch.from_numpy(labels[indices]).to(device),
-                null_label=null_label,
-                noise_levels=self.preconditioning.noise_levels,
-                random_bytes=random_bytes,
-            )
-
-        return load
 
 
 def _share_from_first(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dpdm.config import Config, Privacy, encode
+from dpdm.config import Config, Privacy, encode, require_same_unit
 from dpdm.data import ImageDataset
 from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
@@ -75,18 +75,26 @@ class Tuner:
         """Return the plan that all candidates share: that of one run, with the claim of the search.
 
         Raises:
-            InputError: The candidates' plans differ, or claim nothing.
+            InputError: The candidates' plans or images differ, or they claim nothing; or images are in groups and the
+                score is private.
         """
         first = self.candidates[0]
         for config in self.candidates[1:]:
-            if (config.privacy, config.prior) != (first.privacy, first.prior):
+            if (config.privacy, config.prior, config.data) != (first.privacy, first.prior, first.data):
                 raise InputError(
-                    "candidates differ in [privacy] or [prior], on which the price of a run depends: let them differ "
-                    "in other settings"
+                    "candidates differ in [privacy], [prior] or [data], on which the price of a run depends: let them "
+                    "differ in other settings"
                 )
         if not isinstance(first.privacy, Privacy):
             raise InputError("privacy.kind = non-private claims nothing: a search has no price there")
-        return first.privacy.plan(lambda: len(data), first.prior, search=self.search)
+        if data.groups is not None and self.reference is None:
+            raise InputError(
+                f"{data.name} has groups of images, of which one can change many right answers, and the noise on their "
+                "count covers one: give --reference with public images"
+            )
+        plan = first.privacy.plan(lambda: data.num_units, first.prior, unit=first.data.unit, search=self.search)
+        require_same_unit(plan, data)
+        return plan
 
     def cost(self, plan: DPSGD) -> Cost:
         """Return what a search of this plan costs."""
@@ -176,7 +184,7 @@ class Tuner:
         if noise is None:
             return scores["cnn"].accuracy
         right = sum(row[label] for label, row in enumerate(scores["cnn"].confusion))
-        # One record more or fewer changes the count by at most 1: the classifier has seen released images alone.
+        # One image more or fewer changes the count by at most 1: the classifier has seen released images alone.
         of_score = DPSGD(
             dataset_size=plan.dataset_size,
             expected_batch_size=1,

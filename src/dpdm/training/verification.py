@@ -32,20 +32,29 @@ class Verified:
         epsilon: ε by PLD, computed anew from the events.
         epsilon_rdp: ε by RDP, computed anew.
         true_positive_rates: The most true positives an attacker can have, by false-positive rate.
+        unit: What one unit of protection is, an image or a group of images.
         relation: What "neighbouring" means.
-        dataset_size: The declared size.
+        dataset_size: The declared number of units.
     """
 
     statement: str
     epsilon: float
     epsilon_rdp: float
     true_positive_rates: dict[float, float]
+    unit: str
     relation: str
     dataset_size: int
 
     @property
     def protects(self) -> str:
         """What one unit of protection is, in one sentence."""
+        if self.unit == "group":
+            return "One unit of protection is one group of images with their labels (all images of one person, if " + (
+                "groups are persons): what they show is hidden, as if blanks had been in their place; that there were "
+                f"{self.dataset_size:,} groups is public."
+                if self.relation == "replace_special"
+                else "groups are persons): whether any of them was among the training images at all is hidden."
+            )
         if self.relation == "replace_special":
             return (
                 "One unit of protection is one image with its label: what it shows is hidden, as if a blank had been "
@@ -63,8 +72,9 @@ class Verified:
             f"at most {percent(true)} of the used ones while wrongly accusing {100 * false:g} % of the unused ones"
             for false, true in self.true_positive_rates.items()
         ]
+        known = {"image": "training image", "group": "group of training images"}[self.unit]
         return (
-            "Whoever holds all of this folder, knows every other training image, and guesses whether a given one was "
+            f"Whoever holds all of this folder, knows every other {known}, and guesses whether a given one was "
             f"used, finds {', and '.join(of)}."
         )
 
@@ -108,6 +118,7 @@ def verify_release(run: Path | str) -> Verified:
         epsilon=plan.epsilon(),
         epsilon_rdp=plan.epsilon(accountant="rdp"),
         true_positive_rates=dict(zip(_FALSE_ALARMS, true, strict=True)),
+        unit=plan.unit,
         relation=plan.relation,
         dataset_size=plan.dataset_size,
     )

@@ -12,7 +12,7 @@ IMAGES = np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8, 1)
 SCANS = Records("scans", IMAGES)
 
 
-def plan(*multipliers, relation="add_or_remove_one", steps=0, noise=None):
+def plan(*multipliers, relation="add_or_remove_one", steps=0, noise=None, unit="image"):
     releases = tuple(GaussianRelease(noise_multiplier=multiplier) for multiplier in multipliers)
     return DPSGD(
         dataset_size=1000,
@@ -22,6 +22,7 @@ def plan(*multipliers, relation="add_or_remove_one", steps=0, noise=None):
         delta=1e-5,
         relation=relation,
         earlier=releases,
+        unit=unit,
     )
 
 
@@ -227,3 +228,19 @@ def test_a_run_that_has_begun_must_be_in_the_ledger_it_began_in(of_two, tmp_path
     of_two.reserve("a", RUN, SCANS, place="runs/a", begun=True)
     with pytest.raises(InputError, match="another ledger"):
         Ledger(str(tmp_path / "other.sqlite")).reserve("a", RUN, SCANS, place="runs/a", begun=True)
+
+
+@pytest.mark.parametrize("first", ["image", "group"])
+def test_claims_about_images_and_about_groups_are_of_two_kinds(ledger, first):
+    second = {"image": "group", "group": "image"}[first]
+    ledger.reserve("a", plan(10.0, unit=first), SCANS, place="runs/a")
+    assert ledger.account("scans").unit == plan(10.0, unit=first).one_unit
+    ledger.change_total("scans", epsilon=2.0)
+    for reserve in (
+        lambda: ledger.reserve("b", plan(10.0, unit=second), SCANS, place="runs/b"),
+        lambda: ledger.reserve_together(plan(10.0, unit=second), SCANS, times=2),
+    ):
+        with pytest.raises(InputError, match=r"claims of two kinds do not add up.*data\.group") as caught:
+            reserve()
+        assert "\n" not in str(caught.value)
+    assert len(ledger.account("scans").reservations) == 1

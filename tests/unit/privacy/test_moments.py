@@ -14,34 +14,49 @@ def normal(*shape):
     return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
 
 
+def ones(rows):
+    return torch.ones(len(rows), dtype=torch.float64)
+
+
 def test_means_and_counts_come_back_when_there_is_no_noise():
-    rows, group = normal(100, 4), torch.arange(100) % 3
-    released = moments.group_sums([(rows, group)], groups=3, dimensions=4, max_norm=1e6, count_scale=7.0).total
-    means, counts = moments.group_means(released, groups=3, count_scale=7.0, least_count=1.0)
+    rows, cell = normal(100, 4), torch.arange(100) % 3
+    released = moments.cell_sums([(rows, cell, ones(rows))], cells=3, dimensions=4, max_norm=1e6, count_scale=7.0).total
+    means, counts = moments.cell_means(released, cells=3, count_scale=7.0, least_count=1.0)
     assert counts.tolist() == pytest.approx([34, 33, 33])
     for index in range(3):
-        torch.testing.assert_close(means[index], rows[group == index].mean(0))
+        torch.testing.assert_close(means[index], rows[cell == index].mean(0))
 
 
-def test_a_thin_group_has_the_mean_of_all_and_the_least_count():
-    rows, group = normal(100, 4), torch.tensor([0] * 98 + [1] * 2)
-    released = moments.group_sums([(rows, group)], groups=2, dimensions=4, max_norm=1e6, count_scale=1.0).total
-    means, counts = moments.group_means(released, groups=2, count_scale=1.0, least_count=5.0)
+def test_a_group_enters_sums_and_counts_as_the_average_over_its_images():
+    rows, cell, weights = normal(5, 4), torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0.5, 0.25, 0.25, 1, 1]).double()
+    released = moments.cell_sums([(rows, cell, weights)], cells=2, dimensions=4, max_norm=1e6, count_scale=2.0).total
+    torch.testing.assert_close(released[:4], 0.5 * rows[0] + 0.25 * rows[1])
+    assert released[8:].tolist() == [1.5, 4.5]
+    moment = moments.symmetric_matrix(moments.second_moment([(rows, weights)], dimensions=4, max_norm=1e6).total)
+    torch.testing.assert_close(moment, sum(w * torch.outer(v, v) for v, w in zip(rows, weights, strict=True)))
+
+
+def test_a_thin_cell_has_the_mean_of_all_and_the_least_count():
+    rows, cell = normal(100, 4), torch.tensor([0] * 98 + [1] * 2)
+    released = moments.cell_sums([(rows, cell, ones(rows))], cells=2, dimensions=4, max_norm=1e6, count_scale=1.0).total
+    means, counts = moments.cell_means(released, cells=2, count_scale=1.0, least_count=5.0)
     assert counts[1] == 5
     torch.testing.assert_close(means[1], rows.mean(0))
 
 
 def test_the_second_moment_comes_back_when_there_is_no_noise_in_any_parts():
     rows = normal(50, 6)
-    whole = moments.second_moment([rows], dimensions=6, max_norm=1e6).total
-    parts = moments.second_moment([rows[:7], rows[7:]], dimensions=6, max_norm=1e6).total
+    whole = moments.second_moment([(rows, ones(rows))], dimensions=6, max_norm=1e6).total
+    parts = moments.second_moment(
+        [(part, ones(part)) for part in (rows[:7], rows[7:])], dimensions=6, max_norm=1e6
+    ).total
     torch.testing.assert_close(whole, parts)
     torch.testing.assert_close(moments.symmetric_matrix(whole), rows.T @ rows)
 
 
 def test_the_triangle_is_an_isometry():
     rows = normal(9, 6)
-    vector = moments.second_moment([rows], dimensions=6, max_norm=1e6).total
+    vector = moments.second_moment([(rows, ones(rows))], dimensions=6, max_norm=1e6).total
     assert torch.linalg.vector_norm(vector).item() == pytest.approx(torch.linalg.matrix_norm(rows.T @ rows).item())
 
 

@@ -1,11 +1,16 @@
 """A plan that promises nonsense is refused in one line, when it is made."""
 
+import dataclasses
+import hashlib
+import json
 import math
 
 import pytest
 
+from dpdm.config import decode_plan, encode
 from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
 from dpdm.privacy.accounting import PoissonGaussianSteps, calibrate, round_up
+from dpdm.privacy.search import Search
 from dpdm.types import InputError
 
 FIELDS = {"dataset_size": 1000, "expected_batch_size": 100, "steps": 10, "noise_multiplier": 2.0, "delta": 1e-4}
@@ -81,3 +86,49 @@ def test_a_printed_epsilon_is_never_below_the_computed_one(value):
 def test_the_statement_names_the_relation():
     assert "add or remove one image" in DPSGD(**FIELDS).statement
     assert "blank out one image" in DPSGD(**FIELDS, relation="replace_special").statement
+
+
+BEFORE_UNITS_AND_SEARCHES = (
+    "(DPSGD(dataset_size=1000, expected_batch_size=100, steps=10, max_grad_norm=1.0, noise_multiplier=2.0, "
+    "delta=0.0001, relation='add_or_remove_one', earlier=(), noise='continuous'{}), True)"
+)
+NOT_PRIVATE_BEFORE = (
+    "(NonPrivate(dataset_size=1000, expected_batch_size=100, steps=10, max_grad_norm=inf, "
+    "relation='add_or_remove_one', noise='continuous', earlier=(){}), True)"
+)
+SEARCH = "search=Search(mean=5.0, shape=1.0, score_noise_multiplier=None)"
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (DPSGD(**FIELDS), BEFORE_UNITS_AND_SEARCHES.format("")),
+        (DPSGD(**FIELDS, unit="group"), BEFORE_UNITS_AND_SEARCHES.format(", unit='group'")),
+        (DPSGD(**FIELDS, search=Search(mean=5.0)), BEFORE_UNITS_AND_SEARCHES.format(f", {SEARCH}")),
+        (
+            DPSGD(**FIELDS, unit="group", search=Search(mean=5.0)),
+            BEFORE_UNITS_AND_SEARCHES.format(f", unit='group', {SEARCH}"),
+        ),
+        (NonPrivate(dataset_size=1000, expected_batch_size=100, steps=10), NOT_PRIVATE_BEFORE.format("")),
+        (
+            NonPrivate(dataset_size=1000, expected_batch_size=100, steps=10, unit="group"),
+            NOT_PRIVATE_BEFORE.format(", unit='group'"),
+        ),
+    ],
+)
+def test_a_journal_and_settings_say_unit_and_search_only_where_a_plan_has_them(plan, said, tmp_path):
+    """So that runs that began before there was a choice go on."""
+    plan.start(tmp_path / "journal.jsonl").close()
+    header = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])
+    assert header["claim"] == hashlib.sha256(said.encode()).hexdigest()
+    table = encode(plan)
+    assert ("unit" in table, "search" in table) == ("unit=" in said, "search=" in said)
+    assert decode_plan(table) == plan
+
+
+def test_the_statement_of_a_search_says_its_unit():
+    plan = DPSGD(**FIELDS, unit="group", search=Search(mean=5.0))
+    assert (
+        "-DP, add or remove one group of images, the best of 5 runs on average, each of, 10 Poisson" in plan.statement
+    )
+    assert "one image, the best of 5 runs" in dataclasses.replace(plan, unit="image").statement
