@@ -257,6 +257,54 @@ def test_processes_that_were_started_differently_refuse(tmp_path):
     assert "the processes of this run differ in their plan" in result.stderr
 
 
+DIFFERING = """
+import dataclasses, sys
+import numpy as np
+import torch
+import dpdm
+from dpdm.training.hardware import joined_processes
+torch.set_num_threads(1)
+what = sys.argv[1]
+with joined_processes() as processes:
+    images = np.arange(20, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 8, 1), np.uint8)
+    labels, groups = np.arange(20) % 2, np.arange(20) // 2
+    if processes.rank == 1:
+        if what == "a file more":
+            images, labels, groups = images[np.r_[0, :20]], labels[np.r_[0, :20]], groups[np.r_[0, :20]]
+        elif what == "another order":
+            images = images[::-1]
+        elif what == "other labels":
+            labels = 1 - labels
+        elif what == "other groups":
+            groups = groups[::-1]
+    data = dpdm.ImageDataset(images=images, labels=labels, num_classes=2, groups=groups, name="images")
+    plan = dpdm.DPSGD(dataset_size=10, expected_batch_size=5, steps=2, noise_multiplier=2.0, delta=1e-3,
+                      relation="add_or_remove_one", unit="group")
+    trainer = dpdm.Trainer(network=dpdm.MLP(width=8, blocks=1), preconditioning=dpdm.EDM(), mechanism=plan, run="run",
+                           ledger=dpdm.Ledger("ledger.sqlite"))
+    try:
+        trainer.fit(data)
+    except dpdm.InputError as error:
+        with open(f"refused{processes.rank}", "w") as file:
+            file.write(str(error))
+"""
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file more", "another order", "other labels", "other groups"])
+def test_processes_that_see_different_images_refuse_before_anything_is_spent(what, tmp_path):
+    """Each keeps a part by index: one record could lie in two parts, and enter a step twice."""
+    result = launch(2, DIFFERING, what, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    said = [path.read_text() for path in sorted(tmp_path.glob("refused*"))]
+    if what == "nothing":
+        assert said == []
+        assert (tmp_path / "run" / "release").exists()
+    else:
+        assert said == ["the processes of this run differ in their images: start all by the same command"] * 2
+        assert not (tmp_path / "run").exists()
+        assert not (tmp_path / "ledger.sqlite").exists()
+
+
 def test_two_nodes_are_one_run(tmp_path):
     """Two launchers that meet over the network, as on two machines, each with two processes."""
     with socket.socket() as free:

@@ -76,9 +76,9 @@ class Trainer:
         ledger: Where what a run may release is reserved before its first noisy sum, if it claims anything: the user's
             own (`Ledger.default`) unless told; None counts nothing.
 
-    Under torchrun every process is given all images, keeps its own part of them, and returns the same release; the
-    first one writes the files. Where images are in groups, the unit of the plan, a group is selected as a whole: it has
-    one gradient, of copies of its images, and lies with one process.
+    Under torchrun every process is given the same images, all of them, keeps its own part, and returns the same
+    release; the first one writes the files. Where images are in groups, the unit of the plan, a group is selected as a
+    whole: it has one gradient, of copies of its images, and lies with one process.
 
     Guarantees:
         * In two worlds that differ in one unit, an image or a group, given the noisy sums, releases and control flow
@@ -157,6 +157,8 @@ class Trainer:
         device = choose_device(self.training.device)
         settings = self._settings(data)
         processes.require_same(repr(settings), "their settings")
+        if processes.size > 1:
+            processes.require_same(data.digest(), "their images")
         whole, data = data, data.part(processes.shard(data.num_units))
         folder = PrivateFolder(
             None if self.run is None or not processes.first else Path(self.run) / "private",

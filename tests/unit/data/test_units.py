@@ -304,6 +304,27 @@ def test_a_part_has_whole_units_numbered_anew():
     assert alone.part(np.array([0, 5])).labels.tolist() == [0, 1]
 
 
+def test_a_digest_is_of_all_that_a_step_sees_and_of_its_order(monkeypatch):
+    from dpdm.data import dataset
+
+    data = grouped([0, 0, 1, 1, 2, 2])
+    others = [
+        dataclasses.replace(data, images=IMAGES[::-1]),
+        dataclasses.replace(data, images=np.tile(IMAGES, (1, 2, 1, 1))),
+        dataclasses.replace(data, images=np.tile(IMAGES, (1, 1, 2, 1))),
+        dataclasses.replace(data, labels=1 - data.labels),
+        dataclasses.replace(data, labels=None, num_classes=0, class_names=()),
+        dataclasses.replace(data, groups=data.groups[::-1]),
+        dataclasses.replace(data, groups=None),
+        dataclasses.replace(data, labels=data.groups, groups=data.labels, num_classes=3, class_names=()),
+        data.part(range(2)),
+    ]
+    assert len({data.digest(), *(other.digest() for other in others)}) == 1 + len(others)
+    whole = data.digest()
+    monkeypatch.setattr(dataset, "_PART", 4)
+    assert dataclasses.replace(data, name="another", images=IMAGES[::-1][::-1]).digest() == whole
+
+
 def test_the_repr_shows_nothing_of_groups():
     assert repr(grouped([0, 0, 1, 1, 2, 2])) == repr(dataclasses.replace(grouped([0] * 6), groups=None))
 
