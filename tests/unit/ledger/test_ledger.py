@@ -227,3 +227,15 @@ def test_a_run_that_has_begun_must_be_in_the_ledger_it_began_in(of_two, tmp_path
     of_two.reserve("a", RUN, SCANS, place="runs/a", begun=True)
     with pytest.raises(InputError, match="another ledger"):
         Ledger(str(tmp_path / "other.sqlite")).reserve("a", RUN, SCANS, place="runs/a", begun=True)
+
+
+def test_a_copied_run_is_refused_and_a_moved_one_goes_on(of_two, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "private").mkdir(parents=True)
+    of_two.reserve("a", RUN, SCANS, place=str(old))
+    with pytest.raises(InputError, match="is a copy of"):
+        of_two.reserve("a", RUN, SCANS, place=str(new), begun=True)
+    old.rename(new)
+    of_two.reserve("a", RUN, SCANS, place=str(new), begun=True)
+    (reservation,) = of_two.account("scans").reservations.values()
+    assert (reservation.run, reservation.place) == ("a", str(new))
