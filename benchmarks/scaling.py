@@ -62,6 +62,7 @@ def worker(images: int, steps: int, result: Path) -> None:
             delta=1e-5,
         )
         trainer = dpdm.Trainer(
+            ledger=None,
             network=dpdm.CompactUNet(width=32),
             mechanism=plan,
             loss=dpdm.DenoisingLoss(noise_multiplicity=1),

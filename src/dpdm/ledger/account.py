@@ -27,6 +27,7 @@ class Reservation:
     """The part of a run: what it may release at most, or, once it is completed, what it has released.
 
     Args:
+        name: Its own.
         at: When it was made.
         planned: The same for reservations that were made together.
         events: What is counted.
@@ -36,6 +37,7 @@ class Reservation:
         completed: Whether the run will release nothing more.
     """
 
+    name: str
     at: str
     planned: str
     events: list[Event]
@@ -225,7 +227,7 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
             accounts[statement.dataset].entered.append(statement)
         case Reserved():
             made = statement.made
-            reservation = Reservation(statement.at, statement.planned, made, made)
+            reservation = Reservation(statement.reservation, statement.at, statement.planned, made, made)
             accounts[statement.dataset].reservations[statement.reservation] = reservation
         case Taken():
             reservation = _find(statement.reservation, accounts)

@@ -159,7 +159,14 @@ class Ledger:
                     )
                 if mine.allowed != events:
                     raise InputError(f"{place} has reserved other events in the ledger: start a new run")
-                return []
+                if place == mine.place:
+                    return []
+                if (Path(mine.place) / "private").exists():
+                    raise InputError(
+                        f"{place} is a copy of {mine.place}, and going on in both would spend one reservation twice: "
+                        "go on there, or start a new run"
+                    )
+                return [Taken(reservation=mine.name, run=run, place=place)]
             if begun:
                 raise InputError(
                     f"{place} began in another ledger than {self.storage.shown}, or that was lost: name the one that "
@@ -173,7 +180,7 @@ class Ledger:
                 if reservation.run is None and reservation.allowed == events:
                     return [*made, Taken(reservation=key, run=run, place=place)]
             new, planned = uuid.uuid4().hex, uuid.uuid4().hex
-            account.require_room([Reservation("", planned, events, events)])
+            account.require_room([Reservation("", "", planned, events, events)])
             encoded = encode_events(events)
             return [
                 *made,
@@ -196,7 +203,7 @@ class Ledger:
             account = _known(accounts, records.dataset)
             _require_same_kind(account, plan, records)
             planned = uuid.uuid4().hex
-            account.require_room([Reservation("", planned, events, events)] * times)
+            account.require_room([Reservation("", "", planned, events, events)] * times)
             encoded = encode_events(events)
             return [
                 Reserved(dataset=records.dataset, reservation=uuid.uuid4().hex, planned=planned, events=encoded)

@@ -244,3 +244,15 @@ def test_claims_about_images_and_about_groups_are_of_two_kinds(ledger, first):
             reserve()
         assert "\n" not in str(caught.value)
     assert len(ledger.account("scans").reservations) == 1
+
+
+def test_a_copied_run_is_refused_and_a_moved_one_goes_on(of_two, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "private").mkdir(parents=True)
+    of_two.reserve("a", RUN, SCANS, place=str(old))
+    with pytest.raises(InputError, match="is a copy of"):
+        of_two.reserve("a", RUN, SCANS, place=str(new), begun=True)
+    old.rename(new)
+    of_two.reserve("a", RUN, SCANS, place=str(new), begun=True)
+    (reservation,) = of_two.account("scans").reservations.values()
+    assert (reservation.run, reservation.place) == ("a", str(new))
