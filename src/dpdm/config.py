@@ -104,14 +104,14 @@ class Prior:
             without steps, since the prior then gets all.
         centres: Gaussians for each class.
         rounds: Of k-means, by which the centres are found; of no use to one centre.
-        split: What mean, class means, covariance and all rounds together get, in proportion.
+        split: What mean, class means, covariance, each class's own and all rounds together get, in proportion.
         max_deviation: What a record's deviation from a mean is clipped to: a root mean square per pixel.
     """
 
     share: float = 0.2
     centres: int = 10
     rounds: int = 3
-    split: tuple[float, float, float, float] = (0.01, 0.25, 0.4, 0.34)
+    split: tuple[float, float, float, float, float] = (0.01, 0.25, 0.3, 0.1, 0.34)
     max_deviation: float = 0.5
 
     def __post_init__(self) -> None:

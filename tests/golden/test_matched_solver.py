@@ -24,8 +24,10 @@ def denoiser(centres):
         centres=torch.randn(2 * centres, DIMENSIONS, generator=generator, dtype=torch.float64),
         classes=torch.arange(2).repeat_interleave(centres),
         weights=torch.ones(2 * centres),
-        vectors=torch.linalg.qr(torch.randn(DIMENSIONS, 2, generator=generator, dtype=torch.float64)).Q,
-        variances=torch.tensor([2.0, 0.3]),
+        vectors=torch.linalg.qr(torch.randn(DIMENSIONS, 3, generator=generator, dtype=torch.float64)).Q,
+        axes=torch.linalg.qr(torch.randn(2, 2, 2, generator=generator, dtype=torch.float64)).Q,
+        class_variances=torch.tensor([[2.0, 0.3], [0.5, 3.0]]),
+        variances=torch.tensor([0.2]),
         floor=0.05,
         num_classes=2,
     )
@@ -45,7 +47,7 @@ LABELS = torch.tensor([0, 1] * 4)
 def test_one_gaussian_takes_one_step(steps):
     matched, prior = denoiser(centres=1)
     x = draw(MatchedSolver(steps=steps), matched, START, LABELS)
-    expected = prior.centres[LABELS] + prior.filtered(START.flatten(1), torch.sqrt)
+    expected = prior.centres[LABELS] + prior.filtered(START.flatten(1), torch.sqrt, LABELS)
     torch.testing.assert_close(x.flatten(1), expected, atol=1e-9, rtol=1e-9)
 
 
@@ -53,7 +55,7 @@ def test_a_mixture_is_integrated_with_order_two():
     matched, prior = denoiser(centres=3)
     levels = {"sigma_max": 20.0, "sigma_min": 0.01}
     mean, z = prior.mean(LABELS), START.flatten(1)
-    begin = (mean + prior.filtered(z, lambda v: (v + 400).sqrt())) / 20
+    begin = (mean + prior.filtered(z, lambda v: (v + 400).sqrt(), LABELS)) / 20
     truth = draw(Churn(steps=2000, s_churn=0, **levels), matched, begin.view_as(START), LABELS)
 
     def error(steps):

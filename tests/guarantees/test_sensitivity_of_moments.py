@@ -18,6 +18,12 @@ row = hnp.arrays(np.float64, DIMENSIONS, elements=anything)
 ONE = torch.ones(1, dtype=torch.float64)
 
 
+def second_moment(parts, **more):
+    """The second moment of records that are all in one cell."""
+    parts = [(rows, torch.zeros(len(rows), dtype=torch.long), weights) for rows, weights in parts]
+    return moments.second_moments(parts, cells=1, **more)
+
+
 def ones(rows):
     return torch.ones(len(rows), dtype=torch.float64)
 
@@ -51,8 +57,8 @@ def test_one_record_moves_sums_and_counts_by_the_sensitivity_at_most(record, cel
 def test_one_record_moves_second_moments_by_the_sensitivity_at_most(record, max_norm):
     rows, _ = common()
     common_part, one = (rows, ones(rows)), (torch.from_numpy(record)[None], ONE)
-    without = moments.second_moment([common_part], dimensions=DIMENSIONS, max_norm=max_norm)
-    with_one = moments.second_moment([common_part, one], dimensions=DIMENSIONS, max_norm=max_norm)
+    without = second_moment([common_part], dimensions=DIMENSIONS, max_norm=max_norm)
+    with_one = second_moment([common_part, one], dimensions=DIMENSIONS, max_norm=max_norm)
     assert without.sensitivity == with_one.sensitivity == max_norm**2
     assert distance(without, with_one) <= without.sensitivity * (1 + 1e-9)
 
@@ -93,7 +99,7 @@ def assert_a_group_keeps_to_the_bounds(rows, cells, *, max_norm, count_scale):
     assert distance(without, with_group) <= without.sensitivity * (1 + 1e-9)
     shape = {"dimensions": DIMENSIONS, "max_norm": max_norm}
     parts = [(others, ones(others)), (rows, weights)]
-    without, with_group = moments.second_moment(parts[:1], **shape), moments.second_moment(parts, **shape)
+    without, with_group = second_moment(parts[:1], **shape), second_moment(parts, **shape)
     assert distance(without, with_group) <= without.sensitivity * (1 + 1e-9)
 
 
@@ -103,7 +109,7 @@ def test_the_bounds_are_reached_so_the_noise_is_not_more_than_needed(scale):
     shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
     sums = moments.cell_sums([(record, torch.tensor([1]), ONE)], **shape)
     assert torch.linalg.vector_norm(sums.total).item() == pytest.approx(sums.sensitivity, rel=1e-9)
-    second = moments.second_moment([(record, ONE)], dimensions=DIMENSIONS, max_norm=2.0)
+    second = second_moment([(record, ONE)], dimensions=DIMENSIONS, max_norm=2.0)
     assert torch.linalg.vector_norm(second.total).item() == pytest.approx(second.sensitivity, rel=1e-9)
 
 
@@ -114,15 +120,13 @@ def test_a_row_that_is_not_finite_adds_nothing_but_its_count(bad):
     shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
     total = moments.cell_sums([(record, torch.tensor([0]), ONE)], **shape).total
     assert total.count_nonzero() == 1
-    assert not moments.second_moment([(record, ONE)], dimensions=DIMENSIONS, max_norm=2.0).total.any()
+    assert not second_moment([(record, ONE)], dimensions=DIMENSIONS, max_norm=2.0).total.any()
 
 
 def test_no_records_are_a_sum_like_any_other():
     shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
     assert moments.cell_sums([], **shape).total.shape == (CELLS * (DIMENSIONS + 1),)
-    assert moments.second_moment([], dimensions=DIMENSIONS, max_norm=1.0).total.shape == (
-        DIMENSIONS * (DIMENSIONS + 1) // 2,
-    )
+    assert second_moment([], dimensions=DIMENSIONS, max_norm=1.0).total.shape == (DIMENSIONS * (DIMENSIONS + 1) // 2,)
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
@@ -133,4 +137,22 @@ def test_bounds_that_are_none_are_refused(wrong):
     with pytest.raises(InputError, match="count_scale"):
         moments.cell_sums([], **shape, max_norm=1.0, count_scale=wrong)
     with pytest.raises(InputError, match="max_norm"):
-        moments.second_moment([], dimensions=DIMENSIONS, max_norm=wrong)
+        second_moment([], dimensions=DIMENSIONS, max_norm=wrong)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 3.0])
+def test_a_group_over_several_cells_moves_their_second_moments_by_the_sensitivity_at_most(max_norm):
+    """Alike or opposite, in one cell or in many: weights that add up to one keep it within what one record may do."""
+    generator = torch.Generator().manual_seed(0)
+    for number in (1, 2, 7):
+        rows = 100 * torch.randn(number, DIMENSIONS, generator=generator, dtype=torch.float64)
+        rows[-1] = rows[0]
+        weights = torch.full((number,), 1 / number, dtype=torch.float64)
+        for cells in (torch.zeros(number, dtype=torch.long), torch.arange(number) % 3):
+            moved = moments.second_moments([(rows, cells, weights)], cells=3, dimensions=DIMENSIONS, max_norm=max_norm)
+            assert moved.sensitivity == max_norm**2
+            assert moved.total.norm() <= moved.sensitivity * (1 + 1e-9)
+    one = moments.second_moments(
+        [(rows[:1], torch.tensor([2]), torch.ones(1).double())], cells=3, dimensions=DIMENSIONS, max_norm=max_norm
+    )
+    assert one.total.norm() == pytest.approx(one.sensitivity), "the bound is met"

@@ -390,7 +390,7 @@ def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     assert "no network is trained" in out
     code, out, err = dpdm("train", photos, *alone, "--run", "alone")
     assert code == 0, err
-    assert "6 Gaussian releases, PLD" in out
+    assert "7 Gaussian releases, PLD" in out
     assert "images are drawn from the prior" in out
     claim = json.loads((tmp_path / "alone" / "release" / "privacy.json").read_text())
     assert [event["type"] for event in claim["events"]] == 6 * ["GaussianRelease"]

@@ -12,7 +12,7 @@ def test_three_lines_from_arrays_to_synthetic_arrays():
     images, labels = release.sample(30)
     assert images.shape == (30, 8, 8, 1)
     assert np.bincount(labels).tolist() == [3] * 10
-    assert "-DP, blank out one image, 6 Gaussian releases, 4 Poisson steps" in release.statement
+    assert "-DP, blank out one image, 7 Gaussian releases, 4 Poisson steps" in release.statement
     assert 0.99 < release.privacy["epsilon"] <= 1
 
 

@@ -271,23 +271,27 @@ class MatchedSolver(Sampler):
     ) -> Tensor:
         prior = _prior(denoiser)
         mean = prior.mean(labels)
+
+        def filtered(values: Tensor, gain: Gain) -> Tensor:
+            return prior.filtered(values, gain, labels)
+
         z = (x / levels[0]).flatten(1).double()
         before: tuple[Tensor, float] | None = None
         for sigma, next_sigma in pairwise(levels):
-            noisy = (mean + prior.filtered(z, _at(sigma, lambda v, s: (v + s**2).sqrt()))).to(x.dtype).view_as(x)
+            noisy = (mean + filtered(z, _at(sigma, lambda v, s: (v + s**2).sqrt()))).to(x.dtype).view_as(x)
             denoised = denoiser(noisy, x.new_full((len(x),), sigma), labels).flatten(1).double()
-            by_gaussian = mean + prior.filtered(z, _at(sigma, lambda v, s: v * (v + s**2).rsqrt()))
-            g = prior.filtered(denoised - by_gaussian, _at(sigma, lambda v, s: ((v + s**2) / v).sqrt() / s))
-            z = z + prior.filtered(g, lambda v, a=sigma, b=next_sigma: _angle(a, v) - _angle(b, v))  # type: ignore[misc]
+            by_gaussian = mean + filtered(z, _at(sigma, lambda v, s: v * (v + s**2).rsqrt()))
+            g = filtered(denoised - by_gaussian, _at(sigma, lambda v, s: ((v + s**2) / v).sqrt() / s))
+            z = z + filtered(g, lambda v, a=sigma, b=next_sigma: _angle(a, v) - _angle(b, v))  # type: ignore[misc]
             if before is not None:
                 last, last_sigma = before
 
                 def half(v: Tensor, a: float = last_sigma, b: float = sigma, c: float = next_sigma) -> Tensor:
                     return (_angle(b, v) - _angle(c, v)) ** 2 / (2 * (_angle(a, v) - _angle(b, v)))
 
-                z = z + prior.filtered(g - last, half)
+                z = z + filtered(g - last, half)
             before = g, sigma
-        return (mean + prior.filtered(z, torch.sqrt)).to(x.dtype).view_as(x)
+        return (mean + filtered(z, torch.sqrt)).to(x.dtype).view_as(x)
 
 
 @dataclass(frozen=True)

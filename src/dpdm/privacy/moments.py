@@ -90,20 +90,22 @@ def cell_means(
     return Cells(torch.where(thin[:, None], of_all, sums / counts[:, None]), counts)
 
 
-def second_moment(
-    parts: Iterable[tuple[Float[Tensor, "records dimension"], Float64[Tensor, " records"]]],
+def second_moments(
+    parts: Iterable[tuple[Float[Tensor, "records dimension"], Int[Tensor, " records"], Float64[Tensor, " records"]]],
     *,
+    cells: int,
     dimensions: int,
     max_norm: float,
 ) -> BoundedSum:
-    """Return Σ w v vᵀ as its upper triangle, off-diagonal entries times √2.
+    """Return Σ w v vᵀ of each cell as its upper triangle, off-diagonal entries times √2, all as one vector.
 
-    So the Euclidean norm of the vector is the Frobenius norm of the matrix, and one row, clipped to `max_norm`, moves
-    it by at most max_norm².
+    So the Euclidean norm of the vector is that of all matrices' entries, and one row, clipped to `max_norm`, which
+    belongs to one cell, moves it by at most max_norm².
 
     Args:
-        parts: All records' rows and weights, part by part; a row may depend on its record and on what was released
-            before. Weights are positive and add up to one for each unit of protection.
+        parts: All records' rows, cells and weights, part by part; row and cell may depend on the record and on what was
+            released before. Weights are positive and add up to one for each unit of protection.
+        cells: Number of cells; each index lies in [0, cells).
         dimensions: Length of a row.
         max_norm: The L2 norm that rows are clipped to.
 
@@ -114,24 +116,52 @@ def second_moment(
         InputError: `max_norm` is not positive.
     """
     require_positive(max_norm=max_norm)
-    total = torch.zeros(dimensions, dimensions, dtype=torch.float64)
-    for rows, weights in parts:
+    total = torch.zeros(cells, dimensions, dimensions, dtype=torch.float64)
+    for rows, cell, weights in parts:
         clipped = _clip(rows, max_norm)
-        total.addmm_((weights[:, None] * clipped).T, clipped)
+        weighted = weights[:, None] * clipped
+        for index in range(cells):
+            inside = cell == index
+            total[index].addmm_(weighted[inside].T, clipped[inside])
     row, column = torch.triu_indices(dimensions, dimensions)
-    return BoundedSum(total[row, column] * _isometry(row, column), max_norm**2)
+    return BoundedSum((total[:, row, column] * _isometry(row, column)).flatten(), max_norm**2)
 
 
-def symmetric_matrix(released: Float64[Tensor, " coordinates"]) -> Float64[Tensor, "dimension dimension"]:
-    """Return the matrix of a released `second_moment`.
+def symmetric_matrices(
+    released: Float64[Tensor, " coordinates"], *, cells: int
+) -> Float64[Tensor, "cell dimension dimension"]:
+    """Return the matrices of a released `second_moments`.
 
-    Noise of standard deviation s on the vector has this much on the diagonal, and s / √2 on each off-diagonal entry.
+    Noise of standard deviation s on the vector has this much on the diagonals, and s / √2 on each off-diagonal entry.
     """
-    dimensions = (math.isqrt(8 * len(released) + 1) - 1) // 2
+    dimensions = (math.isqrt(8 * (len(released) // cells) + 1) - 1) // 2
     row, column = torch.triu_indices(dimensions, dimensions)
-    matrix = released.new_zeros(dimensions, dimensions)
-    matrix[row, column] = matrix[column, row] = released / _isometry(row, column)
-    return matrix
+    matrices = released.new_zeros(cells, dimensions, dimensions)
+    matrices[:, row, column] = matrices[:, column, row] = released.view(cells, -1) / _isometry(row, column)
+    return matrices
+
+
+def shrunk_towards(
+    matrix: Float64[Tensor, "cell dimension dimension"],
+    target: Float64[Tensor, "dimension dimension"],
+    *,
+    noise_std: Float64[Tensor, " cell"],
+) -> Float64[Tensor, "cell dimension dimension"]:
+    """Return noisy symmetric matrices, each moved to `target` by the part of their difference that is noise.
+
+    Args:
+        matrix: From `symmetric_matrices`.
+        target: What all of them are compared with.
+        noise_std: s of each, in units of `matrix`.
+
+    Source:
+        The positive-part rule of James & Stein 1961, in the form of empirical Bayes: 1 − noise / all of the energy.
+    """
+    dimensions = len(target)
+    noise = noise_std**2 * dimensions * (dimensions + 1) / 2
+    difference = matrix - target
+    energy = difference.square().sum((1, 2))
+    return target + (1 - noise / energy).clamp(min=0)[:, None, None] * difference
 
 
 class Spectrum(NamedTuple):
@@ -152,7 +182,7 @@ def denoised_spectrum(
     √(λ² − 4τ²).
 
     Args:
-        matrix: Symmetric, from `symmetric_matrix`.
+        matrix: Symmetric, from `symmetric_matrices`.
         noise_std: s, the standard deviation of the noise on the released vector, in units of `matrix`.
         least_variance: A public number, below which no variance is believed.
 

@@ -91,7 +91,7 @@ def _budget(plan: DPSGD, settings: dict[str, Any]) -> list[dict[str, Any]]:
     names: list[str] = []
     if plan.earlier:
         prior = decode(Prior, settings.get("prior", {}))
-        names = ["mean of all", "class means", "covariance"]
+        names = ["mean of all", "class means", "covariance", "covariance of each class"]
         names += [f"centres, round {number}" for number in range(1, prior.rounds + 1)] if prior.centres > 1 else []
     parts = [
         {

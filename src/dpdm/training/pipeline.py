@@ -29,7 +29,8 @@ class Denoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         settings: The settings of the release, as its `config.toml` holds them.
-        prior: Of moment-matched preconditioning: how many centres its prior has, and how many directions it keeps.
+        prior: Of moment-matched preconditioning: how many centres its prior has, how many directions it keeps,
+            and in how many of them classes differ.
     """
 
     config_name = "config.json"
@@ -40,11 +41,11 @@ class Denoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         config, facts = from_settings(settings)
         mixture = None
         if prior is not None:
-            centres, kept = prior
+            centres, kept, lead = prior
             per_class = centres // max(1, facts.num_classes)
             dimensions = int(np.prod(facts.shape))
             mixture = GaussianMixture.placeholder(
-                dimensions, num_classes=facts.num_classes, centres=per_class, kept=kept
+                dimensions, num_classes=facts.num_classes, centres=per_class, kept=kept, lead=lead
             )
         self.denoiser = build_denoiser(config.network, config.preconditioning, facts, mixture)
 
@@ -115,7 +116,8 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
     release = Release.load(run)
     preconditioning, prior = release.denoiser.preconditioning, None
     if isinstance(preconditioning, MatchedPreconditioning):
-        prior = [len(preconditioning.prior.centres), preconditioning.prior.vectors.shape[1]]
+        of = preconditioning.prior
+        prior = [len(of.centres), of.vectors.shape[1], of.axes.shape[2]]
     denoiser = Denoiser(release.settings, prior)
     denoiser.denoiser.load_state_dict(release.denoiser.state_dict())
     partial = folder.with_name(f".{folder.name}.partial")

@@ -24,8 +24,9 @@ from dpdm.privacy.moments import (
     cell_means,
     cell_sums,
     denoised_spectrum,
-    second_moment,
-    symmetric_matrix,
+    second_moments,
+    shrunk_towards,
+    symmetric_matrices,
 )
 from dpdm.types import images_to_tensor
 
@@ -35,6 +36,7 @@ _LEAST_COUNT = 20.0  # records by which a mean is divided at least
 _LEAST_VARIANCE = 1e-4  # of a pixel: about one of its 256 levels
 _WHITE = 0.3  # part of the texture that no neighbour shares
 _PART = 4096  # records read at a time
+_REACH = 1.5  # root mean squares, at which places in the leading directions are clipped
 _COUNT_NOISE = 7.0  # max_norm ÷ count_scale: counts get the noise of a sum, divided by count_scale
 
 
@@ -65,17 +67,26 @@ class _Fit:
     def mixture(self, generator: torch.Generator) -> GaussianMixture:
         means, counts = self._class_means()
         spectrum = self._within_classes(means, float(counts.sum()))
-        offsets = spectrum.variances.new_zeros(self._classes, 1, 1)
+        directions = min(_MOST_DIRECTIONS, len(spectrum.variances))
+        leading, others = spectrum.vectors[:, :directions], spectrum.variances[directions:]
+        least = float(others.mean()) if len(others) else spectrum.floor  # no less than in any direction
+        covariances = self._of_each_class(means, counts, leading, spectrum.variances[:directions].diag())
+        offsets = means.new_zeros(self._classes, 1, directions)
         weights = torch.ones_like(counts)[:, None]
         if self._settings.centres > 1:
-            offsets, weights, spectrum = self._centres(means, counts, spectrum, generator)
-        leading = spectrum.vectors[:, : offsets.shape[2]]
+            start = _root(covariances, least)
+            offsets, weights = self._centres(means, counts, leading, start, generator)
+            # Covariance within a class = within a centre + between its centres.
+            covariances = covariances - torch.einsum("cj,cjk,cjl->ckl", weights, offsets, offsets)
+        variances, axes = torch.linalg.eigh(covariances)
         return GaussianMixture(
             centres=(means[:, None] + offsets @ leading.T).flatten(0, 1),
             classes=torch.arange(self._classes).repeat_interleave(offsets.shape[1]),
             weights=(counts[:, None] * weights).flatten(),
             vectors=spectrum.vectors,
-            variances=spectrum.variances,
+            axes=axes,
+            class_variances=variances.clamp(min=least),
+            variances=others,
             floor=spectrum.floor,
             num_classes=self._data.num_classes,
         )
@@ -104,18 +115,18 @@ class _Fit:
         """Return the covariance within classes, of low frequencies only where images are large."""
         basis = low_frequencies(self._data.shape, most=_MOST_COORDINATES)
 
-        def deviations() -> Iterator[tuple[Tensor, Tensor]]:
+        def deviations() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for x, label, weight in self._records():
                 deviation = x - means[label]
                 inside = deviation @ basis
                 # One coordinate more, the length of what lies outside: the row is as long as the deviation itself.
                 outside = (deviation.square().sum(1) - inside.square().sum(1)).clamp(min=0).sqrt()
-                yield torch.cat([inside, outside[:, None]], dim=1), weight
+                yield torch.cat([inside, outside[:, None]], dim=1), torch.zeros_like(label), weight
 
         bound = self._settings.max_deviation * math.sqrt(self.dimensions)
-        moment = second_moment(deviations(), dimensions=basis.shape[1] + 1, max_norm=bound)
+        moment = second_moments(deviations(), cells=1, dimensions=basis.shape[1] + 1, max_norm=bound)
         released, noise_std = self._release(moment)
-        matrix = symmetric_matrix(released) / count
+        matrix = symmetric_matrices(released, cells=1)[0] / count
         spectrum = denoised_spectrum(matrix[:-1, :-1], noise_std=noise_std / count, least_variance=_LEAST_VARIANCE)
         if basis.shape[1] == self.dimensions:
             return with_texture(spectrum, matrix[:-1, :-1], self._data.shape)
@@ -124,19 +135,34 @@ class _Fit:
         floor = max(_LEAST_VARIANCE, rest / (self.dimensions - kept))
         return Spectrum(basis @ spectrum.vectors, spectrum.variances, floor)
 
-    def _centres(
-        self, means: Tensor, counts: Tensor, spectrum: Spectrum, generator: torch.Generator
-    ) -> tuple[Float64[Tensor, "class centre direction"], Float64[Tensor, "class centre"], Spectrum]:
-        """Return centres as offsets from their class's mean in the leading directions, their weights, and what is left.
+    def _of_each_class(
+        self, means: Tensor, counts: Tensor, leading: Tensor, shared: Tensor
+    ) -> Float64[Tensor, "class direction direction"]:
+        """Return the covariance of each class in the leading directions: few numbers, which little noise hides."""
 
-        k-means on each class, all at once. Centres too thin to be told from noise stay where they were.
+        def places() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for x, label, weight in self._records():
+                yield (x - means[label]) @ leading, label, weight
+
+        bound = _REACH * math.sqrt(float(shared.trace()))
+        moments = second_moments(places(), cells=self._classes, dimensions=len(shared), max_norm=bound)
+        released, noise_std = self._release(moments)
+        matrices = symmetric_matrices(released, cells=self._classes) / counts[:, None, None]
+        return shrunk_towards(matrices, shared, noise_std=noise_std / counts)
+
+    def _centres(
+        self, means: Tensor, counts: Tensor, leading: Tensor, root: Tensor, generator: torch.Generator
+    ) -> tuple[Float64[Tensor, "class centre direction"], Float64[Tensor, "class centre"]]:
+        """Return centres as offsets from their class's mean in the leading directions, and their weights.
+
+        k-means on each class, all at once, from centres drawn by the root of its covariance. Centres too thin to be
+        told from noise stay where they were.
         """
-        centres, directions = self._settings.centres, min(_MOST_DIRECTIONS, len(spectrum.variances))
-        leading, variances = spectrum.vectors[:, :directions], spectrum.variances[:directions]
-        bound = 1.5 * math.sqrt(float(variances.sum()))
+        centres, directions = self._settings.centres, leading.shape[1]
+        bound = _REACH * math.sqrt(float(root.square().sum((1, 2)).mean()))
         shape = {"cells": self._classes * centres, "count_scale": bound / 3}
         normal = torch.randn(self._classes, centres, directions, generator=generator, dtype=torch.float64)
-        offsets = 0.7 * normal * variances.sqrt()
+        offsets = 0.7 * torch.einsum("cjk,clk->cjl", normal, root)
         sizes = (counts[:, None] / centres).expand(-1, centres)
         noise = torch.zeros_like(sizes)
         for _ in range(self._settings.rounds):
@@ -159,15 +185,7 @@ class _Fit:
         of_all = (counts / counts.sum())[:, None] * weights
         # Offsets shrink by the part of their variance that is noise: empirical Bayes, direction by direction.
         seen = torch.einsum("cj,cjk->k", of_all, offsets.square())
-        offsets = offsets * ((seen - (of_all * noise).sum()) / seen).clamp(min=0)
-        # Within-class covariance = within-centre + between centres.
-        between = torch.einsum("cj,cjk,cjl->kl", of_all, offsets, offsets)
-        left, turned = torch.linalg.eigh(variances.diag() - between)
-        others = spectrum.variances[directions:]
-        least = float(others.mean()) if len(others) else spectrum.floor  # no less than in any direction
-        vectors = torch.cat([leading @ turned, spectrum.vectors[:, directions:]], dim=1)
-        left = torch.cat([left.clamp(min=least), others])
-        return offsets @ turned, weights, Spectrum(vectors, left, spectrum.floor)
+        return offsets * ((seen - (of_all * noise).sum()) / seen).clamp(min=0), weights
 
     def _release(self, bounded: BoundedSum) -> tuple[Float64[Tensor, " coordinates"], float]:
         """Return the noisy vector, and the standard deviation of its noise."""
@@ -188,6 +206,13 @@ class _Fit:
             labels = self._data.labels
             known = torch.zeros(len(x), dtype=torch.long) if labels is None else torch.from_numpy(labels[part]).long()
             yield x, known, weights[part]
+
+
+def _root(covariances: Tensor, least: float) -> Float64[Tensor, "class direction direction"]:
+    """Return a square root R of each covariance R Rᵀ, whose variances are at least `least`."""
+    variances, axes = torch.linalg.eigh(covariances)
+    root: Tensor = axes * variances.clamp(min=least).sqrt()[:, None]
+    return root
 
 
 def with_texture(

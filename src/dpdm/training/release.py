@@ -21,7 +21,7 @@ from dpdm.training.hardware import Precision, autocast, choose_device
 from dpdm.types import Images, InputError, Labels, require_positive, require_seed, tensor_to_images
 
 _PRIOR = "preconditioning.prior."
-_SCHEMA = 3  # of a release's files
+_SCHEMA = 4  # of a release's files
 FILES = ("config.toml", "model.safetensors", "samples.png")  # what `privacy.json` holds digests of
 
 

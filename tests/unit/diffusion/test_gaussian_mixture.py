@@ -7,7 +7,7 @@ from dpdm.diffusion import EDM, FromPrior, GaussianMixture, MomentMatched, Preco
 from dpdm.networks import MLP, Zero
 from dpdm.types import InputError
 
-DIMENSIONS, NUM_CLASSES, PER_CLASS, KEPT = 12, 2, 3, 4
+DIMENSIONS, NUM_CLASSES, PER_CLASS, KEPT, LEAD = 12, 2, 3, 4, 2
 FLOOR = 0.05
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -23,26 +23,31 @@ def mixture():
         classes=torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS),
         weights=torch.tensor([1.0, 2, 3, 1, 1, 4]),
         vectors=torch.linalg.qr(normal(DIMENSIONS, KEPT)).Q,
-        variances=torch.tensor([3.0, 1.0, 0.5, 0.2]),
+        axes=torch.linalg.qr(normal(NUM_CLASSES, LEAD, LEAD)).Q,
+        class_variances=torch.tensor([[3.0, 1.0], [0.7, 5.0]]),
+        variances=torch.tensor([0.5, 0.2]),
         floor=FLOOR,
         num_classes=NUM_CLASSES,
     )
 
 
-def covariance(mixture):
-    v = mixture.vectors
-    return v @ mixture.variances.diag() @ v.T + FLOOR * (torch.eye(DIMENSIONS) - v @ v.T)
+def covariance(mixture, label):
+    v, axes = mixture.vectors, mixture.axes[label]
+    inside = torch.block_diag(axes @ mixture.class_variances[label].diag() @ axes.T, mixture.variances.diag())
+    return v @ inside @ v.T + FLOOR * (torch.eye(DIMENSIONS) - v @ v.T)
 
 
 def posterior_mean(mixture, x, sigma, label):
     """Bayes' rule centre by centre, with inverses and densities of full matrices."""
-    sigma_x = covariance(mixture) + sigma**2 * torch.eye(DIMENSIONS)
-    allowed = [j for j in range(len(mixture.classes)) if label in (int(mixture.classes[j]), NUM_CLASSES)]
-    density = torch.distributions.MultivariateNormal
-    logits = torch.stack([mixture.log_weights[j] + density(mixture.centres[j], sigma_x).log_prob(x) for j in allowed])
-    wiener = covariance(mixture) @ torch.linalg.inv(sigma_x)
-    means = torch.stack([mixture.centres[j] + wiener @ (x - mixture.centres[j]) for j in allowed])
-    return logits.softmax(0) @ means
+    logits, means = [], []
+    for j in range(len(mixture.classes)):
+        if label in (of := int(mixture.classes[j]), NUM_CLASSES):
+            centre, clean = mixture.centres[j], covariance(mixture, of)
+            noisy = clean + sigma**2 * torch.eye(DIMENSIONS)
+            density = torch.distributions.MultivariateNormal(centre, noisy)
+            logits.append(mixture.log_weights[j] + density.log_prob(x))
+            means.append(centre + clean @ torch.linalg.inv(noisy) @ (x - centre))
+    return torch.stack(logits).softmax(0) @ torch.stack(means)
 
 
 @pytest.mark.parametrize("label", [0, 1, NUM_CLASSES])
@@ -65,9 +70,11 @@ def test_each_image_has_its_own_noise_level_and_label(mixture):
 def test_the_mean_variance_is_a_trace(mixture):
     sigma = torch.tensor([0.01, 0.3, 5.0], dtype=torch.float64)
     for s, found in zip(sigma, mixture.mean_variance(sigma), strict=True):
-        c = covariance(mixture)
-        full = s**2 * c @ torch.linalg.inv(c + s**2 * torch.eye(DIMENSIONS))
-        torch.testing.assert_close(found, full.trace() / DIMENSIONS)
+        expected = 0.0
+        for label, share in enumerate((0.5, 0.5)):  # weights of 1 + 2 + 3 and 1 + 1 + 4
+            c = covariance(mixture, label)
+            expected += share * (s**2 * c @ torch.linalg.inv(c + s**2 * torch.eye(DIMENSIONS))).trace() / DIMENSIONS
+        torch.testing.assert_close(found, expected)
     assert mixture.mean_variance(torch.rand(2, 3)).shape == (2, 3)
 
 
@@ -78,7 +85,7 @@ def test_draws_have_the_moments_of_the_mixture(mixture):
     mean = weights @ centres
     between = (centres - mean).T @ (weights[:, None] * (centres - mean))
     torch.testing.assert_close(x.mean(0), mean, atol=0.05, rtol=0)
-    torch.testing.assert_close(x.T.cov(), covariance(mixture) + between, atol=0.1, rtol=0.05)
+    torch.testing.assert_close(x.T.cov(), covariance(mixture, 0) + between, atol=0.1, rtol=0.05)
 
 
 def test_a_mixture_comes_back_from_its_tensors_and_fits_no_others(mixture):
@@ -111,7 +118,9 @@ def test_about_one_isotropic_gaussian_at_zero_it_is_edm():
         classes=torch.zeros(1),
         weights=torch.ones(1),
         vectors=torch.eye(12, 4),
-        variances=torch.full((4,), sigma_data**2),
+        axes=torch.eye(2)[None],
+        class_variances=torch.full((1, 2), sigma_data**2),
+        variances=torch.full((2,), sigma_data**2),
         floor=sigma_data**2,
         num_classes=0,
     )

@@ -12,7 +12,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
 from dpdm.networks import MLP, UNet, Zero
 from dpdm.privacy import DPSGD, NonPrivate
-from dpdm.privacy.moments import Spectrum, denoised_spectrum, symmetric_matrix
+from dpdm.privacy.moments import Spectrum, denoised_spectrum, symmetric_matrices
 from dpdm.training import Trainer
 from dpdm.training.prior import low_frequencies, release_prior, with_texture
 from dpdm.types import InputError, images_to_tensor
@@ -53,16 +53,29 @@ def without_noise(data, prior):
     return release_prior(run, data, prior, seed=0), run
 
 
+def total(prior):
+    """The trace of the covariance, averaged over classes by their weights."""
+    return prior.mean_variance(torch.tensor(1e6)).item() * len(prior.vectors)
+
+
 def test_one_gaussian_a_class_has_the_means_and_the_covariance_of_the_records():
     data = blobs()
     prior, run = without_noise(data, Prior(centres=1, max_deviation=2.0))
-    assert run.spent == 3
+    assert run.spent == 4
     x = images_to_tensor(data.images).flatten(1).double()
     means = torch.stack([x[data.labels == label].mean(0) for label in range(2)])
     torch.testing.assert_close(prior.centres, means, atol=1e-6, rtol=1e-6)
-    within = (x - means[data.labels]).T @ (x - means[data.labels]) / len(x)
-    found = prior.filtered(torch.eye(64, dtype=torch.float64), lambda v: v)
-    torch.testing.assert_close(found, within, atol=2e-4, rtol=1e-3)
+    for label in range(2):
+        deviations = x[data.labels == label] - means[label]
+        within = deviations.T @ deviations / len(deviations)
+        found = prior.filtered(torch.eye(64, dtype=torch.float64), lambda v: v, torch.full((64,), label))
+        leading = prior.vectors[:, : prior.axes.shape[2]]  # where classes have covariances of their own
+        torch.testing.assert_close(leading.T @ found @ leading, leading.T @ within @ leading, atol=2e-4, rtol=1e-3)
+    pooled = (x - means[data.labels]).T @ (x - means[data.labels]) / len(x)
+    share = np.bincount(data.labels) / len(x)
+    eye = torch.eye(64, dtype=torch.float64)
+    found = sum(share[c] * prior.filtered(eye, lambda v: v, torch.full((64,), c)) for c in range(2))
+    torch.testing.assert_close(found, pooled, atol=5e-4, rtol=1e-3)
     assert prior.log_weights.softmax(0).tolist() == pytest.approx(np.bincount(data.labels) / len(x))
 
 
@@ -70,15 +83,15 @@ def test_several_centres_a_class_explain_what_one_takes_for_variance():
     data = blobs()
     one, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
     several, run = without_noise(data, Prior(centres=3, rounds=8, max_deviation=2.0))
-    assert run.spent == 11
+    assert run.spent == 12
     assert several.centres.shape == (6, 64)
-    assert several.variances.sum() < 0.5 * one.variances.sum()
+    assert total(several) < 0.5 * total(one)
     # Total variance is kept: centres and what lies about them.
     weights = several.log_weights.exp().view(2, 3)
     weights = weights / weights.sum(1, keepdim=True)
     middle = (weights[:, :, None] * several.centres.view(2, 3, 64)).sum(1)
     between = (weights[:, :, None] * (several.centres.view(2, 3, 64) - middle[:, None]) ** 2).sum((1, 2)).mean()
-    assert between + several.variances.sum() == pytest.approx(one.variances.sum().item(), rel=0.05)
+    assert between + total(several) == pytest.approx(total(one), rel=0.05)
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 20), (1, 40, 33), (4, 16, 16)])
@@ -97,10 +110,8 @@ def test_images_too_large_for_a_covariance_keep_the_variance_outside_of_its_basi
     prior, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
     x = images_to_tensor(data.images).flatten(1).double()
     deviations = x - prior.centres[data.labels]
-    total = deviations.square().sum(1).mean().item()
-    assert prior.variances.sum().item() + (432 - len(prior.variances)) * prior.floor.item() == pytest.approx(
-        total, rel=0.01
-    )
+    expected = deviations.square().sum(1).mean().item()
+    assert total(prior) == pytest.approx(expected, rel=0.01)
 
 
 def test_without_labels_there_is_one_class():
@@ -122,18 +133,19 @@ def test_hardly_any_records_still_give_a_finite_prior(number, prior):
     for tensor in found.state_dict().values():
         assert tensor.isfinite().all()
     assert (found.variances > 0).all()
+    assert (found.class_variances > 0).all()
     assert found.sample(torch.tensor([0, 1]), generator=torch.Generator()).isfinite().all()
 
 
 def test_releases_share_the_budget_as_they_say():
-    prior = Prior(share=0.25, centres=5, rounds=2, split=(0.5, 0.5, 2.0, 1.0))
+    prior = Prior(share=0.25, centres=5, rounds=2, split=(0.5, 0.5, 1.5, 0.5, 1.0))
     releases = prior.releases(epsilon=1.0, delta=1e-5)
     squared = [1 / r.noise_multiplier**2 for r in releases]
-    parts = (0.125, 0.125, 0.5, 0.125, 0.125)
+    parts = (0.125, 0.125, 0.375, 0.125, 0.125, 0.125)
     assert squared == pytest.approx([0.25 * 0.26805112**2 * part for part in parts], rel=1e-6)
     alone = prior.releases(epsilon=1.0, delta=1e-5, alone=True)
     assert sum(1 / r.noise_multiplier**2 for r in alone) == pytest.approx(0.26805112**2, rel=1e-6)
-    assert len(Prior(centres=1).releases(epsilon=1.0, delta=1e-5)) == 3
+    assert len(Prior(centres=1).releases(epsilon=1.0, delta=1e-5)) == 4
 
 
 def test_every_release_carries_the_noise_of_its_event():
@@ -150,7 +162,7 @@ def test_every_release_carries_the_noise_of_its_event():
     plan = plan_for(PRIOR, steps=0, epsilon=5.0)
     run = Recording(plan.start(None))
     release_prior(run, data, PRIOR, seed=0)
-    assert len(run.seen) == len(plan.earlier) == 7
+    assert len(run.seen) == len(plan.earlier) == 8
     for (coordinates, ratio), event in zip(run.seen, plan.earlier, strict=True):
         assert ratio == pytest.approx(event.noise_multiplier, rel=5 / math.sqrt(2 * coordinates))
 
@@ -192,7 +204,7 @@ def test_a_prior_whose_journal_is_lost_is_refused(tmp_path):
 
 def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_too():
     plan = DPSGD(dataset_size=50, expected_batch_size=5, steps=3, delta=1e-3, noise_multiplier=1.0)
-    with pytest.raises(InputError, match="its prior needs 7"):
+    with pytest.raises(InputError, match="its prior needs 8"):
         Trainer(mechanism=plan, prior=PRIOR, preconditioning=MomentMatched())
     with pytest.raises(InputError, match="come together"):
         Trainer(mechanism=plan, preconditioning=MomentMatched())
@@ -229,7 +241,7 @@ def test_the_prior_alone_is_a_release(tmp_path):
     data = blobs()
     plan = plan_for(PRIOR, steps=0, epsilon=5.0, size=3000, delta=1e-5)
     assert 4.9 < plan.epsilon() <= 5
-    assert "7 Gaussian releases, PLD" in plan.statement
+    assert "8 Gaussian releases, PLD" in plan.statement
     trainer = trainer_of(plan, PRIOR, tmp_path)
     release = trainer.fit(data)
     images, labels = type(release).load(tmp_path / "run").sample(2000, seed=0)
@@ -254,7 +266,7 @@ def test_texture_is_found_below_the_noise_of_single_entries():
     dimensions = len(truth)
     noise_std = 0.03
     noise = torch.randn(dimensions * (dimensions + 1) // 2, generator=generator, dtype=torch.float64)
-    noisy = truth + symmetric_matrix(noise_std * noise)
+    noisy = truth + symmetric_matrices(noise_std * noise, cells=1)[0]
     white = denoised_spectrum(noisy, noise_std=noise_std, least_variance=1e-4)
     found = with_texture(white, noisy, (1, 18, 18))
     assert len(white.variances) < dimensions / 4
@@ -281,7 +293,7 @@ def test_of_three_channels_each_pair_has_a_correlation_of_its_own():
     mixing = torch.tensor([[1.0, 0.8, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     truth = 0.05 * torch.kron(mixing.T @ mixing, torch.eye(side**2, dtype=torch.float64))
     noise = torch.randn(75 * 76 // 2, generator=generator, dtype=torch.float64)
-    noisy = truth + symmetric_matrix(0.01 * noise)
+    noisy = truth + symmetric_matrices(0.01 * noise, cells=1)[0]
     none = Spectrum(torch.zeros(75, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), 0.05)
     found = with_texture(none, noisy, (3, side, side))
     covariance = (found.vectors @ found.variances.diag() @ found.vectors.T).view(3, side**2, 3, side**2)
@@ -293,3 +305,21 @@ def test_of_three_channels_each_pair_has_a_correlation_of_its_own():
 def test_a_prior_that_takes_nearly_all_of_the_budget_leaves_some_to_the_steps():
     plan = plan_for(Prior(share=0.95), steps=20, epsilon=1.0, size=1000, delta=1e-5)
     assert 0.99 < plan.epsilon() <= 1
+
+
+def test_classes_have_covariances_of_their_own():
+    """One class varies from left to right and the other from top to bottom; both vary where the other does not."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=4000)
+    ramp = np.linspace(-1, 1, 8)
+    across, down = np.broadcast_to(ramp, (8, 8)), np.broadcast_to(ramp[:, None], (8, 8))
+    pattern = np.where(labels[:, None, None] == 0, across, down)
+    pixels = 128 + 40 * rng.standard_normal((4000, 1, 1)) * pattern + 3 * rng.standard_normal((4000, 8, 8))
+    data = ImageDataset(
+        images=pixels.clip(0, 255).astype(np.uint8)[..., None], labels=labels, num_classes=2, name="ramps"
+    )
+    prior, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
+    for label, own, other in ((0, across, down), (1, down, across)):
+        x = prior.sample(torch.full((3000,), label), generator=torch.Generator().manual_seed(0))
+        along = [(x @ torch.from_numpy(p.copy()).flatten() / np.linalg.norm(p)).var().item() for p in (own, other)]
+        assert along[0] > 20 * along[1]
