@@ -31,7 +31,7 @@ from dpdm.privacy.moments import (
 from dpdm.types import images_to_tensor
 
 _MOST_COORDINATES = 1024  # of the covariance: more would drown in noise, and take minutes
-_MOST_DIRECTIONS = 30  # in which centres of a class may differ
+_MOST_DIRECTIONS = 60  # in which a class has a covariance of its own, and its centres differ
 _LEAST_COUNT = 20.0  # records by which a mean is divided at least
 _LEAST_VARIANCE = 1e-4  # of a pixel: about one of its 256 levels
 _WHITE = 0.3  # part of the texture that no neighbour shares
