@@ -188,7 +188,7 @@ def _fidelity(fidelity: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     return (
         f"<h3>Fidelity on {escape(str(fidelity['features']))}, {fidelity['num_images']:,} images of each</h3>"
         + _table(columns, rows)
-        + f'<p class="soft">Features {escape(str(fidelity["digest"])[:16])}…</p>'
+        + f'<p class="soft digest">Features: {escape(str(fidelity["digest"]))}</p>'
     )
 
 
