@@ -573,8 +573,7 @@ def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
     from dpdm.training import private_classifier
 
     defaults = private_classifier.train_private_classifier.__kwdefaults__
-    monkeypatch.setitem(defaults, "steps", 40)
-    monkeypatch.setitem(defaults, "learning_rate", 1e-2)
+    monkeypatch.setitem(defaults, "steps", 100)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     save_npz(tmp_path / "s.npz", images, np.arange(60) % 10, num_classes=10)
@@ -585,7 +584,7 @@ def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
     code, out, err = dpdm(*line, "--baseline", "digits")
     assert code == 0, err
     found = json.loads(out)["dp_sgd"]
-    assert found["accuracy"] > 0.2  # guessing has 0.1
+    assert found["accuracy"] > 0.7  # guessing has 0.1
     assert found["epsilon"] == 20
     code, _, err = dpdm(*line[:-1], "-1", "--baseline", "digits")
     assert (code, err.count("\n")) == (2, 1)
