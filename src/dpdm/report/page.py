@@ -153,8 +153,8 @@ def _scores(scores: dict[str, Any] | None, classes: Sequence[str]) -> str:
     if baseline:
         rows.append([f"real ({baseline['source']})", *_accuracies(baseline)])
     if found := scores.get("dp_sgd"):
-        accuracy = f"{100 * found['accuracy']:.1f} (a CNN of its own)"
-        rows.append([f"real, by DP-SGD at ε = {found['epsilon']:g}", *[""] * (len(columns) - 2), accuracy])
+        name, accuracy = f"real, its own CNN by DP-SGD at ε = {found['epsilon']:g}", f"{100 * found['accuracy']:.1f}"
+        rows.append([name, *[""] * (len(columns) - 2), accuracy])
     parts = [
         head,
         '<p class="warn">Scores were computed from real images, and ε does not cover them. If those are private, '
