@@ -14,27 +14,30 @@ import numpy as np
 import sqlalchemy as sql
 import torch
 
-from dpdm.config import encode
+from dpdm.config import Prior
+from dpdm.data import ImageDataset
+from dpdm.diffusion import MomentMatched
 from dpdm.ledger import Ledger, Records
-from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy import DPSGD, MechanismRun
 from dpdm.privacy.journal import Journal
-from dpdm.training.private_folder import PrivateFolder
+from dpdm.training import Trainer
 from dpdm.training.settling import settle_run
 from dpdm.types import InputError
 
-SCANS = Records("scans", np.zeros((4, 8, 8, 1), np.uint8))
+SCANS = ImageDataset(images=np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8, 1), name="scans")
+PRIOR = Prior(centres=1)
 PLAN = DPSGD(
     dataset_size=100,
     expected_batch_size=10,
     steps=0,
     delta=1e-5,
-    earlier=(GaussianRelease(noise_multiplier=30.0), GaussianRelease(noise_multiplier=40.0)),
+    earlier=PRIOR.releases(epsilon=0.5, delta=1e-5, alone=True),
 )
 MOST_POINTS = 200
 
 
 def run_until(ledger: Ledger, run: Path, point: int) -> None:
-    """Reserve, release and complete, and die at the `point`-th place where something is written."""
+    """Train a prior, from reservation to release, and die at the `point`-th place where something is written."""
     left = point
 
     def reached(*arguments: object, **more: object) -> None:
@@ -54,24 +57,25 @@ def run_until(ledger: Ledger, run: Path, point: int) -> None:
         reached()
 
     Journal._append = appended
-    folder = PrivateFolder(run / "private", {"privacy": encode(PLAN), "training": {"tensorboard": False}})
-    name = f"run {point}"
-    folder.save_name_in_ledger(name)
-    ledger.reserve(name, PLAN, SCANS, place=str(run))
-    mechanism = PLAN.start(folder.journal)
-    while not mechanism.finished:
-        mechanism.release(torch.zeros(3, dtype=torch.float64), sensitivity=1.0, num_records=4)
-        with (run / "made").open("a") as file:
+    release = MechanismRun._release
+
+    def released(self: MechanismRun, total: torch.Tensor, *, sensitivity: float) -> torch.Tensor:
+        noisy = release(self, total, sensitivity=sensitivity)
+        with Path(f"{run}.made").open("a") as file:
             file.write("1")
         reached()
-    ledger.complete(name, PLAN.events_made(mechanism.spent))
+        return noisy
+
+    MechanismRun._release = released
+    Trainer(preconditioning=MomentMatched(), mechanism=PLAN, prior=PRIOR, run=run, ledger=ledger).fit(SCANS)
     reached()
 
 
 def main(url: str, folder: Path) -> None:
     """Kill run after run, each one a little later, until one gets to its end."""
-    ledger = Ledger(url)
-    ledger.register(SCANS, epsilon=50.0, delta=1e-5, relation="add_or_remove_one")
+    torch.set_num_threads(1)
+    ledger, _ = Ledger(url), PLAN.epsilon()
+    ledger.register(Records(SCANS.name, SCANS.images), epsilon=50.0, delta=1e-5, relation="add_or_remove_one")
     for point in range(1, MOST_POINTS):
         run = folder / f"run-{point}"
         child = os.fork()
@@ -79,16 +83,23 @@ def main(url: str, folder: Path) -> None:
             run_until(Ledger(url), run, point)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        made = len((run / "made").read_text()) if (run / "made").exists() else 0
-        counted = [r for r in ledger.account("scans").reservations.values() if r.run == f"run {point}"]
+        made = len(Path(f"{run}.made").read_text()) if Path(f"{run}.made").exists() else 0
+        counted = [r for r in ledger.account("scans").reservations.values() if r.place == str(run)]
         before = len(counted[0].events) if counted else 0
         try:
             settle_run(run, ledger)
             settled = ""
         except InputError as error:
             settled = str(error)
-        after = [r for r in ledger.account("scans").reservations.values() if r.run == f"run {point}"]
-        row = {"point": point, "made": made, "before": before, "after": len(after[0].events) if after else 0}
+        after = [r for r in ledger.account("scans").reservations.values() if r.place == str(run)]
+        released = (run / "release" / "privacy.json").exists()
+        row = {
+            "point": point,
+            "released": released,
+            "made": made,
+            "before": before,
+            "after": len(after[0].events) if after else 0,
+        }
         print(json.dumps(row | {"settled": settled, "finished": status == 0}), flush=True)
         if status == 0:
             return

@@ -404,3 +404,24 @@ def test_processes_evaluate_together_what_one_does_alone(tmp_path):
         assert one[name]["value"] == pytest.approx(two[name]["value"], rel=1e-3, abs=1e-6)
     assert [a["frechet"] for a in one["per_class"]] == [b["frechet"] for b in two["per_class"]]  # none: too few
     assert alone == together
+
+
+@pytest.mark.slow
+def test_processes_compare_together_what_one_does_alone(tmp_path):
+    run = tmp_path / "run"
+    subprocess.run(command(0, run, "--set=privacy.steps=2"), cwd=tmp_path, capture_output=True, check=True)
+    line = ["dpdm", "compare", "run", "--reference", "digits:test", "-n", "600", "--quick", "--json"]
+    reports = []
+    for head in ([sys.executable], [*TORCHRUN, "--nproc-per-node=2"]):
+        done = subprocess.run(
+            [*head, "-m", *line],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+    assert reports[0] == reports[1]
+    assert reports[0]["rows"][0]["images"] == 600

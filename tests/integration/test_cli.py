@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -9,9 +10,11 @@ import tomllib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_run import SMALL
 
+from dpdm import evaluation
 from dpdm.config import Data
 from dpdm.data import save_npz
 from dpdm.training import Release, private_folder
@@ -438,9 +441,74 @@ def test_evaluate_gives_a_frechet_distance_on_as_many_images_of_each(dpdm, tmp_p
     for found in (report["fidelity"], report["baseline"]["fidelity"]):
         assert found["num_images"] == 90
         assert 1 <= found["inception"]["value"] <= 2
-    code, _, err = dpdm(*line, "--features", "absent.pt")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "absent.pt cannot be read" in err
+
+
+class Inception(torch.nn.Module):
+    """In the form of the file of published scores: it resizes to 299 pixels itself, and has features on demand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 5, 9, stride=29)
+
+    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        x = torch.nn.functional.interpolate(images.float(), size=(299, 299), mode="bilinear", align_corners=False)
+        features = self.layer((x - 128) / 128).relu().mean((2, 3))
+        return features if return_features else features.softmax(1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_features_of_a_torchscript_file_reach_the_report_with_its_digest(dpdm, trained, tmp_path):
+    torch.jit.script(Inception()).save(tmp_path / "inception.pt")
+    facts = Release.load(trained).facts
+    images = np.random.default_rng(0).integers(0, 256, (80, *facts.shape[1:], facts.shape[0]), dtype=np.uint8)
+    save_npz(tmp_path / "real.npz", images, np.arange(80) % facts.num_classes, num_classes=facts.num_classes)
+    assert dpdm("sample", trained, "-n", 60, "-o", "made.npz")[0] == 0
+    line = ("evaluate", "made.npz", "--reference", "real.npz", "--quick", "--features", "inception.pt")
+    code, out, err = dpdm(*line, "--json")
+    assert code == 0, err
+    found = json.loads(out)["fidelity"]
+    digest = hashlib.sha256((tmp_path / "inception.pt").read_bytes()).hexdigest()
+    assert found["features"] == "inception.pt"
+    assert found["digest"] == f"file sha256:{digest}, colour"
+    assert found["frechet"]["value"] > 0
+    (tmp_path / "scores.json").write_text(out)
+    assert dpdm("report", trained, "--scores", "scores.json", "-o", "page.html")[0] == 0
+    assert digest in (tmp_path / "page.html").read_text()
+
+
+@pytest.fixture
+def no_work(trained, monkeypatch):
+    """From now on, fail if a classifier is trained or an image is drawn."""
+
+    def never(*arguments, **named):
+        raise AssertionError("work was begun that would be lost")
+
+    monkeypatch.setattr(evaluation, "evaluate_utility", never)
+    monkeypatch.setattr(Release, "sample_in_parts", never)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_what_would_stop_an_evaluation_late_stops_it_before_the_work(dpdm, trained, tmp_path, monkeypatch):
+    facts = Release.load(trained).facts
+    images = np.random.default_rng(0).integers(0, 256, (90, *facts.shape[1:], facts.shape[0]), dtype=np.uint8)
+    for name, first, count in (("few", 0, 20), ("real", 20, 60)):
+        labels = np.arange(count) % facts.num_classes
+        save_npz(tmp_path / f"{name}.npz", images[first : first + count], labels, num_classes=facts.num_classes)
+    save_npz(tmp_path / "one.npz", images[80:], np.zeros(10, np.int64), num_classes=facts.num_classes)
+
+    def refused(*line):
+        code, _, err = dpdm(*line, "--reference", "real.npz", "--quick")
+        assert (code, err.count("\n")) == (2, 1), err
+        return err
+
+    few = "at least 50 images of each side, not 20 synthetic and 60 reference"
+    assert few in refused("evaluate", "few.npz", "--features", "pixels")
+    assert few in refused("compare", trained, "few.npz", "--features", "pixels")
+    assert "not 30 synthetic" in refused("compare", trained, "-n", 30, "--features", "pixels")
+    assert "absent.pt cannot be read" in refused("compare", trained, "--features", "absent.pt")
+    assert "all synthetic images are of class 0" in refused("evaluate", "few.npz", "--baseline", "one.npz")
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    assert "pip install 'dpdm[fidelity]'" in refused("compare", trained, "--features", "pixels")
 
 
 def test_a_frechet_distance_does_not_depend_on_the_order_of_a_sorted_folder(dpdm, tmp_path):
@@ -505,8 +573,7 @@ def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
     from dpdm.training import private_classifier
 
     defaults = private_classifier.train_private_classifier.__kwdefaults__
-    monkeypatch.setitem(defaults, "steps", 40)
-    monkeypatch.setitem(defaults, "learning_rate", 1e-2)
+    monkeypatch.setitem(defaults, "steps", 100)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     save_npz(tmp_path / "s.npz", images, np.arange(60) % 10, num_classes=10)
@@ -517,7 +584,7 @@ def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
     code, out, err = dpdm(*line, "--baseline", "digits")
     assert code == 0, err
     found = json.loads(out)["dp_sgd"]
-    assert found["accuracy"] > 0.2  # guessing has 0.1
+    assert found["accuracy"] > 0.7  # guessing has 0.1
     assert found["epsilon"] == 20
     code, _, err = dpdm(*line[:-1], "-1", "--baseline", "digits")
     assert (code, err.count("\n")) == (2, 1)

@@ -69,8 +69,12 @@ def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
     assert "ε does not cover them" in page
     assert "if those were computed from private images" in out
     report |= {"note": "loss 0.123456789", "dp_sgd": {"epsilon": 1.0, "accuracy": 0.5, "note": "loss 0.123456789"}}
+    report["baseline"] = {"source": "photos", **{key: score | {"accuracy": 0.9} for key in ("logreg", "mlp", "cnn")}}
     (tmp_path / "scores.json").write_text(json.dumps(report))
     assert dpdm("report", run, "--scores", "scores.json", "-o", "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "by DP-SGD at ε = 1</td><td></td><td></td><td>50.0<" in page
+    assert page.count('class="limit"') == 1 + 3  # ε over the steps, and what real images reach
     assert "0.123456789" not in (tmp_path / "page.html").read_text() + (tmp_path / "page.json").read_text()
     code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "scores.html")
     assert (code, err.count("\n")) == (2, 1)
@@ -176,6 +180,9 @@ def test_in_a_browser_it_needs_no_network_filters_classes_and_fits_a_phone(dpdm,
         browser.set_window_size(width, 900)
         wider = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert browser.execute_script(wider) <= 0
+        texts = "[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect())"
+        sizes = f"return Math.min(...{texts}.map(r => Math.max(r.width, r.height)))"  # one letter may be turned
+        assert browser.execute_script(sizes) > 10  # pixels: what can still be read
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
 
 

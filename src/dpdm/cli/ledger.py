@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.options import AsJson, Epsilon, LedgerPlace, Set, Size, Target, fail, load_settings, print_json, say
+from dpdm.cli.options import (
+    AsJson,
+    Epsilon,
+    LedgerPlace,
+    Set,
+    Size,
+    Target,
+    fail,
+    finite,
+    load_settings,
+    print_json,
+    say,
+)
 from dpdm.terminal import tell
 
 if TYPE_CHECKING:
@@ -54,7 +66,7 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
     for key, reservation in account.reservations.items():
         say(f"{reservation.state:9} {key[:8]}  {reservation.place or 'waits for its run'}")
     say(_used(account))
-    say("% is of the budget for runs chosen one after another; ε is what all would cost if planned together")
+    say("% is of the budget for runs chosen one after another; ε by Rényi accounting, as if all had been planned")
 
 
 @ledger.command()
@@ -222,7 +234,7 @@ def _facts(account: "Account") -> dict[str, Any]:
         "order": account.order,
         "registered": account.registered,
         "share": account.share if account.filter else None,
-        "epsilon_if_planned": account.epsilon_if_planned,
+        "epsilon_if_planned": finite(account.epsilon_if_planned),
         "runs": [
             {"state": r.state, "at": r.at, "place": r.place, "completed": r.completed}
             for r in account.reservations.values()

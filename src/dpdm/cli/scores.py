@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dpdm.data import Channels, Fit, ImageDataset
     from dpdm.evaluation import Features, UtilityProtocol, UtilityScore
     from dpdm.privacy.processes import Processes
+    from dpdm.training import ImageFacts, Release
 
 Reference = Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")]
 FitTo = Annotated[str, typer.Option("--fit", help="How real images get to their size: crop, pad or resize.")]
@@ -60,20 +61,21 @@ def evaluate(
         fail(f"{synthetic} is a run: make images first, dpdm sample {synthetic} -n 60000 -o synthetic.npz")
     if dp_sgd is not None and group is not None:
         fail("--dp-sgd claims something of single images, and --group names groups of them: leave out one of the two")
-    made = open_dataset(synthetic, num_classes=num_classes)
-    test = _like(made, reference, fit, group)
-    beside = None if baseline is None else _like(made, baseline, fit, group)
-    if dp_sgd is not None and beside is None:
-        fail("--dp-sgd trains on real images: name them with --baseline")
-    _refuse_same(made, test, reference)
-    if beside is not None:
-        _refuse_same(beside, test, reference)
     if dp_sgd is not None:
         require_positive(dp_sgd=dp_sgd)
+        if baseline is None:
+            fail("--dp-sgd trains on real images: name them with --baseline")
+    made = open_dataset(synthetic, num_classes=num_classes)
+    test = _like(made, synthetic, reference, fit, group)
+    beside = None if baseline is None else _like(made, synthetic, baseline, fit, group)
+    at_most = None if beside is None else len(beside)
+    chosen = _features(features, beside, [test], len(made) if at_most is None else min(len(made), at_most))
+    for data in [made] if beside is None else [made, beside]:
+        _require_fit(data, test, seed)
     # Names, not paths: a report shows them.
     report: dict[str, Any] = {"reference": test.name, "quick": quick}
     with joined_processes() as processes:
-        judge = _judge(_features(features, beside), quick, seed, processes, None if beside is None else len(beside))
+        judge = _judge(chosen, quick, seed, processes, at_most)
         report |= judge(made, test, synthetic)
         if beside is not None:
             report["baseline"] = {"source": beside.name, **judge(beside, test, str(baseline))}
@@ -114,18 +116,29 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Judge several runs, or anyone's images, by the same scores side by side."""
+    from dpdm.training import Release
     from dpdm.training.hardware import joined_processes
     from dpdm.types import require_positive
 
     require_positive(count=count)
-    opened = [_images_of(source, count, num_classes, seed) for source in sources]
-    tests = [_like(made, reference, fit, group) for made, _ in opened]
-    for (made, _), test in zip(opened, tests, strict=True):
-        _refuse_same(made, test, reference)
+    opened = [_open(source, num_classes) for source in sources]
+    tests = [
+        _like(it.facts if isinstance(it, Release) else it, source, reference, fit, group)
+        for source, it in zip(sources, opened, strict=True)
+    ]
+    fewest = min(count if isinstance(it, Release) else len(it) for it in opened)
+    chosen = _features(features, None, tests, fewest)
     rows = []
     with joined_processes() as processes:
-        judge = _judge(_features(features, None), quick, seed, processes, min(len(made) for made, _ in opened))
-        for source, (made, claim), test in zip(sources, opened, tests, strict=True):
+        drawn = [
+            _draw(it, source, count, seed, processes) if isinstance(it, Release) else it
+            for source, it in zip(sources, opened, strict=True)
+        ]
+        for made, test in zip(drawn, tests, strict=True):
+            _require_fit(made, test, seed)
+        judge = _judge(chosen, quick, seed, processes, fewest)
+        for source, it, made, test in zip(sources, opened, drawn, tests, strict=True):
+            claim = it.statement if isinstance(it, Release) else None
             rows.append({"source": source, "claim": claim, "images": len(made), **judge(made, test, source)})
     if not processes.first:
         return None
@@ -146,39 +159,44 @@ def compare(
     say(f"These scores were computed from {reference}: if that is private, so are they.")
 
 
-def _images_of(source: str, count: int, num_classes: int | None, seed: int) -> tuple["ImageDataset", str | None]:
-    """Return images, and the claim that they carry: a run draws `count`, and must bear out its claim."""
-    from dpdm.data import ImageDataset, open_dataset
+def _open(source: str, num_classes: int | None) -> "Release | ImageDataset":
+    """Return a run's release, which must bear out its claim, or images."""
+    from dpdm.data import open_dataset
     from dpdm.training import Release, verify_release
 
     if not _is_run(source):
-        return open_dataset(source, num_classes=num_classes), None
+        return open_dataset(source, num_classes=num_classes)
     verify_release(source)  # raises, too, if it claims nothing
-    release, parts = Release.load(source), []
-    with show_progress(f"sampling {source}", count) as advance:
-        for part in release.sample_in_parts(count, seed=seed):
-            parts.append(part)
-            advance(len(part[0]), "")
+    return Release.load(source)
+
+
+def _draw(release: "Release", source: str, count: int, seed: int, processes: "Processes") -> "ImageDataset":
+    """Return images of a run; all processes share the work."""
     import numpy as np
 
+    from dpdm.data import ImageDataset
+
+    parts = []
+    with show_progress(f"sampling {source}", count if processes.first else None) as advance:
+        for part in release.sample_in_parts(count, seed=seed, processes=processes):
+            parts.append(part)
+            advance(len(part[0]) * processes.size, "")
+    parts = processes.object_from_first(processes.in_turn(parts))
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     names = release.facts.class_names
-    made = ImageDataset(
-        images=images, labels=labels if names else None, num_classes=len(names), class_names=names, name=source
-    )
-    return made, release.statement
+    return ImageDataset(images=images, labels=labels, num_classes=len(names), class_names=names, name=source)
 
 
 def _is_run(source: str) -> bool:
     return any((Path(source) / place).is_file() for place in _OF_A_RUN)
 
 
-def _like(made: "ImageDataset", source: str, fit: str, group: str | None) -> "ImageDataset":
-    """Open real images at the synthetic ones' size, with their declared classes."""
+def _like(made: "ImageDataset | ImageFacts", name: str, source: str, fit: str, group: str | None) -> "ImageDataset":
+    """Open real images at the synthetic ones' size, with their declared classes: both need labels."""
     from dpdm.data import open_dataset
 
     channels, height, width = made.shape
-    return open_dataset(
+    real = open_dataset(
         source,
         size=height if height == width else None,
         fit=typing.cast("Fit", fit),
@@ -186,29 +204,42 @@ def _like(made: "ImageDataset", source: str, fit: str, group: str | None) -> "Im
         num_classes=made.num_classes or None,
         group=group,
     )
+    for side, called in ((made, name), (real, source)):
+        if not side.num_classes:
+            fail(f"{called} has no labels: classifiers need them on both sides")
+    return real
 
 
-def _refuse_same(made: "ImageDataset", test: "ImageDataset", reference: str) -> None:
-    from dpdm.evaluation import refuse_same_images
+def _require_fit(data: "ImageDataset", test: "ImageDataset", seed: int) -> None:
+    """Raise InputError unless classifiers of these images can be tested on those: before any is trained."""
+    from dpdm.evaluation import refuse_same_images, require_testable
 
-    for data, name in ((made, made.name), (test, reference)):
-        if data.labels is None:
-            fail(f"{name} has no labels: classifiers need them on both sides")
-    refuse_same_images(made.images, test.images)
+    assert data.labels is not None
+    assert test.labels is not None
+    refuse_same_images(data.images, test.images)
+    require_testable(data.images, data.labels, test.images, test.labels, num_classes=test.num_classes, seed=seed)
 
 
 Judge = Callable[["ImageDataset", "ImageDataset", str], dict[str, Any]]
 
 
-def _features(named: str | None, beside: "ImageDataset | None") -> "Features | None":
-    """Return the features of that name, whose weights must be there: before the classifiers' hours."""
-    from dpdm.evaluation import ClassifierFeatures, features_by_name
+def _features(
+    named: str | None, beside: "ImageDataset | None", tests: "list[ImageDataset]", fewest: int
+) -> "Features | None":
+    """Return the features of that name, once it is sure that they work here: before the classifiers' hours.
+
+    `fewest` is the number of synthetic images, of the smallest source.
+    """
+    from dpdm.evaluation import ClassifierFeatures, features_by_name, image_features, require_comparable
 
     if named is None:
         return None
+    for test in tests:
+        require_comparable(fewest, len(test))
     if named != "classifier":
         features = features_by_name(named)
-        features.build()
+        for test in tests:
+            image_features(test.images[:1], features)
         return features
     if beside is None or beside.labels is None:
         fail("the features of a classifier need real images to train it on: name them with --baseline")

@@ -1,5 +1,6 @@
 """`dpdm tune`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +56,8 @@ def tune(
     from dpdm.privacy.search import Search
     from dpdm.training.tuning import Tuner, combinations
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fail("dpdm tune is one process: start it without torchrun")
     if (reference is None) == (score_noise is None):
         fail("say by what runs are compared: --reference with public images, or --score-noise 50 for the private ones")
     candidates = [

@@ -28,9 +28,17 @@ from dpdm.evaluation.fidelity import (
     draw_equally,
     evaluate_fidelity,
     refuse_same_images,
+    require_comparable,
 )
 from dpdm.evaluation.picture import image_grid, one_row_per_class, save_grid, side_by_side
-from dpdm.evaluation.utility import QUICK, UtilityProtocol, UtilityScore, evaluate_utility, train_classifier
+from dpdm.evaluation.utility import (
+    QUICK,
+    UtilityProtocol,
+    UtilityScore,
+    evaluate_utility,
+    require_testable,
+    train_classifier,
+)
 
 __all__ = [
     "CLASSIFIERS",
@@ -63,6 +71,8 @@ __all__ = [
     "one_row_per_class",
     "precision_recall",
     "refuse_same_images",
+    "require_comparable",
+    "require_testable",
     "save_grid",
     "side_by_side",
     "train_classifier",

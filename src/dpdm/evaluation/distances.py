@@ -5,6 +5,7 @@ look like real ones, recall and coverage whether all real ones have something li
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dpdm.types import InputError, require_positive, require_seed
+
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
 _FEWEST_IMAGES = 50
 _ROWS = 500  # of a matrix of distances at once: 40 MB for 10,000 columns in float64
@@ -36,15 +40,20 @@ def frechet_distance(a: Float[Tensor, "images features"], b: Float[Tensor, "othe
 
 def frechet_distance_of_any_number(a: Float[Tensor, "images features"], b: Float[Tensor, "others features"]) -> float:
     """Return `frechet_distance`, of two images or more: for spreads, to which its bias does not matter."""
+    metric = frechet_metric(a.shape[1])
+    metric.update(a.double(), real=True)
+    metric.update(b.double(), real=False)
+    return float(metric.compute())
+
+
+def frechet_metric(num_features: int) -> "FrechetInceptionDistance":
+    """Return torchmetrics' Fréchet distance of features that are there already; raise InputError if it is missing."""
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError:
         raise InputError("the Fréchet distance needs torchmetrics: pip install 'dpdm[fidelity]'") from None
     # Alone, where there are several processes too: whoever calls has the features of all.
-    metric = FrechetInceptionDistance(feature=_Given(a.shape[1]), sync_on_compute=False)
-    metric.update(a.double(), real=True)
-    metric.update(b.double(), real=False)
-    return float(metric.compute())
+    return FrechetInceptionDistance(feature=_Given(num_features), sync_on_compute=False)
 
 
 class _Given(nn.Module):

@@ -165,7 +165,7 @@ class TorchScriptFeatures:
         """Return the function.
 
         Raises:
-            InputError: The file is not there, or no TorchScript.
+            InputError: The file is not there, or no TorchScript; when used, if it does not take such images.
         """
         try:
             network = torch.jit.load(self.path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
@@ -173,7 +173,19 @@ class TorchScriptFeatures:
             raise self._unreadable() from None
         known = {argument.name for argument in network.forward.schema.arguments}
         settings = {"return_features": True} if "return_features" in known else {}
-        return lambda images: network(prepared(images, colour=True).to(torch.uint8), **settings).flatten(1)
+
+        def features(images: Images) -> Float[Tensor, "images features"]:
+            batch = prepared(images, colour=True).to(torch.uint8)
+            try:
+                found: Tensor = network(batch, **settings).flatten(1)
+            except (torch.jit.Error, RuntimeError, AttributeError) as error:  # or no tensor comes back
+                said = str(error).strip().splitlines()[-1]
+                raise InputError(
+                    f"{self.path} makes no features of uint8 images of shape {tuple(batch.shape)}: {said}"
+                ) from error
+            return found
+
+        return features
 
     def _unreadable(self) -> InputError:
         return InputError(f"{self.path} cannot be read as a TorchScript file: is the path right?")

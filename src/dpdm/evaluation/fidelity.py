@@ -20,6 +20,7 @@ from dpdm.evaluation.distances import (
     check_features,
     frechet_distance,
     frechet_distance_of_any_number,
+    frechet_metric,
     kernel_distance,
     neighbourhood_scores,
 )
@@ -249,16 +250,31 @@ def draw_equally(
         seed: fixes the draw.
 
     Raises:
-        InputError: That would be fewer than 50.
+        InputError: That would be fewer than 50, or torchmetrics is not installed.
     """
-    require_positive(limit=limit)
     require_seed(seed=seed)
+    require_comparable(number, others, limit=limit)
     count = min(number, others, limit)
-    if count < FEWEST_IMAGES:
-        found = f"{number} synthetic and {others} reference images and a limit of {limit}"
-        raise InputError(f"fidelity needs at least {FEWEST_IMAGES} images of each side, not {found}")
     ours, theirs = (np.random.default_rng(seed).permutation(size)[:count] for size in (number, others))
     return ours, theirs
+
+
+def require_comparable(number: int, others: int, *, limit: int = 10_000) -> None:
+    """Raise InputError unless so many images can be compared here: before work that would be lost.
+
+    Args:
+        number: synthetic images.
+        others: reference images.
+        limit: most images of each side.
+
+    Raises:
+        InputError: They are fewer than 50, or torchmetrics is not installed.
+    """
+    require_positive(limit=limit)
+    if min(number, others, limit) < FEWEST_IMAGES:
+        found = f"{number} synthetic and {others} reference images and a limit of {limit}"
+        raise InputError(f"fidelity needs at least {FEWEST_IMAGES} images of each side, not {found}")
+    frechet_metric(1)
 
 
 def refuse_same_images(images: Images, reference: Images) -> None:

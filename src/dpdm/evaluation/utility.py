@@ -136,10 +136,7 @@ def evaluate_utility(
     Source:
         Dockhorn et al. 2023, section 5; Cao et al. 2021 (DP-Sinkhorn).
     """
-    _check_labelled("synthetic", images, labels, num_classes)
-    _check_labelled("test", test_images, test_labels, num_classes)
-    _check_trainable("synthetic", labels, seed)
-    _check_together(images, test_images)
+    require_testable(images, labels, test_images, test_labels, num_classes=num_classes, seed=seed)
     protocol = protocol or UtilityProtocol()
     scores = {}
     for name, pupil in _taught(images, labels, num_classes, protocol, classifiers, seed, on_progress).items():
@@ -157,6 +154,16 @@ def evaluate_utility(
             confusion=_confusion(test_labels, answers, num_classes),
         )
     return scores
+
+
+def require_testable(
+    images: Images, labels: Labels, test_images: Images, test_labels: Labels, *, num_classes: int, seed: int = 0
+) -> None:
+    """Raise InputError unless `evaluate_utility` takes these arguments: before other work that would be lost."""
+    _check_labelled("synthetic", images, labels, num_classes)
+    _check_labelled("test", test_images, test_labels, num_classes)
+    _check_trainable("synthetic", labels, seed)
+    _check_together(images, test_images)
 
 
 def train_classifier(

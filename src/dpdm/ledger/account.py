@@ -15,7 +15,7 @@ from dpdm.ledger.entries import (
     TotalChanged,
 )
 from dpdm.privacy import Relation, gaussian_mu
-from dpdm.privacy.accounting import Event, GaussianRelease, epsilon, merged
+from dpdm.privacy.accounting import Accountant, Event, GaussianRelease, epsilon, merged
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError
 
@@ -29,10 +29,11 @@ class Reservation:
     Args:
         name: Its own.
         at: When it was made.
-        planned: The same for reservations that were made together.
+        planned: The same for reservations that were made together; empty for one that was made by itself.
         events: What is counted.
         allowed: What was reserved.
         run: The run that took it; None as long as none has.
+        token: By which its process of now is told from copies and earlier ones.
         place: That run's folder.
         completed: Whether the run will release nothing more.
     """
@@ -43,6 +44,7 @@ class Reservation:
     events: list[Event]
     allowed: list[Event]
     run: str | None = None
+    token: str = ""
     place: str = ""
     completed: bool = False
 
@@ -53,7 +55,7 @@ class Reservation:
 
 
 class Spent(NamedTuple):
-    """What had been spent or reserved after an entry: `share` of the budget, and ε as if all had been planned."""
+    """What had been spent or reserved after an entry: `share` of the budget, and ε by RDP."""
 
     at: str
     what: str
@@ -104,16 +106,18 @@ class Account:
         if budget.allows(divergence, delta=own):
             return
         whole = [*self.reservations.values(), *reserved]
-        planned_at_once = len({reservation.planned for reservation in whole}) == 1
-        if planned_at_once and not self.entered and not entered:
+        together = {reservation.planned for reservation in whole}
+        if len(together) == 1 and together != {""} and not self.entered and not entered:
             allowed = [event for reservation in whole for event in reservation.allowed]
             ways = (merged(allowed), allowed) if len(whole) == 1 else (merged(allowed),)  # equal but for round-off
             if any(epsilon(way, delta=self.delta, relation=self.relation) <= self.total for way in ways):
                 return
+        takes = _share(divergence - self._divergence(budget), budget)
         raise InputError(
-            f"{self.dataset} has a total of ({self.total:g}, {self.delta:g}), and {100 * self.share:.0f} % of that "
-            f"budget is spent or reserved, so that this does not fit (dpdm ledger show {self.dataset!r}); who owns the "
-            f"data may allow more, by dpdm ledger total {self.dataset!r} --epsilon ..."
+            f"{self.dataset} has a total of ({self.total:g}, {self.delta:g}), of which {100 * self.share:.0f} % is "
+            f"spent or reserved, and this takes {100 * takes:.0f} % or more: it does not fit "
+            f"(dpdm ledger show {self.dataset!r}); who owns the data may allow it, by "
+            f"dpdm ledger total {self.dataset!r} --epsilon ..."
         )
 
     @property
@@ -130,17 +134,22 @@ class Account:
     def share(self) -> float:
         """The part of the budget that is spent or reserved, from 0 to 1; 1 for runs that PLD alone let in."""
         budget = self.filter
-        return 0.0 if budget is None else min(1.0, self._divergence(budget) / budget.budget)
+        return 0.0 if budget is None else _share(self._divergence(budget), budget)
 
     @property
     def epsilon_if_planned(self) -> float:
         """What all of it would cost at the total's δ, had it been planned beforehand; by PLD."""
-        return _planned(self.events, self.entered, self.delta, self.relation)
+        return _planned(self.events, self.entered, self.delta, self.relation, "pld")
+
+    @property
+    def epsilon_by_rdp(self) -> float:
+        """The same by RDP, which takes no time."""
+        return _planned(self.events, self.entered, self.delta, self.relation, "rdp")
 
     def more_runs(self, *, epsilon: float) -> tuple[int, int]:
         """Return how many more runs at `epsilon` fit: chosen one after another; and if planned together, now.
 
-        A run counts as one Gaussian release of (epsilon, total's δ), which is close to any run of that claim.
+        A run counts as one Gaussian release of (epsilon, total's δ); one of small batches can take more.
         """
         budget = self.filter
         if budget is None:
@@ -163,7 +172,7 @@ class Account:
         """
         together: dict[str, list[Reservation]] = {}
         for reservation in self.reservations.values():
-            together.setdefault(reservation.planned, []).append(reservation)
+            together.setdefault(reservation.planned or reservation.name, []).append(reservation)
         spent = sum(entry.epsilon for entry in self.entered)
         for runs in together.values():
             allowed = budget.divergence([event for run in runs for event in run.allowed], self.relation)
@@ -202,7 +211,7 @@ def read_history(statements: Iterable[Statement], dataset: str) -> list[Spent]:
                 "total": f"total of ε = {getattr(statement, 'epsilon', 0):g}",
             }[statement.kind]
         share = account.share if account.filter else None
-        history.append(Spent(statement.at, what, share, account.epsilon_if_planned))
+        history.append(Spent(statement.at, what, share, account.epsilon_by_rdp))
     return history
 
 
@@ -231,18 +240,25 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
             accounts[statement.dataset].reservations[statement.reservation] = reservation
         case Taken():
             reservation = _find(statement.reservation, accounts)
-            reservation.run, reservation.place = statement.run, statement.place
+            reservation.run, reservation.token, reservation.place = statement.run, statement.token, statement.place
         case Completed():
             reservation = _find(statement.reservation, accounts)
             reservation.events, reservation.completed = statement.made, True
+
+
+def _share(divergence: float, budget: RenyiFilter) -> float:
+    return min(1.0, divergence / budget.budget) if budget.budget > 0 else 1.0
 
 
 def _find(reservation: str, accounts: dict[str, Account]) -> Reservation:
     return next(a.reservations[reservation] for a in accounts.values() if reservation in a.reservations)
 
 
-def _planned(events: Sequence[Event], entered: Sequence[Entered], delta: float, relation: Relation) -> float:
+def _planned(
+    events: Sequence[Event], entered: Sequence[Entered], delta: float, relation: Relation, accountant: Accountant
+) -> float:
     left = delta - sum(entry.delta for entry in entered)
     if left <= 0:
         return float("inf")
-    return epsilon(merged(events), delta=left, relation=relation) + sum(entry.epsilon for entry in entered)
+    of_events = epsilon(merged(events), delta=left, relation=relation, accountant=accountant)
+    return of_events + sum(entry.epsilon for entry in entered)

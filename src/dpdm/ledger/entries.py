@@ -13,6 +13,7 @@ from dpdm.privacy.accounting import Event, decode_event, encode_event
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
 
+_RAISED = 3  # times its first run's ε: what a total is taken to become
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
 
 
@@ -44,7 +45,23 @@ class Registered:
     @classmethod
     def total(cls, dataset: str, epsilon: float | None, delta: float, relation: Relation, unit: str) -> "Registered":
         """Return the registration of a total, with the order at which most runs fit into it."""
-        order = None if epsilon is None else RenyiFilter.for_gaussians(epsilon=epsilon, delta=delta).order
+        return cls._of(dataset, epsilon, epsilon, delta, relation, unit)
+
+    @classmethod
+    def first_run(
+        cls, dataset: str, epsilon: float | None, delta: float, relation: Relation, unit: str
+    ) -> "Registered":
+        """Return the registration of the claim of a first run, which PLD lets in.
+
+        Before a second one the total must be raised, so that the order is one for a larger total.
+        """
+        return cls._of(dataset, epsilon, None if epsilon is None else _RAISED * epsilon, delta, relation, unit)
+
+    @classmethod
+    def _of(
+        cls, dataset: str, epsilon: float | None, expected: float | None, delta: float, relation: Relation, unit: str
+    ) -> "Registered":
+        order = None if expected is None else RenyiFilter.for_gaussians(epsilon=expected, delta=delta).order
         return cls(dataset=dataset, epsilon=epsilon, delta=delta, relation=relation, unit=unit, order=order)
 
 
@@ -75,7 +92,7 @@ class TotalChanged:
 
 @dataclass(frozen=True, kw_only=True)
 class Reserved:
-    """What a run may release at most; `planned` is the same for runs that were reserved together, beforehand."""
+    """What a run may release at most; `planned` names the runs that were reserved together, beforehand, or is empty."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
@@ -96,11 +113,12 @@ class Reserved:
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """A run took a reservation; `place` is its folder, for people."""
+    """A run took a reservation, or goes on with it under a new `token`; `place` is its folder, for people."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     reservation: str
     run: str
+    token: str
     place: str
     kind: Literal["taken"] = "taken"
     at: str = field(default_factory=_now)

@@ -6,14 +6,17 @@ a crash costs the whole reservation, until `settle` reads the run's journal.
 
 import hmac
 import os
+import sys
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
+import sqlalchemy as sql
 
 from dpdm.ledger.account import Account, Reservation, Spent, read_accounts, read_history
 from dpdm.ledger.entries import (
@@ -31,11 +34,15 @@ from dpdm.ledger.entries import (
 )
 from dpdm.ledger.storage import Entry, Storage
 from dpdm.privacy import DPSGD, Relation
-from dpdm.privacy.accounting import Event, renyi_divergence
+from dpdm.privacy.accounting import Event, PoissonGaussianSteps
 from dpdm.types import Images, InputError
 
 _VARIABLE = "DPDM_LEDGER"
 _PART = 4096
+
+
+def _on_standard_error(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Ledger:
 
     Args:
         url: A file's path, or `postgresql+psycopg://user@host/database`.
-        tell: Called with a line for people when something is worth telling.
+        tell: Called with a line for people when something is worth telling; standard error gets it unless told.
 
     Guarantees:
         * However many processes reserve at once, no total is passed, and no reservation is lost.
@@ -71,7 +78,7 @@ class Ledger:
     """
 
     url: str
-    tell: Callable[[str], None] = field(default=lambda line: None, compare=False, repr=False)
+    tell: Callable[[str], None] = field(default=_on_standard_error, compare=False, repr=False)
 
     @classmethod
     def default(cls, place: str | None = None) -> "Ledger | None":
@@ -85,7 +92,9 @@ class Ledger:
     @cached_property
     def storage(self) -> Storage:
         """Where the entries are."""
-        return Storage(self.url if "://" in self.url else f"sqlite:///{Path(self.url).expanduser().absolute()}")
+        if "://" in self.url:
+            return Storage(self.url)
+        return Storage(sql.URL.create("sqlite", database=str(Path(self.url).expanduser().absolute())))
 
     def accounts(self) -> dict[str, Account]:
         """Return the account of each data set, by name."""
@@ -130,7 +139,17 @@ class Ledger:
 
         self._append(decide)
 
-    def reserve(self, run: str, plan: DPSGD, records: Records, *, place: str, begun: bool = False) -> None:
+    def reserve(
+        self,
+        run: str,
+        plan: DPSGD,
+        records: Records,
+        *,
+        place: str,
+        token: str = "",
+        tokens_before: Sequence[str] = ("",),
+        begun: bool = False,
+    ) -> None:
         """Reserve all that a run may release; the same run again is the same reservation.
 
         A reservation that was made beforehand for the same events is taken. A data set that is not there is registered,
@@ -141,6 +160,8 @@ class Ledger:
             plan: What it may release.
             records: The data set.
             place: The run's folder, for people.
+            token: New at every start of the run, and kept in its folder before this is called.
+            tokens_before: Those that the folder held before: a copy that stayed behind lacks the last one.
             begun: Whether it has made noisy sums under its reservation before, which must then be there.
 
         Raises:
@@ -159,14 +180,8 @@ class Ledger:
                     )
                 if mine.allowed != events:
                     raise InputError(f"{place} has reserved other events in the ledger: start a new run")
-                if place == mine.place:
-                    return []
-                if (Path(mine.place) / "private").exists():
-                    raise InputError(
-                        f"{place} is a copy of {mine.place}, and going on in both would spend one reservation twice: "
-                        "go on there, or start a new run"
-                    )
-                return [Taken(reservation=mine.name, run=run, place=place)]
+                _require_no_copy(mine, place, tokens_before)
+                return [Taken(reservation=mine.name, run=run, token=token, place=place)]
             if begun:
                 raise InputError(
                     f"{place} began in another ledger than {self.storage.shown}, or that was lost: name the one that "
@@ -175,17 +190,18 @@ class Ledger:
             made = [] if records.dataset in accounts else self._registered(accounts, plan, records, digest)
             account = read_accounts(made)[records.dataset] if made else accounts[records.dataset]
             _require_same_kind(account, plan, records)
-            made += self._records_seen(account, digest)
+            made += self._records_seen(accounts, account, digest)
             for key, reservation in account.reservations.items():
                 if reservation.run is None and reservation.allowed == events:
-                    return [*made, Taken(reservation=key, run=run, place=place)]
-            new, planned = uuid.uuid4().hex, uuid.uuid4().hex
+                    return [*made, Taken(reservation=key, run=run, token=token, place=place)]
+            # The first run's claim is the total, which PLD lets in; otherwise that is for runs reserved beforehand.
+            new, planned = uuid.uuid4().hex, uuid.uuid4().hex if made[:1] and isinstance(made[0], Registered) else ""
             account.require_room([Reservation("", "", planned, events, events)])
             encoded = encode_events(events)
             return [
                 *made,
                 Reserved(dataset=records.dataset, reservation=new, planned=planned, events=encoded),
-                Taken(reservation=new, run=run, place=place),
+                Taken(reservation=new, run=run, token=token, place=place),
             ]
 
         account = _known(read_accounts(_statements(self._append(decide))), records.dataset)
@@ -214,11 +230,16 @@ class Ledger:
             raise InputError(f"times must be 1 or more, not {times}")
         self._append(decide)
 
-    def complete(self, run: str, events: Sequence[Event]) -> None:
+    def complete(self, run: str, events: Sequence[Event], *, tokens: Sequence[str] = ("",)) -> None:
         """Replace what a run has reserved by what it has released; it will release nothing more.
 
+        Args:
+            run: The run.
+            events: What it has released: its plan's, and fewer steps if it was stopped.
+            tokens: Those that its folder holds, of which the ledger's last must be one.
+
         Raises:
-            InputError: The run has reserved nothing, or less than this.
+            InputError: The run has reserved nothing, or less than this, or has gone on elsewhere.
         """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
@@ -228,8 +249,10 @@ class Ledger:
                         continue
                     if reservation.completed and reservation.events == list(events):
                         return []
-                    if reservation.completed or not _within(events, reservation.allowed, account.relation):
+                    if reservation.completed or not _within(events, reservation.allowed):
                         raise InputError(f"{reservation.place} cannot have released this: it has reserved less")
+                    if reservation.token not in tokens:
+                        raise InputError(f"{reservation.place} has gone on since this copy was made: complete it there")
                     return [Completed(reservation=key, events=encode_events(list(events)))]
             raise InputError(f"the ledger {self.storage.shown} has no reservation of this run")
 
@@ -261,34 +284,51 @@ class Ledger:
         epsilon = None if records.public else plan.epsilon()
         total = "public, so nothing limits its runs" if epsilon is None else f"({epsilon:.4g}, {plan.delta:g}) in all"
         self.tell(f"ledger: {records.dataset} is new in {self.storage.shown}: {total}")
-        new = Registered.total(records.dataset, epsilon, plan.delta, plan.relation, plan.one_unit)
+        new = Registered.first_run(records.dataset, epsilon, plan.delta, plan.relation, plan.one_unit)
         return _registration(accounts, new, digest)
 
-    def _records_seen(self, account: Account, digest: str) -> list[Statement]:
+    def _records_seen(self, accounts: dict[str, Account], account: Account, digest: str) -> list[Statement]:
         """Return the entry for records that this data set has not had before: they count for the same total."""
         if digest in account.records:
             return []
-        self.tell(
-            f"ledger: {account.dataset} has other records than before, and goes on with the same total; if these are "
-            "other people's, name them anew by --set data.name=..."
-        )
+        _require_unknown(accounts, account.dataset, digest)
+        self.tell(f"ledger: {account.dataset} has other records than before, and goes on with the same total")
         return [RecordsSeen(dataset=account.dataset, records=digest)]
 
     def _append(self, decide: Callable[[dict[str, Account]], Sequence[Statement]]) -> list[Entry]:
-        return self.storage.append(
-            lambda entries: [encode_statement(s) for s in decide(read_accounts(_statements(entries)))]
-        )
+        def checked(entries: list[Entry]) -> list[dict[str, Any]]:
+            made = [encode_statement(statement) for statement in decide(read_accounts(_statements(entries)))]
+            for content in made:  # what nobody could read again must not be written
+                decode_statement(content, number=len(entries) + 1)
+            return made
+
+        return self.storage.append(checked)
 
 
 def _registration(accounts: dict[str, Account], new: Registered, digest: str) -> list[Statement]:
     """Return the entries of a new data set, unless its records are known under another name."""
+    _require_unknown(accounts, new.dataset, digest)
+    return [new, RecordsSeen(dataset=new.dataset, records=digest)]
+
+
+def _require_unknown(accounts: dict[str, Account], dataset: str, digest: str) -> None:
+    """Raise InputError if these records are those of another data set whose total is limited."""
     for account in accounts.values():
-        if digest in account.records:
+        if account.dataset != dataset and account.epsilon is not None and digest in account.records:
             raise InputError(
-                f"the records of {new.dataset} are registered as {account.dataset}: go on under that name, by "
+                f"the records of {dataset} are registered as {account.dataset}: go on under that name, by "
                 f"--set data.name={account.dataset!r}"
             )
-    return [new, RecordsSeen(dataset=new.dataset, records=digest)]
+
+
+def _require_no_copy(mine: Reservation, place: str, tokens: Sequence[str]) -> None:
+    """Raise InputError if a run goes on in two places, which would spend one reservation twice."""
+    elsewhere = place != mine.place and (Path(mine.place) / "private").exists()
+    if elsewhere or mine.token not in tokens:
+        raise InputError(
+            f"{place} is a copy of {mine.place}, which has gone on: both would spend one reservation twice; go on "
+            "there, or start a new run"
+        )
 
 
 def _require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
@@ -322,10 +362,12 @@ def _of_run(accounts: dict[str, Account], run: str) -> Reservation | None:
     return next((r for a in accounts.values() for r in a.reservations.values() if r.run == run), None)
 
 
-def _within(events: Sequence[Event], allowed: Sequence[Event], relation: Relation) -> bool:
-    """Whether `events` cost no more than what was allowed, at every order that is looked at."""
-    return all(
-        renyi_divergence(events, order=order, relation=relation)
-        <= renyi_divergence(allowed, order=order, relation=relation) * (1 + 1e-9)
-        for order in (1.5, 4.0, 18.0)
-    )
+def _within(events: Sequence[Event], allowed: Sequence[Event]) -> bool:
+    """Whether `events` are the first of those allowed, the last of them perhaps with fewer steps."""
+    if len(events) > len(allowed) or list(events[:-1]) != list(allowed[: len(events[:-1])]):
+        return False
+    for last, most in zip(events[-1:], allowed[len(events[:-1]) :], strict=False):
+        if isinstance(last, PoissonGaussianSteps) and isinstance(most, PoissonGaussianSteps):
+            return last.steps <= most.steps and replace(last, steps=most.steps) == most
+        return last == most
+    return True

@@ -75,7 +75,7 @@ class Storage:
         OSError: The database cannot be reached or written.
     """
 
-    url: str
+    url: str | sql.URL
 
     @property
     def shown(self) -> str:
@@ -119,7 +119,10 @@ class Storage:
 
     def _migrate(self, connection: sql.Connection) -> None:
         """Bring the tables to this version's schema."""
-        there = sql.inspect(connection).has_table(_ABOUT.name)
+        tables = sql.inspect(connection).get_table_names()
+        there = _ABOUT.name in tables
+        if self._is_file and tables and not there:
+            raise InputError(f"{self.shown} is another program's database: choose another file for the ledger")
         try:
             schema = int(connection.execute(sql.select(_ABOUT.c.schema)).scalar_one()) if there else 0
         except (sql.exc.NoResultFound, sql.exc.MultipleResultsFound, TypeError, ValueError):
@@ -135,7 +138,7 @@ class Storage:
     def _parsed(self) -> sql.URL:
         try:
             return sql.make_url(self.url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             raise InputError(
                 f"{self.url!r} is no ledger: give the path of a file, or postgresql+psycopg://user@host/database"
             ) from None
@@ -154,6 +157,8 @@ class Storage:
             engine = sql.create_engine(self._parsed, poolclass=sql.NullPool, connect_args=wait)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise InputError(f"{self.shown}: {error}: pip install 'dpdm[postgresql]'") from None
+        if self._is_file and self._parsed.database in (None, "", ":memory:"):
+            raise InputError(f"{self.url} forgets everything when the process ends: give the path of a file")
         if self._is_file:
             _make_private(Path(str(self._parsed.database)))
             sql.event.listen(engine, "connect", _leave_transactions_to_us)

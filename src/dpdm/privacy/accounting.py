@@ -48,8 +48,8 @@ class PoissonGaussianSteps:
         require_positive(noise_multiplier=self.noise_multiplier, sample_rate=self.sample_rate)
         if self.sample_rate > 1:
             raise InputError(f"sample_rate is a probability, not {self.sample_rate}")
-        if self.steps < 0:
-            raise InputError(f"steps must not be negative, not {self.steps}")
+        if self.steps < 0 or self.steps != int(self.steps):
+            raise InputError(f"steps must be a whole number from 0, not {self.steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,8 @@ class RepeatedSelection:
             raise InputError(f"mean must be above 1, the least number of runs there can be, not {self.mean}")
         if not 0 <= self.shape < math.inf:
             raise InputError(f"shape must be a number from 0, not {self.shape}")
+        if any(isinstance(event, RepeatedSelection) for event in self.events):
+            raise InputError("a search among searches cannot be accounted for")
 
 
 Event = GaussianRelease | PoissonGaussianSteps | RepeatedSelection

@@ -43,22 +43,23 @@ class RenyiFilter:
             raise InputError(f"delta must be below 1, not {self.delta}")
         if not 1.01 < self.order < math.inf:
             raise InputError(f"order must be above 1.01, not {self.order}")
-        if self.budget <= 0:
-            raise InputError(
-                f"epsilon = {self.epsilon:g} at delta = {self.delta:g} is too little for releases that are chosen one "
-                "after another: ask for a larger epsilon"
-            )
 
     @classmethod
     def for_gaussians(cls, *, epsilon: float, delta: float) -> "RenyiFilter":
         """Return the filter of the order at which most Gaussian releases fit: their divergence grows with the order."""
         require_positive(epsilon=epsilon, delta=delta)
         order = max(_ORDERS, key=lambda order: (epsilon - _conversion(order, _RENYI * delta)) / order)
-        return cls(epsilon=epsilon, delta=delta, order=order)
+        chosen = cls(epsilon=epsilon, delta=delta, order=order)
+        if chosen.budget <= 0:
+            raise InputError(
+                f"epsilon = {epsilon:g} at delta = {delta:g} is too little for releases that are chosen one after "
+                "another: ask for a larger epsilon"
+            )
+        return chosen
 
     @property
     def budget(self) -> float:
-        """The Rényi divergence that fits."""
+        """The Rényi divergence that fits; nothing does if it is not positive."""
         return self.epsilon - _conversion(self.order, _RENYI * self.delta)
 
     def divergence(self, events: Sequence[Event], relation: Relation) -> float:

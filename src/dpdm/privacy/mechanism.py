@@ -472,6 +472,11 @@ class MechanismRun:
         if os.getpid() == self._process:  # a fork knows nothing of what its parent made since
             self._journal.settle(self._made)
 
+    def spend_rest(self) -> None:
+        """Count as spent all that is left of the plan: nothing of it will be made."""
+        self._journal.reserve(self._journal.planned)
+        self._made = self._journal.spent
+
     def close(self) -> None:
         """Let go of the journal without settling: what was reserved stays spent."""
         self._journal.close()

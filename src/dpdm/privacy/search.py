@@ -7,6 +7,7 @@ nobody, it costs little more than one run.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dpdm.privacy.accounting import (
     Event,
@@ -50,7 +51,7 @@ class Search:
         """Return what is accounted for the best of all runs, each of which releases its score too."""
         noise = self.score_noise_multiplier
         score = () if noise is None else (GaussianRelease(noise_multiplier=noise),)
-        parts = tuple(event for event in of_one_run if not isinstance(event, RepeatedSelection))
+        parts: tuple[Any, ...] = tuple(of_one_run)
         return [RepeatedSelection(events=(*parts, *score), mean=self.mean, shape=self.shape)]
 
     def epsilon_of_one(self, *, epsilon: float, delta: float) -> float:

@@ -1,11 +1,14 @@
-"""Charts as inline SVG: a line over steps, and bars. Colours come from the page's style sheet, for light and dark."""
+"""Charts as inline SVG: lines, bars, points. Colours come from the page's style sheet, for light and dark.
+
+They are as wide as a telephone can show with letters that can be read; on a wide page they grow by a third.
+"""
 
 import math
 from collections.abc import Sequence
 from html import escape
 
-_WIDTH, _HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 40
+_WIDTH, _HEIGHT = 480, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 12, 44
 _TICKS = 5
 
 
@@ -43,37 +46,50 @@ def line_chart(
     return "".join([*parts, "</svg>"])
 
 
-def bar_chart(rows: Sequence[tuple[str, float]], *, title: str, unit: str, most: float | None = None) -> str:
-    """Return one bar for each (name, value >= 0), longest value or `most` at full width."""
+def bar_chart(
+    rows: Sequence[tuple[str, float]],
+    *,
+    title: str,
+    unit: str,
+    most: float | None = None,
+    references: Sequence[float] = (),
+) -> str:
+    """Return one bar for each (name, value >= 0), longest value or `most` at full width, and a reference across it."""
     most = most or max((value for _, value in rows), default=1.0) or 1.0
-    height, left = 28 * len(rows) + 8, 210
+    height, left = 28 * len(rows) + 8, 196
+    full = _WIDTH - left - 64
     parts = [_head(title, height)]
     for number, (name, value) in enumerate(rows):
-        y, length = 28 * number + 6, (_WIDTH - left - 80) * min(1.0, value / most)
+        y, length = 28 * number + 6, full * min(1.0, value / most)
         said = f"{value:.3g}{unit}"
         parts.append(_text(left - 8, y + 14, name, "end"))
         parts.append(
             f'<rect class="bar" x="{left}" y="{y}" width="{length:.1f}" height="18" '
             f'data-value="{escape(name)}: {said}"><title>{escape(name)}: {said}</title></rect>'
         )
-        parts.append(_text(left + length + 6, y + 14, said, "start"))
+        end = length
+        if references:
+            across = left + full * min(1.0, references[number] / most)
+            parts.append(f'<line class="limit" x1="{across:.1f}" x2="{across:.1f}" y1="{y - 3}" y2="{y + 21}"/>')
+            end = max(length, across - left)
+        parts.append(_text(left + end + 6, y + 14, said, "start"))
     return "".join([*parts, "</svg>"])
 
 
 def roc_chart(rates: dict[str, list[tuple[float, float]]], ceiling: Sequence[tuple[float, float]]) -> str:
     """Return points (false positives, true positives) of attacks, log-log, under what the plan allows."""
-    side, lowest = 320, math.log(1e-3)
+    side, lowest = 240, math.log(1e-3)
 
     def place(false: float, true: float) -> tuple[float, float]:
         x, y = (1 - math.log(min(1.0, max(1e-3, rate))) / lowest for rate in (false, true))
         return 60 + side * x, 12 + side * (1 - y)
 
-    parts = [_head("True positives against false positives of each attack, and what the plan allows", side + 60, 560)]
+    parts = [_head("True positives against false positives of each attack, and what the plan allows", side + 66)]
     for rate in (1e-3, 1e-2, 1e-1, 1.0):
         x, y = place(rate, rate)
-        parts.append(_text(x, side + 30, f"{100 * rate:g} %", "middle") + _text(52, y + 4, f"{100 * rate:g} %", "end"))
+        parts.append(_text(x, side + 36, f"{100 * rate:g} %", "middle") + _text(52, y + 4, f"{100 * rate:g} %", "end"))
         parts.append(f'<line class="grid" x1="60" x2="{60 + side}" y1="{y:.1f}" y2="{y:.1f}"/>')
-    parts.append(_text(60 + side / 2, side + 52, "false positives", "middle"))
+    parts.append(_text(60 + side / 2, side + 58, "false positives", "middle"))
     (x1, y1), (x2, y2) = place(1e-3, 1e-3), place(1, 1)
     parts.append(f'<line class="guess" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
     allowed = " ".join("{:.1f},{:.1f}".format(*place(*pair)) for pair in ceiling)
@@ -86,17 +102,14 @@ def roc_chart(rates: dict[str, list[tuple[float, float]]], ceiling: Sequence[tup
                 f'<circle class="attack a{number}" cx="{x:.1f}" cy="{y:.1f}" r="5" data-value="{escape(value)}">'
                 f"<title>{escape(value)}</title></circle>"
             )
-        parts.append(f'<circle class="attack a{number}" cx="400" cy="{40 + 22 * number}" r="5"/>')
-        parts.append(_text(412, 44 + 22 * number, name, "start"))
-    parts.append(_text(400, 24, "dashed: what ε allows", "start"))
+        parts.append(f'<circle class="attack a{number}" cx="320" cy="{42 + 22 * number}" r="5"/>')
+        parts.append(_text(332, 46 + 22 * number, name, "start"))
+    parts.append(_text(314, 22, "dashed: what ε allows", "start"))
     return "".join([*parts, "</svg>"])
 
 
-def _head(title: str, height: float, width: float = _WIDTH) -> str:
-    return (
-        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width:g} {height:g}" '
-        f'style="max-width:{width:g}px">'
-    )
+def _head(title: str, height: float) -> str:
+    return f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {_WIDTH} {height:g}">'
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

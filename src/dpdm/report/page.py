@@ -152,6 +152,9 @@ def _scores(scores: dict[str, Any] | None, classes: Sequence[str]) -> str:
     rows = [["synthetic", *_accuracies(scores)]]
     if baseline:
         rows.append([f"real ({baseline['source']})", *_accuracies(baseline)])
+    if found := scores.get("dp_sgd"):
+        name, accuracy = f"real, its own CNN by DP-SGD at ε = {found['epsilon']:g}", f"{100 * found['accuracy']:.1f}"
+        rows.append([name, *[""] * (len(columns) - 2), accuracy])
     parts = [
         head,
         '<p class="warn">Scores were computed from real images, and ε does not cover them. If those are private, '
@@ -160,15 +163,13 @@ def _scores(scores: dict[str, Any] | None, classes: Sequence[str]) -> str:
         f"{', after few epochs' if scores.get('quick') else ''}.</p>",
         _table(columns, rows),
     ]
-    if found := scores.get("dp_sgd"):
-        parts.append(
-            f"<p>A CNN trained on the real images themselves by DP-SGD at ε = {found['epsilon']:g} has "
-            f"{100 * found['accuracy']:.1f} %.</p>"
-        )
     bars = [(name, 100 * scores[key]["accuracy"]) for key, name in _CLASSIFIERS.items() if key in scores]
     if bars:
-        chart = bar_chart(bars, title="Accuracy of classifiers trained on synthetic images", unit=" %", most=100.0)
-        parts.append(f'<div class="chart">{chart}<output></output></div>')
+        title = "Accuracy of classifiers trained on synthetic images"
+        marks = [100 * baseline[key]["accuracy"] for key in _CLASSIFIERS if key in scores] if baseline else []
+        chart = bar_chart(bars, title=title, unit=" %", most=100.0, references=marks)
+        said = "<p class='soft'>Dashed: trained on real images.</p>" if marks else ""
+        parts.append(f'<div class="chart">{chart}<output></output></div>{said}')
     for key, name in _CLASSIFIERS.items():
         if scores.get(key, {}).get("confusion"):
             table = _confusion(scores[key]["confusion"], classes)
@@ -188,7 +189,7 @@ def _fidelity(fidelity: dict[str, Any], baseline: dict[str, Any] | None) -> str:
     return (
         f"<h3>Fidelity on {escape(str(fidelity['features']))}, {fidelity['num_images']:,} images of each</h3>"
         + _table(columns, rows)
-        + f'<p class="soft">Features {escape(str(fidelity["digest"])[:16])}…</p>'
+        + f'<p class="soft digest">Features: {escape(str(fidelity["digest"]))}</p>'
     )
 
 
@@ -287,14 +288,15 @@ def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     for name, row in zip(classes, counts, strict=True):
         whole = max(1, sum(row))
         cells = "".join(
-            f'<td class="heat" style="background:color-mix(in srgb, var(--accent) {round(60 * n / whole)}%, '
+            f'<td class="heat" style="background:color-mix(in srgb, var(--accent) {round(45 * n / whole)}%, '
             f'transparent)" title="{escape(name)} taken for {escape(other)}">{n}</td>'
             for other, n in zip(classes, row, strict=True)
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes)
     return (
-        f'<div class="scroll"><table><thead><tr><th>true, answered</th>{head}</tr></thead>{"".join(rows)}</table></div>'
+        f'<div class="scroll"><table class="heat"><thead><tr><th>true, answered</th>{head}</tr></thead>'
+        f"{''.join(rows)}</table></div>"
     )
 
 

@@ -5,7 +5,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,6 +28,20 @@ _PERFORMANCE = (
     "training.precision",
     "training.tensorboard",
 )
+
+
+class InLedger(NamedTuple):
+    """What a ledger knows a run by, and the tokens of its last starts, the newest last."""
+
+    run: str
+    tokens: list[str]
+
+    @staticmethod
+    def read(private: Path) -> "InLedger":
+        """Return what the folder `private/` holds."""
+        content = read_json(private / "ledger.json")
+        tokens = content.get("tokens")
+        return InLedger(str(content.get("run")), [*map(str, tokens)] if isinstance(tokens, list) else [])
 
 
 class PrivateFolder:
@@ -71,16 +85,16 @@ class PrivateFolder:
         """Where the mechanism counts its noisy sums."""
         return None if self.path is None else self.path / "journal.jsonl"
 
-    def name_in_ledger(self) -> str | None:
-        """Return what tells this run from all others in a ledger; None if it has no such name yet."""
+    def in_ledger(self) -> InLedger | None:
+        """Return what tells this run from all others in a ledger, and from copies of itself; None before it begins."""
         if self.path is None or not (self.path / "ledger.json").exists():
             return None
-        return str(read_json(self.path / "ledger.json").get("run"))
+        return InLedger.read(self.path)
 
-    def save_name_in_ledger(self, name: str) -> None:
-        """Keep the name, before anything is reserved under it."""
+    def save_in_ledger(self, name: InLedger) -> None:
+        """Keep that, before anything is reserved under it."""
         if self.path is not None:
-            write_json(self.path / "ledger.json", {"run": name})
+            write_json(self.path / "ledger.json", name._asdict())
 
     def remove(self) -> None:
         """Remove a run that has spent nothing and may not begin."""

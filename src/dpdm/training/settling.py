@@ -3,30 +3,35 @@
 from pathlib import Path
 
 from dpdm.config import decode_plan, read_toml
-from dpdm.files import read_json
 from dpdm.ledger import Ledger
 from dpdm.privacy import DPSGD
+from dpdm.training.private_folder import InLedger
 from dpdm.types import InputError
 
 
 def settle_run(run: Path | str, ledger: Ledger) -> tuple[int, int]:
     """Complete a run in the ledger with what its journal says it has spent; return that number, and the planned one.
 
-    What was reserved in the journal when a process was killed counts as spent.
+    What was reserved in the journal when a process was killed counts as spent. The journal then counts the whole plan,
+    so that nothing more can be made.
 
     Raises:
-        InputError: There is no such run, it is in use, or its journal is damaged: its whole reservation stays.
+        InputError: There is no such run, it is in use or a copy, or its journal is damaged; its reservation stays.
     """
     private = Path(run) / "private"
     if not (private / "ledger.json").is_file() or not (private / "journal.jsonl").is_file():
         raise InputError(f"{run} holds no run that a ledger counts: is the path right?")
-    plan = decode_plan(read_toml(private / "config.toml")["privacy"])
-    name = str(read_json(private / "ledger.json").get("run"))
+    plan, name = decode_plan(read_toml(private / "config.toml")["privacy"]), InLedger.read(private)
     if not isinstance(plan, DPSGD):
         raise InputError(f"{run} claims nothing: there is nothing to settle")
+    began = [r.place for a in ledger.accounts().values() for r in a.reservations.values() if r.run == name.run]
+    if any(Path(place) != Path(run).absolute() and (Path(place) / "private").exists() for place in began):
+        raise InputError(f"{run} is a copy of {began[0]}: settle that one")
     made = plan.start(private / "journal.jsonl")  # which holds the journal: nobody trains meanwhile
     try:
-        ledger.complete(name, plan.events_made(made.spent))
+        spent = made.spent
+        made.spend_rest()
+        ledger.complete(name.run, plan.events_made(spent), tokens=name.tokens)
     finally:
         made.close()
-    return made.spent, len(plan.earlier) + plan.steps
+    return spent, len(plan.earlier) + plan.steps

@@ -22,6 +22,7 @@ class Synthesizer:
     Args:
         epsilon: ε of the claim.
         num_classes: How many classes the labels may have: a declaration, never derived from private labels.
+        name: What the release and the ledger call the images: other people's deserve another one.
         dataset_size: A public figure for the number of images, or of groups where there are groups; the claim is then
             about adding or removing one. None takes the exact number as public: the claim is about blanking one out.
         delta: δ of the claim.
@@ -34,6 +35,7 @@ class Synthesizer:
 
     epsilon: float
     num_classes: int = 0
+    name: str = "images"
     dataset_size: int | None = None
     delta: float = 1e-5
     steps: int = 500
@@ -60,7 +62,7 @@ class Synthesizer:
             labels=None if labels is None else np.asarray(labels),
             num_classes=self.num_classes,
             groups=None if groups is None else group_indices(np.asarray(groups), "groups"),
-            name="images",
+            name=self.name,
         )
         privacy = Privacy(
             epsilon=self.epsilon,

@@ -36,7 +36,7 @@ from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.training.loader import Loader
 from dpdm.training.prior import release_prior
-from dpdm.training.private_folder import PrivateFolder
+from dpdm.training.private_folder import InLedger, PrivateFolder
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.training.watch import Watch
@@ -241,9 +241,9 @@ class Trainer:
             mechanism.close()
             folder.close()
             watch.close()
+        counted(mechanism)  # a run that the ledger does not know to have made this releases nothing
         if self.run is not None and processes.first:
             release.save(Path(self.run) / "release")
-        counted(mechanism)
         return release
 
     def _reserve(
@@ -251,23 +251,34 @@ class Trainer:
     ) -> Callable[[MechanismRun], None]:
         """Reserve the plan in the ledger before anything is spent; return what tells it what was, in the end."""
         plan, ledger = self.mechanism, self.ledger
-        if ledger is None or not isinstance(plan, DPSGD) or not self.entropy.secure or not mechanism.processes.first:
+        if not isinstance(plan, DPSGD) or not self.entropy.secure or not mechanism.processes.first:
             return lambda run: None
-        before = folder.name_in_ledger()
-        if mechanism.finished and before is None:  # by a version that did not count
+        before = folder.in_ledger()
+        if ledger is None or (mechanism.finished and before is None):  # the latter by a version that did not count
+            if before is not None and not mechanism.finished:
+                raise InputError(f"{self.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
             return lambda run: None
-        name = before or uuid.uuid4().hex
+        name = before or InLedger(uuid.uuid4().hex, [])
+        tokens_before = name.tokens
         if not mechanism.finished:
-            folder.save_name_in_ledger(name)
-            place = "a run in memory" if self.run is None else str(Path(self.run).absolute())
-            records = Records(data.name, data.images, public=data.public)
+            # The file goes first: whatever a crash in between leaves, the ledger's token is one of the file's.
+            name = InLedger(name.run, [*tokens_before, uuid.uuid4().hex])
+            folder.save_in_ledger(name)
             try:
-                ledger.reserve(name, plan, records, place=place, begun=before is not None and mechanism.spent > 0)
+                ledger.reserve(
+                    name.run,
+                    plan,
+                    Records(data.name, data.images, public=data.public),
+                    place="a run in memory" if self.run is None else str(Path(self.run).absolute()),
+                    token=name.tokens[-1],
+                    tokens_before=tokens_before,
+                    begun=before is not None and mechanism.spent > 0,
+                )
             except InputError:
                 if before is None and not mechanism.spent:  # so that the folder is free for a run that fits
                     folder.remove()
                 raise
-        return lambda run: ledger.complete(name, plan.events_made(run.spent))
+        return lambda run: ledger.complete(name.run, plan.events_made(run.spent), tokens=name.tokens)
 
     def _prior(
         self, settings: Prior, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder

@@ -3,6 +3,7 @@
 Everything about the search but its best run stays in `private/`: the others, their scores, and how many there were.
 """
 
+import fcntl
 import itertools
 import os
 import secrets
@@ -116,8 +117,20 @@ class Tuner:
         """
         if data.labels is None:
             raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
-        plan, private = self.plan(data), self.run / "private"
+        plan = self.plan(data)
         state = self._begin(plan)
+        with (self.run / "private" / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self.run} is in use: another process is searching; wait for it") from None
+            return self._go_on(data, plan, state, on_run)
+
+    def _go_on(
+        self, data: ImageDataset, plan: DPSGD, state: dict[str, Any], on_run: Callable[[int, int, Trainer], Release]
+    ) -> Release:
+        """Make the runs that are left, and release the best of all."""
+        private = self.run / "private"
         if self.ledger is not None and len(state["scores"]) < len(state["choices"]):
             records = Records(data.name, data.images, public=data.public)
             try:
@@ -138,10 +151,15 @@ class Tuner:
             write_json(private / "search.json", state)
         known = [(score, -number) for number, score in enumerate(state["scores"], start=1) if score is not None]
         best = -max(known)[1] if known else 1
-        if not (self.run / "release" / "privacy.json").exists():
-            shutil.copytree(private / "runs" / str(best) / "release", self.run / "release", dirs_exist_ok=True)
         if self.ledger is not None:
             self.ledger.complete(state["name"], plan.events())
+        if not (self.run / "release").exists():
+            whole = private / "release"
+            shutil.rmtree(whole, ignore_errors=True)
+            shutil.copytree(private / "runs" / str(best) / "release", whole)
+            whole.rename(self.run / "release")
+        for number in range(1, len(state["choices"]) + 1):  # whose claim holds for the best of them alone
+            shutil.rmtree(private / "runs" / str(number) / "release", ignore_errors=True)
         return Release.load(self.run)
 
     def _begin(self, plan: DPSGD) -> dict[str, Any]:

@@ -133,6 +133,29 @@ def test_a_torchscript_file_gives_features_and_any_other_file_is_refused(tmp_pat
         _ = TorchScriptFeatures(tmp_path / "absent.pt").digest
 
 
+class Picky(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[2] != 299:
+            raise ValueError("give images of 299 pixels")
+        return images.float()
+
+
+class NoTensor(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("module", "said"), [(Picky, "give images of 299 pixels"), (NoTensor, "list")])
+def test_a_torchscript_file_that_does_not_take_such_images_says_so_in_one_line(tmp_path, module, said):
+    torch.jit.script(module()).save(tmp_path / "other.pt")
+    with pytest.raises(InputError) as refused:
+        image_features(grey(1), TorchScriptFeatures(tmp_path / "other.pt"))
+    assert "other.pt makes no features of uint8 images of shape (1, 3, 28, 28)" in str(refused.value)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
 def test_the_name_says_which():
     assert features_by_name("efficientnet-lite0") == EfficientNetLite0()
     assert features_by_name("pixels") == Pixels()

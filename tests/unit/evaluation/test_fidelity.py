@@ -1,6 +1,7 @@
 """The whole comparison: which images enter, what the intervals cover, scores by class, and the same set given twice."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -182,6 +183,13 @@ def test_copies_are_found_beyond_the_images_that_are_drawn():
         evaluate_fidelity(images, np.concatenate([images, noise(8000, seed=1)]), features=FEATURES, limit=50)
 
 
+class NeverBuilt:
+    name = digest = "never"
+
+    def build(self):
+        raise AssertionError("features were computed for what cannot be compared")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -204,12 +212,6 @@ def test_copies_are_found_beyond_the_images_that_are_drawn():
     ],
 )
 def test_what_does_not_fit_together_is_refused_in_one_line_and_before_the_features(change, said):
-    class Never:
-        name = digest = "never"
-
-        def build(self):
-            raise AssertionError("features were computed for arrays that do not fit together")
-
     arguments = {
         "images": noise(60),
         "reference": noise(60, seed=1),
@@ -218,9 +220,15 @@ def test_what_does_not_fit_together_is_refused_in_one_line_and_before_the_featur
         "num_classes": 3,
     }
     with pytest.raises(InputError) as refused:
-        evaluate_fidelity(**{**arguments, **change}, features=Never())
+        evaluate_fidelity(**{**arguments, **change}, features=NeverBuilt())
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_missing_torchmetrics_is_found_before_the_features(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(InputError, match=r"pip install 'dpdm\[fidelity\]'"):
+        evaluate_fidelity(noise(60), noise(60, seed=1), features=NeverBuilt())
 
 
 def test_sets_of_different_numbers_and_features_that_are_not_numbers_are_refused():

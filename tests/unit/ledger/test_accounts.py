@@ -62,7 +62,7 @@ def test_a_first_run_registers_the_data_set_with_its_own_claim(ledger, told):
     assert account.epsilon == pytest.approx(RUN.epsilon())
     assert (account.delta, account.relation, account.unit) == (1e-5, "add_or_remove_one", "one image")
     assert "scans is new" in told[0]
-    with pytest.raises(InputError, match="100 % of that budget"):
+    with pytest.raises(InputError, match="100 % is spent or reserved"):
         ledger.reserve("b", RUN, SCANS, place="runs/b")
     assert len(ledger.account("scans").reservations) == 1
 
@@ -97,7 +97,7 @@ def test_runs_that_pld_alone_let_in_count_in_full_although_they_released_less(of
     assert until_full(of_two) == together
     for number in range(together):
         of_two.complete(f"run {number}", [])
-    with pytest.raises(InputError, match="100 % of that budget"):
+    with pytest.raises(InputError, match="100 % is spent"):
         of_two.reserve("again", RUN, SCANS, place="runs/again")
 
 
@@ -117,9 +117,31 @@ def test_a_run_cannot_have_released_more_than_it_reserved(of_two):
         of_two.complete("a", plan(9.9).events())
     with pytest.raises(InputError, match="no reservation"):
         of_two.complete("unheard of", [])
-    of_two.complete("a", plan(10.1).events())
+    with pytest.raises(InputError, match="reserved less"):
+        of_two.complete("a", plan(10.1).events())
+    of_two.complete("a", [])
     with pytest.raises(InputError, match="reserved less"):
         of_two.complete("a", RUN.events())
+
+
+def test_a_run_may_have_taken_fewer_of_its_steps(of_two):
+    run = plan(30.0, 40.0, steps=50, noise=4.0)
+    for number, made in enumerate((0, 1, 2, 30, 52)):
+        of_two.reserve(f"run {number}", plan(30.0, 40.0, steps=50, noise=4.0 + number), SCANS, place="")
+        with pytest.raises(InputError, match="reserved less"):
+            of_two.complete(f"run {number}", [*run.events(), GaussianRelease(noise_multiplier=99.0)])
+        planned = plan(30.0, 40.0, steps=50, noise=4.0 + number)
+        of_two.complete(f"run {number}", planned.events_made(made))
+    steps = [event for event in of_two.account("scans").events if isinstance(event, PoissonGaussianSteps)]
+    assert [event.steps for event in steps] == [28, 50]
+
+
+def test_a_step_that_was_not_reserved_is_refused_at_every_total(ledger):
+    """At no order that a filter may have can one kind of event pass for another."""
+    ledger.register(SCANS, epsilon=0.2, delta=1e-5, relation="add_or_remove_one")
+    ledger.reserve("a", plan(40.0), SCANS, place="")
+    with pytest.raises(InputError, match="reserved less"):
+        ledger.complete("a", [PoissonGaussianSteps(noise_multiplier=1.5, sample_rate=0.01, steps=1)])
 
 
 def test_a_run_that_goes_on_must_be_the_one_that_began(of_two):
@@ -182,6 +204,9 @@ def test_other_records_under_the_same_name_share_its_total(of_two, told):
     of_two.reserve("a", RUN, Records("scans", IMAGES[1:]), place="runs/a")
     assert "other records than before" in told[0]
     assert len(of_two.account("scans").reservations) == 1
+    of_two.register(Records("other", IMAGES[:3]), epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
+    with pytest.raises(InputError, match="registered as scans"):
+        of_two.reserve("b", RUN, Records("other", IMAGES), place="runs/b")
     with pytest.raises(InputError, match="registered as scans"):
         of_two.register(Records("new", IMAGES[1:]), epsilon=1.0, delta=1e-5, relation="add_or_remove_one")
 
@@ -249,10 +274,60 @@ def test_claims_about_images_and_about_groups_are_of_two_kinds(ledger, first):
 def test_a_copied_run_is_refused_and_a_moved_one_goes_on(of_two, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     (old / "private").mkdir(parents=True)
-    of_two.reserve("a", RUN, SCANS, place=str(old))
+    of_two.reserve("a", RUN, SCANS, place=str(old), token="1")
     with pytest.raises(InputError, match="is a copy of"):
-        of_two.reserve("a", RUN, SCANS, place=str(new), begun=True)
+        of_two.reserve("a", RUN, SCANS, place=str(new), token="2", tokens_before=["1"], begun=True)
     old.rename(new)
-    of_two.reserve("a", RUN, SCANS, place=str(new), begun=True)
+    of_two.reserve("a", RUN, SCANS, place=str(new), token="2", tokens_before=["1"], begun=True)
     (reservation,) = of_two.account("scans").reservations.values()
-    assert (reservation.run, reservation.place) == ("a", str(new))
+    assert (reservation.run, reservation.place, reservation.token) == ("a", str(new), "2")
+
+
+def test_a_copy_on_another_machine_that_stayed_behind_is_refused(of_two):
+    of_two.reserve("a", RUN, SCANS, place="/there/run", token="1")
+    of_two.reserve("a", RUN, SCANS, place="/there/run", token="2", tokens_before=["1"])
+    with pytest.raises(InputError, match="is a copy of"):
+        of_two.reserve("a", RUN, SCANS, place="/here/run", token="3", tokens_before=["1"])
+    with pytest.raises(InputError, match="has gone on since"):
+        of_two.complete("a", [], tokens=["1"])
+    of_two.reserve("a", RUN, SCANS, place="/there/run", token="4", tokens_before=["1", "2", "lost in a crash"])
+    of_two.complete("a", RUN.events(), tokens=["4"])
+
+
+def test_one_run_by_itself_is_let_in_by_the_filter_or_not_at_all(of_two):
+    """PLD would let it in and close the data set for ever: that is for runs that were reserved beforehand."""
+    large = DPSGD(
+        dataset_size=1000,
+        expected_batch_size=100,
+        steps=0,
+        delta=1e-5,
+        earlier=(GaussianRelease(noise_multiplier=2.05),),
+    )
+    assert 1.85 < large.epsilon() < 2.0
+    with pytest.raises(InputError, match="it does not fit"):
+        of_two.reserve("a", large, SCANS, place="")
+    of_two.reserve_together(large, SCANS, times=1)
+    of_two.reserve("a", large, SCANS, place="")
+
+
+def test_a_total_that_is_lowered_lets_nothing_more_in(of_two):
+    of_two.reserve("a", RUN, SCANS, place="")
+    of_two.change_total("scans", epsilon=0.01)
+    account = of_two.account("scans")
+    assert account.share == 1.0
+    assert account.more_runs(epsilon=0.1) == (0, 0)
+    with pytest.raises(InputError, match="it does not fit"):
+        of_two.reserve("b", plan(1000.0), SCANS, place="")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda book: book.register(Records("x", IMAGES + 9), epsilon=1.0, delta=1e-5, relation="add_or_remove"),
+        lambda book: book.enter("scans", what=2026, epsilon=0.1, delta=0.0),
+    ],
+)
+def test_what_nobody_could_read_again_is_not_written(of_two, spoil):
+    with pytest.raises(InputError):
+        spoil(of_two)
+    assert list(of_two.accounts()) == ["scans"]

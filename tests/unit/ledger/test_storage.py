@@ -126,10 +126,32 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
         Ledger(str(tmp_path / "file" / "ledger.sqlite")).accounts()
 
 
-@pytest.mark.parametrize("url", ["mysql://host/x", "postgresql+unheard://host/x", "nonsense://", "://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://host/x",
+        "postgresql+unheard://host/x",
+        "postgresql+psycopg://host:port/x",
+        "nonsense://",
+        "://",
+        "sqlite://",
+        "sqlite:///:memory:",
+    ],
+)
 def test_other_databases_are_refused(url):
     with pytest.raises(InputError):
         Ledger(url).accounts()
+
+
+def test_any_file_name_is_that_file(tmp_path):
+    Ledger(str(tmp_path / "what?x=1#%41.sqlite")).accounts()
+    assert (tmp_path / "what?x=1#%41.sqlite").stat().st_size
+
+
+def test_another_programs_database_is_left_alone(tmp_path):
+    change(tmp_path / "theirs.sqlite", "CREATE TABLE theirs (value TEXT)")
+    with pytest.raises(InputError, match="another program's"):
+        Ledger(str(tmp_path / "theirs.sqlite")).accounts()
 
 
 def test_nothing_is_appended_if_the_decision_raises(path):
