@@ -66,8 +66,7 @@ class _Fit:
 
     def mixture(self, generator: torch.Generator) -> GaussianMixture:
         means, counts = self._class_means()
-        spectrum = self._within_classes(means, float(counts.sum()))
-        directions = min(_MOST_DIRECTIONS, len(spectrum.variances))
+        spectrum, directions = self._within_classes(means, float(counts.sum()))
         leading, others = spectrum.vectors[:, :directions], spectrum.variances[directions:]
         least = float(others.mean()) if len(others) else spectrum.floor  # no less than in any direction
         covariances = self._of_each_class(means, counts, leading, spectrum.variances[:directions].diag())
@@ -111,8 +110,11 @@ class _Fit:
         released, _ = self._release(sums)
         return cell_means(released, cells=cells, count_scale=scale, least_count=_LEAST_COUNT)
 
-    def _within_classes(self, means: Tensor, count: float) -> Spectrum:
-        """Return the covariance within classes, of low frequencies only where images are large."""
+    def _within_classes(self, means: Tensor, count: float) -> tuple[Spectrum, int]:
+        """Return the covariance within classes, of low frequencies only where images are large.
+
+        And in how many of its directions, at most, classes are looked at apart: those that stand out of the noise.
+        """
         basis = low_frequencies(self._data.shape, most=_MOST_COORDINATES)
 
         def deviations() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -128,12 +130,13 @@ class _Fit:
         released, noise_std = self._release(moment)
         matrix = symmetric_matrices(released, cells=1)[0] / count
         spectrum = denoised_spectrum(matrix[:-1, :-1], noise_std=noise_std / count, least_variance=_LEAST_VARIANCE)
-        if basis.shape[1] == self.dimensions:
-            return with_texture(spectrum, matrix[:-1, :-1], self._data.shape)
         kept = len(spectrum.variances)
+        apart = min(_MOST_DIRECTIONS, kept)
+        if basis.shape[1] == self.dimensions:
+            return with_texture(spectrum, matrix[:-1, :-1], self._data.shape), apart
         rest = (basis.shape[1] - kept) * spectrum.floor + max(0.0, float(matrix[-1, -1]))
         floor = max(_LEAST_VARIANCE, rest / (self.dimensions - kept))
-        return Spectrum(basis @ spectrum.vectors, spectrum.variances, floor)
+        return Spectrum(basis @ spectrum.vectors, spectrum.variances, floor), apart
 
     def _of_each_class(
         self, means: Tensor, counts: Tensor, leading: Tensor, shared: Tensor
