@@ -88,7 +88,8 @@ def load_image_files(
     classes = [inside(folder) for folder in folders]
     found = joined([loose, *classes])
     if not found.images:
-        raise InputError(f"{where} holds no images ({', '.join(_EXTENSIONS)}): put some in")
+        nothing = f"{where} holds no images ({', '.join(_EXTENSIONS)}): put some in"
+        raise InputError(why_no_image(found.others[0]) if found.others else nothing)
     images = read(*found)
     if not folders:
         return ImageDataset(images=images, name=where)
