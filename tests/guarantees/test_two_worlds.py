@@ -134,7 +134,7 @@ def assert_prior_in_two_worlds(neighbour, centres, steps, tmp_path):
     d = fit(World(), IMAGES, tmp_path / "d", **settings)
     e = fit(World(replay=d), neighbour, tmp_path / "e", **settings)
     assert differences(d, e) == []
-    releases = 3 if centres == 1 else 5
+    releases = 4 if centres == 1 else 6
     assert len(d.calls) == releases + steps
     for distance, call in zip(moved(d, e), d.calls[:releases], strict=False):
         assert distance > 1e-3 * call.sensitivity
@@ -205,7 +205,7 @@ def test_the_command_line_in_two_worlds(name, tmp_path, monkeypatch, capsys):
     e = train_from_the_command_line(World(replay=d), IMAGE_NEIGHBOURS[name], tmp_path / "e", monkeypatch, capsys)
     assert differences(d, e) == []
     assert max(moved(d, e)) > 1e-3
-    assert len(d.calls) == 6 + 6  # the prior's come first
+    assert len(d.calls) == 7 + 6  # the prior's come first
     assert "6 of 6" in d.observed["standard error"]
     assert d.observed["release"].keys() == {"config.toml", "privacy.json", "model.safetensors", "samples.png"}
 
