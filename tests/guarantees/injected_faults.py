@@ -100,9 +100,9 @@ def two_worlds_of_the_trainer(folder: Path) -> list[str]:
 
 def two_worlds_of_groups(folder: Path) -> list[str]:
     """A run whose unit is a group, with a prior, in two worlds that differ in one group of images."""
-    settings = {"prior": Prior(centres=1), "plan": GROUP_PLAN | {"steps": 8, "max_grad_norm": 0.01}}
+    settings = {"prior": Prior(centres=1), "plan": GROUP_PLAN | {"steps": 12, "max_grad_norm": 0.01}}
     d = fit(World(), GROUPED, folder / "d", **settings)
-    e = fit(World(replay=d), GROUP_NEIGHBOURS["a group of twenty alike"], folder / "e", **settings)
+    e = fit(World(replay=d), GROUP_NEIGHBOURS["removed"], folder / "e", **settings)
     return differences(d, e)
 
 
