@@ -99,11 +99,13 @@ def two_worlds_of_the_trainer(folder: Path) -> list[str]:
 
 
 def two_worlds_of_groups(folder: Path) -> list[str]:
-    """A run whose unit is a group, with a prior, in two worlds that differ in one group of images."""
+    """A run whose unit is a group, with a prior, in worlds that differ in one group of images: of few, and of many."""
     settings = {"prior": Prior(centres=1), "plan": GROUP_PLAN | {"steps": 12, "max_grad_norm": 0.01}}
     d = fit(World(), GROUPED, folder / "d", **settings)
-    e = fit(World(replay=d), GROUP_NEIGHBOURS["removed"], folder / "e", **settings)
-    return differences(d, e)
+    found = []
+    for number, name in enumerate(("removed", "a group of twenty alike")):
+        found += differences(d, fit(World(replay=d), GROUP_NEIGHBOURS[name], folder / f"e{number}", **settings))
+    return found
 
 
 def statistics(folder: Path, *, entropy=None) -> list[str]:
