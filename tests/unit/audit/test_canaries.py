@@ -101,7 +101,7 @@ def test_the_whole_plan_is_played_and_its_canaries_are_found_when_there_is_hardl
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_prior_is_released_and_watched_too(steps):
     prior = Prior(centres=1)
-    earlier = tuple(GaussianRelease(noise_multiplier=0.1) for _ in range(3))
+    earlier = tuple(GaussianRelease(noise_multiplier=0.1) for _ in range(4))
     plan = dataclasses.replace(PLAN, steps=steps, earlier=earlier)
     played = outcome(config(preconditioning=MomentMatched(), prior=prior), plan, images(60))
     assert ((played.scores > 0) == played.took_part).all()
