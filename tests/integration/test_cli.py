@@ -166,7 +166,7 @@ def test_a_signal_saves_and_the_same_line_goes_on(photos, tmp_path, number):
     taken = len(metrics.read_text().splitlines())
     assert 0 < taken < 300
     journal = [json.loads(line) for line in (tmp_path / "r" / "private" / "journal.jsonl").read_text().splitlines()]
-    assert journal[-1]["spent"] == taken + 6  # the prior's releases came first
+    assert journal[-1]["spent"] == taken + 7  # the prior's releases came first
     again = subprocess.run(
         line, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120, check=False
     )
@@ -208,7 +208,7 @@ def test_steps_that_a_kill_lost_are_told_on_resuming(dpdm, photos, tmp_path):
     journal = tmp_path / "r" / "private" / "journal.jsonl"
     header, *_ = journal.read_text().splitlines()
     # what a kill leaves behind that struck after the prior and step 4, whose checkpoint was the one before step 1
-    journal.write_text(f'{header}\n{{"spent": 10}}\n')
+    journal.write_text(f'{header}\n{{"spent": 11}}\n')
     for checkpoint in (tmp_path / "r" / "private").glob("checkpoint*"):
         checkpoint.unlink()
     code, _, err = dpdm(*line)
@@ -389,14 +389,14 @@ def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     alone = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--epsilon", 2)
     code, out, _ = dpdm("plan", photos, *alone)
     assert code == 0
-    assert "6 sums first" in out
+    assert "7 sums first" in out
     assert "no network is trained" in out
     code, out, err = dpdm("train", photos, *alone, "--run", "alone")
     assert code == 0, err
     assert "7 Gaussian releases, PLD" in out
     assert "images are drawn from the prior" in out
     claim = json.loads((tmp_path / "alone" / "release" / "privacy.json").read_text())
-    assert [event["type"] for event in claim["events"]] == 6 * ["GaussianRelease"]
+    assert [event["type"] for event in claim["events"]] == 7 * ["GaussianRelease"]
     assert 1.9 < claim["epsilon"] <= 2
     before = files(tmp_path / "alone")
     assert dpdm("train", photos, *alone, "--run", "alone")[0] == 0

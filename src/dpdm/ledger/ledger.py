@@ -249,7 +249,11 @@ class Ledger:
                         continue
                     if reservation.completed and reservation.events == list(events):
                         return []
-                    if reservation.completed or not _within(events, reservation.allowed):
+                    if reservation.completed:
+                        raise InputError(
+                            f"{reservation.place} was completed or settled in the ledger: it cannot go on, start another"
+                        )
+                    if not _within(events, reservation.allowed):
                         raise InputError(f"{reservation.place} cannot have released this: it has reserved less")
                     if reservation.token not in tokens:
                         raise InputError(f"{reservation.place} has gone on since this copy was made: complete it there")
