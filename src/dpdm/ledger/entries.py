@@ -13,7 +13,7 @@ from dpdm.privacy.accounting import Event, decode_event, encode_event
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
 
-_RAISED = 3  # times its first run's ε: what a total is taken to become
+_RAISED = 1.5  # times its first run's ε: what a total is taken to become
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
 
 

@@ -251,7 +251,7 @@ class Ledger:
                         return []
                     if reservation.completed:
                         raise InputError(
-                            f"{reservation.place} was completed or settled in the ledger: it cannot go on, start another"
+                            f"{reservation.place} was completed or settled in the ledger and cannot go on: start anew"
                         )
                     if not _within(events, reservation.allowed):
                         raise InputError(f"{reservation.place} cannot have released this: it has reserved less")
