@@ -327,7 +327,7 @@ def test_two_nodes_are_one_run(tmp_path):
     said = [node.communicate(timeout=240) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert [out.count("done: ") for out, _ in said] == [1, 0]
-    assert spent(run) == 6 + 12
+    assert spent(run) == 7 + 12
 
 
 MEASURED = """
