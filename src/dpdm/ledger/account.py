@@ -196,20 +196,18 @@ def read_history(statements: Iterable[Statement], dataset: str) -> list[Spent]:
     for statement in statements:
         _apply(statement, accounts)
         account = accounts.get(dataset)
-        if account is None or not isinstance(statement, Reserved | Completed | Entered | TotalChanged):
-            continue
-        if isinstance(statement, Completed):
-            if statement.reservation not in account.reservations:
+        match statement:
+            case Completed(reservation=name) if account and name in account.reservations:
+                what = f"completed {account.reservations[name].place}"
+            case Reserved(dataset=of) if account and of == dataset:
+                what = "reserved"
+            case Entered(dataset=of, what=what) if account and of == dataset:
+                pass
+            case TotalChanged(dataset=of, epsilon=total) if account and of == dataset:
+                what = f"total of ε = {total:g}"
+            case _:
                 continue
-            what = f"completed {account.reservations[statement.reservation].place}"
-        elif statement.dataset != dataset:
-            continue
-        else:
-            what = {
-                "reserved": "reserved",
-                "entered": getattr(statement, "what", ""),
-                "total": f"total of ε = {getattr(statement, 'epsilon', 0):g}",
-            }[statement.kind]
+        assert account is not None
         share = account.share if account.filter else None
         history.append(Spent(statement.at, what, share, account.epsilon_by_rdp))
     return history

@@ -91,24 +91,30 @@ class TotalChanged:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reserved:
-    """What a run may release at most; `planned` names the runs that were reserved together, beforehand, or is empty."""
+class _OfEvents:
+    """What is said of the events of one reservation; those that cannot be accounted for are refused."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
-    dataset: str
     reservation: str
-    planned: str
     events: tuple[dict[str, Any], ...]
-    kind: Literal["reserved"] = "reserved"
-    at: str = field(default_factory=_now)
 
     def __post_init__(self) -> None:
-        _ = self.made  # events that cannot be accounted for are refused here
+        _ = self.made
 
     @property
     def made(self) -> list[Event]:
         """The events."""
         return [decode_event(event) for event in self.events]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reserved(_OfEvents):
+    """What a run may release at most; `planned` names the runs that were reserved together, beforehand, or is empty."""
+
+    dataset: str
+    planned: str
+    kind: Literal["reserved"] = "reserved"
+    at: str = field(default_factory=_now)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,22 +131,11 @@ class Taken:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completed:
+class Completed(_OfEvents):
     """A run will release nothing more; these events are what it has released."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
-    reservation: str
-    events: tuple[dict[str, Any], ...]
     kind: Literal["completed"] = "completed"
     at: str = field(default_factory=_now)
-
-    def __post_init__(self) -> None:
-        _ = self.made
-
-    @property
-    def made(self) -> list[Event]:
-        """The events."""
-        return [decode_event(event) for event in self.events]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ class Ledger:
         self._append(decide)
 
     def change_total(self, dataset: str, *, epsilon: float) -> None:
-        """Give a data set another ε; the claim about all runs on it is then the larger of the two."""
+        """Give a data set another ε, which stays on record: a filter wants its total fixed before the first run."""
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
             if _known(accounts, dataset).epsilon is None:
@@ -187,15 +187,16 @@ class Ledger:
                     f"{place} began in another ledger than {self.storage.shown}, or that was lost: name the one that "
                     "it began in by --ledger"
                 )
-            made = [] if records.dataset in accounts else self._registered(accounts, plan, records, digest)
-            account = read_accounts(made)[records.dataset] if made else accounts[records.dataset]
+            first = records.dataset not in accounts
+            made = self._registered(accounts, plan, records, digest) if first else []
+            account = read_accounts(made)[records.dataset] if first else accounts[records.dataset]
             _require_same_kind(account, plan, records)
             made += self._records_seen(accounts, account, digest)
             for key, reservation in account.reservations.items():
                 if reservation.run is None and reservation.allowed == events:
                     return [*made, Taken(reservation=key, run=run, token=token, place=place)]
             # The first run's claim is the total, which PLD lets in; otherwise that is for runs reserved beforehand.
-            new, planned = uuid.uuid4().hex, uuid.uuid4().hex if made[:1] and isinstance(made[0], Registered) else ""
+            new, planned = uuid.uuid4().hex, uuid.uuid4().hex if first else ""
             account.require_room([Reservation("", "", planned, events, events)])
             encoded = encode_events(events)
             return [

@@ -191,7 +191,7 @@ def _make_private(path: Path) -> None:
 
 
 def _leave_transactions_to_us(connection: Any, record: object) -> None:  # noqa: ANN401 (of the driver)
-    """Set SQLite up: begin when told, readers beside a writer, every commit on disk before it returns."""
+    """Set SQLite up: begin when told, write ahead, every commit on disk before it returns."""
     connection.isolation_level = None
     for pragma in ("journal_mode = WAL", "synchronous = FULL"):
         connection.execute(f"PRAGMA {pragma}")

@@ -161,7 +161,8 @@ def shrunk_towards(
     noise = noise_std**2 * dimensions * (dimensions + 1) / 2
     difference = matrix - target
     energy = difference.square().sum((1, 2))
-    return target + (1 - noise / energy).clamp(min=0)[:, None, None] * difference
+    signal = (1 - noise / energy.clamp(min=1e-300)).clamp(min=0)  # no difference is no signal
+    return target + signal[:, None, None] * difference
 
 
 class Spectrum(NamedTuple):

@@ -158,8 +158,8 @@ class Tuner:
             shutil.rmtree(whole, ignore_errors=True)
             shutil.copytree(private / "runs" / str(best) / "release", whole)
             whole.rename(self.run / "release")
-        for number in range(1, len(state["choices"]) + 1):  # whose claim holds for the best of them alone
-            shutil.rmtree(private / "runs" / str(number) / "release", ignore_errors=True)
+        for folder in (private / "runs").glob("*/release"):  # whose claim holds for the best of them alone
+            shutil.rmtree(folder)
         return Release.load(self.run)
 
     def _begin(self, plan: DPSGD) -> dict[str, Any]:
