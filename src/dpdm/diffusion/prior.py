@@ -42,6 +42,7 @@ class GaussianMixture(nn.Module):
     class_variances: Float64[Tensor, "class lead"]
     variances: Float64[Tensor, " rest"]
     floor: Float64[Tensor, " 1"]
+    centres_along: Float64[Tensor, "centre kept"]
 
     def __init__(
         self,
@@ -66,6 +67,12 @@ class GaussianMixture(nn.Module):
         self.register_buffer("class_variances", class_variances.double())
         self.register_buffer("variances", variances.double())
         self.register_buffer("floor", torch.tensor([floor], dtype=torch.float64))
+        self._place_centres()
+        self.register_load_state_dict_post_hook(lambda mixture, _: mixture._place_centres())
+
+    def _place_centres(self) -> None:
+        """Compute what follows from the tensors that a state has: each centre's coordinates."""
+        self.register_buffer("centres_along", self._along(self.centres, self.classes), persistent=False)
 
     @staticmethod
     def placeholder(
@@ -109,43 +116,31 @@ class GaussianMixture(nn.Module):
         sigma: Float[Tensor, " batch"],
         labels: Int[Tensor, " batch"],
     ) -> Float64[Tensor, "batch dimension"]:
-        """Return the posterior mean E[x₀ | x₀ + σ n = x, label].
-
-        It is each centre's Wiener filter, weighted by how well the centre explains x. Since the centres of a class
-        share Σ_c, their weighted filters are one filter about the class's weighted centre.
-        """
+        """Return the posterior mean E[x₀ | x₀ + σ n = x, label]."""
         x, variance = x.double(), sigma.double()[:, None] ** 2
-        along, centres_along = x @ self.vectors, self.centres @ self.vectors
-        lead = self.axes.shape[2]
-        # On the axes of classes: x on those of each, (batch, class, lead); a centre on its own, (centre, lead).
-        on_axes = torch.einsum("bk,ckl->bcl", along[:, :lead], self.axes)
-        centres_on_axes = torch.einsum("jk,jkl->jl", centres_along[:, :lead], self.axes[self.classes])
-        along, centres_along = along[:, lead:], centres_along[:, lead:]
-        weights = self._responsibilities(x, on_axes, centres_on_axes, along, centres_along, variance, labels)
-        centre = weights @ self.centres
-        of_floor = self.floor / (self.floor + variance)
-        beyond = (along - weights @ centres_along) * (self.variances / (self.variances + variance) - of_floor)
-        members = one_hot(self.classes, len(self.axes)).double()
-        deviation = (weights @ members)[:, :, None] * on_axes
-        deviation = deviation - torch.einsum("bj,jc,jl->bcl", weights, members, centres_on_axes)
-        gain = self.class_variances / (self.class_variances + variance[:, :, None]) - of_floor[:, :, None]
-        turned = torch.einsum("bcl,ckl->bk", deviation * gain, self.axes)
-        return centre + of_floor * (x - centre) + torch.cat([turned, beyond], dim=1) @ self.vectors.T
+        unlabelled = labels == self.num_classes
+        if not unlabelled.any():
+            return self._of_class(x, variance, labels)[1]
+        means = torch.empty_like(x)
+        means[~unlabelled] = self._of_class(x[~unlabelled], variance[~unlabelled], labels[~unlabelled])[1]
+        x, variance = x[unlabelled], variance[unlabelled]
+        evidence, of_each = zip(
+            *(self._of_class(x, variance, torch.full_like(labels[unlabelled], c)) for c in range(len(self.axes))),
+            strict=True,
+        )
+        means[unlabelled] = torch.einsum("cb,cbd->bd", torch.stack(evidence).softmax(0), torch.stack(of_each))
+        return means
 
     def filtered(
         self, x: Float64[Tensor, "batch dimension"], gain: Gain, classes: Int[Tensor, " batch"]
     ) -> Float64[Tensor, "batch dimension"]:
         """Return g(Σ_c) x, where `gain` is g on the eigenvalues, and c the class of each image."""
-        lead, of_floor = self.axes.shape[2], gain(self.floor)
-        along, axes = x @ self.vectors, self.axes[classes]
-        on_axes = torch.einsum("bk,bkl->bl", along[:, :lead], axes)
-        turned = torch.einsum("bl,bkl->bk", on_axes * (gain(self.class_variances[classes]) - of_floor), axes)
-        beyond = along[:, lead:] * (gain(self.variances) - of_floor)
-        return of_floor * x + torch.cat([turned, beyond], dim=1) @ self.vectors.T
+        of_floor = gain(self.floor)
+        return of_floor * x + self._image(self._along(x, classes) * (gain(self._values(classes)) - of_floor), classes)
 
     def mean(self, labels: Int[Tensor, " batch"]) -> Float64[Tensor, "batch dimension"]:
         """Return E[x₀ | label]."""
-        return self._of_class(self.log_weights.expand(len(labels), -1), labels).softmax(1) @ self.centres
+        return self._of_classes(self.log_weights.expand(len(labels), -1), labels).softmax(1) @ self.centres
 
     def mean_variance(self, sigma: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
         """Return the mean over pixels of x₀'s variance about one centre's Wiener filter: tr(σ² Σ (Σ + σ² I)⁻¹) / d.
@@ -167,40 +162,58 @@ class GaussianMixture(nn.Module):
         self, labels: Int[Tensor, " batch"], *, generator: torch.Generator
     ) -> Float64[Tensor, "batch dimension"]:
         """Return flattened images of these classes, drawn from the mixture itself."""
-        weights = self._of_class(self.log_weights.expand(len(labels), -1), labels).softmax(1)
+        weights = self._of_classes(self.log_weights.expand(len(labels), -1), labels).softmax(1)
         chosen = torch.multinomial(weights, 1, generator=generator)[:, 0]
         noise = torch.randn(
             (len(labels), self.centres.shape[1]), generator=generator, dtype=torch.float64, device=labels.device
         )
         return self.centres[chosen] + self.filtered(noise, torch.sqrt, self.classes[chosen])
 
-    def _responsibilities(
+    def _of_class(
         self,
-        x: Tensor,
-        on_axes: Tensor,
-        centres_on_axes: Tensor,
-        along: Tensor,
-        centres_along: Tensor,
-        variance: Tensor,
-        labels: Tensor,
-    ) -> Float64[Tensor, "batch centre"]:
-        """Return the probability of each centre given x: softmax of ln π_j + ln N(x; m_j, Σ_c + σ² I).
+        x: Float64[Tensor, "batch dimension"],
+        variance: Float64[Tensor, "batch 1"],
+        classes: Int[Tensor, " batch"],
+    ) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, "batch dimension"]]:
+        """Return ln p(x, class), but for what is the same for all classes, and the posterior mean within the class.
 
-        Without what is the same for all centres, and from the coordinates of x and of the centres.
+        The mean is each centre's Wiener filter, weighted by how well the centre explains x: by the softmax of
+        ln π_j + ln N(x; m_j, Σ_c + σ² I). Since the centres of a class share Σ_c, their weighted filters are one filter
+        about the weighted centre.
         """
+        along, values = self._along(x, classes), self._values(classes)
         across = 1 / (self.floor + variance)
-        inside = 1 / (self.variances + variance) - across
-        product = (along * inside) @ centres_along.T + across * (x @ self.centres.T)
-        squared = inside @ (centres_along**2).T + across * (self.centres**2).sum(1)
-        # What a class's own variances make of it: its determinant, and x's length by them.
-        total = self.class_variances + variance[:, :, None]
-        inside = 1 / total - across[:, :, None]
-        of_class = (inside * on_axes**2 + total.log()).sum(2)[:, self.classes]
-        product = product + torch.einsum("bjl,jl->bj", (on_axes * inside)[:, self.classes], centres_on_axes)
-        squared = squared + torch.einsum("bjl,jl->bj", inside[:, self.classes], centres_on_axes**2)
-        return self._of_class(self.log_weights + product - (squared + of_class) / 2, labels).softmax(1)
+        inside = 1 / (values + variance) - across
+        product = (inside * along) @ self.centres_along.T + across * (x @ self.centres.T)
+        squared = inside @ (self.centres_along**2).T + across * (self.centres**2).sum(1)
+        logits = self._of_classes(self.log_weights + product - squared / 2, classes)
+        evidence = logits.logsumexp(1) - (inside * along**2 + (values + variance).log()).sum(1) / 2
+        weights = logits.softmax(1)
+        centre, of_floor = weights @ self.centres, self.floor * across
+        beyond = (along - weights @ self.centres_along) * (values / (values + variance) - of_floor)
+        return evidence, centre + of_floor * (x - centre) + self._image(beyond, classes)
 
-    def _of_class(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Leave each image the centres of its class."""
+    def _along(
+        self, x: Float64[Tensor, "batch dimension"], classes: Int[Tensor, " batch"]
+    ) -> Float64[Tensor, "batch kept"]:
+        """Return the coordinates of images along the eigenvectors of their classes that lie in V."""
+        along, lead = x @ self.vectors, self.axes.shape[2]
+        return torch.cat([torch.einsum("bk,bkl->bl", along[:, :lead], self.axes[classes]), along[:, lead:]], dim=1)
+
+    def _image(
+        self, along: Float64[Tensor, "batch kept"], classes: Int[Tensor, " batch"]
+    ) -> Float64[Tensor, "batch dimension"]:
+        """Return the images of these coordinates."""
+        lead = self.axes.shape[2]
+        turned = torch.einsum("bl,bkl->bk", along[:, :lead], self.axes[classes])
+        return torch.cat([turned, along[:, lead:]], dim=1) @ self.vectors.T
+
+    def _values(self, classes: Int[Tensor, " batch"]) -> Float64[Tensor, "batch kept"]:
+        """Return the eigenvalues in the order of `_along`."""
+        of_class = self.class_variances[classes]
+        return torch.cat([of_class, self.variances.expand(len(classes), -1)], dim=1)
+
+    def _of_classes(self, logits: Float64[Tensor, "batch centre"], labels: Int[Tensor, " batch"]) -> Tensor:
+        """Leave each image the centres of its class, and one of the null class all of them."""
         others = (self.classes != labels[:, None]) & (labels[:, None] != self.num_classes)
         return logits.masked_fill(others, -math.inf)
