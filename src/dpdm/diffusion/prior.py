@@ -68,7 +68,7 @@ class GaussianMixture(nn.Module):
         self.register_buffer("variances", variances.double())
         self.register_buffer("floor", torch.tensor([floor], dtype=torch.float64))
         self._place_centres()
-        self.register_load_state_dict_post_hook(lambda mixture, _: mixture._place_centres())
+        self.register_load_state_dict_post_hook(lambda mixture, _: mixture._place_centres())  # type: ignore[no-untyped-call]  # torch lacks its types
 
     def _place_centres(self) -> None:
         """Compute what follows from the tensors that a state has: each centre's coordinates."""
