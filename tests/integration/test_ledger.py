@@ -131,12 +131,22 @@ def test_runs_reserved_beforehand_are_taken_by_the_runs_that_come(dpdm, photos, 
         assert code == 0, err
     runs = list(book.account("photos").reservations.values())
     assert [run.completed for run in runs] == [True, True]
+    code, _, err = dpdm("ledger", "cancel", "photos")
+    assert code == 2
+    assert "nothing to give back" in err
+    assert dpdm("ledger", "total", "photos", "--epsilon", 9)[0] == 0
+    assert dpdm("ledger", "reserve", photos, "--epsilon", 1, "--times", 2, *PRIOR_ALONE)[0] == 0
+    code, out, err = dpdm("ledger", "cancel", "photos")
+    assert code == 0, err
+    assert "2 reservations given back; 2 runs" in out
+    assert dpdm("ledger", "show", "photos")[1].count("given back") == 2
 
 
 def test_the_book_can_be_read(dpdm, photos, book, tmp_path):
     code, out, _ = dpdm("ledger")
     assert code == 0
     assert "nothing is registered yet" in out
+    assert not (tmp_path / "ledger.sqlite").exists(), "reading makes nothing"
     dpdm("train", photos, "--epsilon", 1, "--run", "run", *PRIOR_ALONE)
     dpdm("ledger", "total", "photos", "--epsilon", 4)
     code, out, err = dpdm("ledger", "enter", "photos", "--what", "a table", "--epsilon", 0.25)
@@ -155,6 +165,10 @@ def test_the_book_can_be_read(dpdm, photos, book, tmp_path):
     code, out, _ = dpdm("ledger", "plan", "photos", "--epsilon", 0.5)
     assert code == 0
     assert "more, each chosen after" in out
+    code, _, err = dpdm("ledger", "show", "photos", "--ledger", tmp_path / "misspelt.sqlite")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "there is no ledger" in err
+    assert not (tmp_path / "misspelt.sqlite").exists(), "reading makes nothing"
     code, _, err = dpdm("ledger", "show", "fotos")
     assert code == 2
     assert "it has photos" in err
@@ -228,6 +242,75 @@ def test_the_best_of_several_runs_is_released_with_the_price_of_all(
     code, _, err = dpdm(*line, "--set=training.ema_decay=0.5")
     assert code == 2
     assert "another search" in err
+
+
+def test_a_search_goes_on_without_a_run_that_a_crash_took(
+    dpdm, photos, book, tmp_path, monkeypatch, quick_scores, capsys
+):
+    """The first run was killed between its prior and the file that keeps it."""
+    from dpdm.training.private_folder import PrivateFolder
+
+    runs_of(monkeypatch, 2)
+    line = ("tune", photos, *TUNE, "--reference", photos, *SMALL)
+
+    def killed(self, prior):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as crash:
+        crash.setattr(PrivateFolder, "save_prior", killed)
+        assert dpdm(*line)[0] != 0
+    assert not (tmp_path / "best" / "release").exists()
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    state = json.loads((tmp_path / "best" / "private" / "search.json").read_text())
+    assert [score is None for score in state["scores"]] == [True, False]
+    assert dpdm("verify", "best")[0] == 0
+    (reservation,) = book.account("photos").reservations.values()
+    assert reservation.completed
+    code, _, err = dpdm("ledger", "settle", "best")
+    assert code == 2
+    assert "is a search" in err
+
+
+def test_a_search_of_which_crashes_took_every_run_says_so(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):
+    from dpdm.training import RunLost, Trainer
+
+    def lost(self, data):
+        raise RunLost("lost")
+        yield
+
+    runs_of(monkeypatch, 2)
+    monkeypatch.setattr(Trainer, "steps", lost)
+    code, _, err = dpdm("tune", photos, *TUNE, "--reference", photos, *SMALL)
+    assert code == 2
+    assert "crashes took every run" in err
+    assert not (tmp_path / "best" / "release").exists()
+    (reservation,) = book.account("photos").reservations.values()
+    assert reservation.events == reservation.allowed, "and all of it is spent"
+
+
+def test_a_score_that_a_crash_lost_is_not_made_again(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):
+    """Noise may hide a count of right answers once: a second one of the same run would not have been paid for."""
+    from dpdm.training import tuning
+
+    runs_of(monkeypatch, 2)
+    line = ("tune", photos, *TUNE, "--score-noise", 20, *SMALL)
+    write, written = tuning.write_json, []
+
+    def crash_after_a_score(path, content):
+        written.append(content["scores"])
+        if content["scores"]:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as crash:
+        crash.setattr(tuning, "write_json", crash_after_a_score)
+        assert dpdm(*line)[0] != 0
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    scores = json.loads((tmp_path / "best" / "private" / "search.json").read_text())["scores"]
+    assert [score is None for score in scores] == [True, False]
+    assert dpdm("verify", "best")[0] == 0
 
 
 def test_a_private_score_is_noisy_and_part_of_the_price(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):

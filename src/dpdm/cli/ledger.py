@@ -39,8 +39,8 @@ def list_all(context: typer.Context, place: LedgerPlace = None, as_json: AsJson 
         if place is not None or as_json:
             fail("give --ledger and --json after the verb: dpdm ledger show NAME --json")
         return None
-    book = _open(place)
-    accounts = book.accounts()
+    book = _open(place, must_exist=False)
+    accounts = book.accounts() if book.storage.exists else {}
     if as_json:
         return print_json({"ledger": book.storage.shown, "datasets": [_facts(a) for a in accounts.values()]})
     say(f"ledger   {book.storage.shown}")
@@ -64,7 +64,8 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
         part = "" if spent.share is None else f"{100 * spent.share:4.0f} %  "
         say(f"{spent.at[:16]}  {bar} {part}ε {spent.epsilon:.4g}  {spent.what}")
     for key, reservation in account.reservations.items():
-        say(f"{reservation.state:9} {key[:8]}  {reservation.place or 'waits for its run'}")
+        what = reservation.place or ("" if reservation.completed else "waits for its run")
+        say(f"{reservation.state:10} {key[:8]}  {what}".rstrip())
     say(_used(account))
     say("% is of the budget for runs chosen one after another; ε by Rényi accounting, as if all had been planned")
 
@@ -81,7 +82,7 @@ def register(
     """Give a data set its total (ε, δ) before the first run on it."""
     if epsilon is None:
         fail("give the total: --epsilon 3")
-    book = _open(place)
+    book = _open(place, must_exist=False)
     records, plan = _records(target, None, dataset_size, set)
     if records.public:
         fail(f"{records.dataset} is public: nothing limits its runs")
@@ -118,6 +119,14 @@ def reserve(
 
 
 @ledger.command()
+def cancel(dataset: Dataset, place: LedgerPlace = None) -> None:
+    """Give back all reservations of a data set that no run has taken."""
+    book = _open(place)
+    count = book.cancel(dataset)
+    say(f"{count:,} reservation{'' if count == 1 else 's'} given back; {_used(book.account(dataset))}")
+
+
+@ledger.command()
 def enter(
     dataset: Dataset,
     what: Annotated[str, typer.Option(help="What was released.")],
@@ -133,7 +142,8 @@ def enter(
 
 @ledger.command()
 def settle(
-    run: Annotated[Path, typer.Argument(help="The folder of a run that will not go on.")], place: LedgerPlace = None
+    run: Annotated[Path, typer.Argument(help="The folder of a run that will not go on.")],
+    place: LedgerPlace = None,
 ) -> None:
     """Read from a crashed run's journal what it has spent, and give the rest back; it can never go on then."""
     from dpdm.training.settling import settle_run
@@ -200,12 +210,14 @@ def verify(
         say("that none is missing at the end shows beside an earlier export: dpdm ledger verify FILE")
 
 
-def _open(place: str | None) -> "Ledger":
+def _open(place: str | None, *, must_exist: bool = True) -> "Ledger":
     from dpdm.ledger import Ledger
 
     book = Ledger.default(place)
     if book is None:
         fail("DPDM_LEDGER says none: name a ledger by --ledger")
+    if must_exist and not book.storage.exists:
+        fail(f"there is no ledger {book.storage.shown}: is the path right? the first run, or register, makes it")
     return Ledger(book.url, tell=tell)
 
 
@@ -221,7 +233,7 @@ def _records(
     plan = config.plan(lambda: data.num_units)
     if not isinstance(plan, DPSGD):
         fail("privacy.kind = non-private claims nothing: there is nothing to count")
-    return Records(data.name, data.images, public=data.public), plan
+    return Records(data.name, data.images, data.groups, data.public), plan
 
 
 def _facts(account: "Account") -> dict[str, Any]:
@@ -248,6 +260,6 @@ def _total(account: "Account") -> str:
 
 
 def _used(account: "Account") -> str:
-    count = len(account.reservations)
+    count = sum(reservation.state != "given back" for reservation in account.reservations.values())
     runs = f"{count:,} run{'' if count == 1 else 's'}, ε {account.epsilon_if_planned:.4g} if planned together"
     return runs if account.filter is None else f"{runs}; {100 * (1 - account.share):.0f} % of the budget is left"

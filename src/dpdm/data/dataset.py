@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -183,13 +184,16 @@ def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> 
     """Number the groups that images are in by the names of these, in sorted order.
 
     Args:
-        names: One for each image: all of them integers, or all of them strings that are not empty.
+        names: One for each image: all of them integers, or all of them words. Blanks around a word and different
+            encodings of its letters make no difference.
         where: What gave them, for messages.
 
     Raises:
         InputError: They are something else.
     """
     named = np.asarray(names)
+    if named.dtype.kind == "U":
+        named = np.array([unicodedata.normalize("NFC", name.strip()) for name in named.ravel()]).reshape(named.shape)
     if named.ndim != 1 or not (named.dtype.kind in "iu" or (named.dtype.kind == "U" and (named != "").all())):
         raise InputError(f"{where} must name a group for each image, all by integers or all by words: correct it")
     indices: NDArray[np.int64] = np.unique(named, return_inverse=True)[1].astype(np.int64)

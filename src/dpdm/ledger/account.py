@@ -50,8 +50,10 @@ class Reservation:
 
     @property
     def state(self) -> str:
-        """In one word, for people."""
-        return "completed" if self.completed else "reserved" if self.run is None else "running"
+        """For people."""
+        if self.run is None:
+            return "given back" if self.completed else "reserved"
+        return "completed" if self.completed else "running"
 
 
 class Spent(NamedTuple):
@@ -67,6 +69,9 @@ class Spent(NamedTuple):
 class Account:
     """One data set: the result of reading its entries in order.
 
+    `records` has the digest of all groups for that of all records; it is empty without groups, and after a change of
+    the total, by which the data's owner lets them be others.
+
     Guarantees:
         * Whatever `require_room` lets pass keeps all releases together within the total, even if each run was chosen
           after the results of those before it.
@@ -79,7 +84,7 @@ class Account:
     unit: str
     order: float | None
     registered: str
-    records: set[str] = field(default_factory=set)
+    records: dict[str, str] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)
     entered: list[Entered] = field(default_factory=list)
 
@@ -198,7 +203,8 @@ def read_history(statements: Iterable[Statement], dataset: str) -> list[Spent]:
         account = accounts.get(dataset)
         match statement:
             case Completed(reservation=name) if account and name in account.reservations:
-                what = f"completed {account.reservations[name].place}"
+                reservation = account.reservations[name]
+                what = "gave a reservation back" if reservation.run is None else f"completed {reservation.place}"
             case Reserved(dataset=of) if account and of == dataset:
                 what = "reserved"
             case Entered(dataset=of, what=what) if account and of == dataset:
@@ -227,9 +233,10 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
                 registered=statement.at,
             )
         case RecordsSeen():
-            accounts[statement.dataset].records.add(statement.records)
+            accounts[statement.dataset].records[statement.records] = statement.groups
         case TotalChanged():
             accounts[statement.dataset].epsilon = statement.epsilon
+            accounts[statement.dataset].records = dict.fromkeys(accounts[statement.dataset].records, "")
         case Entered():
             accounts[statement.dataset].entered.append(statement)
         case Reserved():

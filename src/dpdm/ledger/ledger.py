@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import platformdirs
 import sqlalchemy as sql
+from numpy.typing import NDArray
 
 from dpdm.ledger.account import Account, Reservation, Spent, read_accounts, read_history
 from dpdm.ledger.entries import (
@@ -52,11 +53,13 @@ class Records:
     Args:
         dataset: The declared name of the data set.
         images: All of them: secret; a digest under the ledger's key is what is kept.
+        groups: Which group each image belongs to, (number,), where a group is the unit of protection; secret as well.
         public: Whether the data set is published already, so that its total is not limited.
     """
 
     dataset: str
     images: Images
+    groups: NDArray[np.int64] | None = None
     public: bool = False
 
 
@@ -116,7 +119,7 @@ class Ledger:
         Raises:
             InputError: It is registered already, or its records are, under another name.
         """
-        digest = self.digest(records.images)
+        seen = self.seen(records)
         new = Registered.total(records.dataset, epsilon, delta, relation, unit)
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
@@ -125,12 +128,15 @@ class Ledger:
                     f"{records.dataset} is registered already: change its total by "
                     f"dpdm ledger total {records.dataset!r} --epsilon ..."
                 )
-            return _registration(accounts, new, digest)
+            return _registration(accounts, new, seen)
 
         self._append(decide)
 
     def change_total(self, dataset: str, *, epsilon: float) -> None:
-        """Give a data set another ε, which stays on record: a filter wants its total fixed before the first run."""
+        """Give a data set another ε, which stays on record: a filter wants its total fixed before the first run.
+
+        Its owner may also give it the same ε anew, which allows the same images to be in other groups than before.
+        """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
             if _known(accounts, dataset).epsilon is None:
@@ -168,7 +174,7 @@ class Ledger:
             InputError: The total allows no more, or is about another relation or unit; or the run was settled, or began
                 in another ledger.
         """
-        events, digest = plan.events(), self.digest(records.images)
+        events, seen = plan.events(), self.seen(records)
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
             mine = _of_run(accounts, run)
@@ -187,13 +193,14 @@ class Ledger:
                     f"{place} began in another ledger than {self.storage.shown}, or that was lost: name the one that "
                     "it began in by --ledger"
                 )
-            first = records.dataset not in accounts
-            made = self._registered(accounts, plan, records, digest) if first else []
-            account = read_accounts(made)[records.dataset] if first else accounts[records.dataset]
+            dataset = _account_of(accounts, plan, records)
+            first = dataset not in accounts
+            made = self._registered(accounts, plan, records, replace(seen, dataset=dataset)) if first else []
+            account = read_accounts(made)[dataset] if first else accounts[dataset]
             _require_same_kind(account, plan, records)
-            made += self._records_seen(accounts, account, digest)
+            made += self._records_seen(accounts, account, replace(seen, dataset=dataset))
             for key, reservation in account.reservations.items():
-                if reservation.run is None and reservation.allowed == events:
+                if reservation.state == "reserved" and reservation.allowed == events:
                     return [*made, Taken(reservation=key, run=run, token=token, place=place)]
             # The first run's claim is the total, which PLD lets in; otherwise that is for runs reserved beforehand.
             new, planned = uuid.uuid4().hex, uuid.uuid4().hex if first else ""
@@ -201,7 +208,7 @@ class Ledger:
             encoded = encode_events(events)
             return [
                 *made,
-                Reserved(dataset=records.dataset, reservation=new, planned=planned, events=encoded),
+                Reserved(dataset=dataset, reservation=new, planned=planned, events=encoded),
                 Taken(reservation=new, run=run, token=token, place=place),
             ]
 
@@ -230,6 +237,19 @@ class Ledger:
         if times < 1:
             raise InputError(f"times must be 1 or more, not {times}")
         self._append(decide)
+
+    def cancel(self, dataset: str) -> int:
+        """Give back all reservations of a data set that no run has taken; return how many there were."""
+        waiting: list[Reservation] = []
+
+        def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
+            waiting[:] = [r for r in _known(accounts, dataset).reservations.values() if r.state == "reserved"]
+            if not waiting:
+                raise InputError(f"no reservation of {dataset} waits for a run: there is nothing to give back")
+            return [Completed(reservation=reservation.name, events=()) for reservation in waiting]
+
+        self._append(decide)
+        return len(waiting)
 
     def complete(self, run: str, events: Sequence[Event], *, tokens: Sequence[str] = ("",)) -> None:
         """Replace what a run has reserved by what it has released; it will release nothing more.
@@ -273,32 +293,50 @@ class Ledger:
 
         self._append(decide)
 
-    def digest(self, images: Images) -> str:
-        """Return a digest of records under the ledger's key: the sum of each one's, so the same in any order.
+    def seen(self, records: Records) -> RecordsSeen:
+        """Return what the ledger keeps to know records again, in any order: sums of digests under its key.
 
-        Without the key, nobody can try whether certain images give this digest.
+        Without the key, nobody can try whether certain images, or certain groups of them, give these digests.
         """
-        key, shape, total = self.storage.key(), str(images.shape[1:]).encode(), 0
-        for start in range(0, len(images), _PART):
-            for image in np.asarray(images[start : start + _PART]):
-                total += int.from_bytes(hmac.digest(key, shape + image.tobytes(), "sha256"), "big")
-        return f"{total % 2**256:064x}"
+        key, shape, of_each = self.storage.key(), str(records.images.shape[1:]).encode(), []
+        for start in range(0, len(records.images), _PART):
+            for image in np.asarray(records.images[start : start + _PART]):
+                of_each.append(_keyed(key, shape + image.tobytes()))
+        of_groups: dict[int, int] = {}
+        if records.groups is not None:
+            for group, digest in zip(records.groups.tolist(), of_each, strict=True):
+                of_groups[group] = of_groups.get(group, 0) + digest
+        in_groups = sum(_keyed(key, f"group {_hexadecimal(total)}".encode()) for total in of_groups.values())
+        return RecordsSeen(
+            dataset=records.dataset,
+            records=_hexadecimal(sum(of_each)),
+            groups=_hexadecimal(in_groups) if of_groups else "",
+        )
 
-    def _registered(self, accounts: dict[str, Account], plan: DPSGD, records: Records, digest: str) -> list[Statement]:
+    def _registered(
+        self, accounts: dict[str, Account], plan: DPSGD, records: Records, seen: RecordsSeen
+    ) -> list[Statement]:
         """Return the registration of a data set that is not there, with the plan's own claim for its total."""
         epsilon = None if records.public else plan.epsilon()
         total = "public, so nothing limits its runs" if epsilon is None else f"({epsilon:.4g}, {plan.delta:g}) in all"
-        self.tell(f"ledger: {records.dataset} is new in {self.storage.shown}: {total}")
-        new = Registered.first_run(records.dataset, epsilon, plan.delta, plan.relation, plan.one_unit)
-        return _registration(accounts, new, digest)
+        self.tell(f"ledger: {seen.dataset} is new in {self.storage.shown}: {total}")
+        new = Registered.first_run(seen.dataset, epsilon, plan.delta, plan.relation, plan.one_unit)
+        return _registration(accounts, new, seen)
 
-    def _records_seen(self, accounts: dict[str, Account], account: Account, digest: str) -> list[Statement]:
+    def _records_seen(self, accounts: dict[str, Account], account: Account, seen: RecordsSeen) -> list[Statement]:
         """Return the entry for records that this data set has not had before: they count for the same total."""
-        if digest in account.records:
-            return []
-        _require_unknown(accounts, account.dataset, digest)
+        if seen.records in account.records:
+            groups = account.records[seen.records]
+            if groups and seen.groups and groups != seen.groups:
+                raise InputError(
+                    f"{account.dataset} had the same images in other groups before, and claims about two kinds of "
+                    "groups do not add up: give data.group as before; if it was corrected, who owns the data may allow "
+                    f"it, by dpdm ledger total {account.dataset!r} --epsilon {account.total:g}"
+                )
+            return [] if groups else [seen] * bool(seen.groups)
+        _require_unknown(accounts, seen)
         self.tell(f"ledger: {account.dataset} has other records than before, and goes on with the same total")
-        return [RecordsSeen(dataset=account.dataset, records=digest)]
+        return [seen]
 
     def _append(self, decide: Callable[[dict[str, Account]], Sequence[Statement]]) -> list[Entry]:
         def checked(entries: list[Entry]) -> list[dict[str, Any]]:
@@ -310,18 +348,37 @@ class Ledger:
         return self.storage.append(checked)
 
 
-def _registration(accounts: dict[str, Account], new: Registered, digest: str) -> list[Statement]:
+def _keyed(key: bytes, content: bytes) -> int:
+    return int.from_bytes(hmac.digest(key, content, "sha256"), "big")
+
+
+def _hexadecimal(total: int) -> str:
+    return f"{total % 2**256:064x}"
+
+
+def _account_of(accounts: dict[str, Account], plan: DPSGD, records: Records) -> str:
+    """Return the name of a run's account: its data set's, or one by its kind too if that is public and of another.
+
+    Nothing limits the runs on public data, and all that is lost is a sum that would have no meaning.
+    """
+    account = accounts.get(records.dataset)
+    if not records.public or account is None or (account.relation, account.unit) == (plan.relation, plan.one_unit):
+        return records.dataset
+    return f"{records.dataset} ({plan.relation} of {plan.one_unit})"
+
+
+def _registration(accounts: dict[str, Account], new: Registered, seen: RecordsSeen) -> list[Statement]:
     """Return the entries of a new data set, unless its records are known under another name."""
-    _require_unknown(accounts, new.dataset, digest)
-    return [new, RecordsSeen(dataset=new.dataset, records=digest)]
+    _require_unknown(accounts, seen)
+    return [new, seen]
 
 
-def _require_unknown(accounts: dict[str, Account], dataset: str, digest: str) -> None:
+def _require_unknown(accounts: dict[str, Account], seen: RecordsSeen) -> None:
     """Raise InputError if these records are those of another data set whose total is limited."""
     for account in accounts.values():
-        if account.dataset != dataset and account.epsilon is not None and digest in account.records:
+        if account.dataset != seen.dataset and account.epsilon is not None and seen.records in account.records:
             raise InputError(
-                f"the records of {dataset} are registered as {account.dataset}: go on under that name, by "
+                f"the records of {seen.dataset} are registered as {account.dataset}: go on under that name, by "
                 f"--set data.name={account.dataset!r}"
             )
 

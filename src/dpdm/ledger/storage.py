@@ -83,6 +83,11 @@ class Storage:
         place = self._parsed
         return str(place.database) if self._is_file else place.render_as_string(hide_password=True)
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file to read; a server's database always counts as there."""
+        return not self._is_file or Path(str(self._parsed.database)).is_file()
+
     def key(self) -> bytes:
         """Return the secret under which records are told apart; it never leaves the ledger."""
         with self._locked() as connection:

@@ -4,7 +4,7 @@ from dpdm.training.private_classifier import PrivateClassifier, train_private_cl
 from dpdm.training.release import ImageFacts, Release
 from dpdm.training.step_cost import StepCost, fit_to_time, measure_step
 from dpdm.training.synthesizer import Synthesizer
-from dpdm.training.trainer import Progress, Trainer
+from dpdm.training.trainer import Progress, RunLost, Trainer
 from dpdm.training.verification import Verified, verify_release
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PrivateClassifier",
     "Progress",
     "Release",
+    "RunLost",
     "StepCost",
     "Synthesizer",
     "Trainer",

@@ -16,9 +16,12 @@ def settle_run(run: Path | str, ledger: Ledger) -> tuple[int, int]:
     so that nothing more can be made.
 
     Raises:
-        InputError: There is no such run, it is in use or a copy, or its journal is damaged; its reservation stays.
+        InputError: There is no such run, it is a search, in use or a copy, or its journal is damaged; its reservation
+            stays.
     """
     private = Path(run) / "private"
+    if (private / "search.json").is_file():
+        raise InputError(f"{run} is a search, which costs its whole price once it has begun: nothing is to be had back")
     if not (private / "ledger.json").is_file() or not (private / "journal.jsonl").is_file():
         raise InputError(f"{run} holds no run that a ledger counts: is the path right?")
     plan, name = decode_plan(read_toml(private / "config.toml")["privacy"]), InLedger.read(private)

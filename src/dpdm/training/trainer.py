@@ -43,6 +43,10 @@ from dpdm.training.watch import Watch
 from dpdm.types import InputError
 
 
+class RunLost(InputError):
+    """Crashes have spent what a run needs to go on."""
+
+
 class Progress(NamedTuple):
     """One step taken. `diagnostics` are secret, all else is public.
 
@@ -195,7 +199,7 @@ class Trainer:
                     f"{mechanism.steps_spent}: it was lost or restored from a backup; start a new run, and count both"
                 )
             if mechanism.finished and self.mechanism.steps and not updates:
-                raise InputError(f"{self.run}: crashes spent the whole plan before a checkpoint: start a new run")
+                raise RunLost(f"{self.run}: crashes spent the whole plan before a checkpoint: start a new run")
             if not updates:
                 folder.save(*state, updates)  # a disk that is full shows before anything is spent
                 folder.report_duplicates(whole)
@@ -268,7 +272,7 @@ class Trainer:
                 ledger.reserve(
                     name.run,
                     plan,
-                    Records(data.name, data.images, public=data.public),
+                    Records(data.name, data.images, data.groups, data.public),
                     place="a run in memory" if self.run is None else str(Path(self.run).absolute()),
                     token=name.tokens[-1],
                     tokens_before=tokens_before,
@@ -287,7 +291,7 @@ class Trainer:
         prior = mechanism.processes.object_from_first(folder.restore_prior(num_classes=data.num_classes))
         if prior is None:
             if mechanism.spent:
-                raise InputError(f"{self.run}: a crash spent the prior before it was saved: start a new run")
+                raise RunLost(f"{self.run}: a crash spent the prior before it was saved: start a new run")
             prior = release_prior(mechanism, data, settings, seed=self.training.seed)
             folder.save_prior(prior)
         elif mechanism.spent < len(self.mechanism.earlier):

@@ -5,6 +5,7 @@ Everything about the search but its best run stays in `private/`: the others, th
 
 import fcntl
 import itertools
+import math
 import os
 import secrets
 import shutil
@@ -26,7 +27,7 @@ from dpdm.privacy import DPSGD, GaussianRelease
 from dpdm.privacy.accounting import epsilon
 from dpdm.privacy.search import Search
 from dpdm.training.release import Release
-from dpdm.training.trainer import Trainer
+from dpdm.training.trainer import RunLost, Trainer
 from dpdm.types import InputError
 
 NUM_IMAGES = 10_000
@@ -132,7 +133,7 @@ class Tuner:
         """Make the runs that are left, and release the best of all."""
         private = self.run / "private"
         if self.ledger is not None and len(state["scores"]) < len(state["choices"]):
-            records = Records(data.name, data.images, public=data.public)
+            records = Records(data.name, data.images, data.groups, data.public)
             try:
                 self.ledger.reserve(state["name"], plan, records, place=str(self.run.absolute()), begun=state["begun"])
             except InputError:
@@ -146,21 +147,34 @@ class Tuner:
             write_json(private / "search.json", state)
             folder = private / "runs" / str(number)
             trainer = Trainer.from_config(self.candidates[choice], data, run=folder, mechanism=plan)
-            release = on_run(number, len(state["choices"]), replace(trainer, ledger=None))
-            state["scores"].append(self._score(release, data, plan, folder))
+            try:
+                release = on_run(number, len(state["choices"]), replace(trainer, ledger=None))
+                score = self._score(release, data, plan, folder)
+            except RunLost:  # in a crash, which says nothing of its images: the others go on without it
+                score = None
+            state["scores"].append(score)
             write_json(private / "search.json", state)
-        known = [(score, -number) for number, score in enumerate(state["scores"], start=1) if score is not None]
-        best = -max(known)[1] if known else 1
         if self.ledger is not None:
             self.ledger.complete(state["name"], plan.events())
         if not (self.run / "release").exists():
             whole = private / "release"
             shutil.rmtree(whole, ignore_errors=True)
-            shutil.copytree(private / "runs" / str(best) / "release", whole)
+            shutil.copytree(self._best(state["scores"]), whole)
             whole.rename(self.run / "release")
         for folder in (private / "runs").glob("*/release"):  # whose claim holds for the best of them alone
             shutil.rmtree(folder)
         return Release.load(self.run)
+
+    def _best(self, scores: Sequence[float | None]) -> Path:
+        """Return the release of the best score's run, the first of equals; one without a score if no run has one."""
+        found = []
+        for number, score in enumerate(scores, start=1):
+            release = self.run / "private" / "runs" / str(number) / "release"
+            if release.exists():
+                found.append((-math.inf if score is None else score, -number, release))
+        if not found:
+            raise InputError(f"{self.run}: crashes took every run of this search, whose price is spent: begin another")
+        return max(found)[2]
 
     def _begin(self, plan: DPSGD) -> dict[str, Any]:
         """Return the state of the search: drawn, if there is none yet, and saved before anything is spent."""

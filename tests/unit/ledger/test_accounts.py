@@ -213,8 +213,61 @@ def test_other_records_under_the_same_name_share_its_total(of_two, told):
 
 def test_the_digest_of_records_depends_on_the_ledger(ledger, tmp_path):
     other = Ledger(str(tmp_path / "other.sqlite"))
-    assert ledger.digest(IMAGES) == ledger.digest(IMAGES[::-1]) != other.digest(IMAGES)
-    assert ledger.digest(IMAGES) != ledger.digest(IMAGES.reshape(6, 16, 4, 1)), "another shape is another image"
+
+    def digest(book, images):
+        return book.seen(Records("scans", images)).records
+
+    assert digest(ledger, IMAGES) == digest(ledger, IMAGES[::-1]) != digest(other, IMAGES)
+    assert digest(ledger, IMAGES) != digest(ledger, IMAGES.reshape(6, 16, 4, 1)), "another shape is another image"
+
+
+def test_the_same_images_in_other_groups_are_refused_until_their_owner_allows_it(ledger):
+    """A claim about visits says little of persons: the two must not be added up as one."""
+    by_person = Records("scans", IMAGES, np.array([0, 0, 1, 1, 2, 2]))
+    in_another_order = Records("scans", IMAGES[::-1].copy(), np.array([1, 1, 2, 2, 0, 0]))
+    by_visit = Records("scans", IMAGES, np.array([0, 1, 2, 3, 4, 5]))
+    ledger.register(by_person, epsilon=2.0, delta=1e-5, relation="add_or_remove_one", unit="one group of images")
+    run = plan(10.0, unit="group")
+    ledger.reserve("a", run, by_person, place="runs/a")
+    ledger.reserve("b", run, in_another_order, place="runs/b")
+    with pytest.raises(InputError, match="other groups before"):
+        ledger.reserve("c", run, by_visit, place="runs/c")
+    ledger.change_total("scans", epsilon=2.0)
+    ledger.reserve("c", run, by_visit, place="runs/c")
+    with pytest.raises(InputError, match="other groups before"):
+        ledger.reserve("d", run, by_person, place="runs/d")
+    assert len(ledger.account("scans").reservations) == 3
+
+
+def test_public_data_is_counted_for_each_kind_of_claim(ledger):
+    digits = Records("digits", IMAGES, public=True)
+    ledger.reserve("a", RUN, digits, place="")
+    ledger.reserve("b", plan(10.0, relation="replace_special"), digits, place="")
+    ledger.reserve("c", plan(10.0, relation="replace_special"), digits, place="")
+    ledger.complete("b", plan(10.0, relation="replace_special").events())
+    assert {name: len(account.reservations) for name, account in ledger.accounts().items()} == {
+        "digits": 1,
+        "digits (replace_special of one image)": 2,
+    }
+
+
+def test_reservations_that_no_run_took_can_be_given_back(of_two):
+    of_two.reserve_together(RUN, SCANS, times=3)
+    of_two.reserve("a", RUN, SCANS, place="runs/a")
+    share = of_two.account("scans").share
+    assert of_two.cancel("scans") == 2
+    account = of_two.account("scans")
+    assert account.share == pytest.approx(share / 3)
+    assert sorted(reservation.state for reservation in account.reservations.values()) == [
+        "given back",
+        "given back",
+        "running",
+    ]
+    assert [spent.what for spent in of_two.history("scans")].count("gave a reservation back") == 2
+    with pytest.raises(InputError, match="nothing to give back"):
+        of_two.cancel("scans")
+    of_two.reserve("b", RUN, SCANS, place="runs/b")
+    assert sum(r.state == "running" for r in of_two.account("scans").reservations.values()) == 2
 
 
 def test_a_total_is_given_once_and_changed_by_its_own_verb(of_two):
