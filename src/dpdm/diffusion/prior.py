@@ -76,7 +76,7 @@ class GaussianMixture(nn.Module):
 
     @staticmethod
     def placeholder(
-        dimensions: int, *, num_classes: int, centres: int = 1, kept: int | None = None, lead: int = 30
+        dimensions: int, *, num_classes: int, centres: int = 1, kept: int | None = None, lead: int = 60
     ) -> "GaussianMixture":
         """Return a mixture of these sizes that knows nothing: to be loaded into, or to measure time with."""
         classes = torch.arange(max(1, num_classes)).repeat_interleave(centres)
