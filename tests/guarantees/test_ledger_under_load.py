@@ -78,6 +78,7 @@ def test_however_many_reserve_at_once_the_total_is_not_passed_and_none_is_lost(u
     assert 5 < room < PROCESSES
     let_in = json.loads(output_of("many_at_once.py", url))
     assert len(let_in) == PROCESSES
+    assert set(let_in) == {"0", "1"}, let_in
     assert let_in.count("1") == room, let_in
     account = ledger.account("scans")
     runs = {f"run {number}" for number, answer in enumerate(let_in) if answer == "1"}
@@ -89,6 +90,7 @@ def test_however_many_reserve_at_once_the_total_is_not_passed_and_none_is_lost(u
 def test_however_many_register_at_once_it_is_there_once(url):
     """The first of them gives the total, which is its own claim, so that no other fits."""
     let_in = json.loads(output_of("many_at_once.py", url))
+    assert set(let_in) == {"0", "1"}, let_in
     assert let_in.count("1") == 1, let_in
     kinds = [entry.content["kind"] for entry in Ledger(url).storage.entries()]
     assert sorted(kinds) == ["completed", "records", "registered", "reserved", "taken"]
@@ -107,6 +109,7 @@ def test_a_run_that_is_killed_anywhere_has_reserved_what_it_made(url, tmp_path):
     for row in rows:
         assert row["made"] <= row["after"] <= row["before"], row
         assert not row["made"] or row["before"] == planned, row
+        assert not row["settled"] or not row["before"] or row["after"] == planned, row
         assert not row["released"] or row["after"] == planned, "what is released is counted first"
     half_way = [row for row in rows if 0 < row["made"] < planned and row["after"] < planned]
     assert half_way, "settling gives back what was not made"

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_run import SMALL
 
 import dpdm as package
@@ -57,7 +59,7 @@ def test_an_interrupted_run_keeps_its_reservation_and_a_settled_one_is_over(dpdm
     share = book.account("photos").share
     code, out, err = dpdm("ledger", "settle", tmp_path / "run")
     assert code == 0, err
-    assert "released 8 of 13 noisy sums" in out
+    assert "counts 8 of 13 noisy sums as released" in out
     (reservation,) = book.account("photos").reservations.values()
     assert reservation.events[-1].steps == 1
     assert book.account("photos").share <= share
@@ -195,6 +197,17 @@ TUNE = ("--run=best", "--try=training.learning_rate=1e-3,3e-3", "--try=loss.nois
 
 
 @pytest.fixture
+def public(photos, tmp_path):
+    """Images of the same kind that anybody has."""
+    folder = tmp_path / "public"
+    for file in sorted(photos.rglob("*.png")):
+        target = folder / file.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).transpose(Image.Transpose.ROTATE_90).save(target)
+    return folder
+
+
+@pytest.fixture
 def quick_scores(monkeypatch):
     """Scores that take no time: the first run's the best."""
     from dpdm.training import tuning
@@ -218,10 +231,10 @@ def runs_of(monkeypatch, number):
 
 
 def test_the_best_of_several_runs_is_released_with_the_price_of_all(
-    dpdm, photos, book, tmp_path, monkeypatch, quick_scores
+    dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
 ):
     runs_of(monkeypatch, 3)
-    line = ("tune", photos, *TUNE, "--runs", 4, "--reference", photos, *SMALL)
+    line = ("tune", photos, *TUNE, "--runs", 4, "--reference", public, *SMALL)
     code, out, err = dpdm(*line)
     assert code == 0, err
     assert "run 3 of 3" in err
@@ -245,13 +258,13 @@ def test_the_best_of_several_runs_is_released_with_the_price_of_all(
 
 
 def test_a_search_goes_on_without_a_run_that_a_crash_took(
-    dpdm, photos, book, tmp_path, monkeypatch, quick_scores, capsys
+    dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
 ):
     """The first run was killed between its prior and the file that keeps it."""
     from dpdm.training.private_folder import PrivateFolder
 
     runs_of(monkeypatch, 2)
-    line = ("tune", photos, *TUNE, "--reference", photos, *SMALL)
+    line = ("tune", photos, *TUNE, "--reference", public, *SMALL)
 
     def killed(self, prior):
         raise KeyboardInterrupt
@@ -272,7 +285,9 @@ def test_a_search_goes_on_without_a_run_that_a_crash_took(
     assert "is a search" in err
 
 
-def test_a_search_of_which_crashes_took_every_run_says_so(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):
+def test_a_search_of_which_crashes_took_every_run_says_so(
+    dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
+):
     from dpdm.training import RunLost, Trainer
 
     def lost(self, data):
@@ -281,15 +296,77 @@ def test_a_search_of_which_crashes_took_every_run_says_so(dpdm, photos, book, tm
 
     runs_of(monkeypatch, 2)
     monkeypatch.setattr(Trainer, "steps", lost)
-    code, _, err = dpdm("tune", photos, *TUNE, "--reference", photos, *SMALL)
+    code, _, err = dpdm("tune", photos, *TUNE, "--reference", public, *SMALL)
     assert code == 2
     assert "crashes took every run" in err
     assert not (tmp_path / "best" / "release").exists()
     (reservation,) = book.account("photos").reservations.values()
-    assert reservation.events == reservation.allowed, "and all of it is spent"
+    assert reservation.completed
+    assert reservation.events == reservation.allowed, "all of it is spent"
 
 
-def test_a_score_that_a_crash_lost_is_not_made_again(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):
+def test_a_search_with_a_candidate_that_cannot_be_trained_spends_nothing(dpdm, photos, public, book, tmp_path):
+    line = ("tune", photos, "--run=best", "--try=loss.label_dropout=0.1,0.2", "--epsilon=2", "--reference", public)
+    code, _, err = dpdm(*line, *SMALL, "--set=training.device=cuda")
+    assert code == 2
+    assert "GPU" in err or "cuda" in err
+    assert not (tmp_path / "best").exists()
+    assert not (tmp_path / "ledger.sqlite").exists() or book.accounts() == {}
+
+
+def test_a_search_is_not_compared_on_its_own_private_images_for_nothing(dpdm, photos, book, tmp_path):
+    code, _, err = dpdm("tune", photos, *TUNE, "--reference", photos, *SMALL)
+    assert code == 2
+    assert "the images of photos themselves" in err
+    assert not (tmp_path / "best").exists()
+
+
+def test_a_copy_of_a_search_cannot_spend_its_reservation_once_more(
+    dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
+):
+    from dpdm.training import tuning
+
+    runs_of(monkeypatch, 1)
+    line = ("tune", photos, *TUNE, "--reference", public, *SMALL)
+    with monkeypatch.context() as crash:
+        crash.setattr(tuning.Tuner, "_score", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert dpdm(*line)[0] != 0
+    shutil.copytree(tmp_path / "best", tmp_path / "elsewhere" / "best")
+    assert dpdm(*line)[0] == 0
+    shutil.rmtree(tmp_path / "best")
+    (tmp_path / "elsewhere" / "best").rename(tmp_path / "best")
+    code, _, err = dpdm(*line)
+    assert code == 2
+    assert "completed or settled" in err
+    assert not (tmp_path / "best" / "release").exists()
+
+
+def test_a_run_is_not_settled_in_a_ledger_that_does_not_know_it(dpdm, photos, book, tmp_path):
+    config = package.load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    steps = Trainer.from_config(config, data, run=tmp_path / "run").steps(data)
+    next(steps)
+    steps.close()
+    Ledger(str(tmp_path / "other.sqlite")).accounts()
+    code, _, err = dpdm("ledger", "settle", tmp_path / "run", "--ledger", tmp_path / "other.sqlite")
+    assert code == 2
+    assert "no reservation of this run" in err
+    code, out, err = dpdm("ledger", "settle", tmp_path / "run")
+    assert code == 0, err
+    assert "counts 8 of 13" in out, "the wrong ledger has cost nothing"
+
+
+def test_an_export_that_was_edited_is_no_earlier_state(dpdm, photos, book, tmp_path):
+    dpdm("train", photos, "--epsilon", 1, "--run", "run", *PRIOR_ALONE)
+    dpdm("ledger", "export", "-o", "before.jsonl")
+    text = (tmp_path / "before.jsonl").read_text()
+    (tmp_path / "before.jsonl").write_text(text.replace('"delta": 0.001', '"delta": 0.002'))
+    assert dpdm("ledger", "verify", "before.jsonl")[0] == 2
+    (tmp_path / "before.jsonl").write_text("")
+    assert dpdm("ledger", "verify", "before.jsonl")[0] == 2
+
+
+def test_a_score_that_a_crash_lost_is_not_made_again(dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores):
     """Noise may hide a count of right answers once: a second one of the same run would not have been paid for."""
     from dpdm.training import tuning
 
@@ -313,7 +390,9 @@ def test_a_score_that_a_crash_lost_is_not_made_again(dpdm, photos, book, tmp_pat
     assert dpdm("verify", "best")[0] == 0
 
 
-def test_a_private_score_is_noisy_and_part_of_the_price(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):
+def test_a_private_score_is_noisy_and_part_of_the_price(
+    dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
+):
     runs_of(monkeypatch, 2)
     code, _, err = dpdm("tune", photos, *TUNE, "--score-noise", 20, *SMALL)
     assert code == 0, err
@@ -344,9 +423,11 @@ def test_a_search_without_a_price_is_refused(dpdm, photos, book, tmp_path, line,
     assert not (tmp_path / "best").exists()
 
 
-def test_a_search_that_does_not_fit_leaves_its_folder_free(dpdm, photos, book, tmp_path, monkeypatch, quick_scores):
+def test_a_search_that_does_not_fit_leaves_its_folder_free(
+    dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
+):
     dpdm("train", photos, "--epsilon", 1, "--run", "first", *PRIOR_ALONE)
-    code, _, err = dpdm("tune", photos, *TUNE, "--reference", photos, *SMALL)
+    code, _, err = dpdm("tune", photos, *TUNE, "--reference", public, *SMALL)
     assert code == 2
     assert "photos has a total" in err
     assert not (tmp_path / "best").exists()
@@ -383,6 +464,7 @@ def visits(tmp_path):
     images = rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "visits.npz", images=images, labels=np.arange(40) % 2, groups=np.arange(40) // 4)
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(40) % 2)
+    np.savez(tmp_path / "public.npz", images=255 - images, labels=np.arange(40) % 2)
     return tmp_path / "visits.npz", "--set=data.group=groups", "--set=data.num_classes=2", "--set=data.name=visits"
 
 
@@ -401,8 +483,8 @@ def test_runs_about_persons_are_counted_in_persons_and_apart_from_runs_about_ima
     ):
         code, _, err = dpdm(*line)
         assert code == 2, err
-        assert "registered for replace_special of one group of images" in err
-        assert "run is for replace_special of one image: claims of two kinds do not add up" in err
+        assert "registered for claims about blanking out one group of images" in err
+        assert "about blanking out one image: claims of two kinds do not add up; give data.group as before" in err
         assert sum("dpdm:" in row for row in err.splitlines()) == 1
     assert not (tmp_path / "another").exists()
     code, out, err = dpdm("ledger", "reserve", *visits, "--times", 2, *SMALL)
@@ -420,7 +502,7 @@ def test_an_interrupted_run_about_persons_is_settled(dpdm, visits, book, tmp_pat
     steps.close()
     code, out, err = dpdm("ledger", "settle", tmp_path / "run")
     assert code == 0, err
-    assert "released 8 of 13 noisy sums" in out
+    assert "counts 8 of 13 noisy sums as released" in out
     (reservation,) = book.account("visits").reservations.values()
     assert (reservation.state, book.account("visits").unit) == ("completed", "one group of images")
 
@@ -434,7 +516,7 @@ def test_a_search_is_about_persons_where_images_are_in_groups(dpdm, visits, book
     assert "give --reference" in err
     assert book.accounts() == {}
     assert not os.path.exists("best")
-    code, out, err = dpdm(*line, "--reference", "images.npz")
+    code, out, err = dpdm(*line, "--reference", "public.npz")
     assert code == 0, err
     assert "blank out one group of images, the best of 5 runs on average, each of" in out
     assert "that there were 10 groups is public" in dpdm("verify", "best")[1]

@@ -13,6 +13,7 @@ from dpdm.cli.options import (
     Set,
     Size,
     Target,
+    bound,
     fail,
     finite,
     load_settings,
@@ -37,7 +38,7 @@ def list_all(context: typer.Context, place: LedgerPlace = None, as_json: AsJson 
     """List the data sets, and what is left of each."""
     if context.invoked_subcommand is not None:
         if place is not None or as_json:
-            fail("give --ledger and --json after the verb: dpdm ledger show NAME --json")
+            fail("give --ledger and --json after the verb: dpdm ledger show NAME --ledger FILE --json")
         return None
     book = _open(place, must_exist=False)
     accounts = book.accounts() if book.storage.exists else {}
@@ -61,13 +62,14 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
     say(f"one unit of protection is {account.unit}, {account.relation}")
     for spent in history:
         bar = "" if spent.share is None else ("█" * round(_BAR * spent.share)).ljust(_BAR, "·")
-        part = "" if spent.share is None else f"{100 * spent.share:4.0f} %  "
-        say(f"{spent.at[:16]}  {bar} {part}ε {spent.epsilon:.4g}  {spent.what}")
+        part = f"ε {bound(spent.epsilon)}" if spent.share is None else f"{100 * spent.share:4.0f} %"
+        say(f"{spent.at[:16]}  {bar} {part}  {spent.what}")
     for key, reservation in account.reservations.items():
         what = reservation.place or ("" if reservation.completed else "waits for its run")
         say(f"{reservation.state:10} {key[:8]}  {what}".rstrip())
     say(_used(account))
-    say("% is of the budget for runs chosen one after another; ε by Rényi accounting, as if all had been planned")
+    if account.epsilon is not None:
+        say("% is of the budget for runs that are chosen one after another, which a filter counts")
 
 
 @ledger.command()
@@ -102,6 +104,13 @@ def total(
 
 
 @ledger.command()
+def regroup(dataset: Dataset, place: LedgerPlace = None) -> None:
+    """Allow the same images in other groups than before, after names were corrected; only their owner should."""
+    _open(place).allow_other_groups(dataset)
+    say(f"the next run on {dataset} may have other groups, of the same kind: whoever counts visits as persons is wrong")
+
+
+@ledger.command()
 def reserve(
     target: Target,
     times: Annotated[int, typer.Option(help="How many runs.")],
@@ -119,10 +128,16 @@ def reserve(
 
 
 @ledger.command()
-def cancel(dataset: Dataset, place: LedgerPlace = None) -> None:
-    """Give back all reservations of a data set that no run has taken."""
+def cancel(
+    dataset: Dataset,
+    reservations: Annotated[
+        list[str] | None, typer.Argument(help="Those to give back, by what dpdm ledger show calls them; all without.")
+    ] = None,
+    place: LedgerPlace = None,
+) -> None:
+    """Give back reservations of a data set that no run has taken."""
     book = _open(place)
-    count = book.cancel(dataset)
+    count = book.cancel(dataset, reservations or [])
     say(f"{count:,} reservation{'' if count == 1 else 's'} given back; {_used(book.account(dataset))}")
 
 
@@ -137,7 +152,8 @@ def enter(
     """Enter what was released by other means, as its own (ε, δ)."""
     book = _open(place)
     book.enter(dataset, what=what, epsilon=epsilon, delta=delta)
-    say(f"entered; {_used(book.account(dataset))}")
+    account = book.account(dataset)
+    say(f"entered, as a claim about {account.unit}, {account.relation}; {_used(account)}")
 
 
 @ledger.command()
@@ -150,7 +166,7 @@ def settle(
 
     book = _open(place)
     spent, planned = settle_run(run, book)
-    say(f"{run} has released {spent:,} of {planned:,} noisy sums, and can release no more")
+    say(f"{run} counts {spent:,} of {planned:,} noisy sums as released, and can release no more")
 
 
 @ledger.command()
@@ -199,10 +215,12 @@ def verify(
         from dpdm.types import InputError
 
         try:
-            digests = [json.loads(line)["digest"] for line in earlier.read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{earlier} is not what dpdm ledger export writes: is the path right?") from None
-        if digests != [entry.digest for entry in entries[: len(digests)]]:
+            rows = [json.loads(line) for line in earlier.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError):
+            rows = []
+        if not rows or not all(isinstance(row, dict) and "digest" in row for row in rows):
+            raise InputError(f"{earlier} is not what dpdm ledger export writes: is the path right?")
+        if rows != [entry._asdict() for entry in entries[: len(rows)]]:
             fail(f"{book.storage.shown} does not go on from {earlier}: entries were changed or taken out since")
     head = entries[-1].digest if entries else "none"
     say(f"{len(entries):,} entries, every one chained to those before it; the last digest is {head}")
@@ -213,12 +231,12 @@ def verify(
 def _open(place: str | None, *, must_exist: bool = True) -> "Ledger":
     from dpdm.ledger import Ledger
 
-    book = Ledger.default(place)
+    book = Ledger.default(place, tell=tell)
     if book is None:
         fail("DPDM_LEDGER says none: name a ledger by --ledger")
     if must_exist and not book.storage.exists:
         fail(f"there is no ledger {book.storage.shown}: is the path right? the first run, or register, makes it")
-    return Ledger(book.url, tell=tell)
+    return book
 
 
 def _records(
@@ -233,7 +251,7 @@ def _records(
     plan = config.plan(lambda: data.num_units)
     if not isinstance(plan, DPSGD):
         fail("privacy.kind = non-private claims nothing: there is nothing to count")
-    return Records(data.name, data.images, data.groups, data.public), plan
+    return Records.of(data), plan
 
 
 def _facts(account: "Account") -> dict[str, Any]:
@@ -256,10 +274,14 @@ def _facts(account: "Account") -> dict[str, Any]:
 
 
 def _total(account: "Account") -> str:
-    return "public, not limited" if account.epsilon is None else f"a total of ({account.epsilon:g}, {account.delta:g})"
+    return (
+        "public, not limited"
+        if account.epsilon is None
+        else f"a total of ({bound(account.epsilon)}, {account.delta:g})"
+    )
 
 
 def _used(account: "Account") -> str:
     count = sum(reservation.state != "given back" for reservation in account.reservations.values())
-    runs = f"{count:,} run{'' if count == 1 else 's'}, ε {account.epsilon_if_planned:.4g} if planned together"
+    runs = f"{count:,} run{'' if count == 1 else 's'}, ε {bound(account.epsilon_if_planned)} if planned together"
     return runs if account.filter is None else f"{runs}; {100 * (1 - account.share):.0f} % of the budget is left"

@@ -167,10 +167,7 @@ def train(
         if minutes is not None:
             config = _fit(config, folder, minutes, processes)
         data = config.data.open()
-        book = Ledger.default(ledger)
-        trainer = replace(
-            Trainer.from_config(config, data, run=folder), ledger=None if book is None else Ledger(book.url, tell=tell)
-        )
+        trainer = replace(Trainer.from_config(config, data, run=folder), ledger=Ledger.default(ledger, tell=tell))
         with _say_how_to_go_on(folder, processes):
             release = train_with_progress(trainer, data, processes)
     if not processes.first:

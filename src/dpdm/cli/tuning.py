@@ -63,7 +63,7 @@ def tune(
     candidates = [
         load_settings(target, epsilon, dataset_size, [*(set or []), *values], None) for values in combinations(choices)
     ]
-    first, book = candidates[0], Ledger.default(ledger)
+    first = candidates[0]
     data = first.data.open()
     compared = None
     if reference is not None:
@@ -78,7 +78,7 @@ def tune(
         search=Search(mean=runs, shape=shape, score_noise_multiplier=score_noise),
         reference=compared,
         run=run,
-        ledger=None if book is None else Ledger(book.url, tell=tell),
+        ledger=Ledger.default(ledger, tell=tell),
     )
     plan = tuner.plan(data)
     cost = tuner.cost(plan)

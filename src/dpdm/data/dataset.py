@@ -191,12 +191,13 @@ def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> 
     Raises:
         InputError: They are something else.
     """
-    named = np.asarray(names)
-    if named.dtype.kind == "U":
-        named = np.array([unicodedata.normalize("NFC", name.strip()) for name in named.ravel()]).reshape(named.shape)
-    if named.ndim != 1 or not (named.dtype.kind in "iu" or (named.dtype.kind == "U" and (named != "").all())):
+    listed = names.tolist() if isinstance(names, np.ndarray) else [*names]
+    words = bool(listed) and all(isinstance(name, str) for name in listed)
+    if words:
+        listed = [unicodedata.normalize("NFC", str(name).strip()) for name in listed]
+    if not (all(listed) if words else all(type(name) is int or isinstance(name, np.integer) for name in listed)):
         raise InputError(f"{where} must name a group for each image, all by integers or all by words: correct it")
-    indices: NDArray[np.int64] = np.unique(named, return_inverse=True)[1].astype(np.int64)
+    indices: NDArray[np.int64] = np.unique(np.array(listed), return_inverse=True)[1].astype(np.int64)
     return indices
 
 

@@ -1,6 +1,8 @@
 """What runs have spent on each data set, across runs, searches and machines."""
 
 from dpdm.ledger.account import Account, Reservation, Spent
-from dpdm.ledger.ledger import Ledger, Records
+from dpdm.ledger.in_folder import InLedger
+from dpdm.ledger.ledger import Ledger
+from dpdm.ledger.records import Records
 
-__all__ = ["Account", "Ledger", "Records", "Reservation", "Spent"]
+__all__ = ["Account", "InLedger", "Ledger", "Records", "Reservation", "Spent"]

@@ -9,6 +9,7 @@ from dpdm.ledger.entries import (
     Entered,
     RecordsSeen,
     Registered,
+    Regrouped,
     Reserved,
     Statement,
     Taken,
@@ -69,8 +70,8 @@ class Spent(NamedTuple):
 class Account:
     """One data set: the result of reading its entries in order.
 
-    `records` has the digest of all groups for that of all records; it is empty without groups, and after a change of
-    the total, by which the data's owner lets them be others.
+    `records` has the digest of all groups for that of all records: empty without groups, and where the data's owner
+    lets them be others.
 
     Guarantees:
         * Whatever `require_room` lets pass keeps all releases together within the total, even if each run was chosen
@@ -105,22 +106,27 @@ class Account:
         if budget is None:
             return
         events = [event for reservation in reserved for event in reservation.events]
-        divergence = self._divergence(budget) + budget.divergence(events, self.relation)
-        divergence += sum(entry.epsilon for entry in entered)
+        spent = self._divergence(budget)
+        more = budget.divergence(events, self.relation) + sum(entry.epsilon for entry in entered)
         own = sum(entry.delta for entry in [*self.entered, *entered])
-        if budget.allows(divergence, delta=own):
+        if budget.allows(spent + more, delta=own):
             return
-        whole = [*self.reservations.values(), *reserved]
+        if entered and budget.allows(spent + more):
+            raise InputError(
+                f"{self.dataset} has a total of δ = {self.delta:g}, of which a tenth is for releases with a δ of their "
+                f"own, and these would be {own:g} together: it does not fit"
+            )
+        whole = [*(run for runs in self.groups for run in runs), *reserved]
         together = {reservation.planned for reservation in whole}
         if len(together) == 1 and together != {""} and not self.entered and not entered:
             allowed = [event for reservation in whole for event in reservation.allowed]
             ways = (merged(allowed), allowed) if len(whole) == 1 else (merged(allowed),)  # equal but for round-off
             if any(epsilon(way, delta=self.delta, relation=self.relation) <= self.total for way in ways):
                 return
-        takes = _share(divergence - self._divergence(budget), budget)
         raise InputError(
-            f"{self.dataset} has a total of ({self.total:g}, {self.delta:g}), of which {100 * self.share:.0f} % is "
-            f"spent or reserved, and this takes {100 * takes:.0f} % or more: it does not fit "
+            f"{self.dataset} has a total of ({self.total:g}, {self.delta:g}), of which "
+            f"{100 * _share(spent, budget):.0f} % is spent or reserved, and this takes "
+            f"{100 * _share(more, budget):.0f} % or more: it does not fit "
             f"(dpdm ledger show {self.dataset!r}); who owns the data may allow it, by "
             f"dpdm ledger total {self.dataset!r} --epsilon ..."
         )
@@ -129,6 +135,14 @@ class Account:
     def total(self) -> float:
         """ε of the total; infinite for a public data set."""
         return float("inf") if self.epsilon is None else self.epsilon
+
+    @property
+    def groups(self) -> list[list[Reservation]]:
+        """Reservations that were made together, but for those of which nothing was released, or ever will be."""
+        together: dict[str, list[Reservation]] = {}
+        for reservation in self.reservations.values():
+            together.setdefault(reservation.planned or reservation.name, []).append(reservation)
+        return [runs for runs in together.values() if any(run.events or not run.completed for run in runs)]
 
     @property
     def events(self) -> list[Event]:
@@ -164,7 +178,7 @@ class Account:
         each, spent = budget.divergence([run], self.relation), self._divergence(budget)
         room = (budget.budget - spent) / each if budget.allows(spent, delta=own) else 0.0
         adaptive = min(_MOST_RUNS, max(0, int(room + 1e-9)))
-        if self.reservations or self.entered:
+        if self.groups or self.entered:
             return adaptive, adaptive
         planned = int(gaussian_mu(epsilon=self.total, delta=self.delta) ** 2 * run.noise_multiplier**2 + 1e-9)
         return adaptive, min(_MOST_RUNS, max(adaptive, planned))
@@ -175,11 +189,8 @@ class Account:
         Runs that PLD alone let in, together, count in full even if they released less: whether they would was not known
         when they began, and then no filter covered them.
         """
-        together: dict[str, list[Reservation]] = {}
-        for reservation in self.reservations.values():
-            together.setdefault(reservation.planned or reservation.name, []).append(reservation)
         spent = sum(entry.epsilon for entry in self.entered)
-        for runs in together.values():
+        for runs in self.groups:
             allowed = budget.divergence([event for run in runs for event in run.allowed], self.relation)
             released = budget.divergence([event for run in runs for event in run.events], self.relation)
             spent += released if budget.allows(allowed) else allowed
@@ -211,6 +222,8 @@ def read_history(statements: Iterable[Statement], dataset: str) -> list[Spent]:
                 pass
             case TotalChanged(dataset=of, epsilon=total) if account and of == dataset:
                 what = f"total of ε = {total:g}"
+            case Regrouped(dataset=of) if account and of == dataset:
+                what = "other groups are allowed"
             case _:
                 continue
         assert account is not None
@@ -223,6 +236,8 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
     """Enter a statement into its account; a statement about something unknown raises KeyError."""
     match statement:
         case Registered():
+            if statement.dataset in accounts:
+                raise InputError(f"the ledger is damaged: {statement.dataset} is registered twice; restore a backup")
             accounts[statement.dataset] = Account(
                 dataset=statement.dataset,
                 epsilon=statement.epsilon,
@@ -236,6 +251,8 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
             accounts[statement.dataset].records[statement.records] = statement.groups
         case TotalChanged():
             accounts[statement.dataset].epsilon = statement.epsilon
+            accounts[statement.dataset].order = statement.order
+        case Regrouped():
             accounts[statement.dataset].records = dict.fromkeys(accounts[statement.dataset].records, "")
         case Entered():
             accounts[statement.dataset].entered.append(statement)

@@ -13,7 +13,6 @@ from dpdm.privacy.accounting import Event, decode_event, encode_event
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
 
-_RAISED = 1.5  # times its first run's ε: what a total is taken to become
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
 
 
@@ -45,23 +44,7 @@ class Registered:
     @classmethod
     def total(cls, dataset: str, epsilon: float | None, delta: float, relation: Relation, unit: str) -> "Registered":
         """Return the registration of a total, with the order at which most runs fit into it."""
-        return cls._of(dataset, epsilon, epsilon, delta, relation, unit)
-
-    @classmethod
-    def first_run(
-        cls, dataset: str, epsilon: float | None, delta: float, relation: Relation, unit: str
-    ) -> "Registered":
-        """Return the registration of the claim of a first run, which PLD lets in.
-
-        Before a second one the total must be raised, so that the order is one for a larger total.
-        """
-        return cls._of(dataset, epsilon, None if epsilon is None else _RAISED * epsilon, delta, relation, unit)
-
-    @classmethod
-    def _of(
-        cls, dataset: str, epsilon: float | None, expected: float | None, delta: float, relation: Relation, unit: str
-    ) -> "Registered":
-        order = None if expected is None else RenyiFilter.for_gaussians(epsilon=expected, delta=delta).order
+        order = None if epsilon is None else RenyiFilter.for_gaussians(epsilon=epsilon, delta=delta).order
         return cls(dataset=dataset, epsilon=epsilon, delta=delta, relation=relation, unit=unit, order=order)
 
 
@@ -79,16 +62,27 @@ class RecordsSeen:
 
 @dataclass(frozen=True, kw_only=True)
 class TotalChanged:
-    """Its owner gave a data set another total."""
+    """Its owner gave a data set another total, and with it the order at which most runs fit into that."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
     epsilon: float
+    order: float
     kind: Literal["total"] = "total"
     at: str = field(default_factory=_now)
 
     def __post_init__(self) -> None:
-        require_positive(epsilon=self.epsilon)
+        require_positive(epsilon=self.epsilon, order=self.order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regrouped:
+    """Its owner allows the records of a data set to be in other groups than before."""
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
+    dataset: str
+    kind: Literal["regrouped"] = "regrouped"
+    at: str = field(default_factory=_now)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +135,7 @@ class Completed(_OfEvents):
 
 @dataclass(frozen=True, kw_only=True)
 class Entered:
-    """What was released of a data set by other means, as its own (ε, δ)."""
+    """What was released of a data set by other means, as its own (ε, δ), about the same unit and relation."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
@@ -157,7 +151,7 @@ class Entered:
             raise InputError(f"delta must be in [0, 1), not {self.delta}")
 
 
-Statement = Registered | RecordsSeen | TotalChanged | Reserved | Taken | Completed | Entered
+Statement = Registered | RecordsSeen | TotalChanged | Regrouped | Reserved | Taken | Completed | Entered
 _STATEMENT: pydantic.TypeAdapter[Statement] = pydantic.TypeAdapter(
     Annotated[Statement, pydantic.Field(discriminator="kind")]
 )

@@ -4,7 +4,6 @@ A run reserves all that it may release before its first noisy sum, and completes
 a crash costs the whole reservation, until `settle` reads the run's journal.
 """
 
-import hmac
 import os
 import sys
 import uuid
@@ -14,10 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import platformdirs
 import sqlalchemy as sql
-from numpy.typing import NDArray
 
 from dpdm.ledger.account import Account, Reservation, Spent, read_accounts, read_history
 from dpdm.ledger.entries import (
@@ -25,6 +22,7 @@ from dpdm.ledger.entries import (
     Entered,
     RecordsSeen,
     Registered,
+    Regrouped,
     Reserved,
     Statement,
     Taken,
@@ -33,34 +31,23 @@ from dpdm.ledger.entries import (
     encode_events,
     encode_statement,
 )
+from dpdm.ledger.in_folder import InLedger
+from dpdm.ledger.records import Records, account_of, fingerprint, newly_seen, require_same_kind, require_unknown
 from dpdm.ledger.storage import Entry, Storage
 from dpdm.privacy import DPSGD, Relation
-from dpdm.privacy.accounting import Event, PoissonGaussianSteps
-from dpdm.types import Images, InputError
+from dpdm.privacy.accounting import Event, PoissonGaussianSteps, RepeatedSelection, round_up
+from dpdm.privacy.filter import RenyiFilter
+from dpdm.types import InputError, require_positive
 
 _VARIABLE = "DPDM_LEDGER"
-_PART = 4096
+
+
+def _default_path() -> Path:
+    return platformdirs.user_data_path("dpdm") / "ledger.sqlite"
 
 
 def _on_standard_error(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@dataclass(frozen=True)
-class Records:
-    """What a ledger has to know of the records of a run.
-
-    Args:
-        dataset: The declared name of the data set.
-        images: All of them: secret; a digest under the ledger's key is what is kept.
-        groups: Which group each image belongs to, (number,), where a group is the unit of protection; secret as well.
-        public: Whether the data set is published already, so that its total is not limited.
-    """
-
-    dataset: str
-    images: Images
-    groups: NDArray[np.int64] | None = None
-    public: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,20 +71,23 @@ class Ledger:
     tell: Callable[[str], None] = field(default=_on_standard_error, compare=False, repr=False)
 
     @classmethod
-    def default(cls, place: str | None = None) -> "Ledger | None":
+    def default(cls, place: str | None = None, *, tell: Callable[[str], None] = _on_standard_error) -> "Ledger | None":
         """Return the ledger at `place`, or at what DPDM_LEDGER says, or in the user's data folder.
 
         None if that says `none`: then nothing is counted.
         """
-        place = place or os.environ.get(_VARIABLE) or str(platformdirs.user_data_path("dpdm") / "ledger.sqlite")
-        return None if place == "none" else cls(place)
+        place = place or os.environ.get(_VARIABLE) or str(_default_path())
+        return None if place == "none" else cls(place, tell)
 
     @cached_property
     def storage(self) -> Storage:
         """Where the entries are."""
         if "://" in self.url:
             return Storage(self.url)
-        return Storage(sql.URL.create("sqlite", database=str(Path(self.url).expanduser().absolute())))
+        path = Path(self.url).expanduser().absolute()
+        if path == _default_path():  # any other folder that is not there is a mistake
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Storage(sql.URL.create("sqlite", database=str(path)))
 
     def accounts(self) -> dict[str, Account]:
         """Return the account of each data set, by name."""
@@ -119,7 +109,7 @@ class Ledger:
         Raises:
             InputError: It is registered already, or its records are, under another name.
         """
-        seen = self.seen(records)
+        seen = fingerprint(records, self.storage.key())
         new = Registered.total(records.dataset, epsilon, delta, relation, unit)
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
@@ -128,20 +118,33 @@ class Ledger:
                     f"{records.dataset} is registered already: change its total by "
                     f"dpdm ledger total {records.dataset!r} --epsilon ..."
                 )
-            return _registration(accounts, new, seen)
+            require_unknown(accounts, seen)
+            return [new, seen]
 
         self._append(decide)
 
     def change_total(self, dataset: str, *, epsilon: float) -> None:
-        """Give a data set another ε, which stays on record: a filter wants its total fixed before the first run.
+        """Give a data set another ε, which stays on record: a filter wants its total fixed before the first run."""
+        require_positive(epsilon=epsilon)
 
-        Its owner may also give it the same ε anew, which allows the same images to be in other groups than before.
+        def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
+            account = _known(accounts, dataset)
+            if account.epsilon is None:
+                raise InputError(f"{dataset} is public: it has no total")
+            order = RenyiFilter.for_gaussians(epsilon=epsilon, delta=account.delta).order
+            return [TotalChanged(dataset=dataset, epsilon=epsilon, order=order)]
+
+        self._append(decide)
+
+    def allow_other_groups(self, dataset: str) -> None:
+        """Let the records of a data set be in other groups than before, say because names were corrected.
+
+        Claims about two kinds of groups, persons and visits, do not add up: its owner has to know that it is not that.
         """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
-            if _known(accounts, dataset).epsilon is None:
-                raise InputError(f"{dataset} is public: it has no total")
-            return [TotalChanged(dataset=dataset, epsilon=epsilon)]
+            _known(accounts, dataset)
+            return [Regrouped(dataset=dataset)]
 
         self._append(decide)
 
@@ -174,36 +177,34 @@ class Ledger:
             InputError: The total allows no more, or is about another relation or unit; or the run was settled, or began
                 in another ledger.
         """
-        events, seen = plan.events(), self.seen(records)
+        events, of_records, told = plan.events(), fingerprint(records, self.storage.key()), list[str]()
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
-            mine = _of_run(accounts, run)
+            dataset = account_of(accounts, plan, records)
+            seen = replace(of_records, dataset=dataset)
+            known, mine = accounts.get(dataset), _of_run(accounts, run)
             if mine is not None:
-                if mine.completed:
-                    raise InputError(
-                        f"{place} was completed or settled in the ledger {self.storage.shown}, and cannot go on: start "
-                        "a new run"
-                    )
-                if mine.allowed != events:
-                    raise InputError(f"{place} has reserved other events in the ledger: start a new run")
-                _require_no_copy(mine, place, tokens_before)
-                return [Taken(reservation=mine.name, run=run, token=token, place=place)]
+                self._require_going_on(mine, place, tokens_before, events)
+                if known is None or mine not in known.reservations.values():
+                    raise InputError(f"{place} has reserved of another data set than {dataset}: start a new run")
+                require_same_kind(known, plan, records)
+                new_records = newly_seen(accounts, known, seen, told)
+                return [*new_records, Taken(reservation=mine.name, run=run, token=token, place=place)]
             if begun:
                 raise InputError(
                     f"{place} began in another ledger than {self.storage.shown}, or that was lost: name the one that "
                     "it began in by --ledger"
                 )
-            dataset = _account_of(accounts, plan, records)
-            first = dataset not in accounts
-            made = self._registered(accounts, plan, records, replace(seen, dataset=dataset)) if first else []
-            account = read_accounts(made)[dataset] if first else accounts[dataset]
-            _require_same_kind(account, plan, records)
-            made += self._records_seen(accounts, account, replace(seen, dataset=dataset))
+            made = [] if known else self._registration(accounts, plan, records, seen, told)
+            account = known or read_accounts(made)[dataset]
+            require_same_kind(account, plan, records)
+            made += newly_seen(accounts, account, seen, told)
             for key, reservation in account.reservations.items():
                 if reservation.state == "reserved" and reservation.allowed == events:
+                    account.require_room()  # the total may have been lowered since
                     return [*made, Taken(reservation=key, run=run, token=token, place=place)]
-            # The first run's claim is the total, which PLD lets in; otherwise that is for runs reserved beforehand.
-            new, planned = uuid.uuid4().hex, uuid.uuid4().hex if first else ""
+            # The first run of all is planned, by itself: PLD may let it in.
+            new, planned = uuid.uuid4().hex, "" if account.groups or account.entered else uuid.uuid4().hex
             account.require_room([Reservation("", "", planned, events, events)])
             encoded = encode_events(events)
             return [
@@ -212,12 +213,15 @@ class Ledger:
                 Taken(reservation=new, run=run, token=token, place=place),
             ]
 
-        account = _known(read_accounts(_statements(self._append(decide))), records.dataset)
+        self._append(decide)
+        account = self.account_of(run)
         if account.epsilon is not None:
-            self.tell(
-                f"ledger: {100 * account.share:.0f} % of the budget of {records.dataset}, a total of "
-                f"({account.epsilon:g}, {account.delta:g}), is spent or reserved"
+            told.append(
+                f"ledger: {100 * account.share:.0f} % of the budget of {account.dataset}, a total of "
+                f"({round_up(account.epsilon)}, {account.delta:g}), is spent or reserved"
             )
+        for line in told:
+            self.tell(line)
 
     def reserve_together(self, plan: DPSGD, records: Records, *, times: int) -> None:
         """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
@@ -225,7 +229,9 @@ class Ledger:
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
             account = _known(accounts, records.dataset)
-            _require_same_kind(account, plan, records)
+            if records.public and account.epsilon is None:
+                raise InputError(f"{records.dataset} is public: nothing limits its runs, and none need be reserved")
+            require_same_kind(account, plan, records)
             planned = uuid.uuid4().hex
             account.require_room([Reservation("", "", planned, events, events)] * times)
             encoded = encode_events(events)
@@ -238,18 +244,44 @@ class Ledger:
             raise InputError(f"times must be 1 or more, not {times}")
         self._append(decide)
 
-    def cancel(self, dataset: str) -> int:
-        """Give back all reservations of a data set that no run has taken; return how many there were."""
-        waiting: list[Reservation] = []
+    def cancel(self, dataset: str, beginnings: Sequence[str] = ()) -> int:
+        """Give back reservations that no run has taken; return how many there were.
+
+        Args:
+            dataset: The data set.
+            beginnings: Of the reservations' names, as `dpdm ledger show` has them; all that wait, without any.
+
+        Raises:
+            InputError: None waits, or none whose name begins so; or giving them back would free nothing.
+        """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
-            waiting[:] = [r for r in _known(accounts, dataset).reservations.values() if r.state == "reserved"]
-            if not waiting:
-                raise InputError(f"no reservation of {dataset} waits for a run: there is nothing to give back")
-            return [Completed(reservation=reservation.name, events=()) for reservation in waiting]
+            account = _known(accounts, dataset)
+            waiting = [r for r in account.reservations.values() if r.state == "reserved"]
+            chosen = [r for r in waiting if not beginnings or any(map(r.name.startswith, beginnings))]
+            if not chosen:
+                raise InputError(f"no such reservation of {dataset} waits for a run: there is nothing to give back")
+            before = account.share
+            for reservation in chosen:
+                reservation.events, reservation.completed = [], True
+            if account.epsilon is not None and account.share >= before:
+                raise InputError(
+                    f"these runs on {dataset} fitted only because they were planned together, and one has begun: to "
+                    "give others back would free nothing; let them wait for runs to come"
+                )
+            return [Completed(reservation=reservation.name, events=()) for reservation in chosen]
 
-        self._append(decide)
-        return len(waiting)
+        return len(self._append(decide))
+
+    def reservation(self, run: str) -> Reservation:
+        """Return what a run has reserved."""
+        return self._required(self.accounts(), run)
+
+    def account_of(self, run: str) -> Account:
+        """Return the account in which a run has reserved."""
+        accounts = self.accounts()
+        mine = self._required(accounts, run)
+        return next(account for account in accounts.values() if mine in account.reservations.values())
 
     def complete(self, run: str, events: Sequence[Event], *, tokens: Sequence[str] = ("",)) -> None:
         """Replace what a run has reserved by what it has released; it will release nothing more.
@@ -264,22 +296,19 @@ class Ledger:
         """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
-            for account in accounts.values():
-                for key, reservation in account.reservations.items():
-                    if reservation.run != run:
-                        continue
-                    if reservation.completed and reservation.events == list(events):
-                        return []
-                    if reservation.completed:
-                        raise InputError(
-                            f"{reservation.place} was completed or settled in the ledger and cannot go on: start anew"
-                        )
-                    if not _within(events, reservation.allowed):
-                        raise InputError(f"{reservation.place} cannot have released this: it has reserved less")
-                    if reservation.token not in tokens:
-                        raise InputError(f"{reservation.place} has gone on since this copy was made: complete it there")
-                    return [Completed(reservation=key, events=encode_events(list(events)))]
-            raise InputError(f"the ledger {self.storage.shown} has no reservation of this run")
+            mine = self._required(accounts, run)
+            if mine.token not in tokens:
+                raise InputError(f"{mine.place} has gone on since this copy was made: complete it there")
+            if mine.completed and mine.events == list(events):
+                return []
+            if mine.completed:
+                raise InputError(f"{mine.place} was completed or settled in the ledger and cannot go on: start anew")
+            if not _within(events, mine.allowed):
+                raise InputError(f"{mine.place} cannot have released this: it has reserved less")
+            done = Completed(reservation=mine.name, events=encode_events(list(events)))
+            # How long a search took would tell how many runs it had, which nobody may know.
+            search = any(isinstance(event, RepeatedSelection) for event in mine.allowed)
+            return [replace(done, at=mine.at) if search else done]
 
         self._append(decide)
 
@@ -293,119 +322,56 @@ class Ledger:
 
         self._append(decide)
 
-    def seen(self, records: Records) -> RecordsSeen:
-        """Return what the ledger keeps to know records again, in any order: sums of digests under its key.
-
-        Without the key, nobody can try whether certain images, or certain groups of them, give these digests.
-        """
-        key, shape, of_each = self.storage.key(), str(records.images.shape[1:]).encode(), []
-        for start in range(0, len(records.images), _PART):
-            for image in np.asarray(records.images[start : start + _PART]):
-                of_each.append(_keyed(key, shape + image.tobytes()))
-        of_groups: dict[int, int] = {}
-        if records.groups is not None:
-            for group, digest in zip(records.groups.tolist(), of_each, strict=True):
-                of_groups[group] = of_groups.get(group, 0) + digest
-        in_groups = sum(_keyed(key, f"group {_hexadecimal(total)}".encode()) for total in of_groups.values())
-        return RecordsSeen(
-            dataset=records.dataset,
-            records=_hexadecimal(sum(of_each)),
-            groups=_hexadecimal(in_groups) if of_groups else "",
-        )
-
-    def _registered(
-        self, accounts: dict[str, Account], plan: DPSGD, records: Records, seen: RecordsSeen
+    def _registration(
+        self, accounts: dict[str, Account], plan: DPSGD, records: Records, seen: RecordsSeen, told: list[str]
     ) -> list[Statement]:
         """Return the registration of a data set that is not there, with the plan's own claim for its total."""
+        require_unknown(accounts, seen)
         epsilon = None if records.public else plan.epsilon()
-        total = "public, so nothing limits its runs" if epsilon is None else f"({epsilon:.4g}, {plan.delta:g}) in all"
-        self.tell(f"ledger: {seen.dataset} is new in {self.storage.shown}: {total}")
-        new = Registered.first_run(seen.dataset, epsilon, plan.delta, plan.relation, plan.one_unit)
-        return _registration(accounts, new, seen)
+        total = (
+            "public, so nothing limits its runs"
+            if epsilon is None
+            else f"a total of ({round_up(epsilon)}, {plan.delta:g}), which is this run's claim (dpdm ledger register "
+            "gives another, before the first run)"
+        )
+        told.append(f"ledger: {seen.dataset} is new in {self.storage.shown}: {total}")
+        return [Registered.total(seen.dataset, epsilon, plan.delta, plan.relation, plan.one_unit), seen]
 
-    def _records_seen(self, accounts: dict[str, Account], account: Account, seen: RecordsSeen) -> list[Statement]:
-        """Return the entry for records that this data set has not had before: they count for the same total."""
-        if seen.records in account.records:
-            groups = account.records[seen.records]
-            if groups and seen.groups and groups != seen.groups:
-                raise InputError(
-                    f"{account.dataset} had the same images in other groups before, and claims about two kinds of "
-                    "groups do not add up: give data.group as before; if it was corrected, who owns the data may allow "
-                    f"it, by dpdm ledger total {account.dataset!r} --epsilon {account.total:g}"
-                )
-            return [] if groups else [seen] * bool(seen.groups)
-        _require_unknown(accounts, seen)
-        self.tell(f"ledger: {account.dataset} has other records than before, and goes on with the same total")
-        return [seen]
+    def _required(self, accounts: dict[str, Account], run: str) -> Reservation:
+        mine = _of_run(accounts, run)
+        if mine is None:
+            raise InputError(f"the ledger {self.storage.shown} has no reservation of this run: is it the right one?")
+        return mine
 
-    def _append(self, decide: Callable[[dict[str, Account]], Sequence[Statement]]) -> list[Entry]:
+    def _require_going_on(self, mine: Reservation, place: str, tokens: Sequence[str], events: list[Event]) -> None:
+        """Raise InputError unless a run may go on under its reservation: it, and no copy of it."""
+        if mine.completed:
+            raise InputError(
+                f"{place} was completed or settled in the ledger {self.storage.shown}, and cannot go on: start a new "
+                "run"
+            )
+        if mine.allowed != events:
+            raise InputError(f"{place} has reserved other events in the ledger: start a new run")
+        there = InLedger.read(Path(mine.place) / "private") if place != mine.place else None
+        if (there is not None and there.run == mine.run) or mine.token not in tokens:
+            raise InputError(
+                f"{place} is a copy of {mine.place}, which has gone on: both would spend one reservation twice; go on "
+                "there, or start a new run"
+            )
+
+    def _append(self, decide: Callable[[dict[str, Account]], Sequence[Statement]]) -> Sequence[Statement]:
+        """Append what `decide` makes of all accounts, and return it."""
+        decided: list[Statement] = []
+
         def checked(entries: list[Entry]) -> list[dict[str, Any]]:
-            made = [encode_statement(statement) for statement in decide(read_accounts(_statements(entries)))]
+            decided[:] = decide(read_accounts(_statements(entries)))
+            made = [encode_statement(statement) for statement in decided]
             for content in made:  # what nobody could read again must not be written
                 decode_statement(content, number=len(entries) + 1)
             return made
 
-        return self.storage.append(checked)
-
-
-def _keyed(key: bytes, content: bytes) -> int:
-    return int.from_bytes(hmac.digest(key, content, "sha256"), "big")
-
-
-def _hexadecimal(total: int) -> str:
-    return f"{total % 2**256:064x}"
-
-
-def _account_of(accounts: dict[str, Account], plan: DPSGD, records: Records) -> str:
-    """Return the name of a run's account: its data set's, or one by its kind too if that is public and of another.
-
-    Nothing limits the runs on public data, and all that is lost is a sum that would have no meaning.
-    """
-    account = accounts.get(records.dataset)
-    if not records.public or account is None or (account.relation, account.unit) == (plan.relation, plan.one_unit):
-        return records.dataset
-    return f"{records.dataset} ({plan.relation} of {plan.one_unit})"
-
-
-def _registration(accounts: dict[str, Account], new: Registered, seen: RecordsSeen) -> list[Statement]:
-    """Return the entries of a new data set, unless its records are known under another name."""
-    _require_unknown(accounts, seen)
-    return [new, seen]
-
-
-def _require_unknown(accounts: dict[str, Account], seen: RecordsSeen) -> None:
-    """Raise InputError if these records are those of another data set whose total is limited."""
-    for account in accounts.values():
-        if account.dataset != seen.dataset and account.epsilon is not None and seen.records in account.records:
-            raise InputError(
-                f"the records of {seen.dataset} are registered as {account.dataset}: go on under that name, by "
-                f"--set data.name={account.dataset!r}"
-            )
-
-
-def _require_no_copy(mine: Reservation, place: str, tokens: Sequence[str]) -> None:
-    """Raise InputError if a run goes on in two places, which would spend one reservation twice."""
-    elsewhere = place != mine.place and (Path(mine.place) / "private").exists()
-    if elsewhere or mine.token not in tokens:
-        raise InputError(
-            f"{place} is a copy of {mine.place}, which has gone on: both would spend one reservation twice; go on "
-            "there, or start a new run"
-        )
-
-
-def _require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
-    """Raise InputError unless a plan's claim is of the kind that a data set is registered for."""
-    if (account.epsilon is None) != records.public:
-        raise InputError(
-            f"{account.dataset} is registered as a {'public' if account.epsilon is None else 'private'} data set: name "
-            "yours anew, by --set data.name=..."
-        )
-    if (account.relation, account.unit) != (plan.relation, plan.one_unit):
-        raise InputError(
-            f"{account.dataset} is registered for {account.relation} of {account.unit}, and this run is for "
-            f"{plan.relation} of {plan.one_unit}: claims of two kinds do not add up; give --dataset-size and "
-            "data.group as before"
-        )
+        self.storage.append(checked)
+        return decided
 
 
 def _statements(entries: Sequence[Entry]) -> list[Statement]:
@@ -414,9 +380,8 @@ def _statements(entries: Sequence[Entry]) -> list[Statement]:
 
 def _known(accounts: dict[str, Account], dataset: str) -> Account:
     if dataset not in accounts:
-        raise InputError(
-            f"the ledger has no data set {dataset!r}; it has {', '.join(sorted(accounts)) or 'none'}: register it first"
-        )
+        known = f"it has {', '.join(sorted(accounts))}" if accounts else "register it first"
+        raise InputError(f"the ledger has no data set {dataset!r}: {known}")
     return accounts[dataset]
 
 

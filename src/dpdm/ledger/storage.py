@@ -7,6 +7,7 @@ appends: nobody can decide on what is out of date, and a crash leaves all of a c
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ class Storage:
     def key(self) -> bytes:
         """Return the secret under which records are told apart; it never leaves the ledger."""
         with self._locked() as connection:
-            return bytes.fromhex(connection.execute(sql.select(_ABOUT.c.key)).scalar_one())
+            return bytes.fromhex(_key(connection, self.shown))
 
     def entries(self) -> list[Entry]:
         """Return all entries, after checking their chain."""
@@ -104,7 +105,7 @@ class Storage:
             entries = _read(connection, self.shown)
             for content in decide(entries):
                 text = json.dumps(content, ensure_ascii=False, allow_nan=False, sort_keys=True)
-                entry = Entry(len(entries) + 1, content, chained(entries, text))
+                entry = Entry(len(entries) + 1, content, chained(_key(connection, self.shown), entries, text))
                 connection.execute(_ENTRIES.insert().values(number=entry.number, content=text, digest=entry.digest))
                 entries.append(entry)
             return entries
@@ -171,25 +172,32 @@ class Storage:
         return engine
 
 
-def chained(entries: Sequence[Entry], text: str) -> str:
-    """Return the digest of `text` and of all entries before it."""
-    before = entries[-1].digest if entries else ""
+def chained(key: str, entries: Sequence[Entry], text: str) -> str:
+    """Return the digest of `text` and of all entries before it; the chain begins with the key's, which it protects."""
+    before = entries[-1].digest if entries else hashlib.sha256(key.encode()).hexdigest()
     return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()
+
+
+def _key(connection: sql.Connection, place: str) -> str:
+    key = connection.execute(sql.select(_ABOUT.c.key)).scalar_one()
+    if not re.fullmatch("[0-9a-f]{64}", str(key)):
+        raise InputError(f"{place} is damaged: its key is not one; restore it from a backup")
+    return str(key)
 
 
 def _read(connection: sql.Connection, place: str) -> list[Entry]:
     entries: list[Entry] = []
+    key = _key(connection, place)
     for number, text, digest in connection.execute(sql.select(_ENTRIES).order_by(_ENTRIES.c.number)):
-        if number != len(entries) + 1 or digest != chained(entries, text):
+        if number != len(entries) + 1 or digest != chained(key, entries, text):
             raise InputError(f"{place} is damaged: entry {len(entries) + 1} is not what was written; restore a backup")
         entries.append(Entry(number, json.loads(text), digest))
     return entries
 
 
 def _make_private(path: Path) -> None:
-    """Make an empty file that its owner alone may read, and the folders above it, unless it is there."""
+    """Make an empty file that its owner alone may read, unless it is there."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_CREAT, 0o600))
     except OSError as error:
         raise OSError(f"the ledger {path} cannot be used ({error.strerror}): nothing was spent without it") from None

@@ -49,17 +49,11 @@ class RenyiFilter:
         """Return the filter of the order at which most Gaussian releases fit: their divergence grows with the order."""
         require_positive(epsilon=epsilon, delta=delta)
         order = max(_ORDERS, key=lambda order: (epsilon - _conversion(order, _RENYI * delta)) / order)
-        chosen = cls(epsilon=epsilon, delta=delta, order=order)
-        if chosen.budget <= 0:
-            raise InputError(
-                f"epsilon = {epsilon:g} at delta = {delta:g} is too little for releases that are chosen one after "
-                "another: ask for a larger epsilon"
-            )
-        return chosen
+        return cls(epsilon=epsilon, delta=delta, order=order)
 
     @property
     def budget(self) -> float:
-        """The Rényi divergence that fits; nothing does if it is not positive."""
+        """The Rényi divergence that fits; nothing does if it is not positive, as of a tiny ε."""
         return self.epsilon - _conversion(self.order, _RENYI * self.delta)
 
     def divergence(self, events: Sequence[Event], relation: Relation) -> float:

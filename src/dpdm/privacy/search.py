@@ -18,8 +18,9 @@ from dpdm.privacy.accounting import (
     gaussian_epsilon,
     gaussian_mu,
 )
-from dpdm.types import RandomBytes, require_positive
+from dpdm.types import InputError, RandomBytes, require_positive
 
+_MOST_RUNS = 1000  # on average: beyond, nobody would wait for them
 _RELATION: Relation = "add_or_remove_one"  # a Gaussian release costs the same under either
 
 
@@ -44,6 +45,8 @@ class Search:
 
     def __post_init__(self) -> None:
         RepeatedSelection(events=(), mean=self.mean, shape=self.shape)
+        if not 1.01 <= self.mean <= _MOST_RUNS:
+            raise InputError(f"runs must be from 1.01 to {_MOST_RUNS} on average, not {self.mean:g}")
         if self.score_noise_multiplier is not None:
             require_positive(score_noise_multiplier=self.score_noise_multiplier)
 

@@ -5,7 +5,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from dpdm.config import read_toml
 from dpdm.data import ImageDataset, find_duplicates
 from dpdm.diffusion import GaussianMixture
-from dpdm.files import read_json, write_json, write_toml
+from dpdm.files import write_json, write_toml
 from dpdm.privacy.mechanism import Diagnostics, MechanismRun
 from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoint, save_prior
 from dpdm.training.watch import tensorboard_writer, write_scalars
@@ -28,20 +28,6 @@ _PERFORMANCE = (
     "training.precision",
     "training.tensorboard",
 )
-
-
-class InLedger(NamedTuple):
-    """What a ledger knows a run by, and the tokens of its last starts, the newest last."""
-
-    run: str
-    tokens: list[str]
-
-    @staticmethod
-    def read(private: Path) -> "InLedger":
-        """Return what the folder `private/` holds."""
-        content = read_json(private / "ledger.json")
-        tokens = content.get("tokens")
-        return InLedger(str(content.get("run")), [*map(str, tokens)] if isinstance(tokens, list) else [])
 
 
 class PrivateFolder:
@@ -84,17 +70,6 @@ class PrivateFolder:
     def journal(self) -> Path | None:
         """Where the mechanism counts its noisy sums."""
         return None if self.path is None else self.path / "journal.jsonl"
-
-    def in_ledger(self) -> InLedger | None:
-        """Return what tells this run from all others in a ledger, and from copies of itself; None before it begins."""
-        if self.path is None or not (self.path / "ledger.json").exists():
-            return None
-        return InLedger.read(self.path)
-
-    def save_in_ledger(self, name: InLedger) -> None:
-        """Keep that, before anything is reserved under it."""
-        if self.path is not None:
-            write_json(self.path / "ledger.json", name._asdict())
 
     def remove(self) -> None:
         """Remove a run that has spent nothing and may not begin."""

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from dpdm.config import decode_plan, read_toml
-from dpdm.ledger import Ledger
+from dpdm.ledger import InLedger, Ledger
 from dpdm.privacy import DPSGD
-from dpdm.training.private_folder import InLedger
 from dpdm.types import InputError
 
 
@@ -22,19 +21,21 @@ def settle_run(run: Path | str, ledger: Ledger) -> tuple[int, int]:
     private = Path(run) / "private"
     if (private / "search.json").is_file():
         raise InputError(f"{run} is a search, which costs its whole price once it has begun: nothing is to be had back")
-    if not (private / "ledger.json").is_file() or not (private / "journal.jsonl").is_file():
+    name = InLedger.read(private)
+    if name is None or not (private / "journal.jsonl").is_file():
         raise InputError(f"{run} holds no run that a ledger counts: is the path right?")
-    plan, name = decode_plan(read_toml(private / "config.toml")["privacy"]), InLedger.read(private)
+    plan = decode_plan(read_toml(private / "config.toml")["privacy"])
     if not isinstance(plan, DPSGD):
         raise InputError(f"{run} claims nothing: there is nothing to settle")
-    began = [r.place for a in ledger.accounts().values() for r in a.reservations.values() if r.run == name.run]
-    if any(Path(place) != Path(run).absolute() and (Path(place) / "private").exists() for place in began):
-        raise InputError(f"{run} is a copy of {began[0]}: settle that one")
+    place = Path(ledger.reservation(name.run).place)
+    there = InLedger.read(place / "private") if place != Path(run).absolute() else None
+    if there is not None and there.run == name.run:
+        raise InputError(f"{run} is a copy of {place}: settle that one")
     made = plan.start(private / "journal.jsonl")  # which holds the journal: nobody trains meanwhile
     try:
         spent = made.spent
+        ledger.complete(name.run, plan.events_made(spent), tokens=name.tokens)  # from now on it cannot go on
         made.spend_rest()
-        ledger.complete(name.run, plan.events_made(spent), tokens=name.tokens)
     finally:
         made.close()
     return spent, len(plan.earlier) + plan.steps

@@ -1,10 +1,11 @@
 """Arrays in, arrays out, in three lines: a `Trainer` with settings chosen from declared facts alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from dpdm.config import Prior, Privacy
 from dpdm.data import ImageDataset, group_indices
@@ -44,7 +45,12 @@ class Synthesizer:
     network: Network = field(default_factory=CompactUNet)
     run: Path | str | None = None
 
-    def fit(self, images: Images, labels: Labels | None = None, groups: ArrayLike | None = None) -> Release:
+    def fit(
+        self,
+        images: Images,
+        labels: Labels | None = None,
+        groups: Sequence[object] | NDArray[np.generic] | None = None,
+    ) -> Release:
         """Train on `uint8` images (number, height, width[, channel]) and return what may be published.
 
         Args:
@@ -61,7 +67,7 @@ class Synthesizer:
             images=images[..., None] if images.ndim == 3 else images,
             labels=None if labels is None else np.asarray(labels),
             num_classes=self.num_classes,
-            groups=None if groups is None else group_indices(np.asarray(groups), "groups"),
+            groups=None if groups is None else group_indices(groups, "groups"),
             name=self.name,
         )
         privacy = Privacy(

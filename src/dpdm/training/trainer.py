@@ -3,7 +3,6 @@
 `Trainer.steps` is a generator of progress; bars, logs and early stops are its callers'. `Trainer.fit` runs to the end.
 """
 
-import uuid
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,16 @@ from dpdm.config import (
     require_samplers_trained,
 )
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DDIM, EDM, DenoisingLoss, FromPrior, GaussianMixture, MatchedPreconditioning
-from dpdm.ledger import Ledger, Records
+from dpdm.diffusion import (
+    DDIM,
+    EDM,
+    DenoisingLoss,
+    FromPrior,
+    GaussianMixture,
+    MatchedPreconditioning,
+    PreconditionedDenoiser,
+)
+from dpdm.ledger import InLedger, Ledger, Records
 from dpdm.networks import CompactUNet, Network, Zero
 from dpdm.privacy import DPSGD, Mechanism, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
@@ -36,7 +43,7 @@ from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.training.loader import Loader
 from dpdm.training.prior import release_prior
-from dpdm.training.private_folder import InLedger, PrivateFolder
+from dpdm.training.private_folder import PrivateFolder
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.training.watch import Watch
@@ -138,6 +145,23 @@ class Trainer:
             self.loss,
         )
 
+    def build(self, data: ImageDataset) -> tuple[ImageFacts, torch.device, PreconditionedDenoiser]:
+        """Return the facts that a network is built for, where it is trained, and the untrained denoiser.
+
+        Raises:
+            InputError: These settings cannot be trained on these images, or here.
+        """
+        require_same_unit(self.mechanism, data)
+        facts = ImageFacts(data.shape, data.class_names)
+        if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
+            raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
+        device = choose_device(self.training.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.training.seed)
+            denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior).to(device)
+        reject_cross_example_layers(denoiser)
+        return facts, device, denoiser
+
     def fit(self, data: ImageDataset) -> Release:
         """Train to the end of the plan, from where an interrupted run stopped, and return the release."""
         steps = self.steps(data)
@@ -154,11 +178,7 @@ class Trainer:
         Closing the generator between steps saves a checkpoint, and the same call goes on from it.
         """
         processes = Processes.joined()
-        require_same_unit(self.mechanism, data)
-        facts = ImageFacts(data.shape, data.class_names)
-        if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
-            raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
-        device = choose_device(self.training.device)
+        facts, device, denoiser = self.build(data)
         settings = self._settings(data)
         processes.require_same(repr(settings), "their settings")
         if processes.size > 1:
@@ -176,13 +196,9 @@ class Trainer:
             tensorboard=self.training.tensorboard,
         )
         keep_freed_memory()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.training.seed)
-            denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior).to(device)
         average = ema.start(denoiser)
         optimizer = torch.optim.Adam([*denoiser.parameters()] or [torch.zeros(0)])  # nothing, in a run without steps
         state = denoiser.network, average.network, optimizer
-        reject_cross_example_layers(denoiser)
         at_once = physical_batch_size(self.training, self.loss, denoiser, facts) if self.mechanism.steps else 1
         mechanism = self.mechanism.start(
             folder.journal,
@@ -190,6 +206,7 @@ class Trainer:
             strategy=self.training.clipping,
         )
         load = Loader(data, self.loss, self.preconditioning.noise_levels, device)
+        counted: Callable[[MechanismRun], None] = lambda run: None  # noqa: E731
         try:
             updates = processes.object_from_first(folder.restore(*state))
             _share_from_first(processes, denoiser.network, average.network, optimizer)
@@ -235,11 +252,13 @@ class Trainer:
                     # A clean stop: nothing is in flight, so what was reserved beyond can be given back.
                     folder.save(*state, updates)
                     mechanism.settle()
-                    if self.run is None:  # which nobody can go on with
-                        counted(mechanism)
                     raise
                 folder.save_now_and_then(*state, updates)
             folder.save(*state, updates)
+        except BaseException:
+            if self.run is None:  # which nobody can go on with
+                counted(mechanism)
+            raise
         finally:
             folder.record_disclosures(mechanism)
             mechanism.close()
@@ -257,22 +276,20 @@ class Trainer:
         plan, ledger = self.mechanism, self.ledger
         if not isinstance(plan, DPSGD) or not self.entropy.secure or not mechanism.processes.first:
             return lambda run: None
-        before = folder.in_ledger()
+        before = None if folder.path is None else InLedger.read(folder.path)
         if ledger is None or (mechanism.finished and before is None):  # the latter by a version that did not count
             if before is not None and not mechanism.finished:
                 raise InputError(f"{self.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
             return lambda run: None
-        name = before or InLedger(uuid.uuid4().hex, [])
+        name = before or InLedger.new()
         tokens_before = name.tokens
         if not mechanism.finished:
-            # The file goes first: whatever a crash in between leaves, the ledger's token is one of the file's.
-            name = InLedger(name.run, [*tokens_before, uuid.uuid4().hex])
-            folder.save_in_ledger(name)
+            name = name.started(folder.path)
             try:
                 ledger.reserve(
                     name.run,
                     plan,
-                    Records(data.name, data.images, data.groups, data.public),
+                    Records.of(data),
                     place="a run in memory" if self.run is None else str(Path(self.run).absolute()),
                     token=name.tokens[-1],
                     tokens_before=tokens_before,

@@ -9,7 +9,6 @@ import math
 import os
 import secrets
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from dpdm.data import ImageDataset
 from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
 from dpdm.files import read_json, write_json
-from dpdm.ledger import Ledger, Records
+from dpdm.ledger import InLedger, Ledger, Records
 from dpdm.privacy import DPSGD, GaussianRelease
 from dpdm.privacy.accounting import epsilon
 from dpdm.privacy.search import Search
@@ -119,23 +118,40 @@ class Tuner:
         if data.labels is None:
             raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
         plan = self.plan(data)
-        state = self._begin(plan)
+        if self.reference is not None and _same_images(self.reference, data):
+            raise InputError(
+                f"{self.reference.name} has the images of {data.name} themselves, on which a score has a price: give "
+                "public images, or --score-noise"
+            )
+        for config in self.candidates:  # what cannot be trained must show before the whole price is spent
+            Trainer.from_config(config, data, mechanism=plan).build(data)
+        self._begin(plan)
         with (self.run / "private" / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise InputError(f"{self.run} is in use: another process is searching; wait for it") from None
-            return self._go_on(data, plan, state, on_run)
+            return self._go_on(data, plan, self._begin(plan), on_run)
 
     def _go_on(
         self, data: ImageDataset, plan: DPSGD, state: dict[str, Any], on_run: Callable[[int, int, Trainer], Release]
     ) -> Release:
         """Make the runs that are left, and release the best of all."""
         private = self.run / "private"
+        known = InLedger.read(private)
         if self.ledger is not None and len(state["scores"]) < len(state["choices"]):
-            records = Records(data.name, data.images, data.groups, data.public)
+            before = known or InLedger.new()
+            known = before.started(private)
             try:
-                self.ledger.reserve(state["name"], plan, records, place=str(self.run.absolute()), begun=state["begun"])
+                self.ledger.reserve(
+                    known.run,
+                    plan,
+                    Records.of(data),
+                    place=str(self.run.absolute()),
+                    token=known.tokens[-1],
+                    tokens_before=before.tokens,
+                    begun=state["begun"] and bool(before.tokens),
+                )
             except InputError:
                 if not state["begun"]:  # so that the folder is free for a search that fits
                     shutil.rmtree(self.run)
@@ -154,8 +170,8 @@ class Tuner:
                 score = None
             state["scores"].append(score)
             write_json(private / "search.json", state)
-        if self.ledger is not None:
-            self.ledger.complete(state["name"], plan.events())
+        if self.ledger is not None and known is not None:
+            self.ledger.complete(known.run, plan.events(), tokens=known.tokens)
         if not (self.run / "release").exists():
             whole = private / "release"
             shutil.rmtree(whole, ignore_errors=True)
@@ -191,7 +207,7 @@ class Tuner:
         path.parent.mkdir(parents=True, mode=0o700)
         number = self.search.draw_num_runs(os.urandom)
         choices = [secrets.randbelow(len(candidates)) for _ in range(number)]
-        state = {"what": what, "name": uuid.uuid4().hex, "choices": choices, "scores": [], "begun": False}
+        state = {"what": what, "choices": choices, "scores": [], "begun": False}
         write_json(path, state)
         return state
 
@@ -232,6 +248,11 @@ class Tuner:
             return float(of_score.release(total, sensitivity=1.0, num_records=len(data)))
         finally:
             of_score.close()
+
+
+def _same_images(a: ImageDataset, b: ImageDataset) -> bool:
+    """Whether two data sets have the same images, in any order."""
+    return len(a) == len(b) and a.shape == b.shape and sorted(map(bytes, a.images)) == sorted(map(bytes, b.images))
 
 
 def combinations(texts: Sequence[str]) -> list[tuple[str, ...]]:

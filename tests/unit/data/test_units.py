@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import zipfile
 
 import numpy as np
@@ -339,6 +340,6 @@ def test_equal_images_of_one_group_are_no_finding_and_of_two_groups_are():
 def test_names_of_groups_are_numbered_in_sorted_order(refused):
     assert group_indices(["b", "a", "b"], "x").tolist() == [1, 0, 1]
     assert group_indices(["M\u00fcller", " Mu\u0308ller", "Meier"], "x").tolist() == [1, 1, 0], "one person, one group"
-    for wrong in (["a", ""], [1.5, 2.0], [[1], [2]], [True, False], [None, "a"]):
+    for wrong in (["a", ""], [1.5, 2.0], [[1], [2]], [True, False], [None, "a"], ["a", math.nan], ["1", 1]):
         with refused("x must name a group for each image"):
             group_indices(wrong, "x")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dpdm.ledger import Ledger, Records
+from dpdm.ledger import InLedger, Ledger, Records
+from dpdm.ledger.records import fingerprint
 from dpdm.privacy import DPSGD, GaussianRelease
 from dpdm.privacy.accounting import PoissonGaussianSteps, epsilon
 from dpdm.types import InputError
@@ -95,10 +96,100 @@ def test_runs_that_pld_alone_let_in_count_in_full_although_they_released_less(of
     _, together = of_two.account("scans").more_runs(epsilon=RUN.epsilon())
     of_two.reserve_together(RUN, SCANS, times=together)
     assert until_full(of_two) == together
-    for number in range(together):
+    of_two.complete("run 0", RUN.events())
+    for number in range(1, together):
         of_two.complete(f"run {number}", [])
     with pytest.raises(InputError, match="100 % is spent"):
         of_two.reserve("again", RUN, SCANS, place="runs/again")
+
+
+def test_runs_that_pld_alone_let_in_are_given_back_as_long_as_none_has_begun(of_two):
+    _, together = of_two.account("scans").more_runs(epsilon=RUN.epsilon())
+    of_two.reserve_together(RUN, SCANS, times=together)
+    assert of_two.account("scans").share == 1.0
+    assert of_two.cancel("scans") == together
+    assert of_two.account("scans").share == 0.0
+    of_two.reserve_together(RUN, SCANS, times=together)
+    of_two.reserve("a", RUN, SCANS, place="runs/a")
+    with pytest.raises(InputError, match="would free nothing"):
+        of_two.cancel("scans")
+    assert sum(r.state == "reserved" for r in of_two.account("scans").reservations.values()) == together - 1
+
+
+def test_a_reservation_is_given_back_by_its_name(of_two):
+    of_two.reserve_together(RUN, SCANS, times=2)
+    one, other = of_two.account("scans").reservations
+    assert of_two.cancel("scans", [one[:8]]) == 1
+    states = {name: reservation.state for name, reservation in of_two.account("scans").reservations.items()}
+    assert states == {one: "given back", other: "reserved"}
+    with pytest.raises(InputError, match="no such reservation"):
+        of_two.cancel("scans", [one[:8]])
+
+
+def test_a_lowered_total_stops_runs_that_wait(of_two):
+    of_two.reserve_together(RUN, SCANS, times=3)
+    of_two.change_total("scans", epsilon=0.05)
+    with pytest.raises(InputError, match="does not fit"):
+        of_two.reserve("a", RUN, SCANS, place="runs/a")
+
+
+def test_a_run_is_of_one_data_set(of_two):
+    faces = Records("faces", IMAGES + 1)
+    of_two.register(faces, epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
+    of_two.reserve("run 7", RUN, SCANS, place="runs/7")
+    with pytest.raises(InputError, match="another data set"):
+        of_two.reserve("run 7", RUN, faces, place="runs/7")
+
+
+def test_a_run_that_goes_on_with_more_images_makes_them_known(of_two):
+    of_two.reserve("a", RUN, SCANS, place="runs/a")
+    of_two.reserve("a", RUN, Records("scans", IMAGES[1:]), place="runs/a")
+    with pytest.raises(InputError, match="registered as scans"):
+        of_two.reserve("b", RUN, Records("other", IMAGES[1:]), place="runs/b")
+
+
+def test_a_total_that_is_raised_fits_as_many_runs_as_one_that_was_given_at_first(ledger, tmp_path):
+    ledger.reserve("first", RUN, SCANS, place="")
+    ledger.change_total("scans", epsilon=10.0)
+    at_once = Ledger(str(tmp_path / "other.sqlite"))
+    at_once.register(SCANS, epsilon=10.0, delta=1e-5, relation="add_or_remove_one")
+    at_once.reserve("first", RUN, SCANS, place="")
+    more, of_other = (book.account("scans").more_runs(epsilon=1.0)[0] for book in (ledger, at_once))
+    assert more == of_other > 20
+
+
+def test_nothing_is_told_of_a_run_that_is_refused(of_two, told):
+    with pytest.raises(InputError, match="registered as scans"):
+        of_two.reserve("a", RUN, Records("other", IMAGES), place="")
+    assert told == []
+
+
+def test_how_long_a_search_took_is_not_in_the_book(of_two, monkeypatch):
+    """It would tell how many runs it had."""
+    from dpdm.ledger import entries
+    from dpdm.privacy.search import Search
+
+    search = DPSGD(
+        dataset_size=1000,
+        expected_batch_size=100,
+        steps=0,
+        delta=1e-5,
+        earlier=(GaussianRelease(noise_multiplier=20.0),),
+        search=Search(mean=3),
+    )
+    of_two.reserve("a", search, SCANS, place="")
+    (began,) = [e.content["at"] for e in of_two.storage.entries() if e.content["kind"] == "reserved"]
+    monkeypatch.setattr(entries, "_now", lambda: "later")
+    of_two.complete("a", search.events())
+    assert of_two.storage.entries()[-1].content["at"] == began
+
+
+def test_runs_whose_epsilon_is_tiny_are_counted_too(ledger):
+    tiny = plan(4000.0)
+    assert tiny.epsilon() < 0.002
+    ledger.reserve("a", tiny, SCANS, place="")
+    with pytest.raises(InputError, match="does not fit"):
+        ledger.reserve("b", tiny, SCANS, place="")
 
 
 def test_a_run_that_is_completed_with_less_gives_the_rest_back(of_two):
@@ -164,7 +255,7 @@ def test_what_others_released_enters_as_it_is(of_two):
     account = of_two.account("scans")
     assert account.more_runs(epsilon=0.38)[0] < before
     assert account.epsilon_if_planned == pytest.approx(0.5)
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match="of which a tenth is for releases with a δ of their own"):
         of_two.enter("scans", what="too large a δ", epsilon=0.1, delta=6e-7)
     with pytest.raises(InputError, match="does not fit"):
         of_two.enter("scans", what="too large an ε", epsilon=2.0, delta=0.0)
@@ -215,7 +306,7 @@ def test_the_digest_of_records_depends_on_the_ledger(ledger, tmp_path):
     other = Ledger(str(tmp_path / "other.sqlite"))
 
     def digest(book, images):
-        return book.seen(Records("scans", images)).records
+        return fingerprint(Records("scans", images), book.storage.key()).records
 
     assert digest(ledger, IMAGES) == digest(ledger, IMAGES[::-1]) != digest(other, IMAGES)
     assert digest(ledger, IMAGES) != digest(ledger, IMAGES.reshape(6, 16, 4, 1)), "another shape is another image"
@@ -232,7 +323,9 @@ def test_the_same_images_in_other_groups_are_refused_until_their_owner_allows_it
     ledger.reserve("b", run, in_another_order, place="runs/b")
     with pytest.raises(InputError, match="other groups before"):
         ledger.reserve("c", run, by_visit, place="runs/c")
-    ledger.change_total("scans", epsilon=2.0)
+    with pytest.raises(InputError, match="other groups before"):
+        ledger.reserve("a", run, by_visit, place="runs/a")
+    ledger.allow_other_groups("scans")
     ledger.reserve("c", run, by_visit, place="runs/c")
     with pytest.raises(InputError, match="other groups before"):
         ledger.reserve("d", run, by_person, place="runs/d")
@@ -327,10 +420,14 @@ def test_claims_about_images_and_about_groups_are_of_two_kinds(ledger, first):
 def test_a_copied_run_is_refused_and_a_moved_one_goes_on(of_two, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     (old / "private").mkdir(parents=True)
+    began = InLedger("a", []).started(old / "private")
     of_two.reserve("a", RUN, SCANS, place=str(old), token="1")
     with pytest.raises(InputError, match="is a copy of"):
         of_two.reserve("a", RUN, SCANS, place=str(new), token="2", tokens_before=["1"], begun=True)
     old.rename(new)
+    (old / "private").mkdir(parents=True)
+    InLedger("another run", []).started(old / "private")
+    assert InLedger.read(new / "private") == began
     of_two.reserve("a", RUN, SCANS, place=str(new), token="2", tokens_before=["1"], begun=True)
     (reservation,) = of_two.account("scans").reservations.values()
     assert (reservation.run, reservation.place, reservation.token) == ("a", str(new), "2")
@@ -345,10 +442,13 @@ def test_a_copy_on_another_machine_that_stayed_behind_is_refused(of_two):
         of_two.complete("a", [], tokens=["1"])
     of_two.reserve("a", RUN, SCANS, place="/there/run", token="4", tokens_before=["1", "2", "lost in a crash"])
     of_two.complete("a", RUN.events(), tokens=["4"])
+    with pytest.raises(InputError, match="has gone on since"):
+        of_two.complete("a", RUN.events(), tokens=["1"])
+    of_two.complete("a", RUN.events(), tokens=["1", "4"])
 
 
-def test_one_run_by_itself_is_let_in_by_the_filter_or_not_at_all(of_two):
-    """PLD would let it in and close the data set for ever: that is for runs that were reserved beforehand."""
+def test_pld_lets_one_run_in_by_itself_if_it_is_the_first_of_which_something_is_released(of_two):
+    """After another one it was chosen with that in view: only the filter may let it in, and it does not."""
     large = DPSGD(
         dataset_size=1000,
         expected_batch_size=100,
@@ -357,10 +457,16 @@ def test_one_run_by_itself_is_let_in_by_the_filter_or_not_at_all(of_two):
         earlier=(GaussianRelease(noise_multiplier=2.05),),
     )
     assert 1.85 < large.epsilon() < 2.0
+    small = plan(200.0)
+    of_two.reserve("a", small, SCANS, place="")
     with pytest.raises(InputError, match="it does not fit"):
-        of_two.reserve("a", large, SCANS, place="")
-    of_two.reserve_together(large, SCANS, times=1)
-    of_two.reserve("a", large, SCANS, place="")
+        of_two.reserve("b", large, SCANS, place="")
+    of_two.complete("a", [])
+    of_two.reserve("b", large, SCANS, place="")
+    with pytest.raises(InputError, match="it does not fit"):
+        of_two.reserve("c", small, SCANS, place="")
+    of_two.complete("b", [])
+    of_two.reserve("c", large, SCANS, place="")
 
 
 def test_a_total_that_is_lowered_lets_nothing_more_in(of_two):

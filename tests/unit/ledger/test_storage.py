@@ -22,7 +22,7 @@ RUN = DPSGD(
 @pytest.fixture
 def path(tmp_path):
     """The file of a ledger with a run in it."""
-    path = tmp_path / "deep" / "ledger.sqlite"
+    path = tmp_path / "ledger.sqlite"
     Ledger(str(path)).reserve("a", RUN, Records("scans", IMAGES), place="runs/a")
     return path
 
@@ -49,6 +49,8 @@ def test_entries_are_there_for_whoever_opens_it_next(path):
         "UPDATE dpdm_ledger_entries SET content = replace(content, '10.0', '99.0') WHERE number = 3",
         "UPDATE dpdm_ledger_entries SET digest = '0' WHERE number = 4",
         "DELETE FROM dpdm_ledger_entries WHERE number = 2",
+        "UPDATE dpdm_ledger SET key = 'no key'",
+        "UPDATE dpdm_ledger SET key = replace(replace(key, '0', 'f'), '1', 'f')",
         "UPDATE dpdm_ledger_entries SET number = 9 WHERE number = 4",
     ],
 )
@@ -118,6 +120,12 @@ def test_a_server_that_cannot_be_reached_is_nobodys_mistake():
         ledger.reserve("a", RUN, Records("scans", IMAGES), place="runs/a")
     assert "secret" not in str(error.value)
     assert "secret" not in ledger.storage.shown
+
+
+def test_a_misspelt_folder_is_no_place_for_a_new_ledger(tmp_path):
+    with pytest.raises(OSError, match="cannot be used"):
+        Ledger(str(tmp_path / "runz" / "ledger.sqlite")).accounts()
+    assert not (tmp_path / "runz").exists()
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from dp_accounting.rdp import rdp_privacy_accountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,14 @@ def test_an_impossible_total_is_refused(wrong):
         RenyiFilter(**{"epsilon": 1.0, "delta": 1e-5, "order": 18.0} | wrong)
 
 
-def test_a_total_too_small_for_any_order_says_so():
-    with pytest.raises(InputError, match="too little"):
-        RenyiFilter.for_gaussians(epsilon=1e-4, delta=1e-5)
+def test_into_a_total_too_small_for_any_order_nothing_fits():
+    budget = RenyiFilter.for_gaussians(epsilon=1e-4, delta=1e-5)
+    assert not budget.allows(0.0)
+
+
+@pytest.mark.parametrize(("total", "order"), [(0.5, 40.0), (1.0, 18.0), (4.0, 5.5)])
+def test_the_budget_is_what_dp_accounting_makes_an_epsilon_of(total, order):
+    """An oracle: the ε of a divergence that fills the budget, at this one order and the filter's part of δ."""
+    budget = RenyiFilter(epsilon=total, delta=1e-5, order=order)
+    found, _ = rdp_privacy_accountant.compute_epsilon([order], [budget.budget], 0.9e-5)
+    assert found == pytest.approx(total, rel=1e-9)
