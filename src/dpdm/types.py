@@ -74,7 +74,7 @@ def require_positive(**values: float) -> None:
     """Raise InputError naming the first argument that is not a finite number above zero."""
     for name, value in values.items():
         if not (value > 0 and np.isfinite(value)):
-            raise InputError(f"{name} must be a number above 0, not {value}")
+            raise InputError(f"{name} must be a number above 0, not {value:g}")
 
 
 def require_seed(**values: int) -> None:

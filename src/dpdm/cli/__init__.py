@@ -5,6 +5,7 @@ A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTER
 """
 
 import sys
+from typing import Any
 
 import typer
 
@@ -26,10 +27,20 @@ for verb in (plan, prepare, train, tune, sample, export, evaluate, compare, veri
 app.add_typer(ledger, name="ledger")
 
 
+_UsageError: Any = typer.BadParameter.__base__  # the parser's class for all mistakes in a line of words
+
+
+def _in_one_line(error: Any) -> str:  # noqa: ANN401 (the parser is typer's own affair)
+    return f"{' '.join(error.format_message().split())} (dpdm --help)"
+
+
 def main() -> None:
     """Run the command line; the one place where errors become exit codes."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        print("dpdm:", _in_one_line(error), file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except MemoryError as error:

@@ -78,9 +78,8 @@ def report(
     write_report(run, output, scores=scores, private=private)
     if as_json:
         return print_json({"output": str(output), "json": str(output.with_suffix(".json")), "private": private})
-    say(f"{output}: {'PRIVATE, for the data owner alone' if private else 'may be published'}; open it in a browser")
-    if scores is not None:
-        say(f"It shows the scores of {scores}: if those were computed from private images, so is the page.")
+    whose = f"may be published unless the scores of {scores} come of private images" if scores else "may be published"
+    say(f"{output}: {'PRIVATE, for the data owner alone' if private else whose}; open it in a browser")
 
 
 def _print_audit(found: "Audit") -> None:

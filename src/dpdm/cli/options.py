@@ -11,9 +11,20 @@ if TYPE_CHECKING:
 
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a path to images.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
-Epsilon = Annotated[float | None, typer.Option(help="ε of the claim: privacy.epsilon, 10 where nothing else says so.")]
-Size = Annotated[int | None, typer.Option(help="Declared public size of the data set: privacy.dataset_size.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value for any setting, such as training.seed=1.")]
+Epsilon = Annotated[
+    float | None, typer.Option(help="ε of the claim, 10 where nothing else says so; its δ is privacy.delta, 1e-5.")
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        help="Public figure for the number of images: the claim is then about adding or removing one; else, about "
+        "blanking one out."
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value for any setting, such as training.seed=1; plan --json lists all of them."),
+]
 Minutes = Annotated[
     float | None, typer.Option(help="Choose noise multiplicity, steps and batch to take so long on this machine.")
 ]

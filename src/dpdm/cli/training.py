@@ -46,6 +46,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would claim and take, before any training."""
+    from dpdm.config import encode
     from dpdm.training import fit_to_time, measure_step
 
     config = load_settings(target, epsilon, dataset_size, set, minutes)
@@ -72,6 +73,7 @@ def plan(
         "minutes": round(cost.seconds_per_step * mechanism.steps / 60, 1),
         "physical_batch_size": cost.physical_batch_size,
         "memory_gib": round(cost.memory_gib, 2),
+        "settings": encode(config),
     }
     if as_json:
         return print_json(report)
@@ -99,6 +101,14 @@ def plan(
     say(f"network     {cost.parameters:,} parameters")
     say(f"time        about {duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
     say(f"memory      about {cost.memory_gib:.1f} GiB, for {cost.physical_batch_size:,} {unit}s at once")
+    if minutes is not None:
+        chosen = {
+            "privacy.steps": mechanism.steps,
+            "privacy.expected_batch_size": mechanism.expected_batch_size,
+            "loss.noise_multiplicity": config.loss.noise_multiplicity,
+        }
+        these = " ".join(f"--set {key}={value}" for key, value in chosen.items())
+        say(f"to train    just this, which --minutes measures anew: {these}")
 
 
 def prepare(
@@ -163,6 +173,7 @@ def train(
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file: choose another --run folder")
+    finished = (folder / "release" / "privacy.json").exists()
     with joined_processes() as processes:
         if minutes is not None:
             config = _fit(config, folder, minutes, processes)
@@ -174,11 +185,11 @@ def train(
         return None
     if as_json:
         return print_json(release.privacy)
-    say(f"done: {release.statement}")
+    say(f"{'done before, nothing was left to do' if finished else 'done'}: {release.statement}")
     if not trainer.mechanism.steps:
         say("no network was trained: images are drawn from the prior")
     say(f"publish {folder / 'release'}; keep {folder / 'private'} to yourself")
-    say(f"next: dpdm sample {folder} -n 60000 -o synthetic.npz")
+    say(f"next: dpdm sample {folder} -n {trainer.mechanism.dataset_size} -o synthetic.npz")
 
 
 def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
@@ -190,7 +201,13 @@ def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
     if size is not None and channels is not None and num_classes is not None and privacy.dataset_size is not None:
         names = tuple(str(label) for label in range(num_classes))
         return ImageFacts((channels, size, size), names), config.plan(lambda: 0)
-    tell(f"opening {data.source}: size, channels, num_classes and dataset_size are not all declared")
+    facts = {
+        "data.size": size,
+        "data.channels": channels,
+        "data.num_classes": num_classes,
+        "privacy.dataset_size": privacy.dataset_size,
+    }
+    tell(f"opening {data.source}: {', '.join(key for key, value in facts.items() if value is None)} not declared")
     opened = data.open()
     return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: opened.num_units)
 
@@ -213,7 +230,7 @@ def _fit(config: "Config", folder: Path, minutes: float, processes: "Processes")
         begun = "begun with"
     else:
         config = fit_to_time(config, *_declared(config), minutes=minutes)
-        begun = f"for {minutes:g} minutes here"
+        begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
     if processes.first:
         steps, batch = config.privacy.steps, config.privacy.expected_batch_size
         tell(f"{begun}: {steps:,} steps of {batch:,} {config.data.unit}s in {_copies(config)}")

@@ -96,4 +96,4 @@ def tune(
         return print_json(release.privacy | {"cost": cost._asdict()})
     say(f"done: {release.statement}")
     say(f"publish {run / 'release'}; keep {run / 'private'} to yourself: the other runs, and how many there were")
-    say(f"next: dpdm sample {run} -n 60000 -o synthetic.npz")
+    say(f"next: dpdm sample {run} -n {plan.dataset_size} -o synthetic.npz")

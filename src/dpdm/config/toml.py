@@ -47,9 +47,7 @@ def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
     elif is_source(target):
         table = {"data": {"source": target}}
     else:
-        raise InputError(
-            f"{target!r} is no preset, no TOML file and no path to images" + _did_you_mean(target, preset_names())
-        )
+        raise InputError(_nothing_there(target))
     for override in sorted(overrides, key=lambda text: ".kind=" not in text):
         _override(table, override)
     return decode(Config, table)
@@ -122,6 +120,18 @@ def read_toml(path: Path) -> Table:
         raise InputError(f"{path} cannot be read: is the path right?") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def _nothing_there(target: str) -> str:
+    """Say what is wrong with a target that is no preset, no TOML file and no path to images."""
+    place, _, part = target.rpartition(":")
+    if place and is_source(place):
+        return f"{place} has no part {part!r}: say {place}:train or {place}:test"
+    path = Path(target)
+    beside = [str(path.with_name(other.name)) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(target, [*preset_names(), *beside], n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the presets are {', '.join(preset_names())}"
+    return f"{target!r} is no preset, no TOML file and no path to images: {hint}"
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:

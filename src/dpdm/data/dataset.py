@@ -212,7 +212,7 @@ def require_declared(num_classes: int, where: str) -> None:
     if num_classes < 1:
         raise InputError(
             f"{where}: private labels must not tell how many classes there are: "
-            "declare it with --set data.num_classes=10 (dpdm evaluate: --num-classes 10)"
+            "declare it, say by --set data.num_classes=10 (dpdm evaluate: --num-classes 10) if there are ten"
         )
 
 

@@ -69,7 +69,8 @@ def render(facts: dict[str, Any], release: Release, *, nearest: bytes | None = N
         f'<p class="claim">{escape(claim["statement"])}</p>',
         '<p class="warn">PRIVATE: for the data owner alone. Losses, norms and audits are covered by no ε.</p>'
         if private
-        else '<p class="soft">Everything on this page may be published, but for scores: see there.</p>',
+        else '<p class="soft">Everything on this page may be published'
+        + (", but for its scores if they come of private images: see there.</p>" if facts["scores"] else ".</p>"),
         _claim(claim),
         _samples(release),
         _budget(facts),

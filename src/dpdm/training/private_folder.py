@@ -20,6 +20,7 @@ from dpdm.training.watch import tensorboard_writer, write_scalars
 from dpdm.types import InputError
 
 _NOISE = ("privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
+_MOST_SAID = 3  # settings, in one line
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
 _PERFORMANCE = (
     "training.physical_batch_size",
@@ -45,17 +46,18 @@ class PrivateFolder:
             return
         if (path / "config.toml").exists():
             there, here = _flat(read_toml(path / "config.toml")), _flat(settings)
-            for key in sorted(there.keys() | here.keys(), key=lambda key: (key in _NOISE, key)):
-                if there.get(key) != here.get(key) and key not in _PERFORMANCE:
-                    what = f"{key} is {there.get(key)} there and {here.get(key)} here"
-                    raise InputError(
-                        f"{path.parent} holds another run ({'of another epsilon' if key in _NOISE else what}): "
-                        + (
-                            f"choose another --run or, if these are its images, moved, correct it in {path}/config.toml"
-                            if key == "opened"
-                            else "choose another --run, or repeat the settings of that one"
-                        )
+            other = [
+                key for key in there.keys() | here.keys() if there.get(key) != here.get(key) and key not in _PERFORMANCE
+            ]
+            if other:
+                raise InputError(
+                    f"{path.parent} holds another run ({_differences(other, there, here)}): "
+                    + (
+                        f"choose another --run or, if these are its images, moved, correct it in {path}/config.toml"
+                        if other == ["opened"]
+                        else "choose another --run, or repeat the settings of that one"
                     )
+                )
         else:
             if path.parent.exists() and any(path.parent.iterdir()):
                 raise InputError(
@@ -152,6 +154,13 @@ class PrivateFolder:
         if self.path is not None and len(mechanism.disclosures) > self._disclosures:
             write_json(self.path / "disclosures.json", mechanism.disclosures)
             self._disclosures = len(mechanism.disclosures)
+
+
+def _differences(keys: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say what differs between two runs, at most three settings, and of another ε not what follows from it."""
+    said = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in sorted(keys) if key not in _NOISE]
+    more = [f"{len(said) - _MOST_SAID} more"] if len(said) > _MOST_SAID else []
+    return ", ".join([*said[:_MOST_SAID], *more]) or "of another epsilon"
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
