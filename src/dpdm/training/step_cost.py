@@ -18,7 +18,7 @@ from dpdm.training.hardware import autocast, bytes_for_backward, choose_device, 
 from dpdm.training.release import ImageFacts, build_denoiser
 from dpdm.types import InputError, require_positive
 
-_COPIES_AT_ONCE = 2048  # noisy copies that keep a CPU busy; a GPU takes what its memory holds
+_COPIES_AT_ONCE = 1024  # noisy copies that keep a CPU busy: twice as many are no faster; a GPU takes what fits
 _ONE_BY_ONE = 4  # examples that tell the time of others, where each has a backward pass of its own
 _MANY_COPIES = 32  # the noise multiplicity beyond which time is better spent on steps and batches
 

@@ -82,11 +82,11 @@ def test_memory_bounds_the_physical_batch(monkeypatch):
         monkeypatch.setattr(step_cost, "memory_for_a_batch", lambda device: memory)
         return physical_batch_size(training, loss, denoiser, FACTS)
 
-    assert size(2**40) == 2048 // 8
+    assert size(2**40) == 1024 // 8
     assert size(0) == 1
-    assert 1 < size(2**26) < size(2**27) < 2048 // 8
+    assert 1 < size(2**25) < size(2**26) < 1024 // 8
     assert size(0, Training(physical_batch_size=7)) == 7
-    assert size(0, Training(strategy="one-backward-each")) == 2048 // 8
+    assert size(0, Training(strategy="one-backward-each")) == 1024 // 8
 
 
 @pytest.fixture
