@@ -18,7 +18,9 @@ from dpdm.config import Prior
 from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
 from dpdm.ledger import Ledger, Records
+from dpdm.networks import MLP
 from dpdm.privacy import DPSGD, MechanismRun
+from dpdm.privacy.accounting import Event, PoissonGaussianSteps
 from dpdm.privacy.journal import Journal
 from dpdm.training import Trainer
 from dpdm.training.settling import settle_run
@@ -29,15 +31,21 @@ PRIOR = Prior(centres=1)
 PLAN = DPSGD(
     dataset_size=100,
     expected_batch_size=10,
-    steps=0,
+    steps=2,
+    noise_multiplier=8.0,
     delta=1e-5,
-    earlier=PRIOR.releases(epsilon=0.5, delta=1e-5, alone=True),
+    earlier=PRIOR.releases(epsilon=0.5, delta=1e-5),
 )
-MOST_POINTS = 200
+MOST_POINTS = 300
+
+
+def sums(events: list[Event]) -> int:
+    """Return how many noisy sums these events are."""
+    return sum(event.steps if isinstance(event, PoissonGaussianSteps) else 1 for event in events)
 
 
 def run_until(ledger: Ledger, run: Path, point: int) -> None:
-    """Train a prior, from reservation to release, and die at the `point`-th place where something is written."""
+    """Train, from reservation to release, and die at the `point`-th place where something is written."""
     left = point
 
     def reached(*arguments: object, **more: object) -> None:
@@ -67,7 +75,9 @@ def run_until(ledger: Ledger, run: Path, point: int) -> None:
         return noisy
 
     MechanismRun._release = released
-    Trainer(preconditioning=MomentMatched(), mechanism=PLAN, prior=PRIOR, run=run, ledger=ledger).fit(SCANS)
+    Trainer(
+        network=MLP(width=4), preconditioning=MomentMatched(), mechanism=PLAN, prior=PRIOR, run=run, ledger=ledger
+    ).fit(SCANS)
     reached()
 
 
@@ -85,7 +95,7 @@ def main(url: str, folder: Path) -> None:
         _, status = os.waitpid(child, 0)
         made = len(Path(f"{run}.made").read_text()) if Path(f"{run}.made").exists() else 0
         counted = [r for r in ledger.account("scans").reservations.values() if r.place == str(run)]
-        before = len(counted[0].events) if counted else 0
+        before = sums(counted[0].events) if counted else 0
         try:
             settle_run(run, ledger)
             settled = ""
@@ -98,7 +108,7 @@ def main(url: str, folder: Path) -> None:
             "released": released,
             "made": made,
             "before": before,
-            "after": len(after[0].events) if after else 0,
+            "after": sums(after[0].events) if after else 0,
         }
         print(json.dumps(row | {"settled": settled, "finished": status == 0}), flush=True)
         if status == 0:

@@ -99,7 +99,7 @@ def test_however_many_register_at_once_it_is_there_once(url):
 @pytest.mark.slow
 def test_a_run_that_is_killed_anywhere_has_reserved_what_it_made(url, tmp_path):
     rows = [json.loads(line) for line in output_of("killed_ledger.py", url, tmp_path / "runs").splitlines()]
-    planned = 4
+    planned = 6
     assert rows[-1]["finished"]
     assert rows[-1]["after"] == rows[-1]["made"] == planned
     assert not any(row["finished"] for row in rows[:-1])
