@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from dpdm.privacy.clipping import (
     Batch,
@@ -146,28 +147,32 @@ class _Factored(NamedTuple):
 
 @dataclass(frozen=True)
 class _ByParameter:
-    """The gradients of a group of examples, parameter by parameter."""
+    """The gradients of a group of examples, parameter by parameter; the last rows of each part are padding."""
 
     parts: list[_Part]
     losses: Float[Tensor, " batch"]
+    padding: int
 
     def norms(self) -> Float64[Tensor, " batch"]:
         with _exactly(self.losses):
             squared = torch.stack([part.squared_norms() for part in self._joined]).sum(dim=0)
         # The factor pays for rounding, here and in the sums below (2^-16 in float32); the term for squares that vanish.
         numel, eps = (sum(p.numel for p in self._joined), max(torch.finfo(p.dtype).eps for p in self._joined))
-        return squared.sqrt() * (1 + 128 * eps) + math.sqrt(numel) * 2.0**-63
+        return (squared.sqrt() * (1 + 128 * eps) + math.sqrt(numel) * 2.0**-63)[: len(self.losses)]
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
-        # What would have to shrink by more than float32 holds is left out.
-        factors = torch.where(factors < 2.0**-100, 0, factors)
+        factors = self._of_rows(factors)
         with _exactly(self.losses):
             return torch.cat([part.weighted_sum(factors) for part in self._joined])
 
     def grid_sum(self, factors: Float64[Tensor, " batch"], step: float) -> Float64[Tensor, " parameters"]:
-        factors = torch.where(factors < 2.0**-100, 0, factors)
+        factors = self._of_rows(factors)
         with _exactly(self.losses):
             return torch.cat([truncated_sum(part.written_out(), factors, step) for part in self._joined])
+
+    def _of_rows(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " rows"]:
+        """Leave out padding, and what would have to shrink by more than float32 holds."""
+        return pad(torch.where(factors < 2.0**-100, 0, factors), (0, self.padding))
 
     @cached_property
     def _joined(self) -> list[_Part]:
@@ -323,9 +328,10 @@ class LayerWise:
         if case not in checked:
             self._check(loss, module, batch)
             checked.add(case)
-        yield self._gradients(loss, module, batch)
+        yield self._gradients(loss, module, batch, padding=_padding(len(batch[0])))
 
-    def _gradients(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> _ByParameter:
+    def _gradients(self, loss: PerExampleLoss, module: nn.Module, batch: Batch, *, padding: int = 0) -> _ByParameter:
+        batch = map_batch(lambda t: torch.cat([t, t[-1:].expand(padding, *t.shape[1:])]), batch) if padding else batch
         parameters = trainable_parameters(module)
         wanted = set(parameters)
         parts: dict[nn.Parameter, _Part] = {}
@@ -373,7 +379,7 @@ class LayerWise:
         if rest := [p for p in parameters if p not in parts]:
             rows = torch.split(vectorized_rows(loss, module, batch, rest).rows, [p.numel() for p in rest], dim=1)
             parts |= {p: _WrittenOut(part) for p, part in zip(rest, rows, strict=True)}
-        return _ByParameter([parts[p] for p in parameters], losses.detach())
+        return _ByParameter([parts[p] for p in parameters], losses.detach()[: len(losses) - padding], padding)
 
     def _check(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
         """Compare with the reference on two made-up examples, for a copy of the module with moved parameters.
@@ -401,6 +407,15 @@ class LayerWise:
         floor = 1e-5 * rows.norm()
         if not all((part - e).norm() <= 1e-3 * e.norm() + floor for part, e in zip(ours, expected, strict=True)):
             raise InputError(_NOT_LAYER_WISE)
+
+
+def _padding(examples: int) -> int:
+    """Return how many rows to add: up to a sixteenth, so that a few sizes stand for all that Poisson batches have.
+
+    Libraries keep what they compile for each size. For all of them that takes gigabytes in a long training, and time.
+    """
+    coarse = 1 << max(0, examples.bit_length() - 5)
+    return -examples % coarse
 
 
 def _has_rule(layer: nn.Module) -> bool:

@@ -448,3 +448,28 @@ def test_what_cannot_run_layer_by_layer_is_refused_in_one_line():
 
     with pytest.raises(InputError, match="take the strategy Vectorized"):
         clipped_grad_sum(loss, Copies(Positions()), (torch.randn(5, 2, 4),), max_grad_norm=1.0, strategy=LayerWise())
+
+
+@pytest.mark.parametrize("examples", [31, 33, 70, 129])
+@pytest.mark.parametrize("spoiled", [False, True])
+@pytest.mark.parametrize("grid", [None, 2.0**-20])
+def test_rows_that_fill_a_batch_up_take_no_part(examples, spoiled, grid):
+    """A few sizes stand for all; the rows that are added are copies of the last example, whatever that is."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(1, 4), nn.SiLU(), nn.Conv2d(4, 1, 3))
+    x = torch.randn(examples, 2, 1, 6, 6)
+    if spoiled:
+        x[-1] = torch.nan
+    seen = []
+
+    def watched(module, batch):
+        seen.append(len(batch[0]))
+        return loss(module, batch)
+
+    way = LayerWise()
+    ours = clipped_grad_sum(watched, Copies(body), (x,), max_grad_norm=0.1, strategy=way, grid=grid)
+    assert seen[-1] == {31: 31, 33: 34, 70: 72, 129: 136}[examples]
+    reference = clipped_grad_sum(loss, Copies(body), (x,), max_grad_norm=0.1, strategy=OneBackwardEach(), grid=grid)
+    assert len(ours.losses.reveal(because="test")) == len(ours.grad_norms.reveal(because="test")) == examples
+    step = 0 if grid is None else grid * examples * len(ours.vector) ** 0.5
+    assert (ours.vector - reference.vector).norm() <= SLACK * reference.vector.norm() + step
