@@ -64,7 +64,7 @@ def output_of(script, *arguments):
         [sys.executable, HERE / script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

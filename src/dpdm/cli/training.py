@@ -100,7 +100,8 @@ def plan(
     )
     say(f"network     {cost.parameters:,} parameters")
     say(f"time        about {duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
-    say(f"memory      about {cost.memory_gib:.1f} GiB, for {cost.physical_batch_size:,} {unit}s at once")
+    beside = "" if unit == "image" else ", and what the images take"
+    say(f"memory      about {cost.memory_gib:.1f} GiB, for {cost.physical_batch_size:,} {unit}s at once{beside}")
     if minutes is not None:
         chosen = {
             "privacy.steps": mechanism.steps,

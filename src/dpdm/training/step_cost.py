@@ -122,6 +122,9 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
 
 
 def _records_gib(facts: ImageFacts, mechanism: Mechanism) -> float:
+    """Return what all images take; of groups, of which nobody has declared how many images they have, nothing."""
+    if mechanism.unit == "group":
+        return 0.0
     return mechanism.dataset_size * math.prod(facts.shape) / 2**30
 
 
