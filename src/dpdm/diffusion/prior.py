@@ -42,7 +42,10 @@ class GaussianMixture(nn.Module):
     class_variances: Float64[Tensor, "class lead"]
     variances: Float64[Tensor, " rest"]
     floor: Float64[Tensor, " 1"]
-    centres_along: Float64[Tensor, "centre kept"]
+    turn: Float64[Tensor, "lead axis_of_class"]
+    values: Float64[Tensor, " axis"]
+    members: Float64[Tensor, "centre class"]
+    centres_along: Float64[Tensor, "centre axis"]
 
     def __init__(
         self,
@@ -67,12 +70,21 @@ class GaussianMixture(nn.Module):
         self.register_buffer("class_variances", class_variances.double())
         self.register_buffer("variances", variances.double())
         self.register_buffer("floor", torch.tensor([floor], dtype=torch.float64))
-        self._place_centres()
-        self.register_load_state_dict_post_hook(lambda mixture, _: mixture._place_centres())  # type: ignore[no-untyped-call]  # torch lacks its types
+        self._prepare()
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]  # torch lacks its types
+            lambda mixture, _: mixture._prepare()
+        )
 
-    def _place_centres(self) -> None:
-        """Compute what follows from the tensors that a state has: each centre's coordinates."""
-        self.register_buffer("centres_along", self._along(self.centres, self.classes), persistent=False)
+    def _prepare(self) -> None:
+        """Compute what follows from the tensors that a state has, in the coordinates of `_along`."""
+        classes, lead, _ = self.axes.shape
+        members = one_hot(self.classes, classes).double()
+        shared = torch.ones(len(self.centres), self.variances.shape[0]).to(self.centres)
+        own = torch.cat([members.repeat_interleave(lead, dim=1), shared], dim=1)
+        self.register_buffer("turn", self.axes.transpose(0, 1).reshape(lead, classes * lead), persistent=False)
+        self.register_buffer("values", torch.cat([self.class_variances.flatten(), self.variances]), persistent=False)
+        self.register_buffer("members", members, persistent=False)
+        self.register_buffer("centres_along", self._along(self.centres) * own, persistent=False)
 
     @staticmethod
     def placeholder(
@@ -117,30 +129,35 @@ class GaussianMixture(nn.Module):
         labels: Int[Tensor, " batch"],
     ) -> Float64[Tensor, "batch dimension"]:
         """Return the posterior mean E[x₀ | x₀ + σ n = x, label]."""
+        # Each centre's Wiener filter, weighted by how well it explains x: by the softmax of
+        # ln π_j + ln N(x; m_j, Σ_c + σ² I), without what is the same for all centres. Those of a class share Σ_c, so
+        # that their filters are one about their weighted mean. No step depends on values: `vmap` passes through.
         x, variance = x.double(), sigma.double()[:, None] ** 2
-        unlabelled = labels == self.num_classes
-        if not unlabelled.any():
-            return self._of_class(x, variance, labels)[1]
-        means = torch.empty_like(x)
-        means[~unlabelled] = self._of_class(x[~unlabelled], variance[~unlabelled], labels[~unlabelled])[1]
-        x, variance = x[unlabelled], variance[unlabelled]
-        evidence, of_each = zip(
-            *(self._of_class(x, variance, torch.full_like(labels[unlabelled], c)) for c in range(len(self.axes))),
-            strict=True,
-        )
-        means[unlabelled] = torch.einsum("cb,cbd->bd", torch.stack(evidence).softmax(0), torch.stack(of_each))
-        return means
+        along, across = self._along(x), 1 / (self.floor + variance)
+        total = self.values + variance
+        inside = 1 / total - across
+        product = (inside * along) @ self.centres_along.T + across * (x @ self.centres.T)
+        squared = inside @ (self.centres_along**2).T + across * (self.centres**2).sum(1)
+        # What a class's own variances make of it: its determinant, and x's length by them.
+        classes, lead, _ = self.axes.shape
+        of_class = (inside * along**2 + total.log())[:, : classes * lead].reshape(-1, classes, lead).sum(2)
+        logits = self.log_weights + product - (squared + of_class @ self.members.T) / 2
+        weights = self._of_class(logits, labels).softmax(1)
+        centre, of_floor = weights @ self.centres, self.floor * across
+        deviation = along * self._share(weights @ self.members) - weights @ self.centres_along
+        return centre + of_floor * (x - centre) + self._image(deviation * (self.values / total - of_floor))
 
     def filtered(
         self, x: Float64[Tensor, "batch dimension"], gain: Gain, classes: Int[Tensor, " batch"]
     ) -> Float64[Tensor, "batch dimension"]:
         """Return g(Σ_c) x, where `gain` is g on the eigenvalues, and c the class of each image."""
+        own = self._share(one_hot(classes, len(self.axes)).double())
         of_floor = gain(self.floor)
-        return of_floor * x + self._image(self._along(x, classes) * (gain(self._values(classes)) - of_floor), classes)
+        return of_floor * x + self._image(self._along(x) * own * (gain(self.values) - of_floor))
 
     def mean(self, labels: Int[Tensor, " batch"]) -> Float64[Tensor, "batch dimension"]:
         """Return E[x₀ | label]."""
-        return self._of_classes(self.log_weights.expand(len(labels), -1), labels).softmax(1) @ self.centres
+        return self._of_class(self.log_weights.expand(len(labels), -1), labels).softmax(1) @ self.centres
 
     def mean_variance(self, sigma: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
         """Return the mean over pixels of x₀'s variance about one centre's Wiener filter: tr(σ² Σ (Σ + σ² I)⁻¹) / d.
@@ -162,58 +179,30 @@ class GaussianMixture(nn.Module):
         self, labels: Int[Tensor, " batch"], *, generator: torch.Generator
     ) -> Float64[Tensor, "batch dimension"]:
         """Return flattened images of these classes, drawn from the mixture itself."""
-        weights = self._of_classes(self.log_weights.expand(len(labels), -1), labels).softmax(1)
+        weights = self._of_class(self.log_weights.expand(len(labels), -1), labels).softmax(1)
         chosen = torch.multinomial(weights, 1, generator=generator)[:, 0]
         noise = torch.randn(
             (len(labels), self.centres.shape[1]), generator=generator, dtype=torch.float64, device=labels.device
         )
         return self.centres[chosen] + self.filtered(noise, torch.sqrt, self.classes[chosen])
 
-    def _of_class(
-        self,
-        x: Float64[Tensor, "batch dimension"],
-        variance: Float64[Tensor, "batch 1"],
-        classes: Int[Tensor, " batch"],
-    ) -> tuple[Float64[Tensor, " batch"], Float64[Tensor, "batch dimension"]]:
-        """Return ln p(x, class), but for what is the same for all classes, and the posterior mean within the class.
-
-        The mean is each centre's Wiener filter, weighted by how well the centre explains x: by the softmax of
-        ln π_j + ln N(x; m_j, Σ_c + σ² I). Since the centres of a class share Σ_c, their weighted filters are one filter
-        about the weighted centre.
-        """
-        along, values = self._along(x, classes), self._values(classes)
-        across = 1 / (self.floor + variance)
-        inside = 1 / (values + variance) - across
-        product = (inside * along) @ self.centres_along.T + across * (x @ self.centres.T)
-        squared = inside @ (self.centres_along**2).T + across * (self.centres**2).sum(1)
-        logits = self._of_classes(self.log_weights + product - squared / 2, classes)
-        evidence = logits.logsumexp(1) - (inside * along**2 + (values + variance).log()).sum(1) / 2
-        weights = logits.softmax(1)
-        centre, of_floor = weights @ self.centres, self.floor * across
-        beyond = (along - weights @ self.centres_along) * (values / (values + variance) - of_floor)
-        return evidence, centre + of_floor * (x - centre) + self._image(beyond, classes)
-
-    def _along(
-        self, x: Float64[Tensor, "batch dimension"], classes: Int[Tensor, " batch"]
-    ) -> Float64[Tensor, "batch kept"]:
-        """Return the coordinates of images along the eigenvectors of their classes that lie in V."""
+    def _along(self, x: Float64[Tensor, "batch dimension"]) -> Float64[Tensor, "batch axis"]:
+        """Return the coordinates of images on the axes of each class in turn, and then on the rest of V."""
         along, lead = x @ self.vectors, self.axes.shape[2]
-        return torch.cat([torch.einsum("bk,bkl->bl", along[:, :lead], self.axes[classes]), along[:, lead:]], dim=1)
+        return torch.cat([along[:, :lead] @ self.turn, along[:, lead:]], dim=1)
 
-    def _image(
-        self, along: Float64[Tensor, "batch kept"], classes: Int[Tensor, " batch"]
-    ) -> Float64[Tensor, "batch dimension"]:
-        """Return the images of these coordinates."""
-        lead = self.axes.shape[2]
-        turned = torch.einsum("bl,bkl->bk", along[:, :lead], self.axes[classes])
-        return torch.cat([turned, along[:, lead:]], dim=1) @ self.vectors.T
+    def _image(self, along: Float64[Tensor, "batch axis"]) -> Float64[Tensor, "batch dimension"]:
+        """Return the sum of the directions that these coordinates stand for."""
+        of_classes = self.turn.shape[1]
+        return torch.cat([along[:, :of_classes] @ self.turn.T, along[:, of_classes:]], dim=1) @ self.vectors.T
 
-    def _values(self, classes: Int[Tensor, " batch"]) -> Float64[Tensor, "batch kept"]:
-        """Return the eigenvalues in the order of `_along`."""
-        of_class = self.class_variances[classes]
-        return torch.cat([of_class, self.variances.expand(len(classes), -1)], dim=1)
+    def _share(self, of_class: Float64[Tensor, "batch class"]) -> Float64[Tensor, "batch axis"]:
+        """Return, for each axis, the part of its class; the rest of V is everybody's."""
+        lead, rest = self.axes.shape[2], self.variances.shape[0]
+        everybodys = torch.ones_like(of_class[:, :1]).expand(-1, rest)
+        return torch.cat([of_class.repeat_interleave(lead, dim=1), everybodys], dim=1)
 
-    def _of_classes(self, logits: Float64[Tensor, "batch centre"], labels: Int[Tensor, " batch"]) -> Tensor:
+    def _of_class(self, logits: Float64[Tensor, "batch centre"], labels: Int[Tensor, " batch"]) -> Tensor:
         """Leave each image the centres of its class, and one of the null class all of them."""
         others = (self.classes != labels[:, None]) & (labels[:, None] != self.num_classes)
         return logits.masked_fill(others, -math.inf)
