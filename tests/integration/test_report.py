@@ -67,7 +67,7 @@ def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "81.2 [80.0, 82.5]" in page
     assert "ε does not cover them" in page
-    assert "if those were computed from private images" in out
+    assert "unless the scores of scores.json come of private images" in out
     report |= {"note": "loss 0.123456789", "dp_sgd": {"epsilon": 1.0, "accuracy": 0.5, "note": "loss 0.123456789"}}
     report["baseline"] = {"source": "photos", **{key: score | {"accuracy": 0.9} for key in ("logreg", "mlp", "cnn")}}
     (tmp_path / "scores.json").write_text(json.dumps(report))

@@ -5,6 +5,7 @@ Its posterior mean is known in closed form, so it is a denoiser before any netwo
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int, Int64
@@ -13,6 +14,19 @@ from torch.nn.functional import one_hot
 
 Gain = Callable[[Float64[Tensor, "..."]], Float64[Tensor, "..."]]
 """A function of variances, one number for each."""
+
+
+class _Ready(NamedTuple):
+    """A mixture in other coordinates: on the axes of each class in turn, and then on the rest of V.
+
+    `turn` leads from V's first columns to the axes of all classes; `values` are the variances; `members` says which
+    class a centre is of; `centres` are the centres, on their own class's axes.
+    """
+
+    turn: Float64[Tensor, "lead axis_of_class"]
+    values: Float64[Tensor, " axis"]
+    members: Float64[Tensor, "centre class"]
+    centres: Float64[Tensor, "centre axis"]
 
 
 class GaussianMixture(nn.Module):
@@ -42,10 +56,6 @@ class GaussianMixture(nn.Module):
     class_variances: Float64[Tensor, "class lead"]
     variances: Float64[Tensor, " rest"]
     floor: Float64[Tensor, " 1"]
-    turn: Float64[Tensor, "lead axis_of_class"]
-    values: Float64[Tensor, " axis"]
-    members: Float64[Tensor, "centre class"]
-    centres_along: Float64[Tensor, "centre axis"]
 
     def __init__(
         self,
@@ -70,21 +80,34 @@ class GaussianMixture(nn.Module):
         self.register_buffer("class_variances", class_variances.double())
         self.register_buffer("variances", variances.double())
         self.register_buffer("floor", torch.tensor([floor], dtype=torch.float64))
-        self._prepare()
-        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]  # torch lacks its types
-            lambda mixture, _: mixture._prepare()
-        )
+        self._ready: _Ready | None = None
 
-    def _prepare(self) -> None:
-        """Compute what follows from the tensors that a state has, in the coordinates of `_along`."""
-        classes, lead, _ = self.axes.shape
-        members = one_hot(self.classes, classes).double()
-        shared = torch.ones(len(self.centres), self.variances.shape[0]).to(self.centres)
-        own = torch.cat([members.repeat_interleave(lead, dim=1), shared], dim=1)
-        self.register_buffer("turn", self.axes.transpose(0, 1).reshape(lead, classes * lead), persistent=False)
-        self.register_buffer("values", torch.cat([self.class_variances.flatten(), self.variances]), persistent=False)
-        self.register_buffer("members", members, persistent=False)
-        self.register_buffer("centres_along", self._along(self.centres) * own, persistent=False)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GaussianMixture":
+        """Move or convert the tensors, as `nn.Module` does, and forget what followed from those before."""
+        self._ready = None
+        moved: GaussianMixture = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch lacks its types
+        return moved
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 (torch's)
+        self._ready = None
+        super()._load_from_state_dict(*arguments)
+
+    @property
+    def ready(self) -> "_Ready":
+        """What follows from the tensors, made when it is first needed: whoever loads them may set them one by one."""
+        if self._ready is None:
+            classes, lead, _ = self.axes.shape
+            turn = self.axes.transpose(0, 1).reshape(lead, classes * lead)
+            members = one_hot(self.classes, classes).double()
+            along = self.centres @ self.vectors
+            own = (along[:, :lead] @ turn) * members.repeat_interleave(lead, dim=1)
+            self._ready = _Ready(
+                turn=turn,
+                values=torch.cat([self.class_variances.flatten(), self.variances]),
+                members=members,
+                centres=torch.cat([own, along[:, lead:]], dim=1),
+            )
+        return self._ready
 
     @staticmethod
     def placeholder(
@@ -134,18 +157,18 @@ class GaussianMixture(nn.Module):
         # that their filters are one about their weighted mean. No step depends on values: `vmap` passes through.
         x, variance = x.double(), sigma.double()[:, None] ** 2
         along, across = self._along(x), 1 / (self.floor + variance)
-        total = self.values + variance
+        total = self.ready.values + variance
         inside = 1 / total - across
-        product = (inside * along) @ self.centres_along.T + across * (x @ self.centres.T)
-        squared = inside @ (self.centres_along**2).T + across * (self.centres**2).sum(1)
+        product = (inside * along) @ self.ready.centres.T + across * (x @ self.centres.T)
+        squared = inside @ (self.ready.centres**2).T + across * (self.centres**2).sum(1)
         # What a class's own variances make of it: its determinant, and x's length by them.
         classes, lead, _ = self.axes.shape
         of_class = (inside * along**2 + total.log())[:, : classes * lead].reshape(-1, classes, lead).sum(2)
-        logits = self.log_weights + product - (squared + of_class @ self.members.T) / 2
+        logits = self.log_weights + product - (squared + of_class @ self.ready.members.T) / 2
         weights = self._of_class(logits, labels).softmax(1)
         centre, of_floor = weights @ self.centres, self.floor * across
-        deviation = along * self._share(weights @ self.members) - weights @ self.centres_along
-        return centre + of_floor * (x - centre) + self._image(deviation * (self.values / total - of_floor))
+        deviation = along * self._share(weights @ self.ready.members) - weights @ self.ready.centres
+        return centre + of_floor * (x - centre) + self._image(deviation * (self.ready.values / total - of_floor))
 
     def filtered(
         self, x: Float64[Tensor, "batch dimension"], gain: Gain, classes: Int[Tensor, " batch"]
@@ -153,7 +176,7 @@ class GaussianMixture(nn.Module):
         """Return g(Σ_c) x, where `gain` is g on the eigenvalues, and c the class of each image."""
         own = self._share(one_hot(classes, len(self.axes)).double())
         of_floor = gain(self.floor)
-        return of_floor * x + self._image(self._along(x) * own * (gain(self.values) - of_floor))
+        return of_floor * x + self._image(self._along(x) * own * (gain(self.ready.values) - of_floor))
 
     def mean(self, labels: Int[Tensor, " batch"]) -> Float64[Tensor, "batch dimension"]:
         """Return E[x₀ | label]."""
@@ -189,12 +212,12 @@ class GaussianMixture(nn.Module):
     def _along(self, x: Float64[Tensor, "batch dimension"]) -> Float64[Tensor, "batch axis"]:
         """Return the coordinates of images on the axes of each class in turn, and then on the rest of V."""
         along, lead = x @ self.vectors, self.axes.shape[2]
-        return torch.cat([along[:, :lead] @ self.turn, along[:, lead:]], dim=1)
+        return torch.cat([along[:, :lead] @ self.ready.turn, along[:, lead:]], dim=1)
 
     def _image(self, along: Float64[Tensor, "batch axis"]) -> Float64[Tensor, "batch dimension"]:
         """Return the sum of the directions that these coordinates stand for."""
-        of_classes = self.turn.shape[1]
-        return torch.cat([along[:, :of_classes] @ self.turn.T, along[:, of_classes:]], dim=1) @ self.vectors.T
+        of_classes = self.ready.turn.shape[1]
+        return torch.cat([along[:, :of_classes] @ self.ready.turn.T, along[:, of_classes:]], dim=1) @ self.vectors.T
 
     def _share(self, of_class: Float64[Tensor, "batch class"]) -> Float64[Tensor, "batch axis"]:
         """Return, for each axis, the part of its class; the rest of V is everybody's."""
