@@ -90,19 +90,16 @@ def _prior_cells() -> list[Cell]:
             settings = (*PRIOR_ALONE, "privacy.epsilon=1", "prior.centres=10", f"prior.{key}={value}")
             name = f"prior alone, ε = 1, centres = 10, {key} = {value}"
             rows.append(Cell(name, f"prior-{key}-{value}", settings, search=True))
+    prior = ("prior.centres=10", "prior.share=0.2", "preconditioning.noise_levels.mean=-0.4")
     networks = {
         "network without a prior, V": ("preconditioning.kind=v", "sampler.sigma_max=80"),
-        "prior and network": ("prior.centres=10",),
-        "prior and network, share = 0.5": ("prior.centres=10", "prior.share=0.5"),
-        "prior and network, K = 2 (twice the time)": ("prior.centres=10", "loss.noise_multiplicity=2"),
-        "prior and network, 500 steps of 1024": (
-            "prior.centres=10",
-            "privacy.steps=500",
-            "privacy.expected_batch_size=1024",
-        ),
-        "prior and network, learning rate = 1e-3": ("prior.centres=10", "training.learning_rate=1e-3"),
-        "prior and network, EMA of 0.98": ("prior.centres=10", "training.ema_decay=0.98"),
-        "prior and network, noise levels about 1.2": ("prior.centres=10", "preconditioning.noise_levels.mean=0.2"),
+        "prior and network": prior,
+        "prior and network, share = 0.5": (*prior, "prior.share=0.5"),
+        "prior and network, K = 2 (twice the time)": (*prior, "loss.noise_multiplicity=2"),
+        "prior and network, 500 steps of 1024": (*prior, "privacy.steps=500", "privacy.expected_batch_size=1024"),
+        "prior and network, learning rate = 1e-3": (*prior, "training.learning_rate=1e-3"),
+        "prior and network, EMA of 0.98": (*prior, "training.ema_decay=0.98"),
+        "prior and network, noise levels about 1.2": (*prior, "preconditioning.noise_levels.mean=0.2"),
     }
     for name, settings in networks.items():
         whole = (*WITH_NETWORK, *settings)
