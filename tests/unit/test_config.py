@@ -161,7 +161,9 @@ def test_an_array_becomes_a_tuple_and_survives_the_round_trip(tmp_path):
 
 
 def test_a_table_in_part_keeps_the_other_defaults():
-    levels = load_config("fashion-mnist-cpu", overrides=["preconditioning.noise_levels.std=1.0"]).preconditioning
+    levels = load_config(
+        "fashion-mnist-cpu-epsilon-1", overrides=["preconditioning.noise_levels.std=1.0"]
+    ).preconditioning
     assert (levels.noise_levels.mean, levels.noise_levels.std) == (-0.4, 1.0)
     config = decode(Config, {"data": {"source": "x"}, "preconditioning": {"noise_levels": {"mean": -0.5}}})
     assert isinstance(config.preconditioning, MomentMatched)
