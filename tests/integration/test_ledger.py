@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_run import SMALL
 
@@ -305,6 +306,7 @@ def test_a_search_of_which_crashes_took_every_run_says_so(
     assert reservation.events == reservation.allowed, "all of it is spent"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, all candidates can be trained")
 def test_a_search_with_a_candidate_that_cannot_be_trained_spends_nothing(dpdm, photos, public, book, tmp_path):
     line = ("tune", photos, "--run=best", "--try=loss.label_dropout=0.1,0.2", "--epsilon=2", "--reference", public)
     code, _, err = dpdm(*line, *SMALL, "--set=training.device=cuda")
@@ -331,6 +333,9 @@ def test_a_copy_of_a_search_cannot_spend_its_reservation_once_more(
     with monkeypatch.context() as crash:
         crash.setattr(tuning.Tuner, "_score", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert dpdm(*line)[0] != 0
+    code, _, err = dpdm(*line, "--ledger", "none")
+    assert code == 2
+    assert "began in a ledger" in err
     shutil.copytree(tmp_path / "best", tmp_path / "elsewhere" / "best")
     assert dpdm(*line)[0] == 0
     shutil.rmtree(tmp_path / "best")

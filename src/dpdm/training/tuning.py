@@ -139,6 +139,8 @@ class Tuner:
         """Make the runs that are left, and release the best of all."""
         private = self.run / "private"
         known = InLedger.read(private)
+        if self.ledger is None and known is not None and not (self.run / "release").exists():
+            raise InputError(f"{self.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
         if self.ledger is not None and len(state["scores"]) < len(state["choices"]):
             before = known or InLedger.new()
             known = before.started(private)
