@@ -178,14 +178,17 @@ def _clipped_grad_sum(
 ) -> ClippedSum:
     parameters = trainable_parameters(module)
     device = parameters[0].device
-    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=device)
+    total: Tensor | None = None
     losses, norms = [], []
     for gradients in strategy(loss, module, batch) if len(batch[0]) else ():
         norms.append(gradients.norms())
         factors = clip_factors(norms[-1], max_grad_norm)
-        total += gradients.weighted_sum(factors) if grid is None else gradients.grid_sum(factors, grid)
+        part = gradients.weighted_sum(factors) if grid is None else gradients.grid_sum(factors, grid)
+        total = part if total is None else total.add_(part)
         losses.append(gradients.losses.float())
     empty = torch.zeros(0, device=device)
+    if total is None:
+        total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=device)
     return ClippedSum(
         vector=total,
         sensitivity=max_grad_norm,

@@ -6,10 +6,9 @@ with copies, while the pass itself runs at the speed of training without privacy
 """
 
 import copy
-import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol, cast
@@ -31,10 +30,9 @@ from dpdm.privacy.clipping import (
 from dpdm.types import InputError
 
 _LARGE = 2**11  # numbers in a parameter from which on it is worth its own calls
-_CACHED = 2**21  # numbers that are read again from a cache
+_CACHED = 2**20  # numbers that are read again from a cache
 _SUMMED = 32  # examples summed in float32; such sums are added in float64
-_FEW_PRODUCTS = 128  # summed in one weight's gradient: up to here a matrix product beats a convolution
-_NARROW = 8  # channels: below, the same
+_NARROW = 8  # channels: below, a matrix product always beats a convolution
 _WORTH_A_CALL = 150_000_000  # products in one example's gradient: from here on it is worth its own calls
 
 
@@ -105,10 +103,11 @@ class _WrittenOut:
 
 
 def _blocks(rows: Float[Tensor, "batch numel"]) -> Iterator[Float[Tensor, "block numel"]]:
-    """Yield a few rows at a time in float32 or better, so that they are still in a cache when they are read again."""
+    """Yield a few rows at a time in float32 or better, which a cache holds; valid until the next."""
     at_once = min(_SUMMED, max(1, _CACHED // max(1, rows.shape[1])))
+    buffer = rows.new_empty(at_once, rows.shape[1], dtype=_accurate(rows))  # the same for all: else each would be cold
     for block in rows.split(at_once):  # type: ignore[no-untyped-call]
-        yield _full(block)
+        yield block if block.dtype == buffer.dtype else buffer[: len(block)].copy_(block)
 
 
 class _Factored(NamedTuple):
@@ -155,33 +154,44 @@ class _ByParameter:
 
     def norms(self) -> Float64[Tensor, " batch"]:
         with _exactly(self.losses):
-            squared = torch.stack([part.squared_norms() for part in self._joined]).sum(dim=0)
+            squared = torch.stack([part.squared_norms() for part, _ in self._joined]).sum(dim=0)
         # The factor pays for rounding, here and in the sums below (2^-16 in float32); the term for squares that vanish.
-        numel, eps = (sum(p.numel for p in self._joined), max(torch.finfo(p.dtype).eps for p in self._joined))
+        numel, eps = (sum(p.numel for p in self.parts), max(torch.finfo(p.dtype).eps for p in self.parts))
         return (squared.sqrt() * (1 + 128 * eps) + math.sqrt(numel) * 2.0**-63)[: len(self.losses)]
 
     def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " parameters"]:
         factors = self._of_rows(factors)
         with _exactly(self.losses):
-            return torch.cat([part.weighted_sum(factors) for part in self._joined])
+            return self._in_order(part.weighted_sum(factors) for part, _ in self._joined)
 
     def grid_sum(self, factors: Float64[Tensor, " batch"], step: float) -> Float64[Tensor, " parameters"]:
         factors = self._of_rows(factors)
         with _exactly(self.losses):
-            return torch.cat([truncated_sum(part.written_out(), factors, step) for part in self._joined])
+            return self._in_order(truncated_sum(part.written_out(), factors, step) for part, _ in self._joined)
 
     def _of_rows(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " rows"]:
         """Leave out padding, and what would have to shrink by more than float32 holds."""
         return pad(torch.where(factors < 2.0**-100, 0, factors), (0, self.padding))
 
     @cached_property
-    def _joined(self) -> list[_Part]:
-        """The parts in order, neighbours that are small as one: their calls would cost more than the copy."""
-        joined: list[_Part] = []
-        for small, run in itertools.groupby(self.parts, lambda p: isinstance(p, _WrittenOut) and p.numel < _LARGE):
-            parts = list(run)
-            joined += [_WrittenOut(torch.cat([p.written_out() for p in parts], dim=1))] if small else parts
+    def _joined(self) -> list[tuple[_Part, list[int]]]:
+        """The parts with their places, small ones as one: their calls would cost more than the copy."""
+        joined = [(part, [i]) for i, part in enumerate(self.parts) if not _is_small(part)]
+        if small := [i for i, part in enumerate(self.parts) if _is_small(part)]:
+            joined.append((_WrittenOut(torch.cat([self.parts[i].written_out() for i in small], dim=1)), small))
         return joined
+
+    def _in_order(self, sums: Iterable[Float64[Tensor, " numel"]]) -> Float64[Tensor, " parameters"]:
+        """Put sums over the joined parts where the parameters have their places."""
+        placed: dict[int, Tensor] = {}
+        for total, (_, places) in zip(sums, self._joined, strict=True):
+            numels = [self.parts[i].numel for i in places]
+            placed |= dict(zip(places, total.split(numels), strict=True))  # type: ignore[no-untyped-call]
+        return torch.cat([placed[i] for i in range(len(self.parts))])
+
+
+def _is_small(part: _Part) -> bool:
+    return isinstance(part, _WrittenOut) and part.numel < _LARGE
 
 
 def _linear(layer: nn.Linear, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
@@ -193,10 +203,10 @@ def _linear(layer: nn.Linear, a: Tensor, g: Tensor, examples: int) -> list[_Part
 
 def _conv2d(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
     a, copies = a.to(g.dtype), len(a) // examples
-    products = copies * g.shape[2:].numel()
-    pointwise = layer.kernel_size == (1, 1) and a.is_contiguous(memory_format=torch.channels_last)
-    narrow = min(layer.in_channels, layer.out_channels) < _NARROW
-    if layer.groups == 1 and (products <= _FEW_PRODUCTS or narrow or pointwise):
+    products, channels = copies * g.shape[2:].numel(), min(layer.in_channels, layer.out_channels)
+    channels_last = a.is_contiguous(memory_format=torch.channels_last)
+    few = products <= channels * _few_products(g.dtype, channels_last=channels_last)
+    if layer.groups == 1 and (few or channels < _NARROW or (channels_last and layer.kernel_size == (1, 1))):
         return _conv2d_by_patches(layer, a, g, examples)
 
     def backward(g: Tensor, a: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -216,6 +226,17 @@ def _conv2d(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part
     return [_WrittenOut(rows), _WrittenOut(biases)]
 
 
+def _few_products(dtype: torch.dtype, *, channels_last: bool) -> int:
+    """Return up to how many products, for each channel, one weight's gradient is sooner had by a matrix product.
+
+    As measured. With channels last, patches are copied row by row; in bfloat16, matrix products are as fast as
+    convolutions.
+    """
+    if not channels_last:
+        return 3
+    return 20 if dtype == torch.bfloat16 else 8
+
+
 def _conv2d_by_patches(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part]:
     """One matrix product for each example: of its output gradients and what the kernel saw there.
 
@@ -230,13 +251,26 @@ def _conv2d_by_patches(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) ->
         down, right = kernel[0] - 1, kernel[1] - 1
         g = nn.functional.pad(g, (0, 0, right, right, down, down))
         had = _windows(g, a.shape[1:3], kernel, layer.stride, layer.dilation)
-        rows = had.reshape(examples, -1, math.prod(kernel) * outputs).mT @ a.reshape(examples, -1, inputs)
-        rows = rows.view(examples, *kernel, outputs, inputs).flip(1, 2).permute(0, 3, 4, 1, 2)
+        rows = _products(a.reshape(examples, -1, inputs), had).view(examples, inputs, *kernel, outputs)
+        rows = rows.flip(2, 3).permute(0, 4, 1, 2, 3)
     else:
         seen = _windows(a, g.shape[1:3], kernel, layer.stride, layer.dilation)
-        rows = g.reshape(examples, -1, outputs).mT @ seen.reshape(examples, -1, math.prod(kernel) * inputs)
-        rows = rows.view(examples, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3)
+        rows = _products(g.reshape(examples, -1, outputs), seen).view(examples, outputs, *kernel, inputs)
+        rows = rows.permute(0, 1, 4, 2, 3)
     return [_WrittenOut(rows), _WrittenOut(biases)]
+
+
+def _products(t: Float[Tensor, "batch s c"], windows: Tensor) -> Float[Tensor, "batch c patch"]:
+    """Return Σ_s t_s w_sᵀ for each example, w_s being its windows: a few examples at a time, which a cache holds."""
+    examples, patch = len(t), math.prod(windows.shape[3:])
+    windows = _by_example(windows, examples)
+    rows = t.new_empty(examples, t.shape[2], patch)
+    threads = torch.get_num_threads()
+    at_once = threads * max(1, _CACHED // (threads * t.shape[1] * patch)) if t.device.type == "cpu" else examples
+    for start in range(0, examples, at_once):
+        some = slice(start, start + at_once)
+        torch.bmm(t[some].mT, windows[some].reshape(-1, t.shape[1], patch), out=rows[some])
+    return rows
 
 
 def _windows(
@@ -354,7 +388,7 @@ class LayerWise:
                     for i, parameter in cast(list[tuple[int, nn.Parameter]], own):
                         part, before = found[i], parts.get(parameter)
                         parts[parameter] = part = part if before is None else _sum(before, part)
-                        if isinstance(part, _WrittenOut) and part.numel >= _LARGE:
+                        if isinstance(part, _WrittenOut) and not _is_small(part):
                             part.squared_norms()  # now, while it is in a cache
 
             output.register_hook(collect)  # type: ignore[no-untyped-call]

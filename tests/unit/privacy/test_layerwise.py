@@ -95,7 +95,7 @@ def test_random_convolutions(drawn):
 def test_every_way_of_a_convolution(layout, way, inputs, outputs, geometry, monkeypatch):
     torch.manual_seed(7)
     products, narrow, worth = {"patches": (10**9, 0, 0), "call each": (0, 0, 0), "groups": (0, 0, 10**12)}[way]
-    monkeypatch.setattr(layerwise, "_FEW_PRODUCTS", products)
+    monkeypatch.setattr(layerwise, "_few_products", lambda *_, **__: products)
     monkeypatch.setattr(layerwise, "_NARROW", narrow)
     monkeypatch.setattr(layerwise, "_WORTH_A_CALL", worth)
     monkeypatch.setattr(layerwise, "_LARGE", 0)  # norms at once, of each parameter by itself
