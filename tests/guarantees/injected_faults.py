@@ -8,14 +8,17 @@ import dataclasses
 import json
 import math
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
+import tomli_w
 import torch
 from torch import nn
+from test_processes import WORKER, launch
 from two_worlds import (
     GROUP_NEIGHBOURS,
     GROUP_PLAN,
@@ -40,6 +43,7 @@ from dpdm.audit.canaries import Played, play
 from dpdm.config import Config, Data, Prior, Training
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss
+from dpdm.files import json_text
 from dpdm.networks import MLP
 from dpdm.privacy import (
     DPSGD,
@@ -113,6 +117,31 @@ def statistics(folder: Path, *, entropy=None) -> list[str]:
     plan = DPSGD(dataset_size=300, expected_batch_size=30, steps=100, noise_multiplier=1.5, delta=1e-3)
     checks = parametric.check_mechanism(plan, draws=400_000, entropy=entropy)
     return [check.name for check in checks if not check.passed]
+
+
+def four_processes(folder: Path, *, share_of_noise: str = "") -> list[str]:
+    """The noise that four processes get, as one run."""
+    change = _NOISE_OF_EACH.replace("SHARE", share_of_noise) if share_of_noise else ""
+    result = launch(4, change + WORKER, "continuous", 40, 0.5, folder=folder)
+    assert result.returncode == 0, result.stderr
+    saw = [json.loads(path.read_text()) for path in sorted(folder.glob("saw*.json"))]
+    off = [each["std"] for each in saw if abs(each["std"] / (2.0 * 0.5) - 1) > 5 * (2 * 8 * 20_000) ** -0.5]
+    return [f"noise of standard deviation {std}, accounted 1" for std in off]
+
+
+_NOISE_OF_EACH = """
+from dpdm.privacy.mechanism import MechanismRun
+from dpdm.privacy.noise import gaussian
+
+def release(self, total, *, sensitivity):
+    if self._made == self._journal.spent:
+        self._journal.reserve(self._block)
+    std = self.plan.noise_std(self._made, sensitivity) * (SHARE)
+    self._made += 1
+    return self.processes.sum(total + gaussian(len(total), std=std, random_bytes=self._stream("noise")))
+
+MechanismRun._release = release
+"""
 
 
 def canaries(folder: Path) -> list[str]:
@@ -522,7 +551,7 @@ def canary_in_the_weights(release: Path) -> None:
     safetensors.torch.save_file(safetensors.torch.load_file(path) | {"canaries": torch.ones(3)}, path)
     claim = json.loads((release / "privacy.json").read_text())
     claim["sha256"]["model.safetensors"] = digest(path)
-    (release / "privacy.json").write_text(json.dumps(claim))
+    (release / "privacy.json").write_text(json_text(claim))
 
 
 def other_weights(release: Path) -> None:
@@ -533,12 +562,12 @@ def other_weights(release: Path) -> None:
 def _claim_and_digests(release: Path, **changes: Any) -> None:
     claim = json.loads((release / "privacy.json").read_text()) | changes
     claim["sha256"] = {name: digest(release / name) for name in claim["sha256"]}
-    (release / "privacy.json").write_text(json.dumps(claim))
+    (release / "privacy.json").write_text(json_text(claim))
 
 
 def losses_in_the_settings(release: Path) -> None:
-    settings = (release / "config.toml").read_text()
-    (release / "config.toml").write_text("losses = [0.5, 0.4]\n" + settings)
+    settings = tomllib.loads((release / "config.toml").read_text()) | {"losses": [0.5, 0.4]}
+    (release / "config.toml").write_text(tomli_w.dumps(settings))
     _claim_and_digests(release)
 
 
@@ -556,7 +585,7 @@ def text_in_the_picture(release: Path) -> None:
 
 def smaller_epsilon(release: Path) -> None:
     claim = json.loads((release / "privacy.json").read_text())
-    (release / "privacy.json").write_text(json.dumps(claim | {"epsilon": claim["epsilon"] / 2}))
+    (release / "privacy.json").write_text(json_text(claim | {"epsilon": claim["epsilon"] / 2}))
 
 
 def nothing(patch: Patch) -> None:
@@ -564,19 +593,32 @@ def nothing(patch: Patch) -> None:
 
 
 class Fault(NamedTuple):
-    """What is wrong, how it is brought about, and what catches it, given what."""
+    """What is wrong, how it is brought about, and what catches it, given what, and says so in words like `said`."""
 
     name: str
     inject: Callable[[Patch], None]
     check: Callable[..., list[str]]
     given: dict[str, Any] = {}  # noqa: RUF012 (never written to)
     mixing: tuple[type[nn.Module], ...] = ()
+    said: str = ""
 
 
 FAULTS = [
     Fault("half of the noise", scale_noise(0.5), statistics),
-    Fault("noise divided by the number of processes", scale_noise(1 / 4), statistics),
-    Fault("noise added by each of four processes", scale_noise(2.0), statistics),
+    Fault(
+        "noise divided by the number of processes",
+        nothing,
+        four_processes,
+        {"share_of_noise": "(1 / self.processes.size) if self.processes.first else 0.0"},
+        said="standard deviation 0.2",
+    ),
+    Fault(
+        "noise added by each of four processes",
+        nothing,
+        four_processes,
+        {"share_of_noise": "1.0"},
+        said="standard deviation ",
+    ),
     Fault("no noise on what the optimizer gets", no_noise, statistics),
     Fault("uniform noise of the right size", uniform_noise, statistics),
     Fault("the same noise in every step", noise_by_step(lambda number: 0), statistics),
@@ -614,13 +656,18 @@ FAULTS = [
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
     Fault("steps counted in memory only", reserve_in_memory, journal),
     Fault("more steps than planned", one_step_more, journal),
-    Fault("losses written into the release", losses_in_the_release, verification),
-    Fault("losses written into the settings", nothing, verification, {"tamper": losses_in_the_settings}),
-    Fault("losses written beside the weights", nothing, verification, {"tamper": losses_beside_the_weights}),
-    Fault("something written behind the picture", nothing, verification, {"tamper": text_in_the_picture}),
-    Fault("an audit's canary left in the weights", nothing, verification, {"tamper": canary_in_the_weights}),
-    Fault("other weights than the claim's", nothing, verification, {"tamper": other_weights}),
-    Fault("a smaller ε than the events cost", nothing, verification, {"tamper": smaller_epsilon}),
+    Fault("losses written into the release", losses_in_the_release, verification, said="does not belong to a release"),
+    *(
+        Fault(name, nothing, verification, {"tamper": tamper}, said=said)
+        for name, tamper, said in (
+            ("losses written into the settings", losses_in_the_settings, "config.toml holds something in losses"),
+            ("losses written beside the weights", losses_beside_the_weights, "safetensors holds more than weights"),
+            ("something written behind the picture", text_in_the_picture, "or holds more than a picture"),
+            ("an audit's canary left in the weights", canary_in_the_weights, "its files do not fit together"),
+            ("other weights than the claim's", other_weights, "its digest differs"),
+            ("a smaller ε than the events cost", smaller_epsilon, "and its events cost"),
+        )
+    ),
     Fault("gradients rounded to the nearest point of the grid", round_to_the_nearest, bound_on_the_grid),
 ]
 CHECKS = {
@@ -628,6 +675,7 @@ CHECKS = {
     two_worlds_of_the_trainer: "two worlds, the trainer with its files",
     two_worlds_of_groups: "two worlds that differ in a group of images",
     statistics: "`dpdm audit`, statistics of the mechanism",
+    four_processes: "noise that four processes get as one run",
     canaries: "`dpdm audit`, canaries in every noisy sum",
     journal: "counting beside a run that dies",
     verification: "`dpdm verify`",

@@ -95,10 +95,13 @@ def decode(cls: type[T], table: Table, *, path: str = "", default: object = None
 
 def decode_plan(table: Table) -> Mechanism:
     """Return the plan that `encode` made `table` of, as a release's settings hold it under `privacy`."""
-    earlier = tuple(GaussianRelease(**release) for release in table.get("earlier", ()))
-    search = {"search": Search(**table["search"])} if "search" in table else {}
     plan = DPSGD if "delta" in table else NonPrivate
-    return plan(**{**table, "earlier": earlier, **search})
+    hints = typing.get_type_hints(plan)
+    values = {key: _check(hints[key], table[key], f"privacy.{key}") for key in table.keys() - {"earlier", "search"}}
+    values["earlier"] = tuple(GaussianRelease(**release) for release in table.get("earlier", ()))
+    if "search" in table:
+        values["search"] = Search(**table["search"])
+    return plan(**values)
 
 
 def encode(value: object) -> Table:
@@ -118,7 +121,7 @@ def read_toml(path: Path) -> Table:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"{path} cannot be read: is the path right?") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, text that is not UTF-8, numbers without end
         raise InputError(f"{path} is not valid TOML: {error}") from None
 
 

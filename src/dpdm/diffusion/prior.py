@@ -131,18 +131,21 @@ class GaussianMixture(nn.Module):
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], *, num_classes: int) -> "GaussianMixture":
-        """Return the mixture whose `state_dict` these tensors are.
+        """Return the mixture whose `state_dict` these tensors are, with as many centres in each class.
 
         Raises:
             KeyError: A tensor is missing.
-            RuntimeError: Their shapes do not fit together.
+            RuntimeError: They do not fit together.
         """
-        dimensions, kept = tensors["vectors"].shape
-        per_class = len(tensors["centres"]) // max(1, num_classes)
+        dimensions, per_class = tensors["vectors"].shape[0], len(tensors["centres"]) // max(1, num_classes)
+        kept, lead = tensors["vectors"].shape[-1], tensors["axes"].shape[-1]
         mixture = GaussianMixture.placeholder(
-            dimensions, num_classes=num_classes, centres=per_class, kept=kept, lead=tensors["axes"].shape[2]
+            dimensions, num_classes=num_classes, centres=per_class, kept=kept, lead=lead
         )
+        classes = mixture.classes.clone()
         mixture.load_state_dict(tensors)
+        if kept > dimensions or not torch.equal(mixture.classes, classes):
+            raise RuntimeError("more directions than pixels, or centres of other classes")
         return mixture
 
     def forward(

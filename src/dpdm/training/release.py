@@ -222,10 +222,17 @@ class Release:
             if isinstance(config.preconditioning, MomentMatched):
                 of_prior = {name.removeprefix(_PRIOR): t for name, t in tensors.items() if name.startswith(_PRIOR)}
                 prior = GaussianMixture.from_tensors(of_prior, num_classes=facts.num_classes)
+                expected = max(1, facts.num_classes) * decode(Prior, settings["prior"]).centres, math.prod(facts.shape)
+                if prior.centres.shape != expected:
+                    raise ValueError("another prior than the settings'")
             denoiser = build_denoiser(config.network, config.preconditioning, facts, prior)
+            # More precise numbers than the network's would be cut off in silence: what they hold is no weight.
+            kinds = {name: t.dtype for name, t in denoiser.state_dict().items()}
+            if any(kinds.get(name, t.dtype) != t.dtype for name, t in tensors.items()):
+                raise TypeError("weights of another precision")
             denoiser.load_state_dict(tensors)
             denoiser.requires_grad_(False).eval()
             privacy["statement"]
-        except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (safetensors.SafetensorError, LookupError, TypeError, RuntimeError, ValueError) as error:
             raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
         return Release(denoiser.to(choose_device("auto")), facts, privacy, settings, config.sampler)

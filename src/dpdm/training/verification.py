@@ -3,15 +3,19 @@
 That training ran as the files say, no look at the files can show.
 """
 
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import safetensors.torch
 import tomli_w
 
 from dpdm.config import Config, Training, decode, decode_plan, encode, read_toml, require_prior_planned
+from dpdm.diffusion import FromPrior
 from dpdm.files import json_text
+from dpdm.networks import Zero
 from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
 from dpdm.privacy.accounting import true_positive_rates
 from dpdm.training.release import FILES, Release, read_claim, release_folder, require_digests
@@ -20,7 +24,8 @@ from dpdm.types import InputError
 _FALSE_ALARMS = (0.01, 0.001)
 _TOLERANCE = 1e-3  # by which a stated ε may be above the computed one: versions of the accountant differ
 _VALUES = ("prior", "network", "preconditioning", "loss", "training", "sampler", "samplers")
-_OF_A_PICTURE = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+_LARGEST_PICTURE = 2**28  # bytes
+_RGB = bytes([8, 2, 0, 0, 0])  # eight bits, three colours, and the one way to compress, filter and interlace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,7 @@ def verify_release(run: Path | str) -> Verified:
         plan = decode_plan(settings["privacy"])
         config = decode(Config, {"data": {"source": "?"}, **{key: settings[key] for key in settings if key in _VALUES}})
         require_prior_planned(config.prior, config.preconditioning, plan)
+        _require_steps_for_a_network(folder, config, plan)
         _require_no_more(folder, settings, config, plan)
         assert isinstance(plan, DPSGD)
         _require_same_claim(folder, privacy, plan.claim(entropy=OperatingSystemEntropy()))
@@ -110,7 +116,7 @@ def verify_release(run: Path | str) -> Verified:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
         raise InputError(f"{folder} is damaged ({type(error).__name__}): its plan cannot be read") from None
-    Release.load(folder)
+    _require_weights_alone(folder, Release.load(folder))
     _require_as_written(folder / "config.toml", tomli_w.dumps(settings))
     _require_as_written(folder / "privacy.json", json_text(privacy))
     return Verified(
@@ -146,6 +152,10 @@ def _require_as_written(path: Path, content: str) -> None:
 def _require_no_more(folder: Path, settings: dict[str, Any], config: Config, plan: Mechanism) -> None:
     """Raise InputError if settings, weights or picture carry anything beside what they are for."""
     facts = settings["data"]
+    names, sides = facts["class_names"], facts["shape"]
+    texts = isinstance(names, list) and all(isinstance(text, str) for text in (facts["name"], *names))
+    if not texts or not isinstance(sides, list) or not all(type(side) is int for side in sides):
+        raise InputError(f"{folder}/config.toml holds something in data that no run writes there")
     whole = {
         "data": {"name": facts["name"], "shape": facts["shape"], "class_names": facts["class_names"]},
         "privacy": encode(plan),
@@ -158,33 +168,59 @@ def _require_no_more(folder: Path, settings: dict[str, Any], config: Config, pla
     if stated != whole:
         unknown = sorted(key for key in stated.keys() | whole.keys() if stated.get(key) != whole.get(key))
         raise InputError(f"{folder}/config.toml holds something in {', '.join(unknown)} that no run writes there")
-    try:
-        with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
-            more = file.metadata()
-    except safetensors.SafetensorError:
-        raise InputError(f"{folder}/model.safetensors is damaged") from None
-    if more:
-        raise InputError(f"{folder}/model.safetensors holds more than weights: {', '.join(sorted(more))}")
-    if not set(_png_chunks((folder / "samples.png").read_bytes())) <= _OF_A_PICTURE:
+    if not _is_picture_alone((folder / "samples.png").read_bytes()):
         raise InputError(f"{folder}/samples.png is no PNG, or holds more than a picture")
 
 
-def _png_chunks(content: bytes) -> list[bytes]:
-    """Return the types of a PNG's chunks; b"?" for what is none.
+def _require_steps_for_a_network(folder: Path, config: Config, plan: Mechanism) -> None:
+    """Raise InputError if a plan without steps comes with a trained network, or one with steps without."""
+    if isinstance(config.network, Zero) != (plan.steps == 0):
+        raise InputError(
+            f"{folder} has a trained network, and its plan pays for no step"
+            if plan.steps == 0
+            else f"{folder} has no network, and its plan has {plan.steps:,} steps"
+        )
+    if plan.steps == 0 and not isinstance(config.sampler, FromPrior):
+        raise InputError(f"{folder} was trained without steps, and its sampler is not that of a prior")
+
+
+def _require_weights_alone(folder: Path, release: Release) -> None:
+    """Raise InputError unless the weights are numbers, and their file to the byte what a run writes of them."""
+    path, weights = folder / "model.safetensors", release.denoiser.state_dict()
+    if not all(t.isfinite().all() for t in weights.values()):
+        raise InputError(f"{path} holds weights that are not finite: a generator that draws nothing")
+    if safetensors.torch.save({name: t.contiguous().cpu() for name, t in weights.items()}) != path.read_bytes():
+        raise InputError(f"{path} holds more than weights, or is not as a run writes it")
+
+
+def _is_picture_alone(content: bytes) -> bool:
+    """Tell whether a PNG is an RGB picture of eight bits and nothing beside: neither text, palette nor more pixels.
 
     Source:
         W3C Portable Network Graphics, section 5: eight bytes of signature, then length, type, data, checksum.
     """
-    signature, rest, types = content[:8], content[8:], []
-    if signature != b"\x89PNG\r\n\x1a\n":
-        return [b"?"]
-    while len(rest) >= 12:
-        length = int.from_bytes(rest[:4], "big")
-        types.append(rest[4:8])
-        rest = rest[12 + length :]
-        if types[-1] == b"IEND":
-            break
-    return [*types, b"?"] if rest or types[-1:] != [b"IEND"] else types
+    signature, rest = content[:8], content[8:]
+    chunks: list[tuple[bytes, bytes]] = []
+    while len(rest) >= 12 and chunks[-1:] != [(b"IEND", b"")]:
+        end = 8 + int.from_bytes(rest[:4], "big")
+        chunks.append((rest[4:8], rest[8:end]))
+        if zlib.crc32(rest[4:end]).to_bytes(4, "big") != rest[end : end + 4]:
+            return False
+        rest = rest[end + 4 :]
+    kinds, pixels = [kind for kind, _ in chunks], b"".join(data for kind, data in chunks if kind == b"IDAT")
+    if signature != b"\x89PNG\r\n\x1a\n" or rest or len(kinds) < 3 or chunks[-1] != (b"IEND", b""):
+        return False
+    header = chunks[0][1]
+    if kinds != [b"IHDR", *[b"IDAT"] * (len(kinds) - 2), b"IEND"] or len(header) != 13 or header[8:] != _RGB:
+        return False
+    width, height = struct.unpack(">II", header[:8])
+    size = height * (1 + 3 * width)
+    inflate = zlib.decompressobj()
+    try:
+        found = len(inflate.decompress(pixels, size + 1)) if size <= _LARGEST_PICTURE else -1
+    except zlib.error:
+        return False
+    return found == size and inflate.eof and not inflate.unused_data
 
 
 def _require_same_claim(folder: Path, privacy: dict[str, Any], expected: dict[str, Any]) -> None:
