@@ -23,7 +23,7 @@ def test_one_run_bounds_are_those_of_the_design(canaries, guesses, correct, delt
     assert one_run_epsilon(canaries, guesses, correct, delta=delta) == pytest.approx(one_run, abs=2e-4)
     if gaussian is not None:
         mu = one_run_mu(canaries, guesses, correct)
-        assert gaussian_epsilon(mu=mu, delta=delta) == pytest.approx(gaussian, abs=1e-3)
+        assert gaussian_epsilon(mu=mu, delta=delta) == pytest.approx(gaussian, abs=1e-4)
 
 
 @pytest.mark.parametrize("mu", [0.3, 1.0, 4.0])

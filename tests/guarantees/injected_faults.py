@@ -17,8 +17,8 @@ import numpy as np
 import safetensors.torch
 import tomli_w
 import torch
-from torch import nn
 from test_processes import WORKER, launch
+from torch import nn
 from two_worlds import (
     GROUP_NEIGHBOURS,
     GROUP_PLAN,

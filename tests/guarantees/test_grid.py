@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dpdm.privacy import DPSGD, GaussianRelease, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy import DPSGD, GaussianRelease, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum, mechanism
 from dpdm.privacy.mechanism import grid_step
 from dpdm.types import InputError
 
@@ -168,3 +168,14 @@ def test_the_grid_is_part_of_the_claim_and_changes_no_number_of_it():
     assert grid.claim(entropy=OperatingSystemEntropy())["noise"] == "grid"
     with pytest.raises(InputError, match="noise must be one of continuous, grid"):
         DPSGD(**FIELDS, noise="gird")  # type: ignore[arg-type]
+
+
+def test_rounding_noise_beside_a_whole_number_is_rounding_their_sum(monkeypatch):
+    """Ties included: 1 + 1/2 and 0 + 3/2 are one outcome of the Gaussian mechanism, and must stay one."""
+    step = grid_step(1.0)
+    released = []
+    for whole_steps, noise in ((1.0, 0.5), (0.0, 1.5), (-1.0, 2.5)):
+        monkeypatch.setattr(mechanism, "gaussian", lambda number, noise=noise, **_: torch.full((number,), noise * step))
+        run = DPSGD(**FIELDS, noise="grid").start()
+        released.append(run._release(torch.full((1,), whole_steps * step, dtype=torch.float64), sensitivity=1.0))
+    assert len(set(map(float, released))) == 1

@@ -66,7 +66,7 @@ def test_add_or_remove_is_said_of_a_group_too(dpdm, persons):
     code, out, err = dpdm("verify", "run")
     assert code == 0, err
     assert "add or remove one group of images" in out
-    assert "whether any of them was among the training images at all is hidden" in out
+    assert "ε limits how surely anyone can tell whether they were among the training images at all" in out
 
 
 def test_a_prepared_folder_trains_the_same_persons_and_a_run_goes_on(dpdm, persons):

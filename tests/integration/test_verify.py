@@ -3,14 +3,19 @@
 import dataclasses
 import json
 import shutil
+import zlib
 
 import pytest
 import tomli_w
 from small_run import SMALL
 
+from dpdm.config import load_config
 from dpdm.files import json_text
+from dpdm.privacy import InsecureSeededEntropy
 from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon, true_positive_rates
-from dpdm.training import Release, verify_release
+from dpdm.training import Release, Trainer, verify_release
+from dpdm.training.release import digest
+from dpdm.training.verification import Verified, percent
 from dpdm.types import InputError
 
 
@@ -27,7 +32,71 @@ def test_a_release_is_verified_and_its_claim_put_in_plain_words(dpdm, trained):
     assert found["epsilon"] <= found["epsilon_rdp"]
     one, tenth = found["true_positive_rates"]["0.01"], found["true_positive_rates"]["0.001"]
     assert 0.001 < tenth < one < 2.7183 * 0.01 + 1e-3  # (1, 1e-3)-DP allows no more
-    assert f"{one:.1%}"[:1] in found["bounds"]
+    assert (
+        f"finds at most {percent(one)} of the used ones while wrongly accusing 1 % of the unused ones"
+        in found["bounds"]
+    )
+    assert f"at most {percent(tenth)} of the used ones while wrongly accusing 0.1 %" in found["bounds"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [(0.01930001, "1.94 %"), (0.0193, "1.93 %"), (0.00271, "0.28 %"), (0.5, "50 %"), (1.0, "100 %")]
+)
+def test_rates_are_rounded_up(rate, said):
+    assert percent(rate) == said
+
+
+@pytest.mark.parametrize(
+    ("unit", "relation", "said"),
+    [
+        (
+            "image",
+            "add_or_remove_one",
+            "One unit of protection is one image with its label (a person with several images among them is protected "
+            "less): ε limits how surely anyone can tell whether it was among the training images at all; their number "
+            "was declared as about 60,000 images.",
+        ),
+        (
+            "image",
+            "replace_special",
+            "One unit of protection is one image with its label (a person with several images among them is protected "
+            "less): ε limits how surely anyone can tell what it shows from a blank in its place; that there were "
+            "60,000 images is public.",
+        ),
+        (
+            "group",
+            "add_or_remove_one",
+            "One unit of protection is one group of images with their labels (all images of one person, if groups are "
+            "persons): ε limits how surely anyone can tell whether they were among the training images at all; their "
+            "number was declared as about 60,000 groups.",
+        ),
+        (
+            "group",
+            "replace_special",
+            "One unit of protection is one group of images with their labels (all images of one person, if groups are "
+            "persons): ε limits how surely anyone can tell what they show from blanks in their place; that there were "
+            "60,000 groups is public.",
+        ),
+    ],
+)
+def test_what_is_protected_is_said_in_one_sentence(unit, relation, said):
+    rates = {0.01: 0.02, 0.001: 0.0025}
+    found = Verified(
+        statement="",
+        epsilon=1,
+        epsilon_rdp=1,
+        true_positive_rates=rates,
+        unit=unit,
+        relation=relation,
+        dataset_size=60_000,
+    )
+    assert found.protects == said
+    other = {"image": "training image", "group": "group of training images"}[unit]
+    assert found.bounds == (
+        f"Whoever holds all of this folder, knows every other {other}, and guesses whether a given one was used, finds "
+        "at most 2 % of the used ones while wrongly accusing 1 % of the unused ones, and at most 0.25 % of the used "
+        "ones while wrongly accusing 0.1 % of the unused ones."
+    )
 
 
 def edit(name, change):
@@ -119,13 +188,13 @@ def release(dpdm, photos, kept, tmp_path):
     if not (kept / "run" / "release").exists():
         code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", kept / "run", *SMALL)
         assert code == 0, err
+        verify_release(kept / "run")
     return shutil.copytree(kept / "run" / "release", tmp_path / "copy" / "release")
 
 
 @pytest.mark.parametrize("name", TAMPERED)
 def test_whatever_was_changed_is_refused_in_one_line(dpdm, release, name):
     tamper, said = TAMPERED[name]
-    verify_release(release)
     tamper(release)
     code, out, err = dpdm("verify", release)
     assert (code, out, err.count("\n")) == (2, "", 1), err
@@ -134,8 +203,6 @@ def test_whatever_was_changed_is_refused_in_one_line(dpdm, release, name):
 
 def test_settings_and_claim_changed_together_do_not_get_by(release):
     """Who knows the format can forge a release, but not one whose own numbers contradict each other."""
-    from dpdm.training.release import digest
-
     settings = release / "config.toml"
     settings.write_text(settings.read_text().replace("steps = 6", "steps = 3"))
     claim = json.loads((release / "privacy.json").read_text())
@@ -148,8 +215,6 @@ def test_settings_and_claim_changed_together_do_not_get_by(release):
 
 def rewritten(release, old, new, **claim):
     """Change the settings, and the claim and the digests with them, as someone who knows the format would."""
-    from dpdm.training.release import digest
-
     settings = release / "config.toml"
     assert old in settings.read_text()
     settings.write_text(settings.read_text().replace(old, new))
@@ -196,16 +261,185 @@ def test_weights_that_hold_more_than_the_network_are_refused(release):
     import safetensors.torch
     import torch
 
-    from dpdm.training.release import digest
-
     path = release / "model.safetensors"
     tensors = safetensors.torch.load_file(path) | {"canaries": torch.ones(3)}
     safetensors.torch.save_file(tensors, path)
-    claim = json.loads((release / "privacy.json").read_text())
-    claim["sha256"]["model.safetensors"] = digest(path)
-    (release / "privacy.json").write_text(json_text(claim))
+    digested(release)
     with pytest.raises(InputError, match="do not fit together"):
         verify_release(release)
+
+
+def digested(release, **claim):
+    """Write the claim for the files as they lie there now."""
+    whole = json.loads((release / "privacy.json").read_text()) | claim
+    whole["sha256"] = {name: digest(release / name) for name in whole["sha256"]}
+    (release / "privacy.json").write_text(json_text(whole))
+
+
+def of_weights(change):
+    """A forgery of the weights by a function of their tensors."""
+
+    def forge(release):
+        import safetensors.torch
+
+        path = release / "model.safetensors"
+        path.write_bytes(safetensors.torch.save(change(safetensors.torch.load_file(path))))
+        digested(release)
+
+    return forge
+
+
+def one_prior_of(name, make):
+    return of_weights(lambda tensors: tensors | {f"preconditioning.prior.{name}": make(tensors)})
+
+
+def more_centres(tensors):
+    centres = {f"preconditioning.prior.{name}": 2 for name in ("centres", "classes", "log_weights")}
+    return {k: t.repeat_interleave(centres[k], 0) if k in centres else t for k, t in tensors.items()}
+
+
+def header(change):
+    """A forgery of the JSON before the weights."""
+
+    def forge(release):
+        path = release / "model.safetensors"
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        text = change(content[8:end])
+        text += b" " * (-len(text) % 8)
+        path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+        digested(release)
+
+    return forge
+
+
+def picture(change):
+    """A forgery of the picture, chunk by chunk."""
+
+    def forge(release):
+        content, chunks = (release / "samples.png").read_bytes(), []
+        rest = content[8:]
+        while rest:
+            end = 8 + int.from_bytes(rest[:4], "big")
+            chunks.append((rest[4:8], rest[8:end]))
+            rest = rest[end + 4 :]
+        whole = content[:8]
+        for kind, data in change(chunks):
+            crc = zlib.crc32(kind + data)
+            whole += len(data).to_bytes(4, "big") + kind + data + crc.to_bytes(4, "big")
+        (release / "samples.png").write_bytes(whole)
+        digested(release)
+
+    return forge
+
+
+def claim_without_steps(release):
+    from dpdm.config import decode_plan, read_toml
+    from dpdm.privacy import OperatingSystemEntropy
+
+    text, table = (release / "config.toml").read_text(), read_toml(release / "config.toml")
+    plan = dataclasses.replace(decode_plan(table["privacy"]), steps=0, noise_multiplier=None)
+    table["privacy"]["steps"] = 0
+    del table["privacy"]["noise_multiplier"]
+    rewritten(release, text, tomli_w.dumps(table), **plan.claim(entropy=OperatingSystemEntropy()))
+
+
+def facts(**changes):
+    def forge(release):
+        from dpdm.config import read_toml
+
+        table = read_toml(release / "config.toml")
+        rewritten(
+            release, (release / "config.toml").read_text(), tomli_w.dumps(table | {"data": table["data"] | changes})
+        )
+
+    return forge
+
+
+LOSSES = b"the losses were 0.5 and 0.4"
+FORGED = {
+    "steps that nobody paid for": (claim_without_steps, "its plan pays for no step"),
+    "more centres than the settings have": (of_weights(more_centres), "do not fit together"),
+    "classes that do not exist": (
+        one_prior_of("classes", lambda t: t["preconditioning.prior.classes"] + 123456789),
+        "do not fit together",
+    ),
+    "a table of another rank": (
+        one_prior_of("axes", lambda t: t["preconditioning.prior.axes"][0]),
+        "do not fit together",
+    ),
+    "weights with more digits": (
+        of_weights(lambda tensors: {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()}),
+        "do not fit together",
+    ),
+    "weights that are no numbers": (
+        of_weights(lambda tensors: {k: t * float("nan") if t.is_floating_point() else t for k, t in tensors.items()}),
+        "not finite",
+    ),
+    "a note in the weights' header": (
+        header(lambda text: text.replace(b'{"dtype"', b'{"note":"' + LOSSES + b'","dtype"', 1)),
+        "holds more than weights",
+    ),
+    "spaces in the weights' header": (header(lambda text: text + b" " * 800), "holds more than weights"),
+    "a picture of text": (
+        picture(lambda chunks: [chunks[0], (b"IDAT", LOSSES), chunks[-1]]),
+        "holds more than a picture",
+    ),
+    "text behind the pixels": (
+        picture(lambda chunks: [*chunks[:-1], (b"IDAT", LOSSES), chunks[-1]]),
+        "holds more than a picture",
+    ),
+    "a palette of text": (
+        picture(lambda chunks: [chunks[0], (b"PLTE", LOSSES), *chunks[1:]]),
+        "holds more than a picture",
+    ),
+    "a comment in the picture": (
+        picture(lambda chunks: [chunks[0], (b"tEXt", LOSSES), *chunks[1:]]),
+        "holds more than a picture",
+    ),
+    "a histogram of labels": (facts(class_names={"cat": 100, "dog": 101}), "holds something in data"),
+    "a histogram in names": (facts(class_names=[["cat", {"count": 100}], "dog"]), "holds something in data"),
+    "a size that is true": (facts(shape=[True, 8, 8]), "holds something in data"),
+    "numbers without end": (
+        lambda release: rewritten(release, "steps = 6", f"steps = {'6' * 5000}"),
+        "is not valid TOML",
+    ),
+    "tables without end": (
+        lambda release: rewritten(release, "steps = 6", f"steps = 6\nmore = {'[' * 100_000}"),
+        "is not valid TOML",
+    ),
+    "half an image": (
+        lambda release: rewritten(release, "dataset_size = 30", "dataset_size = 30.5"),
+        "privacy.dataset_size = 30.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forgery_with_digests_that_fit_is_refused_in_one_line(dpdm, release, name):
+    forge, said = FORGED[name]
+    forge(release)
+    code, out, err = dpdm("verify", release)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert said in err
+
+
+def test_images_are_not_said_to_carry_a_claim_that_the_events_do_not_bear_out(dpdm, release):
+    edit_claim(statement="(0.1, 1e-9)-DP, add or remove one image")(release)
+    code, out, err = dpdm("sample", release, "-n", 3, "-o", "x.npz")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "states statement" in err
+
+
+def test_a_run_with_a_known_seed_is_refused_loudly(dpdm, photos, tmp_path):
+    config = load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    sound = Trainer.from_config(config, data)
+    seeded = Trainer(**{**vars(sound), "entropy": InsecureSeededEntropy(b"known")})
+    seeded.fit(data).save(tmp_path / "seeded")
+    code, out, err = dpdm("verify", tmp_path / "seeded")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "is NOT PRIVATE and must not be published" in err
 
 
 def test_what_claims_nothing_is_refused_loudly(dpdm, photos, tmp_path):

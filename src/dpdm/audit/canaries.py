@@ -181,6 +181,8 @@ def play(
         optimizer.step()
         ema.update(average, denoiser, updates=run.steps_spent, decay=config.training.ema_decay)
         yield run.steps_spent
+    # A stamp among the weights: no release can be loaded or verified that has it.
+    average.register_buffer("of_an_audit", torch.ones(()))
     yield Played(plan, run.scores, took_part, average.eval(), chosen, were_in)
 
 

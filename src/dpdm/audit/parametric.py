@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from numpy import ndarray
-from scipy.stats import gamma, kstest, kstwobign, norm
+from scipy.stats import gamma, kstest, kstwobign, norm, poisson
 from torch import nn
 
 from dpdm.privacy import DPSGD, MechanismRun, OperatingSystemEntropy
@@ -222,9 +222,13 @@ def _checks_of_selection(plan: DPSGD, entropy: Entropy) -> list[Check]:
 
 
 def _around_one(name: str, value: float, variance: float) -> Check:
-    """Return a check of a mean of squares or counts, which is 1 on average: its tails are those of a gamma variable."""
-    low, high = (float(gamma.ppf(p, 1 / variance, scale=variance)) for p in (_SIGNIFICANCE / 2, 1 - _SIGNIFICANCE / 2))
-    return Check(f"batches: {name}", float(value), 1, low, high)
+    """Return a check of a mean of squares or counts, which is 1 on average.
+
+    Its tails are those of a gamma variable or, where little is counted, of a Poisson one: whichever are wider.
+    """
+    tails = (_SIGNIFICANCE / 2, 1 - _SIGNIFICANCE / 2)
+    limits = [(gamma.ppf(p, 1 / variance, scale=variance), poisson.ppf(p, 1 / variance) * variance) for p in tails]
+    return Check(f"batches: {name}", float(value), 1, float(min(limits[0])), float(max(limits[1])))
 
 
 def _selections(plan: DPSGD, entropy: Entropy, *, count: int) -> list[ndarray]:

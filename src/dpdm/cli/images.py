@@ -24,7 +24,7 @@ def sample(
 
     from dpdm.config import choose_sampler
     from dpdm.data import save_folder, save_npz
-    from dpdm.training import Release
+    from dpdm.training import Release, verify_release
     from dpdm.training.hardware import joined_processes
     from dpdm.types import require_positive
 
@@ -38,6 +38,8 @@ def sample(
         fail(f"{output} exists: choose another name, or remove it")
     if not as_npz and output.exists() and (not output.is_dir() or any(output.iterdir())):
         fail(f"{output} is not empty: choose another folder")
+    if not release.statement.startswith("NOT PRIVATE"):  # no claim is stated that the files do not bear out
+        verify_release(run)
     parts = []
     with joined_processes() as processes:
         seed = processes.object_from_first(int.from_bytes(os.urandom(7), "little") if seed is None else seed)

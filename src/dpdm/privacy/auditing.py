@@ -179,7 +179,7 @@ def _largest(rejected: Callable[[float], bool]) -> float:
     if not rejected(0.0):
         return 0.0
     low, high = 0.0, _LARGEST
-    while high - low > 1e-4:
+    while high - low > 1e-7:
         middle = (low + high) / 2
         low, high = (middle, high) if rejected(middle) else (low, middle)
     return low

@@ -451,7 +451,8 @@ class MechanismRun:
             noise = gaussian(len(total), std=std, random_bytes=self._stream("noise")).to(total.device)
             if self.plan.noise == "grid":
                 step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
-                total, noise = (total / step).round() * step, (noise / step).round() * step
+                # Halves go up, so that rounding noise beside a whole number is rounding their sum, ties included.
+                total, noise = (total / step).round() * step, (noise / step + 0.5).floor() * step
             total = total + noise
         self._made += 1
         return self.processes.from_first(total)

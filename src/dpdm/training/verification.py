@@ -53,21 +53,19 @@ class Verified:
     @property
     def protects(self) -> str:
         """What one unit of protection is, in one sentence."""
-        if self.unit == "group":
-            return "One unit of protection is one group of images with their labels (all images of one person, if " + (
-                "groups are persons): what they show is hidden, as if blanks had been in their place; that there were "
-                f"{self.dataset_size:,} groups is public."
-                if self.relation == "replace_special"
-                else "groups are persons): whether any of them was among the training images at all is hidden."
-            )
+        group = self.unit == "group"
+        one = (
+            "group of images with their labels (all images of one person, if groups are persons)"
+            if group
+            else ("image with its label (a person with several images among them is protected less)")
+        )
+        told, number = f"One unit of protection is one {one}: ε limits how surely anyone can tell", self.dataset_size
         if self.relation == "replace_special":
-            return (
-                "One unit of protection is one image with its label: what it shows is hidden, as if a blank had been "
-                f"in its place; that there were {self.dataset_size:,} images is public."
-            )
+            shown = "they show from blanks in their place" if group else "it shows from a blank in its place"
+            return f"{told} what {shown}; that there were {number:,} {self.unit}s is public."
         return (
-            "One unit of protection is one image with its label: whether it was among the training images at all is "
-            "hidden; a person with several images among them is protected less."
+            f"{told} whether {'they were' if group else 'it was'} among the training images at all; their number was "
+            f"declared as about {number:,} {self.unit}s."
         )
 
     @property

@@ -9,11 +9,22 @@ import torch
 from scipy.stats import norm
 
 from dpdm.audit.canaries import Planted, PlantedBatch, PlantedLoss, Played, WatchedRun, log_likelihood_ratio, play
-from dpdm.config import Config, Data, Prior, Training
+from dpdm.config import Config, Data, Prior, Training, encode
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
 from dpdm.networks import MLP, CompactUNet
-from dpdm.privacy import DPSGD, GaussianRelease, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy import (
+    DPSGD,
+    GaussianRelease,
+    LayerWise,
+    OneBackwardEach,
+    OperatingSystemEntropy,
+    Vectorized,
+    clipped_grad_sum,
+)
+from dpdm.training import ImageFacts, Release, verify_release
+from dpdm.training.release import build_denoiser
+from dpdm.types import InputError
 
 LOSS = DenoisingLoss(noise_multiplicity=2, label_dropout=0.0)
 PLAN = DPSGD(dataset_size=60, expected_batch_size=20, steps=4, noise_multiplier=1.2, max_grad_norm=0.7, delta=1e-3)
@@ -124,3 +135,25 @@ def test_a_member_whose_coin_says_no_is_not_there(monkeypatch):
     for index, was_in in zip(played.members, played.were_in, strict=True):
         assert (data.images[index].tobytes() in there) == was_in
     assert len(there) == 60 - (~played.were_in).sum()
+
+
+def test_the_weights_of_an_audit_can_be_no_release(tmp_path):
+    """Whoever saves them with the plan's own claim has a folder that neither loads nor verifies."""
+    plan = dataclasses.replace(PLAN, steps=1)
+    settings, data = config(preconditioning=EDM()), images(60)
+    played = outcome(settings, plan, data)
+    facts = {"name": data.name, "shape": list(data.shape), "class_names": list(data.class_names)}
+    parts = {
+        key: encode(getattr(settings, key)) for key in ("network", "preconditioning", "loss", "training", "sampler")
+    }
+    claim = plan.claim(entropy=OperatingSystemEntropy())
+    whole = {"data": facts, "privacy": encode(plan), **parts, "samplers": {}}
+    sound = build_denoiser(settings.network, settings.preconditioning, ImageFacts(data.shape, data.class_names), None)
+    Release(sound, ImageFacts(data.shape, data.class_names), claim, whole, settings.sampler).save(tmp_path / "sound")
+    verify_release(tmp_path / "sound")
+    Release(played.average, ImageFacts(data.shape, data.class_names), claim, whole, settings.sampler).save(
+        tmp_path / "a"
+    )
+    for use in (verify_release, Release.load):
+        with pytest.raises(InputError, match="do not fit together"):
+            use(tmp_path / "a")
