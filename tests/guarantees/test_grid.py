@@ -174,8 +174,13 @@ def test_rounding_noise_beside_a_whole_number_is_rounding_their_sum(monkeypatch)
     """Ties included: 1 + 1/2 and 0 + 3/2 are one outcome of the Gaussian mechanism, and must stay one."""
     step = grid_step(1.0)
     released = []
-    for whole_steps, noise in ((1.0, 0.5), (0.0, 1.5), (-1.0, 2.5)):
+    for whole_steps, noise in ((1.0, 0.5), (0.0, 1.5), (-1.0, 2.5), (3.0, -1.5)):
         monkeypatch.setattr(mechanism, "gaussian", lambda number, noise=noise, **_: torch.full((number,), noise * step))
         run = DPSGD(**FIELDS, noise="grid").start()
         released.append(run._release(torch.full((1,), whole_steps * step, dtype=torch.float64), sensitivity=1.0))
     assert len(set(map(float, released))) == 1
+
+
+def test_rounding_is_by_the_whole_part_and_what_is_left():
+    values = torch.tensor([0.5, -0.5, 1.5, 0.49999999999999994, 2.0**52 + 1, -3.2], dtype=torch.float64)
+    assert mechanism._rounded(values).tolist() == [1, 0, 2, 0, 2.0**52 + 1, -3]

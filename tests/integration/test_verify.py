@@ -424,8 +424,9 @@ def test_a_forgery_with_digests_that_fit_is_refused_in_one_line(dpdm, release, n
     assert said in err
 
 
-def test_images_are_not_said_to_carry_a_claim_that_the_events_do_not_bear_out(dpdm, release):
-    edit_claim(statement="(0.1, 1e-9)-DP, add or remove one image")(release)
+@pytest.mark.parametrize("statement", ["(0.1, 1e-9)-DP, add or remove one image", "NOT PRIVATE data: (0.1, 1e-9)-DP"])
+def test_images_are_not_said_to_carry_a_claim_that_the_events_do_not_bear_out(dpdm, release, statement):
+    edit_claim(statement=statement)(release)
     code, out, err = dpdm("sample", release, "-n", 3, "-o", "x.npz")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "states statement" in err

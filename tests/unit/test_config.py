@@ -3,7 +3,7 @@ import tomllib
 import pytest
 import tomli_w
 
-from dpdm.config import Config, Data, choose_sampler, decode, encode, load_config, preset_names
+from dpdm.config import Config, Data, choose_sampler, decode, decode_plan, encode, load_config, preset_names
 from dpdm.diffusion import DDIM, Churn, MomentMatched
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD, NonPrivate
@@ -173,3 +173,9 @@ def test_another_preconditioning_drops_what_needs_a_prior():
     config = load_config("fashion-mnist-cpu", overrides=["preconditioning.kind=edm"])
     assert config.prior is None
     assert "prior" not in config.samplers
+
+
+def test_a_plan_comes_back_to_the_letter():
+    """A journal counts for a plan as it is written: whole numbers must stay whole numbers."""
+    plan = DPSGD(dataset_size=60, expected_batch_size=20, steps=4, noise_multiplier=2, max_grad_norm=1, delta=1e-3)
+    assert repr(decode_plan(encode(plan))) == repr(plan)

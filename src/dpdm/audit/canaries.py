@@ -182,7 +182,7 @@ def play(
         ema.update(average, denoiser, updates=run.steps_spent, decay=config.training.ema_decay)
         yield run.steps_spent
     # A stamp among the weights: no release can be loaded or verified that has it.
-    average.register_buffer("of_an_audit", torch.ones(()))
+    average.register_buffer("of_an_audit", torch.ones((), device=device))
     yield Played(plan, run.scores, took_part, average.eval(), chosen, were_in)
 
 

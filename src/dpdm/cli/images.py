@@ -9,6 +9,8 @@ import typer
 from dpdm.cli.options import AsJson, Run, Set, fail, print_json, say
 from dpdm.terminal import show_progress
 
+_NOT_PRIVATE = "NOT PRIVATE: never publish what comes of private images"
+
 
 def sample(
     run: Run,
@@ -38,7 +40,8 @@ def sample(
         fail(f"{output} exists: choose another name, or remove it")
     if not as_npz and output.exists() and (not output.is_dir() or any(output.iterdir())):
         fail(f"{output} is not empty: choose another folder")
-    if not release.statement.startswith("NOT PRIVATE"):  # no claim is stated that the files do not bear out
+    claims = release.privacy.get("private") is not False
+    if claims:  # none is stated that the files do not bear out
         verify_release(run)
     parts = []
     with joined_processes() as processes:
@@ -58,8 +61,12 @@ def sample(
     else:
         save_folder(output, images, known, class_names=release.facts.class_names)
     if as_json:
-        return print_json({"output": str(output), "count": count, "statement": release.statement})
-    say(f"{count:,} images in {output}, which carry the run's claim: {release.statement}")
+        statement = release.statement if claims else _NOT_PRIVATE
+        return print_json({"output": str(output), "count": count, "statement": statement})
+    say(
+        f"{count:,} images in {output}, "
+        + (f"which carry the run's claim: {release.statement}" if claims else _NOT_PRIVATE)
+    )
 
 
 def export(

@@ -64,7 +64,7 @@ class ImageDataset:
                 f"{self.name}: {self.num_classes} classes are declared, but there are no labels: "
                 "add labels or leave data.num_classes out"
             )
-        names = self.class_names or tuple(str(label) for label in range(self.num_classes))
+        names = tuple(map(str, self.class_names or range(self.num_classes)))
         if len(names) != self.num_classes:
             raise InputError(f"{self.name}: {len(names)} class names for {self.num_classes} classes: give one each")
         object.__setattr__(self, "class_names", names)

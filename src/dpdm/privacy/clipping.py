@@ -184,7 +184,7 @@ def _clipped_grad_sum(
         norms.append(gradients.norms())
         factors = clip_factors(norms[-1], max_grad_norm)
         part = gradients.weighted_sum(factors) if grid is None else gradients.grid_sum(factors, grid)
-        total = part if total is None else total.add_(part)
+        total = part.double() if total is None else total + part
         losses.append(gradients.losses.float())
     empty = torch.zeros(0, device=device)
     if total is None:
@@ -207,7 +207,7 @@ def vectorized_rows(loss: PerExampleLoss, module: nn.Module, batch: Batch, param
         return cast(Tensor, functional_call(bound, values, (map_batch(lambda t: t.unsqueeze(0), example),)))
 
     gradients, losses = vmap(grad_and_value(loss_of_one), in_dims=(None, 0))(values, batch)
-    return Rows(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], dim=1), losses)
+    return Rows(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], dim=1).detach(), losses.detach())
 
 
 def clip_factors(norms: Float64[Tensor, " batch"], max_grad_norm: float) -> Float64[Tensor, " batch"]:

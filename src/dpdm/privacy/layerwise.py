@@ -205,7 +205,7 @@ def _conv2d(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part
     a, copies = a.to(g.dtype), len(a) // examples
     products, channels = copies * g.shape[2:].numel(), min(layer.in_channels, layer.out_channels)
     channels_last = a.is_contiguous(memory_format=torch.channels_last)
-    few = products <= channels * _few_products(g.dtype, channels_last=channels_last)
+    few = products <= channels * _few_products(g, channels_last=channels_last)
     if layer.groups == 1 and (few or channels < _NARROW or (channels_last and layer.kernel_size == (1, 1))):
         return _conv2d_by_patches(layer, a, g, examples)
 
@@ -226,15 +226,15 @@ def _conv2d(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part
     return [_WrittenOut(rows), _WrittenOut(biases)]
 
 
-def _few_products(dtype: torch.dtype, *, channels_last: bool) -> int:
+def _few_products(g: Tensor, *, channels_last: bool) -> int:
     """Return up to how many products, for each channel, one weight's gradient is sooner had by a matrix product.
 
-    As measured. With channels last, patches are copied row by row; in bfloat16, matrix products are as fast as
-    convolutions.
+    As measured on a processor. With channels last, patches are copied row by row, a few examples at a time; in
+    bfloat16, matrix products are as fast as convolutions.
     """
-    if not channels_last:
+    if not channels_last or g.device.type != "cpu":
         return 3
-    return 20 if dtype == torch.bfloat16 else 8
+    return 20 if g.dtype == torch.bfloat16 else 8
 
 
 def _conv2d_by_patches(layer: nn.Conv2d, a: Tensor, g: Tensor, examples: int) -> list[_Part]:

@@ -451,8 +451,7 @@ class MechanismRun:
             noise = gaussian(len(total), std=std, random_bytes=self._stream("noise")).to(total.device)
             if self.plan.noise == "grid":
                 step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
-                # Halves go up, so that rounding noise beside a whole number is rounding their sum, ties included.
-                total, noise = (total / step).round() * step, (noise / step + 0.5).floor() * step
+                total, noise = (total / step).round() * step, _rounded(noise / step) * step
             total = total + noise
         self._made += 1
         return self.processes.from_first(total)
@@ -490,6 +489,12 @@ class MechanismRun:
 def grid_step(sensitivity: float) -> float:
     """Return the step of the grid for sums of this sensitivity: a power of two, at least 2^24 times smaller."""
     return 2.0 ** (math.floor(math.log2(sensitivity)) - _GRID_BITS)
+
+
+def _rounded(noise: Float64[Tensor, " coordinates"]) -> Float64[Tensor, " coordinates"]:
+    """Round with halves up: so that rounding noise beside a whole number is rounding their sum, ties included."""
+    whole = noise.floor()
+    return whole + (noise - whole >= 0.5)
 
 
 def _require_unit(unit: Unit) -> None:

@@ -64,7 +64,7 @@ def load_prior(path: Path, *, num_classes: int) -> GaussianMixture:
     """
     try:
         return GaussianMixture.from_tensors(safetensors.torch.load_file(path), num_classes=num_classes)
-    except (safetensors.SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, LookupError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start a new run in another folder") from None
 
 

@@ -70,7 +70,10 @@ def keep_freed_memory() -> None:
 
 
 def memory_for_a_batch(device: torch.device) -> int:
-    """Return the bytes that one physical batch may take: half of what is free on a GPU, 4 GiB or a quarter on a CPU."""
+    """Return the bytes that one physical batch may take: half of what is free on a GPU; on a CPU 4 GiB, or a quarter.
+
+    The processes of one machine share what its processors have.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     limits = [2**34]
@@ -78,7 +81,7 @@ def memory_for_a_batch(device: torch.device) -> int:
         limits.append(pages * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits) // 4
+    return min(limits) // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:

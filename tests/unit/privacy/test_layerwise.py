@@ -473,3 +473,35 @@ def test_rows_that_fill_a_batch_up_take_no_part(examples, spoiled, grid):
     assert len(ours.losses.reveal(because="test")) == len(ours.grad_norms.reveal(because="test")) == examples
     step = 0 if grid is None else grid * examples * len(ours.vector) ** 0.5
     assert (ours.vector - reference.vector).norm() <= SLACK * reference.vector.norm() + step
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sums_are_those_of_what_is_written_out_whatever_the_blocks(dtype, monkeypatch):
+    """Large parameters of more examples than one block holds, widened in one buffer."""
+    torch.manual_seed(3)
+    monkeypatch.setattr(layerwise, "_CACHED", 20_000)
+    body = nn.Sequential(
+        nn.Conv2d(16, 24, 3), nn.GroupNorm(2, 24), nn.Conv2d(24, 16, 3), nn.Flatten(), nn.Linear(256, 40)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        (gradients,) = LayerWise()(loss, Copies(body), (torch.randn(70, 2, 16, 8, 8),))
+        factors = torch.rand(70, dtype=torch.float64)
+        summed = gradients.weighted_sum(factors)
+    rows = torch.cat([part.written_out().double() for part in gradients.parts], dim=1)[:70]
+    expected = factors @ rows
+    assert (summed - expected).norm() <= 1e-6 * expected.norm()
+    assert (gradients.norms() >= rows.norm(dim=1)).all()
+    assert (gradients.norms() <= rows.norm(dim=1) * (1 + 1e-4)).all()
+
+
+def test_what_falls_back_keeps_no_graph():
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.scale = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return self.layer(x) * self.scale
+
+    (gradients,) = LayerWise()(loss, Copies(Body()), (torch.randn(4, 2, 3),))
+    assert not gradients.weighted_sum(torch.ones(4, dtype=torch.float64)).requires_grad
