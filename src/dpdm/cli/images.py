@@ -63,10 +63,8 @@ def sample(
     if as_json:
         statement = release.statement if claims else _NOT_PRIVATE
         return print_json({"output": str(output), "count": count, "statement": statement})
-    say(
-        f"{count:,} images in {output}, "
-        + (f"which carry the run's claim: {release.statement}" if claims else _NOT_PRIVATE)
-    )
+    carried = f"which carry the run's claim: {release.statement}" if claims else _NOT_PRIVATE
+    say(f"{count:,} images in {output}, {carried}")
 
 
 def export(

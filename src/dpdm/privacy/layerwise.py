@@ -105,9 +105,13 @@ class _WrittenOut:
 def _blocks(rows: Float[Tensor, "batch numel"]) -> Iterator[Float[Tensor, "block numel"]]:
     """Yield a few rows at a time in float32 or better, which a cache holds; valid until the next."""
     at_once = min(_SUMMED, max(1, _CACHED // max(1, rows.shape[1])))
+    blocks = rows.split(at_once)  # type: ignore[no-untyped-call]
+    if rows.dtype == _accurate(rows):
+        yield from blocks
+        return
     buffer = rows.new_empty(at_once, rows.shape[1], dtype=_accurate(rows))  # the same for all: else each would be cold
-    for block in rows.split(at_once):  # type: ignore[no-untyped-call]
-        yield block if block.dtype == buffer.dtype else buffer[: len(block)].copy_(block)
+    for block in blocks:
+        yield buffer[: len(block)].copy_(block)
 
 
 class _Factored(NamedTuple):

@@ -57,7 +57,7 @@ class Verified:
         one = (
             "group of images with their labels (all images of one person, if groups are persons)"
             if group
-            else ("image with its label (a person with several images among them is protected less)")
+            else "image with its label (a person with several images among them is protected less)"
         )
         told, number = f"One unit of protection is one {one}: ε limits how surely anyone can tell", self.dataset_size
         if self.relation == "replace_special":

@@ -76,3 +76,9 @@ def test_classes_without_labels_are_refused(refused):
 def test_there_is_one_class_name_for_each_class(refused):
     with refused("toy", "1 class names", "2 classes"):
         dataset(labels=np.array([0, 1, 1]), num_classes=2, class_names=("cat",))
+
+
+def test_names_of_classes_are_text():
+    images = np.zeros((2, 4, 4, 1), dtype=np.uint8)
+    data = ImageDataset(images=images, labels=np.array([0, 1]), num_classes=2, class_names=(3, 7), name="two")
+    assert data.class_names == ("3", "7")

@@ -134,3 +134,10 @@ def test_memory_falls_as_noisy_copies_take_the_place_of_examples(peak_bytes):
 def test_what_a_backward_pass_keeps_is_counted():
     x, layer = torch.randn(100, requires_grad=True), torch.nn.Linear(100, 10)
     assert hardware.bytes_for_backward(lambda: layer(x).exp().sum(), layer) == 4 * (100 + 10)
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = hardware.memory_for_a_batch(torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert hardware.memory_for_a_batch(torch.device("cpu")) == alone // 4 > 0
