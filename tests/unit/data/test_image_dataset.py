@@ -79,6 +79,6 @@ def test_there_is_one_class_name_for_each_class(refused):
 
 
 def test_names_of_classes_are_text():
-    images = np.zeros((2, 4, 4, 1), dtype=np.uint8)
+    images = np.zeros((2, 8, 8, 1), dtype=np.uint8)
     data = ImageDataset(images=images, labels=np.array([0, 1]), num_classes=2, class_names=(3, 7), name="two")
     assert data.class_names == ("3", "7")
