@@ -211,7 +211,8 @@ def opacus(denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: NoisyBa
             for p in module.parameters():
                 p.grad_sample = None
             norms = torch.stack([g.double().square().sum(1) for g in gradients]).sum(0).sqrt()
-            factors = clip_factors(norms, 1.0).float()
+            numel = sum(g.shape[1] for g in gradients)
+            factors = clip_factors(norms, 1.0, numel).float()
             return torch.cat([factors @ g for g in gradients])
 
         return step

@@ -354,11 +354,11 @@ def batches_of_one_size(patch: Patch) -> None:
 
 def double_clip(patch: Patch) -> None:
     sound = clipping.clip_factors
-    patch.setattr(clipping, "clip_factors", lambda norms, clip: sound(norms, 2 * clip))
+    patch.setattr(clipping, "clip_factors", lambda norms, clip, numel: sound(norms, 2 * clip, numel))
 
 
 def let_nan_through(patch: Patch) -> None:
-    patch.setattr(clipping, "clip_factors", lambda norms, clip: (clip / norms).clamp_max(1))
+    patch.setattr(clipping, "clip_factors", lambda norms, clip, numel: (clip / norms).clamp_max(1))
     patch.setattr(Rows, "weighted_sum", lambda self, factors: factors @ self.rows.double())
 
 
@@ -376,7 +376,9 @@ def clip_means_of_physical_batches(patch: Patch) -> None:
         return Rows(mean, each.losses)
 
     patch.setattr(clipping, "vectorized_rows", rows)
-    patch.setattr(clipping, "clip_factors", lambda norms, clip: (clip / norms.mean()).expand_as(norms).clamp_max(1))
+    patch.setattr(
+        clipping, "clip_factors", lambda norms, clip, numel: (clip / norms.mean()).expand_as(norms).clamp_max(1)
+    )
 
 
 def divide_by_the_realised_size(patch: Patch) -> None:

@@ -6,10 +6,13 @@ changes time and memory only. The sum is one float64 vector over all trainable p
 the norm could miss, and float64 keeps the rounding of 10^4 other examples far below one example's share.
 """
 
+import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
@@ -42,7 +45,7 @@ class Gradients(Protocol):
         ...
 
     def norms(self) -> Float64[Tensor, " batch"]:
-        """Return the L2 norm of each gradient, never below the true one.
+        """Return the L2 norm of each gradient, below the true one by no more than float64 sums round.
 
         Not finite where the gradient is not, or where it is beyond the arithmetic of the strategy.
         """
@@ -118,6 +121,7 @@ def clipped_grad_sum(
     max_grad_norm: float,
     strategy: Strategy | None = None,
     grid: float | None = None,
+    records: int | None = None,
 ) -> ClippedSum:
     """Sum over examples of the loss gradient, each clipped to an L2 norm of at most `max_grad_norm`.
 
@@ -129,11 +133,18 @@ def clipped_grad_sum(
         module: Its trainable parameters are differentiated, tied ones once; frozen ones are not touched.
         batch: Tensors with one row for each example; no rows is an ordinary batch.
         max_grad_norm: Clipping norm C > 0, over all trainable parameters together.
-        strategy: How to compute it; `OneBackwardEach` unless told.
+        strategy: How to compute it; default: `OneBackwardEach`.
         grid: A power of two; each clipped gradient is then truncated towards zero to multiples of it.
+        records: How many records the batch is of; default: as many as it has rows. Fewer rows are a batch in which some
+            records contribute nothing.
 
     Returns:
         The sum in float64, its sensitivity, and per-example losses and norms before clipping as `Sensitive`.
+
+    Raises:
+        InputError: The batch has more rows than records, or tensors that differ in their rows; the module has layers
+            through which examples meet, or parameters that are not real numbers; something draws from a generator that
+            all examples share; or the loss or the strategy gives anything but one number, or one gradient, a row.
 
     Guarantees:
         * Adding or removing one example moves the sum by at most C in L2 norm.
@@ -150,8 +161,11 @@ def clipped_grad_sum(
         Abadi et al. 2016, Algorithm 1; noise multiplicity: Dockhorn et al. 2023, Section 3.2.
     """
     strategy = strategy or OneBackwardEach()
+    require_trainable(module)
+    require_rows(batch, records)
     try:
-        return _clipped_grad_sum(loss, module, batch, max_grad_norm, strategy, grid)
+        with no_shared_draws():
+            return _clipped_grad_sum(loss, module, batch, max_grad_norm, strategy, grid)
     except torch.OutOfMemoryError:
         if len(batch[0]) < 2:
             raise
@@ -176,24 +190,29 @@ def _clipped_grad_sum(
     strategy: Strategy,
     grid: float | None,
 ) -> ClippedSum:
-    parameters = trainable_parameters(module)
-    device = parameters[0].device
-    total: Tensor | None = None
-    losses, norms = [], []
+    numel, device = sum(p.numel() for p in trainable_parameters(module)), trainable_parameters(module)[0].device
+    total = torch.zeros(numel, dtype=torch.float64, device=device)
+    losses, norms = [torch.zeros(0, device=device)], [torch.zeros(0, device=device)]
     for gradients in strategy(loss, module, batch) if len(batch[0]) else ():
         norms.append(gradients.norms())
-        factors = clip_factors(norms[-1], max_grad_norm)
+        factors = clip_factors(norms[-1], max_grad_norm, numel)
         part = gradients.weighted_sum(factors) if grid is None else gradients.grid_sum(factors, grid)
-        total = part.double() if total is None else total + part
+        if part.shape != total.shape:  # else it would be broadcast
+            raise InputError(f"the strategy {strategy!r} gives a sum of shape {tuple(part.shape)}, not ({numel},)")
+        total += part
         losses.append(gradients.losses.float())
-    empty = torch.zeros(0, device=device)
-    if total is None:
-        total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=device)
+    for what, found in (("losses", losses), ("norms", norms)):
+        if any(each.ndim != 1 for each in found) or sum(map(len, found)) != len(batch[0]):
+            shapes = ", ".join(str(tuple(each.shape)) for each in found[1:])
+            raise InputError(
+                f"a batch of {len(batch[0])} rows has {what} of shape {shapes}: the loss must return one number for "
+                "each row, and the strategy one gradient"
+            )
     return ClippedSum(
         vector=total,
         sensitivity=max_grad_norm,
-        losses=Sensitive(torch.cat(losses or [empty])),
-        grad_norms=Sensitive(torch.cat(norms or [empty])),
+        losses=Sensitive(torch.cat(losses)),
+        grad_norms=Sensitive(torch.cat(norms)),
     )
 
 
@@ -206,16 +225,19 @@ def vectorized_rows(loss: PerExampleLoss, module: nn.Module, batch: Batch, param
     def loss_of_one(values: dict[str, Tensor], example: Batch) -> Tensor:
         return cast(Tensor, functional_call(bound, values, (map_batch(lambda t: t.unsqueeze(0), example),)))
 
-    gradients, losses = vmap(grad_and_value(loss_of_one), in_dims=(None, 0))(values, batch)
+    # "different" lets a network draw, so that `no_shared_draws` sees it and says so in one line.
+    gradients, losses = vmap(grad_and_value(loss_of_one), in_dims=(None, 0), randomness="different")(values, batch)
     return Rows(torch.cat([g.reshape(len(g), -1) for g in gradients.values()], dim=1).detach(), losses.detach())
 
 
-def clip_factors(norms: Float64[Tensor, " batch"], max_grad_norm: float) -> Float64[Tensor, " batch"]:
-    """Return min(1, C / norm) for each gradient, and 0 where the norm is not finite.
+def clip_factors(norms: Float64[Tensor, " batch"], max_grad_norm: float, numel: int) -> Float64[Tensor, " batch"]:
+    """Return min(1, C / norm) for each gradient of `numel` numbers, and 0 where the norm is not finite.
 
-    In float64 a clipped norm exceeds C by a small multiple of 2^-52; shrinking by 2^-40 pays for it.
+    In float64 a sum of `numel` squares may lose numel · 2^-53 of itself, which pays for twice what the norm then lacks.
+    Shrinking by 2^-40 more pays for the roundings of the product.
     """
-    factors = (max_grad_norm * (1 - 2.0**-40) / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
+    least = max_grad_norm * (1 - 2.0**-40 - numel * 2.0**-53)
+    factors = (least / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1)
     return torch.where(norms.isfinite(), factors, 0)
 
 
@@ -238,22 +260,97 @@ def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def require_trainable(module: nn.Module) -> None:
+    """Refuse modules of which no private gradient exists, whatever the records are.
+
+    Raises:
+        InputError: Nothing is trainable; or a trainable parameter is not of real floating-point numbers, or lies on
+            another device than the first; or a layer is one of those that `reject_cross_example_layers` knows.
+    """
+    reject_cross_example_layers(module)
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise InputError("the network has no trainable parameter: there is nothing to train")
+    for name, p in named:
+        if not p.is_floating_point():
+            raise InputError(
+                f"parameter {name!r} is {p.dtype}: trainable parameters must be real floating-point numbers; freeze "
+                "it by requires_grad_(False), or store its real and imaginary parts"
+            )
+        if p.device != named[0][1].device:
+            raise InputError(f"parameter {name!r} is on {p.device} and {named[0][0]!r} on {named[0][1].device}")
+
+
+def require_rows(batch: Batch, records: int | None = None) -> None:
+    """Raise InputError unless `batch` is tensors with as many rows each, and no more of them than `records`.
+
+    A record with two rows would be clipped twice, and weigh 2 C.
+    """
+    if not batch or not all(isinstance(t, Tensor) and t.ndim for t in batch):
+        raise InputError("a batch is a tuple of tensors that have one row for each example")
+    rows = [len(t) for t in batch]
+    if len(set(rows)) > 1:
+        raise InputError(f"the tensors of a batch have {', '.join(map(str, rows))} rows: give each example one in each")
+    if records is not None and rows[0] > records:
+        raise InputError(
+            f"a batch of {records} records came with {rows[0]} rows: a record is one row; average its views in the loss"
+        )
+
+
+@contextmanager
+def no_shared_draws() -> Iterator[None]:
+    """Refuse draws from the generators that all examples share: torch's, NumPy's and Python's.
+
+    Such a draw depends on the place in a batch. One record more would change those of all others, and so their
+    gradients: under a known seed the sum would move by far more than C.
+
+    Raises:
+        InputError: A generator's state has changed.
+    """
+    before = _generator_states()
+    yield
+    if _generator_states() != before:
+        raise InputError(
+            "the network, its loss or what loads its batches draws from torch's, NumPy's or Python's generator, which "
+            "all examples share: leave dropout out, and draw from the random bytes that each example has"
+        )
+
+
+def _generator_states() -> tuple[object, ...]:
+    numpys = np.random.get_state(legacy=False)  # noqa: NPY002 (nobody should draw from it)
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    torchs = tuple(state.numpy().tobytes() for state in states)
+    return torchs, numpys["state"]["key"].tobytes(), numpys["state"]["pos"], numpys["gauss"], random.getstate()
+
+
 def reject_cross_example_layers(module: nn.Module) -> None:
-    """Refuse modules whose known layers let one example's output depend on another (batch statistics).
+    """Refuse modules whose known layers let one example's gradient depend on others: by batch statistics, or by draws.
 
     Raises:
         InputError: Names the layer and what to use instead.
     """
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
-            raise InputError(
-                f"layer {name or 'network'!r} (Embedding) changes its weights as it is called: leave max_norm out"
-            )
+        where = f"layer {name or 'network'!r} ({type(layer).__name__})"
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+            raise InputError(f"{where} changes its weights as it is called: leave max_norm out")
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "track_running_stats", False):
+            raise InputError(f"{where} mixes examples, so no per-example gradient exists: use GroupNorm or LayerNorm")
+        if layer.training and _draws(layer):
             raise InputError(
-                f"layer {name or 'network'!r} ({type(layer).__name__}) mixes examples, so no per-example gradient "
-                "exists: use GroupNorm or LayerNorm"
+                f"{where} draws by the place in a batch, so that one example's gradient depends on the others: leave "
+                "it out, or call its .eval()"
             )
+
+
+def _draws(layer: nn.Module) -> bool:
+    """Tell whether a known layer draws from torch's generator in training."""
+    if isinstance(layer, nn.RReLU):
+        return layer.lower != layer.upper
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return layer.p > 0
+    return isinstance(layer, nn.MultiheadAttention | nn.RNNBase) and layer.dropout > 0
 
 
 class _Bound(nn.Module):

@@ -5,8 +5,8 @@ side by side. The gradient of an example's weights is a sum over its own rows, s
 with copies, while the pass itself runs at the speed of training without privacy.
 """
 
-import copy
 import math
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ from torch.nn.functional import pad
 
 from dpdm.privacy.clipping import (
     Batch,
-    OneBackwardEach,
     PerExampleLoss,
     map_batch,
     trainable_parameters,
     truncated_sum,
     vectorized_rows,
 )
+from dpdm.privacy.rehearsal import MadeUp, made_up, moved_copy, require_same_gradients
 from dpdm.types import InputError
 
 _LARGE = 2**11  # numbers in a parameter from which on it is worth its own calls
@@ -155,6 +155,7 @@ class _ByParameter:
     parts: list[_Part]
     losses: Float[Tensor, " batch"]
     padding: int
+    layout: "list[_Called]"
 
     def norms(self) -> Float64[Tensor, " batch"]:
         with _exactly(self.losses):
@@ -321,9 +322,15 @@ def _embedding(layer: nn.Embedding, a: Tensor, g: Tensor, examples: int) -> list
     return [_WrittenOut(rows.flatten(1))]
 
 
+_CHECKED_AGAIN = frozenset(8**i for i in range(1, 12))  # calls: what a network learns may change what it does
 _NOT_LAYER_WISE = (
     "layer-wise gradients of this module are not those of its examples: it uses a parameter past its layer, moves the "
-    "copies of an example apart, mixes examples, or is random; take the strategy Vectorized"
+    "copies of an example apart, gives a layer some rows and not others, mixes examples, or is random; "
+    "take the strategy Vectorized or OneBackwardEach (training.strategy=one-backward-each)"
+)
+_ROUTED = (
+    "layer-wise gradients need all rows of all examples in every layer, and this module gives a layer some of them: "
+    "take the strategy OneBackwardEach (training.strategy=one-backward-each)"
 )
 _Rule = Callable[[nn.Module, Tensor, Tensor, int], list[_Part]]
 _RULES = cast(
@@ -338,42 +345,111 @@ _RULES = cast(
 )
 
 
+@dataclass
+class _Seen:
+    """How often a case was given to a strategy, and how it called its layers then."""
+
+    calls: int = 0
+    layout: "list[_Called]" = field(default_factory=list)
+
+
+class _Called(NamedTuple):
+    """One call of a layer: which of the module's it was, and how many rows each example had in it."""
+
+    layer: int
+    rows: int
+
+
 @dataclass(frozen=True)
 class LayerWise:
     """Known layers by their own rule, all other parameters by `torch.func`: the fastest for most networks.
 
     Rules exist for Linear, Conv2d, GroupNorm, LayerNorm and Embedding. A layer that is called more than once, and a
-    parameter that several layers share, get the sum of their parts. The rows of an example must lie side by side in
-    every layer's batch, as `DenoisingLoss` has them. Whether they do, and whether any parameter is used past its layer,
-    is found out once for each module, loss and choice of trainable parameters, on made-up examples, by comparison with
-    `OneBackwardEach`. Squares and factors are float32: an example too large for them contributes zero.
+    parameter that several layers share, get the sum of their parts.
+
+    All rows of all examples must pass every layer, in the same order: an example's rows side by side, as
+    `DenoisingLoss` has them. So layers must be called alike whatever the examples are; that is checked at every call.
+    What the gradients are is compared with `OneBackwardEach` on made-up examples: at first, for each module, loss,
+    shape, mode and choice of trainable parameters, and now and then again. Squares and factors are float32: an example
+    too large for them contributes zero.
 
     Raises:
-        InputError: The comparison failed.
+        InputError: The comparison failed; the rows of examples go different ways; or products are set to be rounded.
 
     Source:
         Goodfellow 2015 (arXiv 1510.01799); Gram matrices: Li et al. 2022, Section 4 ("ghost clipping").
     """
 
-    _checked: "weakref.WeakKeyDictionary[nn.Module, set[object]]" = field(
+    _seen: "weakref.WeakKeyDictionary[nn.Module, dict[object, _Seen]]" = field(
         default_factory=weakref.WeakKeyDictionary, init=False, repr=False, compare=False
     )
 
     def __call__(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[_ByParameter]:
         """Yield the gradients of the whole batch as one group."""
-        checked = self._checked.setdefault(module, set())
-        case = (loss, tuple(p.requires_grad for p in module.parameters()))
-        if case not in checked:
-            self._check(loss, module, batch)
-            checked.add(case)
-        yield self._gradients(loss, module, batch, padding=_padding(len(batch[0])))
+        require_exact_products()
+        seen = self._case(loss, module)
+        if not seen.calls or seen.calls in _CHECKED_AGAIN:
+            self.check(loss, module, *made_up(batch))
+        of_shape = self._case(loss, module, batch)
+        if not of_shape.layout:
+            one = map_batch(lambda t: t[:1], next(made_up(batch)).batch)
+            of_shape.layout = self._gradients(loss, module, one).layout
+        seen.calls += 1
+        padding = _padding(len(batch[0]))
+        yield self._gradients(loss, module, batch, padding=padding, layout=of_shape.layout)
 
-    def _gradients(self, loss: PerExampleLoss, module: nn.Module, batch: Batch, *, padding: int = 0) -> _ByParameter:
+    def check(self, loss: PerExampleLoss, module: nn.Module, *examples: MadeUp) -> None:
+        """Compare with `OneBackwardEach` on made-up examples, for a copy of the module with moved parameters.
+
+        Args:
+            loss: What steps will be given.
+            module: The network, or the denoiser around it.
+            examples: Batches of public content, one of which has finite gradients: what records are decides nothing.
+
+        Raises:
+            InputError: The gradients differ, or products are set to be rounded.
+        """
+        require_exact_products()
+        moved = moved_copy(module)
+
+        def unchecked(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Iterator[_ByParameter]:
+            yield self._gradients(loss, module, batch)
+
+        try:
+            compared = [
+                require_same_gradients(unchecked, loss, moved, batch, rounding=rounding, otherwise=_NOT_LAYER_WISE)
+                for batch, rounding in examples
+            ]
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError) as error:
+            raise InputError(f"{_NOT_LAYER_WISE} ({str(error).splitlines()[0]})") from error
+        if not any(compared):
+            raise InputError(f"{_NOT_LAYER_WISE} (no made-up example has a finite gradient)")
+        self._case(loss, module).calls += 1
+
+    def _case(self, loss: PerExampleLoss, module: nn.Module, batch: Batch = ()) -> _Seen:
+        trained = tuple(p.requires_grad for p in module.parameters())
+        mode = tuple(layer.training for layer in module.modules())
+        case = loss, trained, mode, tuple((t.shape[1:], t.dtype) for t in batch)
+        return self._seen.setdefault(module, {}).setdefault(case, _Seen())
+
+    def _gradients(
+        self,
+        loss: PerExampleLoss,
+        module: nn.Module,
+        batch: Batch,
+        *,
+        padding: int = 0,
+        layout: Sequence[_Called] | None = None,
+    ) -> _ByParameter:
         batch = map_batch(lambda t: torch.cat([t, t[-1:].expand(padding, *t.shape[1:])]), batch) if padding else batch
         parameters = trainable_parameters(module)
         wanted = set(parameters)
         parts: dict[nn.Parameter, _Part] = {}
         roots: list[Tensor] = []
+        places = {layer: place for place, layer in enumerate(module.modules())}
+        called: list[_Called] = []
 
         def remember(
             layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
@@ -381,6 +457,10 @@ class LayerWise:
             own = [(i, p) for i, p in enumerate((layer.weight, getattr(layer, "bias", None))) if p in wanted]
             if not own or not torch.is_grad_enabled():
                 return None
+            rows, left_over = divmod(len(output), len(batch[0])) if output.ndim else (0, 1)
+            called.append(_Called(places[layer], rows))
+            if left_over or (layout is not None and called != [*layout[: len(called)]]):
+                raise InputError(_NOT_LAYER_WISE if layout is None else _ROUTED)
             if not output.requires_grad:
                 roots.append(output.detach().requires_grad_())
                 output = roots[-1].clone()  # what a module may change in place
@@ -414,37 +494,39 @@ class LayerWise:
                 hook.remove()
             for p in parameters:
                 p.requires_grad_()
+        if layout is not None and len(called) < len(layout):
+            raise InputError(_ROUTED)
         if rest := [p for p in parameters if p not in parts]:
             rows = torch.split(vectorized_rows(loss, module, batch, rest).rows, [p.numel() for p in rest], dim=1)
             parts |= {p: _WrittenOut(part) for p, part in zip(rest, rows, strict=True)}
-        return _ByParameter([parts[p] for p in parameters], losses.detach()[: len(losses) - padding], padding)
+        losses = losses.detach()[: len(losses) - padding]
+        return _ByParameter([parts[p] for p in parameters], losses, padding, called)
 
-    def _check(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
-        """Compare with the reference on two made-up examples, for a copy of the module with moved parameters.
 
-        Both are fixed: what the records are decides nothing here.
-        """
+def require_exact_products() -> None:
+    """Refuse settings by which torch rounds the operands of float32 products: to TF32, or to bfloat16.
 
-        def like(t: Tensor) -> Tensor:
-            shape = (2, *t.shape[1:])
-            return (1 + _wave(shape) / 2 if t.is_floating_point() else torch.zeros(shape)).to(t)
+    Norms and sums of one gradient are different products here. Rounding them differently would leave clipped gradients
+    longer than C by up to a thousandth.
 
-        module, example = copy.deepcopy(module), map_batch(like, batch)
-        with torch.no_grad():
-            for p in module.parameters():
-                p.add_(0.2 * _wave(p.shape).to(p))
-        with _exactly(batch[0]):
-            rows = torch.cat([group.rows for group in OneBackwardEach()(loss, module, example)])
-            try:
-                ours = [part.written_out() for part in self._gradients(loss, module, example).parts]
-            except torch.OutOfMemoryError:
-                raise
-            except (IndexError, RuntimeError) as error:
-                raise InputError(f"{_NOT_LAYER_WISE} ({str(error).splitlines()[0]})") from error
-        expected = rows.split([part.shape[1] for part in ours], dim=1)  # type: ignore[no-untyped-call]
-        floor = 1e-5 * rows.norm()
-        if not all((part - e).norm() <= 1e-3 * e.norm() + floor for part, e in zip(ours, expected, strict=True)):
-            raise InputError(_NOT_LAYER_WISE)
+    Raises:
+        InputError: Names the setting, or the environment variable, and what to do.
+    """
+    for variable in ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "NVIDIA_TF32_OVERRIDE"):
+        if os.environ.get(variable, "0") not in ("", "0"):
+            raise InputError(f"{variable} forces TF32, in which clipped gradients could be too long: set it to 0")
+    matmul = {"torch.backends.cuda.matmul": torch.backends.cuda.matmul}
+    if hasattr(torch.backends.mkldnn, "matmul"):  # from torch 2.9 on
+        matmul["torch.backends.mkldnn.matmul"] = torch.backends.mkldnn.matmul
+    found = {name: getattr(backend, "fp32_precision", "ieee") for name, backend in matmul.items()}
+    found = {name: precision for name, precision in found.items() if precision not in ("ieee", "none")}
+    if not found and torch.get_float32_matmul_precision() != "highest":
+        found = {"torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision()}
+    for name, precision in found.items():
+        raise InputError(
+            f"{name} is {precision!r}, by which clipped gradients could be too long: call "
+            "torch.set_float32_matmul_precision('highest')"
+        )
 
 
 def _padding(examples: int) -> int:
@@ -471,11 +553,6 @@ def _sum(one: _Part, other: _Part) -> _Part:
 def _by_example(t: Tensor, examples: int) -> Tensor:
     """Part the first axis into examples and their copies."""
     return t.reshape(examples, -1, *t.shape[1:])
-
-
-def _wave(shape: tuple[int, ...]) -> Tensor:
-    """Return numbers in [-1, 1] that have no pattern which a layer could keep."""
-    return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64).square() * 0.7).reshape(shape)
 
 
 def _exactly(t: Tensor) -> torch.autocast:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeVar, get_args
@@ -38,13 +39,16 @@ from dpdm.privacy.clipping import (
     PerExampleLoss,
     Strategy,
     clipped_grad_sum,
-    reject_cross_example_layers,
+    no_shared_draws,
+    require_trainable,
     trainable_parameters,
 )
 from dpdm.privacy.entropy import Entropy, OperatingSystemEntropy
 from dpdm.privacy.journal import Journal
+from dpdm.privacy.layerwise import LayerWise
 from dpdm.privacy.noise import gaussian
 from dpdm.privacy.processes import Processes
+from dpdm.privacy.rehearsal import MadeUp, moved_copy, rehearse, require_same_gradients
 from dpdm.privacy.search import Search
 from dpdm.types import InputError, RandomBytes, Sensitive, require_positive
 
@@ -197,7 +201,9 @@ class DPSGD:
         steps = [f"{self.steps:,} Poisson steps at q = {self.sample_rate:.3g}"] if self.steps else []
         of = [f"the best of {self.search.mean:g} runs on average, each of"] if self.search else []
         made = ", ".join([f"{change} {self.one_unit}", *of, *before, *steps, f"{self._accountant.upper()} accountant"])
-        return f"({round_up(self.epsilon())}, {self.delta:g})-DP, {made}"
+        return (
+            f"({round_up(self.epsilon())}, {self.delta!r})-DP, {made}"  # δ in full: rounded down, it would be too small
+        )
 
     @property
     def _accountant(self) -> Accountant:
@@ -358,6 +364,25 @@ class MechanismRun:
         """Whether the plan has nothing left to release."""
         return self._made >= self._journal.planned
 
+    def rehearse(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
+        """Refuse whatever `backward` would refuse of a network, a loss or a strategy, before anything is released.
+
+        Args:
+            loss: What `backward` will be given.
+            module: The network, or the denoiser around it; a copy of it runs.
+            batch: A few made-up examples, of public content alone, with all labels and noise levels that real ones
+                can have: what depends on them shows only then.
+
+        Raises:
+            InputError: See `rehearsal.rehearse`; or the strategy gives other gradients than one backward pass each.
+        """
+        rehearse(loss, module, batch)
+        if isinstance(self._strategy, LayerWise):
+            self._strategy.check(loss, module, MadeUp(batch, rounding=1e-4))
+        elif not isinstance(self._strategy, OneBackwardEach):
+            wrong = f"the strategy {self._strategy!r} gives other gradients than one backward pass for each example"
+            require_same_gradients(self._strategy, loss, moved_copy(module), batch, rounding=1e-4, otherwise=wrong)
+
     def backward(
         self,
         loss: PerExampleLoss,
@@ -377,8 +402,9 @@ class MechanismRun:
             module: The network, or the denoiser around it.
             num_records: The real number of this process's records (images, or groups, whichever is the plan's unit);
                 secret, used for batch selection only.
-            load: Maps the selected indices to the tensors that `loss` takes; called once for each physical batch,
-                with random bytes for noisy copies that a seed of the config cannot repeat.
+            load: Maps the selected indices to the tensors that `loss` takes, one row for each index, or fewer where
+                some records contribute nothing; called once for each physical batch, with random bytes for noisy copies
+                that a seed of the config cannot repeat.
             physical_batch_size: Examples on the device at once; changes speed and memory only.
 
         Returns:
@@ -386,12 +412,14 @@ class MechanismRun:
 
         Raises:
             InputError: The earlier releases of the plan are not made, the plan is spent, or `num_records` is not the
-                declared size under "replace_special".
+                declared size under "replace_special"; or the module, the loss or what `load` gives is not as
+                `clipped_grad_sum` wants it; or the module's tensors change as it is called. Nothing is released then.
         """
         if self._made < len(self.plan.earlier):
             raise InputError(f"the plan has {len(self.plan.earlier)} releases before its first step: make them first")
         self._require_declared_size(num_records)
-        reject_cross_example_layers(module)
+        require_positive(physical_batch_size=physical_batch_size)
+        require_trainable(module)
         parameters = trainable_parameters(module)
         selected = poisson(num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection"))
         draws = self._stream("diffusion")
@@ -399,13 +427,20 @@ class MechanismRun:
         total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
         losses, norms = [], []
         batches = physical_batches(selected, physical_batch_size)
-        for batch in _one_ahead(lambda indices: load(indices, draws), batches):
-            part = clipped_grad_sum(
-                loss, module, batch, max_grad_norm=self.plan.max_grad_norm, strategy=self._strategy, grid=grid
-            )
-            total += part.vector
-            losses.append(part.losses.reveal(because="joined over physical batches"))
-            norms.append(part.grad_norms.reveal(because="joined over physical batches"))
+        with no_shared_draws(), _unchanged(module):
+            for records, batch in _one_ahead(lambda indices: (len(indices), load(indices, draws)), batches):
+                part = clipped_grad_sum(
+                    loss,
+                    module,
+                    batch,
+                    max_grad_norm=self.plan.max_grad_norm,
+                    strategy=self._strategy,
+                    grid=grid,
+                    records=records,
+                )
+                total += part.vector
+                losses.append(part.losses.reveal(because="joined over physical batches"))
+                norms.append(part.grad_norms.reveal(because="joined over physical batches"))
         gradient = self._release(total, sensitivity=self.plan.max_grad_norm) / self.plan.expected_batch_size
         for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):  # type: ignore[no-untyped-call]
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
@@ -421,15 +456,19 @@ class MechanismRun:
         """Return `total` with the noise of the plan's next earlier release; what follows from it may be published.
 
         Args:
-            total: A sum over this process's records that one record moves by at most `sensitivity` in L2 norm.
+            total: A sum over this process's records that one record moves by at most `sensitivity` in L2 norm: one
+                dimension, float64, since a matrix could get one noise for several of its numbers. Flatten what has
+                more.
             sensitivity: That bound; the noise has standard deviation noise_multiplier · sensitivity.
             num_records: The real number of this process's records; secret.
 
         Raises:
-            InputError: `sensitivity` is not positive; the plan's earlier releases are made, and what is left are steps,
-                which `backward` takes; or `num_records` is not the declared size under "replace_special".
+            InputError: `total` is no float64 vector; `sensitivity` is no positive number; the plan's earlier releases
+                are made, and what is left are steps, which `backward` takes; or `num_records` is not the declared size
+                under "replace_special".
         """
-        require_positive(sensitivity=sensitivity)
+        _require_vector(total, sensitivity)
+        self.processes.require_same(repr((total.shape, sensitivity)), "the shape or the sensitivity of a sum")
         self._require_declared_size(num_records)
         if self._made >= len(self.plan.earlier):
             raise InputError("the plan's next event is a step on a random batch, which only `backward` takes")
@@ -441,6 +480,7 @@ class MechanismRun:
         self, total: Float64[Tensor, " coordinates"], *, sensitivity: float
     ) -> Float64[Tensor, " coordinates"]:
         """Add the noise of the plan's next event: the one method that every noisy sum passes."""
+        _require_vector(total, sensitivity)
         if os.getpid() != self._process:
             raise InputError("this run belongs to the process that started it: a fork would spend its releases twice")
         if self._made == self._journal.spent and not self._journal.reserve(self._block):
@@ -452,6 +492,8 @@ class MechanismRun:
             if self.plan.noise == "grid":
                 step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
                 total, noise = (total / step).round() * step, _rounded(noise / step) * step
+            if noise.shape != total.shape:  # broadcast, one noise would cover several numbers, and cancel between them
+                raise AssertionError(f"noise of shape {tuple(noise.shape)} for a sum of shape {tuple(total.shape)}")
             total = total + noise
         self._made += 1
         return self.processes.from_first(total)
@@ -495,6 +537,34 @@ def _rounded(noise: Float64[Tensor, " coordinates"]) -> Float64[Tensor, " coordi
     """Round with halves up: so that rounding noise beside a whole number is rounding their sum, ties included."""
     whole = noise.floor()
     return whole + (noise - whole >= 0.5)
+
+
+def _require_vector(total: Tensor, sensitivity: float) -> None:
+    """Raise InputError unless `total` is a float64 vector, each of whose numbers gets noise of its own."""
+    if not isinstance(total, Tensor) or total.ndim != 1 or total.dtype != torch.float64 or total.requires_grad:
+        what = f"{total.dtype} of shape {tuple(total.shape)}" if isinstance(total, Tensor) else type(total).__name__
+        raise InputError(
+            f"a sum to be released must be a float64 vector without gradient, not {what}: give total.detach()."
+            "double().flatten()"
+        )
+    if not isinstance(sensitivity, float | int):
+        raise InputError(f"sensitivity must be one number, not {type(sensitivity).__name__}")
+    require_positive(sensitivity=sensitivity)
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Refuse a step in which a parameter or a buffer was written: no noise covers what records leave there."""
+
+    def state() -> dict[str, tuple[int, int]]:
+        return {name: (id(t), t._version) for name, t in (*module.named_parameters(), *module.named_buffers())}
+
+    before = state()
+    yield
+    after = state()
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise InputError(f"the network changes {name!r} as it is called: what records leave there, no noise covers")
 
 
 def _require_unit(unit: Unit) -> None:

@@ -206,8 +206,8 @@ def _clip(rows: Float[Tensor, "records dimension"], max_norm: float) -> Float64[
     """Return the rows in float64, none longer than `max_norm`, those that are not finite as zero."""
     rows = rows.double()
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    # A little short of max_norm: the norm itself is rounded.
-    factors = (max_norm * (1 - 2.0**-40) / norms).clamp(max=1)
+    # A little short of max_norm: a sum of d squares may lose d · 2^-53 of itself, and products are rounded.
+    factors = (max_norm * (1 - 2.0**-40 - rows.shape[1] * 2.0**-53) / norms).clamp(max=1)
     return torch.where(norms.isfinite(), rows * factors, 0)
 
 

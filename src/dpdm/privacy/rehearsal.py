@@ -1,0 +1,162 @@
+"""What can refuse a network, a loss or a strategy, found out on made-up examples, before any record is touched."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dpdm.privacy.clipping import (
+    Batch,
+    OneBackwardEach,
+    PerExampleLoss,
+    Strategy,
+    map_batch,
+    no_shared_draws,
+    require_rows,
+    require_trainable,
+    trainable_parameters,
+)
+from dpdm.types import InputError
+
+_MADE_UP = 3  # examples: two could be told apart by their order alone
+_TOLERANCE = 1e-3  # of a parameter's gradient, by which two ways to compute it may differ
+
+
+def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
+    """Refuse a network and a loss that private gradients cannot be computed of.
+
+    Args:
+        loss: What steps will be given.
+        module: The network, or the denoiser around it. A copy of it with moved parameters is what runs.
+        batch: Made-up examples, of public content alone, that are like real ones in their shapes and their range.
+
+    Guarantees:
+        * Refused are: parameters that are not real numbers, layers through which examples meet, draws from shared
+          generators, anything that leaves another buffer or another result behind, and a loss that is not one number
+          for each example.
+
+    Raises:
+        InputError: Says what is wrong, in one line.
+    """
+    require_trainable(module)
+    require_rows(batch)
+    moved = moved_copy(module)
+    before = {name: t.clone() for name, t in _tensors(moved)}
+    try:
+        with torch.no_grad(), no_shared_draws(), _exactly(batch[0]):
+            losses, again = loss(moved, batch), loss(moved, batch)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a network of one's own does
+        said = str(error).strip().splitlines() or [""]
+        raise InputError(f"the network fails on a made-up batch: {type(error).__name__}: {said[0]}") from error
+    if not isinstance(losses, Tensor) or losses.shape != (len(batch[0]),):
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise InputError(f"the loss of {len(batch[0])} examples is {shape}: it must be one number for each example")
+    for name, t in _tensors(moved):
+        if name not in before or not torch.equal(t.nan_to_num(), before[name].nan_to_num()):
+            raise InputError(f"the network changes {name!r} as it is called: what records leave there, no noise covers")
+    if not torch.allclose(losses, again, rtol=1e-4, equal_nan=True):
+        raise InputError("the network gives the same examples different losses: it draws, or keeps what it has seen")
+
+
+def require_same_gradients(
+    strategy: Strategy, loss: PerExampleLoss, module: nn.Module, batch: Batch, *, rounding: float, otherwise: str
+) -> bool:
+    """Raise InputError, which says `otherwise`, unless a strategy gives the gradients of `OneBackwardEach`.
+
+    Each gradient is weighed by a factor of its own in one sum, which is compared parameter by parameter; no norm may be
+    below the reference's.
+
+    Args:
+        strategy: What is compared.
+        loss: One number for each example.
+        module: A copy that nobody trains.
+        batch: Made-up examples.
+        rounding: The part of the whole gradient below which differences come of rounding.
+        otherwise: What the error says.
+
+    Returns:
+        Whether there was anything to compare: a gradient that is finite.
+    """
+    parameters = trainable_parameters(module)
+    with _exactly(batch[0]):
+        rows = torch.cat([group.rows.double() for group in OneBackwardEach()(loss, module, batch)])
+        length = rows.norm(dim=1)
+        known = length.isfinite()
+        rows = torch.where(known[:, None], rows, 0)
+        # Factors that no rearrangement of examples leaves alike, and that make all examples weigh about the same.
+        factors = (1 + _wave(length.shape).to(length) / 2) / torch.where(length > 0, length, 1)
+        factors = torch.where(known, factors, 0)
+        groups = list(strategy(loss, module, batch))
+        norms = torch.cat([group.norms() for group in groups])
+        parts = factors.split([len(group.losses) for group in groups])  # type: ignore[no-untyped-call]
+        found = torch.stack([g.weighted_sum(part) for g, part in zip(groups, parts, strict=True)]).sum(0)
+    expected = factors @ rows
+    tolerance = max(_TOLERANCE, rounding, *(4 * torch.finfo(p.dtype).eps for p in parameters))
+    sizes = [p.numel() for p in parameters]
+    pairs = zip(found.split(sizes), expected.split(sizes), strict=True)  # type: ignore[no-untyped-call]
+    short = known & (norms < length * (1 - tolerance))
+    if short.any() or not all((f - e).norm() <= tolerance * e.norm() + rounding * expected.norm() for f, e in pairs):
+        raise InputError(otherwise)
+    return bool(known.any())
+
+
+class MadeUp(NamedTuple):
+    """Examples of public content, and how far rounding may take their gradients apart (`require_same_gradients`)."""
+
+    batch: Batch
+    rounding: float = 1e-5
+
+
+def made_up(batch: Batch) -> Iterator[MadeUp]:
+    """Yield a few examples of the shapes of `batch` and of public content: near one, of all sizes, and of both signs.
+
+    What the records are decides nothing: floating-point numbers are made up, and all others are 0.
+    """
+    # Numbers of all sizes find out what depends on thresholds; their gradients are less exact.
+    for sign, spread, rounding in ((False, 0.0, 1e-5), (False, 2.0, 1e-2), (True, 2.0, 1e-2)):
+
+        def like(t: Tensor, sign: bool = sign, spread: float = spread) -> Tensor:
+            shape = (_MADE_UP, *t.shape[1:])
+            if not t.is_floating_point():
+                return torch.zeros(shape).to(t)
+            wave = _wave(shape)
+            size = 1 + wave / 2 if not spread else 10 ** (spread * wave)
+            return (torch.where(_wave(shape, 1.3) < 0, -size, size) if sign else size).to(t)
+
+        yield MadeUp(map_batch(like, batch), rounding)
+
+
+def moved_copy(module: nn.Module) -> nn.Module:
+    """Return a copy with other parameters: where a last layer starts at zero, most of a network has no gradient.
+
+    Raises:
+        InputError: The module cannot be copied.
+    """
+    try:
+        moved = copy.deepcopy(module)
+    except Exception as error:  # whatever a network of one's own does
+        raise InputError(f"the network cannot be copied ({type(error).__name__}), as its average must be") from error
+    with torch.no_grad():
+        for p in moved.parameters():
+            if p.is_floating_point():
+                p.add_(0.2 * _wave(tuple(p.shape)).to(p))
+    return moved
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _wave(shape: tuple[int, ...], pace: float = 0.7) -> Tensor:
+    """Return numbers in [-1, 1] that have no pattern which a layer could keep."""
+    return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64).square() * pace).reshape(shape)
+
+
+def _exactly(t: Tensor) -> torch.autocast:
+    return torch.autocast(t.device.type, enabled=False)
