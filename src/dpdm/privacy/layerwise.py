@@ -459,7 +459,7 @@ class LayerWise:
                 return None
             rows, left_over = divmod(len(output), len(batch[0])) if output.ndim else (0, 1)
             called.append(_Called(places[layer], rows))
-            if left_over or (layout is not None and called != [*layout[: len(called)]]):
+            if left_over or (layout is not None and [*layout[len(called) - 1 : len(called)]] != called[-1:]):
                 raise InputError(_NOT_LAYER_WISE if layout is None else _ROUTED)
             if not output.requires_grad:
                 roots.append(output.detach().requires_grad_())
