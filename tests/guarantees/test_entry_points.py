@@ -291,7 +291,7 @@ def test_rows_that_go_to_different_layers_never_reach_a_sum(network):
     x = torch.full((8, 1, 8, 8), 0.3)
     x[3] = -1.0
     batch = NoisyBatch(x, (torch.arange(32) % 3).view(8, 4), sigma, noise)
-    with pytest.raises(InputError, match="some rows|some of them") as caught:
+    with pytest.raises(InputError, match=r"some rows|some of them") as caught:
         clipped_grad_sum(loss, denoiser, batch, max_grad_norm=1e-3, strategy=LayerWise())
     one_line(caught)
     one = clipped_grad_sum(loss, denoiser, batch, max_grad_norm=1e-3, strategy=OneBackwardEach())
@@ -317,9 +317,9 @@ def test_a_network_that_learns_to_route_is_found_later():
     for _ in range(6):
         clipped_grad_sum(squares, module, (x,), max_grad_norm=1.0, strategy=strategy)
     module.gate.data.fill_(10.0)
+    strategy._case(squares, module).calls = 8**4  # instead of so many calls
     with pytest.raises(InputError, match="mixes examples"):
-        for _ in range(100):
-            clipped_grad_sum(squares, module, (x,), max_grad_norm=1.0, strategy=strategy)
+        clipped_grad_sum(squares, module, (x,), max_grad_norm=1.0, strategy=strategy)
 
 
 @pytest.mark.parametrize(
@@ -365,16 +365,16 @@ DRAWS = pytest.mark.parametrize(
 @DRAWS
 def test_networks_that_draw_from_a_generator_that_examples_share_are_refused(strategy, draw):
     module, x = Drawing(draw), torch.randn(9, 6)
-    for rehearsed in (False, True):
-        run = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start(strategy=strategy())
-        with pytest.raises(InputError, match="draws|is random") as caught:
-            if rehearsed:
-                run.rehearse(squares, module, (x,))
-            else:
-                run.backward(squares, module, num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))
+    run = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start(strategy=strategy())
+    for call in (
+        lambda: run.rehearse(squares, module, (x,)),
+        lambda: run.backward(squares, module, num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],)),
+    ):
+        with pytest.raises(InputError, match=r"draws|is random") as caught:
+            call()
         one_line(caught)
         assert run.spent == 0
-    with pytest.raises(InputError, match="draws|is random"):
+    with pytest.raises(InputError, match=r"draws|is random"):
         clipped_grad_sum(squares, module, (x,), max_grad_norm=0.1, strategy=strategy())
 
 
@@ -477,9 +477,9 @@ def a_weight(module, x):
 def test_buffers_and_weights_that_are_filled_from_records_are_refused(how):
     x = torch.randn(9, 6)
     run = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start()
-    with pytest.raises(InputError, match="changes '.*' as it is called"):
+    with pytest.raises(InputError, match=r"changes '.*' as it is called"):
         run.rehearse(squares, Keeping(how), (x,))
-    with pytest.raises(InputError, match="changes '.*' as it is called"):
+    with pytest.raises(InputError, match=r"changes '.*' as it is called"):
         run.backward(squares, Keeping(how), num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))
     assert run.spent == 0
 
@@ -561,7 +561,7 @@ def test_parameters_that_are_not_real_numbers_are_refused_in_one_line(strategy):
         lambda: run.backward(squares, Spectral(), num_records=3, load=lambda i, r: (torch.randn(len(i), 6),)),
         lambda: clipped_grad_sum(squares, Spectral(), (torch.randn(5, 6),), max_grad_norm=1.0, strategy=strategy()),
     ):
-        with pytest.raises(InputError, match="'weight' is torch.complex64") as caught:
+        with pytest.raises(InputError, match=r"'weight' is torch.complex64") as caught:
             call()
         one_line(caught)
 
