@@ -28,7 +28,7 @@ from dpdm.privacy import (
     mechanism,
 )
 from dpdm.privacy.clipping import Rows, clip_factors
-from dpdm.privacy.moments import cell_sums
+from dpdm.privacy.moments import cell_sums, second_moments
 from dpdm.types import InputError
 
 STRATEGIES = pytest.mark.parametrize(
@@ -146,6 +146,26 @@ def test_a_loss_that_is_not_one_number_for_each_example_is_refused(strategy, los
     with pytest.raises(InputError) as caught:
         run.rehearse(loss, module, batch)
     assert "one number for each example" in one_line(caught)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cells", "weights"),
+    [
+        (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(1).double()),
+        (torch.ones(1, 3), torch.zeros(4, dtype=torch.int64), torch.ones(4).double()),
+        (torch.ones(8, 3), torch.zeros(4, dtype=torch.int64), torch.ones(4).double()),
+        (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(4, 1).double()),
+        (torch.ones(4, 1), torch.zeros(4, dtype=torch.int64), torch.ones(4).double()),
+        (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64), 2 * torch.ones(4).double()),
+        (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64), -torch.ones(4).double()),
+        (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64), torch.full((4,), torch.nan).double()),
+    ],
+)
+def test_broadcasting_in_the_sums_of_a_prior_is_refused(rows, cells, weights):
+    for build in (cell_sums, second_moments):
+        settings = {"count_scale": 1.0} if build is cell_sums else {}
+        with pytest.raises(InputError, match=r"one row|from 0 to 1"):
+            build([(rows, cells, weights)], cells=2, dimensions=3, max_norm=1.0, **settings)
 
 
 # --- the record is defined by the caller twice ---
@@ -464,6 +484,11 @@ def replaced(module, x):
     module.kept = x.mean(0)
 
 
+def replaced_again(module, x):
+    for _ in range(1000):  # sooner or later one lies where the first one lay
+        module.kept = x.mean(0)
+
+
 def one_more(module, x):
     module.register_buffer("another", x[0].clone(), persistent=True)
 
@@ -473,7 +498,7 @@ def a_weight(module, x):
         module.layer.bias += x.mean(0)
 
 
-@pytest.mark.parametrize("how", [in_place, replaced, one_more, a_weight])
+@pytest.mark.parametrize("how", [in_place, replaced, replaced_again, one_more, a_weight])
 def test_buffers_and_weights_that_are_filled_from_records_are_refused(how):
     x = torch.randn(9, 6)
     run = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start()

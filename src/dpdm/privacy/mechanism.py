@@ -556,14 +556,15 @@ def _require_vector(total: Tensor, sensitivity: float) -> None:
 def _unchanged(module: nn.Module) -> Iterator[None]:
     """Refuse a step in which a parameter or a buffer was written: no noise covers what records leave there."""
 
-    def state() -> dict[str, tuple[int, int]]:
-        return {name: (id(t), t._version) for name, t in (*module.named_parameters(), *module.named_buffers())}
+    def state() -> dict[str, tuple[Tensor, int]]:
+        return {name: (t, t._version) for name, t in (*module.named_parameters(), *module.named_buffers())}
 
-    before = state()
+    before = state()  # keeps the tensors alive, so that no other one can pass for them
     yield
     after = state()
     for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
+        (was, version), (now, version_now) = before.get(name, (None, 0)), after.get(name, (None, 0))
+        if was is not now or version != version_now:
             raise InputError(f"the network changes {name!r} as it is called: what records leave there, no noise covers")
 
 

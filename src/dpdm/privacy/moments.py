@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from dpdm.types import require_positive
+from dpdm.types import InputError, require_positive
 
 
 class BoundedSum(NamedTuple):
@@ -59,12 +59,14 @@ def cell_sums(
         * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`.
 
     Raises:
-        InputError: `max_norm` or `count_scale` is not positive.
+        InputError: `max_norm` or `count_scale` is not positive; or a part has not one row, one cell and one weight of
+            at most 1 for each of its records.
     """
     require_positive(max_norm=max_norm, count_scale=count_scale)
     sums = torch.zeros(cells, dimensions, dtype=torch.float64)
     counts = torch.zeros(cells, dtype=torch.float64)
     for rows, cell, weights in parts:
+        _require_one_row_each(rows, cell, weights, dimensions)
         sums.index_add_(0, cell, weights[:, None] * _clip(rows, max_norm))
         counts += torch.bincount(cell, weights, minlength=cells)
     return BoundedSum(torch.cat([sums.flatten(), count_scale * counts]), math.hypot(max_norm, count_scale))
@@ -113,11 +115,13 @@ def second_moments(
         * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`.
 
     Raises:
-        InputError: `max_norm` is not positive.
+        InputError: `max_norm` is not positive; or a part has not one row, one cell and one weight of at most 1 for each
+            of its records.
     """
     require_positive(max_norm=max_norm)
     total = torch.zeros(cells, dimensions, dimensions, dtype=torch.float64)
     for rows, cell, weights in parts:
+        _require_one_row_each(rows, cell, weights, dimensions)
         clipped = _clip(rows, max_norm)
         weighted = weights[:, None] * clipped
         for index in range(cells):
@@ -200,6 +204,17 @@ def denoised_spectrum(
     rest = dimensions - len(variances)
     floor = (float(matrix.trace()) - float(variances.sum())) / rest if rest else least_variance
     return Spectrum(vectors[:, standing_out].flip(1), variances.flip(0), max(floor, least_variance))
+
+
+def _require_one_row_each(rows: Tensor, cell: Tensor, weights: Tensor, dimensions: int) -> None:
+    """Raise InputError where broadcasting, or a weight, could give a record more than its share of a sum."""
+    if rows.shape != (len(weights), dimensions) or cell.shape != weights.shape or weights.ndim != 1:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (rows, cell, weights))
+        raise InputError(
+            f"rows, cells and weights of shapes {shapes}: give each record one row of {dimensions} numbers"
+        )
+    if not ((weights >= 0) & (weights <= 1)).all():
+        raise InputError("a weight must be from 0 to 1: those of a unit of protection add up to at most one")
 
 
 def _clip(rows: Float[Tensor, "records dimension"], max_norm: float) -> Float64[Tensor, "records dimension"]:
