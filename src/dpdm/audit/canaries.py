@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
+from dpdm.audit.parametric import as_sum
+from dpdm.audit.repetition import Sum
 from dpdm.config import Config, require_same_unit
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, MatchedPreconditioning, NoisyBatch, PreconditionedDenoiser
@@ -32,6 +34,7 @@ from dpdm.training.step_cost import physical_batch_size
 from dpdm.types import RandomBytes
 
 _LOUD = 1000.0  # times the clipping norm: a Dirac canary's gradient before clipping
+_ROUNDING = 2.0**-30  # standard deviations of noise: more than is lost where a sum is subtracted from the noisy one
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ class Played:
         average: The trained denoiser.
         members: Indices of the member canaries among the units of the data set.
         were_in: Their coins.
+        sums: The noise of each of the prior's own sums.
     """
 
     plan: DPSGD
@@ -53,6 +57,7 @@ class Played:
     average: PreconditionedDenoiser
     members: Int64[ndarray, " members"]
     were_in: Bool[ndarray, " members"]
+    sums: list[Sum]
 
 
 class PlantedBatch(NamedTuple):
@@ -93,21 +98,29 @@ class WatchedRun(MechanismRun):
     """A run whose earlier releases, too, carry a block in which each canary that took part stands alone.
 
     A canary is one more record, whose contribution to every sum is `sensitivity` in its own coordinate: it keeps to
-    the bound, and orthogonal to all other records. `scores` grows with every noisy sum.
+    the bound, and orthogonal to all other records. `scores` grows with every noisy sum; `sums` has the noise of each
+    earlier release, block included, for whoever knows the records.
     """
 
     def __init__(self, plan: DPSGD, *, took_part: Bool[ndarray, " canaries"], strategy: Strategy) -> None:
         super().__init__(plan, None, entropy=OperatingSystemEntropy(), strategy=strategy)
         self._took_part = torch.from_numpy(took_part).double()
         self.scores = np.zeros(len(took_part))
+        self.sums: list[Sum] = []
 
     def release(
         self, total: Float64[Tensor, " coordinates"], *, sensitivity: float, num_records: int
     ) -> Float64[Tensor, " coordinates"]:
         """Return the noisy `total`; the block is looked at and taken off."""
         event = self.plan.earlier[self.spent]
-        both = torch.cat([total, self._took_part * sensitivity])
+        # What is no vector has no place for a block: it is for the mechanism to refuse.
+        both = torch.cat([total, self._took_part * sensitivity]) if total.ndim == 1 else total
         noisy = super().release(both, sensitivity=sensitivity, num_records=num_records)
+        assert isinstance(self.plan, DPSGD)
+        noise = as_sum(noisy - both, self.plan, event.noise_multiplier, sensitivity=sensitivity)
+        self.sums.append(noise._replace(step=max(noise.step, _ROUNDING)))
+        if both is total:
+            return noisy
         seen = noisy[len(total) :].numpy() / sensitivity
         self.scores += log_likelihood_ratio(seen, noise_multiplier=event.noise_multiplier, sample_rate=1.0)
         return noisy[: len(total)]
@@ -183,7 +196,7 @@ def play(
         yield run.steps_spent
     # A stamp among the weights: no release can be loaded or verified that has it.
     average.register_buffer("of_an_audit", torch.ones((), device=device))
-    yield Played(plan, run.scores, took_part, average.eval(), chosen, were_in)
+    yield Played(plan, run.scores, took_part, average.eval(), chosen, were_in, run.sums)
 
 
 def _tossed(coins: np.random.Generator, number: int) -> Bool[ndarray, " number"]:

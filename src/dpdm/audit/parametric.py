@@ -10,7 +10,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -19,18 +19,36 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from numpy import ndarray
-from scipy.stats import gamma, kstest, kstwobign, norm, poisson
+from scipy.fft import next_fast_len
+from scipy.stats import chi2, gamma, kstest, kstwobign, norm, poisson
 from torch import nn
 
+from dpdm.audit.repetition import (
+    FOLDS,
+    Farthest,
+    Sum,
+    equal_values,
+    farthest_correlation,
+    farthest_overlap,
+)
 from dpdm.privacy import DPSGD, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.entropy import Entropy
+from dpdm.privacy.mechanism import grid_step
 from dpdm.types import InputError
 
 _STEPS = 20  # noisy sums that are looked at
 _SELECTIONS = 2000  # batches of one run that are looked at
 _REPEATED = 100  # batches that are compared with those of the same number in another run, or before resuming
 _TESTED = 1_000_000  # draws in the test of normality
-_CHECKS = 13
+_SHAPES = ((1,), (2,), (3,), (17,), (257,), (4097,), (), (1, 8), (8, 1), (3, 3), (2, 3, 4))  # of totals to release
+_OF_BLOCK = (
+    (),
+    (3,),
+    (1, 5),
+    (5, 1),
+    (2, 3, 2, 2),
+)  # shapes of small parameters that a step looks at, beside large ones
+_CHECKS = 23
 _SIGNIFICANCE = 1e-4 / _CHECKS  # probability that a sound mechanism fails one check: 1e-4 for all together
 
 
@@ -58,26 +76,44 @@ def check_mechanism(plan: DPSGD, *, draws: int = 20_000_000, entropy: Entropy | 
         entropy: The operating system's unless a test says otherwise.
 
     Returns:
-        Checks of the noise (standard deviation of all and of each sum, normality, correlation between any two sums: of
-        one run, before and after resuming, of another run, of other processes; and within a sum, at any distance), of
-        the journal's count, and of batch selection (mean and variance of sizes, variance of how often a record takes
-        part, overlap of neighbouring batches, and of those of the same number in another run and after resuming).
+        Checks of the noise (standard deviation of all and of each sum, normality; correlation of sums of one run,
+        before and after resuming, of another run and of other processes, at any distance and backwards; values that
+        are there twice), of the journal's count, and of batch selection (mean and variance of sizes, variance of how often a
+        record takes part; overlap of neighbouring batches, of those of the same number in another run and after
+        resuming, and of batches whose records are moved or turned round; correlation of sizes).
 
     Source:
         Chua et al. 2024 (arXiv 2411.04205) for what shuffled batches would cost.
     """
     source = entropy or OperatingSystemEntropy()
     width = max(2, draws // ((_STEPS if plan.steps else 0) + len(plan.earlier)))
-    checks, noise = [], np.empty((0, width))
+    while width % 2 or next_fast_len(width, real=True) != width:  # pairs of draws, and quick Fourier transforms
+        width -= 1
+    checks: list[Check] = []
+    large: list[Sum] = []
     if plan.steps:
-        noise, counted = _noise_of_steps(plan, width, source)
+        large, counted = _noise_of_steps(plan, width, source)
         checks.append(Check("journal: sums counted after resuming", counted, _STEPS - 4, _STEPS - 4, _STEPS - 4))
-    noise = np.concatenate([noise, _noise_of_earlier(plan, width, source)])
+    large += _noise_of_earlier(plan, source, [(width,)])
+    small = _noise_of_earlier(plan, source, _SHAPES)
+    noise = np.stack([each.noise for each in large])
+    large = [each._replace(noise=row) for each, row in zip(large, noise, strict=True)]  # views, not copies
     checks += _checks_of_noise(noise)
+    if small:
+        checks.append(_check_of_each("noise: standard errors that of a small sum is off", small))
+    checks += _checks_of_repetition("noise", large + small)
     return checks + (_checks_of_selection(plan, source) if plan.steps else [])
 
 
-def _noise_of_steps(plan: DPSGD, width: int, entropy: Entropy) -> tuple[Float64[ndarray, "steps width"], int]:
+def check_sums(sums: list[Sum]) -> list[Check]:
+    """Test the noise on sums that were released, of whatever lengths: a prior's own, say."""
+    if not sums:
+        return []
+    off = _check_of_each("prior: standard errors that the noise of a sum is off", sums)
+    return [off, *_checks_of_repetition("prior", sums)]
+
+
+def _noise_of_steps(plan: DPSGD, width: int, entropy: Entropy) -> tuple[list[Sum], int]:
     """Return what steps put into `.grad`, in units of the accounted standard deviation, and the journal's last count.
 
     Half of most steps are of one run, the rest of the same run resumed; two are of another run, two of other processes.
@@ -95,7 +131,9 @@ def _noise_of_steps(plan: DPSGD, width: int, entropy: Entropy) -> tuple[Float64[
             run.close()
     rows += list(_steps(plan, width, entropy, count=2))
     rows += [_in_another_process(plan, width, entropy) for _ in range(2)]
-    return np.stack(rows), counted
+    unit = plan.noise_std(0, plan.max_grad_norm)
+    step = grid_step(plan.max_grad_norm) / unit if plan.noise == "grid" else 0.0
+    return [Sum(row, step) for row in rows], counted
 
 
 def _in_another_process(plan: DPSGD, width: int, entropy: Entropy) -> Float64[ndarray, " width"]:
@@ -123,9 +161,21 @@ def _steps(plan: DPSGD, width: int, entropy: Entropy, *, count: int) -> Iterator
         yield _blank_step(run, width)
 
 
+class _Block(nn.Module):
+    """So many numbers as parameters of several shapes, in float64: what is equal is equal in every digit."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        small = [shape for shape in _OF_BLOCK if numbers >= 100]
+        rest = numbers - sum(math.prod(shape) for shape in small)
+        side = math.isqrt(rest // 2)
+        shapes = [*small, (side, side), (rest - side**2,)]
+        self.parts = nn.ParameterList(torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+
+
 def _blank_step(run: MechanismRun, width: int) -> Float64[ndarray, " width"]:
     """Take a step on records that contribute nothing; return the sum that the gradient came from, in noise units."""
-    block = nn.Linear(width, 1, bias=False)
+    block = _Block(width)
     run.backward(
         lambda module, batch: batch[0].sum(1),
         block,
@@ -134,20 +184,31 @@ def _blank_step(run: MechanismRun, width: int) -> Float64[ndarray, " width"]:
         physical_batch_size=run.plan.dataset_size,
     )
     assert isinstance(run.plan, DPSGD)
-    assert block.weight.grad is not None
     assert run.plan.noise_multiplier is not None
     unit = run.plan.noise_multiplier * run.plan.max_grad_norm / run.plan.expected_batch_size
-    return block.weight.grad.double().flatten().numpy() / unit
+    gradients = [part.grad.flatten() for part in block.parts if part.grad is not None]
+    return torch.cat(gradients).double().numpy() / unit
 
 
-def _noise_of_earlier(plan: DPSGD, width: int, entropy: Entropy) -> Float64[ndarray, "releases width"]:
-    """Return the noise of each of the plan's earlier releases, in units of the accounted standard deviation."""
-    run = plan.start(entropy=entropy)
-    rows = []
-    for event in plan.earlier:
-        noisy = run.release(torch.zeros(width, dtype=torch.float64), sensitivity=2.0, num_records=plan.dataset_size)
-        rows.append(noisy.numpy() / (2.0 * event.noise_multiplier))
-    return np.stack(rows) if rows else np.empty((0, width))
+def _noise_of_earlier(plan: DPSGD, entropy: Entropy, shapes: Iterable[tuple[int, ...]]) -> list[Sum]:
+    """Return the noise of the plan's earlier releases on totals of each shape that they take, a run for each shape."""
+    sums = []
+    for shape in shapes:
+        run = plan.start(entropy=entropy)
+        total = torch.zeros(shape, dtype=torch.float64)
+        try:
+            for event in plan.earlier:
+                noisy = run.release(total, sensitivity=2.0, num_records=plan.dataset_size)
+                sums.append(as_sum(noisy - total, plan, event.noise_multiplier, sensitivity=2.0))
+        except InputError:
+            continue  # a shape that is refused has no noise that could be wrong
+    return sums
+
+
+def as_sum(noise: torch.Tensor, plan: DPSGD, noise_multiplier: float, *, sensitivity: float) -> Sum:
+    """Return the noise of one release of the plan in units of what is accounted."""
+    step = grid_step(sensitivity) / (noise_multiplier * sensitivity) if plan.noise == "grid" else 0.0
+    return Sum(noise.flatten().numpy() / (noise_multiplier * sensitivity), step)
 
 
 def _checks_of_noise(noise: Float64[ndarray, "sums width"]) -> list[Check]:
@@ -162,24 +223,43 @@ def _checks_of_noise(noise: Float64[ndarray, "sums width"]) -> list[Check]:
         limit = _limit(values.size) * error
         return Check(name, value, expected, expected - limit, expected + limit)
 
-    within = np.stack([_correlations(row) for row in noise])
+    moved = farthest_correlation(noise)
     return [
         near("noise: standard deviation ÷ accounted", noise.std()[None], 1, 1 / math.sqrt(2 * noise.size)),
         near("noise: that of the sum farthest off", noise.std(axis=1), 1, 1 / math.sqrt(2 * width)),
         near("noise: mean of the sum farthest off", noise.mean(axis=1), 0, 1 / math.sqrt(width)),
         Check("noise: distance from normal (KS)", float(kstest(some, "norm").statistic), 0, 0, distance),
         near("noise: largest correlation of two sums", pairs, 0, 1 / math.sqrt(width)),
-        near("noise: largest correlation within a sum", within, 0, 1 / math.sqrt(width)),
+        _correlation("noise: largest correlation at any distance, forwards or backwards", moved, width),
     ]
 
 
-def _correlations(noise: Float64[ndarray, " width"]) -> Float64[ndarray, " lags"]:
-    """Return the correlation of each coordinate with the one at every distance up to half of the width."""
-    width = len(noise)
-    found = np.fft.irfft(np.abs(np.fft.rfft(noise)) ** 2, n=width)[1 : width // 2 + 1] / width
-    if width % 2 == 0:
-        found[-1] /= math.sqrt(2)  # at half of the width every pair is met twice
-    return found
+def _correlation(name: str, found: Farthest, terms: int, *, skewness: float = 0.0, kurtosis: float = 6.0) -> Check:
+    """Return a check of correlations of so many terms; products of two normal numbers have an excess kurtosis of 6.
+
+    Source:
+        Cornish & Fisher 1938 (limits for sums of numbers that are not normal).
+    """
+    z, different = _limit(found.tests), terms / 2  # backwards, every product is there twice
+    z += skewness / math.sqrt(different) * (z**2 - 1) / 6 + kurtosis / different * (z**3 - 3 * z) / 24
+    return Check(name, found.value, 0, -z / math.sqrt(terms), z / math.sqrt(terms))
+
+
+def _check_of_each(name: str, sums: list[Sum]) -> Check:
+    """Return a check of the mean square of each sum's noise, as the normal number that is as unlikely."""
+    off = [norm.ppf(chi2.cdf(np.square(each.noise).sum(), each.noise.size)) for each in sums]
+    limit = _limit(len(off))
+    return Check(name, float(max(off, key=lambda z: math.inf if math.isnan(z) else abs(z))), 0, -limit, limit)
+
+
+def _checks_of_repetition(what: str, sums: list[Sum]) -> list[Check]:
+    """Test that no draw, and neither half of what a pair of draws was made of, is there twice."""
+    checks = []
+    for name, fold in FOLDS.items():
+        equal = equal_values(sums, fold)
+        most = poisson.isf(_SIGNIFICANCE, equal.expected) + _limit(1) * math.sqrt(equal.variance)
+        checks.append(Check(f"{what}: pairs of equal {name}", equal.pairs, equal.expected, 0, float(most)))
+    return checks
 
 
 def _checks_of_selection(plan: DPSGD, entropy: Entropy) -> list[Check]:
@@ -218,7 +298,15 @@ def _checks_of_selection(plan: DPSGD, entropy: Entropy) -> list[Check]:
         # The second term: neighbouring overlaps share a batch, and so are correlated.
         spread = (1 / (records * rate**2) + 2 / (records * rate)) / len(compared)
         checks.append(_around_one(name, shared / (records * rate**2), spread))
-    return checks
+    series = [batch for some in (batches, before, after, again) for batch in some[: _REPEATED // 3]]
+    overlap, mean = farthest_overlap(series, records=records, rate=rate)
+    most = 1 + poisson.isf(_SIGNIFICANCE / overlap.tests, mean)  # 1: the most that centring adds
+    checks.append(Check("batches: largest overlap, records moved or turned round", overlap.value, mean, 0, float(most)))
+    standard = (sizes - records * rate) / math.sqrt(records * variance)
+    rarity = (1 - 2 * rate) ** 2 / (records * variance)  # squared skewness of a binomial number
+    shape = {"skewness": rarity, "kurtosis": (3 + rarity) ** 2 - 9}
+    of_sizes = farthest_correlation(standard[None])
+    return [*checks, _correlation("batches: largest correlation of their sizes", of_sizes, _SELECTIONS, **shape)]
 
 
 def _around_one(name: str, value: float, variance: float) -> Check:
@@ -272,4 +360,4 @@ def _chosen(run: MechanismRun, count: int) -> list[ndarray]:
 
 def _limit(tests: int) -> float:
     """Return how many standard errors the farthest of `tests` normal statistics may be off."""
-    return float(-norm.ppf(_SIGNIFICANCE / tests / 2))
+    return float(norm.isf(_SIGNIFICANCE / tests / 2))

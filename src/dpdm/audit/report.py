@@ -14,7 +14,7 @@ from numpy import ndarray
 from dpdm.audit.canaries import Played, play
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, nearness
-from dpdm.audit.parametric import Check, check_mechanism
+from dpdm.audit.parametric import Check, check_mechanism, check_sums
 from dpdm.audit.roc import roc_picture
 from dpdm.config import Config, decode, decode_plan, read_toml, require_same_unit
 from dpdm.data import ImageDataset, open_again, open_dataset, read_location
@@ -200,6 +200,7 @@ def audit_run(
         else:
             played = outcome
     assert played is not None
+    checks += check_sums(played.sums)
     accused = data.part(played.members)
     images = images_to_tensor(accused.images)
     labels = torch.zeros(len(images), dtype=torch.long)
