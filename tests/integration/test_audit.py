@@ -8,6 +8,7 @@ from small_run import SMALL
 
 from dpdm.audit import STAMP, audit_run, parametric, report
 from dpdm.privacy import DPSGD
+from dpdm.privacy.accounting import round_up
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,9 @@ def test_a_sound_run_is_attacked_and_not_contradicted(dpdm, trained, photos):
         assert said in out
     assert "nearer to training than to held-out" in out
     assert STAMP in out
-    assert "Nothing that was found contradicts the claim of ε ≤ 1." in out
+    assert "audited      the prior and all 6 steps: all that the run claims (1.0, 0.001) for" in out
+    claim = json.loads((trained / "release" / "privacy.json").read_text())["statement"]
+    assert out.splitlines()[-1] == f"Nothing that was found contradicts the run's claim: {claim}"
     assert "(too few images to tell) at 1 %" in out
     assert "training with canaries: 6 of 6" in err
     after = contents(trained)
@@ -41,7 +44,9 @@ def test_a_sound_run_is_attacked_and_not_contradicted(dpdm, trained, photos):
     found = json.loads(after["private/audit/audit.json"])
     assert found["stamp"] == STAMP
     assert found["findings"] == []
-    assert found["audited"]["steps"] == 6
+    assert found["audited"]["steps"] == found["audited"]["of_steps"] == 6
+    assert found["audited"]["whole"]
+    assert found["conclusion"].endswith(found["claim"])
     assert found["audited"]["epsilon"] <= 1
     assert all(check["passed"] for check in found["parametric"])
     bounds = ("one_run", "one_run_gaussian", "clopper_pearson", "gaussian")
@@ -54,12 +59,44 @@ def test_a_sound_run_is_attacked_and_not_contradicted(dpdm, trained, photos):
     assert code == 0, err
 
 
-def test_too_little_time_audits_fewer_steps_against_what_they_claim(trained, monkeypatch):
+@pytest.fixture
+def slow(monkeypatch):
+    """A machine that takes half a minute for a step without canaries."""
     cost = report.measure_step
     monkeypatch.setattr(report, "measure_step", lambda *parts: cost(*parts)._replace(seconds_per_step=30.0))
+
+
+def test_too_little_time_audits_fewer_steps_against_what_they_claim(trained, slow):
     found = audit_run(trained, minutes=2.7, canaries=50)
     assert found.plan.steps == 2
     assert found.audited_epsilon < found.epsilon <= 1
+
+
+def test_a_part_of_the_steps_is_called_a_part_and_the_last_word_is_the_runs_claim(dpdm, trained, slow):
+    """A sub-run's ε is nowhere printed as if it were the run's: on the terminal, as JSON, and on the private page."""
+    claim = json.loads((trained / "release" / "privacy.json").read_text())["statement"]
+    code, out, err = dpdm("audit", trained, "--minutes", 40)
+    assert code == 0, err
+    found = json.loads((trained / "private" / "audit" / "audit.json").read_text())
+    audited, of_run = found["audited"], found["claimed"]
+    assert (audited["steps"], audited["of_steps"], audited["whole"], of_run["steps"]) == (2, 6, False, 6)
+    assert audited["epsilon"] < of_run["epsilon"] <= 1
+    by_itself = round_up(audited["epsilon"])
+    scope = f"the prior and 2 of 6 steps, which by themselves cost ε ≤ {by_itself} at the same δ"
+    scope += "; the run claims (1.0, 0.001)"
+    assert audited["scope"] == scope
+    assert f"audited      {scope}\n" in out
+    assert out.count(str(by_itself)) == 1
+    conclusion = [
+        "No attack exceeded what the prior and 2 of 6 steps allow; the other 4 steps were not attacked.",
+        f"Nothing that was found contradicts the run's claim: {claim}",
+    ]
+    assert out.splitlines()[-2:] == conclusion
+    assert found["conclusion"] == " ".join(conclusion)
+    assert dpdm("report", trained, "--private")[0] == 0
+    page = (trained / "private" / "report.html").read_text()
+    assert scope in page
+    assert "cost of what was audited by itself, the prior and 2 of 6 steps" in page
 
 
 def test_the_test_part_is_held_out_unless_another_is_given(dpdm, photos, tmp_path):
@@ -78,6 +115,9 @@ def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):
     assert dpdm("train", photos, *alone, "--run", "alone")[0] == 0
     found = audit_run(tmp_path / "alone")
     assert found.findings == []
+    assert found.scope.startswith("the prior alone: all that the run claims (2.0, 0.001) for")
+    assert found.conclusion[-1] == f"Nothing that was found contradicts the run's claim: {found.claim}"
+    assert {"prior: pairs of equal sizes of draws"} <= {check.name for check in found.checks}
     assert 0.2 < found.white_box.one_run_gaussian < 2
 
 
@@ -88,6 +128,8 @@ def test_half_of_the_noise_is_found_and_exits_with_one(dpdm, trained, monkeypatc
     assert code == 1
     assert "FAILED" in out
     assert "CONTRADICTED: noise: standard deviation ÷ accounted is 0.5" in err
+    claim = json.loads((trained / "release" / "privacy.json").read_text())["statement"]
+    assert out.splitlines()[-1] == f"What was found CONTRADICTS the run's claim: {claim}"
 
 
 def test_a_claim_that_does_not_verify_is_not_audited(dpdm, trained):

@@ -78,9 +78,9 @@ def check_mechanism(plan: DPSGD, *, draws: int = 20_000_000, entropy: Entropy | 
     Returns:
         Checks of the noise (standard deviation of all and of each sum, normality; correlation of sums of one run,
         before and after resuming, of another run and of other processes, at any distance and backwards; values that
-        are there twice), of the journal's count, and of batch selection (mean and variance of sizes, variance of how often a
-        record takes part; overlap of neighbouring batches, of those of the same number in another run and after
-        resuming, and of batches whose records are moved or turned round; correlation of sizes).
+        are there twice), of the journal's count, and of batch selection (mean and variance of sizes, variance of how
+        often a record takes part; overlap of neighbouring batches, of those of the same number in another run and
+        after resuming, and of batches whose records are moved or turned round; correlation of sizes).
 
     Source:
         Chua et al. 2024 (arXiv 2411.04205) for what shuffled batches would cost.
@@ -247,9 +247,10 @@ def _correlation(name: str, found: Farthest, terms: int, *, skewness: float = 0.
 
 def _check_of_each(name: str, sums: list[Sum]) -> Check:
     """Return a check of the mean square of each sum's noise, as the normal number that is as unlikely."""
-    off = [norm.ppf(chi2.cdf(np.square(each.noise).sum(), each.noise.size)) for each in sums]
+    rank = [chi2.cdf(np.square(each.noise).sum(), each.noise.size) for each in sums]
+    off = np.clip(norm.ppf(rank), -38, 38)  # where float64 ends
     limit = _limit(len(off))
-    return Check(name, float(max(off, key=lambda z: math.inf if math.isnan(z) else abs(z))), 0, -limit, limit)
+    return Check(name, float(off[np.abs(off).argmax()]), 0, -limit, limit)
 
 
 def _checks_of_repetition(what: str, sums: list[Sum]) -> list[Check]:

@@ -21,7 +21,7 @@ from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import side_by_side
 from dpdm.files import write_atomically, write_json
 from dpdm.privacy import DPSGD
-from dpdm.privacy.accounting import true_positive_rates
+from dpdm.privacy.accounting import round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.training import ImageFacts, Release, measure_step, verify_release
 from dpdm.types import InputError, images_to_tensor, require_positive
@@ -43,10 +43,11 @@ class Audit:
 
     Args:
         claim: The run's claim in one line.
+        claimed: The run's plan.
         epsilon: ε of the run.
         checks: Of the mechanism's noise and batches.
         plan: The audited plan: the run's own, with fewer steps if the time was too short for all.
-        audited_epsilon: ε of the audited plan, which no bound may pass.
+        audited_epsilon: ε of the audited plan, which no bound may pass; that of the run if all steps were audited.
         canaries: How many Dirac canaries there were.
         white_box: What they proved.
         members: How many member canaries there were.
@@ -56,6 +57,7 @@ class Audit:
     """
 
     claim: str
+    claimed: DPSGD
     epsilon: float
     checks: list[Check]
     plan: DPSGD
@@ -68,6 +70,45 @@ class Audit:
     nearness: Nearness
 
     @property
+    def part(self) -> str:
+        """What of the run's plan was audited."""
+        if not self.claimed.steps:
+            return "the prior alone"
+        all_steps = "the only step" if self.claimed.steps == 1 else f"all {self.claimed.steps:,} steps"
+        steps = all_steps if self.whole else f"{self.plan.steps:,} of {self.claimed.steps:,} steps"
+        return f"the prior and {steps}" if self.plan.earlier else steps
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the run's plan was audited."""
+        return self.plan.steps == self.claimed.steps
+
+    @property
+    def scope(self) -> str:
+        """What was audited, what it costs by itself, and what the run claims."""
+        pair = f"({round_up(self.epsilon)}, {self.claimed.delta!r})"
+        if self.whole:
+            return f"{self.part}: all that the run claims {pair} for"
+        by_itself = f"ε ≤ {round_up(self.audited_epsilon)} at the same δ"
+        return f"{self.part}, which by themselves cost {by_itself}; the run claims {pair}"
+
+    @property
+    def conclusion(self) -> list[str]:
+        """What the findings say about the claim that is published, a line each; the last one ends on it."""
+        lines = []
+        if not self.whole:
+            rest = self.claimed.steps - self.plan.steps
+            others = "the last step was" if rest == 1 else f"the other {rest:,} steps were"
+            if not self.findings:
+                lines.append(f"No attack exceeded what {self.part} allow; {others} not attacked.")
+            else:
+                lines.append(f"Attacked were {self.part}; {others} not.")
+        elif not self.findings:
+            lines.append("No attack exceeded what the run claims.")
+        contradicted = "What was found CONTRADICTS" if self.findings else "Nothing that was found contradicts"
+        return [*lines, f"{contradicted} the run's claim: {self.claim}"]
+
+    @property
     def findings(self) -> list[str]:
         """What contradicts the claim, a line each; none for a sound run."""
         found = [f"{c.name} is {c.value:.6g}, not {c.low:.6g} to {c.high:.6g}" for c in self.checks if not c.passed]
@@ -78,9 +119,8 @@ class Audit:
             estimated = max(bounds.one_run_gaussian, bounds.gaussian if bounds is self.white_box else 0.0)
             for word, bound in (("proved", proved), ("make it likely that", estimated)):
                 if bound > self.audited_epsilon:
-                    found.append(
-                        f"{name} {word} ε ≥ {bound:.3f}, and the audited plan claims {self.audited_epsilon:.4f}"
-                    )
+                    most = round_up(self.audited_epsilon)
+                    found.append(f"{name} {word} ε ≥ {bound:.3f}, and {self.part} can cost no more than {most}")
                     break
         return found
 
@@ -90,9 +130,19 @@ class Audit:
         return {
             "stamp": STAMP,
             "claim": self.claim,
+            "claimed": {"steps": self.claimed.steps, "epsilon": self.epsilon, "delta": self.claimed.delta},
+            "audited": {
+                "steps": self.plan.steps,
+                "of_steps": self.claimed.steps,
+                "whole": self.whole,
+                "part": self.part,
+                "epsilon": self.audited_epsilon,
+                "delta": self.plan.delta,
+                "scope": self.scope,
+            },
             "findings": self.findings,
+            "conclusion": " ".join(self.conclusion),
             "parametric": [check._asdict() | {"passed": check.passed} for check in self.checks],
-            "audited": {"steps": self.plan.steps, "epsilon": self.audited_epsilon, "delta": self.plan.delta},
             "white_box": {"canaries": self.canaries, **dataclasses.asdict(self.white_box)},
             "black_box": {
                 name: {
@@ -142,7 +192,7 @@ def audit_run(
         held_out: Images of the same population that it was not trained on, or where they are: a measure for how near
             an image that was not copied comes. The test part of what was trained on, unless given, if it has one.
         minutes: About how long the second training run may take. If that is too short for the plan, it has fewer
-            steps, and what it proves is compared with what these claim.
+            steps, and what it proves is compared with what these cost by themselves.
         canaries: Dirac canaries: records with the largest gradient that clipping allows, each in its own coordinate.
         members: Images of the data set, or groups, that take part by the toss of a coin, at most a quarter of all.
         generated: Images made by the run's release, to be compared with the training images.
@@ -219,6 +269,7 @@ def audit_run(
     on_progress("looking for copies", 1, 1)
     found = Audit(
         claim=release.statement,
+        claimed=plan,
         epsilon=plan.epsilon(),
         checks=checks,
         plan=audited,

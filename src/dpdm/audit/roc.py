@@ -1,4 +1,4 @@
-"""ROC curves as an SVG: true against false positives, both in logarithms, below what the plan allows."""
+"""ROC curves as an SVG: true against false positives, both in logarithms, below what the audited sums allow."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ def roc_picture(attacks: Mapping[str, Curve], ceiling: Curve) -> str:
 
     Args:
         attacks: The curve of each attack, by its name.
-        ceiling: The most true positives that the plan allows.
+        ceiling: The most true positives that the audited sums allow.
     """
     right, bottom = _LEFT + _SIDE, _TOP + _SIDE
     parts = [
@@ -36,7 +36,7 @@ def roc_picture(attacks: Mapping[str, Curve], ceiling: Curve) -> str:
         f'<g transform="translate(12 {_TOP + _SIDE / 2}) rotate(-90)">{_text(0, 0, "middle", "true positives")}</g>'
     )
     guessing = (_LOWEST, 1.0), (_LOWEST, 1.0)
-    lines = [("what the plan allows", ceiling, "#000000", "6 3"), ("guessing", guessing, "#767676", "2 3")]
+    lines = [("what the audited sums allow", ceiling, "#000000", "6 3"), ("guessing", guessing, "#767676", "2 3")]
     lines += [(name, roc, colour, "none") for (name, roc), colour in zip(attacks.items(), _COLOURS, strict=False)]
     for number, (name, (false, true), colour, dashes) in enumerate(lines):
         points = " ".join("{:.1f},{:.1f}".format(*_place(*rates)) for rates in zip(false, true, strict=True))

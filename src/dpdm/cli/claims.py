@@ -47,11 +47,12 @@ def audit(
         print_json(found.to_json())
     else:
         _print_audit(found)
-        if not found.findings:
-            say(f"Nothing that was found contradicts the claim of ε ≤ {bound(found.audited_epsilon)}.")
         say(f"{STAMP}: {run / 'private' / 'audit'}")
     for finding in found.findings:
         tell(f"dpdm: CONTRADICTED: {finding}")
+    if not as_json:
+        for line in found.conclusion:  # last of all, whatever was found: what is published is the run's claim
+            say(line)
     if found.findings:
         raise typer.Exit(1)
 
@@ -91,8 +92,8 @@ def _print_audit(found: "Audit") -> None:
             f"{'ok' if check.passed else 'FAILED':12} {check.name}: {check.value:.6g}, "
             f"expected {check.expected:g} [{check.low:.6g}, {check.high:.6g}]"
         )
-    fewer = f", {found.plan.steps:,} steps" if found.plan.steps else ""
-    say(f"audited      ε ≤ {bound(found.audited_epsilon)}{fewer}; what the attacks proved (95 %):")
+    say(f"audited      {found.scope}")
+    say("             what the attacks on that proved (95 %):")
     bounds = found.white_box
     say(
         f"white box    {found.canaries:,} canaries in every noisy sum: ε ≥ {bounds.one_run:.3f} of one run, "
@@ -110,7 +111,7 @@ def _print_audit(found: "Audit") -> None:
             f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {attacked.bounds.one_run:.3f}; true positives "
             f"{_rate(one, others)} at 1 %, {_rate(tenth, others)} at 0.1 %"
         )
-    say(f"             {found.members:,} members; the plan allows {100 * allowed[min(allowed)]:.1f} % at 0.1 %")
+    say(f"             {found.members:,} members; the audited sums allow {100 * allowed[min(allowed)]:.1f} % at 0.1 %")
     near = found.nearness
 
     def distances(values: Any) -> str:  # noqa: ANN401

@@ -18,10 +18,19 @@ ImageShape = tuple[int, int, int]
 
 
 class Classifier(Protocol):
-    """A recipe for a module from images (batch, channel, height, width) to logits (batch, num_classes)."""
+    """A recipe for a module from images to logits: any object that has this one method will do.
+
+    The module is tried on a few synthetic images before anything is trained, and refused in one line if it is not what
+    is said here.
+    """
 
     def build(self, shape: ImageShape, num_classes: int) -> nn.Module:
-        """Return the untrained module; its initial weights come from torch's global random state."""
+        """Return a new untrained module each time; its initial weights come from torch's global random state.
+
+        It takes float32 images (batch, channel, height, width) in [-1, 1], of `shape` each and of any number, and gives
+        floating-point logits (batch, num_classes). It is trained by Adam on the cross entropy, in training mode, and
+        asked in evaluation mode; the last batch of an epoch can be a single image.
+        """
         ...
 
 

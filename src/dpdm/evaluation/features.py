@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from dpdm.evaluation.checks import check_images
+from dpdm.evaluation.checks import built_features, check_images, feature_vectors
 from dpdm.evaluation.classifiers import CNN, MLP
 from dpdm.evaluation.utility import QUICK, UtilityProtocol, train_classifier
 from dpdm.types import Images, InputError, Labels, require_positive
@@ -27,20 +27,31 @@ _PART = 200  # images whose features are computed at once
 
 
 class Features(Protocol):
-    """A frozen value that builds a function from images to feature vectors."""
+    """A value that builds a function from images to feature vectors: any object that has these three will do.
+
+    It is tried on made-up images before anything is computed, and refused in one line if it is not what is said here.
+    """
 
     @property
     def name(self) -> str:
-        """What scores are called by."""
+        """What scores are called by: a printable text of at most 200 bytes."""
         ...
 
     @property
     def digest(self) -> str:
-        """What identifies weights and preparation of the images: recorded with scores, which compare only if equal."""
+        """What identifies weights and preparation of the images: recorded with scores, which compare only if equal.
+
+        A printable text of at most 1000 bytes.
+        """
         ...
 
     def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
-        """Return the function; images are uint8 (number, height, width, channel), grey or colour."""
+        """Return the function.
+
+        It takes uint8 images (number, height, width, channel), up to 200 at a time, and leaves them as they are. It
+        returns a floating-point tensor (number, features) on the CPU: two features or more, every number finite.
+        The features of an image do not depend on the images beside it, nor on chance.
+        """
         ...
 
 
@@ -231,7 +242,7 @@ class ClassifierFeatures:
             synthetic images nor those they are compared with.
         labels: Their classes, (number,) integers in [0, num_classes).
         num_classes: Number of classes, >= 2.
-        classifier: What to train.
+        classifier: What to train: layers in a row, the last of them linear.
         protocol: How to train it.
         seed: >= 0; same images, seed and machine, same features.
 
@@ -265,7 +276,13 @@ class ClassifierFeatures:
 
     def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
         """Return the function."""
-        body = nn.Sequential(*list(self._module.children())[:-1])
+        layers = list(self._module.children())
+        if not (isinstance(self._module, nn.Sequential) and len(layers) > 1 and isinstance(layers[-1], nn.Linear)):
+            raise InputError(
+                f"{type(self.classifier).__name__} has no last linear layer to look at: its module must be a "
+                "Sequential that ends in one, as that of CNN does"
+            )
+        body = nn.Sequential(*layers[:-1])
         return lambda images: body(self._seen(images)).flatten(1)
 
     @torch.inference_mode()
@@ -310,12 +327,20 @@ def image_features(
 
     Args:
         images: uint8 (number, height, width, channel).
-        features: Which.
+        features: Which; anybody's own too, see `Features`.
         on_progress: Called after each part with its number of images.
+
+    Raises:
+        InputError: There are no images, or the features are not what `Features` says: before anything is computed.
     """
-    compute, parts = features.build(), []
+    check_images("all", images)
+    if not len(images):
+        raise InputError("there are no images to compute features of")
+    compute = built_features(features, images.shape[1:])
+    parts: list[Tensor] = []
     for start in range(0, len(images), _PART):
-        parts.append(compute(images[start : start + _PART]))
+        like = parts[0] if parts else None
+        parts.append(feature_vectors(features.name, compute, images[start : start + _PART], like=like))
         if on_progress is not None:
             on_progress(len(parts[-1]))
     return torch.cat(parts)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpdm.evaluation.checks import check_images, check_labels
+from dpdm.evaluation.checks import built_features, check_described, check_images, check_labels
 from dpdm.evaluation.distances import (
     check_features,
     frechet_distance,
@@ -132,7 +132,7 @@ def evaluate_fidelity(
     Args:
         images: the synthetic images, uint8 (number, height, width, channel), at least 50.
         reference: images to compare them with, at least 50; those that the generator did not see tell most.
-        features: where to compare them.
+        features: where to compare them; anybody's own too, see `Features`.
         labels: classes of the synthetic images, (number,) integers in [0, num_classes), if scored by class.
         reference_labels: classes of the reference images; both or none.
         num_classes: number of classes, with labels.
@@ -143,7 +143,8 @@ def evaluate_fidelity(
         on_progress: called after each part of the features and each comparison.
 
     Raises:
-        InputError: the arrays do not fit together, or the same images are on both sides.
+        InputError: the arrays do not fit together, the same images are on both sides, or the features are not what
+            `Features` says: before any features are computed.
 
     Privacy:
         The reference may be private: then ε does not cover the scores, and they are for the data owner only.
@@ -155,6 +156,8 @@ def evaluate_fidelity(
     _check_resamples(resamples, seed)
     refuse_same_images(images, reference)
     ours, theirs = draw_equally(len(images), len(reference), limit=limit, seed=seed)
+    for shape in sorted({images.shape[1:], reference.shape[1:]}):
+        built_features(features, shape)
     done = 0
 
     def advance(number: int) -> None:
@@ -204,6 +207,7 @@ def compare_features(
     Raises:
         InputError: the sets do not fit together.
     """
+    check_described(features)
     check_features(made, real, fewest=FEWEST_IMAGES)
     if len(made) != len(real):
         raise InputError(f"both sides need the same number of images, not {len(made)} and {len(real)}")

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from dpdm.evaluation.checks import check_images, check_labels
+from dpdm.evaluation.checks import (
+    built_classifier,
+    check_classifiers,
+    check_images,
+    check_labels,
+    check_learns,
+    learn,
+    logits_of,
+)
 from dpdm.evaluation.classifiers import CLASSIFIERS, Classifier
 from dpdm.types import Images, InputError, Labels, images_to_tensor, require_positive
 
@@ -119,7 +127,7 @@ def evaluate_utility(
         test_labels: their classes, (number,).
         num_classes: number of classes, >= 2.
         protocol: how to train; the paper's `UtilityProtocol()` if not given, `QUICK` for a look.
-        classifiers: what to train, by the name its score gets.
+        classifiers: what to train, by the name its score gets; anybody's own too, see `Classifier`.
         seed: >= 0; fixes split, initial weights, order and dropout. Same seed, same machine, same scores.
         on_progress: called after each update with the number of updates done and their total.
 
@@ -127,7 +135,8 @@ def evaluate_utility(
         One score for each classifier, in the order of `classifiers`.
 
     Raises:
-        InputError: if the arrays do not fit together, or a classifier's outputs stop being finite.
+        InputError: if the arrays do not fit together, a classifier is not what `Classifier` says, which is tried before
+            anything is trained, or its outputs stop being finite.
 
     Privacy:
         The synthetic images are public. The test images may be private: then ε does not cover the scores, and
@@ -207,6 +216,9 @@ def _taught(
     on_progress: Callable[[int, int], None] | None,
 ) -> dict[str, "_Pupil"]:
     """Teach all classifiers side by side, and return them as they were after their best epochs."""
+    if not isinstance(protocol, UtilityProtocol):
+        raise InputError(f"protocol must be a UtilityProtocol such as QUICK, not {protocol!r}")
+    check_classifiers(classifiers)
     _, height, width, channels = images.shape
     rng = np.random.default_rng(seed)
     num_train, _ = protocol.split(len(images))
@@ -217,8 +229,16 @@ def _taught(
     pupils = {}
     for name, classifier in classifiers.items():
         with _seeded(seed, 0):
-            module = classifier.build((channels, height, width), num_classes)
-        pupils[name] = _Pupil(name, module)
+            module = built_classifier(name, classifier, (channels, height, width), num_classes)
+        with _seeded(seed, 0):
+            spare = built_classifier(name, classifier, (channels, height, width), num_classes)
+            if not {*map(id, module.parameters())}.isdisjoint(map(id, spare.parameters())):
+                raise InputError(f"build of classifier {name!r} must return a new module each time, not one it keeps")
+            few = held_out[[0, 0, 0]]  # of the images that are looked at before any training in any case
+            x, y = images_to_tensor(images[few]), torch.from_numpy(labels[few].astype(np.int64))
+            alone = num_train % protocol.batch_size == 1 or protocol.batch_size == 1
+            check_learns(name, spare, x, y, num_classes=num_classes, alone=alone)
+        pupils[name] = _Pupil(name, module, num_classes)
 
     update, num_updates = 0, epochs * len(starts)
     for epoch in range(1, epochs + 1):
@@ -243,9 +263,10 @@ def _taught(
 class _Pupil:
     """One classifier while it learns, with the weights of its best epoch so far."""
 
-    def __init__(self, name: str, module: nn.Module) -> None:
+    def __init__(self, name: str, module: nn.Module, num_classes: int) -> None:
         self.name = name
         self.module = module
+        self.num_classes = num_classes
         self.optimizer = torch.optim.Adam(module.parameters())
         self.best_epoch = 0
         self.best_accuracy = -1.0
@@ -256,7 +277,7 @@ class _Pupil:
         self.module.train()
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.cross_entropy(self.module(x), y))
+        learn(self.name, self.module, x, y, num_classes=self.num_classes)
         self.optimizer.step()
 
     @torch.inference_mode()
@@ -265,7 +286,8 @@ class _Pupil:
         self.module.eval()
         answers = []
         for start in range(0, len(images), _PHYSICAL_BATCH_SIZE):
-            logits = self.module(images_to_tensor(images[start : start + _PHYSICAL_BATCH_SIZE]))
+            x = images_to_tensor(images[start : start + _PHYSICAL_BATCH_SIZE])
+            logits = logits_of(self.name, self.module, x, num_classes=self.num_classes)
             # A loss that was not finite shows up here too: the weights never recover from its gradient.
             if not torch.isfinite(logits).all():
                 raise InputError(f"{self.name} diverged, its outputs are not finite: lower the learning rate")

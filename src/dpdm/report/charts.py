@@ -77,14 +77,14 @@ def bar_chart(
 
 
 def roc_chart(rates: dict[str, list[tuple[float, float]]], ceiling: Sequence[tuple[float, float]]) -> str:
-    """Return points (false positives, true positives) of attacks, log-log, under what the plan allows."""
+    """Return points (false positives, true positives) of attacks, log-log, under what the audited sums allow."""
     side, lowest = 240, math.log(1e-3)
 
     def place(false: float, true: float) -> tuple[float, float]:
         x, y = (1 - math.log(min(1.0, max(1e-3, rate))) / lowest for rate in (false, true))
         return 60 + side * x, 12 + side * (1 - y)
 
-    parts = [_head("True positives against false positives of each attack, and what the plan allows", side + 66)]
+    parts = [_head("True positives against false positives of each attack, and what the audited sums allow", side + 66)]
     for rate in (1e-3, 1e-2, 1e-1, 1.0):
         x, y = place(rate, rate)
         parts.append(_text(x, side + 36, f"{100 * rate:g} %", "middle") + _text(52, y + 4, f"{100 * rate:g} %", "end"))
@@ -104,7 +104,7 @@ def roc_chart(rates: dict[str, list[tuple[float, float]]], ceiling: Sequence[tup
             )
         parts.append(f'<circle class="attack a{number}" cx="320" cy="{42 + 22 * number}" r="5"/>')
         parts.append(_text(332, 46 + 22 * number, name, "start"))
-    parts.append(_text(314, 22, "dashed: what ε allows", "start"))
+    parts.append(_text(314, 22, "dashed: what the audited sums allow", "start"))
     return "".join([*parts, "</svg>"])
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dpdm.evaluation import image_grid
 from dpdm.files import read_json, write_atomically, write_json
+from dpdm.privacy.accounting import round_up
 from dpdm.report.charts import bar_chart, line_chart, roc_chart
 from dpdm.report.facts import gather
 from dpdm.training import Release
@@ -210,8 +211,9 @@ def _audit(audit: dict[str, Any] | None, claim: dict[str, Any], nearest: bytes |
         return head + "<p>Not audited: <code>dpdm audit</code> attacks the claim.</p>"
     white, rows = audit["white_box"], []
     audited = audit["audited"]
-    rows.append(["claimed by the run", f"{claim['epsilon']:g}"])
-    rows.append([f"claimed by the audited {audited['steps']:,} steps", f"{audited['epsilon']:.4g}"])
+    rows.append(["claimed by the run", f"{claim['epsilon']}"])
+    if not audited["whole"]:
+        rows.append([f"cost of what was audited by itself, {audited['part']}", f"{round_up(audited['epsilon'])}"])
     rows.append([f"proved by {white['canaries']:,} canaries in one run", f"{white['one_run']:.3g}"])
     rows.append(["proved by them, Clopper-Pearson", f"{white['clopper_pearson']:.3g}"])
     rows.append(["estimated, if the trade-off is Gaussian", f"{white['gaussian']:.3g}"])
@@ -221,7 +223,8 @@ def _audit(audit: dict[str, Any] | None, claim: dict[str, Any], nearest: bytes |
     }
     ceiling = [(row["false_positive_rate"], row["true_positive_rate"]) for row in audit["ceiling"]]
     findings = "".join(f'<p class="warn">{escape(finding)}</p>' for finding in audit["findings"])
-    parts = [head, findings or "<p>Nothing that was found contradicts the claim.</p>", _table(["", "ε"], rows)]
+    said = f"<p>Audited: {escape(audited['scope'])}.</p>{findings}<p>{escape(audit['conclusion'])}</p>"
+    parts = [head, said, _table(["", "ε"], rows)]
     parts.append(
         f'<h3>Attacks on the generator</h3><div class="chart">{roc_chart(attacks, ceiling)}<output></output></div>'
     )
