@@ -7,9 +7,12 @@ the table of all of them into a Markdown file.
 import dataclasses
 import json
 import math
+import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +20,7 @@ import numpy as np
 import safetensors.torch
 import tomli_w
 import torch
+import two_worlds as worlds
 from test_processes import WORKER, launch
 from torch import nn
 from two_worlds import (
@@ -39,19 +43,23 @@ from two_worlds import (
 )
 
 from dpdm.audit import parametric
-from dpdm.audit.canaries import Played, play
+from dpdm.audit.canaries import Played, WatchedRun, play
 from dpdm.config import Config, Data, Prior, Training
 from dpdm.data import ImageDataset
-from dpdm.diffusion import EDM, DenoisingLoss
+from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.files import json_text
 from dpdm.networks import MLP
 from dpdm.privacy import (
     DPSGD,
+    GaussianRelease,
     InsecureSeededEntropy,
+    LayerWise,
     MechanismRun,
+    OneBackwardEach,
     Vectorized,
     clipped_grad_sum,
     clipping,
+    layerwise,
     mechanism,
     moments,
 )
@@ -59,7 +67,7 @@ from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.mechanism import grid_step
-from dpdm.training import Release, Trainer, verify_release
+from dpdm.training import Release, Trainer, prior, verify_release
 from dpdm.training.loader import Loader
 from dpdm.training.release import digest
 from dpdm.types import InputError
@@ -114,9 +122,25 @@ def two_worlds_of_groups(folder: Path) -> list[str]:
 
 def statistics(folder: Path, *, entropy=None) -> list[str]:
     """`dpdm audit`'s checks of noise and batch selection."""
-    plan = DPSGD(dataset_size=300, expected_batch_size=30, steps=100, noise_multiplier=1.5, delta=1e-3)
+    before = (GaussianRelease(noise_multiplier=5.0), GaussianRelease(noise_multiplier=3.0))
+    plan = DPSGD(dataset_size=300, expected_batch_size=30, steps=100, noise_multiplier=1.5, delta=1e-3, earlier=before)
     checks = parametric.check_mechanism(plan, draws=400_000, entropy=entropy)
     return [check.name for check in checks if not check.passed]
+
+
+def noise_of_the_prior(folder: Path) -> list[str]:
+    """`dpdm audit`'s checks of the noise on the sums that a prior is made of, as these are released."""
+    settings = Prior(centres=2, rounds=2)
+    plan = DPSGD(
+        dataset_size=12,
+        expected_batch_size=5,
+        steps=0,
+        delta=1e-3,
+        earlier=settings.releases(epsilon=1, delta=1e-3),
+    )
+    run = WatchedRun(plan, took_part=np.arange(10) < 5, strategy=OneBackwardEach())
+    prior.release_prior(run, IMAGES, settings, seed=0)
+    return [check.name for check in parametric.check_sums(run.sums) if not check.passed]
 
 
 def four_processes(folder: Path, *, share_of_noise: str = "") -> list[str]:
@@ -209,20 +233,108 @@ def sound_privacy(plan: DPSGD) -> dict[str, Any]:
     return encode(plan)
 
 
-def refusal(folder: Path) -> list[str]:
-    """A network whose layers mix examples is refused before anything is spent."""
-    run = DPSGD(dataset_size=10, expected_batch_size=5, steps=2, noise_multiplier=4.0, delta=1e-3).start()
-    module = nn.Sequential(nn.Linear(2, 2), *_MIXING)
+def one_row_each(indices, random_bytes) -> tuple[torch.Tensor, ...]:
+    return (torch.ones(len(indices), 2),)
+
+
+def refusal(folder: Path, *, module: nn.Module | None = None, load=one_row_each, strategy=None) -> list[str]:
+    """What would make a record weigh more than it should is refused before anything is spent."""
+    run = DPSGD(dataset_size=10, expected_batch_size=9, steps=2, noise_multiplier=4.0, delta=1e-3).start(
+        strategy=strategy
+    )
+    module = module or nn.Sequential(nn.Linear(2, 2), *_MIXING)
     try:
-        run.backward(
-            lambda m, batch: m(batch[0]).sum(1), module, num_records=10, load=lambda i, _: (torch.ones(len(i), 2),)
-        )
+        run.backward(lambda m, batch: m(batch[0]).sum(1), module, num_records=10, load=load)
     except InputError as error:
-        return [str(error)]
+        return [str(error)] if not run.spent else ["something was spent before"]
     return []
 
 
 _MIXING: list[nn.Module] = []
+
+
+class Noisy(nn.Linear):
+    """A network that draws: dropout, by the generator that all share."""
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5)
+
+
+class Experts(nn.Module):
+    """Two layers, between which rows are shared out by what is in them."""
+
+    def __init__(self, width: int = 2) -> None:
+        super().__init__()
+        self.low, self.high = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x, c_noise=None, labels=None):
+        rows = x.flatten(1)
+        high = (rows[:, 0] if c_noise is None else c_noise) > 0.25
+        out = torch.zeros_like(rows)
+        out[high], out[~high] = self.high(rows[high]), self.low(rows[~high])
+        return out.view_as(x)
+
+
+class OneExpert(nn.Linear):
+    def forward(self, x, c_noise, labels):
+        return super().forward(x.flatten(1)).view_as(x)
+
+
+def uneven(indices, random_bytes) -> tuple[torch.Tensor, ...]:
+    return (torch.stack([torch.tensor([float(i % 3), 1.0]) for i in indices]),)
+
+
+def mirrored(indices, random_bytes) -> tuple[torch.Tensor, ...]:
+    return (torch.cat([*one_row_each(indices, random_bytes), -one_row_each(indices, random_bytes)[0]]),)
+
+
+def layer_wise(folder: Path, *, network: Callable[[], nn.Module] = lambda: OneExpert(64, 64)) -> list[str]:
+    """A record moves a sum of clipped gradients by no more than the clipping norm, layer by layer."""
+    module = PreconditionedDenoiser(network(), EDM())
+    with torch.no_grad():
+        for p in module.parameters():
+            p.zero_()
+    sigma = torch.tensor([[4.0] * high + [1e-3] * (4 - high) for high in (1, 2, 2, 2, 2, 2, 2, 3)])
+    x = torch.full((8, 1, 8, 8), 0.3)
+    x[3] = -1.0
+    noise = torch.randn(1, 1, 1, 8, 8, generator=torch.Generator().manual_seed(3)).expand(8, 4, 1, 8, 8)
+    batch, loss = NoisyBatch(x, torch.zeros(8, 4, dtype=torch.long), sigma, noise), DenoisingLoss(noise_multiplicity=4)
+
+    def total(keep: list[int]) -> torch.Tensor:
+        some = NoisyBatch(*(part[keep] for part in batch))
+        return clipped_grad_sum(loss, module, some, max_grad_norm=1e-3, strategy=LayerWise()).vector
+
+    whole = total([*range(8)])
+    without = [total([i for i in range(8) if i != gone]) for gone in range(1, 7)]
+    distances = [float((whole - part).norm()) / 1e-3 for part in without]
+    return [f"a record moves the sum by {max(distances):.3f} C"] if max(distances) > 1 + 1e-6 else []
+
+
+def length_layer_wise(folder: Path) -> list[str]:
+    """Clipped gradients are no longer than the clipping norm, layer by layer."""
+    found = []
+    for row in torch.randn(50, 8, generator=torch.Generator().manual_seed(0)):
+        part = clipped_grad_sum(
+            lambda m, batch: m(batch[0]).square().sum(1) * 1e3,
+            nn.Linear(8, 8, bias=False),
+            (row[None],),
+            max_grad_norm=1.0,
+            strategy=LayerWise(),
+        )
+        length = float(part.vector.norm())
+        found += [f"a gradient of length {length}"] if length > 1 else []
+    return found
+
+
+def stated(folder: Path) -> list[str]:
+    """A statement says no smaller ε and δ than were computed."""
+    found = []
+    for delta in (1.2345649e-05, 9.9999949e-06, 1e-5):
+        plan = DPSGD(dataset_size=1000, expected_batch_size=10, steps=3, noise_multiplier=2.0, delta=delta)
+        epsilon_said, delta_said = map(float, re.findall(r"[\d.e-]+", plan.statement)[:2])
+        if epsilon_said < plan.epsilon() or delta_said < delta:
+            found.append(f"({epsilon_said}, {delta_said}) is stated, ({plan.epsilon()}, {delta}) was computed")
+    return found
 
 
 def bound_on_the_grid(folder: Path) -> list[str]:
@@ -312,6 +424,164 @@ def second_half_like_the_first(patch: Patch) -> None:
     patch.setattr(mechanism, "gaussian", noise)
 
 
+def keystream_from_the_step(patch: Patch) -> None:
+    """One key for a run, and the step's number as the first counter: AES makes one pair of draws of each."""
+
+    def stream(self, purpose):
+        if purpose != "noise":
+            return self._entropy.stream(purpose, self._made)
+        key = vars(self).setdefault("key", int.from_bytes(os.urandom(8)))
+        stream = InsecureSeededEntropy(key).stream(purpose, 0)
+        stream(16 * self._made)
+        return stream
+
+    patch.setattr(MechanismRun, "_stream", stream)
+
+
+def every_other_noise_from(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
+    """Make every other noise from the one before it, if it is as long."""
+
+    def inject(patch: Patch) -> None:
+        sound, last = mechanism.gaussian, [torch.zeros(0)]
+
+        def noise(number, *, std, random_bytes):
+            if len(last[0]) == number:
+                values, last[0] = change(last[0]) * std, torch.zeros(0)
+                return values
+            values = sound(number, std=std, random_bytes=random_bytes)
+            last[0] = values / std
+            return values
+
+        patch.setattr(mechanism, "gaussian", noise)
+
+    return inject
+
+
+def in_another_order(noise: torch.Tensor) -> torch.Tensor:
+    return -noise.view(-1, 2)[torch.randperm(len(noise) // 2)].flatten() if len(noise) % 2 == 0 else noise
+
+
+def of_the_same_lengths(noise: torch.Tensor) -> torch.Tensor:
+    if len(noise) % 2:
+        return noise
+    angle = 2 * math.pi * torch.rand(len(noise) // 2, dtype=torch.float64)
+    return (noise.view(-1, 2).norm(dim=1)[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)).flatten()
+
+
+def one_noise_for_each_row(patch: Patch) -> None:
+    """Take a matrix for a sum, and add one noise to all of a row."""
+    sound, vector = MechanismRun._release, mechanism._require_vector
+    patch.setattr(mechanism, "_require_vector", lambda total, sensitivity: None)
+
+    def release(self, total, *, sensitivity):
+        if total.ndim < 2:
+            vector(total, sensitivity)
+            return sound(self, total, sensitivity=sensitivity)
+        of_rows = sound(self, torch.zeros(len(total), dtype=torch.float64), sensitivity=sensitivity)
+        return total + of_rows.view(-1, *[1] * (total.ndim - 1))
+
+    patch.setattr(MechanismRun, "_release", release)
+
+
+def prior_of_matrices(patch: Patch) -> None:
+    """Release the sums of a prior as matrices, with one noise for each row."""
+    one_noise_for_each_row(patch)
+    release = WatchedRun.release
+
+    def as_matrix(self, total, *, sensitivity, num_records):
+        rows = next(rows for rows in (8, 5, 3, 2, 1) if len(total) % rows == 0)
+        return release(self, total.view(rows, -1), sensitivity=sensitivity, num_records=num_records).flatten()
+
+    patch.setattr(WatchedRun, "release", as_matrix)
+
+
+def one_noise_for_each_row_of_a_weight(patch: Patch) -> None:
+    def change(run, module, diagnostics, num_records):
+        for p in module.parameters():
+            if p.ndim > 1:
+                p.grad = p.grad.flatten(1)[:, :1].expand(-1, p[0].numel()).reshape(p.shape)
+
+    after(patch, change)
+
+
+def batches_moved_by_a_record(patch: Patch) -> None:
+    """Every other batch is the one before it, one record on."""
+    sound, last = mechanism.poisson, []
+
+    def moved(records, *, sample_rate, random_bytes):
+        if last:
+            return np.sort((last.pop() + 1) % records)
+        last.append(sound(records, sample_rate=sample_rate, random_bytes=random_bytes))
+        return last[0]
+
+    patch.setattr(mechanism, "poisson", moved)
+
+
+def batches_of_the_sizes_before(patch: Patch) -> None:
+    """Every other batch is the one before it, of other records."""
+    sound, last = mechanism.poisson, []
+
+    def renamed(records, *, sample_rate, random_bytes):
+        if last:
+            return np.sort(np.random.default_rng().permutation(records)[: len(last.pop())])
+        last.append(sound(records, sample_rate=sample_rate, random_bytes=random_bytes))
+        return last[0]
+
+    patch.setattr(mechanism, "poisson", renamed)
+
+
+def rows_unchecked(patch: Patch) -> None:
+    patch.setattr(clipping, "require_rows", lambda batch, records=None: None)
+
+
+def draws_unchecked(patch: Patch) -> None:
+    patch.setattr(clipping, "no_shared_draws", nullcontext)
+    patch.setattr(mechanism, "no_shared_draws", nullcontext)
+
+
+def dropout_under_a_known_seed(patch: Patch) -> None:
+    draws_unchecked(patch)
+    forward, build = worlds.Network.forward, worlds.build
+
+    def dropped(self, x, c_noise, labels):
+        return nn.functional.dropout(forward(self, x, c_noise, labels), 0.5)
+
+    def seeded(seed=0):
+        torch.manual_seed(7)
+        return build(seed)
+
+    patch.setattr(worlds.Network, "forward", dropped)
+    patch.setattr(worlds, "build", seeded)
+
+
+def layers_unchecked(patch: Patch) -> None:
+    def unchecked(self, loss, module, batch):
+        yield self._gradients(loss, module, batch)
+
+    patch.setattr(LayerWise, "__call__", unchecked)
+
+
+def rounded_products(patch: Patch) -> None:
+    """Round the operands of products to ten bits, as TF32 does, after norms were taken without."""
+    sound = layerwise._Factored.weighted_sum
+
+    def rounded(t: torch.Tensor) -> torch.Tensor:
+        return ((t.float().contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+    patch.setattr(
+        layerwise._Factored,
+        "weighted_sum",
+        lambda self, factors: sound(self._replace(a=rounded(self.a), g=rounded(self.g)), factors),
+    )
+
+
+def delta_rounded_to_nearest(patch: Patch) -> None:
+    sound = DPSGD.statement.fget
+    patch.setattr(
+        DPSGD, "statement", property(lambda self: sound(self).replace(repr(self.delta), f"{self.delta:g}", 1))
+    )
+
+
 def batches_by_step(key: Callable[[int], int]) -> Callable[[Patch], None]:
     """Select the batch of a step by a key that is a function of its number."""
 
@@ -350,10 +620,6 @@ def batches_of_one_size(patch: Patch) -> None:
         return np.sort(np.random.default_rng().choice(records, round(records * sample_rate), replace=False))
 
     patch.setattr(mechanism, "poisson", fixed)
-
-
-def rows_unchecked(patch: Patch) -> None:
-    patch.setattr(clipping, "require_rows", lambda batch, records=None: None)
 
 
 def double_clip(patch: Patch) -> None:
@@ -509,6 +775,17 @@ def round_to_the_nearest(patch: Patch) -> None:
     patch.setattr(clipping, "truncated_sum", rounded)
 
 
+def mirrored_copies_as_rows(data):
+    load = loader(data)
+
+    def twice(indices, random_bytes):
+        batch = load(indices, random_bytes)
+        twice = type(batch)(*(torch.cat([part, part]) for part in batch))
+        return twice._replace(x=torch.cat([batch.x, batch.x.flip(-1)]))
+
+    return twice
+
+
 def copies_as_records(data):
     load = loader(data)
 
@@ -631,6 +908,27 @@ FAULTS = [
     Fault("noise that repeats after resuming", noise_by_step(lambda number: number % 8), statistics),
     Fault("noise that is normal in every other coordinate", normal_in_every_other_coordinate, statistics),
     Fault("noise whose second half is its first", second_half_like_the_first, statistics),
+    *(
+        Fault(name, inject, statistics, said=said)
+        for name, inject, said in (
+            ("noise used again, moved by a pair of draws", keystream_from_the_step, "at any distance"),
+            ("noise used again, backwards", every_other_noise_from(lambda noise: noise.flip(0)), "at any distance"),
+            ("noise used again, negated", every_other_noise_from(torch.neg), "correlation of two sums"),
+            ("noise used again, in another order", every_other_noise_from(in_another_order), "equal sizes of draws"),
+            (
+                "noise of lengths used again, in new directions",
+                every_other_noise_from(of_the_same_lengths),
+                "equal lengths of pairs",
+            ),
+            ("one noise for each row of a matrix", one_noise_for_each_row, "equal sizes of draws"),
+            ("one noise for each row of a weight", one_noise_for_each_row_of_a_weight, "equal sizes of draws"),
+            ("batches used again, moved by a record", batches_moved_by_a_record, "records moved or turned round"),
+            ("batches used again, of other records", batches_of_the_sizes_before, "correlation of their sizes"),
+        )
+    ),
+    Fault(
+        "a prior's sums as matrices, one noise for each row", prior_of_matrices, noise_of_the_prior, said="equal sizes"
+    ),
     Fault("batches from a fixed seed", batches_by_step(lambda number: number), statistics),
     Fault("batches that repeat after resuming", batches_by_step(lambda number: number % 100), statistics),
     Fault("noise and batches from a seed", nothing, statistics, {"entropy": InsecureSeededEntropy(0)}),
@@ -639,6 +937,22 @@ FAULTS = [
     Fault("twice the clipping norm", double_clip, two_worlds),
     Fault("twice the clipping norm, seen from outside", double_clip, canaries),
     Fault("each noisy copy clipped by itself", rows_unchecked, two_worlds, {"load": copies_as_records}),
+    Fault(
+        "a mirrored copy of each image as another row", rows_unchecked, two_worlds, {"load": mirrored_copies_as_rows}
+    ),
+    Fault("more rows than records", nothing, refusal, {"load": mirrored}, said="a record is one row"),
+    Fault("dropout under a known seed", dropout_under_a_known_seed, two_worlds, said="the sums differ by"),
+    Fault("a network that draws", nothing, refusal, {"module": Noisy(2, 2)}, said="which all examples share"),
+    Fault("experts by noise level, unchecked", layers_unchecked, layer_wise, {"network": lambda: Experts(64)}),
+    Fault(
+        "rows that go to different layers",
+        nothing,
+        refusal,
+        {"module": Experts(), "load": uneven, "strategy": LayerWise()},
+        said="layer-wise gradients",
+    ),
+    Fault("products of rounded numbers, as TF32 has them", rounded_products, length_layer_wise),
+    Fault("a stated δ rounded to the nearest", delta_rounded_to_nearest, stated),
     Fault("the mean of a physical batch clipped", clip_means_of_physical_batches, two_worlds),
     Fault("a norm without the embedding", norm_without_the_embedding, two_worlds),
     Fault("an example that is not finite gets through", let_nan_through, two_worlds),
@@ -681,12 +995,16 @@ CHECKS = {
     two_worlds_of_the_trainer: "two worlds, the trainer with its files",
     two_worlds_of_groups: "two worlds that differ in a group of images",
     statistics: "`dpdm audit`, statistics of the mechanism",
+    noise_of_the_prior: "`dpdm audit`, noise on a prior's sums",
     four_processes: "noise that four processes get as one run",
     canaries: "`dpdm audit`, canaries in every noisy sum",
     journal: "counting beside a run that dies",
     verification: "`dpdm verify`",
     refusal: "refused before the first step",
     bound_on_the_grid: "length of clipped gradients",
+    layer_wise: "sums with and without a record, layer by layer",
+    length_layer_wise: "length of clipped gradients, layer by layer",
+    stated: "statements beside what was computed",
 }
 BEGIN, END = "<!-- faults: made by tests/guarantees/injected_faults.py -->", "<!-- end of faults -->"
 

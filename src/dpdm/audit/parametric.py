@@ -300,14 +300,23 @@ def _checks_of_selection(plan: DPSGD, entropy: Entropy) -> list[Check]:
         spread = (1 / (records * rate**2) + 2 / (records * rate)) / len(compared)
         checks.append(_around_one(name, shared / (records * rate**2), spread))
     series = [batch for some in (batches, before, after, again) for batch in some[: _REPEATED // 3]]
-    overlap, mean = farthest_overlap(series, records=records, rate=rate)
-    most = 1 + poisson.isf(_SIGNIFICANCE / overlap.tests, mean)  # 1: the most that centring adds
-    checks.append(Check("batches: largest overlap, records moved or turned round", overlap.value, mean, 0, float(most)))
-    standard = (sizes - records * rate) / math.sqrt(records * variance)
-    rarity = (1 - 2 * rate) ** 2 / (records * variance)  # squared skewness of a binomial number
+    return [*checks, _check_of_overlap(series, records, rate), _check_of_sizes(sizes, records, rate)]
+
+
+def _check_of_overlap(batches: list[ndarray], records: int, rate: float) -> Check:
+    """Return a check of what batches have in common with later ones, if records are moved or turned round."""
+    found, mean = farthest_overlap(batches, records=records, rate=rate)
+    most = 1 + poisson.isf(_SIGNIFICANCE / found.tests, mean)  # 1: the most that centring adds
+    return Check("batches: largest overlap, records moved or turned round", found.value, mean, 0, float(most))
+
+
+def _check_of_sizes(sizes: ndarray, records: int, rate: float) -> Check:
+    """Return a check that no size follows from another one, however much earlier."""
+    variance = records * rate * (1 - rate)
+    rarity = (1 - 2 * rate) ** 2 / variance  # squared skewness of a binomial number
+    found = farthest_correlation((sizes - records * rate)[None] / math.sqrt(variance))
     shape = {"skewness": rarity, "kurtosis": (3 + rarity) ** 2 - 9}
-    of_sizes = farthest_correlation(standard[None])
-    return [*checks, _correlation("batches: largest correlation of their sizes", of_sizes, _SELECTIONS, **shape)]
+    return _correlation("batches: largest correlation of their sizes", found, len(sizes), **shape)
 
 
 def _around_one(name: str, value: float, variance: float) -> Check:
