@@ -186,6 +186,7 @@ def test_false_alarms_are_as_rare_as_said(monkeypatch):
 @pytest.mark.parametrize("steps", [0, 100])
 def test_a_whole_check_counts_its_comparisons(noise, steps, monkeypatch):
     """The significance is shared out among at least as many checks as there are."""
+
     def here(plan, width, entropy):  # in place of another process
         return next(parametric._steps(plan, width, entropy, count=1))
 
