@@ -468,6 +468,7 @@ class MechanismRun:
                 under "replace_special".
         """
         _require_vector(total, sensitivity)
+        require_positive(sensitivity=sensitivity)
         self.processes.require_same(repr((total.shape, sensitivity)), "the shape or the sensitivity of a sum")
         self._require_declared_size(num_records)
         if self._made >= len(self.plan.earlier):
@@ -549,7 +550,8 @@ def _require_vector(total: Tensor, sensitivity: float) -> None:
         )
     if not isinstance(sensitivity, float | int):
         raise InputError(f"sensitivity must be one number, not {type(sensitivity).__name__}")
-    require_positive(sensitivity=sensitivity)
+    if sensitivity != math.inf:  # that of steps without clipping, which are not private
+        require_positive(sensitivity=sensitivity)
 
 
 @contextmanager
