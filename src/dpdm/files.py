@@ -54,10 +54,28 @@ def write_toml(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(tomli_w.dumps(content).encode()))
 
 
-def read_json(path: Path) -> dict[str, object]:
-    """Return the JSON object in `path`, or raise InputError naming the file."""
+def read_at_most(path: Path, most: int) -> bytes:
+    """Return what a file holds; of a stranger's files, too, which may be endless, or no files at all.
+
+    Raises:
+        InputError: It is no regular file, or holds more than `most` bytes.
+    """
+    if not path.is_file():  # whoever opens a pipe may wait for ever
+        raise InputError(f"{path} is missing, or not a file of its own")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise InputError(f"{path} is larger than {most:,} bytes, which no run writes there")
+    return content
+
+
+def read_json(path: Path, *, most: int | None = None) -> dict[str, object]:
+    """Return the JSON object in `path`, of `most` bytes if given, or raise InputError naming the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
+        text = path.read_bytes() if most is None else read_at_most(path, most)
+        content = json.loads(text.decode(), object_pairs_hook=_once_each)
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON ({type(error).__name__}): is this the right folder?") from None
     if not isinstance(content, dict):

@@ -4,6 +4,9 @@ This module imports nothing of the package. Images are `uint8 NHWC` wherever peo
 `float32 NCHW in [-1, 1]` wherever a network sees them; the two functions at the end are the only crossing.
 """
 
+import math
+import re
+import unicodedata
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -20,6 +23,14 @@ Images = NDArray[np.uint8]
 
 Labels = NDArray[np.int64]
 """Class indices: (number,), 0 <= label < num_classes."""
+
+MOST_CLASSES = 10_000
+"""Classes that a data set may have: their names stand in every release."""
+
+_MOST_BYTES = 255  # of a name: as many as a file's name may have
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 RandomBytes = Callable[[int], bytes]
 """A source of random bytes: called with a count, returns that many."""
@@ -73,8 +84,15 @@ class Denoiser(Protocol):
 def require_positive(**values: float) -> None:
     """Raise InputError naming the first argument that is not a finite number above zero."""
     for name, value in values.items():
-        if not (value > 0 and np.isfinite(value)):
+        if not 0 < value < math.inf:
             raise InputError(f"{name} must be a number above 0, not {value:g}")
+
+
+def require_at_most(most: int, **values: int) -> None:
+    """Raise InputError naming the first argument that is above `most`."""
+    for name, value in values.items():
+        if value > most:
+            raise InputError(f"{name} must be at most {most:,}, not {value}")
 
 
 def require_seed(**values: int) -> None:
@@ -82,6 +100,22 @@ def require_seed(**values: int) -> None:
     for name, value in values.items():
         if not 0 <= value < 2**63:
             raise InputError(f"{name} must be from 0 to 2^63 - 1, not {value}")
+
+
+def require_name(name: str, what: str) -> None:
+    """Raise InputError unless `name` is what a person can read as a whole, in one line: nothing checks what it says.
+
+    Args:
+        name: 1 to 255 bytes of visible characters, in Unicode's form NFC.
+        what: What it is the name of, for the message.
+    """
+    shown = isinstance(name, str) and name.isprintable() and name.strip() == name and not _INVISIBLE.search(name)
+    if not shown or not 0 < len(name.encode()) <= _MOST_BYTES or unicodedata.normalize("NFC", name) != name:
+        said = ascii(name)
+        raise InputError(
+            f"{what} is called {said if len(said) < 80 else said[:80] + '...'}: give it a name of 1 to {_MOST_BYTES} "
+            "bytes of visible characters (Unicode's NFC), without a space at either end"
+        )
 
 
 def images_to_tensor(images: Images) -> Float[Tensor, "batch channel height width"]:

@@ -860,10 +860,10 @@ def losses_beside_the_weights(release: Path) -> None:
     _claim_and_digests(release)
 
 
-def text_in_the_picture(release: Path) -> None:
-    picture = (release / "samples.png").read_bytes()
-    (release / "samples.png").write_bytes(picture + b"the losses were 0.5 and 0.4")
-    _claim_and_digests(release)
+def picture_in_the_release(release: Path) -> None:
+    (release / "samples.png").write_bytes(b"the losses were 0.5 and 0.4")
+    claim = json.loads((release / "privacy.json").read_text())
+    _claim_and_digests(release, sha256=claim["sha256"] | {"samples.png": ""})
 
 
 def smaller_epsilon(release: Path) -> None:
@@ -982,7 +982,11 @@ FAULTS = [
         for name, tamper, said in (
             ("losses written into the settings", losses_in_the_settings, "config.toml holds something in losses"),
             ("losses written beside the weights", losses_beside_the_weights, "safetensors holds more than weights"),
-            ("something written behind the picture", text_in_the_picture, "or holds more than a picture"),
+            (
+                "a picture among the release's files",
+                picture_in_the_release,
+                "does not belong to a release",
+            ),
             ("an audit's canary left in the weights", canary_in_the_weights, "its files do not fit together"),
             ("other weights than the claim's", other_weights, "its digest differs"),
             ("a smaller ε than the events cost", smaller_epsilon, "and its events cost"),

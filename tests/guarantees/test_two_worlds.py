@@ -207,7 +207,7 @@ def test_the_command_line_in_two_worlds(name, tmp_path, monkeypatch, capsys):
     assert max(moved(d, e)) > 1e-3
     assert len(d.calls) == 7 + 6  # the prior's come first
     assert "6 of 6" in d.observed["standard error"]
-    assert d.observed["release"].keys() == {"config.toml", "privacy.json", "model.safetensors", "samples.png"}
+    assert d.observed["release"].keys() == {"config.toml", "privacy.json", "model.safetensors"}
 
 
 def test_the_trainer_takes_steps_with_empty_batches(tmp_path):

@@ -64,14 +64,14 @@ def test_minutes_choose_the_settings_once(dpdm, photos, tmp_path):
 
 
 def test_from_a_folder_of_images_to_publishable_ones(dpdm, trained, photos, tmp_path):
-    assert files(trained / "release") == ["config.toml", "model.safetensors", "privacy.json", "samples.png"]
+    assert files(trained / "release") == ["config.toml", "model.safetensors", "privacy.json"]
     privacy = json.loads((trained / "release" / "privacy.json").read_text())
     assert privacy["private"] is True
     assert privacy["epsilon"] <= 1
     assert privacy["relation"] == "replace_special"
     assert privacy["dataset_size"] == 30
     assert privacy["events"][-1].keys() == {"type", "noise_multiplier", "sample_rate", "steps"}
-    Image.open(trained / "release" / "samples.png").verify()
+    Image.open(trained / "watch" / "step-6.png").verify()  # of the release itself
 
     code, _, err = dpdm("sample", trained, "-n", 12, "-o", "out.npz", "--seed", 1)
     assert code == 0, err

@@ -23,7 +23,7 @@ def test_a_run_shows_steps_epsilon_and_pictures(dpdm, photos, tmp_path):
     assert rows[-1]["step"] == claim["steps"]
     assert rows[-1]["epsilon"] == pytest.approx(claim["epsilon"], rel=1e-6)
     pictures = sorted(watch.glob("*.png"))
-    assert pictures
+    assert pictures[-1].name == f"step-{claim['steps']}.png"  # the release's own: a finished run has a picture
     for picture in pictures:
         Image.open(picture).verify()
     assert {path.suffix for path in watch.iterdir()} == {".jsonl", ".png"}

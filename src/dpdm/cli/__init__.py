@@ -27,11 +27,18 @@ for verb in (plan, prepare, train, tune, sample, export, evaluate, compare, veri
 app.add_typer(ledger, name="ledger")
 
 
+_MOST_SAID = 2000  # characters of an error
 _UsageError: Any = typer.BadParameter.__base__  # the parser's class for all mistakes in a line of words
 
 
 def _in_one_line(error: Any) -> str:  # noqa: ANN401 (the parser is typer's own affair)
     return f"{' '.join(error.format_message().split())} (dpdm --help)"
+
+
+def _one_line(text: str) -> str:
+    """Return what a terminal can show in a line: an error may quote a stranger's file, with codes that move cursors."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.splitlines()))
+    return shown if len(shown) <= _MOST_SAID else f"{shown[: _MOST_SAID // 2]} ... {shown[-_MOST_SAID // 2 :]}"
 
 
 def main() -> None:
@@ -51,5 +58,5 @@ def main() -> None:
 
         if isinstance(error, ValueError) and not isinstance(error, InputError):
             raise  # a fault of the program's, which wants its traceback
-        print("dpdm:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("dpdm:", _one_line(str(error)), file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

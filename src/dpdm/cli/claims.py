@@ -1,5 +1,7 @@
 """`dpdm verify | audit | report`."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +28,27 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     say(f"bound    {found.bounds}")
     by_pld = "" if found.epsilon == found.epsilon_rdp else f"{bound(found.epsilon)} by PLD, "
     say(f"checked  from the events: {by_pld}{bound(found.epsilon_rdp)} by Rényi accounting")
-    say("         digests of settings, weights and picture; the weights fit the settings; no other file is there")
+    say("         digests of settings and weights; the weights fit the settings; nothing else is there")
+    say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}; {_samplers(found.samplers)}")
+    say(f"seed     {found.seed}; names, seed and settings are declared: nothing can check them")
     say("The files agree. That training ran as they say, files cannot show: `dpdm audit` attacks it.")
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(json.dumps(name, ensure_ascii=False) for name in names)
+
+
+def _classes(names: Sequence[str]) -> str:
+    """Say all names of classes: as numbers, where they are no more."""
+    if not names:
+        return "no classes"
+    if [*names] == [str(number) for number in range(len(names))]:
+        return f"{len(names):,} classes, by their numbers"
+    return f"{len(names):,} classes {_quoted(names)}"
+
+
+def _samplers(names: Sequence[str]) -> str:
+    return f"samplers beside the usual one: {_quoted(names)}" if names else "one sampler"
 
 
 def audit(

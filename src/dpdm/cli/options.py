@@ -55,9 +55,9 @@ def load_settings(
 
 def bound(epsilon: float | None) -> str:
     """Say an upper bound, rounded up."""
-    from dpdm.privacy.accounting import round_up
+    from dpdm.privacy.accounting import upwards
 
-    return "∞" if epsilon is None else f"{round_up(epsilon):g}"
+    return "∞" if epsilon is None else upwards(epsilon)
 
 
 def finite(value: float) -> float | None:

@@ -11,6 +11,7 @@ from dpdm.config.settings import (
     Training,
     require_prior_planned,
     require_same_unit,
+    require_sampler_names,
     require_samplers_trained,
 )
 from dpdm.config.toml import (
@@ -43,5 +44,6 @@ __all__ = [
     "read_toml",
     "require_prior_planned",
     "require_same_unit",
+    "require_sampler_names",
     "require_samplers_trained",
 ]

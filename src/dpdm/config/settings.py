@@ -5,7 +5,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,9 +39,12 @@ from dpdm.privacy import (
 )
 from dpdm.privacy.mechanism import Noise, Unit
 from dpdm.privacy.search import Search
-from dpdm.types import InputError, require_positive, require_seed
+from dpdm.types import InputError, require_at_most, require_positive, require_seed
 
 AnyPreconditioning = EDM | V | VP | VE | MomentMatched
+_MOST_CENTRES, _MOST_ROUNDS = 1000, 100
+_MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
+
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver | FromPrior
 
 
@@ -105,6 +109,8 @@ class Prior:
 
     def __post_init__(self) -> None:
         require_positive(centres=self.centres, rounds=self.rounds, max_deviation=self.max_deviation)
+        require_at_most(_MOST_CENTRES, centres=self.centres)
+        require_at_most(_MOST_ROUNDS, rounds=self.rounds)
         if not 0 < self.share < 1:
             raise InputError(f"share must be above 0 and below 1, not {self.share}")
         for part in self.split:
@@ -271,11 +277,7 @@ class Config:
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:
             raise InputError("prior is for moment-matched preconditioning: set preconditioning.kind=moment-matched")
-        require_samplers_trained(
-            {"sampler": self.sampler, **{f"samplers.{name}": s for name, s in self.samplers.items()}},
-            self.preconditioning,
-            self.loss,
-        )
+        require_samplers_trained(self.sampler, self.samplers, self.preconditioning, self.loss)
 
     def plan(self, count_units: Callable[[], int]) -> Mechanism:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
@@ -304,11 +306,25 @@ def require_prior_planned(prior: Prior | None, preconditioning: AnyPreconditioni
         )
 
 
+def require_sampler_names(names: Collection[object]) -> None:
+    """Raise InputError unless these may be the names of samplers: few, short, and words of one form."""
+    require_at_most(_MOST_SAMPLERS, samplers=len(names))
+    for name in names:
+        if not isinstance(name, str) or not _SAMPLER.fullmatch(name):
+            said = ascii(name)[:80]
+            raise InputError(f"a sampler is called {said}: take a letter, and then at most 31 of a-z, 0-9, _ and -")
+
+
 def require_samplers_trained(
-    samplers: dict[str, AnySampler], preconditioning: AnyPreconditioning, loss: DenoisingLoss
+    usual: AnySampler, others: dict[str, AnySampler], preconditioning: AnyPreconditioning, loss: DenoisingLoss
 ) -> None:
-    """Raise InputError if a sampler asks for noise levels or for a null class that training does not have."""
-    for name, sampler in samplers.items():
+    """Raise InputError if a sampler asks for noise levels or for a null class that training does not have.
+
+    Or if the others are called what no release may hold.
+    """
+    require_sampler_names(others)
+    named = {"sampler": usual, **{f"samplers.{name}": other for name, other in others.items()}}
+    for name, sampler in named.items():
         if isinstance(sampler, FromPrior | MatchedSolver) and not isinstance(preconditioning, MomentMatched):
             kind = KIND_OF[type(sampler)]
             raise InputError(f"{name}.kind = {kind} needs moment-matched preconditioning, which has a prior")

@@ -6,6 +6,8 @@ values it holds.
 
 import dataclasses
 import difflib
+import numbers
+import operator
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -97,9 +99,7 @@ def decode_plan(table: Table) -> Mechanism:
     """Return the plan that `encode` made `table` of, as a release's settings hold it under `privacy`."""
     plan = DPSGD if "delta" in table else NonPrivate
     hints = typing.get_type_hints(plan)
-    values = {key: table[key] for key in table.keys() - {"earlier", "search"}}
-    for key, value in values.items():  # checked and kept as it is: a journal counts for a plan to the letter
-        _check(hints[key], value, f"privacy.{key}")
+    values = {key: _check(hints[key], table[key], f"privacy.{key}") for key in table.keys() - {"earlier", "search"}}
     values["earlier"] = tuple(GaussianRelease(**release) for release in table.get("earlier", ()))
     if "search" in table:
         values["search"] = Search(**table["search"])
@@ -109,8 +109,9 @@ def decode_plan(table: Table) -> Mechanism:
 def encode(value: object) -> Table:
     """Return the table that `decode` turns back into the frozen `value`; what is None is left out."""
     table: Table = {"kind": KIND_OF[type(value)]} if type(value) in KIND_OF else {}
+    hints = typing.get_type_hints(type(value))
     for f in dataclasses.fields(typing.cast(Any, value)):
-        entry = getattr(value, f.name)
+        entry = _of_one_spelling(getattr(value, f.name), hints[f.name])
         default = "said_if_another" in f.metadata and entry == f.default
         if entry is not None and f.init and not default:
             table[f.name] = _plain(entry)
@@ -200,6 +201,19 @@ def _override(table: Table, text: str) -> None:
         for name in table.keys() - {f.name for f in shared}:
             del table[name]
     table[last] = value
+
+
+def _of_one_spelling(value: Any, hint: Any) -> Any:  # noqa: ANN401
+    """Return numbers as the one spelling that they have in a file: 1 is 1.0 where the hint has a float, and -0.0 0.0.
+
+    Whole numbers of another library are Python's own: its writers of files know no others.
+    """
+    kinds = (hint, *typing.get_args(hint))
+    if isinstance(value, tuple):
+        return tuple(_of_one_spelling(entry, kinds[1]) for entry in value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and {float, int} & {*kinds}:
+        return float(value) + 0.0 if float in kinds else operator.index(typing.cast(Any, value))
+    return value
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

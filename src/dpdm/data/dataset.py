@@ -10,12 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.types import Images, InputError, Labels
+from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_name
 
 Split = Literal["train", "test"]
 
 MIN_SIDE = 8
 """Pixels: the networks halve an image up to three times."""
+
+MAX_SIDE = 4096
+"""Pixels: a release states its images' size, and whoever reads it must be able to trust that there is an end."""
 
 _PART = 4096  # images read at a time
 
@@ -64,10 +67,15 @@ class ImageDataset:
                 f"{self.name}: {self.num_classes} classes are declared, but there are no labels: "
                 "add labels or leave data.num_classes out"
             )
-        names = tuple(map(str, self.class_names or range(self.num_classes)))
+        if self.num_classes > MOST_CLASSES:
+            raise InputError(f"{self.name}: there may be {MOST_CLASSES:,} classes at most, not {self.num_classes:,}")
+        names = tuple(map(normal_form, self.class_names or range(self.num_classes)))
         if len(names) != self.num_classes:
             raise InputError(f"{self.name}: {len(names)} class names for {self.num_classes} classes: give one each")
+        for name in names:
+            require_name(name, f"a class of {self.name}")
         object.__setattr__(self, "class_names", names)
+        object.__setattr__(self, "name", normal_form(self.name))
         if self.groups is not None:
             self._check_groups(self.groups)
             object.__setattr__(self, "groups", self.groups.astype(np.int64))
@@ -146,6 +154,11 @@ class ImageDataset:
             )
         if shape[0] == 0:
             raise InputError(f"{self.name}: there are no images: give at least one")
+        if max(shape[1:3]) > MAX_SIDE:
+            raise InputError(
+                f"{self.name}: images of {shape[2]} x {shape[1]} pixels are too large: choose data.size, "
+                f"at most {MAX_SIDE:,}"
+            )
         if min(shape[1:3]) < MIN_SIDE:
             raise InputError(
                 f"{self.name}: images of {shape[2]} x {shape[1]} pixels are too small: "
@@ -180,6 +193,11 @@ class ImageDataset:
             )
 
 
+def normal_form(name: object) -> str:
+    """Return a name as a release writes it: one spelling of letters that have several, as file systems do."""
+    return unicodedata.normalize("NFC", str(name))
+
+
 def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> NDArray[np.int64]:
     """Number the groups that images are in by the names of these, in sorted order.
 
@@ -194,7 +212,7 @@ def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> 
     listed = names.tolist() if isinstance(names, np.ndarray) else [*names]
     words = bool(listed) and all(isinstance(name, str) for name in listed)
     if words:
-        listed = [unicodedata.normalize("NFC", str(name).strip()) for name in listed]
+        listed = [normal_form(name).strip() for name in listed]
     if not (all(listed) if words else all(type(name) is int or isinstance(name, np.integer) for name in listed)):
         raise InputError(f"{where} must name a group for each image, all by integers or all by words: correct it")
     indices: NDArray[np.int64] = np.unique(np.array(listed), return_inverse=True)[1].astype(np.int64)

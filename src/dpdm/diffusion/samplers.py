@@ -19,6 +19,8 @@ from dpdm.diffusion.preconditioning import MatchedPreconditioning
 from dpdm.diffusion.prior import Gain, GaussianMixture
 from dpdm.types import Denoiser, InputError, require_positive
 
+_MOST_STEPS = 100_000  # of a sampler: published ones take 1,000 at most
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(ABC):
@@ -40,6 +42,8 @@ class Sampler(ABC):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
+        if self.steps > _MOST_STEPS:
+            raise InputError(f"steps must be at most {_MOST_STEPS:,} in sampling, not {self.steps}")
         self.schedule()
         if not 0 <= self.guidance < math.inf:
             raise InputError(f"guidance must be 0 (off) or a number above, not {self.guidance}")

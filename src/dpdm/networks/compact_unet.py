@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle, silu
 
-from dpdm.networks.layers import ConditionEmbedding, zero_initialised
-from dpdm.types import InputError, require_positive
+from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH, ConditionEmbedding, zero_initialised
+from dpdm.types import InputError, require_at_most, require_positive
 
 _GROUP = 16  # channels normalised together; widths are multiples of it, which processors' convolutions like too
 
@@ -33,6 +33,8 @@ class CompactUNet:
 
     def __post_init__(self) -> None:
         require_positive(width=self.width, blocks=self.blocks, patch=self.patch)
+        require_at_most(MOST_WIDTH, width=self.width)
+        require_at_most(MOST_BLOCKS, blocks=self.blocks, patch=self.patch)
         if self.width % _GROUP:
             raise InputError(f"width must be a multiple of {_GROUP}, not {self.width}")
 

@@ -10,6 +10,8 @@ from torch.nn.functional import silu
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
+MOST_WIDTH, MOST_BLOCKS = 2**16, 64  # a stranger's release says what to build, and there must be an end
+
 
 class ConditionEmbedding(nn.Module):
     """Noise level and class as one vector for each image.

@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from dpdm.networks.layers import ConditionEmbedding, zero_initialised
-from dpdm.types import require_positive
+from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH, ConditionEmbedding, zero_initialised
+from dpdm.types import require_at_most, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class MLP:
 
     def __post_init__(self) -> None:
         require_positive(width=self.width, blocks=self.blocks)
+        require_at_most(MOST_WIDTH, width=self.width)
+        require_at_most(MOST_BLOCKS, blocks=self.blocks)
 
     def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> nn.Module:
         """Return the network for images of `shape` (channel, height, width)."""

@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad, silu
 
-from dpdm.networks.layers import ConditionEmbedding, zero_initialised
-from dpdm.types import InputError, require_positive
+from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH, ConditionEmbedding, zero_initialised
+from dpdm.types import InputError, require_at_most, require_positive
+
+_MOST_LEVELS = 8  # each halves the image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,9 @@ class UNet:
 
     def __post_init__(self) -> None:
         require_positive(width=self.width, multipliers=min(self.multipliers, default=0), blocks=self.blocks)
+        require_at_most(MOST_WIDTH, width=self.width * max(self.multipliers))
+        require_at_most(MOST_BLOCKS, blocks=self.blocks)
+        require_at_most(_MOST_LEVELS, multipliers=len(self.multipliers), attention=len(self.attention))
         if self.width % 4:
             raise InputError(f"width must be a multiple of 4, not {self.width}")
 

@@ -34,6 +34,7 @@ class GaussianRelease:
 
     def __post_init__(self) -> None:
         require_positive(noise_multiplier=self.noise_multiplier)
+        object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))  # one number has one spelling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,14 +308,16 @@ def true_positive_rates(
     Source:
         Kairouz, Oh & Viswanath 2015: the two lines that (ε, δ)-DP puts above every trade-off.
     """
-    if epsilon(events, delta=1e-6, relation=relation, accountant="rdp") > _RDP_IS_ENOUGH:
+    about = epsilon(events, delta=1e-6, relation=relation, accountant="rdp")
+    if about > _RDP_IS_ENOUGH:
         return [1.0 for _ in false_positive_rates]
     epsilons = np.linspace(0, 20, 2001)
     if any(isinstance(event, RepeatedSelection) for event in events):
         by_rdp = _compose(_rdp_accountant(relation), events)
         deltas = np.array([by_rdp.get_delta(epsilon) for epsilon in epsilons])
     else:
-        deltas = np.asarray(_compose(_pld_accountant(relation, interval=1e-4), events).get_delta(epsilons))
+        interval = 1e-4 if about < 15 else 1e-3
+        deltas = np.asarray(_compose(_pld_accountant(relation, interval=interval), events).get_delta(epsilons))
     deltas = deltas.clip(0, 1)
     bounds = []
     for rate in false_positive_rates:
@@ -327,6 +330,11 @@ def true_positive_rates(
 def round_up(epsilon: float) -> float:
     """Round ε to four decimals, upwards: a printed claim is never below the computed one."""
     return math.ceil(epsilon * 1e4) / 1e4
+
+
+def upwards(epsilon: float) -> str:
+    """Say ε to four decimals, upwards and in full: 1, 9.9995, 123.4562."""
+    return f"{round_up(epsilon):.4f}".rstrip("0").rstrip(".")
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

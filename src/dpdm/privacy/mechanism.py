@@ -61,6 +61,7 @@ LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 
 
 _SAID_IF_ANOTHER: Final = {"said_if_another": True}  # a field that is encoded only where it is not the default
+_MOST_STEPS = 10**6
 _GRID_BITS = 24  # a clipped gradient's coordinates stay whole numbers in float32, and sums of 10^8 in float64
 
 
@@ -123,6 +124,11 @@ class DPSGD:
             delta=self.delta,
         )
         _require_something(self.steps, self.earlier)
+        for name in ("max_grad_norm", "delta", "noise_multiplier"):  # one number has one spelling in a claim
+            if (number := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(number))
+        if self.noise_multiplier is not None and not self.steps:
+            raise InputError("noise_multiplier is that of steps, and there are none: leave it out")
         if self.relation not in get_args(Relation):
             raise InputError(f"relation must be one of {', '.join(get_args(Relation))}, not {self.relation!r}")
         if self.noise not in get_args(Noise):
@@ -579,6 +585,8 @@ def _require_something(steps: int, earlier: tuple[GaussianRelease, ...]) -> None
     """Raise InputError if a plan releases nothing."""
     if not 0 <= steps < math.inf or not (steps or earlier):
         raise InputError(f"steps must be a number above 0, or 0 after earlier releases, not {steps}")
+    if steps > _MOST_STEPS:
+        raise InputError(f"steps must be at most {_MOST_STEPS:,}, not {steps}: beyond, no accountant comes to an end")
 
 
 def _one_ahead(load: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

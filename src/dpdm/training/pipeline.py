@@ -21,7 +21,7 @@ from dpdm.training.release import Release, build_denoiser, from_settings, releas
 from dpdm.training.verification import verify_release
 from dpdm.types import Images, InputError
 
-_CARRIED = ("privacy.json", "config.toml", "samples.png")  # what a person should see of the release
+_CARRIED = ("privacy.json", "config.toml")  # what a person should see of the release
 
 
 class Denoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool2d
 from dpdm.config import Prior
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
-from dpdm.privacy import MechanismRun
+from dpdm.privacy import DPSGD, MechanismRun
 from dpdm.privacy.moments import (
     BoundedSum,
     Cells,
@@ -28,11 +28,12 @@ from dpdm.privacy.moments import (
     shrunk_towards,
     symmetric_matrices,
 )
-from dpdm.types import images_to_tensor
+from dpdm.types import InputError, images_to_tensor
 
 _MOST_COORDINATES = 1024  # of the covariance: more would drown in noise, and take minutes
 _MOST_DIRECTIONS = 60  # in which a class has a covariance of its own, and its centres differ
 _LEAST_COUNT = 20.0  # records by which a mean is divided at least
+_CLOSE = 1e-9  # how near to what it must be a number is that was computed
 _LEAST_VARIANCE = 1e-4  # of a pixel: about one of its 256 levels
 _WHITE = 0.3  # part of the texture that no neighbour shares
 _PART = 4096  # records read at a time
@@ -53,6 +54,46 @@ def release_prior(run: MechanismRun, data: ImageDataset, settings: Prior, *, see
         Debiased spectrum: see `denoised_spectrum`. k-means by noisy sums: Blum, Dwork, McSherry & Nissim 2005.
     """
     return _Fit(run, data, settings).mixture(torch.Generator().manual_seed(seed))
+
+
+def require_possible(prior: GaussianMixture, settings: Prior, plan: DPSGD, *, where: str) -> None:
+    """Raise InputError unless `release_prior` can come to these numbers: directions, variances, weights and places.
+
+    Args:
+        prior: A mixture that may be anything.
+        settings: Those of the prior.
+        plan: What paid for it: from its noise follows how large a number can be.
+        where: The file, for the message.
+    """
+    classes, lead = prior.class_variances.shape
+    dimensions, kept = prior.vectors.shape
+    noise = 1 + max(release.noise_multiplier for release in plan.earlier)
+    most = 10 * noise * dimensions * max(1.0, settings.max_deviation) ** 2  # variance, by far
+    weight = math.log(1e3 * settings.centres**2 * (plan.dataset_size + noise))
+    variances = torch.cat([prior.class_variances.flatten(), prior.variances, prior.floor])
+    own = prior.centres.view(classes, -1, dimensions)
+    apart = own - own[:, :1]
+    leading = prior.vectors[:, :lead]
+    possible = (
+        (1 <= lead <= min(_MOST_DIRECTIONS, kept) <= kept <= _MOST_COORDINATES, "so many directions"),
+        (_orthonormal(prior.vectors) and _orthonormal(prior.axes), "directions at right angles"),
+        (variances.min() >= _LEAST_VARIANCE * (1 - _CLOSE) and variances.max() <= most, "variances of images"),
+        (prior.log_weights.abs().max() <= weight, "weights of classes of records"),
+        (prior.centres.square().sum(1).max() <= 10 * most, "centres near images"),
+        (
+            (apart - apart @ leading @ leading.T).abs().max() <= _CLOSE * math.sqrt(most),
+            "centres that differ where classes do",
+        ),
+    )
+    for holds, what in possible:
+        if not holds:
+            raise InputError(f"{where} holds a prior that no run comes to: it has not {what}")
+
+
+def _orthonormal(columns: Float64[Tensor, "*batch row column"]) -> bool:
+    product = columns.mT @ columns
+    product.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return bool(product.abs().max() <= _CLOSE)
 
 
 class _Fit:

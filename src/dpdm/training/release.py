@@ -1,28 +1,51 @@
 """What may be published of a run, and how images are made from it: post-processing only."""
 
 import math
+import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 
-from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode, read_toml
+from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode
+from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
 from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
-from dpdm.evaluation import save_grid
-from dpdm.files import digest, read_json, write_atomically, write_json, write_toml
+from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
 from dpdm.networks import Network
 from dpdm.privacy.processes import Processes
 from dpdm.training.hardware import Precision, autocast, choose_device
-from dpdm.types import Images, InputError, Labels, require_positive, require_seed, tensor_to_images
+from dpdm.training.weights import Layout, layout_of, read_layout, read_weights, save_weights
+from dpdm.types import (
+    MOST_CLASSES,
+    Images,
+    InputError,
+    Labels,
+    require_name,
+    require_positive,
+    require_seed,
+    tensor_to_images,
+)
 
-_PRIOR = "preconditioning.prior."
-_SCHEMA = 4  # of a release's files
-FILES = ("config.toml", "model.safetensors", "samples.png")  # what `privacy.json` holds digests of
+PRIOR = "preconditioning.prior."
+"""What the names of a prior's tensors begin with."""
+
+FILES = ("config.toml", "model.safetensors")
+"""The files that `privacy.json` holds digests of."""
+
+SCHEMA = 5
+"""Of a release's files."""
+
+_MOST_TEXT = 2**22  # bytes of settings or of a claim: ten thousand long names of classes
+_SCALAR = r'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[-+\w.]{1,400})'
+_LINE = re.compile(  # of settings as they are written: a head, a key, an entry of a list, or its end
+    rf"(?:\[[\w-]+(?:\.[\w-]+){{0,2}}\]|[\w-]+ = (?:{_SCALAR}|\[\]?)"
+    rf"|    (?:{_SCALAR}|\{{ [\w-]+ = {_SCALAR} \}}),|\])?",
+    re.ASCII,
+)
 
 
 class ImageFacts(NamedTuple):
@@ -40,9 +63,33 @@ class ImageFacts(NamedTuple):
 def from_settings(settings: dict[str, Any]) -> tuple[Config, ImageFacts]:
     """Return what a generator needs of a run's settings, as `config.toml` holds them."""
     declared = settings["data"]
-    parts = {key: settings[key] for key in ("network", "preconditioning", "loss", "sampler")}
+    needed = ["network", "preconditioning", "loss", "sampler", *(["prior"] if "prior" in settings else [])]
+    parts = {key: settings[key] for key in needed}
     config = decode(Config, {"data": {"source": declared["name"]}, **parts})
-    return config, ImageFacts(tuple(declared["shape"]), tuple(declared["class_names"]))
+    return config, facts_of(declared)
+
+
+def facts_of(declared: dict[str, Any]) -> ImageFacts:
+    """Return the declared facts that settings hold under `data`.
+
+    Raises:
+        InputError: They are none: sides without end, or names that nobody can read.
+    """
+    shape, names = declared["shape"], declared["class_names"]
+    require_name(declared["name"], "config.toml: the data set")
+    if not isinstance(names, list) or len(names) > MOST_CLASSES:
+        raise InputError(
+            f"config.toml holds something in data.class_names that is no list of up to {MOST_CLASSES:,} names"
+        )
+    for name in names:
+        require_name(name, "config.toml: a class")
+    sound = isinstance(shape, list) and [type(side) for side in shape] == [int] * 3
+    if not sound or shape[0] not in (1, 3, 4) or not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[1:]):
+        raise InputError(
+            "config.toml holds something in data.shape: not 1, 3 or 4 channels and two sides "
+            f"from {MIN_SIDE} to {MAX_SIDE:,}"
+        )
+    return ImageFacts(tuple(shape), tuple(names))
 
 
 def build_denoiser(
@@ -64,8 +111,8 @@ def release_folder(run: Path | str) -> Path:
     Raises:
         InputError: There is no finished run.
     """
-    folder = Path(run) if (Path(run) / "privacy.json").is_file() else Path(run) / "release"
-    if not (folder / "privacy.json").is_file():
+    folder = Path(run) if (Path(run) / "privacy.json").exists() else Path(run) / "release"
+    if not (folder / "privacy.json").exists():
         unfinished = (Path(run) / "private" / "journal.jsonl").exists()
         raise InputError(
             f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
@@ -75,20 +122,57 @@ def release_folder(run: Path | str) -> Path:
 
 def read_claim(folder: Path) -> dict[str, Any]:
     """Return what `privacy.json` holds, or raise InputError if it is not of this version."""
-    privacy = read_json(folder / "privacy.json")
-    if privacy.get("schema") != _SCHEMA:
+    privacy = read_json(folder / "privacy.json", most=_MOST_TEXT)
+    if privacy.get("schema") != SCHEMA:
         raise InputError(f"{folder} was written by another version of dpdm, whose files this one cannot read")
     return privacy
 
 
-def require_digests(folder: Path, privacy: dict[str, Any]) -> None:
-    """Raise InputError unless settings, weights and picture are those that the claim was written for."""
-    digests = privacy.get("sha256")
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name} is missing, or not a file of its own")
-        if not isinstance(digests, dict) or digests.get(name) != digest(folder / name):
-            raise InputError(f"{folder / name} is not the file that privacy.json was written for: its digest differs")
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what `config.toml` holds, or raise InputError if no run writes such a file."""
+    content = read_at_most(folder / "config.toml", _MOST_TEXT)
+    try:
+        text = content.decode()
+        if not all(map(_LINE.fullmatch, text.split("\n"))):  # which no line is that takes a parser long
+            raise ValueError("comments, or lines of another form")
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise InputError(f"{folder}/config.toml is not valid TOML, or not as a run writes it ({error})") from None
+
+
+def require_digest(folder: Path, name: str, privacy: dict[str, Any]) -> None:
+    """Raise InputError unless a file is the one that the claim was written for."""
+    digests, path = privacy.get("sha256"), folder / name
+    if not path.is_file():
+        raise InputError(f"{path} is missing, or not a file of its own")
+    if not isinstance(digests, dict) or digests.get(name) != digest(path):
+        raise InputError(f"{path} is not the file that privacy.json was written for: its digest differs")
+
+
+def require_layout(path: Path, config: Config, facts: ImageFacts) -> Layout:
+    """Return the layout of a file of weights, or raise InputError if it is not that of the settings' denoiser.
+
+    Nothing of the size of the weights is made: whoever writes settings may ask for a network without end.
+    """
+    layout = read_layout(path)
+    try:
+        prior = None
+        if isinstance(config.preconditioning, MomentMatched):
+            kept, lead = layout[f"{PRIOR}vectors"][1][1], layout[f"{PRIOR}axes"][1][2]
+            if not lead <= kept <= math.prod(facts.shape):
+                raise ValueError("more directions than pixels")
+            sizes: dict[str, int] = {"kept": kept, "lead": lead, "centres": (config.prior or Prior()).centres}
+            with torch.device("meta"):
+                prior = GaussianMixture.placeholder(math.prod(facts.shape), num_classes=facts.num_classes, **sizes)
+        with torch.device("meta"):
+            expected = layout_of(build_denoiser(config.network, config.preconditioning, facts, prior).state_dict())
+        if expected != layout:
+            raise ValueError("another network or prior than the settings'")
+    except (LookupError, TypeError, RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path.parent} is damaged ({type(error).__name__}): its files do not fit together") from None
+    return layout
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,20 +273,12 @@ class Release:
             yield tensor_to_images(x), chosen[start : start + part_size]
 
     def save(self, folder: Path) -> None:
-        """Write settings, weights, a picture and, last, the claim with their digests."""
+        """Write settings, weights and, last, the claim with their digests."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: t.contiguous().cpu() for name, t in self.denoiser.state_dict().items()}
         write_toml(folder / "config.toml", self.settings)
-        write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(safetensors.torch.save(weights)))
-        self.save_picture(folder / "samples.png")
+        save_weights(folder / "model.safetensors", self.denoiser.state_dict())
         digests = {name: digest(folder / name) for name in FILES}
-        write_json(folder / "privacy.json", {"schema": _SCHEMA, **self.privacy, "sha256": digests})
-
-    def save_picture(self, path: Path) -> None:
-        """Write a PNG of ten images of each class, of the first ten classes where there are more."""
-        rows = max(1, min(10, self.facts.num_classes))
-        images, labels = self.sample(10 * rows, labels=np.arange(10 * rows) % rows, seed=0)
-        save_grid(path, images, labels, num_classes=rows)
+        write_json(folder / "privacy.json", {"schema": SCHEMA, **self.privacy, "sha256": digests})
 
     @staticmethod
     def load(run: Path | str) -> "Release":
@@ -213,26 +289,22 @@ class Release:
         """
         folder = release_folder(run)
         privacy = read_claim(folder)
-        require_digests(folder, privacy)
-        settings = read_toml(folder / "config.toml")
+        require_digest(folder, "config.toml", privacy)
+        settings, path = read_settings(folder), folder / "model.safetensors"
         try:
             config, facts = from_settings(settings)
-            tensors = safetensors.torch.load_file(folder / "model.safetensors")
+            layout = require_layout(path, config, facts)
+            require_digest(folder, path.name, privacy)
             prior = None
             if isinstance(config.preconditioning, MomentMatched):
-                of_prior = {name.removeprefix(_PRIOR): t for name, t in tensors.items() if name.startswith(_PRIOR)}
+                of_prior = read_weights(path, layout, below=PRIOR)
                 prior = GaussianMixture.from_tensors(of_prior, num_classes=facts.num_classes)
-                expected = max(1, facts.num_classes) * decode(Prior, settings["prior"]).centres, math.prod(facts.shape)
-                if prior.centres.shape != expected:
-                    raise ValueError("another prior than the settings'")
             denoiser = build_denoiser(config.network, config.preconditioning, facts, prior)
-            # More precise numbers than the network's would be cut off in silence: what they hold is no weight.
-            kinds = {name: t.dtype for name, t in denoiser.state_dict().items()}
-            if any(kinds.get(name, t.dtype) != t.dtype for name, t in tensors.items()):
-                raise TypeError("weights of another precision")
-            denoiser.load_state_dict(tensors)
+            denoiser.load_state_dict(read_weights(path, layout))
             denoiser.requires_grad_(False).eval()
             privacy["statement"]
-        except (safetensors.SafetensorError, LookupError, TypeError, RuntimeError, ValueError) as error:
+        except InputError:
+            raise
+        except (LookupError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
             raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
         return Release(denoiser.to(choose_device("auto")), facts, privacy, settings, config.sampler)

@@ -47,7 +47,7 @@ from dpdm.training.private_folder import PrivateFolder
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.training.watch import Watch
-from dpdm.types import InputError
+from dpdm.types import InputError, require_name
 
 
 class RunLost(InputError):
@@ -139,11 +139,7 @@ class Trainer:
             object.__setattr__(self, "sampler", FromPrior())
         elif isinstance(self.network, Zero):
             raise InputError("network.kind = zero has nothing to train: choose another network, or privacy.steps = 0")
-        require_samplers_trained(
-            {"sampler": self.sampler, **{f"samplers.{name}": s for name, s in self.samplers.items()}},
-            self.preconditioning,
-            self.loss,
-        )
+        require_samplers_trained(self.sampler, self.samplers, self.preconditioning, self.loss)
 
     def build(self, data: ImageDataset) -> tuple[ImageFacts, torch.device, PreconditionedDenoiser]:
         """Return the facts that a network is built for, where it is trained, and the untrained denoiser.
@@ -152,6 +148,7 @@ class Trainer:
             InputError: These settings cannot be trained on these images, or here.
         """
         require_same_unit(self.mechanism, data)
+        require_name(data.name, "the data set (data.name)")
         facts = ImageFacts(data.shape, data.class_names)
         if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
@@ -227,6 +224,8 @@ class Trainer:
                     assert isinstance(module.preconditioning, MatchedPreconditioning)
                     module.preconditioning.prior = prior
             release = Release(average.eval(), facts, claim, settings, self.sampler)
+            if not self.mechanism.steps:
+                watch.draw(0, release)
             while not mechanism.finished:
                 rate = self.training.learning_rate_at(mechanism.steps_spent / self.mechanism.steps)
                 for group in optimizer.param_groups:

@@ -1,36 +1,48 @@
 """Whether the files of a release agree with one another and with its claim, and what that claim says in plain words.
 
-That training ran as the files say, no look at the files can show.
+That training ran as the files say, no look at the files can show. The files are a stranger's: each is read within
+bounds, the cheapest refusals come first, and whatever is understood is written anew and must be the same bytes.
 """
 
-import struct
-import zlib
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import safetensors.torch
 import tomli_w
 
-from dpdm.config import Config, Training, decode, decode_plan, encode, read_toml, require_prior_planned
-from dpdm.diffusion import FromPrior
+from dpdm.config import Config, decode, decode_plan, encode, require_prior_planned, require_sampler_names
+from dpdm.diffusion import FromPrior, GaussianMixture, MomentMatched
 from dpdm.files import json_text
 from dpdm.networks import Zero
 from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
-from dpdm.privacy.accounting import true_positive_rates
-from dpdm.training.release import FILES, Release, read_claim, release_folder, require_digests
+from dpdm.privacy.accounting import round_up, true_positive_rates
+from dpdm.training.prior import require_possible
+from dpdm.training.release import (
+    FILES,
+    PRIOR,
+    SCHEMA,
+    ImageFacts,
+    facts_of,
+    read_claim,
+    read_settings,
+    release_folder,
+    require_digest,
+    require_layout,
+)
+from dpdm.training.weights import Layout, all_finite, read_weights
 from dpdm.types import InputError
 
 _FALSE_ALARMS = (0.01, 0.001)
-_TOLERANCE = 1e-3  # by which a stated ε may be above the computed one: versions of the accountant differ
+_DIGIT = 1e-4  # the last one that a run prints of ε: another processor may come to the next
+_ROUND_OFF = 1e-14  # of a δ that PLD computes by sums of float64
 _VALUES = ("prior", "network", "preconditioning", "loss", "training", "sampler", "samplers")
-_LARGEST_PICTURE = 2**28  # bytes
-_RGB = bytes([8, 2, 0, 0, 0])  # eight bits, three colours, and the one way to compress, filter and interlace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """A claim that its files bear out.
+    """A claim that its files bear out, and the names that they hold, which nothing can check.
 
     Args:
         statement: The claim in one line.
@@ -40,6 +52,10 @@ class Verified:
         unit: What one unit of protection is, an image or a group of images.
         relation: What "neighbouring" means.
         dataset_size: The declared number of units.
+        name: What the release calls the data set.
+        class_names: What it calls the classes.
+        samplers: What it calls its samplers beside the usual one.
+        seed: The declared seed of the initial weights.
     """
 
     statement: str
@@ -49,6 +65,10 @@ class Verified:
     unit: str
     relation: str
     dataset_size: int
+    name: str = ""
+    class_names: tuple[str, ...] = ()
+    samplers: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def protects(self) -> str:
@@ -82,92 +102,133 @@ class Verified:
         )
 
 
+class Settings(NamedTuple):
+    """What `config.toml` says, understood, and the one text that says it."""
+
+    plan: Mechanism
+    config: Config
+    facts: ImageFacts
+    text: str
+
+
+def understood(settings: dict[str, Any]) -> Settings:
+    """Return what a release's settings say.
+
+    Raises:
+        InputError: They are no run's: a name that nobody can read, a value that does not fit.
+    """
+    facts = facts_of(settings["data"])
+    require_sampler_names(settings["samplers"])
+    plan = decode_plan(settings["privacy"])
+    config = decode(Config, {"data": {"source": "?"}, **{key: settings[key] for key in settings if key in _VALUES}})
+    require_prior_planned(config.prior, config.preconditioning, plan)
+    whole = {
+        "data": {"name": settings["data"]["name"], "shape": [*facts.shape], "class_names": [*facts.class_names]},
+        "privacy": encode(plan),
+        **({"prior": encode(config.prior)} if config.prior else {}),
+        **{key: encode(getattr(config, key)) for key in ("network", "preconditioning", "loss", "training", "sampler")},
+        "samplers": {name: encode(sampler) for name, sampler in config.samplers.items()},
+    }
+    if settings != whole:
+        unknown = sorted(key for key in settings.keys() | whole.keys() if settings.get(key) != whole.get(key))
+        raise InputError(f"config.toml holds something in {', '.join(unknown)} that no run writes there")
+    return Settings(plan, config, facts, tomli_w.dumps(whole))
+
+
 def verify_release(run: Path | str) -> Verified:
     """Check the files of a release against one another and against its claim.
 
     ε is computed anew, by PLD and by RDP, from the events in `privacy.json`; these must be those of the plan in
-    `config.toml`; the digests of all files must be right, the weights fit the settings, and nothing else may lie there.
+    `config.toml`. The stated ε may be one digit above, and below by what the rounding of float64 can make of it.
 
     Args:
-        run: A run's folder, or the folder `release/` itself.
+        run: A run's folder, or its `release/`.
+
+    Guarantees:
+        * Settings and claim are the bytes that a run writes of what they say, and the weights' file is that of its
+          numbers: nothing else is in them.
+        * Whatever is not so is refused before anything of its size is made.
 
     Raises:
         InputError: There is no release, it claims nothing, or something about it is not as it should be: names what.
-            Settings, weights and picture may hold nothing beside what they are for.
     """
     folder = release_folder(run)
     privacy = read_claim(folder)
     if privacy.get("private") is not True:
         raise InputError(f"{folder} is NOT PRIVATE and must not be published: {privacy.get('statement')}")
     _require_files(folder, privacy)
-    settings = read_toml(folder / "config.toml")
+    require_digest(folder, "config.toml", privacy)
     try:
-        plan = decode_plan(settings["privacy"])
-        config = decode(Config, {"data": {"source": "?"}, **{key: settings[key] for key in settings if key in _VALUES}})
-        require_prior_planned(config.prior, config.preconditioning, plan)
+        settings = read_settings(folder)
+        plan, config, facts, text = understood(settings)
         _require_steps_for_a_network(folder, config, plan)
-        _require_no_more(folder, settings, config, plan)
+        _require_as_written(folder / "config.toml", text)
+        layout = require_layout(folder / "model.safetensors", config, facts)
         assert isinstance(plan, DPSGD)
-        _require_same_claim(folder, privacy, plan.claim(entropy=OperatingSystemEntropy()))
+        _require_same_claim(folder, privacy, plan)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
-    except InputError:
-        raise
+    except InputError as error:
+        said = str(error)
+        if str(folder) not in said:
+            said = f"{folder}/{said}" if said.startswith("config.toml") else f"{folder}/config.toml: {said}"
+        raise InputError(said) from None
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
         raise InputError(f"{folder} is damaged ({type(error).__name__}): its plan cannot be read") from None
-    _require_weights_alone(folder, Release.load(folder))
-    _require_as_written(folder / "config.toml", tomli_w.dumps(settings))
-    _require_as_written(folder / "privacy.json", json_text(privacy))
+    _require_weights(folder, privacy, layout, plan, config, facts)
     return Verified(
-        statement=privacy["statement"],
+        statement=str(privacy["statement"]),
         epsilon=plan.epsilon(),
         epsilon_rdp=plan.epsilon(accountant="rdp"),
         true_positive_rates=dict(zip(_FALSE_ALARMS, true, strict=True)),
         unit=plan.unit,
         relation=plan.relation,
         dataset_size=plan.dataset_size,
+        name=str(settings["data"]["name"]),
+        class_names=facts.class_names,
+        samplers=tuple(config.samplers),
+        seed=config.training.seed,
     )
 
 
 def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
     """Raise InputError unless `folder` holds a release's files, these are those of the claim, and nothing else."""
-    found = {path.name for path in folder.iterdir()}
-    for name in sorted(found - {*FILES, "privacy.json"}):
-        raise InputError(f"{folder / name} does not belong to a release: take it away, it is covered by no claim")
+    with os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if entry.name not in (*FILES, "privacy.json") or number > len(FILES):
+                raise InputError(
+                    f"{folder / entry.name} does not belong to a release: take it away, it is covered by no claim"
+                )
     for name in (*FILES, "privacy.json"):
-        if name not in found or (folder / name).is_symlink() or not (folder / name).is_file():
-            raise InputError(f"{folder / name} is missing, or not a file of its own")
-    require_digests(folder, privacy)
-    if set(privacy["sha256"]) != set(FILES):
+        path = folder / name
+        try:
+            found = path.lstat()
+        except OSError:
+            raise InputError(f"{path} is missing, or not a file of its own") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path} is missing, or not a file of its own")
+        if found.st_nlink > 1:
+            raise InputError(f"{path} is a file of other folders too (a hard link): verify a copy, made by cp -r")
+    for path in (folder, *(folder / name for name in (*FILES, "privacy.json"))):
+        attributes = [name for name in _attributes(path) if name.startswith("user.")]
+        if attributes:
+            raise InputError(f"{path} has extended attributes, which no run writes: verify a copy, made by cp -r")
+    digests = privacy.get("sha256")
+    if isinstance(digests, dict) and digests.keys() - {*FILES}:
         raise InputError(f"{folder}/privacy.json has digests of files that do not belong to a release")
 
 
+def _attributes(path: Path) -> list[str]:
+    """Return the names of a file's extended attributes, where the system has any and tells them."""
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except (OSError, AttributeError):
+        return []
+
+
 def _require_as_written(path: Path, content: str) -> None:
-    """Raise InputError unless a file is to the byte what its content is written as: comments say more than that."""
+    """Raise InputError unless a file is to the byte what its content is written as: another spelling says more."""
     if path.read_bytes() != content.encode():
-        raise InputError(f"{path} is not as a run writes it: comments or spaces in it are covered by no claim")
-
-
-def _require_no_more(folder: Path, settings: dict[str, Any], config: Config, plan: Mechanism) -> None:
-    """Raise InputError if settings, weights or picture carry anything beside what they are for."""
-    facts = settings["data"]
-    names, sides = facts["class_names"], facts["shape"]
-    texts = isinstance(names, list) and all(isinstance(text, str) for text in (facts["name"], *names))
-    if not texts or not isinstance(sides, list) or not all(type(side) is int for side in sides):
-        raise InputError(f"{folder}/config.toml holds something in data that no run writes there")
-    whole = {
-        "data": {"name": facts["name"], "shape": facts["shape"], "class_names": facts["class_names"]},
-        "privacy": encode(plan),
-        **({"prior": encode(config.prior)} if config.prior else {}),
-        **{key: encode(getattr(config, key)) for key in ("network", "preconditioning", "loss", "training", "sampler")},
-        "samplers": {name: encode(sampler) for name, sampler in config.samplers.items()},
-    }
-    # An earlier version may have lacked a setting of speed or quality, which is then at its default.
-    stated = settings | {"training": encode(Training()) | settings["training"]}
-    if stated != whole:
-        unknown = sorted(key for key in stated.keys() | whole.keys() if stated.get(key) != whole.get(key))
-        raise InputError(f"{folder}/config.toml holds something in {', '.join(unknown)} that no run writes there")
-    if not _is_picture_alone((folder / "samples.png").read_bytes()):
-        raise InputError(f"{folder}/samples.png is no PNG, or holds more than a picture")
+        raise InputError(f"{path} is not as a run writes it: another spelling or order in it is covered by no claim")
 
 
 def _require_steps_for_a_network(folder: Path, config: Config, plan: Mechanism) -> None:
@@ -182,64 +243,57 @@ def _require_steps_for_a_network(folder: Path, config: Config, plan: Mechanism) 
         raise InputError(f"{folder} was trained without steps, and its sampler is not that of a prior")
 
 
-def _require_weights_alone(folder: Path, release: Release) -> None:
-    """Raise InputError unless the weights are numbers, and their file to the byte what a run writes of them."""
-    path, weights = folder / "model.safetensors", release.denoiser.state_dict()
-    if not all(t.isfinite().all() for t in weights.values()):
+def _require_weights(
+    folder: Path, privacy: dict[str, Any], layout: Layout, plan: DPSGD, config: Config, facts: ImageFacts
+) -> None:
+    """Raise InputError unless the weights are the claim's, and numbers that a run can come to."""
+    path = folder / "model.safetensors"
+    require_digest(folder, path.name, privacy)
+    if not all_finite(path, layout):
         raise InputError(f"{path} holds weights that are not finite: a generator that draws nothing")
-    if safetensors.torch.save({name: t.contiguous().cpu() for name, t in weights.items()}) != path.read_bytes():
-        raise InputError(f"{path} holds more than weights, or is not as a run writes it")
+    if isinstance(config.preconditioning, MomentMatched):
+        assert config.prior is not None
+        try:
+            prior = GaussianMixture.from_tensors(read_weights(path, layout, below=PRIOR), num_classes=facts.num_classes)
+        except (LookupError, RuntimeError) as error:
+            raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
+        require_possible(prior, config.prior, plan, where=str(path))
 
 
-def _is_picture_alone(content: bytes) -> bool:
-    """Tell whether a PNG is an RGB picture of eight bits and nothing beside: neither text, palette nor more pixels.
-
-    Source:
-        W3C Portable Network Graphics, section 5: eight bytes of signature, then length, type, data, checksum.
-    """
-    signature, rest = content[:8], content[8:]
-    chunks: list[tuple[bytes, bytes]] = []
-    while len(rest) >= 12 and chunks[-1:] != [(b"IEND", b"")]:
-        end = 8 + int.from_bytes(rest[:4], "big")
-        chunks.append((rest[4:8], rest[8:end]))
-        if zlib.crc32(rest[4:end]).to_bytes(4, "big") != rest[end : end + 4]:
-            return False
-        rest = rest[end + 4 :]
-    kinds, pixels = [kind for kind, _ in chunks], b"".join(data for kind, data in chunks if kind == b"IDAT")
-    if signature != b"\x89PNG\r\n\x1a\n" or rest or len(kinds) < 3 or chunks[-1] != (b"IEND", b""):
-        return False
-    header = chunks[0][1]
-    if kinds != [b"IHDR", *[b"IDAT"] * (len(kinds) - 2), b"IEND"] or len(header) != 13 or header[8:] != _RGB:
-        return False
-    width, height = struct.unpack(">II", header[:8])
-    size = height * (1 + 3 * width)
-    inflate = zlib.decompressobj()
-    try:
-        found = len(inflate.decompress(pixels, size + 1)) if size <= _LARGEST_PICTURE else -1
-    except zlib.error:
-        return False
-    return found == size and inflate.eof and not inflate.unused_data
-
-
-def _require_same_claim(folder: Path, privacy: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise InputError unless `privacy.json` says what follows from the plan."""
+def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: DPSGD) -> None:
+    """Raise InputError unless `privacy.json` is what a run with this plan writes."""
     stated = {key: value for key, value in privacy.items() if key not in ("schema", "sha256")}
-    for key in ("epsilon", "epsilon_rdp"):
-        here, there = expected[key], stated.get(key)
-        if not isinstance(there, float | int) or not here * (1 - 1e-6) <= there <= here * (1 + _TOLERANCE) + 1e-4:
-            raise InputError(f"{folder}/privacy.json states {key} = {there}, and its events cost {here}")
+    costs = {"epsilon_rdp": plan.epsilon(accountant="rdp"), "epsilon": plan.epsilon()}
+    for key, cost in costs.items():
+        if not _may_be_stated(stated.get(key), cost, plan.delta):
+            raise InputError(f"{folder}/privacy.json states {key} = {stated.get(key)}, and its events cost {cost}")
+    expected = plan.claim(entropy=OperatingSystemEntropy())
     if expected.keys() != stated.keys():
         raise InputError(
             f"{folder}/privacy.json states {', '.join(sorted(expected.keys() ^ stated.keys()))}, or lacks it"
         )
     opening = f"({expected['epsilon']}, "
-    expected |= {"statement": expected["statement"].replace(opening, f"({stated['epsilon']}, ")}
-    expected |= {key: stated[key] for key in ("epsilon", "epsilon_rdp")}
+    expected |= {"statement": str(expected["statement"]).replace(opening, f"({stated['epsilon']}, ")}
+    expected |= {key: stated[key] for key in costs}
     for key in sorted(expected):
         if expected[key] != stated[key]:
             raise InputError(
                 f"{folder}/privacy.json states {key} = {stated[key]}, and config.toml makes it {expected[key]}"
             )
+    digests = {name: privacy["sha256"].get(name) for name in FILES}
+    _require_as_written(folder / "privacy.json", json_text({"schema": SCHEMA, **expected, "sha256": digests}))
+
+
+def _may_be_stated(stated: object, cost: float, delta: float) -> bool:
+    """Tell whether a run writes this ε for events that cost what was computed here.
+
+    It writes four decimals, rounded up. What it had computed may be another float64, by so much as the round-off of δ
+    makes of ε; so the stated one may be one digit above the rounded cost, and below the cost by that round-off alone.
+    """
+    if type(stated) is not float or round(stated, 4) != stated:
+        return False
+    below = 1e-12 * cost + min(_DIGIT, _ROUND_OFF / delta)
+    return cost - below <= stated <= round_up(cost) + 1.5 * _DIGIT
 
 
 def percent(rate: float) -> str:

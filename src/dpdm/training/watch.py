@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from dpdm.evaluation import save_grid
 from dpdm.privacy import Mechanism
 from dpdm.training.release import Release
 from dpdm.types import InputError
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _POINTS = 20  # at which ε is written; accounting takes a second or so
-_PICTURES = 4  # quarters of the run, of which the last is the release's own picture
+_PICTURES = 4  # quarters of the run, at whose ends pictures are made; the last is of the release itself
+_PER_CLASS = 10  # images in a picture
+_MOST_CLASSES = 10
 
 
 class Watch:
@@ -58,11 +61,19 @@ class Watch:
             with (self._path / "progress.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             write_scalars(self._writer, row)
-        if self._private and step in {self._plan.steps * quarter // _PICTURES for quarter in range(1, _PICTURES)}:
-            name = self._path / f"step-{step:0{len(str(self._plan.steps))}d}.png"
-            release.save_picture(name)
-            if self._writer is not None:
-                self._writer.add_image("samples", np.asarray(Image.open(name)), step, walltime=step, dataformats="HWC")
+        if step in {self._plan.steps * quarter // _PICTURES for quarter in range(1, _PICTURES + 1)}:
+            self.draw(step, release)
+
+    def draw(self, step: int, release: Release) -> None:
+        """Write a picture of what the average draws: ten images of each class, of the first ten classes."""
+        if self._path is None or not self._private:
+            return
+        rows = max(1, min(_MOST_CLASSES, release.facts.num_classes))
+        images, labels = release.sample(_PER_CLASS * rows, labels=np.arange(_PER_CLASS * rows) % rows, seed=0)
+        name = self._path / f"step-{step:0{len(str(self._plan.steps))}d}.png"
+        save_grid(name, images, labels, num_classes=rows, per_class=_PER_CLASS)
+        if self._writer is not None:
+            self._writer.add_image("samples", np.asarray(Image.open(name)), step, walltime=step, dataformats="HWC")
 
     def _spent(self, step: int) -> float:
         if step not in self._epsilon:

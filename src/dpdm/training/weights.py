@@ -1,0 +1,148 @@
+"""The file of a release's weights: safetensors, of which the same numbers have one file, to the byte.
+
+The order in a file is that of the library: by type, and then by name. It is written down here, so that neither another
+version of the library nor a forger has a choice. Whatever can be refused is refused by the header alone.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from dpdm.files import write_atomically
+from dpdm.types import InputError
+
+_TYPES = {
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # in the order of a file
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+_ORDER = list(_NAMES)
+_MOST_HEADER = 2**22  # bytes, some ten thousand tensors
+_PART = 2**22  # numbers read at a time
+
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Type and shape of each tensor by its name."""
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """Return the layout of a module's state."""
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write the tensors' one file, atomically.
+
+    Raises:
+        InputError: A tensor is of a type that is no weight's, such as a complex one.
+        OSError: The file cannot be written; the disk may be full.
+    """
+    layout = layout_of(tensors)
+    head = _head(layout)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(head)
+            for name in _in_order(layout):
+                file.write(tensors[name].detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+    write_atomically(path, write)
+
+
+def read_layout(path: Path) -> Layout:
+    """Return the layout that the header of a file declares, and read nothing else of it.
+
+    Raises:
+        InputError: The header or the size of the file is not what `save_weights` makes of that layout.
+    """
+    try:
+        with path.open("rb") as file:
+            length = file.read(8)
+            text = file.read(min(int.from_bytes(length, "little"), _MOST_HEADER))
+        layout = {
+            name: (_TYPES[entry["dtype"]], tuple(entry["shape"]))
+            for name, entry in json.loads(text).items()
+            if name != "__metadata__"
+        }
+        if not all(type(side) is int and 0 <= side < 2**40 for _, shape in layout.values() for side in shape):
+            raise ValueError("sides that are none")
+        head = _head(layout)
+        size = len(head) + sum(_bytes(*entry) for entry in layout.values())
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}): it is no file of weights") from None
+    if head != length + text:
+        raise InputError(f"{path} holds more than weights, or is not as a run writes it")
+    if size != path.stat().st_size:
+        raise InputError(f"{path} has {path.stat().st_size:,} bytes, and its header is that of {size:,}: it is damaged")
+    return layout
+
+
+def read_weights(path: Path, layout: Layout, *, below: str = "") -> dict[str, Tensor]:
+    """Return the tensors of a file of this layout, whose names begin with `below`, without that beginning."""
+    found = {}
+    with path.open("rb") as file:
+        for name, dtype, shape in _each(file, layout):
+            if name.startswith(below):
+                content = bytearray(file.read(_bytes(dtype, shape)))
+                empty = torch.empty(0, dtype=dtype)
+                flat = torch.frombuffer(content, dtype=dtype) if content else empty
+                found[name.removeprefix(below)] = flat.reshape(shape)
+    return found
+
+
+def all_finite(path: Path, layout: Layout) -> bool:
+    """Whether all numbers of a file of this layout are finite, which are read part by part."""
+    with path.open("rb") as file:
+        for _, dtype, shape in _each(file, layout):
+            left = _bytes(dtype, shape)
+            while left:
+                part = bytearray(file.read(min(left, _PART * dtype.itemsize)))
+                left -= len(part)
+                if not torch.frombuffer(part, dtype=dtype).isfinite().all():
+                    return False
+    return True
+
+
+def _each(file: BinaryIO, layout: Layout) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Yield name, type and shape of each tensor while `file` is at its first byte."""
+    place = len(_head(layout))
+    for name in _in_order(layout):
+        file.seek(place)
+        yield name, *layout[name]
+        place += _bytes(*layout[name])
+
+
+def _head(layout: Layout) -> bytes:
+    """Return the bytes before the numbers: the length of a JSON text, and that text, filled up to eights."""
+    entries, place = {}, 0
+    for name in _in_order(layout):
+        dtype, shape = layout[name]
+        end = place + _bytes(dtype, shape)
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _in_order(layout: Layout) -> list[str]:
+    for name, (dtype, _) in layout.items():
+        if dtype not in _NAMES:
+            raise InputError(f"{name} is of the type {dtype}, which is no weight's: make it floating-point numbers")
+    return sorted(layout, key=lambda name: (_ORDER.index(layout[name][0]), name))
+
+
+def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * math.prod(shape)
