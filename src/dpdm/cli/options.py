@@ -57,7 +57,7 @@ def bound(epsilon: float | None) -> str:
     """Say an upper bound, rounded up."""
     from dpdm.privacy.accounting import upwards
 
-    return "∞" if epsilon is None else upwards(epsilon)
+    return upwards(float("inf") if epsilon is None else epsilon)
 
 
 def finite(value: float) -> float | None:

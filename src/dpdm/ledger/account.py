@@ -113,8 +113,8 @@ class Account:
             return
         if entered and budget.allows(spent + more):
             raise InputError(
-                f"{self.dataset} has a total of δ = {self.delta:g}, of which a tenth is for releases with a δ of their "
-                f"own, and these would be {own:g} together: it does not fit"
+                f"{self.dataset} has a total of δ = {self.delta}, of which a tenth is for releases with a δ of their "
+                f"own, and these would be {own} together: it does not fit"
             )
         whole = [*(run for runs in self.groups for run in runs), *reserved]
         together = {reservation.planned for reservation in whole}
@@ -124,7 +124,7 @@ class Account:
             if any(epsilon(way, delta=self.delta, relation=self.relation) <= self.total for way in ways):
                 return
         raise InputError(
-            f"{self.dataset} has a total of ({self.total:g}, {self.delta:g}), of which "
+            f"{self.dataset} has a total of ({self.total}, {self.delta}), of which "
             f"{100 * _share(spent, budget):.0f} % is spent or reserved, and this takes "
             f"{100 * _share(more, budget):.0f} % or more: it does not fit "
             f"(dpdm ledger show {self.dataset!r}); who owns the data may allow it, by "
@@ -221,7 +221,7 @@ def read_history(statements: Iterable[Statement], dataset: str) -> list[Spent]:
             case Entered(dataset=of, what=what) if account and of == dataset:
                 pass
             case TotalChanged(dataset=of, epsilon=total) if account and of == dataset:
-                what = f"total of ε = {total:g}"
+                what = f"total of ε = {total}"
             case Regrouped(dataset=of) if account and of == dataset:
                 what = "other groups are allowed"
             case _:

@@ -218,7 +218,7 @@ class Ledger:
         if account.epsilon is not None:
             told.append(
                 f"ledger: {100 * account.share:.0f} % of the budget of {account.dataset}, a total of "
-                f"({round_up(account.epsilon)}, {account.delta:g}), is spent or reserved"
+                f"({round_up(account.epsilon)}, {account.delta}), is spent or reserved"
             )
         for line in told:
             self.tell(line)
@@ -331,7 +331,7 @@ class Ledger:
         total = (
             "public, so nothing limits its runs"
             if epsilon is None
-            else f"a total of ({round_up(epsilon)}, {plan.delta:g}), which is this run's claim (dpdm ledger register "
+            else f"a total of ({round_up(epsilon)}, {plan.delta}), which is this run's claim (dpdm ledger register "
             "gives another, before the first run)"
         )
         told.append(f"ledger: {seen.dataset} is new in {self.storage.shown}: {total}")

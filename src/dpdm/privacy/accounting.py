@@ -224,9 +224,9 @@ def calibrate(
             noise_multiplier *= 2
             if noise_multiplier > 1e6:
                 raise InputError(
-                    f"epsilon = {target:g} at delta = {delta:g} cannot be reached by any amount of noise: these "
-                    f"releases cost at least {cost(noise_multiplier, accountant):.3g}; ask for a larger epsilon or "
-                    "fewer releases"
+                    f"epsilon = {target} at delta = {delta} cannot be reached by any amount of noise: these "
+                    f"releases cost at least {upwards(cost(noise_multiplier, accountant))}; ask for a larger epsilon "
+                    "or fewer releases"
                 )
         return noise_multiplier
 
@@ -334,7 +334,7 @@ def round_up(epsilon: float) -> float:
 
 def upwards(epsilon: float) -> str:
     """Say ε to four decimals, upwards and in full: 1, 9.9995, 123.4562."""
-    return f"{round_up(epsilon):.4f}".rstrip("0").rstrip(".")
+    return f"{round_up(epsilon):.4f}".rstrip("0").rstrip(".") if epsilon < math.inf else "∞"
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

@@ -145,7 +145,7 @@ class DPSGD:
             )
         if self.delta >= 1 / self.dataset_size:
             raise InputError(
-                f"delta = {self.delta:g} is not below 1 / dataset_size = {1 / self.dataset_size:.2g}: such a claim "
+                f"delta = {self.delta} is not below 1 / dataset_size = {1 / self.dataset_size:.2g}: such a claim "
                 "would allow publishing a record outright; choose a smaller delta"
             )
 

@@ -4,7 +4,7 @@ They are as wide as a telephone can show with letters that can be read; on a wid
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 _WIDTH, _HEIGHT = 480, 220
@@ -13,9 +13,18 @@ _TICKS = 5
 
 
 def line_chart(
-    points: Sequence[tuple[float, float]], *, title: str, x_label: str, y_label: str, limit: float | None = None
+    points: Sequence[tuple[float, float]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    limit: float | None = None,
+    said: Callable[[float], str] = "{:.4g}".format,
 ) -> str:
-    """Return a line through `points` (x, y), each with its values where the pointer rests; `limit` is drawn across."""
+    """Return a line through `points` (x, y), each with its values where the pointer rests; `limit` is drawn across.
+
+    `said` says a y: rounded up, where it is a bound.
+    """
     right, top = max(x for x, _ in points) or 1.0, _round_up(max(*(y for _, y in points), limit or 0.0))
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -38,7 +47,7 @@ def line_chart(
     parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>')
     if len(points) <= 50:
         for (x, y), (across, down) in zip(points, placed, strict=True):
-            value = f"{x_label} {x:,.0f}: {y_label} {y:.4g}"
+            value = f"{x_label} {x:,.0f}: {y_label} {said(y)}"
             parts.append(
                 f'<circle class="point" cx="{across:.1f}" cy="{down:.1f}" r="4" data-value="{escape(value)}">'
                 f"<title>{escape(value)}</title></circle>"
@@ -50,29 +59,32 @@ def bar_chart(
     rows: Sequence[tuple[str, float]],
     *,
     title: str,
-    unit: str,
+    said: Callable[[float], str],
     most: float | None = None,
     references: Sequence[float] = (),
 ) -> str:
-    """Return one bar for each (name, value >= 0), longest value or `most` at full width, and a reference across it."""
+    """Return one bar for each (name, value >= 0), longest value or `most` at full width, and a reference across it.
+
+    `said` says a value: rounded up, where it is a bound.
+    """
     most = most or max((value for _, value in rows), default=1.0) or 1.0
     height, left = 28 * len(rows) + 8, 196
     full = _WIDTH - left - 64
     parts = [_head(title, height)]
     for number, (name, value) in enumerate(rows):
         y, length = 28 * number + 6, full * min(1.0, value / most)
-        said = f"{value:.3g}{unit}"
+        label = said(value)
         parts.append(_text(left - 8, y + 14, name, "end"))
         parts.append(
             f'<rect class="bar" x="{left}" y="{y}" width="{length:.1f}" height="18" '
-            f'data-value="{escape(name)}: {said}"><title>{escape(name)}: {said}</title></rect>'
+            f'data-value="{escape(name)}: {label}"><title>{escape(name)}: {label}</title></rect>'
         )
         end = length
         if references:
             across = left + full * min(1.0, references[number] / most)
             parts.append(f'<line class="limit" x1="{across:.1f}" x2="{across:.1f}" y1="{y - 3}" y2="{y + 21}"/>')
             end = max(length, across - left)
-        parts.append(_text(left + end + 6, y + 14, said, "start"))
+        parts.append(_text(left + end + 6, y + 14, label, "start"))
     return "".join([*parts, "</svg>"])
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dpdm.evaluation import image_grid
 from dpdm.files import read_json, write_atomically, write_json
-from dpdm.privacy.accounting import round_up
+from dpdm.privacy.accounting import upwards
 from dpdm.report.charts import bar_chart, line_chart, roc_chart
 from dpdm.report.facts import gather
 from dpdm.training import Release
@@ -66,7 +66,7 @@ def render(facts: dict[str, Any], release: Release, *, nearest: bytes | None = N
     claim, here = facts["claim"], files("dpdm.report")
     private = facts.get("private")
     parts = [
-        f"<h1>Images like {escape(facts['name'])}, at ε ≤ {claim['epsilon']:g}</h1>",
+        f"<h1>Images like {escape(facts['name'])}, at ε ≤ {upwards(claim['epsilon'])}</h1>",
         f'<p class="claim">{escape(claim["statement"])}</p>',
         '<p class="warn">PRIVATE: for the data owner alone. Losses, norms and audits are covered by no ε.</p>'
         if private
@@ -92,7 +92,7 @@ def render(facts: dict[str, Any], release: Release, *, nearest: bytes | None = N
 
 
 def _claim(claim: dict[str, Any]) -> str:
-    numbers = [("ε at most", f"{claim['epsilon']:g}"), ("δ", f"{claim['delta']:g}")]
+    numbers = [("ε at most", upwards(claim["epsilon"])), ("δ", str(claim["delta"]))]
     numbers.append(("as likely at most", _times(claim["factor"])))
     for false, true in claim["true_positive_rates"].items():
         numbers.append((f"found at {100 * float(false):g} % false alarms", percent(true)))
@@ -100,9 +100,9 @@ def _claim(claim: dict[str, Any]) -> str:
     return (
         '<h2>What is promised</h2><div class="numbers">' + boxes + "</div>"
         f"<p>{escape(claim['protects'])}</p><p>{escape(claim['bounds'])}</p>"
-        f'<p class="soft">ε was computed anew from the events for this page: {claim["epsilon"]:g} by privacy loss '
-        f"distributions, {claim['epsilon_rdp']:g} by Rényi accounting. That training ran as its files say, no file "
-        "can show.</p>"
+        f'<p class="soft">ε was computed anew from the events for this page: {upwards(claim["epsilon"])} by privacy '
+        f"loss distributions, {upwards(claim['epsilon_rdp'])} by Rényi accounting. That training ran as its files say, "
+        "no file can show.</p>"
     )
 
 
@@ -133,11 +133,11 @@ def _budget(facts: dict[str, Any]) -> str:
     if facts["spent"]:
         points = [(row["step"], row["epsilon"]) for row in facts["spent"]]
         chart = line_chart(
-            points, title="ε against steps", x_label="step", y_label="ε", limit=facts["claim"]["epsilon"]
+            points, title="ε against steps", x_label="step", y_label="ε", limit=facts["claim"]["epsilon"], said=upwards
         )
         parts.append(f'<div class="chart">{chart}<output></output></div>')
     rows = [(row["part"], row["epsilon_alone"]) for row in facts["budget"]]
-    chart = bar_chart(rows, title="What each part would cost alone", unit="")
+    chart = bar_chart(rows, title="What each part would cost alone", said=upwards)
     parts.append(
         f'<h3>What each part would cost alone, as ε</h3><div class="chart">{chart}<output></output></div>'
         '<p class="soft">They do not add up: together they cost the ε of the claim.</p>'
@@ -155,8 +155,8 @@ def _scores(scores: dict[str, Any] | None, classes: Sequence[str]) -> str:
     if baseline:
         rows.append([f"real ({baseline['source']})", *_accuracies(baseline)])
     if found := scores.get("dp_sgd"):
-        name, accuracy = f"real, its own CNN by DP-SGD at ε = {found['epsilon']:g}", f"{100 * found['accuracy']:.1f}"
-        rows.append([name, *[""] * (len(columns) - 2), accuracy])
+        name = f"real, its own CNN by DP-SGD at ε = {upwards(found['epsilon'])}"
+        rows.append([name, *[""] * (len(columns) - 2), f"{100 * found['accuracy']:.1f}"])
     parts = [
         head,
         '<p class="warn">Scores were computed from real images, and ε does not cover them. If those are private, '
@@ -169,7 +169,7 @@ def _scores(scores: dict[str, Any] | None, classes: Sequence[str]) -> str:
     if bars:
         title = "Accuracy of classifiers trained on synthetic images"
         marks = [100 * baseline[key]["accuracy"] for key in _CLASSIFIERS if key in scores] if baseline else []
-        chart = bar_chart(bars, title=title, unit=" %", most=100.0, references=marks)
+        chart = bar_chart(bars, title=title, said=_percents, most=100.0, references=marks)
         said = "<p class='soft'>Dashed: trained on real images.</p>" if marks else ""
         parts.append(f'<div class="chart">{chart}<output></output></div>{said}')
     for key, name in _CLASSIFIERS.items():
@@ -211,9 +211,9 @@ def _audit(audit: dict[str, Any] | None, claim: dict[str, Any], nearest: bytes |
         return head + "<p>Not audited: <code>dpdm audit</code> attacks the claim.</p>"
     white, rows = audit["white_box"], []
     audited = audit["audited"]
-    rows.append(["claimed by the run", f"{claim['epsilon']}"])
+    rows.append(["claimed by the run", upwards(claim["epsilon"])])
     if not audited["whole"]:
-        rows.append([f"cost of what was audited by itself, {audited['part']}", f"{round_up(audited['epsilon'])}"])
+        rows.append([f"cost of what was audited by itself, {audited['part']}", upwards(audited["epsilon"])])
     rows.append([f"proved by {white['canaries']:,} canaries in one run", f"{white['one_run']:.3g}"])
     rows.append(["proved by them, Clopper-Pearson", f"{white['clopper_pearson']:.3g}"])
     rows.append(["estimated, if the trade-off is Gaussian", f"{white['gaussian']:.3g}"])
@@ -272,6 +272,10 @@ def _configuration(facts: dict[str, Any]) -> str:
 def _accuracies(scores: dict[str, Any]) -> list[str]:
     found = [scores[key] for key in _CLASSIFIERS if key in scores]
     return [f"{100 * s['accuracy']:.1f} [{100 * s['low']:.1f}, {100 * s['high']:.1f}]" for s in found]
+
+
+def _percents(value: float) -> str:
+    return f"{value:.3g} %"
 
 
 def _times(factor: float) -> str:

@@ -36,7 +36,7 @@ from dpdm.types import InputError
 
 _FALSE_ALARMS = (0.01, 0.001)
 _DIGIT = 1e-4  # the last one that a run prints of ε: another processor may come to the next
-_ROUND_OFF = 1e-14  # of a δ that PLD computes by sums of float64
+_ROUND_OFF = 1e-15  # of a δ that PLD computes by sums of float64, ten times over
 _VALUES = ("prior", "network", "preconditioning", "loss", "training", "sampler", "samplers")
 
 
