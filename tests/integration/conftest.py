@@ -1,8 +1,7 @@
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_photos import save
 from small_run import SMALL
 
 from dpdm import cli
@@ -11,14 +10,7 @@ from dpdm import cli
 @pytest.fixture
 def photos(tmp_path):
     """A folder of 30 small colour pictures in three class folders."""
-    rng = np.random.default_rng(0)
-    for name in ("ant", "bee", "cat"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(10):
-            Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
-                tmp_path / "photos" / name / f"{i}.png"
-            )
-    return tmp_path / "photos"
+    return save(tmp_path / "photos")
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def register(
     if records.public:
         fail(f"{records.dataset} is public: nothing limits its runs")
     book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.one_unit)
-    say(f"{records.dataset} has a total of ({epsilon}, {delta}) in {book.storage.shown}")
+    say(f"{records.dataset} has a total of ({bound(epsilon)}, {delta}) in {book.storage.shown}")
 
 
 @ledger.command()
@@ -100,7 +100,7 @@ def total(
     book = _open(place)
     before = book.account(dataset)
     book.change_total(dataset, epsilon=epsilon)
-    say(f"{dataset}: ε = {before.total} is now ε = {epsilon}; what was promised before was the old one")
+    say(f"{dataset}: ε = {bound(before.total)} is now ε = {bound(epsilon)}; what was promised before was the old one")
 
 
 @ledger.command()
@@ -177,7 +177,7 @@ def plan(
     account = _open(place).account(dataset)
     one_by_one, together = account.more_runs(epsilon=epsilon)
     say(f"{dataset}: {_total(account)}; {_used(account)}")
-    say(f"at ε = {epsilon} each: {one_by_one:,} more, each chosen after the results of those before it")
+    say(f"at ε = {bound(epsilon)} each: {one_by_one:,} more, each chosen after the results of those before it")
     if together > one_by_one:
         say(f"                 {together:,} if they are reserved together now: dpdm ledger reserve ... --times")
 

@@ -16,7 +16,7 @@ from dpdm.ledger.entries import (
     TotalChanged,
 )
 from dpdm.privacy import Relation, gaussian_mu
-from dpdm.privacy.accounting import Accountant, Event, GaussianRelease, epsilon, merged
+from dpdm.privacy.accounting import Accountant, Event, GaussianRelease, epsilon, merged, upwards
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError
 
@@ -124,7 +124,7 @@ class Account:
             if any(epsilon(way, delta=self.delta, relation=self.relation) <= self.total for way in ways):
                 return
         raise InputError(
-            f"{self.dataset} has a total of ({self.total}, {self.delta}), of which "
+            f"{self.dataset} has a total of ({upwards(self.total)}, {self.delta}), of which "
             f"{100 * _share(spent, budget):.0f} % is spent or reserved, and this takes "
             f"{100 * _share(more, budget):.0f} % or more: it does not fit "
             f"(dpdm ledger show {self.dataset!r}); who owns the data may allow it, by "
@@ -221,7 +221,7 @@ def read_history(statements: Iterable[Statement], dataset: str) -> list[Spent]:
             case Entered(dataset=of, what=what) if account and of == dataset:
                 pass
             case TotalChanged(dataset=of, epsilon=total) if account and of == dataset:
-                what = f"total of ε = {total}"
+                what = f"total of ε = {upwards(total)}"
             case Regrouped(dataset=of) if account and of == dataset:
                 what = "other groups are allowed"
             case _:

@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
-MOST_WIDTH, MOST_BLOCKS = 2**16, 64  # a stranger's release says what to build, and there must be an end
+MOST_WIDTH, MOST_BLOCKS = 2**16, 32  # a stranger's release says what to build, and there must be an end
 
 
 class ConditionEmbedding(nn.Module):

@@ -62,6 +62,7 @@ LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 
 _SAID_IF_ANOTHER: Final = {"said_if_another": True}  # a field that is encoded only where it is not the default
 _MOST_STEPS = 10**6
+_LEAST_DELTA = 1e-100
 _GRID_BITS = 24  # a clipped gradient's coordinates stay whole numbers in float32, and sums of 10^8 in float64
 
 
@@ -143,6 +144,8 @@ class DPSGD:
                 f"expected_batch_size = {self.expected_batch_size} is more than dataset_size = {self.dataset_size}, "
                 "a sampling probability above 1: choose a smaller batch"
             )
+        if self.delta < _LEAST_DELTA:
+            raise InputError(f"delta must be at least {_LEAST_DELTA}, not {self.delta}: below, float64 cannot follow")
         if self.delta >= 1 / self.dataset_size:
             raise InputError(
                 f"delta = {self.delta} is not below 1 / dataset_size = {1 / self.dataset_size:.2g}: such a claim "

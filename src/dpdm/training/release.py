@@ -1,5 +1,6 @@
 """What may be published of a run, and how images are made from it: post-processing only."""
 
+import hashlib
 import math
 import re
 import tomllib
@@ -40,6 +41,7 @@ SCHEMA = 5
 """Of a release's files."""
 
 _MOST_TEXT = 2**22  # bytes of settings or of a claim: ten thousand long names of classes
+_MOST_KEYS = 500  # of settings with all samplers that there may be
 _SCALAR = r'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[-+\w.]{1,400})'
 _LINE = re.compile(  # of settings as they are written: a head, a key, an entry of a list, or its end
     rf"(?:\[[\w-]+(?:\.[\w-]+){{0,2}}\]|[\w-]+ = (?:{_SCALAR}|\[\]?)"
@@ -128,24 +130,33 @@ def read_claim(folder: Path) -> dict[str, Any]:
     return privacy
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what `config.toml` holds, or raise InputError if no run writes such a file."""
+def read_settings(folder: Path, privacy: dict[str, Any]) -> dict[str, Any]:
+    """Return what `config.toml` holds.
+
+    Raises:
+        InputError: It is not the file that the claim was written for, or no run writes such a file.
+    """
     content = read_at_most(folder / "config.toml", _MOST_TEXT)
+    _require_digest(folder / "config.toml", privacy, hashlib.sha256(content).hexdigest())
     try:
-        text = content.decode()
-        if not all(map(_LINE.fullmatch, text.split("\n"))):  # which no line is that takes a parser long
+        lines = (text := content.decode()).split("\n")
+        keys = sum(not line.startswith("    ") for line in lines)
+        if keys > _MOST_KEYS or not all(map(_LINE.fullmatch, lines)):  # none takes a parser long
             raise ValueError("comments, or lines of another form")
         return tomllib.loads(text)
     except ValueError as error:
         raise InputError(f"{folder}/config.toml is not valid TOML, or not as a run writes it ({error})") from None
 
 
-def require_digest(folder: Path, name: str, privacy: dict[str, Any]) -> None:
-    """Raise InputError unless a file is the one that the claim was written for."""
-    digests, path = privacy.get("sha256"), folder / name
-    if not path.is_file():
-        raise InputError(f"{path} is missing, or not a file of its own")
-    if not isinstance(digests, dict) or digests.get(name) != digest(path):
+def require_weights_digest(folder: Path, privacy: dict[str, Any]) -> None:
+    """Raise InputError unless the weights are those that the claim was written for."""
+    path = folder / "model.safetensors"
+    _require_digest(path, privacy, digest(path))
+
+
+def _require_digest(path: Path, privacy: dict[str, Any], found: str) -> None:
+    digests = privacy.get("sha256")
+    if not isinstance(digests, dict) or digests.get(path.name) != found:
         raise InputError(f"{path} is not the file that privacy.json was written for: its digest differs")
 
 
@@ -289,12 +300,11 @@ class Release:
         """
         folder = release_folder(run)
         privacy = read_claim(folder)
-        require_digest(folder, "config.toml", privacy)
-        settings, path = read_settings(folder), folder / "model.safetensors"
+        settings, path = read_settings(folder, privacy), folder / "model.safetensors"
         try:
             config, facts = from_settings(settings)
             layout = require_layout(path, config, facts)
-            require_digest(folder, path.name, privacy)
+            require_weights_digest(folder, privacy)
             prior = None
             if isinstance(config.preconditioning, MomentMatched):
                 of_prior = read_weights(path, layout, below=PRIOR)

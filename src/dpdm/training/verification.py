@@ -28,8 +28,8 @@ from dpdm.training.release import (
     read_claim,
     read_settings,
     release_folder,
-    require_digest,
     require_layout,
+    require_weights_digest,
 )
 from dpdm.training.weights import Layout, all_finite, read_weights
 from dpdm.types import InputError
@@ -157,9 +157,8 @@ def verify_release(run: Path | str) -> Verified:
     if privacy.get("private") is not True:
         raise InputError(f"{folder} is NOT PRIVATE and must not be published: {privacy.get('statement')}")
     _require_files(folder, privacy)
-    require_digest(folder, "config.toml", privacy)
+    settings = read_settings(folder, privacy)
     try:
-        settings = read_settings(folder)
         plan, config, facts, text = understood(settings)
         _require_steps_for_a_network(folder, config, plan)
         _require_as_written(folder / "config.toml", text)
@@ -248,7 +247,7 @@ def _require_weights(
 ) -> None:
     """Raise InputError unless the weights are the claim's, and numbers that a run can come to."""
     path = folder / "model.safetensors"
-    require_digest(folder, path.name, privacy)
+    require_weights_digest(folder, privacy)
     if not all_finite(path, layout):
         raise InputError(f"{path} holds weights that are not finite: a generator that draws nothing")
     if isinstance(config.preconditioning, MomentMatched):

@@ -67,6 +67,8 @@ def read_layout(path: Path) -> Layout:
     Raises:
         InputError: The header or the size of the file is not what `save_weights` makes of that layout.
     """
+    if not path.is_file():
+        raise InputError(f"{path} is missing, or not a file of its own")
     try:
         with path.open("rb") as file:
             length = file.read(8)
