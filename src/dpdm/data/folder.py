@@ -25,6 +25,7 @@ from dpdm.data.listing import CLASSES, find_listing, read_listing
 from dpdm.types import Images, InputError, Labels
 
 FOLDER: Final = "folder"  # the `group` of images whose groups are named by the folders they lie in
+_MOST_BYTES = 255  # of a name in most file systems
 
 
 def load_folder(
@@ -140,10 +141,12 @@ def save_folder(path: Path, images: Images, labels: Labels | None = None, class_
 def _folder_names(class_names: Sequence[str]) -> list[str]:
     """Return names for class folders that sort in the order of the classes."""
     safe = [re.sub(r'[\x00-\x1f/\\:*?"<>|]|^[. ]|[. ]$', "-", name) for name in class_names]
-    if safe == sorted(set(class_names)) and all(safe):
+    apart = len({name.casefold() for name in safe}) == len(safe)  # to all file systems
+    if safe == sorted(class_names) and apart and not any(map(is_hidden, safe)):
         return safe
     digits = len(str(len(safe) - 1))
-    return [f"{label:0{digits}d}_{name}" for label, name in enumerate(safe)]
+    cut = [name.encode()[: _MOST_BYTES - digits - 1].decode(errors="ignore") for name in safe]
+    return [f"{label:0{digits}d}_{name}" for label, name in enumerate(cut)]
 
 
 def _class_files(folder: Path) -> Found:

@@ -125,9 +125,13 @@ class DPSGD:
             delta=self.delta,
         )
         _require_something(self.steps, self.earlier)
-        for name in ("max_grad_norm", "delta", "noise_multiplier"):  # one number has one spelling in a claim
-            if (number := getattr(self, name)) is not None:
-                object.__setattr__(self, name, float(number))
+        for name in ("dataset_size", "expected_batch_size", "steps"):  # one number has one spelling in a claim
+            if (number := int(getattr(self, name))) != getattr(self, name):
+                raise InputError(f"{name} must be a whole number, not {getattr(self, name)}")
+            object.__setattr__(self, name, number)
+        for name in ("max_grad_norm", "delta", "noise_multiplier"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         if self.noise_multiplier is not None and not self.steps:
             raise InputError("noise_multiplier is that of steps, and there are none: leave it out")
         if self.relation not in get_args(Relation):

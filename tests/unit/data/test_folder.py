@@ -209,6 +209,9 @@ def test_saved_images_are_read_back_exactly(tmp_path, channels):
         (["T-shirt/top", "Ankle boot", ".."], ["0_T-shirt-top", "1_Ankle boot", "2_--"]),
         (["a/b", "a\\b", "a:b"], ["0_a-b", "1_a-b", "2_a-b"]),
         (["b", "b", ""], ["0_b", "1_b", "2_"]),
+        (["Ant", "ant", "bee"], ["0_Ant", "1_ant", "2_bee"]),  # one folder, to many file systems
+        (["__MACOSX", "ant", "bee"], ["0___MACOSX", "1_ant", "2_bee"]),  # a system's own, to whoever reads it
+        (["ü" * 127, "b", "a"], ["0_" + "ü" * 126, "1_b", "2_a"]),  # no name is longer than 255 bytes
     ],
 )
 def test_saved_labels_are_read_back_whatever_the_classes_are_called(tmp_path, class_names, folders):
