@@ -235,6 +235,14 @@ HOSTILE = {
     ),
     "a header of a long shape": tensor(f"[{'1,' * 10_000}1]", 4),
     "a shape of negative sides": tensor("[-1,-4]", 16),
+    "no directions": weights(lambda t: t | {f"{PRIOR}{name}": t[f"{PRIOR}{name}"][..., :0] for name in ("vectors",)}),
+    "no axes": weights(
+        lambda t: (
+            t
+            | {f"{PRIOR}axes": torch.ones(3, 0, 0).double(), f"{PRIOR}class_variances": torch.ones(3, 0).double()}
+            | {f"{PRIOR}variances": torch.ones(192).double()}
+        )
+    ),
     "no header": instead("model.safetensors", lambda path: path.write_bytes(b"")),
     "many directions": weights(
         lambda t: t | {f"{PRIOR}vectors": torch.eye(192, 193).double(), f"{PRIOR}variances": torch.ones(192).double()}
@@ -314,6 +322,7 @@ HOSTILE = {
     "centres far away": prior("centres", lambda t: t + 1e100),
     "centres that are images": prior("centres", lambda t: t + images(t)),
     "directions upside down": prior("vectors", lambda t: t * (1 + 1e-6)),
+    "centres of other classes": prior("classes", lambda t: t.flip(0)),
     "a prior that is not finite": prior("variances", lambda t: t + float("inf")),
 }
 

@@ -340,7 +340,7 @@ FORGED = {
     "more centres than the settings have": (of_weights(more_centres), "do not fit together"),
     "classes that do not exist": (
         one_prior_of("classes", lambda t: t["preconditioning.prior.classes"] + 123456789),
-        "do not fit together",
+        "lacks centres of its classes",
     ),
     "a table of another rank": (
         one_prior_of("axes", lambda t: t["preconditioning.prior.axes"][0]),

@@ -248,7 +248,7 @@ def _audit(audit: dict[str, Any] | None, claim: dict[str, Any], nearest: bytes |
 
 def _secrets() -> str:
     rows = [
-        ["release/: settings, weights, samples, the claim", "public: post-processing of noisy sums"],
+        ["release/: settings, weights, the claim", "public: post-processing of noisy sums"],
         ["watch/: steps, ε, learning rate, pictures", "public, for the same reason"],
         ["every image ever sampled", "public"],
         ["private/: losses, norms, journal, checkpoint, audits", "secret: covered by no noise"],

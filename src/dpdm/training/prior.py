@@ -5,7 +5,7 @@ class a few rounds of k-means. Every sum passes `MechanismRun.release`; all else
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float64, Int64
@@ -56,38 +56,45 @@ def release_prior(run: MechanismRun, data: ImageDataset, settings: Prior, *, see
     return _Fit(run, data, settings).mixture(torch.Generator().manual_seed(seed))
 
 
-def require_possible(prior: GaussianMixture, settings: Prior, plan: DPSGD, *, where: str) -> None:
+def require_possible(
+    read: Callable[..., Tensor], settings: Prior, plan: DPSGD, *, shape: tuple[int, int, int], classes: int, where: str
+) -> None:
     """Raise InputError unless `release_prior` can come to these numbers: directions, variances, weights and places.
 
     Args:
-        prior: A mixture that may be anything.
+        read: Returns a tensor of a `GaussianMixture` by its name, or those of its rows that are asked for.
         settings: Those of the prior.
         plan: What paid for it: from its noise follows how large a number can be.
+        shape: Of an image.
+        classes: How many there are; one, without labels.
         where: The file, for the message.
     """
-    classes, lead = prior.class_variances.shape
-    dimensions, kept = prior.vectors.shape
+    dimensions, centres = math.prod(shape), settings.centres
+    vectors, axes = read("vectors"), read("axes")
+    kept, lead = vectors.shape[1], axes.shape[2]
     noise = 1 + max(release.noise_multiplier for release in plan.earlier)
     most = 10 * noise * dimensions * max(1.0, settings.max_deviation) ** 2  # variance, by far
-    weight = math.log(1e3 * settings.centres**2 * (plan.dataset_size + noise))
-    variances = torch.cat([prior.class_variances.flatten(), prior.variances, prior.floor])
-    own = prior.centres.view(classes, -1, dimensions)
-    apart = own - own[:, :1]
-    leading = prior.vectors[:, :lead]
-    possible = (
-        (1 <= lead <= min(_MOST_DIRECTIONS, kept) <= kept <= _MOST_COORDINATES, "so many directions"),
-        (_orthonormal(prior.vectors) and _orthonormal(prior.axes), "directions at right angles"),
-        (variances.min() >= _LEAST_VARIANCE * (1 - _CLOSE) and variances.max() <= most, "variances of images"),
-        (prior.log_weights.abs().max() <= weight, "weights of classes of records"),
-        (prior.centres.square().sum(1).max() <= 10 * most, "centres near images"),
-        (
-            (apart - apart @ leading @ leading.T).abs().max() <= _CLOSE * math.sqrt(most),
-            "centres that differ where classes do",
-        ),
-    )
-    for holds, what in possible:
+    weight = math.log(1e3 * centres**2 * (plan.dataset_size + noise))
+
+    def possible() -> Iterator[tuple[Tensor | bool, str]]:
+        yield 1 <= lead <= min(_MOST_DIRECTIONS, kept) <= kept <= _MOST_COORDINATES, "so many directions"
+        yield _orthonormal(vectors) and _orthonormal(axes), "directions at right angles"
+        variances = torch.cat([read("class_variances").flatten(), read("variances"), read("floor")])
+        least = _LEAST_VARIANCE * (1 - _CLOSE)
+        yield least <= variances.min() and variances.max() <= most, "variances of images"
+        yield read("log_weights").abs().max() <= weight, "weights of classes of records"
+        for label in range(classes):
+            own = slice(label * centres, (label + 1) * centres)
+            places, leading = read("centres", own), vectors[:, :lead]
+            apart = places - places[0]
+            outside = apart - apart @ leading @ leading.T
+            yield (read("classes", own) == label).all(), "centres of its classes"
+            yield places.square().sum(1).max() <= 10 * most, "centres near images"
+            yield outside.abs().max() <= _CLOSE * math.sqrt(most), "centres that differ where classes do"
+
+    for holds, what in possible():
         if not holds:
-            raise InputError(f"{where} holds a prior that no run comes to: it has not {what}")
+            raise InputError(f"{where} holds a prior that no run comes to: it lacks {what}")
 
 
 def _orthonormal(columns: Float64[Tensor, "*batch row column"]) -> bool:

@@ -47,6 +47,7 @@ from dpdm.training.private_folder import PrivateFolder
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.training.watch import Watch
+from dpdm.training.weights import require_storable
 from dpdm.types import InputError, require_name
 
 
@@ -157,6 +158,7 @@ class Trainer:
             torch.manual_seed(self.training.seed)
             denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior).to(device)
         reject_cross_example_layers(denoiser)
+        require_storable(denoiser.state_dict())
         return facts, device, denoiser
 
     def fit(self, data: ImageDataset) -> Release:

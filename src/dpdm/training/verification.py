@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
+from torch import Tensor
 
 from dpdm.config import Config, decode, decode_plan, encode, require_prior_planned, require_sampler_names
-from dpdm.diffusion import FromPrior, GaussianMixture, MomentMatched
+from dpdm.diffusion import FromPrior, MomentMatched
 from dpdm.files import json_text
 from dpdm.networks import Zero
 from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
@@ -31,7 +32,7 @@ from dpdm.training.release import (
     require_layout,
     require_weights_digest,
 )
-from dpdm.training.weights import Layout, all_finite, read_weights
+from dpdm.training.weights import Layout, all_finite, read_tensor
 from dpdm.types import InputError
 
 _FALSE_ALARMS = (0.01, 0.001)
@@ -252,11 +253,12 @@ def _require_weights(
         raise InputError(f"{path} holds weights that are not finite: a generator that draws nothing")
     if isinstance(config.preconditioning, MomentMatched):
         assert config.prior is not None
-        try:
-            prior = GaussianMixture.from_tensors(read_weights(path, layout, below=PRIOR), num_classes=facts.num_classes)
-        except (LookupError, RuntimeError) as error:
-            raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
-        require_possible(prior, config.prior, plan, where=str(path))
+
+        def read(name: str, rows: slice = slice(None)) -> Tensor:
+            return read_tensor(path, layout, f"{PRIOR}{name}", rows)
+
+        classes = max(1, facts.num_classes)
+        require_possible(read, config.prior, plan, shape=facts.shape, classes=classes, where=str(path))
 
 
 def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: DPSGD) -> None:

@@ -6,9 +6,8 @@ version of the library nor a forger has a choice. Whatever can be refused is ref
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ _TYPES = {
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _ORDER = list(_NAMES)
 _MOST_HEADER = 2**22  # bytes, some ten thousand tensors
+_MOST_BYTES = 2**31  # of all tensors: five hundred million parameters
 _PART = 2**22  # numbers read at a time
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -40,6 +40,14 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
     """Return the layout of a module's state."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def require_storable(tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError if no file of weights could hold the tensors: of what type they are, and how large."""
+    size = sum(_bytes(*entry) for entry in layout_of(tensors).values())
+    _in_order(layout_of(tensors))
+    if size > _MOST_BYTES:
+        raise InputError(f"weights of {size:,} bytes are more than a release holds, {_MOST_BYTES:,}: a smaller network")
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -84,6 +92,8 @@ def read_layout(path: Path) -> Layout:
         size = len(head) + sum(_bytes(*entry) for entry in layout.values())
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): it is no file of weights") from None
+    if size > _MOST_BYTES:
+        raise InputError(f"{path} is larger than a release's weights are, {_MOST_BYTES:,} bytes")
     if head != length + text:
         raise InputError(f"{path} holds more than weights, or is not as a run writes it")
     if size != path.stat().st_size:
@@ -93,23 +103,29 @@ def read_layout(path: Path) -> Layout:
 
 def read_weights(path: Path, layout: Layout, *, below: str = "") -> dict[str, Tensor]:
     """Return the tensors of a file of this layout, whose names begin with `below`, without that beginning."""
-    found = {}
+    return {name.removeprefix(below): read_tensor(path, layout, name) for name in layout if name.startswith(below)}
+
+
+def read_tensor(path: Path, layout: Layout, name: str, rows: slice = slice(None)) -> Tensor:
+    """Return one tensor of a file of this layout, or some of its rows."""
+    dtype, shape = layout[name]
+    start, stop, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
+    row = _bytes(dtype, shape[1:])
     with path.open("rb") as file:
-        for name, dtype, shape in _each(file, layout):
-            if name.startswith(below):
-                content = bytearray(file.read(_bytes(dtype, shape)))
-                empty = torch.empty(0, dtype=dtype)
-                flat = torch.frombuffer(content, dtype=dtype) if content else empty
-                found[name.removeprefix(below)] = flat.reshape(shape)
-    return found
+        file.seek(_places(layout)[name] + start * row)
+        content = bytearray(file.read((stop - start) * row))
+    flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+    return flat.reshape(stop - start, *shape[1:]) if shape else flat.reshape(())
 
 
 def all_finite(path: Path, layout: Layout) -> bool:
     """Whether all numbers of a file of this layout are finite, which are read part by part."""
     with path.open("rb") as file:
-        for _, dtype, shape in _each(file, layout):
-            left = _bytes(dtype, shape)
+        for name, place in _places(layout).items():
+            file.seek(place)
+            left = _bytes(*layout[name])
             while left:
+                dtype = layout[name][0]
                 part = bytearray(file.read(min(left, _PART * dtype.itemsize)))
                 left -= len(part)
                 if not torch.frombuffer(part, dtype=dtype).isfinite().all():
@@ -117,13 +133,13 @@ def all_finite(path: Path, layout: Layout) -> bool:
     return True
 
 
-def _each(file: BinaryIO, layout: Layout) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
-    """Yield name, type and shape of each tensor while `file` is at its first byte."""
-    place = len(_head(layout))
+def _places(layout: Layout) -> dict[str, int]:
+    """Return where in its file each tensor begins."""
+    places, place = {}, len(_head(layout))
     for name in _in_order(layout):
-        file.seek(place)
-        yield name, *layout[name]
+        places[name] = place
         place += _bytes(*layout[name])
+    return places
 
 
 def _head(layout: Layout) -> bytes:
