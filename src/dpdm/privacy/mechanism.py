@@ -132,8 +132,8 @@ class DPSGD:
         for name in ("max_grad_norm", "delta", "noise_multiplier"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
-        if self.noise_multiplier is not None and not self.steps:
-            raise InputError("noise_multiplier is that of steps, and there are none: leave it out")
+        if not self.steps:  # a number without a meaning would be free to say anything
+            object.__setattr__(self, "noise_multiplier", None)
         if self.relation not in get_args(Relation):
             raise InputError(f"relation must be one of {', '.join(get_args(Relation))}, not {self.relation!r}")
         if self.noise not in get_args(Noise):
