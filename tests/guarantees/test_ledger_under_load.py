@@ -51,11 +51,18 @@ def url(request, tmp_path):
     if request.param == "sqlite":
         return str(tmp_path / "ledger.sqlite")
     server = request.getfixturevalue("postgresql")
+    return with_database(server)
+
+
+def with_database(server, *settings):
+    """Return the URL of a new database on the server, of these default settings."""
     import psycopg
 
     name = f"ledger_{os.urandom(4).hex()}"
     with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
+        for setting in settings:
+            connection.execute(f"ALTER DATABASE {name} SET {setting}")
     return server.removesuffix("/postgres") + f"/{name}"
 
 
@@ -94,6 +101,28 @@ def test_however_many_register_at_once_it_is_there_once(url):
     assert let_in.count("1") == 1, let_in
     kinds = [entry.content["kind"] for entry in Ledger(url).storage.entries()]
     assert sorted(kinds) == ["completed", "records", "registered", "reserved", "taken"]
+
+
+@pytest.mark.parametrize("level", ["read uncommitted", "read committed", "repeatable read", "serializable"])
+def test_a_servers_default_isolation_changes_nothing(postgresql, level):
+    """The kind: settings of a server that change what a transaction means."""
+    url = with_database(postgresql, f"default_transaction_isolation = '{level}'")
+    ledger = Ledger(url)
+    ledger.register(SCANS, epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
+    room, _ = ledger.account("scans").more_runs(epsilon=RUN.epsilon())
+    let_in = json.loads(output_of("many_at_once.py", url))
+    assert len(let_in) == PROCESSES
+    assert set(let_in) == {"0", "1"}, let_in
+    assert let_in.count("1") == room, let_in
+
+
+def test_a_server_that_answers_before_it_has_written_is_told_to_write_first(postgresql):
+    """`append` returns when what it appends is on disk: a crash of the server must not give a reservation back."""
+    url = with_database(postgresql, "synchronous_commit = off", "default_transaction_deferrable = on")
+    ledger = Ledger(url)
+    with ledger.storage._locked() as connection:
+        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "on"
+        assert connection.exec_driver_sql("SHOW transaction_isolation").scalar_one() == "read committed"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from small_run import SMALL
 
 import dpdm as package
-from dpdm.ledger import Ledger
+from dpdm.ledger import Ledger, Records
 from dpdm.privacy import DPSGD, InsecureSeededEntropy, NonPrivate
 from dpdm.privacy.search import Search
 from dpdm.training import Trainer
@@ -316,11 +317,66 @@ def test_a_search_with_a_candidate_that_cannot_be_trained_spends_nothing(dpdm, p
     assert not (tmp_path / "ledger.sqlite").exists() or book.accounts() == {}
 
 
-def test_a_search_is_not_compared_on_its_own_private_images_for_nothing(dpdm, photos, book, tmp_path):
-    code, _, err = dpdm("tune", photos, *TUNE, "--reference", photos, *SMALL)
+def nothing_known(photos, public):
+    return 0
+
+
+def one_known(photos, public):
+    shutil.copy(photos / "ant" / "3.png", public / "ant" / "3.png")
+    return 1
+
+
+def one_known_twice(photos, public):
+    for name in ("3.png", "4.png"):
+        shutil.copy(photos / "ant" / "3.png", public / "ant" / name)
+    return 1
+
+
+def all_but_one_known(photos, public):
+    shutil.copytree(photos, public, dirs_exist_ok=True)
+    Image.new("RGB", (10, 12), "red").save(public / "cat" / "9.png")
+    return 29
+
+
+def all_known(photos, public):
+    shutil.copytree(photos, public, dirs_exist_ok=True)
+    return 30
+
+
+def test_nothing_shows_of_a_search_whether_images_of_its_reference_are_private(
+    dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
+):
+    """The kind: equality where disjointness is meant, and a refusal that would tell who is in the data."""
+    runs_of(monkeypatch, 2)
+    seen = []
+    for number, prepare in enumerate((nothing_known, one_known, one_known_twice, all_but_one_known, all_known)):
+        shutil.rmtree(tmp_path / "best", ignore_errors=True)
+        known = prepare(photos, public)
+        monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / f"ledger-{number}.sqlite"))
+        code, out, err = dpdm("tune", photos, *TUNE, "--reference", public, *SMALL)
+        said = re.sub(r"ledger-\d|\d+:\d+|\d+(\.\d+)? ?(s|min)\b|[█▏▎▍▌▋▊▉ ]+", "", out + err)
+        public_files = sorted(str(f.relative_to(tmp_path)) for f in (tmp_path / "best" / "release").iterdir())
+        released = (tmp_path / "best" / "release" / "privacy.json").read_text()
+        claim = {key: value for key, value in json.loads(released).items() if key != "sha256"}
+        seen.append((code, said, public_files, claim))
+        listed = json.loads((tmp_path / "best" / "private" / "blanked.json").read_text())["records"]
+        assert len(listed) == known
+        assert "take no part, if there are any: best/private/blanked.json lists them" in err
+        assert dpdm("verify", "best")[0] == 0
+    assert seen[0][0] == 0
+    assert all(one == seen[0] for one in seen)
+
+
+def test_a_search_does_not_go_on_with_another_reference(
+    dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
+):
+    runs_of(monkeypatch, 1)
+    line = ("tune", photos, *TUNE, "--reference", public, *SMALL)
+    assert dpdm(*line)[0] == 0
+    one_known(photos, public)
+    code, _, err = dpdm(*line)
     assert code == 2
-    assert "the images of photos themselves" in err
-    assert not (tmp_path / "best").exists()
+    assert "another search" in err
 
 
 def test_a_copy_of_a_search_cannot_spend_its_reservation_once_more(
@@ -359,6 +415,75 @@ def test_a_run_is_not_settled_in_a_ledger_that_does_not_know_it(dpdm, photos, bo
     code, out, err = dpdm("ledger", "settle", tmp_path / "run")
     assert code == 0, err
     assert "counts 8 of 13" in out, "the wrong ledger has cost nothing"
+
+
+def test_a_moved_run_is_settled_only_by_who_knows_that_it_is_no_backup(dpdm, photos, book, tmp_path):
+    """The kind: a copy that lags behind is believed. Of the same start, it has the same token as the run itself."""
+    config = package.load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    steps = Trainer.from_config(config, data, run=tmp_path / "run").steps(data)
+    next(steps)
+    shutil.copytree(tmp_path / "run", tmp_path / "backup")
+    next(steps)
+    next(steps)
+    steps.close()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    code, _, err = dpdm("ledger", "settle", "backup")
+    assert (code, "is a copy of" in err) == (2, True)
+    (tmp_path / "run").rename(tmp_path / "lost")
+    code, _, err = dpdm("ledger", "settle", "backup")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "add --i-have-the-only-copy" in err
+    assert [r.state for r in book.account("photos").reservations.values()] == ["running"]
+    (tmp_path / "lost").rename(tmp_path / "run")
+    shutil.rmtree(tmp_path / "backup")
+    code, out, err = dpdm("ledger", "settle", "link")
+    assert code == 0, err
+    assert "counts 10 of 13" in out
+
+
+def test_a_run_that_was_moved_is_settled_if_its_owner_says_so(dpdm, photos, book, tmp_path):
+    config = package.load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    steps = Trainer.from_config(config, data, run=tmp_path / "run").steps(data)
+    next(steps)
+    steps.close()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert dpdm("ledger", "settle", "moved")[0] == 2
+    code, out, err = dpdm("ledger", "settle", "moved", "--i-have-the-only-copy")
+    assert code == 0, err
+    assert "counts 8 of 13" in out
+
+
+def test_a_run_does_not_go_on_in_a_ledger_that_was_rolled_back(dpdm, photos, book, tmp_path):
+    config = package.load_config(str(photos), overrides=[text.removeprefix("--set=") for text in SMALL])
+    data = config.data.open()
+    book.register(Records.of(data), epsilon=9.0, delta=1e-3, relation="replace_special")
+    shutil.copy(tmp_path / "ledger.sqlite", tmp_path / "before.sqlite")
+    trainer = Trainer.from_config(config, data, run=tmp_path / "run")
+    for _ in range(2):
+        steps = trainer.steps(data)
+        next(steps)
+        steps.close()
+    assert json.loads((tmp_path / "run" / "private" / "ledger.json").read_text())["head"][0] == 5
+    shutil.copy(tmp_path / "ledger.sqlite", tmp_path / "now.sqlite")
+    shutil.copy(tmp_path / "before.sqlite", tmp_path / "ledger.sqlite")
+    code, _, err = dpdm("train", photos, "--run", tmp_path / "run", *SMALL)
+    assert (code, sum("dpdm:" in line for line in err.splitlines())) == (2, 1)
+    assert "restored from a backup or rewritten" in err
+    shutil.copy(tmp_path / "now.sqlite", tmp_path / "ledger.sqlite")
+    code, _, err = dpdm("train", photos, "--run", tmp_path / "run", *SMALL)
+    assert code == 0, err
+
+
+def test_a_ledger_in_each_folder_is_refused_before_anything_is_opened(dpdm, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPDM_LEDGER", "team.sqlite")
+    for line in (("train", photos, "--run=run", *PRIOR_ALONE), ("ledger",), ("ledger", "show", "photos")):
+        code, _, err = dpdm(*line)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "DPDM_LEDGER says 'team.sqlite', which is another ledger in each folder" in err
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "team.sqlite").exists()
 
 
 def test_an_export_that_was_edited_is_no_earlier_state(dpdm, photos, book, tmp_path):

@@ -159,13 +159,17 @@ def enter(
 @ledger.command()
 def settle(
     run: Annotated[Path, typer.Argument(help="The folder of a run that will not go on.")],
+    only_copy: Annotated[
+        bool,
+        typer.Option("--i-have-the-only-copy", help="Of a folder that was moved: that it is the run and no backup."),
+    ] = False,
     place: LedgerPlace = None,
 ) -> None:
     """Read from a crashed run's journal what it has spent, and give the rest back; it can never go on then."""
     from dpdm.training.settling import settle_run
 
     book = _open(place)
-    spent, planned = settle_run(run, book)
+    spent, planned = settle_run(run, book, only_copy=only_copy)
     say(f"{run} counts {spent:,} of {planned:,} noisy sums as released, and can release no more")
 
 

@@ -122,7 +122,7 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Decode and frame a source's images once, into a folder that training need not hold in memory."""
-    from dpdm.data import Framing, open_dataset, prepare
+    from dpdm.data import Framing, ReadImages, open_dataset, prepare
 
     for text in set or []:
         if not text.startswith("data."):
@@ -137,9 +137,13 @@ def prepare(
             advance(now - done, "", total)
             done = now
 
+        def open_source(read: ReadImages) -> "ImageDataset":
+            opened = open_dataset(data.source, num_classes=data.num_classes, group=data.group, read=read)
+            return data.named(opened)
+
         prepared = prepare(
             output,
-            lambda read: open_dataset(data.source, num_classes=data.num_classes, group=data.group, read=read),
+            open_source,
             framing,
             leave_out=leave_out,
             on_progress=on_progress,

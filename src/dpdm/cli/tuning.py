@@ -23,6 +23,7 @@ from dpdm.cli.training import train_with_progress
 from dpdm.terminal import tell
 
 if TYPE_CHECKING:
+    from dpdm.data import ImageDataset
     from dpdm.training import Release, Trainer
 
 
@@ -67,9 +68,13 @@ def tune(
     data = first.data.open()
     compared = None
     if reference is not None:
-        facts = first.data
+        facts, channels = first.data, data.shape[0]
         compared = open_dataset(
-            reference, size=facts.size, fit=facts.fit, channels=facts.channels, num_classes=data.num_classes
+            reference,
+            size=facts.size,
+            fit=facts.fit,
+            channels=channels,  # type: ignore[arg-type]
+            num_classes=data.num_classes,
         )
         if compared.shape != data.shape:
             fail(f"{reference} has images of shape {compared.shape}, and {data.name} of {data.shape}: set data.size")
@@ -87,9 +92,15 @@ def tune(
         f"{bound(cost.of_best)}, and releasing {round(runs)} would cost {bound(cost.of_all)}"
     )
 
-    def on_run(number: int, count: int, trainer: "Trainer") -> "Release":
+    if compared is not None:
+        tell(
+            f"images of {data.name} that are among those of {reference} take no part, if there are any: "
+            f"{run / 'private' / 'blanked.json'} lists them"
+        )
+
+    def on_run(number: int, count: int, trainer: "Trainer", images: "ImageDataset") -> "Release":
         tell(f"run {number} of {count}: secret, like which settings it has")
-        return train_with_progress(trainer, data, Processes())
+        return train_with_progress(trainer, images, Processes())
 
     release = tuner.fit(data, on_run)
     if as_json:

@@ -85,6 +85,10 @@ class Data:
             num_classes=self.num_classes,
             group=self.group,
         )
+        return self.named(opened)
+
+    def named(self, opened: ImageDataset) -> ImageDataset:
+        """Return the images under the name that is declared for them."""
         return opened if self.name is None else dataclasses.replace(opened, name=self.name, public=False)
 
 

@@ -9,11 +9,13 @@ from dpdm.data.arrays import load_npz, save_npz
 from dpdm.data.cifar import load_cifar_directory
 from dpdm.data.dataset import ImageDataset, Split, group_indices
 from dpdm.data.digits import load_digits
-from dpdm.data.duplicates import find_duplicates
+from dpdm.data.duplicates import blank_equal, find_duplicates
 from dpdm.data.folder import load_folder, save_folder
 from dpdm.data.framing import Channels, Fit, Framing
+from dpdm.data.identity import pixel_digests
 from dpdm.data.idx import load_idx_directory, read_idx
-from dpdm.data.open import is_source, open_again, open_dataset, read_location
+from dpdm.data.image_files import ReadImages
+from dpdm.data.open import is_built_in, is_source, open_again, open_dataset, read_location
 from dpdm.data.prepared import Prepared, prepare
 
 __all__ = [
@@ -22,9 +24,12 @@ __all__ = [
     "Framing",
     "ImageDataset",
     "Prepared",
+    "ReadImages",
     "Split",
+    "blank_equal",
     "find_duplicates",
     "group_indices",
+    "is_built_in",
     "is_source",
     "load_archive",
     "load_cifar_directory",
@@ -34,6 +39,7 @@ __all__ = [
     "load_npz",
     "open_again",
     "open_dataset",
+    "pixel_digests",
     "prepare",
     "read_idx",
     "read_location",

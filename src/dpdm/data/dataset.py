@@ -35,6 +35,10 @@ class ImageDataset:
         groups: Integers (number,): which group each image belongs to, 0 to the number of groups less one, none of them
             empty (`group_indices` makes them). A group is the unit of protection then: all images of one person, say.
             None makes each image a unit by itself.
+        sources: Digests of what each image was before it was framed, `uint8` (number, 2, 32): the SHA-256 of its file,
+            and of its pixels. A ledger knows images again by them at another size. None where nothing was framed.
+        blank: Which images take no part, booleans (number,): `blank_equal` makes them. Such an image adds zero to every
+            sum, and counts as a record still: as one of its group, and of the declared number. None: all take part.
         name: What messages call this data set.
         public: Whether these images are published already, as benchmarks are: a ledger then counts and limits nothing.
         location: Where it was opened (the resolved path, or the built-in name) and how it was fitted; for the data
@@ -44,8 +48,8 @@ class ImageDataset:
         InputError: For whatever of this does not hold.
 
     Privacy:
-        `images`, `labels`, `groups`, `len()` and `num_units` are secret, and `location` is the data owner's. The rest
-        is declared, and all that `repr` draws on.
+        `images`, `labels`, `groups`, `sources`, `blank`, `len()` and `num_units` are secret, and `location` is the data
+        owner's. The rest is declared, and all that `repr` draws on.
     """
 
     images: Images
@@ -53,6 +57,8 @@ class ImageDataset:
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
     groups: NDArray[np.int64] | None = None
+    sources: NDArray[np.uint8] | None = None
+    blank: NDArray[np.bool_] | None = None
     name: str
     public: bool = False
     location: str = ""
@@ -79,6 +85,12 @@ class ImageDataset:
         if self.groups is not None:
             self._check_groups(self.groups)
             object.__setattr__(self, "groups", self.groups.astype(np.int64))
+        if self.sources is not None and self.sources.shape != (len(self), 2, 32):
+            raise InputError(f"{self.name}: sources have shape {self.sources.shape}, not ({len(self)}, 2, 32)")
+        if self.blank is not None and (self.blank.dtype != bool or self.blank.shape != (len(self),)):
+            raise InputError(
+                f"{self.name}: blank is {self.blank.dtype} of shape {self.blank.shape}: give one boolean for each image"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -101,9 +113,10 @@ class ImageDataset:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """For each image 1 ÷ the number of images in its unit: those of a unit add up to one."""
+        """For each image 1 ÷ the number of images in its unit, or 0 if it is blank: a unit's add up to one at most."""
         units = self.units
-        return 1 / np.bincount(units)[units]
+        weights: NDArray[np.float64] = 1 / np.bincount(units)[units]
+        return weights if self.blank is None else np.where(self.blank, 0.0, weights)
 
     def part(self, chosen: range | NDArray[np.int64]) -> "ImageDataset":
         """Return the units of these indices, numbered anew in their order, with the facts declared about all.
@@ -122,20 +135,23 @@ class ImageDataset:
         object.__setattr__(part, "images", self.images[images])  # possibly none, which no whole data set may be
         object.__setattr__(part, "labels", None if self.labels is None else self.labels[images])
         object.__setattr__(part, "groups", groups)
+        object.__setattr__(part, "sources", None if self.sources is None else self.sources[images])
+        object.__setattr__(part, "blank", None if self.blank is None else self.blank[images])
         return part
 
     def digest(self) -> str:
-        """Return a SHA-256 of images, labels and groups in their order, which is as secret as they are.
+        """Return a SHA-256 of images, labels, groups and blanks in their order, which is as secret as they are.
 
         Processes of one run each open the images by themselves and keep a part by index. If they saw different ones,
         as when a file is added while they start, a record could lie in two parts and enter a step twice: its share of
         the sum would be 2C, and the noise hides C. So all must have the same digest.
         """
-        given = repr((self.images.shape, self.labels is not None, self.groups is not None))
+        others = (self.labels, self.groups, self.blank)
+        given = repr((self.images.shape, [numbers is not None for numbers in others]))
         found = hashlib.sha256(given.encode())
         for start in range(0, len(self), _PART):
             found.update(np.ascontiguousarray(self.images[start : start + _PART]).data)
-        for numbers in (self.labels, self.groups):
+        for numbers in others:
             found.update(b"" if numbers is None else numbers.tobytes())
         return found.hexdigest()
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpdm.data.dataset import ImageDataset, require_same_num_classes
 from dpdm.data.framing import Framing
+from dpdm.data.identity import DIGEST, file_digests
 from dpdm.types import Images, InputError
 
 
@@ -130,18 +132,39 @@ def why_no_image(file: ImageFile) -> str:
     return f"{file} is no image ({', '.join(_EXTENSIONS)}): move it elsewhere"
 
 
-def read_images(
-    files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = (), framing: Framing | None = None
-) -> Images:
-    """Return the framed images of all files, which must agree on size and channels; there may be no `others`."""
-    if others:
-        raise InputError(why_no_image(others[0]))
-    framing, first = framing or Framing(), files[0]
-    like = read_image(first, framing)
-    images = np.empty((len(files), *like.shape), np.uint8)
-    for index, file in enumerate(files):
-        images[index] = read_image(file, framing, like=like, which=first)
-    return images
+class Reader:
+    """Reads images into memory, framed; they must agree on size and channels, and there may be no `others`.
+
+    `sources` then has what they were before, as `ImageDataset.sources` has it.
+    """
+
+    def __init__(self, framing: Framing) -> None:
+        self._framing = framing
+        self.sources: NDArray[np.uint8] | None = None
+
+    def __call__(self, files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
+        """Return the images of all files."""
+        if others:
+            raise InputError(why_no_image(others[0]))
+        first = files[0]
+        like = read_image(first, self._framing).image
+        images = np.empty((len(files), *like.shape), np.uint8)
+        self.sources = np.empty((len(files), 2, DIGEST), np.uint8)
+        for index, file in enumerate(files):
+            images[index], self.sources[index] = read_image(file, self._framing, like=like, which=first)
+        return images
+
+
+def read_images(files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
+    """Return the images of all files as they are, which must agree on size and channels; there may be no `others`."""
+    return Reader(Framing())(files, others)
+
+
+class ReadImage(NamedTuple):
+    """A framed image, (height, width, channel), and digests of what it was before (`file_digests`)."""
+
+    image: Images
+    source: NDArray[np.uint8]
 
 
 def read_image(
@@ -150,9 +173,10 @@ def read_image(
     *,
     like: Images | None = None,
     which: ImageFile | EncodedImage | None = None,
-) -> Images:
-    """Return one framed image, (height, width, channel), which must be of the shape of `like`, the image of `which`."""
-    image = framing.frame(_decode(file))
+) -> ReadImage:
+    """Return one framed image, which must be of the shape of `like`, the image of `which`."""
+    decoded, encoded = _decode(file)
+    image = framing.frame(decoded)
     if like is not None and image.shape[2] != like.shape[2]:
         raise InputError(
             f"{file} has {image.shape[2]} channels, but {which} has {like.shape[2]}: "
@@ -163,17 +187,18 @@ def read_image(
             f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but {which} is "
             f"{like.shape[1]} x {like.shape[0]}: choose one size for all with --set data.size=28"
         )
-    return image
+    return ReadImage(image, file_digests(encoded, decoded))
 
 
-def _decode(file: ImageFile | EncodedImage) -> Image.Image:
-    """Return the upright image of one file as L, RGB or RGBA."""
+def _decode(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
+    """Return the upright image of one file as L, RGB or RGBA, and the file's bytes."""
     try:
+        with file.open("rb") as stream:
+            encoded = stream.read()
         # Pillow's warnings about odd metadata would be output about a record.
         with (
             warnings.catch_warnings(action="ignore"),
-            file.open("rb") as stream,
-            Image.open(stream, formats=_FORMATS) as image,
+            Image.open(io.BytesIO(encoded), formats=_FORMATS) as image,
         ):
             # The further pictures in a camera's MPO file are previews and depth, not records.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -190,4 +215,4 @@ def _decode(file: ImageFile | EncodedImage) -> Image.Image:
         raise InputError(f"{file} has more than 8 bits of grey: convert all images to 8 bits by one fixed scale")
     if frames > 1:
         raise InputError(f"{file} holds {frames} pictures: save each one as a file of its own")
-    return decoded
+    return decoded, encoded

@@ -4,7 +4,6 @@ import difflib
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, cast, get_args
 
@@ -15,8 +14,9 @@ from dpdm.data.dataset import ImageDataset, Split, require_no_groups, require_sa
 from dpdm.data.digits import load_digits
 from dpdm.data.folder import load_folder
 from dpdm.data.framing import Channels, Fit, Framing
+from dpdm.data.identity import array_digests
 from dpdm.data.idx import is_idx_directory, load_idx_directory
-from dpdm.data.image_files import ReadImages, is_hidden, read_images
+from dpdm.data.image_files import Reader, ReadImages, is_hidden
 from dpdm.data.prepared import is_prepared, load_prepared
 from dpdm.data.tables import is_arrow_directory, load_arrow_directory, load_parquet
 from dpdm.types import InputError
@@ -62,6 +62,7 @@ def open_dataset(
     if group == "":
         raise InputError("data.group is empty: name what tells which images form a group, or leave it out")
     framing = Framing(size=size, fit=fit, channels=channels)
+    reader = Reader(framing)
     place, split = _split_of(source)
     part = "" if split == "train" else f":{split}"
     if isinstance(source, str) and place in _BUILT_IN:
@@ -71,12 +72,17 @@ def open_dataset(
         require_no_groups(group, place)
     else:
         path = _found(Path(place).expanduser())
-        dataset = _open_path(path, split, read or partial(read_images, framing=framing), framing, num_classes, group)
-        name, location = path.resolve().name, str(path.resolve())
+        dataset = _open_path(path, split, read or reader, framing, num_classes, group)
+        name = dataset.name if is_prepared(path) else path.resolve().name  # a copy keeps the name of its source
+        location = str(path.resolve())
+    sources = dataset.sources if reader.sources is None else reader.sources
+    if sources is None and not framing.keeps(*dataset.images.shape[1:]):
+        sources = array_digests(dataset.images)
     opened = f"{location}{part}" + ("" if group is None else f"{_GROUPED}{group}")
     return replace(
         dataset,
-        public=isinstance(source, str) and place in _BUILT_IN,
+        public=dataset.public or (isinstance(source, str) and place in _BUILT_IN),
+        sources=sources,
         images=framing.frame_all(dataset.images),
         name=f"{name}{part}",
         location=opened if size is None else f"{opened}, {fit} to {size}",
@@ -123,6 +129,11 @@ def is_source(source: str) -> bool:
     """Whether `open_dataset` would find something of this name to open."""
     place, _ = _split_of(source)
     return bool(place) and (place in _BUILT_IN or _found(Path(place).expanduser()).exists())
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a data set of this name is public, and no one else's."""
+    return name.removesuffix(":test").casefold() in _BUILT_IN
 
 
 def _split_of(source: str | Path) -> tuple[str, Split]:

@@ -1,8 +1,9 @@
 """A data set prepared once: every image decoded and framed, in one file that training maps into memory.
 
-The folder holds `images.bin` (the pixels, one image after the other), `labels.npy`, `groups.npy` if there are groups,
-and `prepared.json` with the shape, what was declared, and digests; that last file is written last. Until then
-`progress.json` says how far it is.
+The folder holds `images.bin` (the pixels, one image after the other), `sources.bin` (digests of what each was before),
+`labels.npy`, `groups.npy` if there are groups, and `prepared.json` with the source's name, the shape, what was
+declared, and digests; that last file is written last. Until then `progress.json` says how far it is. All of it is as
+private as the images are: whoever has an image can see in `sources.bin` whether it is among them.
 """
 
 import fcntl
@@ -20,18 +21,22 @@ from numpy.typing import NDArray
 
 from dpdm.data.dataset import ImageDataset, group_indices, require_no_groups, require_same_num_classes
 from dpdm.data.framing import Framing
+from dpdm.data.identity import DIGEST, array_digests
 from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, is_hidden, read_image, why_no_image
 from dpdm.files import digest, read_json, write_json
 from dpdm.types import Images, InputError
 
 _DONE: Final = "prepared.json"
 _PROGRESS: Final = "progress.json"
-_IMAGES, _LABELS, _GROUPS, _REFUSED = "images.bin", "labels.npy", "groups.npy", "refused.txt"
+_IMAGES, _SOURCES, _LABELS, _GROUPS = "images.bin", "sources.bin", "labels.npy", "groups.npy"
+_REFUSED = "refused.txt"
 _LOCK = ".lock"
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 _NOTHING: Final[dict[str, Any]] = {"source": "", "done": 0, "refused": []}  # progress when nothing is done
 _SECONDS_BETWEEN_SAVES = 2.0
 _PART = 4096  # images copied at a time
+_OF_ONE: Final = 2, DIGEST  # shape of the digests of one image
+_Mapped = np.memmap[Any, np.dtype[np.uint8]]
 
 OnProgress = Callable[[int, int], None]
 """Called with how many images are done, and of how many."""
@@ -69,6 +74,7 @@ def prepare(
 
     Guarantees:
         * A folder that opens is whole, and its bytes are those that were written: digests are checked.
+        * It opens under the name of its source, and a ledger knows its images as those of the source.
         * What is left out is decided for each record by itself: one record never changes another.
     """
     if leave_out and None in (framing.size, framing.channels):
@@ -83,7 +89,7 @@ def prepare(
         writer = _Writer(folder, framing, on_progress)
         data = open_source(writer)
         if writer.images is None:
-            writer.copy(data.images)
+            writer.copy(data)
         assert writer.images is not None
         refused = [*writer.not_images, *(reason for _, reason in sorted(writer.refused.items()))]
         if refused and not leave_out:
@@ -95,7 +101,7 @@ def prepare(
         kept = np.setdiff1d(np.arange(len(data.images)), list(writer.refused))
         if not len(kept):
             raise InputError(f"{data.name}: no record can be used")
-        _finish(folder, writer.images, kept, data, refused)
+        _finish(folder, writer, kept, data, refused)
         return Prepared(len(kept), refused)
 
 
@@ -148,6 +154,10 @@ def load_prepared(
             if digest(path / name) != stated:
                 raise InputError(f"{path / name} is damaged, its digest differs: prepare the folder again")
         images = np.memmap(path / _IMAGES, np.uint8, "r", shape=shape)
+        sources = np.memmap(path / _SOURCES, np.uint8, "r", shape=(shape[0], *_OF_ONE))
+        name, public = facts["name"], facts["public"]
+        assert isinstance(name, str)
+        assert isinstance(public, bool)
         labels = np.load(path / _LABELS, allow_pickle=False) if names else None
         groups = np.load(path / _GROUPS, allow_pickle=False) if _GROUPS in digests else None
     except InputError:
@@ -159,7 +169,7 @@ def load_prepared(
     elif group != "groups":
         raise InputError(f"{path} was prepared with groups of images, the units of privacy: set data.group=groups")
     if num_classes == 0:
-        return ImageDataset(images=images, groups=groups, name=str(path))
+        return ImageDataset(images=images, groups=groups, sources=sources, name=name, public=public)
     require_same_num_classes(len(names), num_classes, str(path))
     return ImageDataset(
         images=images,
@@ -167,16 +177,19 @@ def load_prepared(
         num_classes=len(names),
         class_names=tuple(map(str, names)),
         groups=groups,
-        name=str(path),
+        sources=sources,
+        name=name,
+        public=public,
     )
 
 
 class _Writer:
-    """Reads image files into `images.bin`, from where an earlier process stopped."""
+    """Reads image files into `images.bin` and `sources.bin`, from where an earlier process stopped."""
 
     def __init__(self, folder: Path, framing: Framing, on_progress: OnProgress) -> None:
         self._folder, self._framing, self._on_progress = folder, framing, on_progress
-        self.images: Images | None = None
+        self.images: _Mapped | None = None
+        self.sources: _Mapped | None = None
         self.refused: dict[int, str] = {}
         self.not_images: list[str] = []
 
@@ -185,17 +198,17 @@ class _Writer:
         source = _digest_of(files, self._framing)
         known: dict[str, Any] = read_json(self._folder / _PROGRESS) if (self._folder / _PROGRESS).exists() else {}
         first = files[0]
-        like = read_image(first, self._framing) if self._open_frame else None
+        like = read_image(first, self._framing).image if self._open_frame else None
         shape = len(files), *(self._frame if like is None else like.shape)
         if known.get("source") != source or not self._there(shape):
             known = _NOTHING
-        images = self._map(shape, fresh=not known["done"])
+        images, sources = self._map(shape, fresh=not known["done"])
         done, saved = int(known["done"]), time.monotonic()
         self.refused = {index: reason for index, reason in known["refused"]}
         for index in range(done, len(files)):
             file = files[index]
             try:
-                images[index] = read_image(file, self._framing, like=like, which=first)
+                images[index], sources[index] = read_image(file, self._framing, like=like, which=first)
             except InputError as error:
                 self.refused[index] = str(error)
             done = index + 1
@@ -203,20 +216,22 @@ class _Writer:
             if done == len(files) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 saved = time.monotonic()
                 images.flush()
+                sources.flush()
                 refused = list(self.refused.items())
                 write_json(self._folder / _PROGRESS, {"source": source, "done": done, "refused": refused})
-        self.images = images
         return images
 
-    def copy(self, images: Images) -> None:
+    def copy(self, data: ImageDataset) -> None:
         """Write images that come as an array."""
+        images = data.images
         framed = self._framing.frame_all(images[:1]).shape[1:]
-        copy = self._map((len(images), *framed), fresh=True)
+        copy, sources = self._map((len(images), *framed), fresh=True)
         for start in range(0, len(images), _PART):
-            part = self._framing.frame_all(np.asarray(images[start : start + _PART]))
-            copy[start : start + len(part)] = part
+            part = np.asarray(images[start : start + _PART])
+            here = slice(start, start + len(part))
+            copy[here] = self._framing.frame_all(part)
+            sources[here] = array_digests(part) if data.sources is None else data.sources[here]
             self._on_progress(start + len(part), len(images))
-        self.images = copy
 
     @property
     def _open_frame(self) -> bool:
@@ -230,31 +245,41 @@ class _Writer:
         return size, size, channels
 
     def _there(self, shape: tuple[int, ...]) -> bool:
-        path = self._folder / _IMAGES
-        return path.is_file() and path.stat().st_size == math.prod(shape)
+        paths = {self._folder / _IMAGES: shape, self._folder / _SOURCES: (shape[0], *_OF_ONE)}
+        return all(path.is_file() and path.stat().st_size == math.prod(of) for path, of in paths.items())
 
-    def _map(self, shape: tuple[int, ...], *, fresh: bool) -> np.memmap[Any, np.dtype[np.uint8]]:
-        """Return `images.bin` as an array that is written through."""
-        path = self._folder / _IMAGES
+    def _map(self, shape: tuple[int, ...], *, fresh: bool) -> "tuple[_Mapped, _Mapped]":
+        """Return `images.bin` and `sources.bin` as arrays that are written through."""
         if fresh:
             write_json(self._folder / _PROGRESS, _NOTHING)
+        self.images = self._mapped(_IMAGES, shape, fresh=fresh)
+        self.sources = self._mapped(_SOURCES, (shape[0], *_OF_ONE), fresh=fresh)
+        return self.images, self.sources
+
+    def _mapped(self, name: str, shape: tuple[int, ...], *, fresh: bool) -> "_Mapped":
+        path = self._folder / name
+        if fresh:
             with path.open("wb") as file:
                 file.truncate(math.prod(shape))
         return np.memmap(path, np.uint8, "r+", shape=shape)
 
 
-def _finish(folder: Path, images: Images, kept: NDArray[np.int64], data: ImageDataset, refused: Sequence[str]) -> None:
+def _finish(
+    folder: Path, written: _Writer, kept: NDArray[np.int64], data: ImageDataset, refused: Sequence[str]
+) -> None:
     """Close the gaps that refused records leave, and write labels, list and, last, facts and digests."""
     if refused:  # what is moved now must not be taken for what stands where it was read to
         write_json(folder / _PROGRESS, _NOTHING)
-    for start in range(0, len(kept), _PART):
-        chosen = kept[start : start + _PART]
-        images[start : start + len(chosen)] = images[chosen]
-    assert isinstance(images, np.memmap)
-    images.flush()
-    shape = len(kept), *images.shape[1:]
-    os.truncate(folder / _IMAGES, math.prod(shape))
-    names = [_IMAGES]
+    assert written.images is not None
+    assert written.sources is not None
+    for name, array in ((_IMAGES, written.images), (_SOURCES, written.sources)):
+        for start in range(0, len(kept), _PART):
+            chosen = kept[start : start + _PART]
+            array[start : start + len(chosen)] = array[chosen]
+        array.flush()
+        os.truncate(folder / name, len(kept) * math.prod(array.shape[1:]))
+    shape = len(kept), *written.images.shape[1:]
+    names = [_IMAGES, _SOURCES]
     if data.labels is not None:
         np.save(folder / _LABELS, data.labels[kept], allow_pickle=False)
         names.append(_LABELS)
@@ -265,7 +290,14 @@ def _finish(folder: Path, images: Images, kept: NDArray[np.int64], data: ImageDa
     if refused:
         (folder / _REFUSED).write_text("\n".join(refused) + "\n", encoding="utf-8")
     digests = {name: digest(folder / name) for name in names}
-    facts = {"schema": _SCHEMA, "shape": list(shape), "class_names": list(data.class_names), "sha256": digests}
+    facts = {
+        "schema": _SCHEMA,
+        "name": data.name,
+        "public": data.public,
+        "shape": list(shape),
+        "class_names": list(data.class_names),
+        "sha256": digests,
+    }
     write_json(folder / _DONE, facts)
     (folder / _PROGRESS).unlink()
 
@@ -276,6 +308,7 @@ def _ours(folder: Path) -> bool:
         _DONE,
         _PROGRESS,
         _IMAGES,
+        _SOURCES,
         _LABELS,
         _GROUPS,
         _REFUSED,

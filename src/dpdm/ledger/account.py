@@ -70,8 +70,8 @@ class Spent(NamedTuple):
 class Account:
     """One data set: the result of reading its entries in order.
 
-    `records` has the digest of all groups for that of all records: empty without groups, and where the data's owner
-    lets them be others.
+    `records` has a digest of all groups for each digest of all records: empty without groups, and where the data's
+    owner lets them be others.
 
     Guarantees:
         * Whatever `require_room` lets pass keeps all releases together within the total, even if each run was chosen
@@ -248,7 +248,7 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
                 registered=statement.at,
             )
         case RecordsSeen():
-            accounts[statement.dataset].records[statement.records] = statement.groups
+            accounts[statement.dataset].records |= statement.records
         case TotalChanged():
             accounts[statement.dataset].epsilon = statement.epsilon
             accounts[statement.dataset].order = statement.order

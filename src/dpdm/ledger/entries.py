@@ -50,12 +50,11 @@ class Registered:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordsSeen:
-    """The records of a data set, by a digest under the ledger's key; another of their groups, or nothing."""
+    """The records of a data set, by digests under the ledger's key; for each, one of their groups, or nothing."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
-    records: str
-    groups: str = ""
+    records: dict[str, str]
     kind: Literal["records"] = "records"
     at: str = field(default_factory=_now)
 

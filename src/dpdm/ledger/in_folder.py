@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpdm.files import read_json, write_json
+from dpdm.ledger.storage import Head
+from dpdm.types import InputError
 
 _FILE = "ledger.json"
 
 
 class InLedger(NamedTuple):
-    """What a ledger knows a run by, and the tokens of its starts, the newest last."""
+    """What a ledger knows a run by, the tokens of its starts, the newest last, and the ledger's head as it saw it."""
 
     run: str
     tokens: list[str]
+    head: Head | None = None
 
     @staticmethod
     def new() -> "InLedger":
@@ -22,19 +25,32 @@ class InLedger(NamedTuple):
 
     @staticmethod
     def read(private: Path) -> "InLedger | None":
-        """Return what a folder `private/` holds, if it holds a run that a ledger counts."""
+        """Return what a folder `private/` holds, if it holds a run that a ledger counts.
+
+        Raises:
+            InputError: Its file is damaged.
+        """
         if not (private / _FILE).is_file():
             return None
-        content = read_json(private / _FILE)
-        tokens = content.get("tokens")
-        return InLedger(str(content.get("run")), [*map(str, tokens)] if isinstance(tokens, list) else [])
+        match read_json(private / _FILE):
+            case {"run": str(run), "tokens": [*tokens], "head": None}:
+                return InLedger(run, [*map(str, tokens)])
+            case {"run": str(run), "tokens": [*tokens], "head": [int(number), str(digest)]} if number > 0:
+                return InLedger(run, [*map(str, tokens)], Head(number, digest))
+        raise InputError(f"{private / _FILE} is damaged: start a new run, and count this one in full")
 
     def started(self, private: Path | None) -> "InLedger":
         """Return the same run with one more token, written down before the ledger hears of it.
 
         So, whatever a crash in between leaves, the ledger's token is one of the folder's.
         """
-        more = InLedger(self.run, [*self.tokens, uuid.uuid4().hex])
+        return self._replace(tokens=[*self.tokens, uuid.uuid4().hex])._written(private)
+
+    def saw(self, head: Head, private: Path | None) -> "InLedger":
+        """Return the same run with the ledger's head of now, written down: a ledger that lacks it is an old copy."""
+        return self._replace(head=head)._written(private)
+
+    def _written(self, private: Path | None) -> "InLedger":
         if private is not None:
-            write_json(private / _FILE, more._asdict())
-        return more
+            write_json(private / _FILE, self._asdict())
+        return self

@@ -5,13 +5,14 @@ a crash costs the whole reservation, until `settle` reads the run's journal.
 """
 
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import platformdirs
 import sqlalchemy as sql
@@ -32,8 +33,17 @@ from dpdm.ledger.entries import (
     encode_statement,
 )
 from dpdm.ledger.in_folder import InLedger
-from dpdm.ledger.records import Records, account_of, fingerprint, newly_seen, require_same_kind, require_unknown
-from dpdm.ledger.storage import Entry, Storage
+from dpdm.ledger.records import (
+    Records,
+    account_of,
+    fingerprint,
+    naming_first,
+    newly_seen,
+    require_own_name,
+    require_same_kind,
+    require_unknown,
+)
+from dpdm.ledger.storage import Entry, Head, Storage, parsed, require_goes_on
 from dpdm.privacy import DPSGD, Relation
 from dpdm.privacy.accounting import Event, PoissonGaussianSteps, RepeatedSelection, round_up
 from dpdm.privacy.filter import RenyiFilter
@@ -55,7 +65,8 @@ class Ledger:
     """The book of what runs have spent on data sets.
 
     Args:
-        url: A file's path, or `postgresql+psycopg://user@host/database`.
+        url: A file's path, which is kept as it is seen from the working directory of now, or
+            `postgresql+psycopg://user@host/database`.
         tell: Called with a line for people when something is worth telling; standard error gets it unless told.
 
     Guarantees:
@@ -70,13 +81,25 @@ class Ledger:
     url: str
     tell: Callable[[str], None] = field(default=_on_standard_error, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", _absolute(self.url))
+
     @classmethod
     def default(cls, place: str | None = None, *, tell: Callable[[str], None] = _on_standard_error) -> "Ledger | None":
         """Return the ledger at `place`, or at what DPDM_LEDGER says, or in the user's data folder.
 
         None if that says `none`: then nothing is counted.
+
+        Raises:
+            InputError: The variable depends on where one stands: the same line would be another ledger in each folder.
         """
-        place = place or os.environ.get(_VARIABLE) or str(_default_path())
+        if place is None:
+            place = os.environ.get(_VARIABLE, str(_default_path()))
+            if place != "none" and not re.match(r"/|postgresql(\+\w+)?://", place):
+                raise InputError(
+                    f"{_VARIABLE} says {place!r}, which is another ledger in each folder or for each user: give a path "
+                    "that begins with /, postgresql+psycopg://user@host/database, or none"
+                )
         return None if place == "none" else cls(place, tell)
 
     @cached_property
@@ -84,7 +107,7 @@ class Ledger:
         """Where the entries are."""
         if "://" in self.url:
             return Storage(self.url)
-        path = Path(self.url).expanduser().absolute()
+        path = Path(self.url)
         if path == _default_path():  # any other folder that is not there is a mistake
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return Storage(sql.URL.create("sqlite", database=str(path)))
@@ -109,15 +132,17 @@ class Ledger:
         Raises:
             InputError: It is registered already, or its records are, under another name.
         """
+        require_own_name(records)
         seen = fingerprint(records, self.storage.key())
         new = Registered.total(records.dataset, epsilon, delta, relation, unit)
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
-            if records.dataset in accounts:
-                raise InputError(
-                    f"{records.dataset} is registered already: change its total by "
-                    f"dpdm ledger total {records.dataset!r} --epsilon ..."
-                )
+            with naming_first(accounts.get(records.dataset), seen):
+                if records.dataset in accounts:
+                    raise InputError(
+                        f"{records.dataset} is registered already: change its total by "
+                        f"dpdm ledger total {records.dataset!r} --epsilon ..."
+                    )
             require_unknown(accounts, seen)
             return [new, seen]
 
@@ -158,8 +183,9 @@ class Ledger:
         token: str = "",
         tokens_before: Sequence[str] = ("",),
         begun: bool = False,
-    ) -> None:
-        """Reserve all that a run may release; the same run again is the same reservation.
+        head: Head | None = None,
+    ) -> Head:
+        """Reserve all that a run may release, and return the ledger's head; the same run again is the same reservation.
 
         A reservation that was made beforehand for the same events is taken. A data set that is not there is registered,
         with the run's own (ε, δ) for its total.
@@ -172,11 +198,13 @@ class Ledger:
             token: New at every start of the run, and kept in its folder before this is called.
             tokens_before: Those that the folder held before: a copy that stayed behind lacks the last one.
             begun: Whether it has made noisy sums under its reservation before, which must then be there.
+            head: What this returned to the run before, which must be in the ledger still.
 
         Raises:
             InputError: The total allows no more, or is about another relation or unit; or the run was settled, or began
-                in another ledger.
+                in another ledger, or in a newer state of this one.
         """
+        require_own_name(records)
         events, of_records, told = plan.events(), fingerprint(records, self.storage.key()), list[str]()
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
@@ -197,15 +225,16 @@ class Ledger:
                 )
             made = [] if known else self._registration(accounts, plan, records, seen, told)
             account = known or read_accounts(made)[dataset]
-            require_same_kind(account, plan, records)
-            made += newly_seen(accounts, account, seen, told)
-            for key, reservation in account.reservations.items():
-                if reservation.state == "reserved" and reservation.allowed == events:
-                    account.require_room()  # the total may have been lowered since
-                    return [*made, Taken(reservation=key, run=run, token=token, place=place)]
-            # The first run of all is planned, by itself: PLD may let it in.
-            new, planned = uuid.uuid4().hex, "" if account.groups or account.entered else uuid.uuid4().hex
-            account.require_room([Reservation("", "", planned, events, events)])
+            with naming_first(known, seen):
+                require_same_kind(account, plan, records)
+                made += newly_seen(accounts, account, seen, told)
+                for key, reservation in account.reservations.items():
+                    if reservation.state == "reserved" and reservation.allowed == events:
+                        account.require_room()  # the total may have been lowered since
+                        return [*made, Taken(reservation=key, run=run, token=token, place=place)]
+                # The first run of all is planned, by itself: PLD may let it in.
+                new, planned = uuid.uuid4().hex, "" if account.groups or account.entered else uuid.uuid4().hex
+                account.require_room([Reservation("", "", planned, events, events)])
             encoded = encode_events(events)
             return [
                 *made,
@@ -213,7 +242,7 @@ class Ledger:
                 Taken(reservation=new, run=run, token=token, place=place),
             ]
 
-        self._append(decide)
+        seen_head = self._append(decide, head).head
         account = self.account_of(run)
         if account.epsilon is not None:
             told.append(
@@ -222,18 +251,20 @@ class Ledger:
             )
         for line in told:
             self.tell(line)
+        return seen_head
 
     def reserve_together(self, plan: DPSGD, records: Records, *, times: int) -> None:
         """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
-        events = plan.events()
+        events, seen = plan.events(), fingerprint(records, self.storage.key())
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
             account = _known(accounts, records.dataset)
             if records.public and account.epsilon is None:
                 raise InputError(f"{records.dataset} is public: nothing limits its runs, and none need be reserved")
-            require_same_kind(account, plan, records)
             planned = uuid.uuid4().hex
-            account.require_room([Reservation("", "", planned, events, events)] * times)
+            with naming_first(account, seen):
+                require_same_kind(account, plan, records)
+                account.require_room([Reservation("", "", planned, events, events)] * times)
             encoded = encode_events(events)
             return [
                 Reserved(dataset=records.dataset, reservation=uuid.uuid4().hex, planned=planned, events=encoded)
@@ -271,7 +302,7 @@ class Ledger:
                 )
             return [Completed(reservation=reservation.name, events=()) for reservation in chosen]
 
-        return len(self._append(decide))
+        return len(self._append(decide).statements)
 
     def reservation(self, run: str) -> Reservation:
         """Return what a run has reserved."""
@@ -283,16 +314,20 @@ class Ledger:
         mine = self._required(accounts, run)
         return next(account for account in accounts.values() if mine in account.reservations.values())
 
-    def complete(self, run: str, events: Sequence[Event], *, tokens: Sequence[str] = ("",)) -> None:
+    def complete(
+        self, run: str, events: Sequence[Event], *, tokens: Sequence[str] = ("",), head: Head | None = None
+    ) -> None:
         """Replace what a run has reserved by what it has released; it will release nothing more.
 
         Args:
             run: The run.
             events: What it has released: its plan's, and fewer steps if it was stopped.
             tokens: Those that its folder holds, of which the ledger's last must be one.
+            head: What `reserve` returned to the run, which must be in the ledger still.
 
         Raises:
-            InputError: The run has reserved nothing, or less than this, or has gone on elsewhere.
+            InputError: The run has reserved nothing, or less than this, or has gone on elsewhere; or the ledger is an
+                older state of the one that the run knows.
         """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
@@ -310,7 +345,7 @@ class Ledger:
             search = any(isinstance(event, RepeatedSelection) for event in mine.allowed)
             return [replace(done, at=mine.at) if search else done]
 
-        self._append(decide)
+        self._append(decide, head)
 
     def enter(self, dataset: str, *, what: str, epsilon: float, delta: float) -> None:
         """Enter what was released of a data set by other means, as its own (ε, δ)."""
@@ -359,19 +394,53 @@ class Ledger:
                 "there, or start a new run"
             )
 
-    def _append(self, decide: Callable[[dict[str, Account]], Sequence[Statement]]) -> Sequence[Statement]:
-        """Append what `decide` makes of all accounts, and return it."""
+    def _append(
+        self, decide: Callable[[dict[str, Account]], Sequence[Statement]], head: Head | None = None
+    ) -> "_Appended":
+        """Append what `decide` makes of all accounts, in a ledger that goes on from `head`."""
         decided: list[Statement] = []
 
         def checked(entries: list[Entry]) -> list[dict[str, Any]]:
+            require_goes_on(entries, head, self.storage.shown)
             decided[:] = decide(read_accounts(_statements(entries)))
             made = [encode_statement(statement) for statement in decided]
             for content in made:  # what nobody could read again must not be written
                 decode_statement(content, number=len(entries) + 1)
             return made
 
-        self.storage.append(checked)
-        return decided
+        *_, last = self.storage.append(checked)
+        return _Appended(decided, Head(last.number, last.digest))
+
+
+class _Appended(NamedTuple):
+    """What was appended, and the ledger's head then."""
+
+    statements: list[Statement]
+    head: Head
+
+
+def _absolute(url: str) -> str:
+    """Return a ledger's place in words that mean the same wherever they are read.
+
+    Raises:
+        InputError: There are none, or it is left to the environment which server or database is meant.
+    """
+    if not url.strip():
+        raise InputError("the place of the ledger is empty: give the path of a file, or none, or leave it out")
+    if "://" not in url:
+        try:
+            return str(Path(url).expanduser().absolute())
+        except RuntimeError:
+            raise InputError(f"there is no home folder for the ledger {url}: give a path that begins with /") from None
+    place = parsed(url)
+    if place.get_backend_name() == "sqlite":
+        if place.query or place.database in (None, "", ":memory:"):
+            raise InputError(f"{url} is not the place of a file that stays: give the path of one, without sqlite:///")
+        return str(Path(str(place.database)).absolute())
+    if not place.database or not (place.host or place.query.get("host")):
+        shown = place.render_as_string(hide_password=True)
+        raise InputError(f"{shown} names no host or no database: give postgresql+psycopg://user@host/database")
+    return url
 
 
 def _statements(entries: Sequence[Entry]) -> list[Statement]:

@@ -1,18 +1,20 @@
 """Whose a run's records are: which data set's, whether they were seen before, and what kind of claim is about them."""
 
 import hmac
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data import ImageDataset
+from dpdm.data import ImageDataset, is_built_in, pixel_digests
 from dpdm.ledger.account import Account
 from dpdm.ledger.entries import RecordsSeen, Statement
 from dpdm.privacy import DPSGD, Relation
 from dpdm.types import Images, InputError
 
-_PART = 4096
+_ANOTHER_NAME = "name yours anew, by --set data.name=... (in Python, name=...)"
 
 
 @dataclass(frozen=True)
@@ -21,41 +23,57 @@ class Records:
 
     Args:
         dataset: The declared name of the data set.
-        images: All of them: secret; a digest under the ledger's key is what is kept.
+        images: All of them: secret; digests under the ledger's key are what is kept.
         groups: Which group each image belongs to, (number,), where a group is the unit of protection; secret as well.
         public: Whether the data set is published already, so that its total is not limited.
+        sources: What the images were before they were framed, as `ImageDataset.sources` has it; secret as well.
     """
 
     dataset: str
     images: Images
     groups: NDArray[np.int64] | None = None
     public: bool = False
+    sources: NDArray[np.uint8] | None = None
 
     @classmethod
     def of(cls, data: ImageDataset) -> "Records":
         """Return the records of a data set, under its own name."""
-        return cls(data.name, data.images, data.groups, data.public)
+        return cls(data.name, data.images, data.groups, data.public, data.sources)
 
 
 def fingerprint(records: Records, key: bytes) -> RecordsSeen:
-    """Return what the ledger keeps to know records again, in any order: sums of digests under its key.
+    """Return what the ledger keeps to know records again, in any order.
 
-    Without the key, nobody can try whether certain images, or certain groups of them, give these digests.
+    That is up to three digests: of the images, of what they were before they were framed, and of their files. Each is a
+    keyed digest of a sum of keyed digests. Without the key, nobody can try whether certain images give it, nor add up
+    the digests of two data sets.
     """
-    shape, of_each = str(records.images.shape[1:]).encode(), []
-    for start in range(0, len(records.images), _PART):
-        for image in np.asarray(records.images[start : start + _PART]):
-            of_each.append(_keyed(key, shape + image.tobytes()))
+    ways = [pixel_digests(records.images)]
+    if records.sources is not None:
+        ways += [*records.sources.transpose(1, 0, 2)]
+    return RecordsSeen(dataset=records.dataset, records=dict(_seen(way, records.groups, key) for way in ways))
+
+
+def _seen(of_each: NDArray[np.uint8], groups: NDArray[np.int64] | None, key: bytes) -> tuple[str, str]:
+    """Return the digest of records, by the digest of each, and that of their groups, which is empty without groups."""
+    keyed = [_keyed(key, b"record " + digest.tobytes()) for digest in of_each]
+    whole = _sum(key, "records", keyed)
+    if groups is None:
+        return whole, ""
     of_groups: dict[int, int] = {}
-    if records.groups is not None:
-        for group, digest in zip(records.groups.tolist(), of_each, strict=True):
-            of_groups[group] = of_groups.get(group, 0) + digest
-    in_groups = sum(_keyed(key, f"group {_hexadecimal(total)}".encode()) for total in of_groups.values())
-    return RecordsSeen(
-        dataset=records.dataset,
-        records=_hexadecimal(sum(of_each)),
-        groups=_hexadecimal(in_groups) if of_groups else "",
-    )
+    for group, digest in zip(groups.tolist(), keyed, strict=True):
+        of_groups[group] = of_groups.get(group, 0) + digest
+    in_groups = [_keyed(key, f"group {total % 2**256:064x}".encode()) for total in of_groups.values()]
+    return whole, _sum(key, "groups", in_groups)
+
+
+def _sum(key: bytes, what: str, digests: list[int]) -> str:
+    """Return a digest of a sum of digests; a bare sum would be that of its parts, for all to see."""
+    return f"{_keyed(key, f'{what} {sum(digests) % 2**256:064x}'.encode()):064x}"
+
+
+def _keyed(key: bytes, content: bytes) -> int:
+    return int.from_bytes(hmac.digest(key, content, "sha256"), "big")
 
 
 def account_of(accounts: dict[str, Account], plan: DPSGD, records: Records) -> str:
@@ -72,37 +90,71 @@ def account_of(accounts: dict[str, Account], plan: DPSGD, records: Records) -> s
 
 def newly_seen(accounts: dict[str, Account], account: Account, seen: RecordsSeen, told: list[str]) -> list[Statement]:
     """Return the entry for records that this data set has not had before: they count for the same total."""
-    if seen.records in account.records:
-        groups = account.records[seen.records]
-        if groups and seen.groups and groups != seen.groups:
+    before = {digest: account.records[digest] for digest in seen.records if digest in account.records}
+    for digest, groups in before.items():
+        if groups and seen.records[digest] not in ("", groups):
             raise InputError(
                 f"{account.dataset} had the same images in other groups before, and claims about two kinds of groups "
                 "do not add up: give data.group as before; if names were only corrected, who owns the data may allow "
                 f"it, by dpdm ledger regroup {account.dataset!r}"
             )
-        return [seen] if seen.groups and not groups else []
-    require_unknown(accounts, seen)
-    if account.epsilon is not None:
-        told.append(f"ledger: {account.dataset} has other records than before, and goes on with the same total")
-    return [seen]
+    if account.epsilon is not None or not before:
+        require_unknown(accounts, seen)
+    if has_others(account, seen) and account.epsilon is not None:
+        told.append(
+            f"ledger: {account.dataset} has other records than before. If these are other people's, stop and "
+            f"{_ANOTHER_NAME}; else they count for the same total"
+        )
+    news = {
+        digest: groups
+        for digest, groups in seen.records.items()
+        if digest not in before or (groups and not before[digest])
+    }
+    return [replace(seen, records=news)] if news else []
+
+
+def has_others(account: Account, seen: RecordsSeen) -> bool:
+    """Whether a data set has records that are known, and these are none of them."""
+    return bool(account.records) and not account.records.keys() & seen.records.keys()
+
+
+@contextmanager
+def naming_first(account: Account | None, seen: RecordsSeen) -> Iterator[None]:
+    """Put what is most likely wrong in front of a refusal: the name, where a data set has other records than before."""
+    try:
+        yield
+    except InputError as error:
+        if account is None or not has_others(account, seen):
+            raise
+        raise InputError(
+            f"other records are registered as {account.dataset}: if yours are other people's, {_ANOTHER_NAME}; if they "
+            f"are of the same data set, {error}"
+        ) from None
 
 
 def require_unknown(accounts: dict[str, Account], seen: RecordsSeen) -> None:
     """Raise InputError if these records are those of another data set whose total is limited."""
     for account in accounts.values():
-        if account.dataset != seen.dataset and account.epsilon is not None and seen.records in account.records:
+        others = account.dataset != seen.dataset and account.epsilon is not None
+        if others and account.records.keys() & seen.records.keys():
             raise InputError(
                 f"the records of {seen.dataset} are registered as {account.dataset}: go on under that name, by "
                 f"--set data.name={account.dataset!r}"
             )
 
 
+def require_own_name(records: Records) -> None:
+    """Raise InputError if private records go by the name of a public data set."""
+    if not records.public and is_built_in(records.dataset):
+        raise InputError(f"{records.dataset} is the name of a public data set, and these are private: {_ANOTHER_NAME}")
+
+
 def require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
     """Raise InputError unless a plan's claim is of the kind that a data set is registered for."""
     if (account.epsilon is None) != records.public:
         raise InputError(
-            f"{account.dataset} is registered as a {'public' if account.epsilon is None else 'private'} data set: name "
-            "yours anew, by --set data.name=..."
+            f"{account.dataset} is registered as a {'public' if account.epsilon is None else 'private'} data set: "
+            f"{_ANOTHER_NAME}"
         )
     if (account.relation, account.unit) != (plan.relation, plan.one_unit):
         as_before = [
@@ -118,11 +170,3 @@ def require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
 
 def _in_words(relation: Relation) -> str:
     return {"add_or_remove_one": "adding or removing", "replace_special": "blanking out"}[relation]
-
-
-def _keyed(key: bytes, content: bytes) -> int:
-    return int.from_bytes(hmac.digest(key, content, "sha256"), "big")
-
-
-def _hexadecimal(total: int) -> str:
-    return f"{total % 2**256:064x}"

@@ -35,7 +35,14 @@ _ENTRIES = sql.Table(
     sql.Column("content", sql.Text, nullable=False),
     sql.Column("digest", sql.String(64), nullable=False),
 )
-_LOCK = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7164117)"}
+_BEGIN = {
+    "sqlite": ("BEGIN IMMEDIATE",),
+    # A server may be set up to answer before a commit is on its disk: what is reserved must not be lost in a crash.
+    "postgresql": (
+        "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'",
+        "SELECT pg_advisory_xact_lock(7164117)",
+    ),
+}
 _SECONDS_TO_CONNECT = 10
 _SECONDS_FOR_LOCK = 300
 
@@ -48,6 +55,13 @@ class Entry(NamedTuple):
     digest: str
 
 
+class Head(NamedTuple):
+    """The last entry of a chain: how many there are, and the digest of all."""
+
+    number: int
+    digest: str
+
+
 def _first_tables(connection: sql.Connection) -> None:
     """Make the tables of schema 1, and the key under which records are told apart."""
     _TABLES.create_all(connection)
@@ -56,7 +70,24 @@ def _first_tables(connection: sql.Connection) -> None:
     )
 
 
-_MIGRATIONS: tuple[Callable[[sql.Connection], None], ...] = (_first_tables,)
+def _without_sums(connection: sql.Connection) -> None:
+    """Take bare sums of digests out of the entries, which told of two data sets whether one is a part of the other.
+
+    The chain is made anew. The next run on a data set enters its records again; what was spent stays as it is.
+    """
+    place = "the ledger"
+    before, after = _read(connection, place), list[Entry]()
+    for entry in before:
+        old = entry.content
+        content = {**old, "records": {}} if old["kind"] == "records" else old
+        content = {key: value for key, value in content.items() if (old["kind"], key) != ("records", "groups")}
+        text = _text(content)
+        after.append(Entry(entry.number, content, chained(_key(connection, place), after, text)))
+        changed = _ENTRIES.update().where(_ENTRIES.c.number == entry.number)
+        connection.execute(changed.values(content=text, digest=after[-1].digest))
+
+
+_MIGRATIONS: tuple[Callable[[sql.Connection], None], ...] = (_first_tables, _without_sums)
 """Step n leads from schema n to n + 1."""
 
 
@@ -69,7 +100,9 @@ class Storage:
 
     Guarantees:
         * `append` decides on all entries that there are, and what it appends is durable before it returns.
-        * An entry that was changed, taken out or put in between is noticed by whoever reads next.
+        * An entry that was damaged, or taken out or put in before the last, is noticed by whoever reads next.
+        * A chain that was cut short or made anew, with the key that lies beside it, is noticed by who saw its head
+          before (`require_goes_on`), and by nobody else.
 
     Raises:
         InputError: The URL or the database is no ledger of this version, or it is damaged.
@@ -104,7 +137,7 @@ class Storage:
         with self._locked() as connection:
             entries = _read(connection, self.shown)
             for content in decide(entries):
-                text = json.dumps(content, ensure_ascii=False, allow_nan=False, sort_keys=True)
+                text = _text(content)
                 entry = Entry(len(entries) + 1, content, chained(_key(connection, self.shown), entries, text))
                 connection.execute(_ENTRIES.insert().values(number=entry.number, content=text, digest=entry.digest))
                 entries.append(entry)
@@ -142,12 +175,7 @@ class Storage:
 
     @cached_property
     def _parsed(self) -> sql.URL:
-        try:
-            return sql.make_url(self.url)
-        except (ArgumentError, ValueError):
-            raise InputError(
-                f"{self.url!r} is no ledger: give the path of a file, or postgresql+psycopg://user@host/database"
-            ) from None
+        return parsed(self.url)
 
     @property
     def _is_file(self) -> bool:
@@ -156,11 +184,13 @@ class Storage:
     @cached_property
     def _engine(self) -> sql.Engine:
         backend = self._parsed.get_backend_name()
-        if backend not in _LOCK:
+        if backend not in _BEGIN:
             raise InputError(f"a ledger is an SQLite file or a PostgreSQL database, not {backend}")
-        wait = {"timeout": _SECONDS_FOR_LOCK} if self._is_file else {"connect_timeout": _SECONDS_TO_CONNECT}
+        options: dict[str, Any] = {"connect_args": {"timeout": _SECONDS_FOR_LOCK}}
+        if not self._is_file:  # a server's default could be a snapshot that is older than the lock
+            options = {"connect_args": {"connect_timeout": _SECONDS_TO_CONNECT}, "isolation_level": "READ COMMITTED"}
         try:
-            engine = sql.create_engine(self._parsed, poolclass=sql.NullPool, connect_args=wait)
+            engine = sql.create_engine(self._parsed, poolclass=sql.NullPool, **options)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise InputError(f"{self.shown}: {error}: pip install 'dpdm[postgresql]'") from None
         if self._is_file and self._parsed.database in (None, "", ":memory:"):
@@ -168,8 +198,31 @@ class Storage:
         if self._is_file:
             _make_private(Path(str(self._parsed.database)))
             sql.event.listen(engine, "connect", _leave_transactions_to_us)
-        sql.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(_LOCK[backend]))
+        sql.event.listen(engine, "begin", lambda connection: [*map(connection.exec_driver_sql, _BEGIN[backend])])
         return engine
+
+
+def parsed(url: str | sql.URL) -> sql.URL:
+    """Return the parts of a URL, or raise InputError."""
+    try:
+        return sql.make_url(url)
+    except (ArgumentError, ValueError):
+        raise InputError(
+            f"{url!r} is no ledger: give the path of a file, or postgresql+psycopg://user@host/database"
+        ) from None
+
+
+def require_goes_on(entries: Sequence[Entry], head: Head | None, place: str) -> None:
+    """Raise InputError unless the entries go on from a head that somebody saw before."""
+    if head is not None and (len(entries) < head.number or entries[head.number - 1].digest != head.digest):
+        raise InputError(
+            f"{place} lacks entry {head.number} as this run saw it: the run began in another ledger, or this one was "
+            "restored from a backup or rewritten; name the right one by --ledger, or start a new run and count both"
+        )
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, sort_keys=True)
 
 
 def chained(key: str, entries: Sequence[Entry], text: str) -> str:

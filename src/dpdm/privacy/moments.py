@@ -48,8 +48,8 @@ def cell_sums(
 
     Args:
         parts: All records, part by part: rows, cells and weights. A record's row and cell may depend on this record and
-            on what was released before, on nothing else. A row that is not finite counts as zero. Weights are positive
-            and add up to one for each unit of protection.
+            on what was released before, on nothing else. A row that is not finite counts as zero. Weights are not
+            negative and add up to one at most for each unit of protection: a blank record's is zero.
         cells: Number of cells; each index lies in [0, cells).
         dimensions: Length of a row.
         max_norm: R, the L2 norm that rows are clipped to.
@@ -106,7 +106,7 @@ def second_moments(
 
     Args:
         parts: All records' rows, cells and weights, part by part; row and cell may depend on the record and on what was
-            released before. Weights are positive and add up to one for each unit of protection.
+            released before. Weights are not negative and add up to one at most for each unit of protection.
         cells: Number of cells; each index lies in [0, cells).
         dimensions: Length of a row.
         max_norm: The L2 norm that rows are clipped to.

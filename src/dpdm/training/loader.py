@@ -23,6 +23,8 @@ class Loader:
 
     Guarantees:
         * A unit is one example, whatever the number of its images, and depends on no other unit.
+        * A unit whose images are all blank is an example that is not finite, whose gradient counts as zero: no other
+          code runs for it. Of a group that has others, these alone are drawn.
     """
 
     def __init__(
@@ -30,10 +32,13 @@ class Loader:
     ) -> None:
         self._data, self._loss, self._noise_levels, self._device = data, loss, noise_levels, device
         self._labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
+        self._blank = np.zeros(len(data), dtype=bool) if data.blank is None else data.blank
         if data.groups is not None:
-            self._sizes = np.bincount(data.groups, minlength=data.num_units)
-            self._firsts = np.cumsum(self._sizes) - self._sizes
-            self._members = np.argsort(data.groups, kind="stable")  # those of one group beside one another
+            sizes, shown = (np.bincount(data.groups[of], minlength=data.num_units) for of in (..., ~self._blank))
+            self._firsts = np.cumsum(sizes) - sizes
+            self._sizes = np.where(shown == 0, sizes, shown)
+            # Those of one group beside one another, blank ones last.
+            self._members = np.lexsort((self._blank, data.groups))
 
     def __call__(self, units: Int64[ndarray, " batch"], random_bytes: RandomBytes) -> NoisyBatch:
         """Return one example for each unit; sixteen random bytes are read for each."""
@@ -47,6 +52,7 @@ class Loader:
         self, images: Int64[ndarray, " batch"] | Int64[ndarray, "batch K"], random_bytes: RandomBytes
     ) -> NoisyBatch:
         x = images_to_tensor(self._data.images[images.ravel()])
+        x[torch.from_numpy(self._blank[images.ravel()])] = torch.nan
         return self._loss.draw(
             x.view(*images.shape, *x.shape[1:]).to(self._device),
             torch.from_numpy(self._labels[images]).to(self._device),

@@ -77,6 +77,7 @@ def train_private_classifier(
     if data.groups is not None:
         raise InputError(f"{data.name} has groups of images: this classifier could claim something of one image only")
     labels = torch.from_numpy(data.labels)
+    blank = torch.zeros(len(data), dtype=torch.bool) if data.blank is None else torch.from_numpy(data.blank)
     plan = DPSGD(
         dataset_size=len(data),
         expected_batch_size=min(expected_batch_size, max(1, len(data) // 4)),
@@ -90,7 +91,9 @@ def train_private_classifier(
     average, optimizer = ema.start(module), torch.optim.Adam(module.parameters(), lr=learning_rate)
 
     def load(indices: Int64[np.ndarray, " batch"], random_bytes: RandomBytes) -> tuple[Tensor, Tensor]:
-        return images_to_tensor(data.images[indices]), labels[indices]
+        x = images_to_tensor(data.images[indices])
+        x[blank[indices]] = torch.nan  # whose gradient counts as zero
+        return x, labels[indices]
 
     def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> Float[Tensor, " batch"]:
         images, labels = batch

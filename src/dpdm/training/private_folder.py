@@ -127,9 +127,10 @@ class PrivateFolder:
             return
         losses = diagnostics.losses.reveal(because="mean loss, written to private/metrics.jsonl")
         norms = diagnostics.grad_norms.reveal(because="gradient norms, written to private/metrics.jsonl")
+        size, losses, norms = len(losses), losses[losses.isfinite()], norms[norms.isfinite()]  # not of blank records
         row = {
             "step": step,
-            "batch_size": len(losses),
+            "batch_size": size,
             "loss": float(losses.mean()) if len(losses) else None,
             "median_grad_norm": float(norms.median()) if len(norms) else None,
             "clipped": float((norms > mechanism.plan.max_grad_norm).float().mean()) if len(norms) else None,
@@ -142,7 +143,8 @@ class PrivateFolder:
     def report_duplicates(self, data: ImageDataset) -> None:
         """List images that are equal in every pixel and lie in several units of protection, once in a run."""
         if self.path is not None and not (self.path / "duplicates.json").exists():
-            write_json(self.path / "duplicates.json", {"equal_records": find_duplicates(data.images, data.groups)})
+            equal = find_duplicates(data.images, data.groups, data.blank)
+            write_json(self.path / "duplicates.json", {"equal_records": equal})
 
     def close(self) -> None:
         """Write what TensorBoard's writer still holds."""

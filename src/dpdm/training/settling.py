@@ -8,15 +8,21 @@ from dpdm.privacy import DPSGD
 from dpdm.types import InputError
 
 
-def settle_run(run: Path | str, ledger: Ledger) -> tuple[int, int]:
+def settle_run(run: Path | str, ledger: Ledger, *, only_copy: bool = False) -> tuple[int, int]:
     """Complete a run in the ledger with what its journal says it has spent; return that number, and the planned one.
 
     What was reserved in the journal when a process was killed counts as spent. The journal then counts the whole plan,
     so that nothing more can be made.
 
+    Args:
+        run: The run's folder.
+        ledger: Where it was reserved.
+        only_copy: That no other copy of the folder has gone on, which only its owner knows. It has to be said of a
+            folder that lies elsewhere than where the run began: a backup may lack what was made since.
+
     Raises:
-        InputError: There is no such run, it is a search, in use or a copy, or its journal is damaged; its reservation
-            stays.
+        InputError: There is no such run, it is a search, in use, a copy or perhaps one, or its journal is damaged; its
+            reservation stays.
     """
     private = Path(run) / "private"
     if (private / "search.json").is_file():
@@ -28,13 +34,20 @@ def settle_run(run: Path | str, ledger: Ledger) -> tuple[int, int]:
     if not isinstance(plan, DPSGD):
         raise InputError(f"{run} claims nothing: there is nothing to settle")
     place = Path(ledger.reservation(name.run).place)
-    there = InLedger.read(place / "private") if place != Path(run).absolute() else None
+    moved = not (place.exists() and place.samefile(run))
+    there = InLedger.read(place / "private") if moved else None
     if there is not None and there.run == name.run:
         raise InputError(f"{run} is a copy of {place}: settle that one")
+    if moved and not only_copy:
+        raise InputError(
+            f"{run} is not where the run began, {place}: a backup lacks what was released since; if this is the run "
+            "itself, moved, and there is no other copy, add --i-have-the-only-copy"
+        )
     made = plan.start(private / "journal.jsonl")  # which holds the journal: nobody trains meanwhile
     try:
         spent = made.spent
-        ledger.complete(name.run, plan.events_made(spent), tokens=name.tokens)  # from now on it cannot go on
+        # From here on it cannot go on.
+        ledger.complete(name.run, plan.events_made(spent), tokens=name.tokens, head=name.head)
         made.spend_rest()
     finally:
         made.close()

@@ -287,7 +287,7 @@ class Trainer:
         if not mechanism.finished:
             name = name.started(folder.path)
             try:
-                ledger.reserve(
+                head = ledger.reserve(
                     name.run,
                     plan,
                     Records.of(data),
@@ -295,12 +295,14 @@ class Trainer:
                     token=name.tokens[-1],
                     tokens_before=tokens_before,
                     begun=before is not None and mechanism.spent > 0,
+                    head=name.head,
                 )
             except InputError:
                 if before is None and not mechanism.spent:  # so that the folder is free for a run that fits
                     folder.remove()
                 raise
-        return lambda run: ledger.complete(name.run, plan.events_made(run.spent), tokens=name.tokens)
+            name = name.saw(head, folder.path)
+        return lambda run: ledger.complete(name.run, plan.events_made(run.spent), tokens=name.tokens, head=name.head)
 
     def _prior(
         self, settings: Prior, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder

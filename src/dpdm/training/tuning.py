@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from dpdm.config import Config, Privacy, encode, require_same_unit
-from dpdm.data import ImageDataset
+from dpdm.data import ImageDataset, blank_equal
 from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
 from dpdm.files import read_json, write_json
@@ -48,8 +49,9 @@ class Tuner:
     Args:
         candidates: Settings that differ in nothing that a run's plan depends on.
         search: How many runs there are, and whether their score is private.
-        reference: Public images for the score: the accuracy on them of a CNN that was trained on synthetic images. None
-            takes the private ones, and the score's own noise is part of the price.
+        reference: Public images for the score: the accuracy on them of a CNN that was trained on synthetic images.
+            Private images that are among them take no part (`blank_equal`), and `private/blanked.json` lists these.
+            None takes the private ones, and the score's own noise is part of the price.
         run: Folder of the search; the same again goes on with it.
         ledger: Where all of it is reserved before the first run; None counts nothing.
 
@@ -108,21 +110,19 @@ class Tuner:
         )
         return Cost(alone, plan.epsilon(), many)
 
-    def fit(self, data: ImageDataset, on_run: Callable[[int, int, Trainer], Release]) -> Release:
+    def fit(self, data: ImageDataset, on_run: Callable[[int, int, Trainer, ImageDataset], Release]) -> Release:
         """Search, from where an interrupted search stopped, and return the best run's release.
 
         Args:
             data: The private images, with labels.
-            on_run: Called with the number of a run, how many there are, and its trainer, which it must run to the end.
+            on_run: Called with the number of a run, how many there are, its trainer, and the images on which it must
+                run this to the end.
         """
         if data.labels is None:
             raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
         plan = self.plan(data)
-        if self.reference is not None and _same_images(self.reference, data):
-            raise InputError(
-                f"{self.reference.name} has the images of {data.name} themselves, on which a score has a price: give "
-                "public images, or --score-noise"
-            )
+        if self.reference is not None:  # the same code whether there are equal images or not: it must not show
+            data = blank_equal(data, self.reference)
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
             Trainer.from_config(config, data, mechanism=plan).build(data)
         self._begin(plan)
@@ -134,10 +134,16 @@ class Tuner:
             return self._go_on(data, plan, self._begin(plan), on_run)
 
     def _go_on(
-        self, data: ImageDataset, plan: DPSGD, state: dict[str, Any], on_run: Callable[[int, int, Trainer], Release]
+        self,
+        data: ImageDataset,
+        plan: DPSGD,
+        state: dict[str, Any],
+        on_run: Callable[[int, int, Trainer, ImageDataset], Release],
     ) -> Release:
         """Make the runs that are left, and release the best of all."""
         private = self.run / "private"
+        if data.blank is not None:
+            write_json(private / "blanked.json", {"records": np.flatnonzero(data.blank).tolist()})
         known = InLedger.read(private)
         if self.ledger is None and known is not None and not (self.run / "release").exists():
             raise InputError(f"{self.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
@@ -145,7 +151,7 @@ class Tuner:
             before = known or InLedger.new()
             known = before.started(private)
             try:
-                self.ledger.reserve(
+                head = self.ledger.reserve(
                     known.run,
                     plan,
                     Records.of(data),
@@ -153,11 +159,13 @@ class Tuner:
                     token=known.tokens[-1],
                     tokens_before=before.tokens,
                     begun=state["begun"] and bool(before.tokens),
+                    head=before.head,
                 )
             except InputError:
                 if not state["begun"]:  # so that the folder is free for a search that fits
                     shutil.rmtree(self.run)
                 raise
+            known = known.saw(head, private)
         for number, choice in enumerate(state["choices"], start=1):
             if len(state["scores"]) >= number:
                 continue
@@ -166,14 +174,14 @@ class Tuner:
             folder = private / "runs" / str(number)
             trainer = Trainer.from_config(self.candidates[choice], data, run=folder, mechanism=plan)
             try:
-                release = on_run(number, len(state["choices"]), replace(trainer, ledger=None))
+                release = on_run(number, len(state["choices"]), replace(trainer, ledger=None), data)
                 score = self._score(release, data, plan, folder)
             except RunLost:  # in a crash, which says nothing of its images: the others go on without it
                 score = None
             state["scores"].append(score)
             write_json(private / "search.json", state)
         if self.ledger is not None and known is not None:
-            self.ledger.complete(known.run, plan.events(), tokens=known.tokens)
+            self.ledger.complete(known.run, plan.events(), tokens=known.tokens, head=known.head)
         if not (self.run / "release").exists():
             whole = private / "release"
             shutil.rmtree(whole, ignore_errors=True)
@@ -198,7 +206,8 @@ class Tuner:
         """Return the state of the search: drawn, if there is none yet, and saved before anything is spent."""
         path = self.run / "private" / "search.json"
         candidates = [encode(config) for config in self.candidates]
-        what = {"plan": encode(plan), "candidates": candidates}
+        reference = None if self.reference is None else self.reference.digest()
+        what = {"plan": encode(plan), "candidates": candidates, "reference": reference}
         if path.exists():
             state = read_json(path)
             if state.get("what") != what:
@@ -221,19 +230,22 @@ class Tuner:
         images, labels = release.sample(NUM_IMAGES, seed=0)
         test = self.reference or data
         assert test.labels is not None
+        classes, truth = data.num_classes, test.labels
+        if test.blank is not None:  # a class of their own, which no answer is right about
+            classes, truth = classes + 1, np.where(test.blank, classes, truth)
         scores = evaluate_utility(
             images,
             labels,
             test.images,
-            test.labels,
-            num_classes=data.num_classes,
+            truth,
+            num_classes=classes,
             protocol=QUICK,
             classifiers={"cnn": CNN()},
         )
         noise = self.search.score_noise_multiplier
         if noise is None:
             return scores["cnn"].accuracy
-        right = sum(row[label] for label, row in enumerate(scores["cnn"].confusion))
+        right = sum(row[label] for label, row in enumerate(scores["cnn"].confusion[: data.num_classes]))
         # One image more or fewer changes the count by at most 1: the classifier has seen released images alone.
         of_score = DPSGD(
             dataset_size=plan.dataset_size,
@@ -250,11 +262,6 @@ class Tuner:
             return float(of_score.release(total, sensitivity=1.0, num_records=len(data)))
         finally:
             of_score.close()
-
-
-def _same_images(a: ImageDataset, b: ImageDataset) -> bool:
-    """Whether two data sets have the same images, in any order."""
-    return len(a) == len(b) and a.shape == b.shape and sorted(map(bytes, a.images)) == sorted(map(bytes, b.images))
 
 
 def combinations(texts: Sequence[str]) -> list[tuple[str, ...]]:

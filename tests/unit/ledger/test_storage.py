@@ -61,7 +61,7 @@ def test_a_changed_entry_is_noticed(path, statement):
 
 
 def test_a_newer_schema_is_refused(path):
-    change(path, "UPDATE dpdm_ledger SET schema = 2")
+    change(path, "UPDATE dpdm_ledger SET schema = 3")
     with pytest.raises(InputError, match="newer version"):
         Ledger(str(path)).reserve("b", RUN, Records("scans", IMAGES), place="runs/b")
 
@@ -75,7 +75,7 @@ def test_an_older_schema_is_brought_up_to_date_and_keeps_its_entries(path, monke
     monkeypatch.setattr(storage, "_MIGRATIONS", (*storage._MIGRATIONS, add_column))
     assert Ledger(str(path)).storage.entries() == before
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT schema, note FROM dpdm_ledger").fetchall() == [(2, None)]
+        assert connection.execute("SELECT schema, note FROM dpdm_ledger").fetchall() == [(3, None)]
     connection.close()
 
 

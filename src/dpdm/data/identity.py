@@ -1,0 +1,41 @@
+"""What a record is known by, whatever size and channels it is given: digests of what was stored."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dpdm.types import Images
+
+DIGEST = 32
+"""Bytes of a SHA-256."""
+
+
+def pixel_digests(images: Images) -> NDArray[np.uint8]:
+    """Return the SHA-256 of the shape and pixels of each image, (number, 32)."""
+    found = np.empty((len(images), DIGEST), np.uint8)
+    for index, image in enumerate(images):
+        found[index] = _of_pixels(image)
+    return found
+
+
+def file_digests(encoded: bytes, decoded: Image.Image) -> NDArray[np.uint8]:
+    """Return the SHA-256 of an image's file, and that of shape and pixels before framing, (2, 32)."""
+    pixels = np.asarray(decoded).reshape(decoded.height, decoded.width, -1)
+    return np.stack([_array(hashlib.sha256(encoded)), _of_pixels(pixels)])
+
+
+def array_digests(images: Images) -> NDArray[np.uint8]:
+    """Return the same of images that lie in no files of their own, (number, 2, 32): pixels are all there is."""
+    return pixel_digests(images)[:, None].repeat(2, axis=1)
+
+
+def _of_pixels(image: Images) -> NDArray[np.uint8]:
+    found = hashlib.sha256(repr(image.shape).encode())
+    found.update(np.ascontiguousarray(image).data)
+    return _array(found)
+
+
+def _array(found: "hashlib._Hash") -> NDArray[np.uint8]:
+    return np.frombuffer(found.digest(), np.uint8)

@@ -1,0 +1,168 @@
+"""Which ledger is meant, and whether it is the one, in the state, that a run has seen."""
+
+import json
+import os
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+
+from dpdm.ledger import InLedger, Ledger, Records
+from dpdm.ledger.storage import Storage, chained
+from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.types import InputError
+
+SCANS = Records("scans", np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1))
+RUN = DPSGD(
+    dataset_size=100, expected_batch_size=10, steps=0, delta=1e-5, earlier=(GaussianRelease(noise_multiplier=10.0),)
+)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "team.sqlite",
+        "./team.sqlite",
+        "../team.sqlite",
+        "~/team.sqlite",
+        "~root/team.sqlite",
+        "",
+        " ",
+        "None",
+        "sqlite:///team.sqlite",
+        "sqlite:team.sqlite",
+        "file:team.sqlite",
+        "file:///team.sqlite?mode=rwc",
+        "sqlite:///file:team.sqlite?uri=true",
+        "postgresql.sqlite",
+        "postgresql+psycopg://",
+        "postgresql+psycopg:///dpdm",
+        "postgresql+psycopg://server",
+    ],
+)
+def test_a_variable_that_names_another_ledger_in_each_folder_is_refused(place, monkeypatch, tmp_path):
+    """The kind: a name whose meaning depends on where, or as who, one stands."""
+    monkeypatch.setenv("DPDM_LEDGER", place)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        Ledger.default()
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_typed_means_the_folder_in_which_it_is_typed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    books = [Ledger.default("here.sqlite"), Ledger("./here.sqlite"), Ledger("sqlite:///here.sqlite")]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for book in books:
+        assert os.path.normpath(book.url) == str(tmp_path / "here.sqlite")
+        book.accounts()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    for nothing in ("", " "):
+        with pytest.raises(InputError, match="is empty"):
+            Ledger.default(nothing)
+    with pytest.raises(InputError, match="home folder"):
+        Ledger("~nobody-of-this-name/ledger.sqlite")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The file of a ledger with a total that several runs fit into."""
+    book = Ledger(str(tmp_path / "ledger.sqlite"), tell=lambda line: None)
+    book.register(SCANS, epsilon=3.0, delta=1e-5, relation="add_or_remove_one")
+    return tmp_path / "ledger.sqlite"
+
+
+def reserve(path, run, **more):
+    return Ledger(str(path), tell=lambda line: None).reserve(run, RUN, SCANS, place=f"runs/{run}", **more)
+
+
+def rewrite(path, change):
+    """Change entries and make the whole chain anew, with the key that lies beside it."""
+    with sqlite3.connect(path) as connection:
+        (key,) = connection.execute("SELECT key FROM dpdm_ledger").fetchone()
+        made = []
+        for entry in Storage(f"sqlite:///{path}").entries():
+            text = json.dumps(change(entry.content), ensure_ascii=False, sort_keys=True)
+            made.append(entry._replace(digest=chained(key, made, text)))
+            connection.execute(
+                "UPDATE dpdm_ledger_entries SET content = ?, digest = ? WHERE number = ?",
+                (text, made[-1].digest, entry.number),
+            )
+    connection.close()
+
+
+def test_a_run_that_goes_on_notices_a_ledger_that_was_rolled_back(path):
+    head = reserve(path, "a")
+    shutil.copy(path, path.with_name("before.sqlite"))
+    later = reserve(path, "a", head=head)
+    assert later.number > head.number
+    shutil.copy(path.with_name("before.sqlite"), path)
+    book = Ledger(str(path))
+    with pytest.raises(InputError, match="restored from a backup or rewritten") as caught:
+        reserve(path, "a", head=later)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="restored from a backup or rewritten"):
+        book.complete("a", RUN.events(), head=later)
+    reserve(path, "a", head=head)
+    book.complete("a", RUN.events(), head=head)
+
+
+def test_a_run_that_goes_on_notices_a_chain_that_was_made_anew(path):
+    head = reserve(path, "a")
+    rewrite(path, lambda content: content | ({"epsilon": 30.0} if content["kind"] == "registered" else {}))
+    assert Ledger(str(path)).account("scans").epsilon == 30.0, "the chain is whole, and nobody else can tell"
+    with pytest.raises(InputError, match="restored from a backup or rewritten"):
+        reserve(path, "a", head=head)
+
+
+def test_a_run_keeps_the_head_in_its_folder(tmp_path, path):
+    name = InLedger.new().started(tmp_path)
+    assert InLedger.read(tmp_path) == name
+    seen = name.saw(reserve(path, "a"), tmp_path)
+    assert InLedger.read(tmp_path) == seen
+    assert seen.head == (len(Ledger(str(path)).storage.entries()), Ledger(str(path)).storage.entries()[-1].digest)
+    assert seen.started(tmp_path).head == seen.head
+    for wrong in ({"head": [0, "x"]}, {"head": "x"}, {"tokens": "x"}, {"run": 7}):
+        (tmp_path / "ledger.json").write_text(json.dumps(seen._asdict() | wrong))
+        with pytest.raises(InputError, match="is damaged"):
+            InLedger.read(tmp_path)
+
+
+def test_a_ledger_of_the_schema_before_loses_its_sums_and_nothing_that_was_spent(path):
+    """Bare sums of digests told of two data sets whether one is a part of the other."""
+    reserve(path, "a")
+    Ledger(str(path)).complete("a", RUN.events())
+    before = Ledger(str(path)).account("scans")
+
+    def of_before(content):
+        old = {"records": "ab" * 32, "groups": "cd" * 32}
+        return content | (old if content["kind"] == "records" else {})
+
+    rewrite(path, of_before)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE dpdm_ledger SET schema = 1")
+    connection.close()
+    book, told = Ledger(str(path)), []
+    after = book.account("scans")
+    assert after.records == {}
+    assert (after.share, after.events, after.epsilon) == (before.share, before.events, before.epsilon)
+    assert "abab" not in json.dumps([entry.content for entry in book.storage.entries()])
+    Ledger(str(path), tell=told.append).reserve("b", RUN, SCANS, place="runs/b")
+    assert not any("other records" in line for line in told)
+    with pytest.raises(InputError, match="registered as scans"):
+        book.reserve("c", RUN, Records("other", SCANS.images), place="runs/c")
+
+
+def test_a_damaged_ledger_of_the_schema_before_is_refused(path):
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE dpdm_ledger SET schema = 1")
+        connection.execute("UPDATE dpdm_ledger_entries SET content = replace(content, '3.0', '9.0') WHERE number = 1")
+    connection.close()
+    with pytest.raises(InputError, match="damaged"):
+        Ledger(str(path)).accounts()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT schema FROM dpdm_ledger").fetchall() == [(1,)]
+    connection.close()
