@@ -107,6 +107,8 @@ def report(
 def _print_audit(found: "Audit") -> None:
     import numpy as np
 
+    from dpdm.training.verification import percent
+
     say(f"claim        {found.claim}")
     for check in found.checks:
         say(
@@ -132,7 +134,8 @@ def _print_audit(found: "Audit") -> None:
             f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {attacked.bounds.one_run:.3f}; true positives "
             f"{_rate(one, others)} at 1 %, {_rate(tenth, others)} at 0.1 %"
         )
-    say(f"             {found.members:,} members; the audited sums allow {100 * allowed[min(allowed)]:.1f} % at 0.1 %")
+    most = percent(allowed[min(allowed)])  # upwards, as all bounds
+    say(f"             {found.members:,} members; the audited sums allow {most} at 0.1 %")
     near = found.nearness
 
     def distances(values: Any) -> str:  # noqa: ANN401
