@@ -14,16 +14,15 @@ DIGEST = 32
 
 def pixel_digests(images: Images) -> NDArray[np.uint8]:
     """Return the SHA-256 of the shape and pixels of each image, (number, 32)."""
-    found = np.empty((len(images), DIGEST), np.uint8)
-    for index, image in enumerate(images):
-        found[index] = _of_pixels(image)
-    return found
+    found = b"".join(_of_pixels(image) for image in images)
+    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
 
 
 def file_digests(encoded: bytes, decoded: Image.Image) -> NDArray[np.uint8]:
     """Return the SHA-256 of an image's file, and that of shape and pixels before framing, (2, 32)."""
     pixels = np.asarray(decoded).reshape(decoded.height, decoded.width, -1)
-    return np.stack([_array(hashlib.sha256(encoded)), _of_pixels(pixels)])
+    found = hashlib.sha256(encoded).digest() + _of_pixels(pixels)
+    return np.frombuffer(found, np.uint8).reshape(2, DIGEST)
 
 
 def array_digests(images: Images) -> NDArray[np.uint8]:
@@ -31,11 +30,5 @@ def array_digests(images: Images) -> NDArray[np.uint8]:
     return pixel_digests(images)[:, None].repeat(2, axis=1)
 
 
-def _of_pixels(image: Images) -> NDArray[np.uint8]:
-    found = hashlib.sha256(repr(image.shape).encode())
-    found.update(np.ascontiguousarray(image).data)
-    return _array(found)
-
-
-def _array(found: "hashlib._Hash") -> NDArray[np.uint8]:
-    return np.frombuffer(found.digest(), np.uint8)
+def _of_pixels(image: Images) -> bytes:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpdm.data import ImageDataset, is_built_in, pixel_digests
+from dpdm.data.identity import DIGEST
 from dpdm.ledger.account import Account
 from dpdm.ledger.entries import RecordsSeen, Statement
 from dpdm.privacy import DPSGD, Relation
@@ -56,7 +57,8 @@ def fingerprint(records: Records, key: bytes) -> RecordsSeen:
 
 def _seen(of_each: NDArray[np.uint8], groups: NDArray[np.int64] | None, key: bytes) -> tuple[str, str]:
     """Return the digest of records, by the digest of each, and that of their groups, which is empty without groups."""
-    keyed = [_keyed(key, b"record " + digest.tobytes()) for digest in of_each]
+    digests = of_each.tobytes()
+    keyed = [_keyed(key, digests[start : start + DIGEST]) for start in range(0, len(digests), DIGEST)]
     whole = _sum(key, "records", keyed)
     if groups is None:
         return whole, ""
