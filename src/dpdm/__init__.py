@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         image_features,
     )
     from dpdm.ledger import Ledger
-    from dpdm.networks import MLP, CompactUNet, UNet
+    from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
     from dpdm.training import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
@@ -69,6 +69,7 @@ _HOME = {
     "image_features": "evaluation",
     "Ledger": "ledger",
     "MLP": "networks",
+    "MakeNetwork": "networks",
     "CompactUNet": "networks",
     "UNet": "networks",
     "DPSGD": "privacy",
@@ -100,6 +101,7 @@ __all__ = [
     "InputError",
     "Ledger",
     "LogNormal",
+    "MakeNetwork",
     "MatchedSolver",
     "MomentMatched",
     "NonPrivate",

@@ -40,6 +40,12 @@ class InputError(ValueError):
     """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2."""
 
 
+def in_one_line(error: Exception) -> str:
+    """Return what an error of somebody else's code says, in one line."""
+    first = (str(error).strip().splitlines() or ["it says no more"])[0][:200]
+    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+
+
 class Sensitive(Generic[T]):
     """A value computed from private records that no noise covers, such as a training loss.
 

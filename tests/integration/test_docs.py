@@ -170,8 +170,9 @@ def test_lines_for_other_machines_parse(page):
 
 def test_blocks_are_of_known_kinds():
     found = {block.language for page in PAGES for block in blocks(page)}
-    assert found <= {"console", "python", "text", "markdown", "{literalinclude} ../../examples/own_model.py"} | {
-        "{literalinclude} ../../examples/slurm.sh"
+    included = ("own_model.py", "own_network.py", "slurm.sh")
+    assert found <= {"console", "python", "text", "markdown"} | {
+        f"{{literalinclude}} ../../examples/{name}" for name in included
     }
 
 

@@ -17,6 +17,16 @@ def test_ones_own_model_in_forty_lines(capsys):
     assert capsys.readouterr().out.startswith("(2.0, 0.0001)-DP, add or remove one image, 60 Poisson steps")
 
 
+def test_a_network_of_ones_own_is_trained_saved_and_opened_again(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("own_network", EXAMPLES / "own_network.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    images, _ = example.main(tmp_path / "run", steps=4).sample(3, seed=0)
+    assert images.shape == (3, 8, 8, 1)
+    assert capsys.readouterr().out.startswith("(2.0, 0.0001)-DP, blank out one image")
+    assert 'type = "own_network.Convolutions"' in (tmp_path / "run" / "release" / "config.toml").read_text()
+
+
 def test_the_notebook_runs_from_top_to_bottom(capsys):
     notebook = json.loads((EXAMPLES / "step_by_step.ipynb").read_text(encoding="utf-8"))
     names: dict[str, object] = {}

@@ -25,7 +25,7 @@ from dpdm.diffusion import (
     StochasticDDIM,
     V,
 )
-from dpdm.networks import MLP, CompactUNet, Network, UNet, Zero
+from dpdm.networks import MLP, CompactUNet, Network, Own, UNet, Zero
 from dpdm.privacy import (
     DPSGD,
     GaussianRelease,
@@ -298,6 +298,16 @@ def require_same_unit(mechanism: Mechanism, data: ImageDataset) -> None:
         raise InputError(f"the plan's unit is one group, and {data.name} says of no image in which group it is")
 
 
+def require_exact_size(mechanism: Mechanism, data: ImageDataset) -> None:
+    """Raise InputError if the plan claims an exact number of units, and there are others."""
+    if mechanism.relation == "replace_special" and mechanism.dataset_size != data.num_units:
+        units = {"image": "records", "group": "groups"}[mechanism.unit]
+        raise InputError(
+            f"dataset_size = {mechanism.dataset_size} is claimed as exact, and there are {data.num_units} {units}: "
+            "correct it, or declare a public size with relation add_or_remove_one"
+        )
+
+
 def require_prior_planned(prior: Prior | None, preconditioning: AnyPreconditioning, mechanism: Mechanism) -> None:
     """Raise InputError unless moment-matched preconditioning, a prior, and the plan's releases for it come together."""
     if (prior is None) == isinstance(preconditioning, MomentMatched):
@@ -352,6 +362,7 @@ KIND_OF: dict[type, str] = {
     MLP: "mlp",
     UNet: "unet",
     Zero: "zero",
+    Own: "own",
     EDM: "edm",
     V: "v",
     VP: "vp",

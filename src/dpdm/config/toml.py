@@ -21,6 +21,7 @@ import pydantic
 from dpdm.config.settings import KIND_OF, AnySampler, Config, NoPrivacy, Privacy
 from dpdm.data import is_source
 from dpdm.diffusion import FromPrior, MatchedSolver, MomentMatched
+from dpdm.networks import Own
 from dpdm.privacy import DPSGD, GaussianRelease, Mechanism, NonPrivate
 from dpdm.privacy.search import Search
 from dpdm.types import InputError
@@ -161,7 +162,8 @@ def _decode_value(hint: Any, value: Any, path: str, default: object = None) -> A
     kinds = {KIND_OF[typing.cast(type, c)]: c for c in choices}
     kind = rest.pop("kind", KIND_OF.get(type(default), next(iter(kinds))))
     if not isinstance(kind, str) or kind not in kinds:
-        raise InputError(f"{path}.kind must be one of {', '.join(kinds)}, not {kind!r}")
+        named = [name for name in kinds if name != KIND_OF[Own]]  # which has no code that settings could name
+        raise InputError(f"{path}.kind must be one of {', '.join(named)}, not {kind!r}")
     return decode(typing.cast(Any, kinds[kind]), rest, path=f"{path}.", default=default)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpdm.diffusion.noise_levels import Cosine, LogNormal, LogUniform, NoiseLevels, VariancePreserving
 from dpdm.diffusion.prior import GaussianMixture
-from dpdm.types import require_positive
+from dpdm.types import InputError, require_positive
 
 
 class Preconditioning(Protocol):
@@ -63,7 +63,7 @@ class ScalarPreconditioning(ABC):
     ) -> Float[Tensor, "batch channel height width"]:
         """Return D(x; σ, labels) (Karras et al. 2022, eq. 7)."""
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        raw: Tensor = network(_per_image(c_in) * x, c_noise / self.c_noise_unit, labels)
+        raw = _one_image_each(network(_per_image(c_in) * x, c_noise / self.c_noise_unit, labels), x)
         denoised: Tensor = _per_image(c_skip) * x + _per_image(c_out) * raw.to(x.dtype)
         return denoised
 
@@ -209,7 +209,7 @@ class MatchedPreconditioning(nn.Module):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             prior = self.prior(x.flatten(1), sigma, labels).to(x.dtype).view_as(x)
             noise = (x - prior) / _per_image(sigma)
-        raw: Tensor = network(torch.cat([noise, prior], dim=1), sigma.log() / 4, labels)
+        raw = _one_image_each(network(torch.cat([noise, prior], dim=1), sigma.log() / 4, labels), x)
         denoised: Tensor = prior + _per_image(self.loss_weight(sigma).rsqrt()) * raw.to(x.dtype)
         return denoised
 
@@ -234,6 +234,14 @@ class PreconditionedDenoiser(nn.Module):
     ) -> Float[Tensor, "batch channel height width"]:
         """Return the denoised images."""
         return self.preconditioning.denoise(self.network, x, sigma, labels)
+
+
+def _one_image_each(raw: Tensor, x: Tensor) -> Tensor:
+    """Return a network's output, of the shape of `x`: any other would be spread over the batch by broadcasting."""
+    if not isinstance(raw, Tensor) or raw.shape != x.shape or not raw.is_floating_point():
+        found = f"{tuple(raw.shape)} {raw.dtype}" if isinstance(raw, Tensor) else type(raw).__name__
+        raise InputError(f"a network must return one image for each, {tuple(x.shape)} of floats, not {found}")
+    return raw
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ Each process selects among its own records, by its own randomness, which is the 
 The first process adds noise, once, and keeps the journal; the noisy sum is then everyone's.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -76,6 +78,21 @@ class Processes:
         distributed.gather_object(mine, gathered if self.first else None, dst=0)
         longest = max(map(len, gathered))
         return [items[turn] for turn in range(longest) for items in gathered if turn < len(items)]
+
+    @contextmanager
+    def refused_together(self) -> Iterator[None]:
+        """Raise, on all processes, the InputError of whoever was refused within: none waits for one that is gone."""
+        refusal: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            refusal = error
+        if self.size > 1:
+            said: list[str | None] = [None] * self.size
+            distributed.all_gather_object(said, None if refusal is None else str(refusal))
+            refusal = refusal or next((InputError(text) for text in said if text is not None), None)
+        if refusal is not None:
+            raise refusal
 
     def require_same(self, value: str, what: str) -> None:
         """Raise InputError, on all processes, unless `value` is the same on all of them."""

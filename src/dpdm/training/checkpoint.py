@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dpdm.diffusion import GaussianMixture
 from dpdm.files import write_atomically
+from dpdm.training.weights import differences, layout_of
 from dpdm.types import InputError
 
 
@@ -23,7 +24,13 @@ def save_checkpoint(
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().contiguous().cpu()
+        place = plain.untyped_storage().data_ptr()
+        whole[name] = plain.clone() if place in seen else plain  # the library writes no two that share memory
+        seen.add(place)
     metadata = {"updates": str(updates)}
     write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary, metadata))
 
@@ -38,8 +45,15 @@ def load_checkpoint(path: Path, *, network: nn.Module, average: nn.Module, optim
         with safetensors.safe_open(path, framework="pt") as file:
             updates = int(file.metadata()["updates"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        network.load_state_dict(_below("network.", tensors))
+        weights = _below("network.", tensors)
+        if other := differences(layout_of(network.state_dict()), layout_of(weights)):
+            raise InputError(
+                f"{path} is of a run with another network: {other}; give that one, or choose another --run"
+            )
+        network.load_state_dict(weights)
         average.load_state_dict(_below("average.", tensors))
+    except InputError:
+        raise
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): start a new run in another folder") from None
     state: dict[int, dict[str, Tensor]] = {}

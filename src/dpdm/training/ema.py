@@ -24,4 +24,5 @@ def update(average: nn.Module, module: nn.Module, *, updates: int, decay: float)
     """
     weight = min(decay, (1 + updates) / (10 + updates))
     for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
-        slow.lerp_(fast, 1 - weight)
+        if fast.requires_grad:  # a frozen one stays what it is, whole numbers too
+            slow.lerp_(fast, 1 - weight)

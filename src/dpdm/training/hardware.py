@@ -76,12 +76,19 @@ def memory_for_a_batch(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
-    limits = [2**34]
+    return min(2**34, memory_there(device)) // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def memory_there(device: torch.device) -> int:
+    """Return the bytes that this machine, or the container, has for all its processes; on a GPU, what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [2**63]
     if hasattr(os, "sysconf") and (pages := os.sysconf("SC_PHYS_PAGES")) > 0:
         limits.append(pages * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits) // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(limits)
 
 
 def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:

@@ -63,8 +63,13 @@ class PrivateFolder:
                 raise InputError(
                     f"{path.parent} is not empty and holds no run that can go on: choose another --run folder"
                 )
-            path.mkdir(parents=True, mode=0o700)
-            write_toml(path / "config.toml", settings)
+            try:
+                path.mkdir(parents=True, mode=0o700)
+                write_toml(path / "config.toml", settings)
+            except OSError as error:
+                self.remove()
+                why = error.strerror or type(error).__name__
+                raise InputError(f"{path.parent} cannot be written ({why}): choose another --run folder") from None
         if settings["training"]["tensorboard"]:
             self._writer = tensorboard_writer(path / "tensorboard")
 
@@ -76,7 +81,7 @@ class PrivateFolder:
     def remove(self) -> None:
         """Remove a run that has spent nothing and may not begin."""
         if self.path is not None:
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
             shutil.rmtree(self.path.parent / "watch", ignore_errors=True)
             with suppress(OSError):  # it may hold what a person put there
                 self.path.parent.rmdir()

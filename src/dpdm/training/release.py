@@ -16,10 +16,18 @@ from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
 from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
-from dpdm.networks import Network
+from dpdm.networks import Network, Own, OwnNetwork, Zero, build_network
 from dpdm.privacy.processes import Processes
 from dpdm.training.hardware import Precision, autocast, choose_device
-from dpdm.training.weights import Layout, layout_of, read_layout, read_weights, save_weights
+from dpdm.training.weights import (
+    Layout,
+    differences,
+    layout_of,
+    read_layout,
+    read_weights,
+    require_weight_names,
+    save_weights,
+)
 from dpdm.types import (
     MOST_CLASSES,
     Images,
@@ -33,6 +41,9 @@ from dpdm.types import (
 
 PRIOR = "preconditioning.prior."
 """What the names of a prior's tensors begin with."""
+
+NETWORK = "network."
+"""What the names of a network's tensors begin with."""
 
 FILES = ("config.toml", "model.safetensors")
 """The files that `privacy.json` holds digests of."""
@@ -95,10 +106,14 @@ def facts_of(declared: dict[str, Any]) -> ImageFacts:
 
 
 def build_denoiser(
-    network: Network, preconditioning: AnyPreconditioning, facts: ImageFacts, prior: Prior | GaussianMixture | None
+    network: Network | OwnNetwork,
+    preconditioning: AnyPreconditioning,
+    facts: ImageFacts,
+    prior: Prior | GaussianMixture | None,
 ) -> PreconditionedDenoiser:
     """Return the untrained denoiser; where a prior is only planned, with one of its size that knows nothing."""
-    module = network.build(facts.shape, num_classes=facts.num_classes, images_in=preconditioning.images_in)
+    images_in = preconditioning.images_in
+    module = build_network(network, facts.shape, num_classes=facts.num_classes, images_in=images_in).train()
     if not isinstance(preconditioning, MomentMatched):
         return PreconditionedDenoiser(module, preconditioning)
     if not isinstance(prior, GaussianMixture):
@@ -175,8 +190,13 @@ def require_layout(path: Path, config: Config, facts: ImageFacts) -> Layout:
             sizes: dict[str, int] = {"kept": kept, "lead": lead, "centres": (config.prior or Prior()).centres}
             with torch.device("meta"):
                 prior = GaussianMixture.placeholder(math.prod(facts.shape), num_classes=facts.num_classes, **sizes)
+        own = isinstance(config.network, Own)  # whose code is not here: its weights are what the file says
         with torch.device("meta"):
-            expected = layout_of(build_denoiser(config.network, config.preconditioning, facts, prior).state_dict())
+            network = Zero() if own else config.network
+            expected = layout_of(build_denoiser(network, config.preconditioning, facts, prior).state_dict())
+        if own:
+            expected |= {name: entry for name, entry in layout.items() if name.startswith(NETWORK)}
+            require_weight_names(layout)
         if expected != layout:
             raise ValueError("another network or prior than the settings'")
     except (LookupError, TypeError, RuntimeError, ValueError) as error:
@@ -292,24 +312,34 @@ class Release:
         write_json(folder / "privacy.json", {"schema": SCHEMA, **self.privacy, "sha256": digests})
 
     @staticmethod
-    def load(run: Path | str) -> "Release":
+    def load(run: Path | str, *, network: OwnNetwork | None = None) -> "Release":
         """Return the release of a finished run's folder, or of the folder `release/` itself.
 
+        Args:
+            run: The folder.
+            network: The code of a network that is not one of dpdm's: a module, which is copied, or what makes one.
+
         Raises:
-            InputError: There is no finished run, or its release is damaged.
+            InputError: There is no finished run, its release is damaged, or the network is not what it was trained
+                with: the names, shapes and kinds of its weights.
         """
         folder = release_folder(run)
         privacy = read_claim(folder)
         settings, path = read_settings(folder, privacy), folder / "model.safetensors"
         try:
             config, facts = from_settings(settings)
+            if network is not None and not isinstance(config.network, Own):
+                raise InputError(f"{folder} has a network of dpdm's own: leave out network=")
             layout = require_layout(path, config, facts)
             require_weights_digest(folder, privacy)
             prior = None
             if isinstance(config.preconditioning, MomentMatched):
                 of_prior = read_weights(path, layout, below=PRIOR)
                 prior = GaussianMixture.from_tensors(of_prior, num_classes=facts.num_classes)
-            denoiser = build_denoiser(config.network, config.preconditioning, facts, prior)
+            code = config.network if network is None else network
+            denoiser = build_denoiser(code, config.preconditioning, facts, prior)
+            if other := differences(layout_of(denoiser.state_dict()), layout):
+                raise InputError(f"{folder} was trained with another network than the one given: {other}")
             denoiser.load_state_dict(read_weights(path, layout))
             denoiser.requires_grad_(False).eval()
             privacy["statement"]

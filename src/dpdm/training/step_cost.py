@@ -176,23 +176,37 @@ def physical_batch_size(
 ) -> int:
     """Return how many examples to take at once: what `training` says, or as many as are of use and fit the memory.
 
-    What one example needs is counted in a forward pass, and its gradient row added; half as much again comes and goes.
+    What one example keeps is counted, its gradient row with it; half as much again comes and goes.
     """
     if training.physical_batch_size != "auto":
         return training.physical_batch_size
     device = next(denoiser.parameters()).device
     if training.strategy == "one-backward-each":
         return max(1, _COPIES_AT_ONCE // loss.noise_multiplicity)  # of which one is in memory
-    batch = loss.draw(
-        torch.zeros(1, *facts.shape, device=device),
-        torch.zeros(1, dtype=torch.long, device=device),
-        null_label=facts.num_classes,
-        noise_levels=denoiser.preconditioning.noise_levels,
-        random_bytes=os.urandom,
-    )
     with autocast(training.precision, device):
-        kept = bytes_for_backward(lambda: loss(denoiser, batch), denoiser)
-    row = sum(4 * p.numel() for p in denoiser.parameters())
-    fit = int(memory_for_a_batch(device) / (1.5 * (kept + row)))
+        fit = int(memory_for_a_batch(device) / (1.5 * bytes_of_one(loss, denoiser, facts)))
     of_use = fit if device.type == "cuda" else -(-_COPIES_AT_ONCE // loss.noise_multiplicity)
     return max(1, min(fit, of_use))
+
+
+def bytes_of_one(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: ImageFacts) -> int:
+    """Return the bytes that one example keeps for its gradient, and those of the gradient.
+
+    Passes with one noisy copy and with two tell what each further one takes, so that this needs little itself.
+    """
+    device = next(denoiser.parameters()).device
+
+    def kept(copies: int) -> int:
+        few = dataclasses.replace(loss, noise_multiplicity=copies)
+        batch = few.draw(
+            torch.zeros(1, *facts.shape, device=device),
+            torch.zeros(1, dtype=torch.long, device=device),
+            null_label=facts.num_classes,
+            noise_levels=denoiser.preconditioning.noise_levels,
+            random_bytes=os.urandom,
+        )
+        return bytes_for_backward(lambda: few(denoiser, batch), denoiser)
+
+    one = kept(1)
+    each = kept(2) - one if loss.noise_multiplicity > 1 else 0
+    return one + (loss.noise_multiplicity - 1) * each + sum(4 * p.numel() for p in denoiser.parameters())

@@ -1,7 +1,7 @@
 """Arrays in, arrays out, in three lines: a `Trainer` with settings chosen from declared facts alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dpdm.config import Prior, Privacy
 from dpdm.data import ImageDataset, group_indices
 from dpdm.diffusion import DenoisingLoss, MomentMatched
-from dpdm.networks import CompactUNet, Network
+from dpdm.networks import Network, OwnNetwork
 from dpdm.training.release import Release
 from dpdm.training.trainer import Trainer
 from dpdm.types import Images, Labels
@@ -30,7 +30,7 @@ class Synthesizer:
         steps: Noisy gradients. More of them cost time, and more noise each; with 0 the prior is all there is.
         expected_batch_size: None is a sixteenth of the size, from 64 to 2048.
         noise_multiplicity: Noisy copies of an image, or of images of a group, in one step.
-        network: What to train.
+        network: What to train, as `Trainer` takes it.
         run: A folder to keep the run in, so that it can be resumed.
     """
 
@@ -42,7 +42,7 @@ class Synthesizer:
     steps: int = 500
     expected_batch_size: int | None = None
     noise_multiplicity: int = 8
-    network: Network = field(default_factory=CompactUNet)
+    network: Network | OwnNetwork = None  # type: ignore[assignment]  # the trainer's own
     run: Path | str | None = None
 
     def fit(

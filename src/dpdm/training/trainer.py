@@ -3,7 +3,8 @@
 `Trainer.steps` is a generator of progress; bars, logs and early stops are its callers'. `Trainer.fit` runs to the end.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from dpdm.config import (
     Prior,
     Training,
     encode,
+    require_exact_size,
     require_prior_planned,
     require_same_unit,
     require_samplers_trained,
@@ -33,7 +35,7 @@ from dpdm.diffusion import (
     PreconditionedDenoiser,
 )
 from dpdm.ledger import InLedger, Ledger, Records
-from dpdm.networks import CompactUNet, Network, Zero
+from dpdm.networks import CompactUNet, Network, OwnNetwork, Zero, said_of
 from dpdm.privacy import DPSGD, Mechanism, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
@@ -44,10 +46,11 @@ from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.training.loader import Loader
 from dpdm.training.prior import release_prior
 from dpdm.training.private_folder import PrivateFolder
+from dpdm.training.rehearsal import rehearse, require_readable
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
-from dpdm.training.watch import Watch
 from dpdm.training.weights import require_storable
+from dpdm.training.watch import Watch, require_tensorboard
 from dpdm.types import InputError, require_name
 
 
@@ -73,13 +76,15 @@ class Trainer:
     """Trains a generator under a privacy mechanism.
 
     Args:
-        network: What to train. A plan without steps trains nothing: it has `Zero`, and `FromPrior` for its sampler.
+        network: What to train (default: `CompactUNet()`): one of the package's networks; a `torch.nn.Module`, of which
+            a copy is trained from the weights it has; or what makes one (`MakeNetwork`), under `training.seed`. A plan
+            without steps trains none: it has `Zero`.
         preconditioning: How network and denoiser are related.
         mechanism: The plan: `DPSGD(...).calibrate(epsilon=...)`, or `NonPrivate(...)`.
         prior: What `mechanism.earlier` releases: of `MomentMatched` preconditioning, and of no other.
         loss: Noise multiplicity and label dropout.
         training: Speed and quality.
-        sampler: What the release samples with unless told otherwise.
+        sampler: What the release samples with by default (default: `DDIM()`, or `FromPrior()` without steps).
         samplers: Others, by name, that the release keeps for whoever samples.
         run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `watch/` what may be
             seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
@@ -97,16 +102,18 @@ class Trainer:
           agree.
         * A run that is stopped and resumed never makes more noisy sums than its plan has.
         * After every step the parameters are equal to the bit on all processes.
+        * What a rehearsal on made-up images can refuse, it refuses before the first noisy sum and before the ledger
+          counts the run; the run's folder is then as before.
     """
 
-    network: Network = field(default_factory=CompactUNet)
+    network: Network | OwnNetwork = None  # type: ignore[assignment]  # what the plan asks for: see __post_init__
     preconditioning: AnyPreconditioning = field(default_factory=EDM)
     mechanism: Mechanism
     prior: Prior | None = None
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     training: Training = field(default_factory=Training)
     run: Path | str | None = None
-    sampler: AnySampler = field(default_factory=DDIM)
+    sampler: AnySampler = None  # type: ignore[assignment]  # the same
     samplers: dict[str, AnySampler] = field(default_factory=dict)
     entropy: Entropy = field(default_factory=OperatingSystemEntropy)
     ledger: Ledger | None = field(default_factory=Ledger.default)
@@ -121,25 +128,35 @@ class Trainer:
         mechanism: Mechanism | None = None,
     ) -> "Trainer":
         """Return the trainer that `config` describes; its plan unless given, for which `data` is counted if need be."""
+        plan = mechanism or config.plan(lambda: data.num_units)
+        # A preset has a network and a sampler, whatever its steps are set to.
+        of_steps: dict[str, Any] = {"network": config.network, "sampler": config.sampler} if plan.steps else {}
         return cls(
-            network=config.network,
             preconditioning=config.preconditioning,
-            mechanism=mechanism or config.plan(lambda: data.num_units),
+            mechanism=plan,
             prior=config.prior,
             loss=config.loss,
             training=config.training,
-            sampler=config.sampler,
             samplers=config.samplers,
             run=run,
+            **of_steps,
         )
 
     def __post_init__(self) -> None:
         require_prior_planned(self.prior, self.preconditioning, self.mechanism)
-        if not self.mechanism.steps:
-            object.__setattr__(self, "network", Zero())
-            object.__setattr__(self, "sampler", FromPrior())
-        elif isinstance(self.network, Zero):
+        steps = self.mechanism.steps
+        if steps and isinstance(self.network, Zero):
             raise InputError("network.kind = zero has nothing to train: choose another network, or privacy.steps = 0")
+        if not steps and not isinstance(self.network, Zero | None):
+            raise InputError("a plan without steps trains no network: leave network out, or give the plan steps")
+        if not steps and not isinstance(self.sampler, FromPrior | None):
+            raise InputError("a plan without steps draws from its prior: leave sampler out, or give the plan steps")
+        for name, default in (
+            ("network", CompactUNet() if steps else Zero()),
+            ("sampler", DDIM() if steps else FromPrior()),
+        ):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         require_samplers_trained(self.sampler, self.samplers, self.preconditioning, self.loss)
 
     def build(self, data: ImageDataset) -> tuple[ImageFacts, torch.device, PreconditionedDenoiser]:
@@ -150,6 +167,9 @@ class Trainer:
         """
         require_same_unit(self.mechanism, data)
         require_name(data.name, "the data set (data.name)")
+        require_exact_size(self.mechanism, data)
+        if self.training.tensorboard:
+            require_tensorboard()
         facts = ImageFacts(data.shape, data.class_names)
         if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
@@ -159,7 +179,22 @@ class Trainer:
             denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior).to(device)
         reject_cross_example_layers(denoiser)
         require_storable(denoiser.state_dict())
+        require_readable(self, self._settings(data, denoiser))
         return facts, device, denoiser
+
+    def rehearse(self, data: ImageDataset) -> None:
+        """Refuse what a run would refuse before its first noisy sum, without beginning one.
+
+        Raises:
+            InputError: This cannot be trained on these images, or here, or its release could not be opened again.
+        """
+        with Processes.joined().refused_together():
+            facts, _, denoiser = self.build(data)
+        mechanism = self.mechanism.start(entropy=self.entropy, strategy=self.training.clipping)
+        with mechanism.processes.refused_together():
+            settings = self._settings(data, denoiser)
+            release = Release(ema.start(denoiser).eval(), facts, {"statement": "of nothing"}, settings, self.sampler)
+            rehearse(self, denoiser, release, mechanism, None)
 
     def fit(self, data: ImageDataset) -> Release:
         """Train to the end of the plan, from where an interrupted run stopped, and return the release."""
@@ -177,16 +212,19 @@ class Trainer:
         Closing the generator between steps saves a checkpoint, and the same call goes on from it.
         """
         processes = Processes.joined()
-        facts, device, denoiser = self.build(data)
-        settings = self._settings(data)
-        processes.require_same(repr(settings), "their settings")
+        with processes.refused_together():
+            facts, device, denoiser = self.build(data)
+        settings = self._settings(data, denoiser)
+        weights = [(name, t.shape, t.dtype) for name, t in denoiser.state_dict().items()]
+        processes.require_same(repr((settings, weights)), "their settings")
         if processes.size > 1:
             processes.require_same(data.digest(), "their images")
         whole, data = data, data.part(processes.shard(data.num_units))
-        folder = PrivateFolder(
-            None if self.run is None or not processes.first else Path(self.run) / "private",
-            {**settings, "opened": data.location},
-        )
+        with processes.refused_together():
+            folder = PrivateFolder(
+                None if self.run is None or not processes.first else Path(self.run) / "private",
+                {**settings, "opened": data.location},
+            )
         claim = self.mechanism.claim(entropy=self.entropy)
         watch = Watch(
             None if self.run is None or not processes.first else Path(self.run) / "watch",
@@ -198,7 +236,7 @@ class Trainer:
         average = ema.start(denoiser)
         optimizer = torch.optim.Adam([*denoiser.parameters()] or [torch.zeros(0)])  # nothing, in a run without steps
         state = denoiser.network, average.network, optimizer
-        at_once = physical_batch_size(self.training, self.loss, denoiser, facts) if self.mechanism.steps else 1
+        release = Release(average.eval(), facts, claim, settings, self.sampler)
         mechanism = self.mechanism.start(
             folder.journal,
             entropy=self.entropy,
@@ -207,7 +245,9 @@ class Trainer:
         load = Loader(data, self.loss, self.preconditioning.noise_levels, device)
         counted: Callable[[MechanismRun], None] = lambda run: None  # noqa: E731
         try:
-            updates = processes.object_from_first(folder.restore(*state))
+            with processes.refused_together():
+                updates = folder.restore(*state)
+            updates = processes.object_from_first(updates)
             _share_from_first(processes, denoiser.network, average.network, optimizer)
             if updates > mechanism.steps_spent:
                 raise InputError(
@@ -216,16 +256,20 @@ class Trainer:
                 )
             if mechanism.finished and self.mechanism.steps and not updates:
                 raise RunLost(f"{self.run}: crashes spent the whole plan before a checkpoint: start a new run")
+            if not mechanism.finished:
+                with _leaving_the_folder_free(folder, mechanism), processes.refused_together():
+                    rehearse(self, denoiser, release, mechanism, folder.path)
+            at_once = physical_batch_size(self.training, self.loss, denoiser, facts) if self.mechanism.steps else 1
             if not updates:
-                folder.save(*state, updates)  # a disk that is full shows before anything is spent
+                folder.save(*state, updates)
                 folder.report_duplicates(whole)
-            counted = self._reserve(mechanism, whole, folder)
+            with _leaving_the_folder_free(folder, mechanism), processes.refused_together():
+                counted = self._reserve(mechanism, whole, folder)
             if self.prior is not None:
                 prior = self._prior(self.prior, mechanism, data, folder).to(device)
                 for module in (denoiser, average):
                     assert isinstance(module.preconditioning, MatchedPreconditioning)
                     module.preconditioning.prior = prior
-            release = Release(average.eval(), facts, claim, settings, self.sampler)
             if not self.mechanism.steps:
                 watch.draw(0, release)
             while not mechanism.finished:
@@ -286,21 +330,16 @@ class Trainer:
         tokens_before = name.tokens
         if not mechanism.finished:
             name = name.started(folder.path)
-            try:
-                head = ledger.reserve(
-                    name.run,
-                    plan,
-                    Records.of(data),
-                    place="a run in memory" if self.run is None else str(Path(self.run).absolute()),
-                    token=name.tokens[-1],
-                    tokens_before=tokens_before,
-                    begun=before is not None and mechanism.spent > 0,
-                    head=name.head,
-                )
-            except InputError:
-                if before is None and not mechanism.spent:  # so that the folder is free for a run that fits
-                    folder.remove()
-                raise
+            head = ledger.reserve(
+                name.run,
+                plan,
+                Records.of(data),
+                place="a run in memory" if self.run is None else str(Path(self.run).absolute()),
+                token=name.tokens[-1],
+                tokens_before=tokens_before,
+                begun=before is not None and mechanism.spent > 0,
+                head=name.head,
+            )
             name = name.saw(head, folder.path)
         return lambda run: ledger.complete(name.run, plan.events_made(run.spent), tokens=name.tokens, head=name.head)
 
@@ -321,19 +360,31 @@ class Trainer:
             )
         return prior
 
-    def _settings(self, data: ImageDataset) -> dict[str, Any]:
+    def _settings(self, data: ImageDataset, denoiser: PreconditionedDenoiser) -> dict[str, Any]:
         """Return all settings and declared facts, as `config.toml` holds them; a resumed run must share them."""
         return {
             "data": {"name": data.name, "shape": list(data.shape), "class_names": list(data.class_names)},
             "privacy": encode(self.mechanism),
             **({"prior": encode(self.prior)} if self.prior else {}),
-            "network": encode(self.network),
+            "network": encode(said_of(self.network, denoiser.network)),
             "preconditioning": encode(self.preconditioning),
             "loss": encode(self.loss),
             "training": encode(self.training),
             "sampler": encode(self.sampler),
             "samplers": {name: encode(sampler) for name, sampler in self.samplers.items()},
         }
+
+
+@contextmanager
+def _leaving_the_folder_free(folder: PrivateFolder, mechanism: MechanismRun) -> Iterator[None]:
+    """Remove a run's folder if what happens within refuses the run, and nothing is spent or reserved."""
+    begun = mechanism.spent > 0 or (folder.path is not None and InLedger.read(folder.path) is not None)
+    try:
+        yield
+    except InputError:
+        if not begun:
+            folder.remove()
+        raise
 
 
 def _share_from_first(

@@ -86,16 +86,18 @@ class Watch:
             self._writer.close()
 
 
-def tensorboard_writer(folder: Path) -> "SummaryWriter":
-    """Return a writer of TensorBoard's files.
-
-    Raises:
-        InputError: TensorBoard is not installed.
-    """
+def require_tensorboard() -> None:
+    """Raise InputError if TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard
     except ImportError:
         raise InputError("training.tensorboard needs a package of its own: pip install 'dpdm[tensorboard]'") from None
+
+
+def tensorboard_writer(folder: Path) -> "SummaryWriter":
+    """Return a writer of TensorBoard's files."""
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder))
 
 

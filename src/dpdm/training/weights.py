@@ -31,6 +31,7 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _ORDER = list(_NAMES)
 _MOST_HEADER = 2**22  # bytes, some ten thousand tensors
 _MOST_BYTES = 2**31  # of all tensors: five hundred million parameters
+_LONGEST_NAME = 255
 _PART = 2**22  # numbers read at a time
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -48,6 +49,26 @@ def require_storable(tensors: Mapping[str, Tensor]) -> None:
     _in_order(layout_of(tensors))
     if size > _MOST_BYTES:
         raise InputError(f"weights of {size:,} bytes are more than a release holds, {_MOST_BYTES:,}: a smaller network")
+
+
+def differences(given: Layout, found: Layout) -> str:
+    """Say in what the weights of a network that is given differ from those found: the first of them; or nothing."""
+    for name in sorted(given.keys() | found.keys()):
+        one, other = (
+            f"{str(layout[name][0]).removeprefix('torch.')} {layout[name][1]}" if name in layout else "none"
+            for layout in (given, found)
+        )
+        if one != other:
+            return f"{name} is {one} in the network given, and was {other}"
+    return ""
+
+
+def require_weight_names(layout: Layout) -> None:
+    """Raise InputError unless the names of weights are parts of letters and digits, which are no text."""
+    for name in layout:
+        parts = name.split(".")
+        if len(name) > _LONGEST_NAME or not all(p.isascii() and (p.isidentifier() or p.isdigit()) for p in parts):
+            raise InputError(f"a weight is called {ascii(name[:80])}: let its name be of letters, digits and _")
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,101 @@
+"""Networks of one's own: what they take and give, how they are made, and how a release names them."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from dpdm.types import InputError, in_one_line
+
+_LONGEST_NAME = 255
+
+
+class MakeNetwork(Protocol):
+    """A function, or a class of modules, that makes a network F of one's own.
+
+    F is called with three arguments, by position, and returns one tensor.
+
+    * `x` (batch, images_in · channel, height, width), float: `images_in` images, one behind the other in the channels.
+    * `c_noise` (batch,), float: the noise level, as the preconditioning scales it; of order one.
+    * `labels` (batch,), int64: classes from 0, and the null class, whose index is `num_classes`. Without classes all
+      are the null class 0.
+    * It returns (batch, channel, height, width), float: one image for each row.
+
+    Under autocast, `x` is float32 and layers compute in bfloat16. Everything that F depends on must be in its
+    `state_dict`, or follow from its code: a release has nothing else of it.
+
+    Privacy:
+        F must not mix the rows of a batch, draw random numbers, fill buffers from its input, or have batch
+        normalisation. Its first weights must not depend on the private images. The claim does not protect the images
+        that first weights come from.
+    """
+
+    def __call__(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int) -> nn.Module:
+        """Return the network for images of `shape` (channel, height, width)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """A network whose code is not part of this package: what the settings of a run say of it.
+
+    Args:
+        type: The name of its class, with that of its module. It is for people: no code is loaded by it.
+    """
+
+    type: str
+
+    def __post_init__(self) -> None:
+        parts = self.type.split(".")
+        if len(self.type) > _LONGEST_NAME or not all(part.isascii() and part.isidentifier() for part in parts):
+            raise InputError(f"type must be the name of a class, as package.module.Class, not {self.type[:80]!r}")
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Own":
+        """Return what is said of `module`."""
+        name = f"{type(module).__module__}.{type(module).__qualname__}"
+        parts = [part for part in name.split(".") if part.isascii() and part.isidentifier()]  # <locals> is none
+        while len(".".join(parts)) > _LONGEST_NAME:
+            parts.pop(0)
+        return cls(type=".".join(parts) or "Module")
+
+    def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> nn.Module:
+        """Refuse: the settings have no code.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"the network {self.type} is not one of dpdm's, so its code is needed: in Python, "
+            "Trainer(network=...) trains it and Release.load(run, network=...) opens its release"
+        )
+
+
+def make(
+    network: nn.Module | MakeNetwork, shape: tuple[int, int, int], *, num_classes: int, images_in: int
+) -> nn.Module:
+    """Return a copy of a module, or what a function makes.
+
+    Raises:
+        InputError: It is neither, cannot be copied, fails, or makes no module.
+    """
+    made: Any
+    try:
+        if isinstance(network, nn.Module):
+            made = copy.deepcopy(network)
+        else:
+            function: Callable[..., Any] | None = network if callable(network) else getattr(network, "build", None)
+            if function is None:
+                raise InputError("it is neither a torch.nn.Module nor a function that makes one")
+            made = function(shape, num_classes=num_classes, images_in=images_in)
+    except Exception as error:
+        raise InputError(f"network = {_short(network)} makes no network: {in_one_line(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"network = {_short(network)} makes a {type(made).__name__}, which is no torch.nn.Module")
+    return made
+
+
+def _short(network: object) -> str:
+    return getattr(network, "__qualname__", type(network).__qualname__)
