@@ -6,12 +6,21 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from dpdm.types import InputError, in_one_line
+
 M = TypeVar("M", bound=nn.Module)
 
 
 def start(module: M) -> M:
-    """Return a frozen copy of `module` that will hold the average."""
-    average = copy.deepcopy(module)
+    """Return a frozen copy of `module` that will hold the average.
+
+    Raises:
+        InputError: It cannot be copied.
+    """
+    try:
+        average = copy.deepcopy(module)
+    except Exception as error:  # whatever a network of one's own does
+        raise InputError(f"the network cannot be copied, as its average must be: {in_one_line(error)}") from error
     average.requires_grad_(False)
     return average
 

@@ -30,7 +30,7 @@ from dpdm.types import InputError, in_one_line
 if TYPE_CHECKING:
     from dpdm.training.trainer import Trainer
 
-_EXAMPLES = 5
+_EXAMPLES, _COPIES = 5, 2  # more noisy copies would take long, and are told from two by nothing
 _LONGEST_NAME = 255
 _OF_A_PARAMETER = 44  # bytes: weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64
 _SMALL_FILES = 2**24  # bytes: journal, losses and norms, pictures
@@ -50,25 +50,25 @@ def rehearse(
         folder: Where the release is written for a moment; None: where the system keeps such files.
     """
     facts, device = release.facts, next(iter(denoiser.state_dict().values())).device
-    _require_names(denoiser)
     if trainer.run is not None:
         _require_room(Path(trainer.run), denoiser)
     if trainer.mechanism.steps:
-        with _refusing("the network fails on made-up images"), autocast(trainer.training.precision, device):
+        with refusing("the network fails on made-up images"), autocast(trainer.training.precision, device):
             _require_gradients(trainer.loss, denoiser, facts)
             _require_memory(trainer.loss, denoiser, facts)
-            batch = made_up_batch(trainer.loss, denoiser, facts, grouped=trainer.mechanism.unit == "group")
-            mechanism.rehearse(trainer.loss, denoiser, batch)
+            few = replace(trainer.loss, noise_multiplicity=min(_COPIES, trainer.loss.noise_multiplicity))
+            batch = made_up_batch(few, denoiser, facts, grouped=trainer.mechanism.unit == "group")
+            mechanism.rehearse(few, denoiser, batch)
     for name, sampler in {"sampler": trainer.sampler, **trainer.samplers}.items():
-        with _refusing(f"{name} fails on made-up images" if name == "sampler" else f"samplers.{name} fails"):
+        with refusing(f"{name} fails on made-up images" if name == "sampler" else f"samplers.{name} fails"):
             _sample(sampler, release)
-    with _refusing("a release of this network could not be opened again"):
+    with refusing("a release of this network could not be opened again"):
         _save_and_open(release, trainer.network, folder)
 
 
 def require_readable(trainer: "Trainer", settings: dict[str, Any]) -> None:
     """Raise InputError unless `settings`, as files hold them, say again what the trainer was given."""
-    with _refusing("these settings cannot be written into a release"):
+    with refusing("these settings cannot be written into a release"):
         read = tomllib.loads(tomli_w.dumps(settings))
         plan = decode_plan(read.pop("privacy"))
         config = decode(Config, read | {"data": {"source": "?"}})
@@ -76,7 +76,7 @@ def require_readable(trainer: "Trainer", settings: dict[str, Any]) -> None:
         if encode(plan) != encode(trainer.mechanism):
             other.append("mechanism")
         if other:
-            raise InputError(f"{', '.join(other)} would come back from a release as others: give dpdm's own values")
+            raise InputError(f"{' and '.join(other)} would come back from a release as others: give dpdm's own values")
 
 
 def made_up_batch(
@@ -109,7 +109,7 @@ def _first(number: int, batch: NoisyBatch) -> NoisyBatch:
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
     """Turn whatever goes wrong within into one line: the code that fails may be somebody's own."""
     try:
         yield
@@ -119,7 +119,7 @@ def _refusing(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {in_one_line(error)}") from error
 
 
-def _require_names(denoiser: nn.Module) -> None:
+def require_names(denoiser: nn.Module) -> None:
     """Raise InputError unless weights are tensors with names that a person can read in a release."""
     for name, value in denoiser.state_dict().items():
         parts = name.split(".")
@@ -127,6 +127,8 @@ def _require_names(denoiser: nn.Module) -> None:
             raise InputError(f"the network calls one of its weights {name[:80]!r}: let names be letters and digits")
         if not isinstance(value, Tensor) or nn.parameter.is_lazy(value):
             raise InputError(f"the network's state_dict has no tensor as {name!r}: a release holds tensors alone")
+        if value.is_complex() or value.is_quantized or value.layout != torch.strided:
+            raise InputError(f"the network's {name!r} is {value.dtype}, {value.layout}: a release holds real numbers")
 
 
 def _require_room(run: Path, denoiser: PreconditionedDenoiser) -> None:
@@ -198,9 +200,12 @@ def _save_and_open(release: Release, network: Network | OwnNetwork | None, folde
             replace(release, denoiser=moved).save(Path(place))
         except OSError as error:
             raise InputError(f"{place} cannot hold a release ({error.strerror}): make room there") from None
-        opened = Release.load(Path(place), network=code_of(network)).denoiser.to(
-            next(iter(moved.state_dict().values())).device
-        )
+        try:
+            opened = Release.load(Path(place), network=code_of(network)).denoiser
+        except InputError as error:
+            said = str(error).replace(str(place), "it")
+            raise InputError(f"a release of this network could not be opened again: {said}") from error
+    opened.to(next(iter(moved.state_dict().values())).device)
     before, after = moved.state_dict(), opened.state_dict()
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise InputError("the network's weights are not the same once a release of it was written and read")

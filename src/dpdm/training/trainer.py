@@ -46,7 +46,7 @@ from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.training.loader import Loader
 from dpdm.training.prior import release_prior
 from dpdm.training.private_folder import PrivateFolder
-from dpdm.training.rehearsal import rehearse, require_readable
+from dpdm.training.rehearsal import refusing, rehearse, require_names, require_readable
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.training.weights import require_storable
@@ -176,7 +176,10 @@ class Trainer:
         device = choose_device(self.training.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
-            denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior).to(device)
+            denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior)
+        require_names(denoiser)
+        with refusing(f"the network cannot be moved to the device {device}"):
+            denoiser.to(device)
         reject_cross_example_layers(denoiser)
         require_storable(denoiser.state_dict())
         require_readable(self, self._settings(data, denoiser))
@@ -214,6 +217,8 @@ class Trainer:
         processes = Processes.joined()
         with processes.refused_together():
             facts, device, denoiser = self.build(data)
+            average = ema.start(denoiser)
+            claim = self.mechanism.claim(entropy=self.entropy)
         settings = self._settings(data, denoiser)
         weights = [(name, t.shape, t.dtype) for name, t in denoiser.state_dict().items()]
         processes.require_same(repr((settings, weights)), "their settings")
@@ -225,7 +230,6 @@ class Trainer:
                 None if self.run is None or not processes.first else Path(self.run) / "private",
                 {**settings, "opened": data.location},
             )
-        claim = self.mechanism.claim(entropy=self.entropy)
         watch = Watch(
             None if self.run is None or not processes.first else Path(self.run) / "watch",
             self.mechanism,
@@ -233,7 +237,6 @@ class Trainer:
             tensorboard=self.training.tensorboard,
         )
         keep_freed_memory()
-        average = ema.start(denoiser)
         optimizer = torch.optim.Adam([*denoiser.parameters()] or [torch.zeros(0)])  # nothing, in a run without steps
         state = denoiser.network, average.network, optimizer
         release = Release(average.eval(), facts, claim, settings, self.sampler)

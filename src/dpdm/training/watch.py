@@ -89,7 +89,7 @@ class Watch:
 def require_tensorboard() -> None:
     """Raise InputError if TensorBoard is not installed."""
     try:
-        import torch.utils.tensorboard
+        import torch.utils.tensorboard  # noqa: F401 (only whether it is there)
     except ImportError:
         raise InputError("training.tensorboard needs a package of its own: pip install 'dpdm[tensorboard]'") from None
 
