@@ -28,10 +28,17 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     say(f"bound    {found.bounds}")
     by_pld = "" if found.epsilon == found.epsilon_rdp else f"{bound(found.epsilon)} by PLD, "
     say(f"checked  from the events: {by_pld}{bound(found.epsilon_rdp)} by Rényi accounting")
-    say("         digests of settings and weights; the weights fit the settings; nothing else is there")
+    fit = "" if found.own_network else "the weights fit the settings; "
+    say(f"         digests of settings and weights; {fit}nothing else is there")
     say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}; {_samplers(found.samplers)}")
     say(f"seed     {found.seed}; names, seed and settings are declared: nothing can check them")
-    say("The files agree. That training ran as they say, files cannot show: `dpdm audit` attacks it.")
+    if found.own_network:
+        say(
+            f"network  {found.own_network} is not one of dpdm's, so its code is not checked, nor that the weights are "
+            "its: Release.load(run, network=...) opens it in Python"
+        )
+    attacks = "" if found.own_network else ": `dpdm audit` attacks it"
+    say(f"The files agree. That training ran as they say, files cannot show{attacks}.")
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -18,20 +18,21 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 
-from dpdm.config import AnySampler, Config, decode, decode_plan, encode
+from dpdm.config import AnySampler
 from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.networks import Network, OwnNetwork, code_of
 from dpdm.privacy import MechanismRun
 from dpdm.training.hardware import autocast, memory_there
 from dpdm.training.release import ImageFacts, Release
 from dpdm.training.step_cost import bytes_of_one
+from dpdm.training.verification import understood
+from dpdm.training.weights import require_weight_names
 from dpdm.types import InputError, in_one_line
 
 if TYPE_CHECKING:
     from dpdm.training.trainer import Trainer
 
 _EXAMPLES, _COPIES = 5, 2  # more noisy copies would take long, and are told from two by nothing
-_LONGEST_NAME = 255
 _OF_A_PARAMETER = 44  # bytes: weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64
 _SMALL_FILES = 2**24  # bytes: journal, losses and norms, pictures
 _SETTINGS = ("preconditioning", "prior", "loss", "training", "sampler", "samplers")
@@ -68,15 +69,18 @@ def rehearse(
 
 def require_readable(trainer: "Trainer", settings: dict[str, Any]) -> None:
     """Raise InputError unless `settings`, as files hold them, say again what the trainer was given."""
+    values = {key: getattr(trainer, key) for key in _SETTINGS if key != "samplers"}
+    for name, value in {
+        **values,
+        **{f"samplers.{name}": sampler for name, sampler in trainer.samplers.items()},
+    }.items():
+        if value is not None and type(value).__module__.partition(".")[0] != "dpdm":
+            raise InputError(f"{name} is a {type(value).__name__}, which no release can name: give one of dpdm's own")
     with refusing("these settings cannot be written into a release"):
-        read = tomllib.loads(tomli_w.dumps(settings))
-        plan = decode_plan(read.pop("privacy"))
-        config = decode(Config, read | {"data": {"source": "?"}})
-        other = [key for key in _SETTINGS if getattr(config, key) != getattr(trainer, key)]
-        if encode(plan) != encode(trainer.mechanism):
-            other.append("mechanism")
+        read = understood(tomllib.loads(tomli_w.dumps(settings)))
+        other = [key for key in _SETTINGS if getattr(read.config, key) != getattr(trainer, key)]
         if other:
-            raise InputError(f"{' and '.join(other)} would come back from a release as others: give dpdm's own values")
+            raise InputError(f"{' and '.join(other)} would come back from a release as others")
 
 
 def made_up_batch(
@@ -121,10 +125,8 @@ def refusing(what: str) -> Iterator[None]:
 
 def require_names(denoiser: nn.Module) -> None:
     """Raise InputError unless weights are tensors with names that a person can read in a release."""
+    require_weight_names(denoiser.state_dict())
     for name, value in denoiser.state_dict().items():
-        parts = name.split(".")
-        if len(name) > _LONGEST_NAME or not all(p.isascii() and (p.isidentifier() or p.isdigit()) for p in parts):
-            raise InputError(f"the network calls one of its weights {name[:80]!r}: let names be letters and digits")
         if not isinstance(value, Tensor) or nn.parameter.is_lazy(value):
             raise InputError(f"the network's state_dict has no tensor as {name!r}: a release holds tensors alone")
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dpdm.config import Config, decode, decode_plan, encode, require_prior_planned, require_sampler_names
 from dpdm.diffusion import FromPrior, MomentMatched
 from dpdm.files import json_text
-from dpdm.networks import Zero
+from dpdm.networks import Own, Zero
 from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
 from dpdm.privacy.accounting import round_up, true_positive_rates
 from dpdm.training.prior import require_possible
@@ -57,6 +57,7 @@ class Verified:
         class_names: What it calls the classes.
         samplers: What it calls its samplers beside the usual one.
         seed: The declared seed of the initial weights.
+        own_network: The declared name of the network's class, if its code is not dpdm's; "" if it is.
     """
 
     statement: str
@@ -70,6 +71,7 @@ class Verified:
     class_names: tuple[str, ...] = ()
     samplers: tuple[str, ...] = ()
     seed: int = 0
+    own_network: str = ""
 
     @property
     def protects(self) -> str:
@@ -187,6 +189,7 @@ def verify_release(run: Path | str) -> Verified:
         class_names=facts.class_names,
         samplers=tuple(config.samplers),
         seed=config.training.seed,
+        own_network=config.network.type if isinstance(config.network, Own) else "",
     )
 
 

@@ -6,7 +6,7 @@ version of the library nor a forger has a choice. Whatever can be refused is ref
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -63,12 +63,12 @@ def differences(given: Layout, found: Layout) -> str:
     return ""
 
 
-def require_weight_names(layout: Layout) -> None:
+def require_weight_names(names: Iterable[str]) -> None:
     """Raise InputError unless the names of weights are parts of letters and digits, which are no text."""
-    for name in layout:
+    for name in names:
         parts = name.split(".")
         if len(name) > _LONGEST_NAME or not all(p.isascii() and (p.isidentifier() or p.isdigit()) for p in parts):
-            raise InputError(f"a weight is called {ascii(name[:80])}: let its name be of letters, digits and _")
+            raise InputError(f"a weight is called {name[:80]!a}: let its name be of letters, digits and _")
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
