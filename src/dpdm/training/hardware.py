@@ -76,11 +76,11 @@ def memory_for_a_batch(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
-    return min(2**34, memory_there(device)) // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(2**34 // _beside(), memory_there(device)) // 4
 
 
 def memory_there(device: torch.device) -> int:
-    """Return the bytes that this machine, or the container, has for all its processes; on a GPU, what is free."""
+    """Return the bytes that a process may have: its share of the machine or container; on a GPU, what is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     limits = [2**63]
@@ -88,7 +88,12 @@ def memory_there(device: torch.device) -> int:
         limits.append(pages * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits)
+    return min(limits) // _beside()
+
+
+def _beside() -> int:
+    """Return how many processes of this run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:

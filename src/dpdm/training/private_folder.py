@@ -59,15 +59,18 @@ class PrivateFolder:
                     )
                 )
         else:
-            if path.parent.exists() and any(path.parent.iterdir()):
-                raise InputError(
-                    f"{path.parent} is not empty and holds no run that can go on: choose another --run folder"
-                )
+            made = False
             try:
+                if path.parent.exists() and any(path.parent.iterdir()):
+                    raise InputError(
+                        f"{path.parent} is not empty and holds no run that can go on: choose another --run folder"
+                    )
                 path.mkdir(parents=True, mode=0o700)
+                made = True
                 write_toml(path / "config.toml", settings)
             except OSError as error:
-                self.remove()
+                if made:
+                    self.remove()
                 why = error.strerror or type(error).__name__
                 raise InputError(f"{path.parent} cannot be written ({why}): choose another --run folder") from None
         if settings["training"]["tensorboard"]:

@@ -56,7 +56,7 @@ def rehearse(
     if trainer.mechanism.steps:
         with refusing("the network fails on made-up images"), autocast(trainer.training.precision, device):
             _require_gradients(trainer.loss, denoiser, facts)
-            _require_memory(trainer.loss, denoiser, facts)
+            require_memory(denoiser, device, one=bytes_of_one(trainer.loss, denoiser, facts))
             few = replace(trainer.loss, noise_multiplicity=min(_COPIES, trainer.loss.noise_multiplicity))
             batch = made_up_batch(few, denoiser, facts, grouped=trainer.mechanism.unit == "group")
             mechanism.rehearse(few, denoiser, batch)
@@ -148,15 +148,14 @@ def _require_room(run: Path, denoiser: PreconditionedDenoiser) -> None:
         raise InputError(f"{run} needs about {_size(needed)} of its disk, and {_size(free)} are free: make room there")
 
 
-def _require_memory(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:
-    """Raise InputError unless this machine has the memory for a step on one example."""
+def require_memory(denoiser: nn.Module, device: torch.device, *, one: int = 0) -> None:
+    """Raise InputError unless the device has the memory for a step on one example, which takes `one` bytes itself."""
     parameters = sum(p.numel() for p in denoiser.parameters())
-    device = next(denoiser.parameters()).device
-    needed, there = bytes_of_one(loss, denoiser, facts) + _OF_A_PARAMETER * parameters, memory_there(device)
+    needed, there = one + _OF_A_PARAMETER * parameters, memory_there(device)
     if needed > there:
         raise InputError(
             f"a step on one image needs about {_size(needed)} of memory, and there are {_size(there)}: take a smaller "
-            f"network than one of {parameters:,} parameters, or loss.noise_multiplicity below {loss.noise_multiplicity}"
+            f"network than one of {parameters:,} parameters, or a smaller loss.noise_multiplicity"
         )
 
 

@@ -35,7 +35,7 @@ from dpdm.diffusion import (
     PreconditionedDenoiser,
 )
 from dpdm.ledger import InLedger, Ledger, Records
-from dpdm.networks import CompactUNet, Network, OwnNetwork, Zero, said_of
+from dpdm.networks import CompactUNet, Network, OwnNetwork, Zero, code_of, said_of
 from dpdm.privacy import DPSGD, Mechanism, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
@@ -46,7 +46,7 @@ from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.training.loader import Loader
 from dpdm.training.prior import release_prior
 from dpdm.training.private_folder import PrivateFolder
-from dpdm.training.rehearsal import refusing, rehearse, require_names, require_readable
+from dpdm.training.rehearsal import refusing, rehearse, require_memory, require_names, require_readable
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.training.weights import require_storable
@@ -174,6 +174,9 @@ class Trainer:
         if not facts.num_classes and any(s.guidance for s in (self.sampler, *self.samplers.values())):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
         device = choose_device(self.training.device)
+        if code_of(self.network) is None:
+            with torch.device("meta"):  # before there are weights, which may be too many
+                require_memory(build_denoiser(self.network, self.preconditioning, facts, self.prior), device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
             denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior)

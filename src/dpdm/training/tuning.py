@@ -124,7 +124,7 @@ class Tuner:
         if self.reference is not None:  # the same code whether there are equal images or not: it must not show
             data = blank_equal(data, self.reference)
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
-            Trainer.from_config(config, data, mechanism=plan).rehearse(data)
+            Trainer.from_config(config, data, run=self.run, mechanism=plan).rehearse(data)
         self._begin(plan)
         with (self.run / "private" / ".lock").open("w") as lock:
             try:
