@@ -536,12 +536,9 @@ def test_a_network_of_ones_own_is_trained_and_its_release_is_exactly_its_state(n
     assert not frozen or any(not torch.equal(weights[key], t) for key, t in frozen.items())
 
 
-def test_a_plan_without_steps_refuses_a_network_and_a_sampler_that_it_would_ignore():
-    mechanism = plan(steps=0, noise_multiplier=None)
-    for ignored in ({"network": Sound}, {"network": MLP()}, {"sampler": DDIM()}):
-        with pytest.raises(InputError, match="a plan without steps"):
-            Trainer(preconditioning=MomentMatched(), prior=PRIOR, mechanism=mechanism, **ignored)
-    Trainer(preconditioning=MomentMatched(), prior=PRIOR, mechanism=mechanism)
+def test_a_plan_without_steps_refuses_a_network_of_ones_own_that_it_would_ignore():
+    with pytest.raises(InputError, match="a plan without steps"):
+        trainer(None, mechanism=plan(steps=0, noise_multiplier=None))
 
 
 def test_a_sampler_beyond_training_is_refused_before_anything_else():

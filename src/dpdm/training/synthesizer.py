@@ -1,7 +1,7 @@
 """Arrays in, arrays out, in three lines: a `Trainer` with settings chosen from declared facts alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dpdm.config import Prior, Privacy
 from dpdm.data import ImageDataset, group_indices
 from dpdm.diffusion import DenoisingLoss, MomentMatched
-from dpdm.networks import Network, OwnNetwork
+from dpdm.networks import CompactUNet, Network, OwnNetwork
 from dpdm.training.release import Release
 from dpdm.training.trainer import Trainer
 from dpdm.types import Images, Labels
@@ -42,7 +42,7 @@ class Synthesizer:
     steps: int = 500
     expected_batch_size: int | None = None
     noise_multiplicity: int = 8
-    network: Network | OwnNetwork = None  # type: ignore[assignment]  # the trainer's own
+    network: Network | OwnNetwork = field(default_factory=CompactUNet)
     run: Path | str | None = None
 
     def fit(

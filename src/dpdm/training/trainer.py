@@ -78,13 +78,13 @@ class Trainer:
     Args:
         network: What to train (default: `CompactUNet()`): one of the package's networks; a `torch.nn.Module`, of which
             a copy is trained from the weights it has; or what makes one (`MakeNetwork`), under `training.seed`. A plan
-            without steps trains none: it has `Zero`.
+            without steps trains none, whatever settings say: it has `Zero`, and `FromPrior` for its sampler.
         preconditioning: How network and denoiser are related.
         mechanism: The plan: `DPSGD(...).calibrate(epsilon=...)`, or `NonPrivate(...)`.
         prior: What `mechanism.earlier` releases: of `MomentMatched` preconditioning, and of no other.
         loss: Noise multiplicity and label dropout.
         training: Speed and quality.
-        sampler: What the release samples with by default (default: `DDIM()`, or `FromPrior()` without steps).
+        sampler: What the release samples with by default.
         samplers: Others, by name, that the release keeps for whoever samples.
         run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `watch/` what may be
             seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
@@ -106,14 +106,14 @@ class Trainer:
           counts the run; the run's folder is then as before.
     """
 
-    network: Network | OwnNetwork = None  # type: ignore[assignment]  # what the plan asks for: see __post_init__
+    network: Network | OwnNetwork = field(default_factory=CompactUNet)
     preconditioning: AnyPreconditioning = field(default_factory=EDM)
     mechanism: Mechanism
     prior: Prior | None = None
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     training: Training = field(default_factory=Training)
     run: Path | str | None = None
-    sampler: AnySampler = None  # type: ignore[assignment]  # the same
+    sampler: AnySampler = field(default_factory=DDIM)
     samplers: dict[str, AnySampler] = field(default_factory=dict)
     entropy: Entropy = field(default_factory=OperatingSystemEntropy)
     ledger: Ledger | None = field(default_factory=Ledger.default)
@@ -128,35 +128,27 @@ class Trainer:
         mechanism: Mechanism | None = None,
     ) -> "Trainer":
         """Return the trainer that `config` describes; its plan unless given, for which `data` is counted if need be."""
-        plan = mechanism or config.plan(lambda: data.num_units)
-        # A preset has a network and a sampler, whatever its steps are set to.
-        of_steps: dict[str, Any] = {"network": config.network, "sampler": config.sampler} if plan.steps else {}
         return cls(
+            network=config.network,
             preconditioning=config.preconditioning,
-            mechanism=plan,
+            mechanism=mechanism or config.plan(lambda: data.num_units),
             prior=config.prior,
             loss=config.loss,
             training=config.training,
+            sampler=config.sampler,
             samplers=config.samplers,
             run=run,
-            **of_steps,
         )
 
     def __post_init__(self) -> None:
         require_prior_planned(self.prior, self.preconditioning, self.mechanism)
-        steps = self.mechanism.steps
-        if steps and isinstance(self.network, Zero):
+        if not self.mechanism.steps:
+            if code_of(self.network) is not None:
+                raise InputError("a plan without steps trains no network: leave network out, or give the plan steps")
+            object.__setattr__(self, "network", Zero())
+            object.__setattr__(self, "sampler", FromPrior())
+        elif isinstance(self.network, Zero):
             raise InputError("network.kind = zero has nothing to train: choose another network, or privacy.steps = 0")
-        if not steps and not isinstance(self.network, Zero | None):
-            raise InputError("a plan without steps trains no network: leave network out, or give the plan steps")
-        if not steps and not isinstance(self.sampler, FromPrior | None):
-            raise InputError("a plan without steps draws from its prior: leave sampler out, or give the plan steps")
-        for name, default in (
-            ("network", CompactUNet() if steps else Zero()),
-            ("sampler", DDIM() if steps else FromPrior()),
-        ):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
         require_samplers_trained(self.sampler, self.samplers, self.preconditioning, self.loss)
 
     def build(self, data: ImageDataset) -> tuple[ImageFacts, torch.device, PreconditionedDenoiser]:

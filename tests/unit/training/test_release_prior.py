@@ -28,8 +28,9 @@ def plan_for(prior, *, steps, epsilon, size=60, delta=1e-3):
 
 
 def trainer_of(plan, prior, folder):
-    network = {"network": MLP(width=8, blocks=1)} if plan.steps else {}
-    return Trainer(preconditioning=MomentMatched(), prior=prior, mechanism=plan, run=folder / "run", **network)
+    return Trainer(
+        network=MLP(width=8, blocks=1), preconditioning=MomentMatched(), prior=prior, mechanism=plan, run=folder / "run"
+    )
 
 
 def blobs(number=3000, *, side=8, channels=1, classes=2):
