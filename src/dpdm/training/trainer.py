@@ -168,7 +168,9 @@ class Trainer:
         device = choose_device(self.training.device)
         if code_of(self.network) is None:
             with torch.device("meta"):  # before there are weights, which may be too many
-                require_memory(build_denoiser(self.network, self.preconditioning, facts, self.prior), device)
+                planned = build_denoiser(self.network, self.preconditioning, facts, self.prior)
+            require_storable(planned.state_dict())
+            require_memory(planned, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
             denoiser = build_denoiser(self.network, self.preconditioning, facts, self.prior)
