@@ -40,7 +40,11 @@ CASES = {
     "guidance": (["sampler.guidance=1", "loss.label_dropout=0"], None, "guidance"),
     "TF32": ([], lambda p: p.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1"), "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
     "a network": (["network.kind=unet", "network.width=8", "network.attention=[5]"], None, "attention at height 5"),
-    "a network too large": (["network.kind=mlp", "network.width=65536", "network.blocks=30"], None, "a smaller network"),
+    "a network too large": (
+        ["network.kind=mlp", "network.width=65536", "network.blocks=30"],
+        None,
+        "a smaller network",
+    ),
     "a network without code": (["network.kind=own", "network.type=package.Net"], None, "Trainer(network=...)"),
 }
 
