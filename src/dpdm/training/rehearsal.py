@@ -32,7 +32,8 @@ from dpdm.types import InputError, in_one_line
 if TYPE_CHECKING:
     from dpdm.training.trainer import Trainer
 
-_EXAMPLES, _COPIES = 5, 2  # more noisy copies would take long, and are told from two by nothing
+_COPIES = 2  # noisy copies of an example: more would take long, and are told from two by nothing
+_ROWS = 6  # in all, unless three examples have more
 _OF_A_PARAMETER = 44  # bytes: weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64
 _SMALL_FILES = 2**24  # bytes: journal, losses and norms, pictures
 _SETTINGS = ("preconditioning", "prior", "loss", "training", "sampler", "samplers")
@@ -59,7 +60,7 @@ def rehearse(
             require_memory(denoiser, device, one=bytes_of_one(trainer.loss, denoiser, facts))
             few = replace(trainer.loss, noise_multiplicity=min(_COPIES, trainer.loss.noise_multiplicity))
             batch = made_up_batch(few, denoiser, facts, grouped=trainer.mechanism.unit == "group")
-            mechanism.rehearse(few, denoiser, batch)
+            mechanism.rehearse(trainer.loss, denoiser, batch)  # which takes any number of copies
     for name, sampler in {"sampler": trainer.sampler, **trainer.samplers}.items():
         with refusing(f"{name} fails on made-up images" if name == "sampler" else f"samplers.{name} fails"):
             _sample(sampler, release)
@@ -91,12 +92,13 @@ def made_up_batch(
     They are fixed: whether a run may begin is not left to chance.
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(256, (_EXAMPLES, *facts.shape), generator=generator).float().div(127.5).sub(1)
+    examples = max(3, _ROWS // loss.noise_multiplicity)
+    x = torch.randint(256, (examples, *facts.shape), generator=generator).float().div(127.5).sub(1)
     x[0], x[1] = -1, 1
     copies, null = loss.noise_multiplicity, facts.num_classes
     last = null if loss.label_dropout or not null else null - 1
-    labels = torch.linspace(0, last, _EXAMPLES * copies).round().long()
-    labels = labels[torch.randperm(len(labels), generator=generator)].view(_EXAMPLES, copies)
+    labels = torch.linspace(0, last, examples * copies).round().long()
+    labels = labels[torch.randperm(len(labels), generator=generator)].view(examples, copies)
     batch = replace(loss, label_dropout=0.0).draw(  # of labels that are given
         x[:, None].expand(-1, copies, *facts.shape) if grouped else x,
         labels,
@@ -210,6 +212,8 @@ def _save_and_open(release: Release, network: Network | OwnNetwork | None, folde
     before, after = moved.state_dict(), opened.state_dict()
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise InputError("the network's weights are not the same once a release of it was written and read")
+    if code_of(network) is None:
+        return
     batch = _first(2, made_up_batch(DenoisingLoss(noise_multiplicity=1), moved, release.facts))
     noisy, sigma, labels = batch.x + batch.noise[:, 0], batch.sigma[:, 0], batch.labels[:, 0]
     if not torch.allclose(moved(noisy, sigma, labels), opened(noisy, sigma, labels), 1e-3, 1e-3, equal_nan=True):

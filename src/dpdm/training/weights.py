@@ -124,16 +124,24 @@ def read_layout(path: Path) -> Layout:
 
 def read_weights(path: Path, layout: Layout, *, below: str = "") -> dict[str, Tensor]:
     """Return the tensors of a file of this layout, whose names begin with `below`, without that beginning."""
-    return {name.removeprefix(below): read_tensor(path, layout, name) for name in layout if name.startswith(below)}
+    places = _places(layout)  # once: a stranger's file may have ten thousand tensors
+    return {
+        name.removeprefix(below): _tensor_at(path, places[name], *layout[name])
+        for name in layout
+        if name.startswith(below)
+    }
 
 
 def read_tensor(path: Path, layout: Layout, name: str, rows: slice = slice(None)) -> Tensor:
     """Return one tensor of a file of this layout, or some of its rows."""
-    dtype, shape = layout[name]
+    return _tensor_at(path, _places(layout)[name], *layout[name], rows)
+
+
+def _tensor_at(path: Path, place: int, dtype: torch.dtype, shape: tuple[int, ...], rows: slice = slice(None)) -> Tensor:
     start, stop, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
     row = _bytes(dtype, shape[1:])
     with path.open("rb") as file:
-        file.seek(_places(layout)[name] + start * row)
+        file.seek(place + start * row)
         content = bytearray(file.read((stop - start) * row))
     flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
     return flat.reshape(stop - start, *shape[1:]) if shape else flat.reshape(())
