@@ -12,6 +12,8 @@ import tomli_w
 
 from dpdm.types import InputError
 
+_MOST_DIGITS = 19  # of an integer
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then put it in place; a failure leaves the old file whole.
@@ -73,7 +75,7 @@ def read_json(path: Path, *, most: int | None = None) -> dict[str, object]:
     """Return the JSON object in `path`, of `most` bytes if given, or raise InputError naming the file."""
     try:
         text = path.read_bytes() if most is None else read_at_most(path, most)
-        content = json.loads(text.decode(), object_pairs_hook=_once_each)
+        content = json.loads(text.decode(), object_pairs_hook=_once_each, parse_int=_short)
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -81,6 +83,13 @@ def read_json(path: Path, *, most: int | None = None) -> dict[str, object]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object: is this the right folder?")
     return content
+
+
+def _short(digits: str) -> int:
+    """Return an integer, unless it is longer than 64 bits can be: no number of a file of ours is."""
+    if len(digits.removeprefix("-")) > _MOST_DIGITS:
+        raise ValueError("an integer without end")
+    return int(digits)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

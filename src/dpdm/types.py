@@ -7,7 +7,7 @@ This module imports nothing of the package. Images are `uint8 NHWC` wherever peo
 import math
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -28,8 +28,9 @@ MOST_CLASSES = 10_000
 """Classes that a data set may have: their names stand in every release."""
 
 _MOST_BYTES = 255  # of a name: as many as a file's name may have
-_INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+_INVISIBLE = re.compile(  # fillers, joiners and selectors that show nothing, which Unicode calls printable
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u2d7f\u3164\ufe00-\ufe0f\uffa0\ufffc\U0001107f"
+    "\U00013440-\U00013442\U00016fe4\U0001bc9d\U0001d159\U000e0100-\U000e01ef]"
 )
 
 RandomBytes = Callable[[int], bytes]
@@ -101,6 +102,13 @@ def require_at_most(most: int, **values: int) -> None:
             raise InputError(f"{name} must be at most {most:,}, not {value}")
 
 
+def require_within(low: float, high: float, **values: float) -> None:
+    """Raise InputError naming the first argument that is not a number from `low` to `high`."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise InputError(f"{name} must be from {low:g} to {high:g}, not {value}")
+
+
 def require_seed(**values: int) -> None:
     """Raise InputError naming the first argument that no generator can be seeded with."""
     for name, value in values.items():
@@ -122,6 +130,20 @@ def require_name(name: str, what: str) -> None:
             f"{what} is called {said if len(said) < 80 else said[:80] + '...'}: give it a name of 1 to {_MOST_BYTES} "
             "bytes of visible characters (Unicode's NFC), without a space at either end"
         )
+
+
+def require_names_of_classes(names: Sequence[str], what: str) -> None:
+    """Raise InputError unless each class has a name (`require_name`), and no two have the same.
+
+    Args:
+        names: Those of all classes.
+        what: What each is the name of, for the message.
+    """
+    for name in names:
+        require_name(name, what)
+    if len(set(names)) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise InputError(f"{what} is called {twice!r}, and so is another: give each class a name of its own")
 
 
 def images_to_tensor(images: Images) -> Float[Tensor, "batch channel height width"]:

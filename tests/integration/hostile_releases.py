@@ -8,6 +8,7 @@ import contextlib
 import copy
 import io
 import json
+import math
 import os
 import resource
 import shutil
@@ -22,10 +23,12 @@ import tomli_w
 import torch
 
 from dpdm.config import decode_plan
+from dpdm.diffusion import GaussianMixture
 from dpdm.files import json_text
 from dpdm.privacy import OperatingSystemEntropy
-from dpdm.training.release import FILES, digest
-from dpdm.training.weights import save_weights
+from dpdm.training.release import FILES, SCHEMA, digest
+from dpdm.training.weights import _head as header
+from dpdm.training.weights import layout_of, save_weights
 
 PRIOR = "preconditioning.prior."
 
@@ -168,7 +171,34 @@ def unet(**values):
     return settings(network={"kind": "unet", "width": 4, "multipliers": [1], "blocks": 1, "attention": []} | values)
 
 
+def zeros(shape, kept):
+    """A forgery that is a prior without steps, of directions that take no place on a disk, and are zero."""
+
+    def forge(release):
+        table = tomllib.loads((release / "config.toml").read_text())
+        table["data"] |= {"shape": shape, "class_names": []}
+        table["privacy"] |= {"steps": 0, "earlier": [{"noise_multiplier": 20.0}] * 4}
+        del table["privacy"]["noise_multiplier"]
+        table |= {"network": {"kind": "zero"}, "sampler": {"kind": "prior"}}
+        table["prior"]["centres"] = 1
+        (release / "config.toml").write_bytes(tomli_w.dumps(table).encode())
+        with torch.device("meta"):
+            sizes = {"kept": kept, "lead": kept, "centres": 1}
+            mixture = GaussianMixture.placeholder(math.prod(shape), num_classes=0, **sizes)
+            layout = {f"{PRIOR}{name}": entry for name, entry in layout_of(mixture.state_dict()).items()}
+        begin = header(layout)
+        with (release / "model.safetensors").open("wb") as file:
+            file.write(begin)
+            file.truncate(len(begin) + sum(t.itemsize * math.prod(sides) for t, sides in layout.values()))
+        plan = decode_plan(table["privacy"]).claim(entropy=OperatingSystemEntropy())
+        (release / "privacy.json").write_text(json_text({"schema": SCHEMA, **plan, "sha256": {}}))
+        digested(release)
+
+    return forge
+
+
 HUGE = 10**12
+DIGITS = "9" * 399
 HOSTILE = {
     # numbers without end
     "steps without end": settings(privacy__steps=HUGE, privacy__noise_multiplier=1e6),
@@ -219,7 +249,23 @@ HOSTILE = {
     "claims without end": claim(lambda c: c | {str(number): 0 for number in range(100_000)}),
     "digests without end": claim(lambda c: c | {"sha256": c["sha256"] | {str(n): "" for n in range(50_000)}}),
     "a release before the steps without end": settings(privacy__earlier=[{"noise_multiplier": 50.0}] * 50_000),
+    "copies of 399 digits": replaced("noise_multiplicity = 2", f"noise_multiplicity = {DIGITS}"),
+    "examples of 399 digits": replaced('physical_batch_size = "auto"', f"physical_batch_size = {DIGITS}"),
+    "copies without end": settings(loss__noise_multiplicity=2**16 + 1),
+    "examples without end": settings(training__physical_batch_size=2**20 + 1),
+    "a claim of 399 digits": as_text(lambda t: t.replace('"schema": ', f'"schema": {DIGITS}'), "privacy.json"),
+    "a deviation whose square is no number": settings(prior__max_deviation=1e200),
+    "a deviation that no pixel has": settings(prior__max_deviation=2.1),
+    "a split without sense": settings(prior__split=[1e300, 1e-300, 1.0, 1.0, 1.0]),
+    "a learning rate without sense": settings(training__learning_rate=1.2345e300),
+    "guidance without sense": settings(sampler__guidance=1e300, loss__label_dropout=0.1),
+    "spread noise levels": settings(preconditioning__noise_levels__std=1e308),
+    "noise levels far away": settings(preconditioning__noise_levels__mean=-1e300),
+    "a highest noise level without sense": settings(sampler__sigma_max=1e300),
+    "a least noise level without sense": settings(sampler__sigma_min=1.2345e-300),
+    "a concentration of noise levels without sense": settings(sampler__rho=1.2345e300),
     # weights
+    "a prior that is a hole of a gigabyte": zeros([3, 1024, 1024], 38),
     "large weights": sparse("model.safetensors", 2**40),
     "a header without end": head(b'{"a"', 2**40),
     "a header of another length": lambda release: (
@@ -263,6 +309,10 @@ HOSTILE = {
     "a file of two names": lambda release: os.link(release / "config.toml", release.parent / "another"),
     "files without end": lambda release: [(release / f"{number}").touch() for number in range(5000)],
     "a file whose name moves the cursor": lambda release: (release / "\x1b[2Jx").touch(),
+    "a link for the folder": lambda release: (
+        release.rename(release.parent / "free words"),
+        release.symlink_to("free words"),
+    ),
     # words
     **words("a" * 256),
     **words("a" * 74_000),
@@ -275,6 +325,11 @@ HOSTILE = {
     **words("ant\u2028cat"),
     **words(" ant"),
     **words(""),
+    **words("\U0001d159"),
+    **words("ant\U00016fe4\U00016fe4"),
+    **words("ant\ufffc"),
+    **words("ant\U00013441"),
+    "a class's name twice": settings(data__class_names=["ant", "ant", "cat"]),
     "a sampler of capitals": settings(samplers={"Losses05": {"kind": "ddim", "steps": 3}}),
     "a sampler with a key": settings(samplers={"ant": {"kind": "ddim", "steps": 3, "note": 1}}),
     "a key that moves the cursor": replaced("steps = 6", 'steps = 6\n"\\u001b[2J" = 1'),
@@ -363,7 +418,7 @@ def main(release):
             forge(copy.copy(forged))
             found[name] = verified(forged)
             print(name, f"{found[name]['seconds']:.1f}", file=sys.stderr, flush=True)
-            shutil.rmtree(forged)
+            shutil.rmtree(forged.parent)
     print(json.dumps(found))
 
 

@@ -13,7 +13,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, Churn, DenoisingLoss, FromPrior, MomentMatched
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD
-from dpdm.privacy.accounting import GaussianRelease, round_up, upwards
+from dpdm.privacy.accounting import GaussianRelease, downwards, round_up, upwards
 from dpdm.training import Release, Trainer, verify_release
 from dpdm.training.verification import _may_be_stated
 from dpdm.types import InputError, require_name
@@ -98,7 +98,31 @@ def test_an_honest_release_is_verified_and_is_its_own_again(name, tmp_path):
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
-BAD_NAMES = ["a" * 256, "\u202etac", "an\x1b[31mt", "ant\n", " ant", "a\u200bnt", "ant\ufe0f", "\ud800", "ü" * 128]
+def test_two_classes_of_one_name_are_refused_with_the_images():
+    with pytest.raises(InputError, match="'ant', and so is another: give each class a name of its own"):
+        images(class_names=("ant", "ant"))
+    with pytest.raises(InputError, match="and so is another"):
+        images(class_names=("\u00e4nt", "a\u0308nt"))  # which Unicode calls one
+
+
+@pytest.mark.parametrize(("proved", "said"), [(0.99999, "0.999"), (2.0, "2.000"), (0.0, "0.000"), (3.14159, "3.141")])
+def test_a_bound_that_was_proved_is_said_downwards(proved, said):
+    assert downwards(proved) == said
+
+
+BAD_NAMES = [
+    "a" * 256,
+    "\u202etac",
+    "an\x1b[31mt",
+    "ant\n",
+    " ant",
+    "a\u200bnt",
+    "ant\ufe0f",
+    "\ud800",
+    "ü" * 128,
+    "\U0001d159",
+    "a\U00016fe4",
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

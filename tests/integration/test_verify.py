@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 
 import pytest
 import tomli_w
@@ -431,6 +433,42 @@ def test_images_are_not_made_with_weights_that_the_claim_is_not_about(dpdm, rele
 def test_a_release_is_its_own_again(trained, tmp_path):
     Release.load(trained).save(tmp_path / "again")
     verify_release(tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["user.note", "trusted.note", "system.posix_acl_access", "security.note"])
+@pytest.mark.parametrize("of", ["", "config.toml", "model.safetensors", "privacy.json"])
+def test_words_in_attributes_or_an_access_list_are_refused(of, name, trained, monkeypatch):
+    """Kind: what a file carries beside its bytes. Few systems let a test set all of these, so they are told here."""
+    marked = trained / "release" / of
+
+    def attributes(path, *, follow_symlinks):
+        return ["security.selinux", *([name] if path == marked else [])]
+
+    monkeypatch.setattr(os, "listxattr", attributes, raising=False)
+    with pytest.raises(InputError, match="extended attributes or an access list"):
+        verify_release(trained)
+
+
+def test_what_a_system_marks_files_with_by_itself_is_no_word(trained, monkeypatch):
+    monkeypatch.setattr(os, "listxattr", lambda *_, **__: ["security.selinux", "security.ima"], raising=False)
+    verify_release(trained)
+
+
+def test_an_error_of_arithmetic_in_the_weights_is_one_line(trained, monkeypatch):
+    def fails(*_, **__):
+        raise OverflowError
+
+    monkeypatch.setattr("dpdm.training.verification.require_possible", fails)
+    with pytest.raises(InputError, match=r"is damaged \(OverflowError\)"):
+        verify_release(trained)
+
+
+def test_bounds_on_attacks_by_a_million_steps_are_computed_within_seconds():
+    steps = [PoissonGaussianSteps(noise_multiplier=5.0, sample_rate=10 / 999, steps=10**6)]
+    start = time.process_time()
+    one = true_positive_rates(steps, false_positive_rates=[0.01], relation="replace_special")[0]
+    assert 0.37 < one < 0.39  # an interval of 1e-4 makes it 0.378
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.01, 0.001])

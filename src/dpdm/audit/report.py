@@ -21,7 +21,7 @@ from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import side_by_side
 from dpdm.files import write_atomically, write_json
 from dpdm.privacy import DPSGD
-from dpdm.privacy.accounting import round_up, true_positive_rates
+from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.training import ImageFacts, Release, measure_step, verify_release
 from dpdm.types import InputError, images_to_tensor, require_positive
@@ -120,7 +120,7 @@ class Audit:
             for word, bound in (("proved", proved), ("make it likely that", estimated)):
                 if bound > self.audited_epsilon:
                     most = round_up(self.audited_epsilon)
-                    found.append(f"{name} {word} ε ≥ {bound:.3f}, and {self.part} can cost no more than {most}")
+                    found.append(f"{name} {word} ε ≥ {downwards(bound)}, and {self.part} can cost no more than {most}")
                     break
         return found
 

@@ -114,6 +114,7 @@ def report(
 def _print_audit(found: "Audit") -> None:
     import numpy as np
 
+    from dpdm.privacy.accounting import downwards
     from dpdm.training.verification import percent
 
     say(f"claim        {found.claim}")
@@ -126,19 +127,19 @@ def _print_audit(found: "Audit") -> None:
     say("             what the attacks on that proved (95 %):")
     bounds = found.white_box
     say(
-        f"white box    {found.canaries:,} canaries in every noisy sum: ε ≥ {bounds.one_run:.3f} of one run, "
-        f"{bounds.clopper_pearson:.3f} by Clopper-Pearson"
+        f"white box    {found.canaries:,} canaries in every noisy sum: ε ≥ {downwards(bounds.one_run)} of one run, "
+        f"{downwards(bounds.clopper_pearson)} by Clopper-Pearson"
     )
     say(
-        f"             estimates, if the trade-off is Gaussian: {bounds.one_run_gaussian:.3f} of one run (f-DP), "
-        f"{bounds.gaussian:.3f} by Clopper-Pearson"
+        f"             estimates, if the trade-off is Gaussian: {downwards(bounds.one_run_gaussian)} of one run "
+        f"(f-DP), {downwards(bounds.gaussian)} by Clopper-Pearson"
     )
     allowed = dict(zip(*found.ceiling, strict=True))
     others = found.members // 2  # about as many took no part
     for name, attacked in found.black_box.items():
         one, tenth = attacked.rates
         say(
-            f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {attacked.bounds.one_run:.3f}; true positives "
+            f"black box    {name}: AUC {attacked.auc:.3f}; ε ≥ {downwards(attacked.bounds.one_run)}; true positives "
             f"{_rate(one, others)} at 1 %, {_rate(tenth, others)} at 0.1 %"
         )
     most = percent(allowed[min(allowed)])  # upwards, as all bounds

@@ -54,6 +54,8 @@ def list_all(context: typer.Context, place: LedgerPlace = None, as_json: AsJson 
 @ledger.command()
 def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -> None:
     """Show what was spent on a data set, when, and by which run."""
+    from dpdm.ledger.account import whole_percent
+
     book = _open(place)
     account, history = book.account(dataset), book.history(dataset)
     if as_json:
@@ -62,7 +64,7 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
     say(f"one unit of protection is {account.unit}, {account.relation}")
     for spent in history:
         bar = "" if spent.share is None else ("█" * round(_BAR * spent.share)).ljust(_BAR, "·")
-        part = f"ε {bound(spent.epsilon)}" if spent.share is None else f"{100 * spent.share:4.0f} %"
+        part = f"ε {bound(spent.epsilon)}" if spent.share is None else f"{whole_percent(spent.share):4} %"
         say(f"{spent.at[:16]}  {bar} {part}  {spent.what}")
     for key, reservation in account.reservations.items():
         what = reservation.place or ("" if reservation.completed else "waits for its run")
@@ -284,6 +286,8 @@ def _total(account: "Account") -> str:
 
 
 def _used(account: "Account") -> str:
+    from dpdm.ledger.account import whole_percent
+
     count = sum(reservation.state != "given back" for reservation in account.reservations.values())
     runs = f"{count:,} run{'' if count == 1 else 's'}, ε {bound(account.epsilon_if_planned)} if planned together"
-    return runs if account.filter is None else f"{runs}; {100 * (1 - account.share):.0f} % of the budget is left"
+    return runs if account.filter is None else f"{runs}; {100 - whole_percent(account.share)} % of the budget is left"

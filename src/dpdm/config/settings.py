@@ -39,10 +39,10 @@ from dpdm.privacy import (
 )
 from dpdm.privacy.mechanism import Noise, Unit
 from dpdm.privacy.search import Search
-from dpdm.types import InputError, require_at_most, require_positive, require_seed
+from dpdm.types import InputError, require_at_most, require_positive, require_seed, require_within
 
 AnyPreconditioning = EDM | V | VP | VE | MomentMatched
-_MOST_CENTRES, _MOST_ROUNDS = 1000, 100
+_MOST_CENTRES, _MOST_ROUNDS, _MOST_AT_ONCE = 1000, 100, 2**20
 _MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
 
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver | FromPrior
@@ -112,13 +112,14 @@ class Prior:
     max_deviation: float = 0.5
 
     def __post_init__(self) -> None:
-        require_positive(centres=self.centres, rounds=self.rounds, max_deviation=self.max_deviation)
+        require_positive(centres=self.centres, rounds=self.rounds)
+        require_within(1e-6, 2, max_deviation=self.max_deviation)  # pixels are from -1 to 1
         require_at_most(_MOST_CENTRES, centres=self.centres)
         require_at_most(_MOST_ROUNDS, rounds=self.rounds)
         if not 0 < self.share < 1:
             raise InputError(f"share must be above 0 and below 1, not {self.share}")
         for part in self.split:
-            require_positive(split=part)
+            require_within(1e-6, 1e6, split=part)
 
     def releases(self, *, epsilon: float, delta: float, alone: bool = False) -> tuple[GaussianRelease, ...]:
         """Return the releases in their order, with the noise that their share of (ε, δ) gives each.
@@ -232,9 +233,10 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_positive(learning_rate=self.learning_rate)
+        require_within(1e-12, 100, learning_rate=self.learning_rate)
         if self.physical_batch_size != "auto":
             require_positive(physical_batch_size=self.physical_batch_size)
+            require_at_most(_MOST_AT_ONCE, physical_batch_size=self.physical_batch_size)
         require_seed(seed=self.seed)
         for name, value in (("warmup", self.warmup), ("ema_decay", self.ema_decay)):
             if not 0 <= value < 1:

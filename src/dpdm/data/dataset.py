@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_name
+from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_names_of_classes
 
 Split = Literal["train", "test"]
 
@@ -78,8 +78,7 @@ class ImageDataset:
         names = tuple(map(normal_form, self.class_names or range(self.num_classes)))
         if len(names) != self.num_classes:
             raise InputError(f"{self.name}: {len(names)} class names for {self.num_classes} classes: give one each")
-        for name in names:
-            require_name(name, f"a class of {self.name}")
+        require_names_of_classes(names, f"a class of {self.name}")
         object.__setattr__(self, "class_names", names)
         object.__setattr__(self, "name", normal_form(self.name))
         if self.groups is not None:

@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dpdm.types import InputError, require_positive
+from dpdm.types import InputError, require_positive, require_within
+
+LEAST_LEVEL, HIGHEST_LEVEL = 1e-6, 1e6
+"""Noise levels that mean something for pixels in [-1, 1]."""
 
 
 class NoiseLevels(Protocol):
@@ -36,9 +39,8 @@ class LogNormal:
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        require_positive(std=self.std)
-        if not math.isfinite(self.mean):
-            raise InputError(f"mean must be a finite number, not {self.mean}")
+        require_within(1e-6, 100, std=self.std)
+        require_within(-100, 100, mean=self.mean)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -86,7 +88,8 @@ class Cosine:
     log_snr_max: float = 13.0
 
     def __post_init__(self) -> None:
-        if not -math.inf < self.log_snr_min < self.log_snr_max < math.inf:
+        require_within(-30, 30, log_snr_min=self.log_snr_min, log_snr_max=self.log_snr_max)
+        if self.log_snr_min >= self.log_snr_max:
             raise InputError(f"log_snr_min = {self.log_snr_min:g} must be below log_snr_max = {self.log_snr_max:g}")
 
     @property
@@ -113,9 +116,8 @@ class VariancePreserving:
     t_min: float = 1e-5
 
     def __post_init__(self) -> None:
-        require_positive(beta_d=self.beta_d, beta_min=self.beta_min, t_min=self.t_min)
-        if self.t_min >= 1:
-            raise InputError(f"t_min must be below 1, not {self.t_min}")
+        require_within(1e-6, 50, beta_d=self.beta_d, beta_min=self.beta_min)
+        require_within(1e-9, 0.999, t_min=self.t_min)
 
     @property
     def span(self) -> tuple[float, float]:
@@ -151,7 +153,8 @@ def karras_schedule(
     Source:
         Karras et al. 2022, eq. 5.
     """
-    require_positive(steps=steps, rho=rho)
+    require_positive(steps=steps)
+    require_within(0.1, 100, rho=rho)
     require_descending(sigma_max=sigma_max, sigma_min=sigma_min)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
@@ -160,6 +163,6 @@ def karras_schedule(
 
 def require_descending(*, sigma_max: float, sigma_min: float) -> None:
     """Raise InputError unless both are positive and the second is smaller."""
-    require_positive(sigma_min=sigma_min, sigma_max=sigma_max)
+    require_within(LEAST_LEVEL, HIGHEST_LEVEL, sigma_min=sigma_min, sigma_max=sigma_max)
     if sigma_min >= sigma_max:
         raise InputError(f"sigma_min = {sigma_min:g} must be below sigma_max = {sigma_max:g}")

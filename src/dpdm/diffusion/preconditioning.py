@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpdm.diffusion.noise_levels import Cosine, LogNormal, LogUniform, NoiseLevels, VariancePreserving
 from dpdm.diffusion.prior import GaussianMixture
-from dpdm.types import InputError, require_positive
+from dpdm.types import InputError, require_within
 
 
 class Preconditioning(Protocol):
@@ -89,7 +89,7 @@ class EDM(ScalarPreconditioning):
     noise_levels: LogNormal = field(default_factory=LogNormal)
 
     def __post_init__(self) -> None:
-        require_positive(sigma_data=self.sigma_data)
+        require_within(1e-6, 100, sigma_data=self.sigma_data)
 
     def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
         """Return c_skip, c_out, c_in, c_noise at each σ."""

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from dpdm.diffusion.noise_levels import NoiseLevels, karras_schedule
+from dpdm.diffusion.noise_levels import HIGHEST_LEVEL, NoiseLevels, karras_schedule
 from dpdm.diffusion.preconditioning import MatchedPreconditioning
 from dpdm.diffusion.prior import Gain, GaussianMixture
-from dpdm.types import Denoiser, InputError, require_positive
+from dpdm.types import Denoiser, InputError, require_within
 
 _MOST_STEPS = 100_000  # of a sampler: published ones take 1,000 at most
 
@@ -45,8 +45,7 @@ class Sampler(ABC):
         if self.steps > _MOST_STEPS:
             raise InputError(f"steps must be at most {_MOST_STEPS:,} in sampling, not {self.steps}")
         self.schedule()
-        if not 0 <= self.guidance < math.inf:
-            raise InputError(f"guidance must be 0 (off) or a number above, not {self.guidance}")
+        require_within(0, 1000, guidance=self.guidance)
 
     def schedule(self) -> Float64[Tensor, " levels"]:
         """Return the noise levels, descending to a final zero."""
@@ -191,11 +190,13 @@ class Churn(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.s_churn >= 0:
-            raise InputError(f"s_churn must not be negative, not {self.s_churn}")
+        require_within(0, 1e6, s_churn=self.s_churn)
+        require_within(0, HIGHEST_LEVEL, s_min=self.s_min)
+        if self.s_max < math.inf:  # infinite: churn at all high levels
+            require_within(0, HIGHEST_LEVEL, s_max=self.s_max)
         if not self.s_min <= self.s_max:
             raise InputError(f"s_min = {self.s_min:g} must not be above s_max = {self.s_max:g}")
-        require_positive(s_noise=self.s_noise)
+        require_within(1e-6, 100, s_noise=self.s_noise)
 
     @property
     def highest_level(self) -> float:

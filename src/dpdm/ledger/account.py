@@ -1,5 +1,6 @@
 """What one data set's entries add up to: its total, what is spent or reserved, and whether more fits."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -125,8 +126,8 @@ class Account:
                 return
         raise InputError(
             f"{self.dataset} has a total of ({upwards(self.total)}, {self.delta}), of which "
-            f"{100 * _share(spent, budget):.0f} % is spent or reserved, and this takes "
-            f"{100 * _share(more, budget):.0f} % or more: it does not fit "
+            f"{whole_percent(_share(spent, budget))} % is spent or reserved, and this takes "
+            f"{whole_percent(_share(more, budget))} % or more: it does not fit "
             f"(dpdm ledger show {self.dataset!r}); who owns the data may allow it, by "
             f"dpdm ledger total {self.dataset!r} --epsilon ..."
         )
@@ -270,6 +271,11 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
 
 def _share(divergence: float, budget: RenyiFilter) -> float:
     return min(1.0, divergence / budget.budget) if budget.budget > 0 else 1.0
+
+
+def whole_percent(share: float) -> int:
+    """Return what is spent of a budget in per cent, upwards; what is left is the rest of 100, and so downwards."""
+    return math.ceil(100 * share - 1e-9)  # less the round-off of sums
 
 
 def _find(reservation: str, accounts: dict[str, Account]) -> Reservation:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import platformdirs
 import sqlalchemy as sql
 
-from dpdm.ledger.account import Account, Reservation, Spent, read_accounts, read_history
+from dpdm.ledger.account import Account, Reservation, Spent, read_accounts, read_history, whole_percent
 from dpdm.ledger.entries import (
     Completed,
     Entered,
@@ -246,7 +246,7 @@ class Ledger:
         account = self.account_of(run)
         if account.epsilon is not None:
             told.append(
-                f"ledger: {100 * account.share:.0f} % of the budget of {account.dataset}, a total of "
+                f"ledger: {whole_percent(account.share)} % of the budget of {account.dataset}, a total of "
                 f"({round_up(account.epsilon)}, {account.delta}), is spent or reserved"
             )
         for line in told:

@@ -316,7 +316,7 @@ def true_positive_rates(
         by_rdp = _compose(_rdp_accountant(relation), events)
         deltas = np.array([by_rdp.get_delta(epsilon) for epsilon in epsilons])
     else:
-        interval = 1e-4 if about < 15 else 1e-3
+        interval = 1e-4 if about < 3 else 5e-4 if about < 15 else 1e-3  # for seconds, of whatever plan
         deltas = np.asarray(_compose(_pld_accountant(relation, interval=interval), events).get_delta(epsilons))
     deltas = deltas.clip(0, 1)
     bounds = []
@@ -335,6 +335,11 @@ def round_up(epsilon: float) -> float:
 def upwards(epsilon: float) -> str:
     """Say ε to four decimals, upwards and in full: 1, 9.9995, 123.4562."""
     return f"{round_up(epsilon):.4f}".rstrip("0").rstrip(".") if epsilon < math.inf else "∞"
+
+
+def downwards(epsilon: float) -> str:
+    """Say a lower bound of ε to three decimals, downwards: never more than was proved."""
+    return f"{math.floor(epsilon * 1e3) / 1e3:.3f}" if epsilon < math.inf else "∞"
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dpdm.evaluation import image_grid
 from dpdm.files import read_json, write_atomically, write_json
-from dpdm.privacy.accounting import upwards
+from dpdm.privacy.accounting import downwards, upwards
 from dpdm.report.charts import bar_chart, line_chart, roc_chart
 from dpdm.report.facts import gather
 from dpdm.training import Release
@@ -214,9 +214,9 @@ def _audit(audit: dict[str, Any] | None, claim: dict[str, Any], nearest: bytes |
     rows.append(["claimed by the run", upwards(claim["epsilon"])])
     if not audited["whole"]:
         rows.append([f"cost of what was audited by itself, {audited['part']}", upwards(audited["epsilon"])])
-    rows.append([f"proved by {white['canaries']:,} canaries in one run", f"{white['one_run']:.3g}"])
-    rows.append(["proved by them, Clopper-Pearson", f"{white['clopper_pearson']:.3g}"])
-    rows.append(["estimated, if the trade-off is Gaussian", f"{white['gaussian']:.3g}"])
+    rows.append([f"proved by {white['canaries']:,} canaries in one run", downwards(white["one_run"])])
+    rows.append(["proved by them, Clopper-Pearson", downwards(white["clopper_pearson"])])
+    rows.append(["estimated, if the trade-off is Gaussian", downwards(white["gaussian"])])
     attacks = {
         name: [(rate["false_positive_rate"], rate["true_positive_rate"]) for rate in found["rates"]]
         for name, found in audit["black_box"].items()

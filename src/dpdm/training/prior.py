@@ -37,6 +37,7 @@ _CLOSE = 1e-9  # how near to what it must be a number is that was computed
 _LEAST_VARIANCE = 1e-4  # of a pixel: about one of its 256 levels
 _WHITE = 0.3  # part of the texture that no neighbour shares
 _PART = 4096  # records read at a time
+_PART_OF_DIRECTIONS = 2**20  # numbers of them read at a time
 _REACH = 1.5  # root mean squares, at which places in the leading directions are clipped
 _COUNT_NOISE = 7.0  # max_norm ÷ count_scale: counts get the noise of a sum, divided by count_scale
 
@@ -70,22 +71,28 @@ def require_possible(
         where: The file, for the message.
     """
     dimensions, centres = math.prod(shape), settings.centres
-    vectors, axes = read("vectors"), read("axes")
-    kept, lead = vectors.shape[1], axes.shape[2]
+    axes, (kept, lead) = read("axes"), (read("vectors", slice(1)).shape[1], read("axes", slice(1)).shape[2])
     noise = 1 + max(release.noise_multiplier for release in plan.earlier)
     most = 10 * noise * dimensions * max(1.0, settings.max_deviation) ** 2  # variance, by far
     weight = math.log(1e3 * centres**2 * (plan.dataset_size + noise))
 
+    def parts() -> Iterator[Tensor]:
+        """Yield the directions by rows, so that few are in memory."""
+        rows = max(1, _PART_OF_DIRECTIONS // kept)
+        yield from (read("vectors", slice(start, start + rows)) for start in range(0, dimensions, rows))
+
     def possible() -> Iterator[tuple[Tensor | bool, str]]:
         yield 1 <= lead <= min(_MOST_DIRECTIONS, kept) <= kept <= _MOST_COORDINATES, "so many directions"
-        yield _orthonormal(vectors) and _orthonormal(axes), "directions at right angles"
         variances = torch.cat([read("class_variances").flatten(), read("variances"), read("floor")])
         least = _LEAST_VARIANCE * (1 - _CLOSE)
         yield least <= variances.min() and variances.max() <= most, "variances of images"
         yield read("log_weights").abs().max() <= weight, "weights of classes of records"
+        right = _near_one(axes.mT @ axes) and _near_one(sum(part.mT @ part for part in parts()))  # type: ignore[arg-type]
+        yield right, "directions at right angles"
+        leading = torch.cat([part[:, :lead].clone() for part in parts()])
         for label in range(classes):
             own = slice(label * centres, (label + 1) * centres)
-            places, leading = read("centres", own), vectors[:, :lead]
+            places = read("centres", own)
             apart = places - places[0]
             outside = apart - apart @ leading @ leading.T
             yield (read("classes", own) == label).all(), "centres of its classes"
@@ -97,8 +104,7 @@ def require_possible(
             raise InputError(f"{where} holds a prior that no run comes to: it lacks {what}")
 
 
-def _orthonormal(columns: Float64[Tensor, "*batch row column"]) -> bool:
-    product = columns.mT @ columns
+def _near_one(product: Float64[Tensor, "*batch column column"]) -> bool:
     product.diagonal(dim1=-2, dim2=-1).sub_(1)
     return bool(product.abs().max() <= _CLOSE)
 

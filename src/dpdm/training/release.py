@@ -34,6 +34,7 @@ from dpdm.types import (
     InputError,
     Labels,
     require_name,
+    require_names_of_classes,
     require_positive,
     require_seed,
     tensor_to_images,
@@ -53,7 +54,8 @@ SCHEMA = 5
 
 _MOST_TEXT = 2**22  # bytes of settings or of a claim: ten thousand long names of classes
 _MOST_KEYS = 500  # of settings with all samplers that there may be
-_SCALAR = r'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[-+\w.]{1,400})'
+_NUMBER = r"-?\d{1,19}|-?\d{1,17}(?:\.\d{1,22})?(?:e[-+]\d{1,3})?"  # none that is longer fits 64 bits
+_SCALAR = rf'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|true|false|inf|{_NUMBER})'
 _LINE = re.compile(  # of settings as they are written: a head, a key, an entry of a list, or its end
     rf"(?:\[[\w-]+(?:\.[\w-]+){{0,2}}\]|[\w-]+ = (?:{_SCALAR}|\[\]?)"
     rf"|    (?:{_SCALAR}|\{{ [\w-]+ = {_SCALAR} \}}),|\])?",
@@ -94,8 +96,7 @@ def facts_of(declared: dict[str, Any]) -> ImageFacts:
         raise InputError(
             f"config.toml holds something in data.class_names that is no list of up to {MOST_CLASSES:,} names"
         )
-    for name in names:
-        require_name(name, "config.toml: a class")
+    require_names_of_classes(names, "config.toml: a class")
     sound = isinstance(shape, list) and [type(side) for side in shape] == [int] * 3
     if not sound or shape[0] not in (1, 3, 4) or not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[1:]):
         raise InputError(

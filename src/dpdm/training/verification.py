@@ -38,6 +38,7 @@ from dpdm.types import InputError
 _FALSE_ALARMS = (0.01, 0.001)
 _DIGIT = 1e-4  # the last one that a run prints of ε: another processor may come to the next
 _ROUND_OFF = 1e-15  # of a δ that PLD computes by sums of float64, ten times over
+_OF_THE_SYSTEM = {"security.selinux", "security.capability", "security.ima", "security.evm"}  # attributes it gives
 _VALUES = ("prior", "network", "preconditioning", "loss", "training", "sampler", "samplers")
 
 
@@ -168,6 +169,7 @@ def verify_release(run: Path | str) -> Verified:
         layout = require_layout(folder / "model.safetensors", config, facts)
         assert isinstance(plan, DPSGD)
         _require_same_claim(folder, privacy, plan)
+        _require_weights(folder, privacy, layout, plan, config, facts)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except InputError as error:
         said = str(error)
@@ -175,8 +177,7 @@ def verify_release(run: Path | str) -> Verified:
             said = f"{folder}/{said}" if said.startswith("config.toml") else f"{folder}/config.toml: {said}"
         raise InputError(said) from None
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError) as error:
-        raise InputError(f"{folder} is damaged ({type(error).__name__}): its plan cannot be read") from None
-    _require_weights(folder, privacy, layout, plan, config, facts)
+        raise InputError(f"{folder} is damaged ({type(error).__name__}): no run comes to its numbers") from None
     return Verified(
         statement=str(privacy["statement"]),
         epsilon=plan.epsilon(),
@@ -195,6 +196,8 @@ def verify_release(run: Path | str) -> Verified:
 
 def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
     """Raise InputError unless `folder` holds a release's files, these are those of the claim, and nothing else."""
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link, and where it leads may be any words: verify the folder itself")
     with os.scandir(folder) as entries:
         for number, entry in enumerate(entries):
             if entry.name not in (*FILES, "privacy.json") or number > len(FILES):
@@ -212,20 +215,21 @@ def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
         if found.st_nlink > 1:
             raise InputError(f"{path} is a file of other folders too (a hard link): verify a copy, made by cp -r")
     for path in (folder, *(folder / name for name in (*FILES, "privacy.json"))):
-        attributes = [name for name in _attributes(path) if name.startswith("user.")]
-        if attributes:
-            raise InputError(f"{path} has extended attributes, which no run writes: verify a copy, made by cp -r")
+        if _attributes(path) - _OF_THE_SYSTEM:
+            raise InputError(
+                f"{path} has extended attributes or an access list, which no run writes: verify a copy, made by cp -r"
+            )
     digests = privacy.get("sha256")
     if isinstance(digests, dict) and digests.keys() - {*FILES}:
         raise InputError(f"{folder}/privacy.json has digests of files that do not belong to a release")
 
 
-def _attributes(path: Path) -> list[str]:
+def _attributes(path: Path) -> set[str]:
     """Return the names of a file's extended attributes, where the system has any and tells them."""
     try:
-        return os.listxattr(path, follow_symlinks=False)
+        return set(os.listxattr(path, follow_symlinks=False))
     except (OSError, AttributeError):
-        return []
+        return set()
 
 
 def _require_as_written(path: Path, content: str) -> None:

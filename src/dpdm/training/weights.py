@@ -7,6 +7,7 @@ version of the library nor a forger has a choice. Whatever can be refused is ref
 import json
 import math
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -140,26 +141,37 @@ def read_tensor(path: Path, layout: Layout, name: str, rows: slice = slice(None)
 def _tensor_at(path: Path, place: int, dtype: torch.dtype, shape: tuple[int, ...], rows: slice = slice(None)) -> Tensor:
     start, stop, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
     row = _bytes(dtype, shape[1:])
-    with path.open("rb") as file:
+    content = bytearray(max(0, stop - start) * row)
+    with path.open("rb", buffering=0) as file:
         file.seek(place + start * row)
-        content = bytearray(file.read((stop - start) * row))
+        _fill(file, memoryview(content))
     flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
     return flat.reshape(stop - start, *shape[1:]) if shape else flat.reshape(())
 
 
 def all_finite(path: Path, layout: Layout) -> bool:
     """Whether all numbers of a file of this layout are finite, which are read part by part."""
-    with path.open("rb") as file:
+    buffer = memoryview(bytearray(8 * _PART))
+    with path.open("rb", buffering=0) as file:
         for name, place in _places(layout).items():
             file.seek(place)
             left = _bytes(*layout[name])
             while left:
                 dtype = layout[name][0]
-                part = bytearray(file.read(min(left, _PART * dtype.itemsize)))
+                part = buffer[: min(left, _PART * dtype.itemsize)]
+                _fill(file, part)
                 left -= len(part)
                 if not torch.frombuffer(part, dtype=dtype).isfinite().all():
                     return False
     return True
+
+
+def _fill(file: FileIO, part: memoryview) -> None:
+    """Read a file on into all of `part`, without a copy."""
+    while part:
+        if not (count := file.readinto(part)):
+            raise ValueError("a file that ends early")
+        part = part[count:]
 
 
 def _places(layout: Layout) -> dict[str, int]:

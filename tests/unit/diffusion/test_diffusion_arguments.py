@@ -113,7 +113,7 @@ def test_a_sampler_within_the_noise_levels_of_training_is_accepted(preconditioni
     ],
 )
 def test_noise_levels_that_make_no_distribution_are_rejected(levels):
-    with pytest.raises(InputError, match=r"sigma_min|log_snr_min|t_min|beta_d"):
+    with pytest.raises(InputError, match=r"sigma_min|log_snr|t_min|beta_d"):
         levels()
 
 

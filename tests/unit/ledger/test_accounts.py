@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dpdm.ledger import InLedger, Ledger, Records
+from dpdm.ledger.account import whole_percent
 from dpdm.ledger.records import fingerprint
 from dpdm.privacy import DPSGD, GaussianRelease
 from dpdm.privacy.accounting import PoissonGaussianSteps, epsilon
@@ -55,6 +56,12 @@ def until_full(ledger, run=RUN):
         except InputError:
             return number
     raise AssertionError("nothing was ever refused")
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.004, 1), (0.996, 100), (0.07, 7), (0.0, 0), (1.0, 100)])
+def test_what_is_spent_is_said_upwards_and_what_is_left_downwards(share, said):
+    """Kind: a share to the nearest, by which 99.6 % left would be 100 %."""
+    assert whole_percent(share) == said
 
 
 def test_a_first_run_registers_the_data_set_with_its_own_claim(ledger, told):
