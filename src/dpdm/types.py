@@ -92,7 +92,15 @@ def require_positive(**values: float) -> None:
     """Raise InputError naming the first argument that is not a finite number above zero."""
     for name, value in values.items():
         if not 0 < value < math.inf:
-            raise InputError(f"{name} must be a number above 0, not {value:g}")
+            raise InputError(f"{name} must be a number above 0, not {str(value)[:30]}")
+
+
+def require_in_range(**values: float) -> None:
+    """Raise InputError naming the first argument that is not from 2^-64 to 2^64: beyond, float64 squares may vanish."""
+    for name, value in values.items():
+        require_positive(**{name: value})
+        if not 2.0**-64 <= value <= 2.0**64:
+            raise InputError(f"{name} must be from 2^-64 to 2^64, not {str(value)[:30]}: take 1, say")
 
 
 def require_at_most(most: int, **values: int) -> None:

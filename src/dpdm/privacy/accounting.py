@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dpdm.types import InputError, require_positive
+from dpdm.types import InputError, require_in_range, require_positive
 
 Relation = Literal["add_or_remove_one", "replace_special"]
 """What "neighbouring" means: one record more or fewer, or (size public) one record replaced by a blank."""
@@ -33,7 +33,7 @@ class GaussianRelease:
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        require_positive(noise_multiplier=self.noise_multiplier)
+        require_in_range(noise_multiplier=self.noise_multiplier)
         object.__setattr__(self, "noise_multiplier", float(self.noise_multiplier))  # one number has one spelling
 
 
@@ -46,7 +46,8 @@ class PoissonGaussianSteps:
     steps: int
 
     def __post_init__(self) -> None:
-        require_positive(noise_multiplier=self.noise_multiplier, sample_rate=self.sample_rate)
+        require_in_range(noise_multiplier=self.noise_multiplier)
+        require_positive(sample_rate=self.sample_rate)
         if self.sample_rate > 1:
             raise InputError(f"sample_rate is a probability, not {self.sample_rate}")
         if self.steps < 0 or self.steps != int(self.steps):
@@ -82,6 +83,7 @@ Event = GaussianRelease | PoissonGaussianSteps | RepeatedSelection
 
 _RDP_IS_ENOUGH = 50.0  # beyond this ε hardly anything is promised, and the PLD of so little noise takes minutes
 _RDP_REACHES = 0.05  # below this ε the orders of RDP end, and only PLD can bracket a calibration
+_PLD_REACHES = 1e-12  # below this δ its round-off of 1e-15 counts, and may hide what δ should have paid for
 _RDP_ROUNDS_BELOW = 1e-6  # below this ε the RDP bound can round to nothing
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier
 _ORDERS = (1.1, 1.2, 1.35, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 128, 256, 512)
@@ -97,8 +99,8 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
         accountant: "pld" for the claim, "rdp" for the second opinion.
 
     Returns:
-        An upper bound on ε. Where PLD is unfit, "pld" is the RDP bound: for a `RepeatedSelection`, above ε = 50, and
-        where the round-off of PLD at a tiny δ would make it the larger of the two.
+        An upper bound on ε. Where PLD is unfit, "pld" is the RDP bound: for a `RepeatedSelection`, above ε = 50, at
+        a δ below 10⁻¹², and where the round-off of PLD at a tiny δ would make it the larger of the two.
 
     Source:
         PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019.
@@ -112,6 +114,8 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, accoun
         return 0.0
     rdp = _epsilon_by(_rdp_accountant(relation), events, delta)
     if accountant == "rdp" or rdp > _RDP_IS_ENOUGH or any(isinstance(event, RepeatedSelection) for event in events):
+        return rdp
+    if delta < _PLD_REACHES and rdp > _RDP_ROUNDS_BELOW:
         return rdp
     interval = 1e-5 if rdp < 0.55 else 1e-4 if rdp < 15 else 1e-3  # of an ever wider distribution
     pld = _epsilon_by(_pld_accountant(relation, interval=interval), events, delta)

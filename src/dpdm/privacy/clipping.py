@@ -268,6 +268,11 @@ def require_trainable(module: nn.Module) -> None:
             another device than the first; or a layer is one of those that `reject_cross_example_layers` knows.
     """
     reject_cross_example_layers(module)
+    for name, t in (*module.named_parameters(), *module.named_buffers()):
+        if nn.parameter.is_lazy(t):
+            raise InputError(f"{name!r} has no shape yet: call the network once on a made-up batch before")
+        if t.layout != torch.strided or t.is_inference():
+            raise InputError(f"{name!r} is sparse, or was made in inference mode: make it an ordinary tensor")
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise InputError("the network has no trainable parameter: there is nothing to train")
@@ -312,7 +317,8 @@ def no_shared_draws() -> Iterator[None]:
     if _generator_states() != before:
         raise InputError(
             "the network, its loss or what loads its batches draws from torch's, NumPy's or Python's generator, which "
-            "all examples share: leave dropout out, and draw from the random bytes that each example has"
+            "all examples share (or another thread does): leave dropout out, and draw from the random bytes that each "
+            "example has"
         )
 
 

@@ -9,6 +9,8 @@ import dataclasses
 import hashlib
 import math
 import os
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +42,7 @@ from dpdm.privacy.clipping import (
     Strategy,
     clipped_grad_sum,
     no_shared_draws,
+    require_rows,
     require_trainable,
     trainable_parameters,
 )
@@ -48,9 +51,18 @@ from dpdm.privacy.journal import Journal
 from dpdm.privacy.layerwise import LayerWise
 from dpdm.privacy.noise import gaussian
 from dpdm.privacy.processes import Processes
-from dpdm.privacy.rehearsal import MadeUp, moved_copy, rehearse, require_same_gradients
+from dpdm.privacy.rehearsal import (
+    CannotRun,
+    MadeUp,
+    in_one_line,
+    made_up,
+    moved_copy,
+    rehearse,
+    require_same_gradients,
+    tensors,
+)
 from dpdm.privacy.search import Search
-from dpdm.types import InputError, RandomBytes, Sensitive, require_positive
+from dpdm.types import InputError, RandomBytes, Sensitive, require_in_range, require_positive
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -124,6 +136,9 @@ class DPSGD:
             max_grad_norm=self.max_grad_norm,
             delta=self.delta,
         )
+        object.__setattr__(self, "earlier", _gaussian_releases(self.earlier))
+        if not isinstance(self.search, Search | None):
+            raise InputError(f"search must be a Search, not {type(self.search).__name__}")
         _require_something(self.steps, self.earlier)
         for name in ("dataset_size", "expected_batch_size", "steps"):  # one number has one spelling in a claim
             if (number := int(getattr(self, name))) != getattr(self, name):
@@ -139,10 +154,9 @@ class DPSGD:
         if self.noise not in get_args(Noise):
             raise InputError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
         _require_unit(self.unit)
-        if self.noise == "grid" and not 2.0**-64 < self.max_grad_norm < 2.0**64:
-            raise InputError(f"max_grad_norm = {self.max_grad_norm:g} is beyond the grid's arithmetic: take 1, say")
+        require_in_range(max_grad_norm=self.max_grad_norm)
         if self.noise_multiplier is not None:
-            require_positive(noise_multiplier=self.noise_multiplier)
+            require_in_range(noise_multiplier=self.noise_multiplier)
         if self.expected_batch_size > self.dataset_size:
             raise InputError(
                 f"expected_batch_size = {self.expected_batch_size} is more than dataset_size = {self.dataset_size}, "
@@ -291,6 +305,7 @@ class NonPrivate:
 
     def __post_init__(self) -> None:
         require_positive(dataset_size=self.dataset_size, expected_batch_size=self.expected_batch_size)
+        object.__setattr__(self, "earlier", _gaussian_releases(self.earlier))
         _require_unit(self.unit)
         _require_something(self.steps, self.earlier)
         if self.expected_batch_size > self.dataset_size:
@@ -360,7 +375,12 @@ class MechanismRun:
         self._entropy = entropy
         self._strategy = strategy or OneBackwardEach()
         self._process = os.getpid()
+        self._using = threading.RLock()
+        self._rehearsed: weakref.WeakKeyDictionary[nn.Module, set[object]] = weakref.WeakKeyDictionary()
         self.disclosures: list[str] = []
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a run cannot be copied: each copy would spend the same releases once more")
 
     @property
     def spent(self) -> int:
@@ -389,12 +409,37 @@ class MechanismRun:
         Raises:
             InputError: See `rehearsal.rehearse`; or the strategy gives other gradients than one backward pass each.
         """
-        rehearse(loss, module, batch)
+        self._rehearse(loss, module, MadeUp(batch, rounding=1e-4))
+        self._rehearsed.setdefault(module, set()).add(_case(loss, module))
+
+    def _rehearse(self, loss: PerExampleLoss, module: nn.Module, example: MadeUp) -> None:
+        rehearse(loss, module, example.batch)
         if isinstance(self._strategy, LayerWise):
-            self._strategy.check(loss, module, MadeUp(batch, rounding=1e-4))
+            self._strategy.check(loss, module, example)
         elif not isinstance(self._strategy, OneBackwardEach):
             wrong = f"the strategy {self._strategy!r} gives other gradients than one backward pass for each example"
-            require_same_gradients(self._strategy, loss, moved_copy(module), batch, rounding=1e-4, otherwise=wrong)
+            batch, rounding = example
+            with in_one_line("the strategy fails on a made-up batch"):
+                require_same_gradients(
+                    self._strategy, loss, moved_copy(module), batch, rounding=rounding, otherwise=wrong
+                )
+
+    def _require_rehearsed(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
+        """Rehearse what nobody has rehearsed, on made-up examples of the shapes of `batch` that the network takes."""
+        rehearsed = self._rehearsed.setdefault(module, set())
+        if (case := _case(loss, module)) in rehearsed:
+            return
+        failed: CannotRun | None = None
+        for example in made_up(batch):
+            try:
+                self._rehearse(loss, module, example)
+                rehearsed.add(case)
+            except CannotRun as error:  # what is made up knows nothing of what a loss demands of its numbers
+                failed = failed or error
+        if case not in rehearsed:
+            raise InputError(
+                f"{failed}: give MechanismRun.rehearse(...) made-up examples of your own before"
+            ) from failed
 
     def backward(
         self,
@@ -428,20 +473,30 @@ class MechanismRun:
                 declared size under "replace_special"; or the module, the loss or what `load` gives is not as
                 `clipped_grad_sum` wants it; or the module's tensors change as it is called. Nothing is released then.
         """
+        with self._alone():
+            return self._backward(loss, module, num_records, load, physical_batch_size)
+
+    def _backward(
+        self, loss: PerExampleLoss, module: nn.Module, num_records: int, load: LoadBatch, physical_batch_size: int
+    ) -> Diagnostics:
         if self._made < len(self.plan.earlier):
             raise InputError(f"the plan has {len(self.plan.earlier)} releases before its first step: make them first")
         self._require_declared_size(num_records)
         require_positive(physical_batch_size=physical_batch_size)
         require_trainable(module)
         parameters = trainable_parameters(module)
-        selected = poisson(num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection"))
-        draws = self._stream("diffusion")
+        selected = poisson(
+            num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection", self._made)
+        )
+        draws = self._stream("diffusion", self._made)
         grid = grid_step(self.plan.max_grad_norm) if self.plan.noise == "grid" else None
         total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
         losses, norms = [], []
         batches = physical_batches(selected, physical_batch_size)
-        with no_shared_draws(), _unchanged(module):
+        with no_shared_draws(), _unchanged(module, loss):
             for records, batch in _one_ahead(lambda indices: (len(indices), load(indices, draws)), batches):
+                require_rows(batch, records)
+                self._require_rehearsed(loss, module, batch)
                 part = clipped_grad_sum(
                     loss,
                     module,
@@ -481,7 +536,11 @@ class MechanismRun:
                 under "replace_special".
         """
         _require_vector(total, sensitivity)
-        require_positive(sensitivity=sensitivity)
+        require_in_range(sensitivity=sensitivity)
+        with self._alone():
+            return self._release_earlier(total, sensitivity, num_records)
+
+    def _release_earlier(self, total: Tensor, sensitivity: float, num_records: int) -> Tensor:
         self.processes.require_same(repr((total.shape, sensitivity)), "the shape or the sensitivity of a sum")
         self._require_declared_size(num_records)
         if self._made >= len(self.plan.earlier):
@@ -495,22 +554,35 @@ class MechanismRun:
     ) -> Float64[Tensor, " coordinates"]:
         """Add the noise of the plan's next event: the one method that every noisy sum passes."""
         _require_vector(total, sensitivity)
+        with self._alone():
+            if self._made == self._journal.spent and not self._journal.reserve(self._block):
+                raise InputError(
+                    f"all {self._journal.planned} releases of this plan are spent: its claim allows no more"
+                )
+            number, self._made = self._made, self._made + 1
+            total = self.processes.sum(torch.where(total.isfinite(), total, 0))
+            if self.processes.first:
+                std = self.plan.noise_std(number, sensitivity)
+                noise = gaussian(len(total), std=std, random_bytes=self._stream("noise", number)).to(total.device)
+                if self.plan.noise == "grid":
+                    step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
+                    total, noise = (total / step).round() * step, _rounded(noise / step) * step
+                if noise.shape != total.shape:  # broadcast, one noise would cover several numbers, and cancel
+                    raise AssertionError(f"noise of shape {tuple(noise.shape)} for a sum of shape {tuple(total.shape)}")
+                total = total + noise
+            return self.processes.from_first(total)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a second thread, and a fork: either would spend a release of the plan twice."""
         if os.getpid() != self._process:
             raise InputError("this run belongs to the process that started it: a fork would spend its releases twice")
-        if self._made == self._journal.spent and not self._journal.reserve(self._block):
-            raise InputError(f"all {self._journal.planned} releases of this plan are spent: its claim allows no more")
-        total = self.processes.sum(total)
-        if self.processes.first:
-            std = self.plan.noise_std(self._made, sensitivity)
-            noise = gaussian(len(total), std=std, random_bytes=self._stream("noise")).to(total.device)
-            if self.plan.noise == "grid":
-                step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
-                total, noise = (total / step).round() * step, _rounded(noise / step) * step
-            if noise.shape != total.shape:  # broadcast, one noise would cover several numbers, and cancel between them
-                raise AssertionError(f"noise of shape {tuple(noise.shape)} for a sum of shape {tuple(total.shape)}")
-            total = total + noise
-        self._made += 1
-        return self.processes.from_first(total)
+        if not self._using.acquire(blocking=False):
+            raise InputError("another thread is using this run: its releases are made one after the other")
+        try:
+            yield
+        finally:
+            self._using.release()
 
     def _require_declared_size(self, num_records: int) -> None:
         if self.plan.relation != "replace_special":
@@ -537,9 +609,9 @@ class MechanismRun:
         """Let go of the journal without settling: what was reserved stays spent."""
         self._journal.close()
 
-    def _stream(self, purpose: str) -> RandomBytes:
+    def _stream(self, purpose: str, number: int) -> RandomBytes:
         mine = purpose if self.processes.first else f"{purpose} of process {self.processes.rank}"
-        return self._entropy.stream(mine, self._made)
+        return self._entropy.stream(mine, number)
 
 
 def grid_step(sensitivity: float) -> float:
@@ -568,19 +640,44 @@ def _require_vector(total: Tensor, sensitivity: float) -> None:
 
 
 @contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Refuse a step in which a parameter or a buffer was written: no noise covers what records leave there."""
+def _unchanged(*parts: object) -> Iterator[None]:
+    """Refuse a step in which a tensor of a module was written: no noise covers what records leave there."""
 
-    def state() -> dict[str, tuple[Tensor, int]]:
-        return {name: (t, t._version) for name, t in (*module.named_parameters(), *module.named_buffers())}
+    def state() -> dict[str, tuple[Tensor, int, Tensor]]:
+        named = [named for part in parts if isinstance(part, nn.Module) for named in tensors(part)]
+        return {name: (t, t._version, _sum_of_bits(t)) for name, t in named}
 
     before = state()  # keeps the tensors alive, so that no other one can pass for them
     yield
     after = state()
     for name in sorted(before.keys() | after.keys()):
-        (was, version), (now, version_now) = before.get(name, (None, 0)), after.get(name, (None, 0))
-        if was is not now or version != version_now:
+        was, now = before.get(name), after.get(name)
+        if was is None or now is None or was[0] is not now[0] or was[1] != now[1] or not torch.equal(was[2], now[2]):
             raise InputError(f"the network changes {name!r} as it is called: what records leave there, no noise covers")
+
+
+def _sum_of_bits(t: Tensor) -> Tensor:
+    """Return what changes with nearly every change of a tensor: a write through `.data` leaves no other trace."""
+    t = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    return t.contiguous().view(-1).view(whole).sum(dtype=torch.int64)
+
+
+def _case(loss: PerExampleLoss, module: nn.Module) -> tuple[object, ...]:
+    """Return what a rehearsal holds for: the loss, what is trained, and the mode of every layer."""
+    trained = tuple(p.requires_grad for p in module.parameters())
+    return loss, trained, tuple(layer.training for layer in module.modules())
+
+
+def _gaussian_releases(earlier: Iterable[GaussianRelease]) -> tuple[GaussianRelease, ...]:
+    """Return the releases before a plan's steps as a value that nobody can change, of the one kind they may be."""
+    releases = tuple(earlier)
+    for release in releases:
+        if type(release) is not GaussianRelease:
+            raise InputError(
+                f"earlier holds a {type(release).__name__}: what is released before the steps is full sums"
+            )
+    return releases
 
 
 def _require_unit(unit: Unit) -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -44,23 +45,42 @@ def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
     require_trainable(module)
     require_rows(batch)
     moved = moved_copy(module)
-    before = {name: t.clone() for name, t in _tensors(moved)}
-    try:
-        with torch.no_grad(), no_shared_draws(), _exactly(batch[0]):
-            losses, again = loss(moved, batch), loss(moved, batch)
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever a network of one's own does
-        said = str(error).strip().splitlines() or [""]
-        raise InputError(f"the network fails on a made-up batch: {type(error).__name__}: {said[0]}") from error
+    before = {name: t.clone() for name, t in tensors(moved)}
+    with in_one_line("the network fails on a made-up batch"), no_shared_draws(), _exactly(batch[0]):
+        with torch.no_grad():
+            losses = loss(moved, batch)
+        first, again = (_rows(loss, moved, batch) for _ in range(2))
     if not isinstance(losses, Tensor) or losses.shape != (len(batch[0]),):
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise InputError(f"the loss of {len(batch[0])} examples is {shape}: it must be one number for each example")
-    for name, t in _tensors(moved):
+    for name, t in tensors(moved):
         if name not in before or not torch.equal(t.nan_to_num(), before[name].nan_to_num()):
             raise InputError(f"the network changes {name!r} as it is called: what records leave there, no noise covers")
-    if not torch.allclose(losses, again, rtol=1e-4, equal_nan=True):
+    size = float(first.nan_to_num().abs().max())
+    if not torch.allclose(first, again, rtol=1e-3, atol=1e-5 * size, equal_nan=True):
         raise InputError("the network gives the same examples different losses: it draws, or keeps what it has seen")
+
+
+class CannotRun(InputError):
+    """A network or a loss fails on made-up examples, which may be the fault of what was made up."""
+
+
+@contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Turn whatever a network of one's own raises into one line."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        raise CannotRun(f"{what}: {type(error).__name__}: {said[0]}") from error
+
+
+def _rows(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Tensor:
+    """Return losses and gradients of single examples, a row for each."""
+    groups = [*OneBackwardEach()(loss, module, batch)]
+    return torch.cat([torch.cat([group.losses[:, None].double(), group.rows.double()], dim=1) for group in groups])
 
 
 def require_same_gradients(
@@ -84,7 +104,10 @@ def require_same_gradients(
     """
     parameters = trainable_parameters(module)
     with _exactly(batch[0]):
-        rows = torch.cat([group.rows.double() for group in OneBackwardEach()(loss, module, batch)])
+        try:
+            rows = _rows(loss, module, batch)[:, 1:]
+        except (IndexError, RuntimeError):  # what is made up, the network does not take: nothing is to be compared
+            return False
         length = rows.norm(dim=1)
         known = length.isfinite()
         rows = torch.where(known[:, None], rows, 0)
@@ -115,16 +138,16 @@ class MadeUp(NamedTuple):
 def made_up(batch: Batch) -> Iterator[MadeUp]:
     """Yield a few examples of the shapes of `batch` and of public content: near one, of all sizes, and of both signs.
 
-    What the records are decides nothing: floating-point numbers are made up, and all others are 0.
+    What the records are decides nothing: floating-point numbers are made up, and all others are 0, or 0 and 1.
     """
     # Numbers of all sizes find out what depends on thresholds; their gradients are less exact.
     for sign, spread, rounding in ((False, 0.0, 1e-5), (False, 2.0, 1e-2), (True, 2.0, 1e-2)):
 
         def like(t: Tensor, sign: bool = sign, spread: float = spread) -> Tensor:
             shape = (_MADE_UP, *t.shape[1:])
-            if not t.is_floating_point():
-                return torch.zeros(shape).to(t)
             wave = _wave(shape)
+            if not t.is_floating_point():  # 1 may be no class there is; on a GPU, that could not be caught
+                return (wave > 0 if spread and t.device.type == "cpu" else torch.zeros(shape)).to(t)
             size = 1 + wave / 2 if not spread else 10 ** (spread * wave)
             return (torch.where(_wave(shape, 1.3) < 0, -size, size) if sign else size).to(t)
 
@@ -148,7 +171,8 @@ def moved_copy(module: nn.Module) -> nn.Module:
     return moved
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield all parameters and buffers with their names."""
     yield from module.named_parameters()
     yield from module.named_buffers()
 
