@@ -536,6 +536,21 @@ def test_a_network_of_ones_own_is_trained_and_its_release_is_exactly_its_state(n
     assert not frozen or any(not torch.equal(weights[key], t) for key, t in frozen.items())
 
 
+def test_a_module_that_a_function_hands_out_again_and_again_is_left_alone(tmp_path):
+    """Neither the rehearsal, training nor opening a release may write to it."""
+    shared = Sound((1, 8, 8), num_classes=2, images_in=2)
+    before = {key: t.clone() for key, t in shared.state_dict().items()}
+
+    def network(shape, **sizes):
+        return shared
+
+    trainer(tmp_path / "run", network=network, performance={"strategy": "one-backward-each"}).fit(SCANS)
+    Release.load(tmp_path / "run", network=network)
+    assert all(torch.equal(t, before[key]) for key, t in shared.state_dict().items())
+    assert shared.training
+    assert all(p.requires_grad for p in shared.parameters())
+
+
 def test_a_plan_without_steps_refuses_a_network_of_ones_own_that_it_would_ignore():
     with pytest.raises(InputError, match="a plan without steps"):
         trainer(None, mechanism=plan(steps=0, noise_multiplier=None))

@@ -76,7 +76,7 @@ class Own:
 def make(
     network: nn.Module | MakeNetwork, shape: tuple[int, int, int], *, num_classes: int, images_in: int
 ) -> nn.Module:
-    """Return a copy of a module, or what a function makes.
+    """Return a copy of a module, or of what a function makes: it may hand out one module again and again.
 
     Raises:
         InputError: It is neither, cannot be copied, fails, or makes no module.
@@ -84,12 +84,13 @@ def make(
     made: Any
     try:
         if isinstance(network, nn.Module):
-            made = copy.deepcopy(network)
+            made = network
         else:
             function: Callable[..., Any] | None = network if callable(network) else getattr(network, "build", None)
             if function is None:
                 raise InputError("it is neither a torch.nn.Module nor a function that makes one")
             made = function(shape, num_classes=num_classes, images_in=images_in)
+        made = copy.deepcopy(made)
     except Exception as error:
         raise InputError(f"network = {_short(network)} makes no network: {in_one_line(error)}") from error
     if not isinstance(made, nn.Module):

@@ -116,11 +116,16 @@ class Tuner:
         Args:
             data: The private images, with labels.
             on_run: Called with the number of a run, how many there are, its trainer, and the images on which it must
-                run this to the end.
+                run this to the end: those with blanks, and no others.
         """
         if data.labels is None:
             raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
         plan = self.plan(data)
+        if self.reference is not None and (self.reference.labels is None or self.reference.num_classes != data.num_classes):
+            raise InputError(
+                f"{self.reference.name} must have labels of the {data.num_classes} classes of {data.name}: the score is "
+                "how many of them a classifier gets right"
+            )
         if self.reference is not None:  # the same code whether there are equal images or not: it must not show
             data = blank_equal(data, self.reference)
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
