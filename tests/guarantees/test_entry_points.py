@@ -791,8 +791,9 @@ class RunningLoss(nn.Module):
 
 @STRATEGIES
 def test_a_loss_that_remembers_is_refused(strategy):
-    x, run = torch.randn(9, 6), DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start(
-        strategy=strategy()
+    x, run = (
+        torch.randn(9, 6),
+        DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start(strategy=strategy()),
     )
     with pytest.raises(InputError):
         run.backward(RunningLoss(), nn.Linear(6, 6), num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))

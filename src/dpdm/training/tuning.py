@@ -121,9 +121,11 @@ class Tuner:
         if data.labels is None:
             raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
         plan = self.plan(data)
-        if self.reference is not None and (self.reference.labels is None or self.reference.num_classes != data.num_classes):
+        if self.reference is not None and (
+            self.reference.labels is None or self.reference.num_classes != data.num_classes
+        ):
             raise InputError(
-                f"{self.reference.name} must have labels of the {data.num_classes} classes of {data.name}: the score is "
+                f"{self.reference.name} must have labels of {data.num_classes} classes, as {data.name} has: the score is "
                 "how many of them a classifier gets right"
             )
         if self.reference is not None:  # the same code whether there are equal images or not: it must not show
