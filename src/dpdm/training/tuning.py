@@ -125,8 +125,8 @@ class Tuner:
             self.reference.labels is None or self.reference.num_classes != data.num_classes
         ):
             raise InputError(
-                f"{self.reference.name} must have labels of {data.num_classes} classes, as {data.name} has: the score is "
-                "how many of them a classifier gets right"
+                f"{self.reference.name} must have labels of {data.num_classes} classes, as {data.name} has: the score "
+                "is how many of them a classifier gets right"
             )
         if self.reference is not None:  # the same code whether there are equal images or not: it must not show
             data = blank_equal(data, self.reference)
