@@ -105,7 +105,7 @@ def test_curves_are_drawn_between_the_axes():
         assert 54 <= float(x) <= 414
         assert 12 <= float(y) <= 372
     assert lines[0].startswith("54.0,252.0")  # 0.001 at the left edge, 0.01 a third of the way up
-    assert "what the plan allows" in picture
+    assert "what the audited sums allow" in picture
 
 
 def test_v_has_attacks_too():
