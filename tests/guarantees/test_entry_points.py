@@ -713,7 +713,7 @@ def test_numbers_that_are_not_finite_are_zero_in_a_sum(noise):
     assert released(total, noise=noise).isfinite().all()
 
 
-@pytest.mark.parametrize("number", [5e-324, 1e-30, 1e30, 10**400])
+@pytest.mark.parametrize("number", [5e-324, 1e-30, 1e30, 1e300])
 def test_numbers_beyond_the_arithmetic_are_refused(number):
     with pytest.raises(InputError, match="sensitivity must be"):
         released(torch.zeros(3, dtype=torch.float64), sensitivity=number)
