@@ -713,7 +713,7 @@ def test_numbers_that_are_not_finite_are_zero_in_a_sum(noise):
     assert released(total, noise=noise).isfinite().all()
 
 
-@pytest.mark.parametrize("number", [5e-324, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("number", [5e-324, 1e-30, 1e30, 10**400], ids=["5e-324", "1e-30", "1e30", "10^400"])
 def test_numbers_beyond_the_arithmetic_are_refused(number):
     with pytest.raises(InputError, match="sensitivity must be"):
         released(torch.zeros(3, dtype=torch.float64), sensitivity=number)
@@ -871,3 +871,40 @@ def test_layers_without_a_shape_are_refused_in_one_line(module):
     with pytest.raises(InputError, match="has no shape yet") as caught:
         DPSGD(**FIELDS).start().rehearse(squares, module, (torch.randn(5, 6),))
     one_line(caught)
+
+
+def test_a_loss_that_made_up_numbers_do_not_fit_asks_for_a_rehearsal():
+    """A target in [0, 1] is nothing that made-up numbers know of."""
+
+    def loss(module, batch):
+        x, target = batch
+        return functional.binary_cross_entropy(module(x).sigmoid(), target, reduction="none").mean(1)
+
+    x, target = torch.randn(9, 6), torch.rand(9, 6)
+    plan, module = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}), nn.Linear(6, 6)
+    run = plan.start()
+    settings = {"num_records": 9, "load": lambda i, r: (x[torch.from_numpy(i)], target[torch.from_numpy(i)])}
+    with pytest.raises(InputError, match=r"MechanismRun\.rehearse") as caught:
+        run.backward(loss, module, **settings)
+    one_line(caught)
+    assert run.spent == 0
+    run.rehearse(loss, module, (torch.randn(3, 6), torch.rand(3, 6)))
+    run.backward(loss, module, **settings)
+    assert run.spent == 1
+
+
+def test_a_buffer_of_the_network_is_not_hidden_by_one_of_the_loss_of_the_same_name():
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kept", torch.zeros(6))
+
+        def forward(self, module, batch):
+            return squares(module, batch)
+
+    x, loss, module = torch.randn(9, 6), Loss(), Remembering(lambda module, x: None)
+    run = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start()
+    run.rehearse(loss, module, (torch.randn(3, 6),))
+    module.write = through_data
+    with pytest.raises(InputError, match="changes 'kept'"):
+        run.backward(loss, module, num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))

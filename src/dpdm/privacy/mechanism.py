@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeVar, get_args
@@ -133,9 +133,14 @@ class DPSGD:
         require_positive(
             dataset_size=self.dataset_size,
             expected_batch_size=self.expected_batch_size,
-            max_grad_norm=self.max_grad_norm,
             delta=self.delta,
         )
+        if self.noise == "grid" and not 2.0**-64 <= self.max_grad_norm <= 2.0**64:
+            said = str(self.max_grad_norm)[:30]
+            raise InputError(f"max_grad_norm = {said} is beyond the grid's arithmetic: take 1, say")
+        require_in_range(max_grad_norm=self.max_grad_norm)
+        if self.noise_multiplier is not None:
+            require_in_range(noise_multiplier=self.noise_multiplier)
         object.__setattr__(self, "earlier", _gaussian_releases(self.earlier))
         if not isinstance(self.search, Search | None):
             raise InputError(f"search must be a Search, not {type(self.search).__name__}")
@@ -154,9 +159,6 @@ class DPSGD:
         if self.noise not in get_args(Noise):
             raise InputError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
         _require_unit(self.unit)
-        require_in_range(max_grad_norm=self.max_grad_norm)
-        if self.noise_multiplier is not None:
-            require_in_range(noise_multiplier=self.noise_multiplier)
         if self.expected_batch_size > self.dataset_size:
             raise InputError(
                 f"expected_batch_size = {self.expected_batch_size} is more than dataset_size = {self.dataset_size}, "
@@ -228,9 +230,8 @@ class DPSGD:
         steps = [f"{self.steps:,} Poisson steps at q = {self.sample_rate:.3g}"] if self.steps else []
         of = [f"the best of {self.search.mean:g} runs on average, each of"] if self.search else []
         made = ", ".join([f"{change} {self.one_unit}", *of, *before, *steps, f"{self._accountant.upper()} accountant"])
-        return (
-            f"({round_up(self.epsilon())}, {self.delta!r})-DP, {made}"  # δ in full: rounded down, it would be too small
-        )
+        # δ in full: rounded, it could be smaller than the δ that ε was computed at.
+        return f"({round_up(self.epsilon())}, {self.delta!r})-DP, {made}"
 
     @property
     def _accountant(self) -> Accountant:
@@ -427,12 +428,19 @@ class MechanismRun:
     def _require_rehearsed(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
         """Rehearse what nobody has rehearsed, on made-up examples of the shapes of `batch` that the network takes."""
         rehearsed = self._rehearsed.setdefault(module, set())
-        if (case := _case(loss, module)) in rehearsed:
+        if not len(batch[0]) or (case := _case(loss, module)) in rehearsed:
             return
+        failed: CannotRun | None = None
         for example in made_up(batch):
-            with suppress(CannotRun):  # what is made up knows nothing of what a loss demands of its numbers
+            try:
                 self._rehearse(loss, module, example)
-        rehearsed.add(case)
+                rehearsed.add(case)
+            except CannotRun as error:  # what is made up knows nothing of what a loss demands of its numbers
+                failed = failed or error
+        if case not in rehearsed:
+            raise InputError(
+                f"{failed}: call MechanismRun.rehearse with made-up examples of your own first"
+            ) from failed
 
     def backward(
         self,
@@ -635,18 +643,21 @@ def _require_vector(total: Tensor, sensitivity: float) -> None:
 @contextmanager
 def _unchanged(*parts: object) -> Iterator[None]:
     """Refuse a step in which a tensor of a module was written: no noise covers what records leave there."""
+    modules = [part for part in parts if isinstance(part, nn.Module)]
 
-    def state() -> dict[str, tuple[Tensor, int, Tensor]]:
-        named = [named for part in parts if isinstance(part, nn.Module) for named in tensors(part)]
-        return {name: (t, t._version, _sum_of_bits(t)) for name, t in named}
+    def state() -> dict[tuple[str, int], tuple[Tensor, int, Tensor]]:
+        named = [(name, place, t) for place, part in enumerate(modules) for name, t in tensors(part)]
+        return {(name, place): (t, t._version, _sum_of_bits(t)) for name, place, t in named}
 
     before = state()  # keeps the tensors alive, so that no other one can pass for them
     yield
     after = state()
-    for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name), after.get(name)
+    for key in sorted(before.keys() | after.keys()):
+        was, now = before.get(key), after.get(key)
         if was is None or now is None or was[0] is not now[0] or was[1] != now[1] or not torch.equal(was[2], now[2]):
-            raise InputError(f"the network changes {name!r} as it is called: what records leave there, no noise covers")
+            raise InputError(
+                f"the network changes {key[0]!r} as it is called: what records leave there, no noise covers"
+            )
 
 
 def _sum_of_bits(t: Tensor) -> Tensor:

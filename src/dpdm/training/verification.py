@@ -32,7 +32,7 @@ from dpdm.training.release import (
     require_layout,
     require_weights_digest,
 )
-from dpdm.training.weights import Layout, all_finite, read_tensor
+from dpdm.training.weights import Layout, all_finite, reader
 from dpdm.types import InputError
 
 _FALSE_ALARMS = (0.01, 0.001)
@@ -260,12 +260,12 @@ def _require_weights(
         raise InputError(f"{path} holds weights that are not finite: a generator that draws nothing")
     if isinstance(config.preconditioning, MomentMatched):
         assert config.prior is not None
+        read, classes = reader(path, layout), max(1, facts.num_classes)
 
-        def read(name: str, rows: slice = slice(None)) -> Tensor:
-            return read_tensor(path, layout, f"{PRIOR}{name}", rows)
+        def of_prior(name: str, rows: slice = slice(None)) -> Tensor:
+            return read(f"{PRIOR}{name}", rows)
 
-        classes = max(1, facts.num_classes)
-        require_possible(read, config.prior, plan, shape=facts.shape, classes=classes, where=str(path))
+        require_possible(of_prior, config.prior, plan, shape=facts.shape, classes=classes, where=str(path))
 
 
 def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: DPSGD) -> None:

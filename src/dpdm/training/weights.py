@@ -6,7 +6,7 @@ version of the library nor a forger has a choice. Whatever can be refused is ref
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -133,9 +133,14 @@ def read_weights(path: Path, layout: Layout, *, below: str = "") -> dict[str, Te
     }
 
 
-def read_tensor(path: Path, layout: Layout, name: str, rows: slice = slice(None)) -> Tensor:
-    """Return one tensor of a file of this layout, or some of its rows."""
-    return _tensor_at(path, _places(layout)[name], *layout[name], rows)
+def reader(path: Path, layout: Layout) -> Callable[..., Tensor]:
+    """Return what reads one tensor of a file of this layout by its name, or those of its rows that are asked for."""
+    places = _places(layout)  # once: a prior is read class by class
+
+    def read(name: str, rows: slice = slice(None)) -> Tensor:
+        return _tensor_at(path, places[name], *layout[name], rows)
+
+    return read
 
 
 def _tensor_at(path: Path, place: int, dtype: torch.dtype, shape: tuple[int, ...], rows: slice = slice(None)) -> Tensor:

@@ -9,7 +9,7 @@ from dpdm.training.weights import (
     all_finite,
     layout_of,
     read_layout,
-    read_tensor,
+    reader,
     read_weights,
     require_storable,
     save_weights,
@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tensors, tmp_path):
     found = read_weights(tmp_path / "w", layout)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     assert read_weights(tmp_path / "w", layout, below="a.").keys() == {"turned"}
-    assert torch.equal(read_tensor(tmp_path / "w", layout, "float64", slice(1, 3)), tensors["float64"][1:3])
+    assert torch.equal(reader(tmp_path / "w", layout)("float64", slice(1, 3)), tensors["float64"][1:3])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
