@@ -531,7 +531,8 @@ def batches_of_the_sizes_before(patch: Patch) -> None:
 
 
 def rows_unchecked(patch: Patch) -> None:
-    patch.setattr(clipping, "require_rows", lambda batch, records=None: None)
+    for module in (clipping, mechanism):
+        patch.setattr(module, "require_rows", lambda batch, records=None: None)
 
 
 def draws_unchecked(patch: Patch) -> None:
@@ -727,8 +728,8 @@ def triangle_by_two(patch: Patch) -> None:
 def class_counts_in_the_settings(patch: Patch) -> None:
     sound = Trainer._settings
 
-    def settings(self, data):
-        plain = sound(self, data)
+    def settings(self, data, denoiser):
+        plain = sound(self, data, denoiser)
         return plain | {"data": plain["data"] | {"counts": np.bincount(data.labels, minlength=3).tolist()}}
 
     patch.setattr(Trainer, "_settings", settings)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import injected_faults
 import pytest
-from injected_faults import BEGIN, CHECKS, END, FAULTS, table
+from injected_faults import BEGIN, CHECKS, END, FAULTS, table, two_worlds
 
 from dpdm.audit import parametric
+from dpdm.privacy import MechanismRun
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,8 @@ def test_sound_code_passes(check, tmp_path):
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_the_fault_is_caught(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(injected_faults, "_MIXING", [layer(2) for layer in fault.mixing])
+    if fault.check is two_worlds:  # which must see the fault by itself: the rehearsal would refuse the first step
+        monkeypatch.setattr(MechanismRun, "_require_rehearsed", lambda *arguments: None)
     fault.inject(monkeypatch)
     found = fault.check(tmp_path, **fault.given)
     assert [finding for finding in found if fault.said in finding], found

@@ -486,10 +486,8 @@ class MechanismRun:
         require_positive(physical_batch_size=physical_batch_size)
         require_trainable(module)
         parameters = trainable_parameters(module)
-        selected = poisson(
-            num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection", self._made)
-        )
-        draws = self._stream("diffusion", self._made)
+        selected = poisson(num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection"))
+        draws = self._stream("diffusion")
         grid = grid_step(self.plan.max_grad_norm) if self.plan.noise == "grid" else None
         total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
         losses, norms = [], []
@@ -560,11 +558,12 @@ class MechanismRun:
                 raise InputError(
                     f"all {self._journal.planned} releases of this plan are spent: its claim allows no more"
                 )
-            number, self._made = self._made, self._made + 1
+            random_bytes, number = self._stream("noise"), self._made
+            self._made += 1  # before there is anything that could be released
             total = self.processes.sum(torch.where(total.isfinite(), total, 0))
             if self.processes.first:
                 std = self.plan.noise_std(number, sensitivity)
-                noise = gaussian(len(total), std=std, random_bytes=self._stream("noise", number)).to(total.device)
+                noise = gaussian(len(total), std=std, random_bytes=random_bytes).to(total.device)
                 if self.plan.noise == "grid":
                     step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
                     total, noise = (total / step).round() * step, _rounded(noise / step) * step
@@ -610,9 +609,9 @@ class MechanismRun:
         """Let go of the journal without settling: what was reserved stays spent."""
         self._journal.close()
 
-    def _stream(self, purpose: str, number: int) -> RandomBytes:
+    def _stream(self, purpose: str) -> RandomBytes:
         mine = purpose if self.processes.first else f"{purpose} of process {self.processes.rank}"
-        return self._entropy.stream(mine, number)
+        return self._entropy.stream(mine, self._made)
 
 
 def grid_step(sensitivity: float) -> float:

@@ -9,8 +9,8 @@ from dpdm.training.weights import (
     all_finite,
     layout_of,
     read_layout,
-    reader,
     read_weights,
+    reader,
     require_storable,
     save_weights,
 )
