@@ -90,12 +90,15 @@ def make(
             if function is None:
                 raise InputError("it is neither a torch.nn.Module nor a function that makes one")
             made = function(shape, num_classes=num_classes, images_in=images_in)
-        made = copy.deepcopy(made)
     except Exception as error:
         raise InputError(f"network = {_short(network)} makes no network: {in_one_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"network = {_short(network)} makes a {type(made).__name__}, which is no torch.nn.Module")
-    return made
+    try:
+        copied: nn.Module = copy.deepcopy(made)
+    except Exception as error:
+        raise InputError(f"network = {_short(network)} cannot be copied: {in_one_line(error)}") from error
+    return copied
 
 
 def _short(network: object) -> str:
