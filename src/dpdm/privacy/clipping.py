@@ -6,18 +6,16 @@ changes time and memory only. The sum is one float64 vector over all trainable p
 the norm could miss, and float64 keeps the rounding of 10^4 other examples far below one example's share.
 """
 
-import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from dpdm.generators import no_shared_draws
 from dpdm.types import InputError, Sensitive
 
 Batch = tuple[Tensor, ...]
@@ -300,35 +298,6 @@ def require_rows(batch: Batch, records: int | None = None) -> None:
         raise InputError(
             f"a batch of {records} records came with {rows[0]} rows: a record is one row; average its views in the loss"
         )
-
-
-@contextmanager
-def no_shared_draws() -> Iterator[None]:
-    """Refuse draws from the generators that all examples share: torch's, NumPy's and Python's.
-
-    Such a draw depends on the place in a batch. One record more would change those of all others, and so their
-    gradients: under a known seed the sum would move by far more than C.
-
-    Raises:
-        InputError: A generator's state has changed.
-    """
-    before = _generator_states()
-    yield
-    if _generator_states() != before:
-        raise InputError(
-            "the network, its loss or what loads its batches draws from torch's, NumPy's or Python's generator, which "
-            "all examples share (or another thread does): leave dropout out, and draw from the random bytes that each "
-            "example has"
-        )
-
-
-def _generator_states() -> tuple[object, ...]:
-    numpys = np.random.get_state(legacy=False)  # noqa: NPY002 (nobody should draw from it)
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += torch.cuda.get_rng_state_all()
-    torchs = tuple(state.numpy().tobytes() for state in states)
-    return torchs, numpys["state"]["key"].tobytes(), numpys["state"]["pos"], numpys["gauss"], random.getstate()
 
 
 def reject_cross_example_layers(module: nn.Module) -> None:

@@ -23,6 +23,7 @@ from jaxtyping import Float, Float64, Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
+from dpdm.generators import no_shared_draws
 from dpdm.privacy.accounting import (
     Accountant,
     Event,
@@ -41,7 +42,6 @@ from dpdm.privacy.clipping import (
     PerExampleLoss,
     Strategy,
     clipped_grad_sum,
-    no_shared_draws,
     require_rows,
     require_trainable,
     trainable_parameters,

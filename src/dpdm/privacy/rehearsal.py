@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dpdm.generators import no_shared_draws
 from dpdm.privacy.clipping import (
     Batch,
     OneBackwardEach,
     PerExampleLoss,
     Strategy,
     map_batch,
-    no_shared_draws,
     require_rows,
     require_trainable,
     trainable_parameters,
