@@ -13,7 +13,7 @@ from dpdm.diffusion import DenoisingLoss, LogNormal
 from dpdm.privacy import Vectorized, clipped_grad_sum
 
 COPIES = [1, 2, 4, 8, 16, 32]
-ONE_LEVEL = LogNormal(-1.2, 1e-9)
+ONE_LEVEL = LogNormal(-1.2, 1e-6)
 EXAMPLES, DRAWS = 6, 400
 
 

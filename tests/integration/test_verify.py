@@ -164,7 +164,7 @@ TAMPERED = {
     "nested without end": (edit("privacy.json", lambda t: "[" * 100_000), "cannot be read as JSON"),
     "an epsilon beyond numbers": (
         edit("privacy.json", lambda t: t.replace('"epsilon": ', f'"epsilon": 1{400 * "0"}, "x": ')),
-        "states",
+        "cannot be read as JSON",
     ),
     "linked claim": (
         lambda r: ((r / "privacy.json").rename(r.parent / "p"), (r / "privacy.json").symlink_to(r.parent / "p")),

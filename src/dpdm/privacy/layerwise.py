@@ -26,7 +26,7 @@ from dpdm.privacy.clipping import (
     truncated_sum,
     vectorized_rows,
 )
-from dpdm.privacy.rehearsal import MadeUp, made_up, moved_copy, require_same_gradients
+from dpdm.privacy.rehearsal import CannotRun, MadeUp, made_up, moved_copy, require_same_gradients
 from dpdm.types import InputError
 
 _LARGE = 2**11  # numbers in a parameter from which on it is worth its own calls
@@ -425,7 +425,7 @@ class LayerWise:
         except (IndexError, RuntimeError) as error:
             raise InputError(f"{_NOT_LAYER_WISE} ({str(error).splitlines()[0]})") from error
         if not any(compared):
-            raise InputError(f"{_NOT_LAYER_WISE} (no made-up example has a finite gradient)")
+            raise CannotRun(f"{_NOT_LAYER_WISE} (no made-up example has a finite gradient)")
         self._case(loss, module).calls += 1
 
     def _case(self, loss: PerExampleLoss, module: nn.Module, batch: Batch = ()) -> _Seen:
