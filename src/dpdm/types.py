@@ -7,7 +7,8 @@ This module imports nothing of the package. Images are `uint8 NHWC` wherever peo
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -41,10 +42,25 @@ class InputError(ValueError):
     """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2."""
 
 
-def in_one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Return what an error of somebody else's code says, in one line."""
-    first = (str(error).strip().splitlines() or ["it says no more"])[0][:200]
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+    said = " ".join(str(error).split())[:200] or "it says no more"
+    return said if isinstance(error, InputError) else f"{type(error).__name__}: {said}"
+
+
+@contextmanager
+def refusing(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
+    """Turn whatever goes wrong in somebody else's code into one line that begins with `what`.
+
+    Raises:
+        InputError: Of this `kind`. One that is raised within stays as it is, and so does an error for lack of memory.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {one_line(error)}") from error
 
 
 class Sensitive(Generic[T]):

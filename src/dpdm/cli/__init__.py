@@ -31,7 +31,7 @@ _MOST_SAID = 2000  # characters of an error
 _UsageError: Any = typer.BadParameter.__base__  # the parser's class for all mistakes in a line of words
 
 
-def _in_one_line(error: Any) -> str:  # noqa: ANN401 (the parser is typer's own affair)
+def _usage(error: Any) -> str:  # noqa: ANN401 (the parser is typer's own affair)
     return f"{' '.join(error.format_message().split())} (dpdm --help)"
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
-        print("dpdm:", _in_one_line(error), file=sys.stderr)
+        print("dpdm:", _usage(error), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -4,8 +4,7 @@ Features and classifiers may be anybody's own: they are tried on a few images be
 """
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dpdm.types import Images, InputError, Labels
+from dpdm.types import Images, InputError, Labels, refusing
 
 if TYPE_CHECKING:
     from dpdm.evaluation.classifiers import Classifier
@@ -45,7 +44,7 @@ def check_described(features: "Features") -> None:
     """Raise InputError unless this is a value that has a name, a digest, and a way to build a function."""
     _require_value("features", features, "build", "a value such as Pixels(); features_by_name makes one of a name")
     for key, longest in (("name", _LONGEST_NAME), ("digest", _LONGEST_DIGEST)):
-        with in_one_line(f"{key} of {type(features).__name__}"):
+        with refusing(f"{key} of {type(features).__name__} failed"):
             text = getattr(features, key, None)
         _check_text(f"{key} of {type(features).__name__}", text, longest)
 
@@ -64,7 +63,7 @@ def built_features(
             something else than one finite vector of floating-point numbers for each image, whoever is beside it.
     """
     check_described(features)
-    with in_one_line(f"build of features {features.name!r}"):
+    with refusing(f"build of features {features.name!r} failed"):
         compute = features.build()
     if not callable(compute):
         raise InputError(f"build of features {features.name!r} must return a function, not {_kind(compute)}")
@@ -86,7 +85,7 @@ def feature_vectors(
     name: str, compute: Callable[[Images], Tensor], images: Images, *, like: Tensor | None = None
 ) -> Float[Tensor, "images features"]:
     """Return the vectors that `compute` gives; InputError if they are none, or not as long as those of `like`."""
-    with in_one_line(f"features {name!r} of uint8 images of shape {images.shape}"), torch.inference_mode():
+    with refusing(f"features {name!r} of uint8 images of shape {images.shape} failed"), torch.inference_mode():
         found: object = compute(images)
     if not isinstance(found, Tensor):
         wrong = _kind(found)
@@ -127,7 +126,7 @@ def built_classifier(
     num_classes: int,
 ) -> nn.Module:
     """Return the untrained module; InputError if it is none, or has nothing to learn with."""
-    with in_one_line(f"build of classifier {name!r}"):
+    with refusing(f"build of classifier {name!r} failed"):
         module: object = classifier.build(shape, num_classes)
     if not isinstance(module, nn.Module):
         raise InputError(f"build of classifier {name!r} must return a torch.nn.Module, not {_kind(module)}")
@@ -161,13 +160,13 @@ def check_learns(name: str, module: nn.Module, x: Tensor, y: Tensor, *, num_clas
 def learn(name: str, module: nn.Module, x: Tensor, y: Tensor, *, num_classes: int) -> None:
     """Put the gradients of one batch's cross entropy into `.grad`."""
     logits = logits_of(name, module, x, num_classes=num_classes)
-    with in_one_line(f"classifier {name!r}, learning from {len(x)} images"):
+    with refusing(f"classifier {name!r}, learning from {len(x)} images failed"):
         torch.autograd.backward(nn.functional.cross_entropy(logits, y))
 
 
 def logits_of(name: str, module: nn.Module, x: Tensor, *, num_classes: int) -> Float[Tensor, "images classes"]:
     """Return one number for each image and class; raise InputError if the module gives anything else."""
-    with in_one_line(f"classifier {name!r} on images of shape {tuple(x.shape)}"):
+    with refusing(f"classifier {name!r} on images of shape {tuple(x.shape)} failed"):
         found: object = module(x)
     wanted = (len(x), num_classes)
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.shape != wanted:
@@ -175,18 +174,6 @@ def logits_of(name: str, module: nn.Module, x: Tensor, *, num_classes: int) -> F
         wrong = f"{found.dtype} of shape {tuple(found.shape)}" if is_one else _kind(found)  # type: ignore[attr-defined]
         raise InputError(f"classifier {name!r} must give floating-point logits of shape {wanted}, not {wrong}")
     return found
-
-
-@contextmanager
-def in_one_line(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong in an object of somebody's own into one line that says where."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"{what} failed ({type(error).__name__}: {said})") from error
 
 
 def _require_value(what: str, value: object, method: str, wanted: str) -> None:

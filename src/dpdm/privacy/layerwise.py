@@ -417,8 +417,8 @@ class LayerWise:
 
         try:
             compared = [
-                require_same_gradients(unchecked, loss, moved, batch, rounding=rounding, otherwise=_NOT_LAYER_WISE)
-                for batch, rounding in examples
+                require_same_gradients(unchecked, loss, moved, example, otherwise=_NOT_LAYER_WISE)
+                for example in examples
             ]
         except torch.OutOfMemoryError:
             raise

@@ -54,7 +54,6 @@ from dpdm.privacy.processes import Processes
 from dpdm.privacy.rehearsal import (
     CannotRun,
     MadeUp,
-    in_one_line,
     made_up,
     moved_copy,
     rehearse,
@@ -62,7 +61,7 @@ from dpdm.privacy.rehearsal import (
     tensors,
 )
 from dpdm.privacy.search import Search
-from dpdm.types import InputError, RandomBytes, Sensitive, require_in_range, require_positive
+from dpdm.types import InputError, RandomBytes, Sensitive, refusing, require_in_range, require_positive
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -414,16 +413,13 @@ class MechanismRun:
         self._rehearsed.setdefault(module, set()).add(_case(loss, module))
 
     def _rehearse(self, loss: PerExampleLoss, module: nn.Module, example: MadeUp) -> None:
-        rehearse(loss, module, example.batch)
+        example = example._replace(rows=rehearse(loss, module, example.batch))
         if isinstance(self._strategy, LayerWise):
             self._strategy.check(loss, module, example)
         elif not isinstance(self._strategy, OneBackwardEach):
             wrong = f"the strategy {self._strategy!r} gives other gradients than one backward pass for each example"
-            batch, rounding = example
-            with in_one_line("the strategy fails on a made-up batch"):
-                require_same_gradients(
-                    self._strategy, loss, moved_copy(module), batch, rounding=rounding, otherwise=wrong
-                )
+            with refusing("the strategy fails on a made-up batch", CannotRun):
+                require_same_gradients(self._strategy, loss, moved_copy(module), example, otherwise=wrong)
 
     def _require_rehearsed(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
         """Rehearse what nobody has rehearsed, on made-up examples of the shapes of `batch` that the network takes."""

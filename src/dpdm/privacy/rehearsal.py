@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -20,19 +19,36 @@ from dpdm.privacy.clipping import (
     require_trainable,
     trainable_parameters,
 )
-from dpdm.types import InputError
+from dpdm.types import InputError, refusing
 
 _MADE_UP = 3  # examples: two could be told apart by their order alone
 _TOLERANCE = 1e-3  # of a parameter's gradient, by which two ways to compute it may differ
 
 
-def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
+class MadeUp(NamedTuple):
+    """Examples of public content, for a comparison of two ways to their gradients (`require_same_gradients`).
+
+    Attributes:
+        batch: The examples.
+        rounding: The part of the whole gradient below which differences come of rounding.
+        rows: What `rehearse` returned for them; None: it is computed.
+    """
+
+    batch: Batch
+    rounding: float = 1e-5
+    rows: Tensor | None = None
+
+
+def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Tensor:
     """Refuse a network and a loss that private gradients cannot be computed of.
 
     Args:
         loss: What steps will be given.
         module: The network, or the denoiser around it. A copy of it with moved parameters is what runs.
         batch: Made-up examples, of public content alone, that are like real ones in their shapes and their range.
+
+    Returns:
+        Loss and gradient of each example, a row for each, of the copy.
 
     Guarantees:
         * Refused are: parameters that are not real numbers, layers through which examples meet, draws from shared
@@ -46,7 +62,7 @@ def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
     require_rows(batch)
     moved = moved_copy(module)
     before = {name: t.clone() for name, t in tensors(moved)}
-    with in_one_line("the network fails on a made-up batch"), no_shared_draws(), _exactly(batch[0]):
+    with refusing("the network fails on a made-up batch", CannotRun), no_shared_draws(), _exactly(batch[0]):
         with torch.no_grad():
             losses = loss(moved, batch)
         first, again = (_rows(loss, moved, batch) for _ in range(2))
@@ -59,22 +75,11 @@ def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
     size = float(first.nan_to_num().abs().max())
     if not torch.allclose(first, again, rtol=1e-3, atol=1e-5 * size, equal_nan=True):
         raise InputError("the network gives the same examples different losses: it draws, or keeps what it has seen")
+    return first
 
 
 class CannotRun(InputError):
     """A network or a loss fails on made-up examples, which may be the fault of what was made up."""
-
-
-@contextmanager
-def in_one_line(what: str) -> Iterator[None]:
-    """Turn whatever a network of one's own raises into one line."""
-    try:
-        yield
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        said = str(error).strip().splitlines() or [""]
-        raise CannotRun(f"{what}: {type(error).__name__}: {said[0]}") from error
 
 
 def _rows(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Tensor:
@@ -84,7 +89,7 @@ def _rows(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Tensor:
 
 
 def require_same_gradients(
-    strategy: Strategy, loss: PerExampleLoss, module: nn.Module, batch: Batch, *, rounding: float, otherwise: str
+    strategy: Strategy, loss: PerExampleLoss, module: nn.Module, example: MadeUp, *, otherwise: str
 ) -> bool:
     """Raise InputError, which says `otherwise`, unless a strategy gives the gradients of `OneBackwardEach`.
 
@@ -94,18 +99,18 @@ def require_same_gradients(
     Args:
         strategy: What is compared.
         loss: One number for each example.
-        module: A copy that nobody trains.
-        batch: Made-up examples.
-        rounding: The part of the whole gradient below which differences come of rounding.
+        module: A copy that nobody trains (`moved_copy`).
+        example: Made-up examples.
         otherwise: What the error says.
 
     Returns:
         Whether there was anything to compare: a gradient that is finite.
     """
     parameters = trainable_parameters(module)
+    batch, rounding, rows = example
     with _exactly(batch[0]):
         try:
-            rows = _rows(loss, module, batch)[:, 1:]
+            rows = (_rows(loss, module, batch) if rows is None else rows)[:, 1:]
         except (IndexError, RuntimeError):  # what is made up, the network does not take: nothing is to be compared
             return False
         length = rows.norm(dim=1)
@@ -126,13 +131,6 @@ def require_same_gradients(
     if short.any() or not all((f - e).norm() <= tolerance * e.norm() + rounding * expected.norm() for f, e in pairs):
         raise InputError(otherwise)
     return bool(known.any())
-
-
-class MadeUp(NamedTuple):
-    """Examples of public content, and how far rounding may take their gradients apart (`require_same_gradients`)."""
-
-    batch: Batch
-    rounding: float = 1e-5
 
 
 def made_up(batch: Batch) -> Iterator[MadeUp]:

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from dpdm.types import InputError, in_one_line
+from dpdm.types import InputError, one_line
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,7 +20,7 @@ def start(module: M) -> M:
     try:
         average = copy.deepcopy(module)
     except Exception as error:  # whatever a network of one's own does
-        raise InputError(f"the network cannot be copied, as its average must be: {in_one_line(error)}") from error
+        raise InputError(f"the network cannot be copied, as its average must be: {one_line(error)}") from error
     average.requires_grad_(False)
     return average
 

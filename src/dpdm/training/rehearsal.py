@@ -27,7 +27,7 @@ from dpdm.training.release import ImageFacts, Release
 from dpdm.training.step_cost import bytes_of_one
 from dpdm.training.verification import understood
 from dpdm.training.weights import require_weight_names
-from dpdm.types import InputError, in_one_line
+from dpdm.types import InputError, refusing
 
 if TYPE_CHECKING:
     from dpdm.training.trainer import Trainer
@@ -112,17 +112,6 @@ def made_up_batch(
 
 def _first(number: int, batch: NoisyBatch) -> NoisyBatch:
     return NoisyBatch(*(t[:number] for t in batch))
-
-
-@contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong within into one line: the code that fails may be somebody's own."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what}: {in_one_line(error)}") from error
 
 
 def require_names(denoiser: nn.Module) -> None:

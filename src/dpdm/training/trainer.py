@@ -46,12 +46,12 @@ from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.training.loader import Loader
 from dpdm.training.prior import release_prior
 from dpdm.training.private_folder import PrivateFolder
-from dpdm.training.rehearsal import refusing, rehearse, require_memory, require_names, require_readable
+from dpdm.training.rehearsal import rehearse, require_memory, require_names, require_readable
 from dpdm.training.release import ImageFacts, Release, build_denoiser
 from dpdm.training.step_cost import physical_batch_size
 from dpdm.training.watch import Watch, require_tensorboard
 from dpdm.training.weights import require_storable
-from dpdm.types import InputError, require_name
+from dpdm.types import InputError, refusing, require_name
 
 
 class RunLost(InputError):
