@@ -21,6 +21,7 @@ import safetensors.torch
 import tomli_w
 import torch
 import two_worlds as worlds
+from PIL import Image
 from test_processes import WORKER, launch
 from torch import nn
 from two_worlds import (
@@ -38,6 +39,7 @@ from two_worlds import (
     extreme,
     fit,
     loader,
+    moved,
     records,
     train,
 )
@@ -45,9 +47,11 @@ from two_worlds import (
 from dpdm.audit import parametric
 from dpdm.audit.canaries import Played, WatchedRun, play
 from dpdm.config import Config, Data, Prior, Training
-from dpdm.data import ImageDataset
+from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.files import json_text
+from dpdm.ledger import Ledger
+from dpdm.ledger.records import Records
 from dpdm.networks import MLP
 from dpdm.privacy import (
     DPSGD,
@@ -118,6 +122,38 @@ def two_worlds_of_groups(folder: Path) -> list[str]:
     for number, name in enumerate(("removed", "a group of twenty alike")):
         found += differences(d, fit(World(replay=d), GROUP_NEIGHBOURS[name], folder / f"e{number}", **settings))
     return found
+
+
+def public_images_among_the_private(folder: Path) -> list[str]:
+    """A run on images of which one is public too, and so blank, beside a run without it: it may add nothing."""
+    public = IMAGES.part([0])
+    d = fit(World(), blank_equal(IMAGES, public), folder / "d")
+    e = fit(World(replay=d), IMAGES.part(range(1, len(IMAGES))), folder / "e")
+    found = differences(d, e)
+    if max(moved(d, e)) > 1e-7:  # what rounding takes, with one example more in a physical batch
+        found.append("an image that is blank moved a sum")
+    return found
+
+
+def known_again(folder: Path) -> list[str]:
+    """A registered folder of images beside what is prepared from it, at another size and by another name."""
+    for number, image in enumerate(IMAGES.images):
+        (folder / "photos").mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).resize((16, 16)).save(folder / "photos" / f"{number}.png")
+    book = Ledger(str(folder / "ledger.sqlite"))
+    photos = open_dataset(folder / "photos", size=8)
+    book.register(Records.of(photos), epsilon=1.0, delta=1e-5, relation="add_or_remove_one")
+    prepare(
+        folder / "ready",
+        lambda read: open_dataset(folder / "photos", size=10, read=read),
+        Framing(size=10, channels=1),
+    )
+    others = dataclasses.replace(open_dataset(folder / "ready"), name="others")
+    try:
+        book.register(Records.of(others), epsilon=1.0, delta=1e-5, relation="add_or_remove_one")
+    except InputError:
+        return []
+    return ["the same images have a budget under each of two names"]
 
 
 def statistics(folder: Path, *, entropy=None) -> list[str]:
@@ -760,6 +796,21 @@ def images_chosen_by_the_batch(patch: Patch) -> None:
     patch.setattr(DenoisingLoss, "choose", choose)
 
 
+def black_in_place_of_blank(patch: Patch) -> None:
+    sound = Loader._draw
+
+    def shown(self, images, random_bytes):
+        batch = sound(self, images, random_bytes)
+        return batch._replace(x=batch.x.nan_to_num(-1))
+
+    patch.setattr(Loader, "_draw", shown)
+
+
+def sources_forgotten(patch: Patch) -> None:
+    sound = Records.of
+    patch.setattr(Records, "of", lambda data: sound(dataclasses.replace(data, sources=None)))
+
+
 def losses_in_the_release(patch: Patch) -> None:
     sound = Release.save
 
@@ -975,6 +1026,8 @@ FAULTS = [
     Fault("images selected one by one, and groups of them claimed", images_one_by_one, two_worlds_of_groups),
     Fault("each image of a group at full weight in the prior", images_at_full_weight, two_worlds_of_groups),
     Fault("a group's images chosen by the size of the batch", images_chosen_by_the_batch, two_worlds_of_groups),
+    Fault("a black image in place of a blank one", black_in_place_of_blank, public_images_among_the_private),
+    Fault("a ledger that looks at framed images alone", sources_forgotten, known_again),
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
     Fault("steps counted in memory only", reserve_in_memory, journal),
     Fault("more steps than planned", one_step_more, journal),
@@ -1000,6 +1053,8 @@ CHECKS = {
     two_worlds: "two worlds, a bare loop",
     two_worlds_of_the_trainer: "two worlds, the trainer with its files",
     two_worlds_of_groups: "two worlds that differ in a group of images",
+    public_images_among_the_private: "two worlds that differ in an image that is public",
+    known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",
     noise_of_the_prior: "`dpdm audit`, noise on a prior's sums",
     four_processes: "noise that four processes get as one run",
