@@ -46,8 +46,8 @@ def main(folder: Path) -> None:
     print(f"""
 What was achieved, in {time.monotonic() - started:.0f} s:
   the claim       {release.statement}
-                  Whoever sees the generator: no conclusion about one given digit becomes more than e^ε times as
-                  likely by its being in the data, but for a probability of δ. README.md says what that covers.
+                  Seeing the generator changes anyone's odds that a given digit was in the data by at most e^ε,
+                  except with probability about δ. README.md says what that covers.
   its use         A classifier trained only on synthetic digits recognises {100 * scores["synthetic"].accuracy:.1f} %
                   of real ones; trained on real digits it recognises {100 * scores["real"].accuracy:.1f} %.
   the picture     {picture} (real left, so not for publication if they were private; synthetic right)
