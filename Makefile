@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint docs bench ablations ci
+.PHONY: help setup demo wheel test test-all lint docs bench ablations ci
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup  ## train on the embedded digits and make images: minutes on a laptop
 	$(BIN)/python examples/digits.py
+
+wheel: setup  ## build dist/dpdm-VERSION-py3-none-any.whl, for `pip install` into an environment of your own
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 test: setup  ## everything that takes seconds and needs no GPU
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2
