@@ -7,18 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple, cast, get_args
 
-from dpdm.data.archive import load_archive
-from dpdm.data.arrays import load_npy, load_npz
-from dpdm.data.cifar import is_cifar_directory, load_cifar_directory
+from dpdm.data.cifar import load_cifar_directory
 from dpdm.data.dataset import ImageDataset, Split, require_no_groups, require_same_num_classes
 from dpdm.data.digits import load_digits
-from dpdm.data.folder import load_folder
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.identity import array_digests
-from dpdm.data.idx import is_idx_directory, load_idx_directory
-from dpdm.data.image_files import Reader, ReadImages, is_hidden
-from dpdm.data.prepared import is_prepared, load_prepared
-from dpdm.data.tables import is_arrow_directory, load_arrow_directory, load_parquet
+from dpdm.data.idx import load_idx_directory
+from dpdm.data.image_files import Reader, ReadImages
+from dpdm.data.layout import PARTS, plain_name
+from dpdm.data.sources import Asked, open_path
 from dpdm.types import InputError
 
 _SYSTEM_FOLDER: Final = Path("/usr/share/datasets")  # where Debian's data set packages put their files
@@ -66,15 +63,19 @@ def open_dataset(
     place, split = _split_of(source)
     part = "" if split == "train" else f":{split}"
     if isinstance(source, str) and place in _BUILT_IN:
-        dataset, name = _BUILT_IN[place](split), place
+        dataset, name = _BUILT_IN[place](split), f"{place}{part}"
         location = dataset.name
         require_same_num_classes(dataset.num_classes, num_classes, place)
         require_no_groups(group, place)
     else:
         path = _found(Path(place).expanduser())
-        dataset = _open_path(path, split, read or reader, framing, num_classes, group)
-        name = dataset.name if is_prepared(path) else path.resolve().name  # a copy keeps the name of its source
+        _require_there(path)
         location = str(path.resolve())
+        plain_name(location, "")
+        dataset = open_path(path, Asked(split, read or reader, framing, num_classes, group))
+        _require_levels(dataset)
+        is_copy = dataset.sources is not None  # a prepared one, which keeps the name of its source
+        name = dataset.name if is_copy else f"{path.resolve().name}{part}"
     sources = dataset.sources if reader.sources is None else reader.sources
     if sources is None and not framing.keeps(*dataset.images.shape[1:]):
         sources = array_digests(dataset.images)
@@ -84,9 +85,24 @@ def open_dataset(
         public=dataset.public or (isinstance(source, str) and place in _BUILT_IN),
         sources=sources,
         images=framing.frame_all(dataset.images),
-        name=f"{name}{part}",
+        name=name,
         location=opened if size is None else f"{opened}, {fit} to {size}",
     )
+
+
+def require_outside(output: Path, source: str | Path) -> None:
+    """Raise InputError if what is to be written would lie among the images of a source, and be taken for some of them.
+
+    Args:
+        output: The file or folder to make.
+        source: What `open_dataset` opens.
+    """
+    place, _ = _split_of(source)
+    if isinstance(source, str) and place in _BUILT_IN:
+        return
+    folder, made = _found(Path(place).expanduser()).resolve(), output.resolve()
+    if folder.is_dir() and folder in (made, *made.parents):
+        raise InputError(f"{output} lies in {folder}, the folder of images: choose a place outside of it")
 
 
 class Location(NamedTuple):
@@ -133,14 +149,14 @@ def is_source(source: str) -> bool:
 
 def is_built_in(name: str) -> bool:
     """Whether a data set of this name is public, and no one else's."""
-    return name.removesuffix(":test").casefold() in _BUILT_IN
+    return name.removesuffix(":test").removesuffix(":val").casefold() in _BUILT_IN
 
 
 def _split_of(source: str | Path) -> tuple[str, Split]:
     """Part `photos:test` into place and split; a path that exists as it is written stays whole."""
-    place, _, split = str(source).rpartition(":")
-    if place and split in ("train", "test") and not Path(source).exists():
-        return place, "test" if split == "test" else "train"
+    place, _, part = str(source).rpartition(":")
+    if place and part.lower() in PARTS and not Path(source).exists():
+        return place, PARTS[part.lower()]
     return str(source), "train"
 
 
@@ -154,10 +170,8 @@ def _found(path: Path) -> Path:
     return path
 
 
-def _open_path(
-    path: Path, split: Split, read: ReadImages, framing: Framing, num_classes: int | None, group: str | None
-) -> ImageDataset:
-    """Open a path by what is there."""
+def _require_there(path: Path) -> None:
+    """Raise InputError, with what may be meant, if nothing is at a path."""
     if not path.exists():
         names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]
         close = difflib.get_close_matches(str(path), names, n=1)
@@ -166,36 +180,20 @@ def _open_path(
             f"{path} is neither a path that exists (here or where DPDM_DATA points) nor one of "
             f"{', '.join(_BUILT_IN)}: {hint}"
         )
-    if is_idx_directory(path):
-        require_no_groups(group, str(path))
-        return load_idx_directory(path, split, num_classes=num_classes or 0)
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        return load_folder(path / split, read, num_classes=num_classes, group=group)
-    if is_cifar_directory(path):
-        require_no_groups(group, str(path))
-        return load_cifar_directory(path, split, num_classes=num_classes)
-    if path.is_file() and path.suffix == ".zip":
-        return load_archive(path, split, read, num_classes=num_classes, group=group)
-    if split == "test":
-        raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
-    if is_prepared(path):
-        return load_prepared(path, framing, num_classes=num_classes, group=group)
-    if is_arrow_directory(path):
-        return load_arrow_directory(path, read, num_classes=num_classes, group=group)
-    shards = sorted(file for file in path.iterdir() if not is_hidden(file.name)) if path.is_dir() else []
-    if shards and all(file.suffix == ".parquet" for file in shards):
-        return load_parquet(shards, read, num_classes=num_classes, group=group)
-    if path.is_dir():
-        return load_folder(path, read, num_classes=num_classes, group=group)
-    if path.suffix == ".npz":
-        return load_npz(path, num_classes=num_classes, group=group)
-    if path.suffix == ".npy":
-        require_no_groups(group, str(path))
-        require_same_num_classes(0, num_classes, str(path))
-        return load_npy(path)
-    if path.suffix == ".parquet":
-        return load_parquet([path], read, num_classes=num_classes, group=group)
-    raise InputError(f"{path} is neither a folder nor a .zip, .npz, .npy or .parquet file: give one of these")
+
+
+def _require_levels(dataset: ImageDataset) -> None:
+    """Raise InputError if all levels are 0 or 1, as in masks: such images are black."""
+    any_zero = any_one = False
+    for image in dataset.images:
+        colours = image[..., :3]
+        if colours.max() > 1:
+            return
+        any_zero, any_one = any_zero or not colours.all(), any_one or bool(colours.any())
+    if any_zero and any_one:
+        raise InputError(
+            f"{dataset.name} has no other levels than 0 and 1 of 255, as masks do, which is black: multiply them by 255"
+        )
 
 
 def _fashion_mnist(split: Split) -> ImageDataset:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from dpdm.data.dataset import ImageDataset, group_indices, require_no_groups, require_same_num_classes
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, array_digests
-from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, is_hidden, read_image, why_no_image
+from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, read_image, why_no_image
+from dpdm.data.layout import is_hidden
 from dpdm.files import digest, read_json, write_json
 from dpdm.types import Images, InputError
 

@@ -60,7 +60,7 @@ def test_images_of_another_form_are_refused(refused, images, words):
         ([0, 1, 1], 0, ["--set data.num_classes=10"]),
         ([0.0, 1.0, 1.0], 2, ["float64", "integer"]),
         ([0, 1], 2, ["(2,)", "(3,)"]),
-        ([[0], [1], [1]], 2, ["(3, 1)", "(3,)"]),
+        ([[1, 0], [0, 1], [0, 1]], 2, ["2 columns", "one label for each image"]),
     ],
 )
 def test_labels_that_are_no_declared_class_of_each_image_are_refused(refused, labels, num_classes, words):
