@@ -122,12 +122,13 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Decode and frame a source's images once, into a folder that training need not hold in memory."""
-    from dpdm.data import Framing, ReadImages, open_dataset, prepare
+    from dpdm.data import Framing, ReadImages, open_dataset, prepare, require_outside
 
     for text in set or []:
         if not text.startswith("data."):
             fail(f"--set {text} changes nothing about images: prepare takes data.… only")
     data = load_settings(target, None, None, set, None).data
+    require_outside(output, data.source)
     framing = Framing(size=data.size, fit=data.fit, channels=data.channels)
     done = 0
     with show_progress("preparing", None) as advance:

@@ -15,7 +15,7 @@ from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.identity import pixel_digests
 from dpdm.data.idx import load_idx_directory, read_idx
 from dpdm.data.image_files import ReadImages
-from dpdm.data.open import is_built_in, is_source, open_again, open_dataset, read_location
+from dpdm.data.open import is_built_in, is_source, open_again, open_dataset, read_location, require_outside
 from dpdm.data.prepared import Prepared, prepare
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "prepare",
     "read_idx",
     "read_location",
+    "require_outside",
     "save_folder",
     "save_npz",
 ]

@@ -15,7 +15,6 @@ from dpdm.data.dataset import (
     ImageDataset,
     Split,
     group_indices,
-    require_declared,
     require_same_num_classes,
 )
 from dpdm.data.labels import read_labels
@@ -68,9 +67,10 @@ def load_npz(
     count = num_classes or len(names)
     labels = arrays.get("labels")
     if labels is not None and labels.dtype.kind == "U":
-        require_declared(count, str(path))
         words = labels.ravel().tolist()
-        labels = read_labels(words, names, count, of=lambda row: f"{path}: label {row}", where=str(path))
+        labels = read_labels(
+            words, names, count, of=lambda row: f"{path}: label {row}", where=str(path), named_in="an array class_names"
+        )
     return ImageDataset(
         images=images, labels=labels, num_classes=count, class_names=names, groups=groups, name=str(path)
     )

@@ -221,6 +221,7 @@ def _bits(image: Image.Image, encoded: bytes) -> int:
     if image.format == "PNG":
         return encoded[24]  # of the header, which is the first chunk
     if image.format == "TIFF":
-        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))  # type: ignore[attr-defined]
+        samples: tuple[int, ...] = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
+        return max(samples)
     deep = _LARGEST_OF_PPM.match(encoded) if image.format == "PPM" else None
     return 8 if deep is None else int(deep[1]).bit_length()

@@ -17,20 +17,26 @@ def read_labels(
     *,
     of: Callable[[int], str],
     where: str,
+    named_in: str,
 ) -> Labels:
     """Return the class of each label, which all are names of classes, or all places from 0.
 
     Args:
         stated: What is written: words or integers.
         names: The names of the classes, if they are declared.
-        num_classes: How many classes are declared.
+        num_classes: How many classes are declared: their names, or a number.
         of: Says whose label one is, for messages.
         where: What states them, for messages.
+        named_in: What would have the names of classes, for messages: a file or an array.
 
     Raises:
         InputError: A label is neither, or some are names and some are places; or all of them are both, and mean
             different classes, as grades 1, 2 and 3 would.
     """
+    if num_classes < 1:
+        raise InputError(
+            f"{where}: private labels must not tell which classes there are: list all their names in {named_in}"
+        )
     places = [_place(label, num_classes) for label in stated]
     index = {normal_form(name): place for place, name in enumerate(names)}
     by_name = [index.get(_text(label)) for label in stated]
@@ -44,8 +50,8 @@ def read_labels(
         if places[row] is None and by_name[row] is None:
             raise InputError(
                 f"{of(row)}, {_shown(label)}, is no integer from 0 to {num_classes - 1}"
-                f"{' and no name in classes.txt' if names else ''}: correct it or data.num_classes"
-                f"{'' if names else ', or list the names of classes, one a line, in classes.txt beside it'}"
+                f"{f' and no name in {named_in}' if names else ''}: correct it or data.num_classes"
+                f"{'' if names else f', or list the names of all classes in {named_in}'}"
             )
     if None in read:
         no_name, no_place = stated[by_name.index(None)], stated[places.index(None)]

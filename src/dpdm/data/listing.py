@@ -97,7 +97,12 @@ def read_listing(
     if num_classes != 0:  # of all rows, so that they mean the same in every part
         stated = [row.label for row in rows]
         labels = read_labels(
-            stated, names, count, of=lambda row: f"{listing}: the label of {rows[row].name!r}", where=str(listing)
+            stated,
+            names,
+            count,
+            of=lambda row: f"{listing}: the label of {rows[row].name!r}",
+            where=str(listing),
+            named_in=f"{CLASSES} beside it",
         )
     for name in images:
         if name not in at:

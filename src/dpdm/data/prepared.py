@@ -10,9 +10,10 @@ import fcntl
 import hashlib
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -83,8 +84,9 @@ def prepare(
         raise InputError("to leave records out, declare data.size and data.channels: --set data.size=32")
     if folder.exists() and (not folder.is_dir() or not _ours(folder)):
         raise InputError(f"{folder} holds something else: choose another folder")
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _alone(folder), _removing_unless_begun(folder) if is_new else nullcontext():
         if (folder / _DONE).exists():
             raise InputError(f"{folder} is prepared already: use it, or remove it first")
         writer = _Writer(folder, framing, on_progress)
@@ -115,6 +117,16 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError:
             raise InputError(f"{folder} is being prepared by another process: wait for it, or end it") from None
         yield
+
+
+@contextmanager
+def _removing_unless_begun(folder: Path) -> Iterator[None]:
+    """Remove a folder that was made for a source that does not open: it may lie in this source."""
+    try:
+        yield
+    finally:
+        if {entry.name for entry in folder.iterdir()} <= {_LOCK}:
+            shutil.rmtree(folder)
 
 
 def is_prepared(path: Path) -> bool:

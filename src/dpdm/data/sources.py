@@ -108,7 +108,7 @@ def _open_folder(path: Path, asked: Asked) -> ImageDataset:
         inner = folders[parts[choose_part(parts, asked.split, str(path))]]
         return open_path(inner, replace(asked, is_part=True))
     if len(folders) == 1:
-        return open_path(*folders.values(), asked)
+        return open_path(next(iter(folders.values())), asked)
     raise InputError(f"{path} holds the data sets {', '.join(sorted(folders))}: give the path of one")
 
 
@@ -133,7 +133,7 @@ def _open_files(path: Path, files: dict[str, Path], asked: Asked) -> ImageDatase
     elif len(files) > 1 and not are_tables:
         raise InputError(f"{path} holds {', '.join(sorted(files))}: give the path of one, or call them by their parts")
     if not are_tables:
-        return open_path(*files.values(), asked)
+        return open_path(next(iter(files.values())), asked)
     asked.whole(path)
     shards = [file for name, file in sorted(files.items()) if not parts or parts[name] == asked.split]
     return load_parquet(shards, asked.read, num_classes=asked.num_classes, group=asked.group)

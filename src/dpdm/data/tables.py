@@ -182,15 +182,17 @@ def _load(
     if label_columns[0] is None or num_classes == 0:
         require_same_num_classes(0, num_classes, where)
         return ImageDataset(images=read(files), groups=groups, name=where)
-    if not names:
-        names = read_class_names(next((file for file in [folder / CLASSES] if file.is_file()), None))
+    beside = folder / CLASSES
+    names = names or read_class_names(beside if beside.is_file() else None)
     if names:
         require_same_num_classes(len(names), num_classes, where)
     count = num_classes or len(names)
-    require_declared(count, where)
     if any(isinstance(label, str) for label in labels):
-        read_as = read_labels(labels, names, count, of=lambda row: f"{where}: `label` of row {row}", where=where)
+        read_as = read_labels(
+            labels, names, count, of=lambda row: f"{where}: `label` of row {row}", where=where, named_in=str(beside)
+        )
     else:
+        require_declared(count, where)
         read_as = np.array(labels, np.int64)
     return ImageDataset(
         images=read(files), labels=read_as, num_classes=count, class_names=names, groups=groups, name=where

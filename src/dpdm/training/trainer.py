@@ -24,7 +24,7 @@ from dpdm.config import (
     require_same_unit,
     require_samplers_trained,
 )
-from dpdm.data import ImageDataset
+from dpdm.data import ImageDataset, read_location, require_outside
 from dpdm.diffusion import (
     DDIM,
     EDM,
@@ -160,6 +160,8 @@ class Trainer:
         require_same_unit(self.mechanism, data)
         require_name(data.name, "the data set (data.name)")
         require_exact_size(self.mechanism, data)
+        if self.run is not None and data.location:
+            require_outside(Path(self.run), read_location(data.location).source)
         if self.training.tensorboard:
             require_tensorboard()
         facts = ImageFacts(data.shape, data.class_names)

@@ -180,7 +180,10 @@ def test_any_other_file_is_refused_by_name(tmp_path, refused, name, listed):
             {"cat/": None, "cat/a.png": encoded(), "dog/pup/a.png": encoded()},
             ["photos.zip/dog/pup is a folder inside a class folder"],
         ),
-        ({"cat/a.png": encoded(), "cat/kitten/": None, "dog/a.png": encoded()}, ["photos.zip/cat/kitten is a folder inside a class folder"]),
+        (
+            {"cat/a.png": encoded(), "cat/kitten/": None, "dog/a.png": encoded()},
+            ["photos.zip/cat/kitten is a folder inside a class folder"],
+        ),
     ],
 )
 def test_folders_that_are_no_classes_are_refused(tmp_path, refused, members, words):

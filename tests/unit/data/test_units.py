@@ -100,7 +100,11 @@ def test_a_third_column_names_groups(tmp_path, form):
     [
         (CSV, None, ["two columns", "set data.group to its heading"]),
         (CSV, "person", ["columns file, label, patient", "no person"]),
-        (CSV.replace(", patient", "").replace(",p7", "").replace(",p2", ""), "patient", ["columns file, label", "no patient"]),
+        (
+            CSV.replace(", patient", "").replace(",p7", "").replace(",p2", ""),
+            "patient",
+            ["columns file, label", "no patient"],
+        ),
         (CSV.replace("p2", " "), "patient", ["no patient for '2.png'"]),
         (CSV + "2.png,1,p7\n", "patient", ["two labels for '2.png'"]),
         (CSV.replace("2.png,1,p2\n", ""), "patient", ["no label for '2.png'"]),
