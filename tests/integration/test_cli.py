@@ -102,6 +102,16 @@ def test_evaluate_prints_the_stable_keys(dpdm, tmp_path):
     assert report["covered_by_epsilon"] is False
 
 
+def test_nothing_is_made_among_the_images(dpdm, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    before = sorted(photos.rglob("*"))
+    for line in (("train", ".", "--epsilon", 1, *SMALL), ("prepare", ".", "-o", "ready", "--set=data.size=8")):
+        code, _, err = dpdm(*line)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"lies in {photos.resolve()}, the folder of images: choose a place outside of it" in err
+    assert sorted(photos.rglob("*")) == before
+
+
 def test_the_same_line_again_finds_the_run_finished(dpdm, trained, photos):
     before = (trained / "release" / "model.safetensors").read_bytes()
     code, out, _ = dpdm("train", photos, "--epsilon", 1, "--run", trained, *SMALL)

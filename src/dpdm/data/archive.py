@@ -3,10 +3,11 @@
 import zipfile
 from pathlib import Path
 
+from dpdm.data.class_folders import load_tree
 from dpdm.data.dataset import ImageDataset, Split, normal_form
 from dpdm.data.image_files import ImageFile, ReadImages, read_images
 from dpdm.data.layout import is_hidden
-from dpdm.data.tree import Tree, load_tree
+from dpdm.data.tree import Tree
 from dpdm.types import InputError
 
 _UTF8 = 0x800  # the flag of a member whose name is UTF-8

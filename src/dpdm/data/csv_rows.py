@@ -61,6 +61,7 @@ def read_csv(listing: ImageFile, group: str | None, images: Set[str]) -> list[Ro
         InputError: It is no such file, or its headings do not say which column is which.
     """
     heading, rows = _cells(listing)
+    group = None if group is None else normal_form(group)
     if (image := next((name for name in heading if name in images), None)) is not None:
         raise InputError(f"{listing} begins with {image!r}, an image: put a line of headings above it, file,label")
     for number, row in enumerate(rows, start=2):

@@ -5,6 +5,8 @@ folders they lie in, and then opened as if its own path had been given.
 """
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -25,6 +27,7 @@ from dpdm.types import InputError
 
 _OPENED: Final = (".zip", ".npz", ".npy", ".parquet")
 _NO_RECORDS: Final = ("readme", "license", CLASSES, "dataset_dict.json", "dataset_info.json", "dataset_infos.json")
+_NUMBERED: Final = re.compile(r"-\d+-of-(\d+)$")
 _DEEPEST = 4  # folders inside one another that are looked into for tables
 
 
@@ -136,7 +139,18 @@ def _open_files(path: Path, files: dict[str, Path], asked: Asked) -> ImageDatase
         return open_path(next(iter(files.values())), asked)
     asked.whole(path)
     shards = [file for name, file in sorted(files.items()) if not parts or parts[name] == asked.split]
+    _require_all(shards)
     return load_parquet(shards, asked.read, num_classes=asked.num_classes, group=asked.group)
+
+
+def _require_all(shards: Sequence[Path]) -> None:
+    """Raise InputError if the name of a shard says that there are more of them, as `train-00000-of-00002` does."""
+    for shard in shards:
+        said = _NUMBERED.search(shard.stem)
+        start = "" if said is None else shard.stem[: said.start()]
+        alike = [other for other in shards if other.stem.startswith(start) and _NUMBERED.search(other.stem)]
+        if said is not None and len(alike) != int(said[1]):
+            raise InputError(f"{shard} is one of {int(said[1])} files, and {len(alike)} are there: fetch the others")
 
 
 def _is_about(name: str) -> bool:

@@ -1,18 +1,12 @@
-"""Image files by their names, from a folder or an archive: one order of truth for parts, classes, labels and groups.
-
-A single folder around everything is looked through, parts are chosen by their names, and classes are the folders at the
-top of what is left, or what a listing says.
-"""
+"""Files by their names, from a folder or an archive, and which of them are the part that is asked for."""
 
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
-
-from dpdm.data.dataset import ImageDataset, Split, group_indices, require_same_num_classes
-from dpdm.data.image_files import Found, ImageFile, ReadImages, is_image_name, may_list_labels, no_images, why_no_image
-from dpdm.data.layout import choose_part, find_parts, in_order_of_classes, part_in, require_whole
-from dpdm.data.listing import find_listing, read_listing
+from dpdm.data.dataset import Split
+from dpdm.data.image_files import Found, ImageFile, is_image_name
+from dpdm.data.layout import choose_part, find_parts, in_order_of_classes
+from dpdm.data.listing import find_listing
 from dpdm.types import InputError
 
 FOLDER: Final = "folder"  # the `group` of images whose groups are named by the folders they lie in
@@ -61,8 +55,12 @@ class Tree:
 
 
 @dataclass
-class _Chosen:
-    """The part of a tree that is opened, and the listing in it or above, with the folders between the two."""
+class Chosen:
+    """The part of a tree that is opened, and the listing in it or above, if there is one.
+
+    `is_part` says whether a name said that it is the part; `listed` is the tree that the listing is about, and
+    `between` the folders from there to the part.
+    """
 
     tree: Tree
     is_part: bool
@@ -72,62 +70,16 @@ class _Chosen:
     between: str = ""
 
 
-def load_tree(
-    tree: Tree, split: Split, read: ReadImages, *, num_classes: int | None, group: str | None, chosen: bool = False
-) -> ImageDataset:
-    """Return the images of a part of a tree, in the order of classes and of names, with their labels and groups.
-
-    Args:
-        tree: All files.
-        split: Which part; a tree without parts is its own train part.
-        read: Decodes and frames the images.
-        num_classes: As in `load_folder`.
-        group: As in `load_folder`.
-        chosen: Whether the tree is this part already.
+def choose(tree: Tree, split: Split, *, num_classes: int | None, group: str | None, is_part: bool) -> Chosen:
+    """Go down to the part that is asked for, through folders that hold everything.
 
     Raises:
-        InputError: The part is missing, or names do not say which class, part or group each image belongs to.
+        InputError: There is no such part, or a listing above another one, or images lie beside parts.
     """
-    part = _choose(tree, split, num_classes, group, is_part=chosen)
-    images, others = part.tree.found(part.tree.images())
-    if not images:
-        raise InputError(why_no_image(others[0]) if others else no_images(tree.where))
-    if part.listing is not None:
-        return _load_listed(part, split, read, num_classes, group, tree.where)
-    if not part.is_part:
-        require_whole(split, tree.where)
-    require_folder(group, tree.where)
-    names = {"": part.tree.images()} if num_classes == 0 else _by_class(part.tree, num_classes, group)
-    classes = [name for name in names if name]
-    if num_classes and len(classes) != num_classes and (listing := next(filter(may_list_labels, others), None)):
-        raise InputError(why_no_image(listing))  # or else the number of classes would seem to be wrong
-    require_same_num_classes(len(classes), num_classes, tree.where)
-    ordered = [name for inside in names.values() for name in inside]
-    groups = None if group is None else group_indices([_folder_of(part.tree, name) for name in ordered], tree.where)
-    return ImageDataset(
-        images=read(*part.tree.found(ordered)),
-        labels=np.repeat(np.arange(len(classes)), [len(names[name]) for name in classes]) if classes else None,
-        num_classes=len(classes),
-        class_names=tuple(classes),
-        groups=groups,
-        name=tree.where,
-    )
-
-
-def require_folder(group: str | None, where: str) -> None:
-    """Raise InputError if what shall name the groups of images in folders is something else than folders."""
-    if group not in (None, FOLDER):
-        raise InputError(
-            f"{where} has no labels.csv with a column {group!r}: add it, or set data.group=folder, if there is a "
-            "folder for each group inside the class folders"
-        )
-
-
-def _choose(tree: Tree, split: Split, num_classes: int | None, group: str | None, *, is_part: bool) -> _Chosen:
-    """Go down to the part, through folders that hold everything."""
-    chosen, where = _Chosen(tree, is_part), tree.where
-    # One folder of images tells nothing of them: it is a class, or of a group's images, only if that is declared.
-    depth = int(group is not None) + int(num_classes == 1 or (group is not None and num_classes != 0))
+    chosen, where = Chosen(tree, is_part), tree.where
+    # One folder of images tells nothing of them: it is a class, or a group, only if that is declared.
+    in_groups = group == FOLDER
+    depth = int(in_groups) + int(num_classes == 1 or (in_groups and num_classes != 0))
     while True:
         here = chosen.tree
         listing, classes = find_listing([*here.loose()], here.where)
@@ -145,91 +97,14 @@ def _choose(tree: Tree, split: Split, num_classes: int | None, group: str | None
             beside = ", ".join(parts.values())
             raise InputError(f"{here.files[loose]} lies beside the parts {beside}: move it into one, or elsewhere")
         around = chosen.listing is None and len(top) == 1 and loose is None
-        if not parts and not (around and max((name.count("/") for name in here.images()), default=0) > depth):
+        if not parts and not (around and _holds_more(here.inside(top[0], strays=False), depth)):
             return chosen
         name = parts[choose_part(parts, split, where)] if parts else top[0]
         chosen.is_part = chosen.is_part or bool(parts)
         chosen.tree, chosen.between = here.inside(name, strays=not parts), f"{chosen.between}{name}/"
 
 
-def _load_listed(
-    part: _Chosen, split: Split, read: ReadImages, num_classes: int | None, group: str | None, where: str
-) -> ImageDataset:
-    """Return the images at any depth of a part, with the labels of its listing."""
-    assert part.listing is not None
-    assert part.listed is not None
-    listed = read_listing(
-        part.listing,
-        part.classes,
-        [f"{part.between}{name}" for name in part.tree.images()],
-        elsewhere=part.listed.images(),
-        split=None if part.is_part else split,
-        num_classes=num_classes,
-        group=group,
-        where=where,
-    )
-    _, others = part.tree.found([])
-    return ImageDataset(
-        images=read([part.listed.files[name] for name in listed.images], others),
-        labels=listed.labels,
-        num_classes=listed.num_classes,
-        class_names=listed.class_names,
-        groups=listed.groups,
-        name=where,
-    )
-
-
-def _by_class(tree: Tree, num_classes: int | None, group: str | None) -> dict[str, list[str]]:
-    """Return the names of the images of each class, in the order of classes; of "" where there are no classes."""
-    top, loose = tree.top(), next(filter(is_image_name, tree.loose()), None)
-    if loose is not None:
-        if group is not None:
-            raise InputError(_in_no_group(tree.files[loose]))
-        if top:
-            raise InputError(
-                f"{tree.where} holds images ({loose}) beside class folders ({top[0]}): "
-                "move every image into a class folder, or all of them out"
-            )
-        return {"": tree.images()}
-    above = {name[:at] for name in (*tree.files, *tree.folders) for at, letter in enumerate(name) if letter == "/"}
-    for folder in sorted(tree.folders | above):
-        if folder.count("/") > int(group is not None):
-            raise InputError(_too_deep(f"{tree.where}/{folder}", folder))
-        if folder not in above:
-            raise InputError(f"{tree.where}/{folder} is empty: put images in it, or remove it")
-    for folder in sorted(above):
-        if num_classes is None and "/" not in folder and folder not in tree.folders:
-            raise InputError(
-                f"{tree.where}/{folder} has no entry of its own, and images must not tell which classes there are: "
-                "declare how many with --set data.num_classes=10, or make it with entries for folders (zip -r)"
-            )
-    names: dict[str, list[str]] = {name: [] for name in top}
-    for name in tree.images():
-        if group is not None and name.count("/") == 1:
-            raise InputError(_in_no_group(tree.files[name]))
-        names[name.partition("/")[0]].append(name)
-    return names
-
-
-def _folder_of(tree: Tree, name: str) -> str:
-    """Return the name of the folder that an image lies in."""
-    if "/" not in name:
-        raise InputError(_in_no_group(tree.files[name]))
-    return name.split("/")[-2]
-
-
-def _in_no_group(image: ImageFile) -> str:
-    return (
-        f"{image} lies in no folder that names its group: move it into one inside of its class folder or, if there are "
-        "no classes, set data.num_classes=0"
-    )
-
-
-def _too_deep(folder: str, name: str) -> str:
-    """Say what to do about a folder inside a class folder; it is no group if names look like parts."""
-    if any(map(part_in, name.split("/"))):
-        return f"{folder} is a folder inside a class folder: folders train, val and test must lie above all classes"
-    return (
-        f"{folder} is a folder inside a class folder: move its images up or, if it is of one person's images, "
-        "say, set data.group=folder"
-    )
+def _holds_more(inside: Tree, depth: int) -> bool:
+    """Whether a folder is no class and no group: it holds a listing, or folders that are these."""
+    listing, _ = find_listing([*inside.loose()], inside.where)
+    return listing is not None or max((name.count("/") for name in inside.images()), default=-1) >= depth

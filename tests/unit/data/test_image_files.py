@@ -1,4 +1,4 @@
-"""Image files of kinds that cameras, scanners and old data sets have: read as they are meant, or refused with the cause."""
+"""Image files that cameras, scanners and old data sets have: read as they are meant, or refused with the cause."""
 
 import struct
 import zlib

@@ -167,6 +167,16 @@ def test_more_columns_are_no_matter_once_groups_are_named(tmp_path):
     assert (by_number(data), data.groups.tolist()) == ({1: 1, 2: 0, 3: 0}, [0, 1, 0])
 
 
+@FORMS
+def test_a_list_inside_of_the_only_folder_is_found(tmp_path, form):
+    rows = {"labels.csv": "file,label,patient\na.png,0,p1\nx/c.png,0,p2\n"}
+    source = form(
+        write(tmp_path / "set", {f"photos/{name}": what for name, what in ({"a.png": 1, "x/c.png": 3} | rows).items()})
+    )
+    data = open_dataset(source, num_classes=1, group="patient")
+    assert (by_number(data), data.groups.tolist()) == ({1: 0, 3: 0}, [0, 1])
+
+
 def test_text_that_is_not_utf8_says_so(tmp_path, refused):
     source = write(tmp_path / "photos", IMAGES | {"labels.csv": "file,label\na.png,größe\n".encode("latin-1")})
     with refused("labels.csv is not encoded as UTF-8"):

@@ -100,7 +100,7 @@ class Dos(zipfile.ZipInfo):
         super().__init__(raw.decode("cp437"))
         self.raw = raw
 
-    def _encodeFilenameFlags(self):  # noqa: N802
+    def _encodeFilenameFlags(self):
         return self.raw, self.flag_bits & ~0x800
 
 

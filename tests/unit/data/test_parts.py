@@ -1,4 +1,4 @@
-"""Parts are known by their names, in any case and in any container; a single folder around everything is looked through."""
+"""Parts are known by their names, in any case and any container; a single folder around it all is looked through."""
 
 import gzip
 import struct
@@ -151,6 +151,17 @@ def test_tables_of_which_only_some_are_called_by_parts_are_refused(tmp_path, ref
     assert shown(open_dataset(tmp_path)) == [1, 2]
     write(tmp_path, {"more.feather": "x"})
     with refused("more.feather", "no such file"):
+        open_dataset(tmp_path)
+
+
+def test_a_shard_that_is_missing_is_missed(tmp_path, refused):
+    pytest.importorskip("pyarrow")
+    for number in (0, 1):
+        write_table(tmp_path / f"train-0000{number}-of-00002.parquet", [number])
+    write_table(tmp_path / "test-00000-of-00001.parquet", [2])
+    assert [shown(open_dataset(f"{tmp_path}{part}")) for part in ("", ":test")] == [[0, 1], [2]]
+    (tmp_path / "train-00001-of-00002.parquet").unlink()
+    with refused("train-00000-of-00002.parquet is one of 2 files, and 1 are there"):
         open_dataset(tmp_path)
 
 

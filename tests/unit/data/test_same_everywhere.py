@@ -1,4 +1,4 @@
-"""The same images are the same data set in a folder, an archive, arrays and tables: order, labels and names of classes."""
+"""The same images are the same data set in a folder, an archive, arrays and tables: order, labels, names of classes."""
 
 import tempfile
 import unicodedata
