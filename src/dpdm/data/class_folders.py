@@ -100,7 +100,12 @@ def _by_class(tree: Tree, num_classes: int | None, group: str | None) -> dict[st
                 "move every image into a class folder, or all of them out"
             )
         return {"": tree.images()}
-    above = {name[:at] for name in (*tree.files, *tree.folders) for at, letter in enumerate(name) if letter == "/"}
+    above: set[str] = set()  # all folders that something lies in
+    for name in (*tree.files, *tree.folders):
+        folder = name.rpartition("/")[0]
+        while folder and folder not in above:
+            above.add(folder)
+            folder = folder.rpartition("/")[0]
     for folder in sorted(tree.folders | above):
         if folder.count("/") > int(group is not None):
             raise InputError(_too_deep(f"{tree.where}/{folder}", folder))

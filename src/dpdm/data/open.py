@@ -41,15 +41,16 @@ def open_dataset(
         source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder or .zip archive of
             images, a folder of IDX files named as those of MNIST or of CIFAR's binary version, an .npz or .npy file, a
             .parquet file or a folder of them, what Hugging Face's `datasets` saved to disk, or a folder that
-            `dpdm prepare` made; `:train` (the default) or `:test` after it chooses a part. A folder or archive with
-            subfolders `train/` and `test/` has those parts. A path that does not exist here is looked for, as a folder,
-            file or .zip archive, in the folder that the environment variable DPDM_DATA names.
+            `dpdm prepare` made; `:train` (the default), `:val` or `:test` after it chooses a part. Parts are known by
+            the names of folders, files or arrays (`train`, `training`, `val`, `valid`, `validation`, `test`, `testing`,
+            in any case). A path that does not exist here is looked for, as a folder, file or .zip archive, in the
+            folder that the environment variable DPDM_DATA names.
         size: Side of the square in pixels, >= 8; None leaves sizes as they are. A prepared folder has its own.
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
         num_classes: How many classes there are; labels that come as numbers need it, since they must not tell.
         group: What names the group of each image, if the unit of privacy is all images of one person, say, and not each
-            image: "folder", the folders that images lie in, inside of class folders; the heading of the third column of
+            image: "folder", the folders that images lie in, inside of class folders; the heading of a further column of
             a `labels.csv`; a column of a table; an array in an .npz file; "groups" for a folder prepared with groups.
         read: Reads the images of sources that consist of image files; into memory, unless told.
 
