@@ -103,8 +103,8 @@ def _folder_names(class_names: Sequence[str]) -> list[str]:
 
 
 def _are_parts(names: Sequence[str]) -> bool:
-    """Whether folders of these names would be taken for parts, and not for classes."""
-    return len({*map(part_in, names)} - {None}) > 1 and None not in map(part_in, names)
+    """Whether folders of these names may be taken for parts, and not for classes."""
+    return len({*map(part_in, names)} - {None}) > 1
 
 
 def _files_in(path: Path) -> Tree:

@@ -84,6 +84,7 @@ def find_parts(names: Collection[str], where: str, *, classes_if: bool = False) 
     """Return which of the folders at the top of a source is which part; empty if they are no parts.
 
     They are parts if all of them are called so, or two of different parts are; what lies beside these is in no part.
+    Names of several words are those of parts only if all of them have one of these words, and not the same.
 
     Args:
         names: The names of all folders there.
@@ -93,12 +94,10 @@ def find_parts(names: Collection[str], where: str, *, classes_if: bool = False) 
     Raises:
         InputError: Two are the same part, or one is called like a part among others that are not.
     """
-    known = {name: PARTS[name.casefold()] for name in names if name.casefold() in PARTS}
-    if not known:
-        said = {name: part for name in names if (part := part_in(name)) is not None}
-        known = said if len(said) == len(names) and len({*said.values()}) > 1 else {}
-    kinds = {*known.values()}
-    if len(kinds) == 1 and len(known) < len(names):
+    called = {name: PARTS[name.casefold()] for name in names if name.casefold() in PARTS}
+    alike = {name: part for name in names if (part := part_in(name)) is not None}  # seg_train and seg_test, say
+    known = called or (alike if len({*alike.values()}) > 1 else {})
+    if known and len(known) < len(names) and len({*called.values()}) < 2:
         if classes_if:
             return {}
         other = min({*names} - {*known})

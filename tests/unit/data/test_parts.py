@@ -62,6 +62,12 @@ def test_a_class_that_is_called_like_a_part_has_to_be_declared(tmp_path, refused
         open_dataset(source)
     assert classes(open_dataset(source, num_classes=3)) == {1: "bus", 2: "car", 3: "train"}
     assert shown(open_dataset(source, num_classes=0)) == [1, 2, 3]
+    source = form(write(tmp_path / "toys", {"ball/1.png": 1, "test tube/2.png": 2, "toy train/3.png": 3}))
+    with refused("holds test tube beside ball", "data.num_classes=3"):
+        open_dataset(source)
+    assert classes(open_dataset(source, num_classes=3)) == {1: "ball", 2: "test tube", 3: "toy train"}
+    source = form(write(tmp_path / "trains", {"bullet train/1.png": 1, "toy train/3.png": 3}))
+    assert classes(open_dataset(source)) == {1: "bullet train", 3: "toy train"}
 
 
 @FORMS
@@ -229,8 +235,15 @@ def test_data_sets_that_have_no_part_val_say_so(tmp_path, refused):
 
 
 def test_saved_classes_that_are_called_like_parts_are_read_back_as_classes(tmp_path):
-    for names in (["test", "train"], ["bus", "train"], ["my test", "my train"], ["2", "10"], ["10", "2"]):
+    for names in (
+        ["test", "train"],
+        ["bus", "train"],
+        ["my test", "my train"],
+        ["ball", "test tube", "toy train"],
+        ["2", "10"],
+        ["10", "2"],
+    ):
         folder = tmp_path / "-".join(names)
-        save_folder(folder, np.stack([picture(1), picture(2)])[..., None], np.array([0, 1]), names)
-        assert open_dataset(folder).labels.tolist() == [0, 1]
-        assert shown(open_dataset(folder)) == [1, 2]
+        labels = np.arange(len(names))
+        save_folder(folder, np.stack([*map(picture, labels)])[..., None], labels, names)
+        assert open_dataset(folder).labels.tolist() == shown(open_dataset(folder)) == labels.tolist()
