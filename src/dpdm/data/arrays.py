@@ -57,7 +57,7 @@ def load_npz(
     groups = None if group is None else group_indices(arrays["groups"], f"{path}: {group}")
     if num_classes == 0:
         return ImageDataset(images=images, groups=groups, name=str(path))
-    names = tuple(map(str, arrays["class_names"].tolist())) if "class_names" in arrays else ()
+    names = _words(arrays["class_names"], path) if "class_names" in arrays else ()
     if names:
         require_same_num_classes(len(names), num_classes, str(path))
     if num_classes is None and "num_classes" in arrays:
@@ -184,6 +184,13 @@ def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_cl
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _words(array: NDArray[Any], path: Path) -> tuple[str, ...]:
+    """Return the names of classes that a file declares."""
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise InputError(f"{path}: class_names is {array.dtype} of shape {array.shape}: store one word for each class")
+    return tuple(array.tolist())
 
 
 def _one_integer(array: NDArray[Any], path: Path) -> int:

@@ -178,6 +178,9 @@ def test_names_of_classes_declare_them_and_labels_may_be_names(tmp_path, refused
     assert (opened.class_names, opened.labels.tolist()) == (tuple(names), LABELS.tolist())
     with refused("has 3 classes, but 4 are declared"):
         open_dataset(npz(tmp_path, images=GREY, labels=LABELS, class_names=names, num_classes=4))
+    for wrong in ([1, 2, 3], [["ant"], ["bee"], ["cat"]], "ant"):
+        with refused("class_names is", "one word for each class"):
+            open_dataset(npz(tmp_path, images=GREY, labels=LABELS, class_names=wrong))
     with refused("label 0, 'ant'", "an array class_names"):
         open_dataset(npz(tmp_path, images=GREY, labels=words), num_classes=3)
     with refused("must not tell which classes", "an array class_names"):
