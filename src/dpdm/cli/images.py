@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dpdm.cli.options import AsJson, Run, Set, fail, print_json, say
+from dpdm.cli.options import AsJson, Run, Set, fail, print_json, require_run, say
 from dpdm.terminal import show_progress
 
 _NOT_PRIVATE = "NOT PRIVATE: never publish what comes of private images"
@@ -73,6 +73,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a finished run as a pipeline of Hugging Face's diffusers, with its claim."""
+    require_run(run)
     try:
         from dpdm.training.pipeline import export_pipeline
     except ImportError as error:

@@ -142,6 +142,7 @@ class Prior:
 class Privacy:
     """`[privacy]`: the claim that is asked for.
 
+    `epsilon` has no default outside the built-in presets: it is a person's decision.
     `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
     number is public, and the claim is about blanking one out. Where images are in groups (`data.group`), it is groups
     that are counted, selected and added, removed or blanked out. Without `expected_batch_size` it is a sixteenth of the
@@ -149,7 +150,7 @@ class Privacy:
     `noise` is "continuous" or "grid" (see `DPSGD`).
     """
 
-    epsilon: float = 10.0
+    epsilon: float | None = None
     delta: float = 1e-5
     dataset_size: int | None = None
     expected_batch_size: int | None = None
@@ -166,8 +167,9 @@ class Privacy:
         search: Search | None = None,
     ) -> DPSGD:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
+        promised = require_epsilon(self)
         size = count_units() if self.dataset_size is None else self.dataset_size
-        epsilon = self.epsilon if search is None else search.epsilon_of_one(epsilon=self.epsilon, delta=self.delta)
+        epsilon = promised if search is None else search.epsilon_of_one(epsilon=promised, delta=self.delta)
         return DPSGD(
             dataset_size=size,
             expected_batch_size=_batch_size(self.expected_batch_size, size),
@@ -179,7 +181,7 @@ class Privacy:
             unit=unit,
             earlier=prior.releases(epsilon=epsilon, delta=self.delta, alone=not self.steps) if prior else (),
             search=search,
-        ).calibrate(epsilon=self.epsilon)
+        ).calibrate(epsilon=promised)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +290,16 @@ class Config:
     def plan(self, count_units: Callable[[], int]) -> Mechanism:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
         return self.privacy.plan(count_units, self.prior, unit=self.data.unit)
+
+
+def require_epsilon(privacy: Privacy) -> float:
+    """Return ε, or raise InputError if nobody gave it."""
+    if privacy.epsilon is None:
+        raise InputError(
+            "epsilon is missing, and only built-in presets have a default: say how much may be learnt about one unit "
+            "of privacy, such as --epsilon 1 (a strong promise) or --epsilon 10 (a weak one)"
+        )
+    return privacy.epsilon
 
 
 def require_same_unit(mechanism: Mechanism, data: ImageDataset) -> None:

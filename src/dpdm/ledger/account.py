@@ -16,8 +16,16 @@ from dpdm.ledger.entries import (
     Taken,
     TotalChanged,
 )
-from dpdm.privacy import Relation, gaussian_mu
-from dpdm.privacy.accounting import Accountant, Event, GaussianRelease, epsilon, merged, upwards
+from dpdm.privacy.accounting import (
+    Accountant,
+    Event,
+    GaussianRelease,
+    Relation,
+    epsilon,
+    gaussian_mu,
+    merged,
+    upwards,
+)
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError
 

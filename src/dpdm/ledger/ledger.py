@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 import sqlalchemy as sql
@@ -44,10 +44,12 @@ from dpdm.ledger.records import (
     require_unknown,
 )
 from dpdm.ledger.storage import Entry, Head, Storage, parsed, require_goes_on
-from dpdm.privacy import DPSGD, Relation
-from dpdm.privacy.accounting import Event, PoissonGaussianSteps, RepeatedSelection, round_up
+from dpdm.privacy.accounting import Event, PoissonGaussianSteps, Relation, RepeatedSelection, round_up
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
+
+if TYPE_CHECKING:
+    from dpdm.privacy import DPSGD
 
 _VARIABLE = "DPDM_LEDGER"
 
@@ -176,7 +178,7 @@ class Ledger:
     def reserve(
         self,
         run: str,
-        plan: DPSGD,
+        plan: "DPSGD",
         records: Records,
         *,
         place: str,
@@ -253,7 +255,7 @@ class Ledger:
             self.tell(line)
         return seen_head
 
-    def reserve_together(self, plan: DPSGD, records: Records, *, times: int) -> None:
+    def reserve_together(self, plan: "DPSGD", records: Records, *, times: int) -> None:
         """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
         events, seen = plan.events(), fingerprint(records, self.storage.key())
 
@@ -358,7 +360,7 @@ class Ledger:
         self._append(decide)
 
     def _registration(
-        self, accounts: dict[str, Account], plan: DPSGD, records: Records, seen: RecordsSeen, told: list[str]
+        self, accounts: dict[str, Account], plan: "DPSGD", records: Records, seen: RecordsSeen, told: list[str]
     ) -> list[Statement]:
         """Return the registration of a data set that is not there, with the plan's own claim for its total."""
         require_unknown(accounts, seen)

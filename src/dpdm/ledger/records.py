@@ -4,6 +4,7 @@ import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,11 @@ from dpdm.data import ImageDataset, is_built_in, pixel_digests
 from dpdm.data.identity import DIGEST
 from dpdm.ledger.account import Account
 from dpdm.ledger.entries import RecordsSeen, Statement
-from dpdm.privacy import DPSGD, Relation
+from dpdm.privacy.accounting import Relation
 from dpdm.types import Images, InputError
+
+if TYPE_CHECKING:
+    from dpdm.privacy import DPSGD
 
 _ANOTHER_NAME = "name yours anew, by --set data.name=... (in Python, name=...)"
 
@@ -78,7 +82,7 @@ def _keyed(key: bytes, content: bytes) -> int:
     return int.from_bytes(hmac.digest(key, content, "sha256"), "big")
 
 
-def account_of(accounts: dict[str, Account], plan: DPSGD, records: Records) -> str:
+def account_of(accounts: dict[str, Account], plan: "DPSGD", records: Records) -> str:
     """Return the name of a run's account: its data set's, or one by its kind too if that is public and of another.
 
     Nothing limits the runs on public data, and all that is lost is a sum that would have no meaning.
@@ -151,7 +155,7 @@ def require_own_name(records: Records) -> None:
         raise InputError(f"{records.dataset} is the name of a public data set, and these are private: {_ANOTHER_NAME}")
 
 
-def require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
+def require_same_kind(account: Account, plan: "DPSGD", records: Records) -> None:
     """Raise InputError unless a plan's claim is of the kind that a data set is registered for."""
     if (account.epsilon is None) != records.public:
         raise InputError(

@@ -16,7 +16,7 @@ from dpdm.files import read_json
 from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import gaussian_epsilon, round_up
 from dpdm.training import Release, verify_release
-from dpdm.training.release import release_folder
+from dpdm.training.run_folder import release_folder
 from dpdm.types import InputError
 
 SCHEMA = 1

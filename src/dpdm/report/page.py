@@ -19,7 +19,7 @@ from dpdm.privacy.accounting import downwards, upwards
 from dpdm.report.charts import bar_chart, line_chart, roc_chart
 from dpdm.report.facts import gather
 from dpdm.training import Release
-from dpdm.training.release import release_folder
+from dpdm.training.run_folder import release_folder
 from dpdm.training.verification import percent
 from dpdm.types import Images, InputError
 

@@ -19,6 +19,7 @@ from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
 from dpdm.networks import Network, Own, OwnNetwork, Zero, build_network
 from dpdm.privacy.processes import Processes
 from dpdm.training.hardware import Precision, autocast, choose_device
+from dpdm.training.run_folder import release_folder
 from dpdm.training.weights import (
     Layout,
     differences,
@@ -121,21 +122,6 @@ def build_denoiser(
         centres, dimensions = (prior or Prior()).centres, math.prod(facts.shape)
         prior = GaussianMixture.placeholder(dimensions, num_classes=facts.num_classes, centres=centres)
     return PreconditionedDenoiser(module, preconditioning.about(prior))
-
-
-def release_folder(run: Path | str) -> Path:
-    """Return the folder of what may be published: that of a finished run, or `run` itself.
-
-    Raises:
-        InputError: There is no finished run.
-    """
-    folder = Path(run) if (Path(run) / "privacy.json").exists() else Path(run) / "release"
-    if not (folder / "privacy.json").exists():
-        unfinished = (Path(run) / "private" / "journal.jsonl").exists()
-        raise InputError(
-            f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
-        )
-    return folder
 
 
 def read_claim(folder: Path) -> dict[str, Any]:
