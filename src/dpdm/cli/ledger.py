@@ -109,9 +109,8 @@ def total(
 def regroup(dataset: Dataset, place: LedgerPlace = None) -> None:
     """Allow other groups of the same images, say after names were corrected. Only the owner of the data should."""
     _open(place).allow_other_groups(dataset)
-    say(
-        f"the next run on {dataset} may group its images differently. Groups must still mean the same thing, e.g. persons"
-    )
+    say(f"the next run on {dataset} may group its images differently")
+    say("groups must still mean the same thing, persons for example: otherwise the claims do not add up")
 
 
 @ledger.command()

@@ -74,8 +74,6 @@ class _Stopwatch:
         self._denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior).to(self.device)
         self._config, self._facts = config, facts
         self._processes = Processes.joined()
-        self._average = [p.detach().clone() for p in self._denoiser.parameters()]
-        self._optimizer = torch.optim.Adam(self._denoiser.parameters())
         self.parameters = sum(p.numel() for p in self._denoiser.parameters())
 
     def physical_batch_size(self, loss: DenoisingLoss) -> int:
@@ -102,6 +100,8 @@ class _Stopwatch:
         at_once = min(share, self.physical_batch_size(loss))
         one_by_one = self._config.training.strategy == "one-backward-each"
         most = self._processes.object_from_first(min(at_once, _ONE_BY_ONE if one_by_one else max(1, fit)))
+        average = [p.detach().clone() for p in self._denoiser.parameters()]
+        optimizer = torch.optim.Adam(self._denoiser.parameters())
         plan = DPSGD(dataset_size=1, expected_batch_size=1, steps=1000, noise_multiplier=1.0, delta=1e-9)
         run = plan.start(None, strategy=self._config.training.clipping)
         images = torch.rand(most, *self._facts.shape, device=self.device) * 2 - 1
@@ -119,10 +119,10 @@ class _Stopwatch:
                     ),
                     physical_batch_size=most,
                 )
-            self._optimizer.step()
-            for slow, fast in zip(self._average, self._denoiser.parameters(), strict=True):
+            optimizer.step()
+            for slow, fast in zip(average, self._denoiser.parameters(), strict=True):
                 slow.lerp_(fast.detach(), 1e-3)
-            self._average[0].sum().item()  # waits for the device
+            average[0].sum().item()  # waits for the device
             return time.perf_counter() - begun
 
         def lasts(seconds: float) -> bool:

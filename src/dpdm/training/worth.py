@@ -41,5 +41,5 @@ def why_it_cannot_pay(config: Config, plan: Mechanism, parameters: int) -> str |
     return (
         f"this network will not pay: z√P/E = {ratio:.2g} is above {PAYS_UP_TO:g}, so noise hides what it could learn. "
         f"Take the prior alone ({alone}--set privacy.steps=0), fewer pixels (a smaller data.size), or about "
-        f"{math.ceil(ratio / PAYS_UP_TO)} times as many images"
+        f"{max(2, round(ratio / PAYS_UP_TO))} times as many images"
     )
