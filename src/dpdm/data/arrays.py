@@ -1,8 +1,11 @@
 """Images and labels as the arrays of one .npz file."""
 
+import contextlib
+import json
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,17 @@ from numpy.typing import NDArray
 from dpdm.data.dataset import ImageDataset, group_indices
 from dpdm.types import Images, InputError, Labels
 
+_ARRAYS = {"images", "labels", "num_classes", "class_names", "claim"}
+_LONGEST_CLAIM = 1000  # characters of it that are shown
+
 
 def load_npz(path: Path, *, num_classes: int | None = None, group: str | None = None) -> ImageDataset:
     """Return the data set in an .npz file of `images` and, optionally, `labels` and `num_classes`.
 
     Args:
         path: The file. `images` is `uint8` (number, height, width[, channel]), `labels` integers (number,),
-            `num_classes` one integer: a declaration by whoever wrote the file.
+            `num_classes` one integer and `class_names` words, one for each class: declarations by whoever wrote the
+            file. `claim` is for `read_claim`.
         num_classes: The caller's declaration, which goes before the file's. Labels need one of the two.
         group: The name of a further array, of integers or words (number,): which group each image belongs to.
 
@@ -35,19 +42,21 @@ def load_npz(path: Path, *, num_classes: int | None = None, group: str | None = 
     groups = None if group is None else arrays.pop(group, None)
     if group is not None and groups is None:
         raise InputError(f"{path} holds no array {group}, that would say which images form a group: correct data.group")
-    if "images" not in arrays or not arrays.keys() <= {"images", "labels", "num_classes"}:
+    if "images" not in arrays or not arrays.keys() <= _ARRAYS:
         hint = "" if group is not None or "groups" not in arrays else " (groups are for --set data.group=groups)"
         raise InputError(
-            f"{path} holds the arrays {', '.join(sorted(arrays))}: it must hold images, may hold labels "
-            f"and num_classes, and nothing else{hint}"
+            f"{path} holds the arrays {', '.join(sorted(arrays))}: it must hold images, may hold labels, "
+            f"num_classes, class_names and claim, and nothing else{hint}"
         )
     images = arrays["images"]
+    names = _words(arrays.get("class_names", np.array([], str)), path)
     if num_classes is None:
-        num_classes = _one_integer(arrays.get("num_classes", np.array(0)), path)
+        num_classes = _one_integer(arrays.get("num_classes", np.array(len(names))), path)
     return ImageDataset(
         images=images[..., np.newaxis] if images.ndim == 3 else images,
         labels=arrays.get("labels"),
         num_classes=num_classes,
+        class_names=names,
         groups=None if groups is None else group_indices(groups, f"{path}: {group}"),
         name=str(path),
     )
@@ -69,7 +78,25 @@ def load_npy(path: Path) -> ImageDataset:
     return ImageDataset(images=images[..., np.newaxis] if images.ndim == 3 else images, name=str(path))
 
 
-def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_classes: int = 0) -> None:
+def read_claim(path: Path) -> str | None:
+    """Return the statement of the claim that an .npz file makes for its images, or None: nothing has verified it."""
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile, zlib.error, LookupError, TypeError, RuntimeError):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            statement = json.loads(str(archive["claim"]))["statement"]
+        if isinstance(statement, str):
+            return "".join(c if c.isprintable() else "?" for c in statement[:_LONGEST_CLAIM])
+    return None
+
+
+def save_npz(
+    path: Path,
+    images: Images,
+    labels: Labels | None = None,
+    *,
+    num_classes: int = 0,
+    class_names: Sequence[str] = (),
+    claim: Mapping[str, object] | None = None,
+) -> None:
     """Write images and labels to an .npz file, wholly or not at all; a file of that name is replaced.
 
     Args:
@@ -77,14 +104,20 @@ def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_cl
         images: `uint8` (number, height, width, channel).
         labels: Integers (number,), or None.
         num_classes: How many classes there are, written beside the labels so that readers need not be told.
+        class_names: Their names, one each, written likewise; default: none are written.
+        claim: What is claimed of the images; its `statement` is the claim in one line. Written as JSON.
 
     Raises:
         InputError: If the arrays make no `ImageDataset`.
     """
-    dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, name=str(path))
+    names = tuple(class_names)
+    dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, class_names=names, name=str(path))
     arrays: dict[str, NDArray[Any]] = {"images": images}
     if dataset.labels is not None:
         arrays |= {"labels": dataset.labels, "num_classes": np.array(num_classes)}
+        arrays |= {"class_names": np.array(names)} if names else {}
+    if claim is not None:
+        arrays["claim"] = np.array(json.dumps(claim, ensure_ascii=False))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -95,6 +128,13 @@ def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_cl
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _words(array: NDArray[Any], path: Path) -> tuple[str, ...]:
+    """Return the names of classes that a file declares."""
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise InputError(f"{path}: class_names is {array.dtype} of shape {array.shape}: store a row of words")
+    return tuple(map(str, array))
 
 
 def _one_integer(array: NDArray[Any], path: Path) -> int:

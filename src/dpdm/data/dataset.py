@@ -28,7 +28,7 @@ class ImageDataset:
     """Images, their labels, and what was declared about them.
 
     Args:
-        images: `uint8` (number, height, width, channel), 1 (grey), 3 (RGB) or 4 (RGBA) channels, sides >= 8.
+        images: `uint8` (number, height, width[, channel]), 1 (grey), 3 (RGB) or 4 (RGBA) channels, sides >= 8.
         labels: Integers (number,), 0 <= label < num_classes, kept as `int64`; None for unlabelled images.
         num_classes: How many classes are declared; 0 exactly when there are no labels.
         class_names: One name for each class; "0", "1", ... when undeclared.
@@ -64,6 +64,8 @@ class ImageDataset:
     location: str = ""
 
     def __post_init__(self) -> None:
+        if self.images.ndim == 3:
+            object.__setattr__(self, "images", self.images[..., np.newaxis])
         self._check_images()
         if self.labels is not None:
             self._check_labels(self.labels)
