@@ -133,7 +133,7 @@ def features_of(
 
     `fewest` is the number of synthetic images, of the smallest source.
     """
-    from dpdm.evaluation import ClassifierFeatures, features_by_name, require_comparable
+    from dpdm.evaluation import ClassifierFeatures, features_by_name, image_features, require_comparable
 
     if named is None:
         return None
@@ -158,7 +158,9 @@ def judging(features: "Features | None", quick: bool, seed: int, processes: "Pro
         QUICK,
         ClassifierFeatures,
         UtilityProtocol,
+        compare_features,
         draw_equally,
+        image_features,
         inception_score,
     )
 

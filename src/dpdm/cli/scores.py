@@ -98,9 +98,8 @@ def evaluate(
         remark = f"   (trained on {baseline}: {100 * report['baseline'][key]['accuracy']:.1f} %)" if baseline else ""
         score = report[key]
         interval = f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
-        say(
-            f"{key:7} {100 * score['accuracy']:.1f} % {interval}, balanced {_percent(score['balanced_accuracy'])}{remark}"
-        )
+        balanced = _percent(score["balanced_accuracy"])
+        say(f"{key:7} {_percent(score['accuracy'])} {interval}, balanced {balanced}{remark}")
     if dp_sgd is not None:
         found = report["dp_sgd"]
         balanced = _percent(found["balanced_accuracy"])

@@ -14,7 +14,7 @@ import torch
 
 from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
-from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
+from dpdm.diffusion import GaussianMixture, MatchedPreconditioning, MomentMatched, PreconditionedDenoiser
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
 from dpdm.networks import Network, Own, OwnNetwork, Zero, build_network
 from dpdm.privacy.processes import Processes
@@ -228,6 +228,14 @@ class Release:
         trained = self.facts.num_classes and self.settings["loss"]["label_dropout"] > 0
         return self.facts.num_classes if trained else None
 
+    @property
+    def class_shares(self) -> tuple[float, ...] | None:
+        """How frequent each class is among the training images, as the prior has released it; None without a prior."""
+        preconditioning = self.denoiser.preconditioning
+        if not isinstance(preconditioning, MatchedPreconditioning) or not self.facts.num_classes:
+            return None
+        return tuple(preconditioning.prior.class_shares.tolist())
+
     def sample(
         self,
         count: int,
@@ -240,8 +248,8 @@ class Release:
 
         Args:
             count: How many.
-            sampler: How; the release's own unless told.
-            labels: Their classes; each class equally often, in turn, unless told.
+            sampler: How (default: the release's own).
+            labels: Their classes (default: each class equally often, in turn). `choose_labels` makes others.
             seed: Makes the images repeatable.
 
         Returns:
