@@ -17,6 +17,7 @@ from small_run import SMALL
 from dpdm import evaluation
 from dpdm.config import Data
 from dpdm.data import save_npz
+from dpdm.ledger import Ledger, Records
 from dpdm.training import Release, private_folder
 
 
@@ -303,8 +304,8 @@ def test_a_plan_that_crashes_spent_is_no_release(dpdm, trained, photos):
 
 WRONG = {
     "missing path": (["train", "nowhere/"], "nowhere/"),
-    "empty folder": (["train", "empty"], "empty"),
-    "no image": (["train", "junk", "--set=data.size=8"], "a.txt"),
+    "empty folder": (["train", "empty", "--epsilon", "1"], "empty"),
+    "no image": (["train", "junk", "--set=data.size=8", "--epsilon", "1"], "a.txt"),
     "epsilon zero": (["train", "digits", "--epsilon", "0"], "epsilon must be"),
     "epsilon negative": (["train", "digits", "--epsilon", "-1"], "epsilon must be"),
     "epsilon unreachable": (
@@ -331,8 +332,13 @@ WRONG = {
     "fit without size": (["plan", "labelled.npz", "--set", "data.fit=pad"], "set data.size too"),
     "size zero": (["plan", "digits", "--dataset-size", "0"], "dataset_size must be"),
     "no run": (["sample", "nowhere", "-n", "4", "-o", "x.npz"], "nowhere holds no run"),
-    "no labels declared": (["train", "labelled.npz"], "num_classes"),
-    "labels outside": (["train", "labelled.npz", "--set", "data.num_classes=2"], "label 2 occurs"),
+    "no labels declared": (["train", "labelled.npz", "--epsilon", "1"], "num_classes"),
+    "labels outside": (
+        ["train", "labelled.npz", "--epsilon", "1", "--set", "data.num_classes=2"],
+        "label 2 occurs",
+    ),
+    "no epsilon": (["train", "labelled.npz"], "such as --epsilon 1"),
+    "no epsilon in a file": (["plan", "c.toml"], "only built-in presets have a default"),
     "no reference": (["evaluate", "labelled.npz", "--num-classes", "4", "--reference", "nowhere"], "nowhere"),
 }
 
@@ -344,6 +350,7 @@ def test_wrong_use_is_one_plain_line_exit_code_2_and_nothing_written(dpdm, tmp_p
     (tmp_path / "junk" / "a.txt").write_text("no image")
     images = np.zeros((20, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(20) % 4)
+    (tmp_path / "c.toml").write_text('data.source = "digits"')
     before = files(tmp_path)
     arguments, says = WRONG[case]
     code, out, err = dpdm(*arguments)
@@ -369,9 +376,51 @@ def test_a_damaged_release_is_refused_in_one_line(dpdm, trained, damage):
     assert (code, err.count("\n")) == (2, 1), err
 
 
-def test_help_imports_no_torch():
-    check = "import sys, dpdm, dpdm.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+LIGHT = """
+import sys
+from dpdm import cli
+codes = {}
+for line in %r:
+    sys.argv = ["dpdm", *line]
+    try:
+        cli.main()
+    except SystemExit as end:
+        codes[" ".join(line)] = end.code or 0
+    heavy = {"torch", "scipy", "dp_accounting", "sklearn", "jaxtyping"} & sys.modules.keys()
+    assert not heavy, (line, heavy)
+assert codes == %r, codes
+"""
+
+
+def test_what_computes_nothing_imports_no_torch(tmp_path):
+    """Bare dpdm, versions, help of each verb, misspelt paths and the ledger of a data set without runs."""
+    book = str(tmp_path / "book.sqlite")
+    Ledger(book).register(
+        Records("photos", np.zeros((4, 8, 8, 1), np.uint8)), epsilon=3.0, delta=1e-5, relation="add_or_remove_one"
+    )
+    verbs = ["plan", "prepare", "train", "tune", "sample", "export", "evaluate", "compare", "verify", "audit", "report"]
+    right = [[], ["--version"], ["ledger", "--ledger", book], ["ledger", "show", "photos", "--ledger", book]]
+    right += [[verb, "--help"] for verb in [*verbs, "ledger"]]
+    wrong = [
+        *([verb, "nowhere", "--epsilon", "1"] for verb in ("plan", "train")),
+        ["prepare", "nowhere", "-o", "out"],
+        ["tune", "nowhere", "--run", "r", "--try", "training.seed=1,2", "--score-noise", "50"],
+        ["sample", "nowhere", "-n", "3", "-o", "x.npz"],
+        ["export", "nowhere", "-o", "out"],
+        ["evaluate", "nowhere", "--reference", "digits:test"],
+        ["evaluate", "digits", "--reference", "nowhere"],
+        ["compare", "digits", "nowhere", "--reference", "digits:test"],
+        *([verb, "nowhere"] for verb in ("verify", "audit", "report")),
+        ["ledger", "show", "photo", "--ledger", book],
+        ["ledger", "settle", "nowhere", "--ledger", book],
+        ["ledger", "register", "nowhere", "--epsilon", "1", "--ledger", book],
+    ]
+    codes = {" ".join(line): 0 for line in right} | {" ".join(line): 2 for line in wrong}
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT % ([*right, *wrong], codes)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout.split("dpdm 0.")[0]
 
 
 def test_a_non_private_run_says_so_everywhere(dpdm, photos, tmp_path):
@@ -535,7 +584,7 @@ def test_a_run_is_no_image(dpdm, trained):
 
 def test_the_same_images_on_both_sides_are_refused(dpdm, trained, tmp_path):
     rng = np.random.default_rng(0)
-    save_npz(tmp_path / "a.npz", rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 2, num_classes=2)
+    save_npz(tmp_path / "a.npz", rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 3, num_classes=3)
     code, _, err = dpdm("evaluate", "a.npz", "--reference", "a.npz", "--quick")
     assert (code, err.count("\n")) == (2, 1)
     assert "the same images are on both sides" in err

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpdm.cli.options import fail
-from dpdm.terminal import show_progress, show_stages, tell
+from dpdm.terminal import show_progress, show_stages
 
 if TYPE_CHECKING:
     from dpdm.data import Channels, Fit, ImageDataset
@@ -62,13 +62,17 @@ class Real:
         )
 
 
-def named_alike(made: "ImageDataset", test: "ImageDataset", name: str, reference: str) -> "ImageDataset":
-    """Return images whose labels are the places that their classes have among those of the test images."""
+def named_alike(
+    made: "ImageDataset", test: "ImageDataset", name: str, reference: str, remarks: list[str]
+) -> "ImageDataset":
+    """Return images whose labels are the places that their classes have among those of the test images.
+
+    What people should know of it is added to `remarks`.
+    """
     from dpdm.evaluation import places_by_name
 
     places, remark = places_by_name(made.class_names, test.class_names, name, reference)
-    if remark is not None:
-        tell(remark)
+    remarks += [] if remark is None else [remark]
     assert made.labels is not None
     return replace(made, labels=places[made.labels], class_names=test.class_names)
 

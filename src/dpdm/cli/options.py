@@ -50,14 +50,13 @@ def load_settings(
     claims: bool = True,
 ) -> "Config":
     """Return the settings that a target and options make; `claims` is whether a run is planned, which needs an ε."""
-    from dpdm.config.target import read_target
     from dpdm.types import require_positive
 
     if minutes is not None:
         require_positive(minutes=minutes)
         if any(text.startswith("loss.noise_multiplicity=") for text in overrides or []):
             fail("--minutes chooses loss.noise_multiplicity: leave out one of the two")
-    read_target(target)  # a misspelt one is told before the heavy imports
+    require_target(target)
     from dpdm.config import Privacy, load_config, require_epsilon
 
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size}
@@ -66,6 +65,13 @@ def load_settings(
     if claims and isinstance(config.privacy, Privacy):
         require_epsilon(config.privacy)
     return config
+
+
+def require_target(target: str) -> None:
+    """Raise InputError unless there is such a preset, file or path, before the heavy imports."""
+    from dpdm.config.target import read_target
+
+    read_target(target)
 
 
 def require_found(*sources: str | None) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from dpdm.cli.judging import Real, by_dp_sgd, draw, features_of, is_run, judging, made_up, named_alike, require_fit
 from dpdm.cli.options import AsJson, fail, print_json, require_found, require_run, say
+from dpdm.terminal import tell
 
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
@@ -70,14 +71,17 @@ def evaluate(
     made = open_dataset(synthetic, num_classes=num_classes)
     claim = _claim_of(made)
     test = Real(reference, fit, group).like(made, synthetic)
-    made = named_alike(made, test, synthetic, reference)
+    remarks = list[str]()
+    made = named_alike(made, test, synthetic, reference, remarks)
     beside = None if baseline is None else Real(baseline, fit, group).like(made, synthetic)
     if beside is not None:
-        beside = named_alike(beside, test, str(baseline), reference)
+        beside = named_alike(beside, test, str(baseline), reference, remarks)
     at_most = None if beside is None else len(beside)
     for data in [made] if beside is None else [made, beside]:
         require_fit(data, test, seed)
     chosen = features_of(features, beside, [test], len(made) if at_most is None else min(len(made), at_most))
+    for remark in remarks:
+        tell(remark)
     # Names, not paths: a report shows them.
     report: dict[str, Any] = {"reference": test.name, "quick": quick, "claim": claim}
     with joined_processes() as processes:
@@ -141,33 +145,27 @@ def compare(
     require_positive(count=count)
     opened = [_open(source, num_classes) for source in sources]
     claims = [it.statement if isinstance(it, Release) else _claim_of(it) for it in opened]
-    real, tests = Real(reference, fit, group), []
+    real, tests, remarks = Real(reference, fit, group), [], list[str]()
     for place, (source, it) in enumerate(zip(sources, opened, strict=True)):
         tests.append(test := real.like(it.facts if isinstance(it, Release) else it, source))
-        if isinstance(it, Release):
-            require_fit(
-                named_alike(made_up(it.facts, count, source), test, source, reference), test, seed, stand_in=True
-            )
-        else:
-            opened[place] = made = named_alike(it, test, source, reference)
-            require_fit(made, test, seed)
+        made = made_up(it.facts, count, source) if isinstance(it, Release) else it
+        made = named_alike(made, test, source, reference, remarks)
+        require_fit(made, test, seed, stand_in=isinstance(it, Release))
+        opened[place] = it if isinstance(it, Release) else made
     for run in runs:
         verify_release(run)  # raises, too, if it claims nothing
     fewest = min(count if isinstance(it, Release) else len(it) for it in opened)
     chosen = features_of(features, None, tests, fewest)
+    for remark in dict.fromkeys(remarks):
+        tell(remark)
     rows = []
     with joined_processes() as processes:
         judge = judging(chosen, quick, seed, processes, fewest)
         for source, it, test, claim in zip(sources, opened, tests, claims, strict=True):
             made = draw(it, source, count, seed, processes, test) if isinstance(it, Release) else it
             require_fit(made, test, seed)
-            about: dict[str, Any] = {
-                "source": source,
-                "claim": claim,
-                "verified": isinstance(it, Release),
-                "images": len(made),
-            }
-            rows.append(about | judge(made, test, source))
+            about: dict[str, Any] = {"source": source, "claim": claim, "verified": source in runs}
+            rows.append(about | {"images": len(made)} | judge(made, test, source))
     if not processes.first:
         return None
     if as_json:

@@ -18,6 +18,7 @@ from dpdm.cli.options import (
     load_settings,
     print_json,
     require_found,
+    require_target,
     say,
 )
 from dpdm.cli.training import train_with_progress
@@ -54,6 +55,7 @@ def tune(
         fail("dpdm tune is one process: start it without torchrun")
     if (reference is None) == (score_noise is None):
         fail("choose how runs are compared: --reference with public images, or --score-noise 50 for the private ones")
+    require_target(target)
     require_found(reference)
     from dpdm.data import open_dataset
     from dpdm.ledger import Ledger
