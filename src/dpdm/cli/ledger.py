@@ -86,8 +86,8 @@ def register(
     """Give a data set its total (ε, δ) before the first run on it."""
     if epsilon is None:
         fail("give the total: --epsilon 3")
-    book = _open(place, must_exist=False)
     records, plan = _records(target, epsilon, dataset_size, set)
+    book = _open(place, must_exist=False)
     if records.public:
         fail(f"{records.dataset} is public: nothing limits its runs")
     book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.one_unit)
@@ -253,10 +253,10 @@ def _records(
     target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None
 ) -> tuple["Records", "DPSGD"]:
     """Return the records that settings speak of, and their plan."""
+    config = load_settings(target, epsilon, dataset_size, overrides)
     from dpdm.ledger import Records
     from dpdm.privacy import DPSGD
 
-    config = load_settings(target, epsilon, dataset_size, overrides)
     data = config.data.open()
     plan = config.plan(lambda: data.num_units)
     if not isinstance(plan, DPSGD):

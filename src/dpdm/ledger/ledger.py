@@ -37,6 +37,7 @@ from dpdm.ledger.records import (
     Records,
     account_of,
     fingerprint,
+    has_others,
     naming_first,
     newly_seen,
     require_own_name,
@@ -131,6 +132,8 @@ class Ledger:
     ) -> None:
         """Give a data set its total (ε, δ), before anything is spent on it.
 
+        One that is registered for claims of another kind is registered anew, if nothing is spent or reserved.
+
         Raises:
             InputError: It is registered already, or its records are, under another name.
         """
@@ -140,7 +143,13 @@ class Ledger:
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
             with naming_first(accounts.get(records.dataset), seen):
-                if records.dataset in accounts:
+                known = accounts.get(records.dataset)
+                if known is not None and not (
+                    known.untouched
+                    and known.epsilon is not None
+                    and (known.relation, known.unit) != (relation, unit)
+                    and not has_others(known, seen)
+                ):
                     raise InputError(
                         f"{records.dataset} is registered already: change its total by "
                         f"dpdm ledger total {records.dataset!r} --epsilon ..."
@@ -166,7 +175,7 @@ class Ledger:
     def allow_other_groups(self, dataset: str) -> None:
         """Let the records of a data set be in other groups than before, say because names were corrected.
 
-        Claims about two kinds of groups, persons and visits, do not add up: its owner has to know that it is not that.
+        Only the owner can know that the new groups still mean the same thing (persons, not visits).
         """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
