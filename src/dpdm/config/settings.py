@@ -53,7 +53,8 @@ class Data:
     """`[data]`: which images, and the facts declared about them.
 
     `group` is what names the group of each image (see `open_dataset`); a group is then the unit of the claim.
-    `name` is what messages, the release and the ledger call them; that of the source unless told.
+    `name` is what messages, the release and the ledger call them (default: that of the source). `public` declares that
+    the images are published already: a ledger limits nothing, and their labels tell how many classes there are.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Data:
     num_classes: int | None = None
     group: str | None = None
     name: str | None = None
+    public: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 0:
@@ -84,12 +86,15 @@ class Data:
             channels=self.channels,
             num_classes=self.num_classes,
             group=self.group,
+            public=self.public,
         )
         return self.named(opened)
 
     def named(self, opened: ImageDataset) -> ImageDataset:
-        """Return the images under the name that is declared for them."""
-        return opened if self.name is None else dataclasses.replace(opened, name=self.name, public=False)
+        """Return the images under the name that is declared for them, and as public as they are declared."""
+        if self.name is None:
+            return dataclasses.replace(opened, public=opened.public or self.public)
+        return dataclasses.replace(opened, name=self.name, public=self.public)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -242,10 +242,14 @@ def require_no_groups(group: str | None, where: str) -> None:
         raise InputError(f"{where} does not say which images form a group: leave data.group out")
 
 
+class UndeclaredError(InputError):
+    """Nobody declared how many classes there are, and private labels must not tell."""
+
+
 def require_declared(num_classes: int, where: str) -> None:
-    """Raise InputError if nobody declared how many classes there are."""
+    """Raise UndeclaredError if nobody declared how many classes there are."""
     if num_classes < 1:
-        raise InputError(
+        raise UndeclaredError(
             f"{where}: private labels must not tell how many classes there are: "
             "declare it, say by --set data.num_classes=10 (dpdm evaluate: --num-classes 10) if there are ten"
         )

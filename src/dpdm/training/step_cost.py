@@ -236,8 +236,9 @@ def fit_to_time(
 
     On several processes all must call it together, and get the same.
 
-    Time goes first to noise multiplicity K, a power of two up to 32, at the steps and the batch of `config`. Where even
-    K = 1 takes too long, or K = 32 leaves time, steps and batch shrink or grow by the same factor.
+    Time goes first to noise multiplicity K, a power of two up to 32 or to what there is time to measure, at the steps
+    and the batch of `config`. Where even K = 1 takes too long, or K = 32 leaves time, steps and batch shrink or grow by
+    the same factor.
 
     Args:
         config: The settings to start from.
@@ -268,6 +269,10 @@ def fit_to_time(
         """Return a part of the seconds that are left for measuring."""
         return part * (until - time.perf_counter())
 
+    def in_time() -> bool:
+        """Whether there is time for another measurement: for all processes when there is for the first."""
+        return Processes.joined().object_from_first(time.perf_counter() < until)
+
     def cost(copies: int) -> tuple[float, float]:
         """Return the seconds of an example, and of a step beside them, with so many noisy copies."""
         nonlocal tried
@@ -282,7 +287,7 @@ def fit_to_time(
     tried += 1
     on_progress(tried, most)
     copies, (each, beside) = 1, cost(1)
-    while steps * (batch * each + beside) <= seconds and copies < _MANY_COPIES:
+    while steps * (batch * each + beside) <= seconds and copies < _MANY_COPIES and in_time():
         more = cost(2 * copies)
         if steps * (batch * more[0] + more[1]) > seconds:
             break
@@ -290,7 +295,7 @@ def fit_to_time(
     on_progress(most, most)
     if steps * (batch * each + beside) > seconds or copies == _MANY_COPIES:
         factor = _factor(steps * batch * each, steps * beside, seconds)
-        steps, batch = int(steps * factor), min(mechanism.dataset_size, int(batch * factor))
+        steps, batch = int(steps * factor + 1e-9), min(mechanism.dataset_size, int(batch * factor + 1e-9))
     if not steps or not batch:
         raise InputError(f"{minutes:g} minutes are too short for a single step here: give more, or a smaller network")
     fitted = dataclasses.replace(

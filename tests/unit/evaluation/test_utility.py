@@ -5,14 +5,17 @@ import pytest
 import torch
 from torch import nn
 
+from dpdm.data import ImageDataset
 from dpdm.evaluation import (
     CLASSIFIERS,
     CNN,
     MLP,
     QUICK,
     LogReg,
+    Pixels,
     UtilityProtocol,
     evaluate_utility,
+    image_features,
     train_classifier,
 )
 from dpdm.types import InputError, images_to_tensor

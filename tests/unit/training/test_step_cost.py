@@ -4,7 +4,6 @@ import ctypes
 import dataclasses
 import math
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -50,13 +49,13 @@ def test_time_goes_to_noise_multiplicity_first(fit):
 def test_a_slow_machine_takes_fewer_steps_of_smaller_batches(fit):
     steps, batch, copies, seconds = fit(1, each=51 / (600 * 256) * 16)
     assert (steps, batch, copies) == (150, 64, 1)
-    assert seconds <= 51
+    assert seconds <= 51 + 1e-6
 
 
 def test_a_fast_machine_takes_more_steps_of_larger_batches_never_beyond_the_records(fit):
-    steps, batch, copies, seconds = fit(1, each=51 / (600 * 256 * 32) / 4.01)
+    steps, batch, copies, seconds = fit(1, each=51 / (600 * 256 * 32) / 4)
     assert (steps, batch, copies) == (1200, 512, 32)
-    assert seconds <= 51
+    assert seconds <= 51 + 1e-6
     assert fit(1000, each=1e-6)[1] == 1438
 
 
@@ -71,17 +70,15 @@ def test_what_is_measured_is_what_a_step_takes():
     """Measured for real: as many seconds as asked for, give or take what else the machine does."""
     config = load_config("digits", overrides=["training.precision=float32"])
     facts = ImageFacts((1, 8, 8), tuple("0123456789"))
-    shown, started = [], time.perf_counter()
+    shown = []
     fitted, told, sampling = fit_to_time(
         config, facts, config.plan(lambda: 0), minutes=1, on_progress=lambda *done: shown.append(done)
     )
-    took = time.perf_counter() - started
     mechanism = fitted.plan(lambda: 0)
     assert told.seconds_per_step * mechanism.steps <= 51
     cost = step_cost.measure_step(fitted, facts, mechanism)
     assert 10 < cost.seconds_per_step * mechanism.steps < 240
     assert 0 < sampling < 600
-    assert took < 6 + 3, "a tenth of the minute, and what a busy machine adds"
     assert shown[-1][0] == shown[-1][1]
     assert [done for done, _ in shown] == sorted(done for done, _ in shown)
 
@@ -91,7 +88,27 @@ def test_what_is_planned_fits_where_most_of_a_step_is_not_its_examples(fit, besi
     """Noise and optimizer of a large network: fewer examples hardly shorten a step."""
     steps, batch, _, seconds = fit(1, each=1e-4, beside=beside)
     assert seconds <= 51
-    assert steps and batch
+    assert min(steps, batch) > 0
+
+
+def test_all_measuring_takes_a_tenth_of_the_time(monkeypatch):
+    """Each measurement uses up what it is given, by a clock that stands still in between."""
+    now, given = [0.0], []
+    monkeypatch.setattr(step_cost.time, "perf_counter", lambda: now[0])
+
+    def use_up(self, *arguments, within):
+        given.append(within)
+        now[0] += within
+        return (1e-9, 0.0) if arguments else 5.0
+
+    monkeypatch.setattr(step_cost._Stopwatch, "seconds", use_up)
+    monkeypatch.setattr(step_cost._Stopwatch, "sampling_seconds", use_up)
+    config = load_config("digits")
+    facts = ImageFacts((1, 8, 8), tuple("0123456789"))
+    assert fit_to_time(config, facts, config.plan(lambda: 0), minutes=2).sampling_seconds == 5.0
+    assert len(given) == 7
+    assert min(given) > 0
+    assert sum(given) <= 12
 
 
 def test_a_measurement_stops_when_its_time_is_over():
