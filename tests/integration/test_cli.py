@@ -115,7 +115,7 @@ def test_evaluate_prints_the_stable_keys(dpdm, tmp_path):
         assert report[key]["low"] <= report[key]["accuracy"] <= report[key]["high"]
         assert len(report[key]["recalls"]) == 10
         assert report[key]["balanced_accuracy"] == pytest.approx(sum(report[key]["recalls"]) / 10)
-        assert 0.1 <= report[key]["largest_class"] < 0.12
+        assert 0.1 <= report[key]["largest_class"] < 0.15  # the first 288 digits are none too even
     assert report["covered_by_epsilon"] is False
     assert report["claim"] is None
 
