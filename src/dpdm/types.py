@@ -1,21 +1,24 @@
 """The words every part of the package shares: errors, secrets, and the two forms an image takes.
 
 This module imports nothing of the package. Images are `uint8 NHWC` wherever people keep them (files, arrays) and
-`float32 NCHW in [-1, 1]` wherever a network sees them; the two functions at the end are the only crossing.
+`float32 NCHW in [-1, 1]` wherever a network sees them; the two functions at the end are the only crossing. They
+import torch when they are called: an error needs none.
 """
 
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -57,10 +60,18 @@ def refusing(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError, torch.OutOfMemoryError):
+    except (InputError, MemoryError):
+        raise
+    except _lack_of_memory():
         raise
     except Exception as error:
         raise kind(f"{what}: {one_line(error)}") from error
+
+
+def _lack_of_memory() -> tuple[type[Exception], ...]:
+    """Return torch's own error for it; nothing raises it before torch is imported."""
+    loaded: Any = sys.modules.get("torch")
+    return () if loaded is None else (loaded.OutOfMemoryError,)
 
 
 class Sensitive(Generic[T]):
@@ -99,7 +110,7 @@ class Denoiser(Protocol):
     denoised image, of the shape of `x`.
     """
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x: "Tensor", sigma: "Tensor", labels: "Tensor") -> "Tensor":
         """Return the denoised images."""
         ...
 
@@ -170,13 +181,17 @@ def require_names_of_classes(names: Sequence[str], what: str) -> None:
         raise InputError(f"{what} is called {twice!r}, and so is another: give each class a name of its own")
 
 
-def images_to_tensor(images: Images) -> Float[Tensor, "batch channel height width"]:
+def images_to_tensor(images: Images) -> "Float[Tensor, 'batch channel height width']":
     """Turn `uint8 NHWC` into `float32 NCHW in [-1, 1]`."""
+    import torch
+
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
 
 
-def tensor_to_images(x: Float[Tensor, "batch channel height width"]) -> Images:
+def tensor_to_images(x: "Float[Tensor, 'batch channel height width']") -> Images:
     """Turn `float NCHW` into `uint8 NHWC`: clamped to [-1, 1], rounded to the nearest level."""
+    import torch
+
     levels = x.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
     array: Images = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return array

@@ -5,26 +5,36 @@ A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTER
 """
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import dpdm
 from dpdm.cli.claims import audit, report, verify
 from dpdm.cli.images import export, sample
 from dpdm.cli.ledger import ledger
+from dpdm.cli.planning import plan
 from dpdm.cli.scores import compare, evaluate
-from dpdm.cli.training import plan, prepare, train
+from dpdm.cli.training import prepare, train
 from dpdm.cli.tuning import tune
 
-app = typer.Typer(
-    help="Turn a private image data set into a generator whose images anyone may see, at a stated (ε, δ).",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for verb in (plan, prepare, train, tune, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
 app.add_typer(ledger, name="ledger")
+
+
+@app.callback(invoke_without_command=True)
+def _without_a_verb(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Turn a private image data set into a generator whose images anyone may see, at a stated (ε, δ)."""
+    if version:
+        print(f"dpdm {dpdm.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 _MOST_SAID = 2000  # characters of an error

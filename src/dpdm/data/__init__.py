@@ -5,7 +5,7 @@ derived from the records: classes are declared, and so is an image's shape, or a
 """
 
 from dpdm.data.archive import load_archive
-from dpdm.data.arrays import load_npz, save_npz
+from dpdm.data.arrays import load_npz, read_claim, save_npz
 from dpdm.data.cifar import load_cifar_directory
 from dpdm.data.dataset import ImageDataset, Split, group_indices
 from dpdm.data.digits import load_digits
@@ -41,6 +41,7 @@ __all__ = [
     "open_dataset",
     "pixel_digests",
     "prepare",
+    "read_claim",
     "read_idx",
     "read_location",
     "require_outside",

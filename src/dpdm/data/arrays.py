@@ -1,10 +1,12 @@
 """Images and labels as the arrays of one .npz file."""
 
+import contextlib
+import json
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ _OF_PART = re.compile("(.+)_(images|labels)|([xy])_(.+)", re.IGNORECASE)  # as M
 _ROLES: Final = {"x": "images", "y": "labels"}
 _DECLARED: Final = ("num_classes", "class_names", "claim")
 _TOO_LONG: Final = 8  # times the other side: no image is so long, but an array whose last axis is the number of images
+_LONGEST_CLAIM = 1000  # characters of it that are shown
 
 
 def load_npz(
@@ -39,7 +42,8 @@ def load_npz(
 
     Args:
         path: The file. `images` is `uint8` (number, height, width[, channel]), `labels` integers or words (number,),
-            `num_classes` one integer and `class_names` words (num_classes,): declarations by whoever wrote the file.
+            `num_classes` one integer and `class_names` words (num_classes,): declarations by whoever wrote the
+            file. `claim` is for `read_claim`.
             Instead of `images` and `labels` it may have those of its parts: `train_images`, `train_labels`,
             `val_images` and so on, or `x_train`, `y_train` and so on.
         split: Which part; a file without parts is its own train part.
@@ -158,7 +162,25 @@ def load_npy(path: Path) -> ImageDataset:
     return ImageDataset(images=_in_four_axes(images, path), name=str(path))
 
 
-def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_classes: int = 0) -> None:
+def read_claim(path: Path) -> str | None:
+    """Return the statement of the claim that an .npz file makes for its images, or None: nothing has verified it."""
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile, zlib.error, LookupError, TypeError, RuntimeError):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            statement = json.loads(str(archive["claim"]))["statement"]
+        if isinstance(statement, str):
+            return "".join(c if c.isprintable() else "?" for c in statement[:_LONGEST_CLAIM])
+    return None
+
+
+def save_npz(
+    path: Path,
+    images: Images,
+    labels: Labels | None = None,
+    *,
+    num_classes: int = 0,
+    class_names: Sequence[str] = (),
+    claim: Mapping[str, object] | None = None,
+) -> None:
     """Write images and labels to an .npz file, wholly or not at all; a file of that name is replaced.
 
     Args:
@@ -166,14 +188,20 @@ def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_cl
         images: `uint8` (number, height, width, channel).
         labels: Integers (number,), or None.
         num_classes: How many classes there are, written beside the labels so that readers need not be told.
+        class_names: Their names, one each, written likewise; default: none are written.
+        claim: What is claimed of the images; its `statement` is the claim in one line. Written as JSON.
 
     Raises:
         InputError: If the arrays make no `ImageDataset`.
     """
-    dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, name=str(path))
+    names = tuple(class_names)
+    dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, class_names=names, name=str(path))
     arrays: dict[str, NDArray[Any]] = {"images": images}
     if dataset.labels is not None:
         arrays |= {"labels": dataset.labels, "num_classes": np.array(num_classes)}
+        arrays |= {"class_names": np.array(names)} if names else {}
+    if claim is not None:
+        arrays["claim"] = np.array(json.dumps(claim, ensure_ascii=False))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -28,7 +28,7 @@ class ImageDataset:
     """Images, their labels, and what was declared about them.
 
     Args:
-        images: `uint8` (number, height, width, channel), 1 (grey), 3 (RGB) or 4 (RGBA) channels, sides >= 8.
+        images: `uint8` (number, height, width[, channel]), 1 (grey), 3 (RGB) or 4 (RGBA) channels, sides >= 8.
         labels: Integers (number,) or (number, 1), 0 <= label < num_classes, kept as `int64` (number,); None for
             unlabelled images.
         num_classes: How many classes are declared; 0 exactly when there are no labels.
@@ -65,6 +65,8 @@ class ImageDataset:
     location: str = ""
 
     def __post_init__(self) -> None:
+        if self.images.ndim == 3:
+            object.__setattr__(self, "images", self.images[..., np.newaxis])
         self._check_images()
         labels = self.labels
         if labels is not None:
@@ -249,10 +251,14 @@ def require_no_groups(group: str | None, where: str) -> None:
         raise InputError(f"{where} does not say which images form a group: leave data.group out")
 
 
+class UndeclaredError(InputError):
+    """Nobody declared how many classes there are, and private labels must not tell."""
+
+
 def require_declared(num_classes: int, where: str) -> None:
-    """Raise InputError if nobody declared how many classes there are."""
+    """Raise UndeclaredError if nobody declared how many classes there are."""
     if num_classes < 1:
-        raise InputError(
+        raise UndeclaredError(
             f"{where}: private labels must not tell how many classes there are: "
             "declare it, say by --set data.num_classes=10 (dpdm evaluate: --num-classes 10) if there are ten"
         )

@@ -5,10 +5,16 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple, cast, get_args
+from typing import Any, Final, NamedTuple, cast, get_args
 
 from dpdm.data.cifar import load_cifar_directory
-from dpdm.data.dataset import ImageDataset, Split, require_no_groups, require_same_num_classes
+from dpdm.data.dataset import (
+    ImageDataset,
+    Split,
+    UndeclaredError,
+    require_no_groups,
+    require_same_num_classes,
+)
 from dpdm.data.digits import load_digits
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.identity import array_digests
@@ -16,7 +22,7 @@ from dpdm.data.idx import load_idx_directory
 from dpdm.data.image_files import Reader, ReadImages
 from dpdm.data.layout import PARTS, plain_name
 from dpdm.data.sources import Asked, open_path
-from dpdm.types import InputError
+from dpdm.types import MOST_CLASSES, InputError
 
 _SYSTEM_FOLDER: Final = Path("/usr/share/datasets")  # where Debian's data set packages put their files
 _GROUPED: Final = ", in groups by "
@@ -32,6 +38,7 @@ def open_dataset(
     num_classes: int | None = None,
     group: str | None = None,
     read: ReadImages | None = None,
+    public: bool = False,
 ) -> ImageDataset:
     """Return the images, labels and declared facts of a source.
 
@@ -52,11 +59,15 @@ def open_dataset(
         group: What names the group of each image, if the unit of privacy is all images of one person, say, and not each
             image: "folder", the folders that images lie in, inside of class folders; the heading of a further column of
             a `labels.csv`; a column of a table; an array in an .npz file; "groups" for a folder prepared with groups.
-        read: Reads the images of sources that consist of image files; into memory, unless told.
+        read: Reads the images of sources that consist of image files (default: into memory).
+        public: Whether whoever calls this declares that the images are published already. What has to be declared of
+            private ones is then read off their labels.
 
     Raises:
         InputError: If the source cannot be opened so.
     """
+    if public:
+        return _open_public(source, size=size, fit=fit, channels=channels, num_classes=num_classes, group=group)
     if group == "":
         raise InputError("data.group is empty: name what tells which images form a group, or leave it out")
     framing = Framing(size=size, fit=fit, channels=channels)
@@ -89,6 +100,17 @@ def open_dataset(
         name=name,
         location=opened if size is None else f"{opened}, {fit} to {size}",
     )
+
+
+def _open_public(source: str | Path, *, num_classes: int | None, **how: Any) -> ImageDataset:  # noqa: ANN401
+    """Return images that are public, with as many classes as their labels tell where nobody has declared them."""
+    try:
+        opened = open_dataset(source, num_classes=num_classes, **how)
+    except UndeclaredError:
+        opened = open_dataset(source, num_classes=MOST_CLASSES, **how)
+        assert opened.labels is not None
+        opened = replace(opened, num_classes=int(opened.labels.max()) + 1, class_names=())
+    return replace(opened, public=True)
 
 
 def require_outside(output: Path, source: str | Path) -> None:

@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from dpdm.privacy import Relation
-from dpdm.privacy.accounting import Event, decode_event, encode_event
+from dpdm.privacy.accounting import Event, Relation, decode_event, encode_event
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
 

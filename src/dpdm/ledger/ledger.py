@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 import sqlalchemy as sql
@@ -37,6 +37,7 @@ from dpdm.ledger.records import (
     Records,
     account_of,
     fingerprint,
+    has_others,
     naming_first,
     newly_seen,
     require_own_name,
@@ -44,10 +45,12 @@ from dpdm.ledger.records import (
     require_unknown,
 )
 from dpdm.ledger.storage import Entry, Head, Storage, parsed, require_goes_on
-from dpdm.privacy import DPSGD, Relation
-from dpdm.privacy.accounting import Event, PoissonGaussianSteps, RepeatedSelection, round_up
+from dpdm.privacy.accounting import Event, PoissonGaussianSteps, Relation, RepeatedSelection, round_up
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
+
+if TYPE_CHECKING:
+    from dpdm.privacy import DPSGD
 
 _VARIABLE = "DPDM_LEDGER"
 
@@ -129,6 +132,8 @@ class Ledger:
     ) -> None:
         """Give a data set its total (ε, δ), before anything is spent on it.
 
+        One that is registered for claims of another kind is registered anew, if nothing is spent or reserved.
+
         Raises:
             InputError: It is registered already, or its records are, under another name.
         """
@@ -138,7 +143,13 @@ class Ledger:
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
             with naming_first(accounts.get(records.dataset), seen):
-                if records.dataset in accounts:
+                known = accounts.get(records.dataset)
+                if known is not None and not (
+                    known.untouched
+                    and known.epsilon is not None
+                    and (known.relation, known.unit) != (relation, unit)
+                    and not has_others(known, seen)
+                ):
                     raise InputError(
                         f"{records.dataset} is registered already: change its total by "
                         f"dpdm ledger total {records.dataset!r} --epsilon ..."
@@ -164,7 +175,7 @@ class Ledger:
     def allow_other_groups(self, dataset: str) -> None:
         """Let the records of a data set be in other groups than before, say because names were corrected.
 
-        Claims about two kinds of groups, persons and visits, do not add up: its owner has to know that it is not that.
+        Only the owner can know that the new groups still mean the same thing (persons, not visits).
         """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
@@ -176,7 +187,7 @@ class Ledger:
     def reserve(
         self,
         run: str,
-        plan: DPSGD,
+        plan: "DPSGD",
         records: Records,
         *,
         place: str,
@@ -253,7 +264,7 @@ class Ledger:
             self.tell(line)
         return seen_head
 
-    def reserve_together(self, plan: DPSGD, records: Records, *, times: int) -> None:
+    def reserve_together(self, plan: "DPSGD", records: Records, *, times: int) -> None:
         """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
         events, seen = plan.events(), fingerprint(records, self.storage.key())
 
@@ -358,7 +369,7 @@ class Ledger:
         self._append(decide)
 
     def _registration(
-        self, accounts: dict[str, Account], plan: DPSGD, records: Records, seen: RecordsSeen, told: list[str]
+        self, accounts: dict[str, Account], plan: "DPSGD", records: Records, seen: RecordsSeen, told: list[str]
     ) -> list[Statement]:
         """Return the registration of a data set that is not there, with the plan's own claim for its total."""
         require_unknown(accounts, seen)

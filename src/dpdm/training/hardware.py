@@ -70,13 +70,28 @@ def keep_freed_memory() -> None:
 
 
 def memory_for_a_batch(device: torch.device) -> int:
-    """Return the bytes that one physical batch may take: half of what is free on a GPU; on a CPU 4 GiB, or a quarter.
+    """Return the bytes that one physical batch may take: half of what is free; on a CPU at most 4 GiB, or a quarter.
 
     The processes of one machine share what its processors have.
     """
+    half = memory_free(device) // 2
+    return half if device.type == "cuda" else min(half, min(2**34 // _beside(), memory_there(device)) // 4)
+
+
+def memory_free(device: torch.device) -> int:
+    """Return the bytes that nothing uses now: a process's share of those of the machine or container, or the GPU's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    return min(2**34 // _beside(), memory_there(device)) // 4
+        return torch.cuda.mem_get_info(device)[0]
+    free = [memory_there(device) * _beside()]
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # in a container; what files left there can be dropped
+        group = Path("/sys/fs/cgroup")
+        rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(rows["inactive_file"])
+        free.append(max(0, int((group / "memory.max").read_text()) - used))
+    return min(free) // _beside()
 
 
 def memory_there(device: torch.device) -> int:
