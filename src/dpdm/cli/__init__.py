@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import dpdm
+from dpdm.cli.checking import check
 from dpdm.cli.claims import audit, report, verify
 from dpdm.cli.images import export, sample
 from dpdm.cli.ledger import ledger
@@ -19,7 +20,7 @@ from dpdm.cli.training import prepare, train
 from dpdm.cli.tuning import tune
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-for verb in (plan, prepare, train, tune, sample, export, evaluate, compare, verify, audit, report):
+for verb in (check, plan, prepare, train, tune, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
 app.add_typer(ledger, name="ledger")
 

@@ -15,6 +15,7 @@ from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.identity import pixel_digests
 from dpdm.data.idx import load_idx_directory, read_idx
 from dpdm.data.image_files import ReadImages
+from dpdm.data.inspection import PartFound, inspect
 from dpdm.data.open import is_built_in, is_source, open_again, open_dataset, read_location, require_outside
 from dpdm.data.prepared import Prepared, prepare
 
@@ -23,12 +24,14 @@ __all__ = [
     "Fit",
     "Framing",
     "ImageDataset",
+    "PartFound",
     "Prepared",
     "ReadImages",
     "Split",
     "blank_equal",
     "find_duplicates",
     "group_indices",
+    "inspect",
     "is_built_in",
     "is_source",
     "load_archive",

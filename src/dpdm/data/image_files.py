@@ -167,7 +167,7 @@ def read_image(
     which: ImageFile | EncodedImage | None = None,
 ) -> ReadImage:
     """Return one framed image, which must be of the shape of `like`, the image of `which`."""
-    decoded, encoded = _decode(file)
+    decoded, encoded = decode_image(file)
     image = framing.frame(decoded)
     if like is not None and image.shape[2] != like.shape[2]:
         raise InputError(
@@ -182,7 +182,7 @@ def read_image(
     return ReadImage(image, file_digests(encoded, decoded))
 
 
-def _decode(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
+def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
     """Return the upright image of one file as L, RGB or RGBA, and the file's bytes."""
     try:
         with file.open("rb") as stream:

@@ -118,20 +118,24 @@ def one_of_each(parts: Mapping[str, Split], where: str) -> dict[Split, str]:
     return found
 
 
+class NoSuchPart(InputError):
+    """A source has no part of this name."""
+
+
 def choose_part(parts: Iterable[Split], split: Split, where: str) -> Split:
-    """Return the part that is asked for, or raise InputError if a source does not have it."""
+    """Return the part that is asked for, or raise NoSuchPart if a source does not have it."""
     known = [part for part in ("train", "val", "test") if part in {*parts}]
     if split not in known:
-        raise InputError(
+        raise NoSuchPart(
             f"{where} has no part {split}, only {' and '.join(known)}: say {' or '.join(f'{where}:{p}' for p in known)}"
         )
     return split
 
 
 def require_whole(split: Split, where: str | Path) -> None:
-    """Raise InputError if another part than `train` is asked of a source without parts, which is its own train part."""
+    """Raise NoSuchPart if another part than `train` is asked of a source without parts, which is its own train part."""
     if split != "train":
-        raise InputError(
+        raise NoSuchPart(
             f"{where} has no folders train/ and test/, and so no part {split}: give the path of the {split} images "
             "themselves"
         )

@@ -72,7 +72,7 @@ def open_dataset(
         raise InputError("data.group is empty: name what tells which images form a group, or leave it out")
     framing = Framing(size=size, fit=fit, channels=channels)
     reader = Reader(framing)
-    place, split = _split_of(source)
+    place, split = split_of(source)
     part = "" if split == "train" else f":{split}"
     if isinstance(source, str) and place in _BUILT_IN:
         dataset, name = _BUILT_IN[place](split), f"{place}{part}"
@@ -120,7 +120,7 @@ def require_outside(output: Path, source: str | Path) -> None:
         output: The file or folder to make.
         source: What `open_dataset` opens.
     """
-    place, _ = _split_of(source)
+    place, _ = split_of(source)
     if isinstance(source, str) and place in _BUILT_IN:
         return
     folder, made = _found(Path(place).expanduser()).resolve(), output.resolve()
@@ -166,7 +166,7 @@ def open_again(location: str, *, channels: Channels, num_classes: int) -> ImageD
 
 def is_source(source: str) -> bool:
     """Whether `open_dataset` would find something of this name to open."""
-    place, _ = _split_of(source)
+    place, _ = split_of(source)
     return bool(place) and (place in _BUILT_IN or _found(Path(place).expanduser()).exists())
 
 
@@ -175,7 +175,7 @@ def is_built_in(name: str) -> bool:
     return name.removesuffix(":test").removesuffix(":val").casefold() in _BUILT_IN
 
 
-def _split_of(source: str | Path) -> tuple[str, Split]:
+def split_of(source: str | Path) -> tuple[str, Split]:
     """Part `photos:test` into place and split; a path that exists as it is written stays whole."""
     place, _, part = str(source).rpartition(":")
     if place and part.lower() in PARTS and not Path(source).exists():
