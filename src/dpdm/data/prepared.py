@@ -6,13 +6,11 @@ declared, and digests; that last file is written last. Until then `progress.json
 private as the images are: whoever has an image can see in `sources.bin` whether it is among them.
 """
 
-import fcntl
 import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +21,7 @@ from dpdm.data.dataset import ImageDataset, group_indices, require_no_groups, re
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, array_digests
 from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, is_hidden, read_image, why_no_image
-from dpdm.files import digest, read_json, write_json
+from dpdm.files import digest, held, read_json, write_json
 from dpdm.types import Images, InputError
 
 _DONE: Final = "prepared.json"
@@ -83,7 +81,8 @@ def prepare(
     if folder.exists() and (not folder.is_dir() or not _ours(folder)):
         raise InputError(f"{folder} holds something else: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    busy = f"{folder} is being prepared by another process: wait for it, or end it"
+    with held(folder / _LOCK, otherwise=busy):
         if (folder / _DONE).exists():
             raise InputError(f"{folder} is prepared already: use it, or remove it first")
         writer = _Writer(folder, framing, on_progress)
@@ -103,17 +102,6 @@ def prepare(
             raise InputError(f"{data.name}: no record can be used")
         _finish(folder, writer, kept, data, refused)
         return Prepared(len(kept), refused)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into the same folder."""
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder} is being prepared by another process: wait for it, or end it") from None
-        yield
 
 
 def is_prepared(path: Path) -> bool:

@@ -45,8 +45,9 @@ from dpdm.ledger.records import (
 )
 from dpdm.ledger.storage import Entry, Head, Storage, parsed, require_goes_on
 from dpdm.privacy import DPSGD, Relation
-from dpdm.privacy.accounting import Event, PoissonGaussianSteps, RepeatedSelection, round_up
+from dpdm.privacy.accounting import Event, PoissonGaussianSteps, RepeatedSelection, noise_of, round_up
 from dpdm.privacy.filter import RenyiFilter
+from dpdm.privacy.mechanism import Figures, figures_of, keep
 from dpdm.types import InputError, require_positive
 
 _VARIABLE = "DPDM_LEDGER"
@@ -238,7 +239,7 @@ class Ledger:
             encoded = encode_events(events)
             return [
                 *made,
-                Reserved(dataset=dataset, reservation=new, planned=planned, events=encoded),
+                Reserved(dataset=dataset, reservation=new, planned=planned, events=encoded, **_asked(plan)),
                 Taken(reservation=new, run=run, token=token, place=place),
             ]
 
@@ -252,6 +253,25 @@ class Ledger:
         for line in told:
             self.tell(line)
         return seen_head
+
+    def reserved_plan(self, plan: DPSGD, records: Records) -> DPSGD | None:
+        """Return the plan as a reservation has it that waits for a run; None if none was asked for the same.
+
+        Noise that was calibrated elsewhere may have other last digits: whoever takes the reservation has to take these.
+        """
+        if not self.storage.exists:
+            return None
+        accounts = self.accounts()
+        account = accounts.get(account_of(accounts, plan, records))
+        for reservation in account.reservations.values() if account else ():
+            asked, delta = reservation.asked or (None, plan.delta)
+            if reservation.state != "reserved" or delta != plan.delta:
+                continue
+            noise = noise_of(reservation.allowed)[: len(figures_of(plan).noise)]
+            kept = keep(plan, Figures(noise, asked))
+            if kept is not None and kept.events() == reservation.allowed:
+                return kept
+        return None
 
     def reserve_together(self, plan: DPSGD, records: Records, *, times: int) -> None:
         """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
@@ -267,7 +287,13 @@ class Ledger:
                 account.require_room([Reservation("", "", planned, events, events)] * times)
             encoded = encode_events(events)
             return [
-                Reserved(dataset=records.dataset, reservation=uuid.uuid4().hex, planned=planned, events=encoded)
+                Reserved(
+                    dataset=records.dataset,
+                    reservation=uuid.uuid4().hex,
+                    planned=planned,
+                    events=encoded,
+                    **_asked(plan),
+                )
                 for _ in range(times)
             ]
 
@@ -362,7 +388,8 @@ class Ledger:
     ) -> list[Statement]:
         """Return the registration of a data set that is not there, with the plan's own claim for its total."""
         require_unknown(accounts, seen)
-        epsilon = None if records.public else plan.epsilon()
+        # A hair above: another processor, on which the same plan is reserved again, may compute other last digits.
+        epsilon = None if records.public else plan.epsilon() * (1 + 1e-7)
         total = (
             "public, so nothing limits its runs"
             if epsilon is None
@@ -441,6 +468,12 @@ def _absolute(url: str) -> str:
         shown = place.render_as_string(hide_password=True)
         raise InputError(f"{shown} names no host or no database: give postgresql+psycopg://user@host/database")
     return url
+
+
+def _asked(plan: DPSGD) -> dict[str, Any]:
+    """Return what a plan's noise was calibrated to, as a reservation keeps it."""
+    epsilon = figures_of(plan).asked
+    return {} if epsilon is None else {"epsilon": epsilon, "delta": plan.delta}
 
 
 def _statements(entries: Sequence[Entry]) -> list[Statement]:

@@ -17,9 +17,18 @@ from dpdm.types import InputError
 
 
 def save_checkpoint(
-    path: Path, *, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, updates: int
+    path: Path,
+    *,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    updates: int,
+    before: Path | None = None,
 ) -> None:
-    """Write the state after `updates` updates; on any failure the checkpoint before stays whole."""
+    """Write the state after `updates` updates, and keep the one that was there as `before`.
+
+    On any failure the checkpoint that was there stays whole, under one of both names.
+    """
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -32,7 +41,7 @@ def save_checkpoint(
         whole[name] = plain.clone() if place in seen else plain  # the library writes no two that share memory
         seen.add(place)
     metadata = {"updates": str(updates)}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary, metadata))
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary, metadata), before=before)
 
 
 def load_checkpoint(path: Path, *, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
