@@ -226,7 +226,12 @@ class Tuner:
         path = self.run / "private" / "search.json"
         candidates = [encode(config) for config in self.candidates]
         reference = None if self.reference is None else self.reference.digest()
-        what = {"plan": encode(plan), "epsilon": figures_of(plan).asked, "candidates": candidates, "reference": reference}
+        what = {
+            "plan": encode(plan),
+            "epsilon": figures_of(plan).asked,
+            "candidates": candidates,
+            "reference": reference,
+        }
         if path.exists():
             state = read_json(path)
             if state.get("what") != what:
