@@ -10,7 +10,6 @@ from typing import Any
 
 import safetensors
 import tomli_w
-from filelock import lock_descriptor
 
 from dpdm.types import InputError
 
@@ -50,6 +49,8 @@ def held(path: Path, *, otherwise: str) -> Iterator[None]:
     Raises:
         InputError: Another one holds it (`otherwise` says so), or the file system has no locks.
     """
+    from filelock import lock_descriptor  # which warns where there are no locks, of no concern to who only reads
+
     with path.open("a") as file:
         try:
             alone = lock_descriptor(file.fileno(), blocking=False)

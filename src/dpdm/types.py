@@ -33,12 +33,21 @@ _INVISIBLE = re.compile(  # fillers, joiners and selectors that show nothing, wh
     "\U00013440-\U00013442\U00016fe4\U0001bc9d\U0001d159\U000e0100-\U000e01ef]"
 )
 
+_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|alloc_failed", re.IGNORECASE)
+
 RandomBytes = Callable[[int], bytes]
 """A source of random bytes: called with a count, returns that many."""
 
 
 class InputError(ValueError):
     """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2."""
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there is too little memory: Python's, torch's of a GPU, or its allocators'."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error)) is not None
 
 
 def in_one_line(error: Exception) -> str:

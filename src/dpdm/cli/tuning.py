@@ -57,7 +57,7 @@ def tune(
     from dpdm.privacy.search import Search
     from dpdm.training.tuning import Tuner, combinations
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
         fail("dpdm tune is one process: start it without torchrun")
     if (reference is None) == (score_noise is None):
         fail("say by what runs are compared: --reference with public images, or --score-noise 50 for the private ones")

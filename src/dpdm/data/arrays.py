@@ -89,7 +89,7 @@ def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_cl
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dpdm.types import Images, InputError, Labels
+from dpdm.types import Images, InputError, Labels, is_of_memory
 
 if TYPE_CHECKING:
     from dpdm.evaluation.classifiers import Classifier
@@ -185,6 +185,8 @@ def in_one_line(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if is_of_memory(error):
+            raise
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{what} failed ({type(error).__name__}: {said})") from error
 

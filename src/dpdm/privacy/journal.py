@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import lock_descriptor
-
 from dpdm.types import InputError
 
 _NO_SUCH_CALL = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
@@ -86,6 +84,8 @@ class Journal:
             self._file.close()
 
     def _hold(self, path: Path) -> None:
+        from filelock import lock_descriptor  # which warns where there are no locks, of no concern to who only reads
+
         # On the file itself: a crash frees the lock, and systems whose locks keep others from writing let its holder.
         try:
             held = lock_descriptor(self._file.fileno(), blocking=False)

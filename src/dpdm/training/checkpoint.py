@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dpdm.diffusion import GaussianMixture
 from dpdm.files import write_atomically
 from dpdm.training.weights import differences, layout_of
-from dpdm.types import InputError
+from dpdm.types import InputError, is_of_memory
 
 
 def save_checkpoint(
@@ -64,6 +64,8 @@ def load_checkpoint(path: Path, *, network: nn.Module, average: nn.Module, optim
     except InputError:
         raise
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"{path} is damaged ({type(error).__name__}): start a new run in another folder") from None
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimizer.", tensors).items():
@@ -88,6 +90,8 @@ def load_prior(path: Path, *, num_classes: int) -> GaussianMixture:
     try:
         return GaussianMixture.from_tensors(safetensors.torch.load_file(path), num_classes=num_classes)
     except (safetensors.SafetensorError, OSError, LookupError, RuntimeError, ValueError) as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"{path} is damaged ({type(error).__name__}): start a new run in another folder") from None
 
 

@@ -23,6 +23,7 @@ _ASKED = "epsilon"  # what the noise was calibrated to: a person's, where a nois
 _NOISE = (_ASKED, "privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
 _MOST_SAID = 3  # settings, in one line
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
+_DAMAGED = "checkpoint.damaged.safetensors"
 _PERFORMANCE = (
     "training.physical_batch_size",
     "training.strategy",
@@ -141,7 +142,7 @@ class PrivateFolder:
                     raise
                 continue
             if path != found[0]:  # else the next save would put the damaged one in the place of this one
-                found[0].unlink()
+                found[0].replace(found[0].with_name(_DAMAGED))
             return updates
         return 0
 

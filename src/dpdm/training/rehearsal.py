@@ -27,7 +27,7 @@ from dpdm.training.release import ImageFacts, Release
 from dpdm.training.step_cost import bytes_of_one
 from dpdm.training.verification import understood
 from dpdm.training.weights import require_weight_names
-from dpdm.types import InputError, in_one_line
+from dpdm.types import InputError, in_one_line, is_of_memory
 
 if TYPE_CHECKING:
     from dpdm.training.trainer import Trainer
@@ -122,6 +122,8 @@ def refusing(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"{what}: {in_one_line(error)}") from error
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import resource
 import sys
 import time
 from typing import NamedTuple
@@ -50,6 +49,14 @@ class _Stopwatch:
 
     def physical_batch_size(self, loss: DenoisingLoss) -> int:
         return physical_batch_size(self._config.training, loss, self._denoiser, self._facts)
+
+    def peak_gib(self, loss: DenoisingLoss, at_once: int) -> float:
+        """Return the most memory that this process has had; counted, where the system does not say."""
+        try:
+            import resource
+        except ImportError:
+            return 1.5 * at_once * bytes_of_one(loss, self._denoiser, self._facts) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
     def seconds(self, loss: DenoisingLoss, examples: int) -> tuple[float, float]:
         """Return the seconds for each example of a step, and for the step beside them: the same on all processes."""
@@ -112,12 +119,12 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
         return StepCost(0, 0.0, _records_gib(facts, mechanism), mechanism.expected_batch_size)
     stopwatch = _Stopwatch(config, facts)
     each, beside = stopwatch.seconds(config.loss, mechanism.expected_batch_size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    at_once = min(mechanism.expected_batch_size, stopwatch.physical_batch_size(config.loss))
     return StepCost(
         stopwatch.parameters,
         each * mechanism.expected_batch_size + beside,
-        peak + _records_gib(facts, mechanism),
-        min(mechanism.expected_batch_size, stopwatch.physical_batch_size(config.loss)),
+        stopwatch.peak_gib(config.loss, at_once) + _records_gib(facts, mechanism),
+        at_once,
     )
 
 
