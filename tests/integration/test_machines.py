@@ -40,6 +40,13 @@ for line in open("lines"):
 """
 
 
+@pytest.fixture
+def trained(dpdm, photos, tmp_path):
+    code, _, err = dpdm("train", photos, "--run", tmp_path / "run", *SMALL)
+    assert code == 0, err
+    return tmp_path / "run"
+
+
 def no_links(*arguments, **keywords):
     raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -157,7 +164,7 @@ def test_a_release_is_verified_sampled_and_evaluated_where_there_is_no_fcntl(tra
         f"sample {trained} -n 30 -o made.npz",
         f"sample {trained} -n 30 -o others.npz",
         "evaluate made.npz --reference others.npz --quick",
-        "ledger",
+        "ledger --ledger book.sqlite",
     ]
     (tmp_path / "lines").write_text("\n".join(lines))
     done = subprocess.run(
@@ -297,6 +304,20 @@ def test_an_environment_that_only_speaks_of_several_is_one_line(dpdm, monkeypatc
     code, _, err = dpdm("train", photos, "--run", "r", *PRIOR_ALONE)
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
+
+
+@pytest.mark.parametrize("home", ["~", "/proc/nobody"], ids=["a user whom nobody knows", "a home that is read-only"])
+def test_without_a_home_a_run_is_one_line_and_spends_nothing(dpdm, photos, tmp_path, monkeypatch, home):
+    monkeypatch.delenv("DPDM_LEDGER", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: str(path).replace("~", home))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    code, _, err = dpdm("train", photos, "--run", "r", *PRIOR_ALONE)
+    assert (code, err.count("dpdm: ")) == ({"~": 2}.get(home, 1), 1)
+    assert "by --ledger or DPDM_LEDGER" in err
+    assert not (tmp_path / "r").exists()
+    assert not (tmp_path / "~").exists()
+    code, _, err = dpdm("train", photos, "--run", "r", "--ledger", "none", *PRIOR_ALONE)
+    assert code == 0, err
 
 
 def test_an_empty_number_of_processes_is_one(monkeypatch):

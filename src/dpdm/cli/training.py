@@ -27,7 +27,7 @@ from dpdm.cli.options import (
     print_json,
     say,
 )
-from dpdm.terminal import duration, show_progress, leave_the_terminal, tell
+from dpdm.terminal import duration, leave_the_terminal, show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.config import Config

@@ -92,11 +92,17 @@ class Ledger:
         None if that says `none`: then nothing is counted.
 
         Raises:
-            InputError: The variable depends on where one stands: the same line would be another ledger in each folder.
+            InputError: The variable depends on where one stands: the same line would be another ledger in each folder; or
+            there is no variable, and no home folder either.
         """
         if place is None:
             place = os.environ.get(_VARIABLE, str(_default_path()))
-            if place != "none" and not re.match(r"/|postgresql(\+\w+)?://", place):
+            if _VARIABLE not in os.environ and not _default_path().is_absolute():  # a user whom the system does not know
+                raise InputError(
+                    "there is no home folder for the ledger: name a place for it by --ledger or "
+                    f"{_VARIABLE}, or none for runs that are to be counted nowhere"
+                )
+            if place != "none" and not (Path(place).is_absolute() or re.match(r"postgresql(\+\w+)?://", place)):
                 raise InputError(
                     f"{_VARIABLE} says {place!r}, which is another ledger in each folder or for each user: give a path "
                     "that begins with /, postgresql+psycopg://user@host/database, or none"
@@ -110,7 +116,13 @@ class Ledger:
             return Storage(self.url)
         path = Path(self.url)
         if path == _default_path():  # any other folder that is not there is a mistake
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise OSError(
+                    f"the ledger {path} cannot be made ({error.strerror}): name another place by --ledger or "
+                    f"{_VARIABLE}; nothing was spent without it"
+                ) from None
         return Storage(sql.URL.create("sqlite", database=str(path)))
 
     def accounts(self) -> dict[str, Account]:
