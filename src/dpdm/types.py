@@ -7,11 +7,10 @@ import torch when they are called: an error needs none.
 
 import math
 import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +36,21 @@ _INVISIBLE = re.compile(  # fillers, joiners and selectors that show nothing, wh
     "\U00013440-\U00013442\U00016fe4\U0001bc9d\U0001d159\U000e0100-\U000e01ef]"
 )
 
+_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|alloc_failed", re.IGNORECASE)
+
 RandomBytes = Callable[[int], bytes]
 """A source of random bytes: called with a count, returns that many."""
 
 
 class InputError(ValueError):
     """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2."""
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there is too little memory: Python's, torch's of a GPU, or its allocators'."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error)) is not None
 
 
 def one_line(error: Exception) -> str:
@@ -60,18 +68,12 @@ def refusing(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError):
-        raise
-    except _lack_of_memory():
+    except InputError:
         raise
     except Exception as error:
+        if is_of_memory(error):
+            raise
         raise kind(f"{what}: {one_line(error)}") from error
-
-
-def _lack_of_memory() -> tuple[type[Exception], ...]:
-    """Return torch's own error for it; nothing raises it before torch is imported."""
-    loaded: Any = sys.modules.get("torch")
-    return () if loaded is None else (loaded.OutOfMemoryError,)
 
 
 class Sensitive(Generic[T]):

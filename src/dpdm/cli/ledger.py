@@ -16,6 +16,7 @@ from dpdm.cli.options import (
     bound,
     fail,
     finite,
+    json_line,
     load_settings,
     print_json,
     say,
@@ -200,16 +201,14 @@ def export(
     place: LedgerPlace = None,
 ) -> None:
     """Write all entries with their digests, one a line, without the ledger's key."""
-    lines = "".join(
-        json.dumps(entry._asdict(), ensure_ascii=False, sort_keys=True) + "\n"
-        for entry in _open(place).storage.entries()
-    )
+    entries = [entry._asdict() for entry in _open(place).storage.entries()]
     if output is None:
-        return print(lines, end="")
+        return print("".join(json_line(entry, sort_keys=True) + "\n" for entry in entries), end="")
     from dpdm.files import write_atomically
 
+    lines = "".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n" for entry in entries)
     write_atomically(output, lambda path: path.write_text(lines, encoding="utf-8"))
-    return say(f"{lines.count(chr(10)):,} entries in {output}")
+    return say(f"{len(entries):,} entries in {output}")
 
 
 @ledger.command()

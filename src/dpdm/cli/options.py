@@ -1,6 +1,7 @@
 """The options that several verbs take, what settings these make, and how verbs speak."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -116,4 +117,14 @@ def say(text: str) -> None:
 
 def print_json(content: dict[str, Any]) -> None:
     """Print a verb's result for machines."""
-    print(json.dumps(content, indent=2, ensure_ascii=False), flush=True)
+    print(json_line(content, indent=2), flush=True)
+
+
+def json_line(content: dict[str, Any], **style: Any) -> str:  # noqa: ANN401 (of json.dumps)
+    """Return JSON that means the same in whatever letters standard output has."""
+    text = json.dumps(content, ensure_ascii=False, **style)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(content, **style)
+    return text

@@ -28,7 +28,7 @@ from dpdm.cli.options import (
     say,
 )
 from dpdm.cli.planning import fitted
-from dpdm.terminal import show_progress, tell
+from dpdm.terminal import leave_the_terminal, show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
@@ -122,17 +122,32 @@ def train(
     say(f"next: dpdm sample {folder} -n {trainer.mechanism.dataset_size} -o synthetic.npz")
 
 
+def _stopping() -> list[int]:
+    """Return the signals that end a run after its step: a terminal's, a scheduler's, or those of one that is closed."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # of which some systems lack the last two
+    there = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    nohup = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in there if not (nohup and number == signal.SIGHUP)]
+
+
 def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Processes") -> "Release":
     """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint."""
+    from dpdm.training.trainer import as_begun
+
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if stopped:
+        hung_up = number == getattr(signal, "SIGHUP", None)  # which a shell and the system may both send
+        if stopped and not hung_up:
             raise KeyboardInterrupt
+        if not stopped:
+            tell("finishing this step, then saving (once more to stop at once)")
         stopped.append(number)
-        tell("finishing this step, then saving (once more to stop at once)")
+        if hung_up:
+            leave_the_terminal()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    trainer = as_begun(trainer, data)
+    before = {number: signal.signal(number, stop) for number in _stopping()}
     steps = trainer.steps(data)
     mechanism, shown = trainer.mechanism, 0
     begun = False
@@ -174,7 +189,7 @@ def _say_how_to_go_on(folder: Path, processes: "Processes") -> Iterator[None]:
         raise typer.Exit(1) from None
     except OSError as error:
         private = folder / "private"
-        saved = (private / "checkpoint.safetensors").exists()
+        saved = any(private.glob("checkpoint*.safetensors"))
         state = "the last checkpoint is whole" if saved else "nothing was saved yet"
         next_step = "mend this, and the same command goes on"
         if (

@@ -63,6 +63,8 @@ def tune(
     from dpdm.privacy.search import Search
     from dpdm.training.tuning import Tuner, combinations
 
+    if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
+        fail("dpdm tune is one process: start it without torchrun")
     candidates = [
         load_settings(target, epsilon, dataset_size, [*(set or []), *values]) for values in combinations(choices)
     ]

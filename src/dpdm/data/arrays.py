@@ -206,7 +206,7 @@ def save_npz(
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy 2.0 would store allow_pickle
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -6,7 +6,6 @@ declared, and digests; that last file is written last. Until then `progress.json
 private as the images are: whoever has an image can see in `sources.bin` whether it is among them.
 """
 
-import fcntl
 import hashlib
 import math
 import os
@@ -25,7 +24,7 @@ from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, array_digests
 from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, read_image, why_no_image
 from dpdm.data.layout import is_hidden
-from dpdm.files import digest, read_json, write_json
+from dpdm.files import digest, held, read_json, write_json
 from dpdm.types import Images, InputError
 
 _DONE: Final = "prepared.json"
@@ -86,7 +85,8 @@ def prepare(
         raise InputError(f"{folder} holds something else: choose another folder")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), _removing_unless_begun(folder) if is_new else nullcontext():
+    busy = f"{folder} is being prepared by another process: wait for it, or end it"
+    with held(folder / _LOCK, otherwise=busy), _removing_unless_begun(folder) if is_new else nullcontext():
         if (folder / _DONE).exists():
             raise InputError(f"{folder} is prepared already: use it, or remove it first")
         writer = _Writer(folder, framing, on_progress)
@@ -106,17 +106,6 @@ def prepare(
             raise InputError(f"{data.name}: no record can be used")
         _finish(folder, writer, kept, data, refused)
         return Prepared(len(kept), refused)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into the same folder."""
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder} is being prepared by another process: wait for it, or end it") from None
-        yield
 
 
 @contextmanager

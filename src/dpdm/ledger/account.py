@@ -42,6 +42,7 @@ class Reservation:
         planned: The same for reservations that were made together; empty for one that was made by itself.
         events: What is counted.
         allowed: What was reserved.
+        asked: The (ε, δ) that its noise was calibrated to; None if it was given.
         run: The run that took it; None as long as none has.
         token: By which its process of now is told from copies and earlier ones.
         place: That run's folder.
@@ -53,6 +54,7 @@ class Reservation:
     planned: str
     events: list[Event]
     allowed: list[Event]
+    asked: tuple[float, float] | None = None
     run: str | None = None
     token: str = ""
     place: str = ""
@@ -275,7 +277,9 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
             accounts[statement.dataset].entered.append(statement)
         case Reserved():
             made = statement.made
-            reservation = Reservation(statement.reservation, statement.at, statement.planned, made, made)
+            epsilon, delta = statement.epsilon, statement.delta
+            asked = None if epsilon is None or delta is None else (epsilon, delta)
+            reservation = Reservation(statement.reservation, statement.at, statement.planned, made, made, asked)
             accounts[statement.dataset].reservations[statement.reservation] = reservation
         case Taken():
             reservation = _find(statement.reservation, accounts)

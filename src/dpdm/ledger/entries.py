@@ -102,10 +102,15 @@ class _OfEvents:
 
 @dataclass(frozen=True, kw_only=True)
 class Reserved(_OfEvents):
-    """What a run may release at most; `planned` names the runs that were reserved together, beforehand, or is empty."""
+    """What a run may release at most; `planned` names the runs that were reserved together, beforehand, or is empty.
+
+    Its noise may have been calibrated to `epsilon` at `delta`: that is what a person asked for, here or elsewhere.
+    """
 
     dataset: str
     planned: str
+    epsilon: float | None = None
+    delta: float | None = None
     kind: Literal["reserved"] = "reserved"
     at: str = field(default_factory=_now)
 

@@ -45,7 +45,7 @@ from dpdm.ledger.records import (
     require_unknown,
 )
 from dpdm.ledger.storage import Entry, Head, Storage, parsed, require_goes_on
-from dpdm.privacy.accounting import Event, PoissonGaussianSteps, Relation, RepeatedSelection, round_up
+from dpdm.privacy.accounting import Event, PoissonGaussianSteps, Relation, RepeatedSelection, noise_of, round_up
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
 
@@ -94,11 +94,19 @@ class Ledger:
         None if that says `none`: then nothing is counted.
 
         Raises:
-            InputError: The variable depends on where one stands: the same line would be another ledger in each folder.
+            InputError: The variable depends on where one stands: the same line would be another ledger in each folder;
+                or there is no variable, and no home folder either.
         """
         if place is None:
             place = os.environ.get(_VARIABLE, str(_default_path()))
-            if place != "none" and not re.match(r"/|postgresql(\+\w+)?://", place):
+            if (
+                _VARIABLE not in os.environ and not _default_path().is_absolute()
+            ):  # a user whom the system does not know
+                raise InputError(
+                    "there is no home folder for the ledger: name a place for it by --ledger or "
+                    f"{_VARIABLE}, or none for runs that are to be counted nowhere"
+                )
+            if place != "none" and not (Path(place).is_absolute() or re.match(r"postgresql(\+\w+)?://", place)):
                 raise InputError(
                     f"{_VARIABLE} says {place!r}, which is another ledger in each folder or for each user: give a path "
                     "that begins with /, postgresql+psycopg://user@host/database, or none"
@@ -112,7 +120,13 @@ class Ledger:
             return Storage(self.url)
         path = Path(self.url)
         if path == _default_path():  # any other folder that is not there is a mistake
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise OSError(
+                    f"the ledger {path} cannot be made ({error.strerror}): name another place by --ledger or "
+                    f"{_VARIABLE}; nothing was spent without it"
+                ) from None
         return Storage(sql.URL.create("sqlite", database=str(path)))
 
     def accounts(self) -> dict[str, Account]:
@@ -249,7 +263,7 @@ class Ledger:
             encoded = encode_events(events)
             return [
                 *made,
-                Reserved(dataset=dataset, reservation=new, planned=planned, events=encoded),
+                Reserved(dataset=dataset, reservation=new, planned=planned, events=encoded, **_asked(plan)),
                 Taken(reservation=new, run=run, token=token, place=place),
             ]
 
@@ -263,6 +277,27 @@ class Ledger:
         for line in told:
             self.tell(line)
         return seen_head
+
+    def reserved_plan(self, plan: "DPSGD", records: Records) -> "DPSGD | None":
+        """Return the plan as a reservation has it that waits for a run; None if none was asked for the same.
+
+        Noise that was calibrated elsewhere may have other last digits: whoever takes the reservation has to take these.
+        """
+        from dpdm.privacy.mechanism import Figures, figures_of, keep
+
+        if not self.storage.exists:
+            return None
+        accounts = self.accounts()
+        account = accounts.get(account_of(accounts, plan, records))
+        for reservation in account.reservations.values() if account else ():
+            asked, delta = reservation.asked or (None, plan.delta)
+            if reservation.state != "reserved" or delta != plan.delta:
+                continue
+            noise = noise_of(reservation.allowed)[: len(figures_of(plan).noise)]
+            kept = keep(plan, Figures(noise, asked))
+            if kept is not None and kept.events() == reservation.allowed:
+                return kept
+        return None
 
     def reserve_together(self, plan: "DPSGD", records: Records, *, times: int) -> None:
         """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
@@ -278,7 +313,13 @@ class Ledger:
                 account.require_room([Reservation("", "", planned, events, events)] * times)
             encoded = encode_events(events)
             return [
-                Reserved(dataset=records.dataset, reservation=uuid.uuid4().hex, planned=planned, events=encoded)
+                Reserved(
+                    dataset=records.dataset,
+                    reservation=uuid.uuid4().hex,
+                    planned=planned,
+                    events=encoded,
+                    **_asked(plan),
+                )
                 for _ in range(times)
             ]
 
@@ -373,7 +414,8 @@ class Ledger:
     ) -> list[Statement]:
         """Return the registration of a data set that is not there, with the plan's own claim for its total."""
         require_unknown(accounts, seen)
-        epsilon = None if records.public else plan.epsilon()
+        # A hair above: another processor, on which the same plan is reserved again, may compute other last digits.
+        epsilon = None if records.public else plan.epsilon() * (1 + 1e-7)
         total = (
             "public, so nothing limits its runs"
             if epsilon is None
@@ -452,6 +494,14 @@ def _absolute(url: str) -> str:
         shown = place.render_as_string(hide_password=True)
         raise InputError(f"{shown} names no host or no database: give postgresql+psycopg://user@host/database")
     return url
+
+
+def _asked(plan: "DPSGD") -> dict[str, Any]:
+    """Return what a plan's noise was calibrated to, as a reservation keeps it."""
+    from dpdm.privacy.mechanism import figures_of
+
+    epsilon = figures_of(plan).asked
+    return {} if epsilon is None else {"epsilon": epsilon, "delta": plan.delta}
 
 
 def _statements(entries: Sequence[Entry]) -> list[Statement]:

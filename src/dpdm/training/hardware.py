@@ -15,7 +15,7 @@ import torch.distributed.nn.functional  # before there is a group: it would keep
 from torch import Tensor, distributed, nn
 
 from dpdm.privacy.processes import Processes
-from dpdm.types import InputError
+from dpdm.types import InputError, one_line
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -34,15 +34,24 @@ def joined_processes() -> Iterator[Processes]:
 
     Guarantees:
         * No thread of the group is left afterwards: one that is left can abort the process as it ends.
+
+    Raises:
+        InputError: The environment speaks of several processes (WORLD_SIZE), and does not say how they meet.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if (size := _number_in("WORLD_SIZE")) == 1:
         yield Processes()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(_number_in("LOCAL_RANK", 0))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # One process may wait long for what another does alone: a picture, a classifier. torchrun ends all if one dies.
-    distributed.init_process_group(backend, timeout=timedelta(days=7))
+    try:
+        # One process may wait long for what another does alone: a picture, a classifier. torchrun ends all if one dies.
+        distributed.init_process_group(backend, timeout=timedelta(days=7))
+    except ValueError as error:  # a variable that is missing, or is no number
+        raise InputError(
+            f"WORLD_SIZE says that this is one of {size} processes, and how they meet is not known "
+            f"({one_line(error)}): start them by torchrun, or unset WORLD_SIZE to train with one"
+        ) from None
     try:
         yield Processes.joined()
     finally:
@@ -108,7 +117,15 @@ def memory_there(device: torch.device) -> int:
 
 def _beside() -> int:
     """Return how many processes of this run are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _number_in("LOCAL_WORLD_SIZE")
+
+
+def _number_in(variable: str, otherwise: int = 1) -> int:
+    """Return the number in a variable of the environment, which a scheduler may have set to anything."""
+    value = os.environ.get(variable, "").strip() or str(otherwise)
+    if not value.isdecimal() or int(value) < otherwise:
+        raise InputError(f"the environment says {variable} = {value!r}, which is no number of processes: unset it")
+    return int(value)
 
 
 def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:

@@ -34,6 +34,7 @@ from dpdm.types import (
     Images,
     InputError,
     Labels,
+    is_of_memory,
     require_name,
     require_names_of_classes,
     require_positive,
@@ -291,7 +292,7 @@ class Release:
         seeds = np.random.SeedSequence(seed).spawn(-(-count // part_size))
         for number in processes.shard(len(seeds)):
             start = number * part_size
-            generator = torch.Generator(device).manual_seed(int(seeds[number].generate_state(1, np.uint64)[0] >> 1))
+            generator = torch.Generator(device).manual_seed(int(seeds[number].generate_state(1, np.uint64)[0]) >> 1)
             part = torch.from_numpy(chosen[start : start + part_size]).to(device)
             noise = torch.randn((len(part), *self.facts.shape), generator=generator, device=device)
             with autocast(precision, device):
@@ -341,5 +342,7 @@ class Release:
         except InputError:
             raise
         except (LookupError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
+            if is_of_memory(error):
+                raise
             raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
         return Release(denoiser.to(choose_device("auto")), facts, privacy, settings, config.sampler)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -81,10 +80,9 @@ class _Stopwatch:
 
     def memory_gib(self, loss: DenoisingLoss, examples: int) -> float:
         """Return about what a process takes that has so many examples on the device at once, its images aside."""
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
         few = 1 if self._config.training.strategy == "one-backward-each" else examples
         counted = 1.5 * few * bytes_of_one(loss, self._denoiser, self._facts)
-        return max(used, counted + BYTES_OF_A_PARAMETER * self.parameters) / 2**30
+        return max(_peak_bytes(), counted + BYTES_OF_A_PARAMETER * self.parameters) / 2**30
 
     def seconds(self, loss: DenoisingLoss, examples: int, *, within: float = _UNHURRIED) -> tuple[float, float]:
         """Return the seconds for each example of a step, and for the step beside them: the same on all processes.
@@ -365,3 +363,12 @@ def bytes_of_one(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: I
     one = kept(1)
     each = kept(2) - one if loss.noise_multiplicity > 1 else 0
     return one + (loss.noise_multiplicity - 1) * each + sum(4 * p.numel() for p in denoiser.parameters())
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that this process has had; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
