@@ -16,6 +16,7 @@ import copy
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import re
@@ -41,7 +42,7 @@ from dpdm.privacy.mechanism import grid_step
 from dpdm.training import ImageFacts
 from dpdm.training.hardware import autocast, keep_freed_memory
 from dpdm.training.step_cost import physical_batch_size
-from dpdm.types import InputError
+from rendering import put_between, tables
 
 SHAPE, CLASSES = (1, 28, 28), 10
 NETWORKS: dict[str, Network] = {"compact U-Net": CompactUNet(width=48), "paper U-Net": UNet()}
@@ -75,7 +76,7 @@ def main() -> None:
     if given.render:
         try:
             put_between(MARKERS, render(result), given.render)
-        except InputError as error:
+        except ValueError as error:
             parser.error(str(error))
 
 
@@ -94,9 +95,9 @@ def measure(
         denoiser, loss, drawn = made_up(networks[name], batch, copies, device)
         with autocast(dtype, device):  # type: ignore[arg-type]
             rows = measure_case(denoiser, loss, drawn, dtype, seconds)
-        plain = min(row["microseconds_per_copy"] for row in rows if row["strategy"] == "nonprivate")
+        plain = next(row["microseconds_per_copy"] for row in rows if row["strategy"] == "nonprivate")
         for row in rows:
-            ratio = row["microseconds_per_copy"] and round(row["microseconds_per_copy"] / plain, 3)
+            ratio = plain and row["microseconds_per_copy"] and round(row["microseconds_per_copy"] / plain, 3)
             print(f"{name}, {dtype}, K = {copies}, B = {batch}: {row} {ratio}", file=sys.stderr, flush=True)
             yield {
                 "strategy": row.pop("strategy"),
@@ -154,7 +155,7 @@ def measure_case(
             except Exception as error:
                 failed[i] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
     middle = {i: statistics.median(s[1:]) for i, s in seconds.items() if i not in failed}
-    fastest = min(range(len(plain)), key=middle.__getitem__)
+    fastest = min(range(len(plain)), key=lambda i: middle.get(i, math.inf))  # a GPU may lack the memory for one
     rows = []
     for i, (strategy, step) in enumerate(ways):
         if i < len(plain) and i != fastest:
@@ -164,7 +165,7 @@ def measure_case(
             "microseconds_per_copy": round(1e6 * middle[i] / batch / copies, 1) if i in middle else None,
             "peak_bytes": peak_bytes(step, drawn.x.device) if i in middle else None,
         }
-        if strategy == "nonprivate":
+        if strategy == "nonprivate" and i in middle:
             row["gigaflops"] = round(useful_flops(denoiser, loss, drawn) / middle[i] / 1e9)
             row["convolution_gigaflops"] = convolution_rate(denoiser, dtype, drawn.x.device)
         if i in failed:
@@ -373,49 +374,6 @@ def render(result: dict[str, Any]) -> str:
         f"torch {m['torch']}; `make bench`.\n"
     ]
     return "\n".join(text) + tables(result["rows"])
-
-
-def tables(rows: list[dict[str, Any]]) -> str:
-    """Return one table for each network and precision, and which strategies could not run."""
-    text = []
-    for network, dtype in dict.fromkeys((r["network"], r["dtype"]) for r in rows):
-        these = [r for r in rows if (r["network"], r["dtype"]) == (network, dtype)]
-        cases = list(dict.fromkeys((r["noise_multiplicity"], r["batch"]) for r in these))
-        text += [f"\n{network}, {dtype}: µs a noisy copy, ratio to nonprivate, peak MB\n"]
-        text += ["| | " + " | ".join(f"K = {k}, B = {b}" for k, b in cases) + " |", "|---|" + "---|" * len(cases)]
-        for strategy in dict.fromkeys(r["strategy"] for r in these):
-            cells = []
-            for k, b in cases:
-                found = [r for r in these if (r["strategy"], r["noise_multiplicity"], r["batch"]) == (strategy, k, b)]
-                cells.append(cell(found[0]) if found else "")
-            text.append(f"| {strategy} | " + " | ".join(cells) + " |")
-        plain = [r for r in these if r["strategy"] == "nonprivate"]
-        rates = ", ".join(f"{r['gigaflops']} of {r['convolution_gigaflops']}" for r in plain)
-        text.append(f"\nUseful GFLOP/s of the plain step, and of a convolution by itself: {rates}.")
-    errors = {r["strategy"]: r["error"] for r in rows if "error" in r}
-    text += ["", *(f"{strategy} cannot run: {error.split(', got')[0]}.\n" for strategy, error in errors.items())]
-    return "\n".join(text) + "\n"
-
-
-def put_between(markers: tuple[str, str], text: str, page: Path) -> None:
-    """Replace what stands between two markers of a page.
-
-    Raises:
-        InputError: The page lacks one.
-    """
-    whole = page.read_text(encoding="utf-8")
-    if not all(marker in whole for marker in markers):
-        raise InputError(f"{page} lacks the markers {markers[0]} and {markers[1]}")
-    before, after = whole.split(markers[0])[0], whole.split(markers[1])[1]
-    page.write_text(f"{before}{markers[0]}\n{text}{markers[1]}{after}", encoding="utf-8")
-
-
-def cell(row: dict[str, Any]) -> str:
-    """Return one row as a table's cell."""
-    if row["microseconds_per_copy"] is None:
-        return "cannot run"
-    memory = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 1e6:.0f}"
-    return f"{row['microseconds_per_copy']:.0f}, {row['ratio_to_nonprivate']:.2f}×{memory}"
 
 
 if __name__ == "__main__":
