@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -43,22 +43,28 @@ class Sizes(NamedTuple):
     networks: dict[str, Network]
     cases: Cases  # batch and noise multiplicity of the clipping benchmark
     copies: tuple[int, ...]  # noise multiplicities of the memory part
-    settings: tuple[str, ...]  # of the private run, other than its preset's
+    at_once: int | Literal["auto"]  # and its examples
+    images: int  # of the private run
+    settings: tuple[str, ...]  # of that run, other than its preset's
 
 
-OF_A_GPU = Sizes(NETWORKS, ((256, 1), (128, 4), (64, 32)), (1, 32), ())
+OF_A_GPU = Sizes(NETWORKS, ((256, 1), (128, 4), (64, 32)), (1, 32), "auto", 60_000, ())
 TINY = Sizes(
-    {"paper U-Net": UNet(width=4, multipliers=(1,), blocks=1, attention=())},
+    {"paper U-Net": UNet(width=4, multipliers=(1, 1, 1), blocks=1, attention=())},
     ((2, 2),),
-    (512,),
+    (2,),
+    2,
+    16,
     (
         "network.width=4",
-        "network.multipliers=[1]",
+        "network.multipliers=[1, 1, 1]",
         "network.blocks=1",
         "network.attention=[]",
-        "privacy.steps=50",
-        "privacy.expected_batch_size=4",
+        "privacy.steps=4",
+        "privacy.dataset_size=16",
+        "privacy.expected_batch_size=16",
         "loss.noise_multiplicity=2",
+        "sampler.steps=2",
     ),
 )
 
@@ -114,10 +120,11 @@ def agreement(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, A
                     found = clipped_grad_sum(loss, there, batch, max_grad_norm=1.0, strategy=strategy).vector.cpu()
                 row[dtype] = float((found - expected).abs().max() / expected.abs().max())
             rows.append(row)
-    data, _ = fashion_mnist(number=64)
-    plan = DPSGD(dataset_size=64, expected_batch_size=64, steps=2, noise_multiplier=2.0, delta=1e-5)
+    data, _ = fashion_mnist(16)
+    plan = DPSGD(dataset_size=16, expected_batch_size=16, steps=2, noise_multiplier=2.0, delta=1e-5)
+    paper = sizes.networks["paper U-Net"]
     claims = [
-        Trainer(mechanism=plan, training=Training(device=where), ledger=None).fit(data).privacy  # type: ignore[arg-type]
+        Trainer(mechanism=plan, network=paper, training=Training(device=where), ledger=None).fit(data).privacy  # type: ignore[arg-type]
         for where in (device.type, "cpu")
     ]
     return {"rows": rows, "claims_equal": claims[0] == claims[1], "claim": claims[0]["statement"]}
@@ -130,7 +137,8 @@ def memory(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]
         for copies in sizes.copies:
             denoiser, loss, _ = made_up(sizes.networks["paper U-Net"], 1, copies, device)
             planned = memory_for_a_batch(device)
-            at_once = physical_batch_size(Training(strategy=called), loss, denoiser, FACTS)  # type: ignore[arg-type]
+            training = Training(strategy=called, physical_batch_size=sizes.at_once)  # type: ignore[arg-type]
+            at_once = physical_batch_size(training, loss, denoiser, FACTS)
             denoiser, loss, drawn = made_up(sizes.networks["paper U-Net"], at_once, copies, device)
 
             def step(loss: Any = loss, module: Any = denoiser, batch: Any = drawn, strategy: Any = strategy) -> object:
@@ -148,7 +156,7 @@ def run(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]:
 
     Steps are taken by the strategy that `dpdm plan` expects to be the quickest.
     """
-    data, images = fashion_mnist()
+    data, images = fashion_mnist(sizes.images)
     settings = (*sizes.settings, f"training.device={device.type}")
     names = ("layer-wise", "one-backward-each")
     configs = {s: load_config("fashion-mnist", overrides=[*settings, f"training.strategy={s}"]) for s in names}
@@ -187,7 +195,7 @@ def run(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def fashion_mnist(number: int | None = None) -> tuple[dpdm.ImageDataset, str]:
+def fashion_mnist(number: int) -> tuple[dpdm.ImageDataset, str]:
     """Return the first images of Fashion-MNIST, or random ones of its shape, and which of both."""
     try:
         data, said = dpdm.open_dataset("fashion-mnist"), "Fashion-MNIST"
@@ -196,7 +204,7 @@ def fashion_mnist(number: int | None = None) -> tuple[dpdm.ImageDataset, str]:
         pixels = rng.integers(0, 256, (60_000, 28, 28, 1), dtype=np.uint8)
         data = dpdm.ImageDataset(images=pixels, labels=np.arange(60_000) % CLASSES, num_classes=CLASSES, name="random")
         said = "random images of its shape, for want of Fashion-MNIST"
-    return (data if number is None else data.part(np.arange(number))), said
+    return data.part(np.arange(number)), said
 
 
 def clipping(dtype: str) -> Callable[[torch.device, float, Sizes], dict[str, Any]]:

@@ -48,7 +48,7 @@ def weights(release):
 
 
 def alike(found, expected, untrained):
-    """Whether two trainings went the same way: of few weights, rounding may change a gradient's sign, and Adam's step."""
+    """Whether two trainings went the same way. Rounding may change the sign of a few gradients, and so Adam's steps."""
     went = (weights(expected) - untrained).norm()
     return (weights(found) - weights(expected)).norm() < 0.03 * went
 
