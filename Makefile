@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo wheel test test-all test-lowest test-pythons lint docs bench ablations ci
+.PHONY: help setup demo wheel test test-all test-lowest test-pythons lint docs bench gpu ablations ci
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,9 +57,14 @@ docs: setup  ## build the documentation into docs/_build/html; a warning is an e
 bench: setup  ## measure private steps beside plain ones and Opacus, into docs/results.md: a quarter of an hour
 	$(BIN)/python benchmarks/clipping.py --render docs/results.md
 
+# Not by `setup`: a bare machine has no network. What must be there: docs/guide/gpu-and-cluster.md.
+gpu:  ## measure all of it on a GPU by PYTHON=..., into docs/results.md: 25 minutes at most, goes on where it stopped
+	$(PYTHON) benchmarks/gpu.py; code=$$?; $(PYTHON) benchmarks/gpu.py --render docs/results.md; exit $$code
+
 ablations: setup  ## repeat the paper's ablations in small: hours; the same command goes on where it stopped
 	$(BIN)/python benchmarks/ablations.py
 
 ci: setup  ## what must pass before a change goes in
 	$(MAKE) lint
 	$(MAKE) test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py --device cpu --seconds 20

@@ -7,13 +7,16 @@
 A row's microseconds are for one noisy copy: a step's gradient ÷ (batch × noise multiplicity). "nonprivate" is the
 gradient of the mean loss in whichever memory layout and physical batch is the fastest. Opacus takes batch ×
 noise multiplicity rows, whose gradients are summed over the copies and clipped as the published method has it; its
-ghost clipping clips each row by itself, which is the same thing for one copy only.
+ghost clipping clips each row by itself, which is the same thing for one copy only. Where Opacus is not installed, its
+rows are left out. On a GPU float32 is float32: TF32 is off (`benchmarks/gpu.py` measures there).
 """
 
 import argparse
 import copy
 import ctypes
+import gc
 import json
+import math
 import os
 import platform
 import re
@@ -22,13 +25,11 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule, GradSampleModuleExpandedWeights
-from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,6 +42,7 @@ from dpdm.privacy.mechanism import grid_step
 from dpdm.training import ImageFacts
 from dpdm.training.hardware import autocast, keep_freed_memory
 from dpdm.training.step_cost import physical_batch_size
+from rendering import put_between, tables
 
 SHAPE, CLASSES = (1, 28, 28), 10
 NETWORKS: dict[str, Network] = {"compact U-Net": CompactUNet(width=48), "paper U-Net": UNet()}
@@ -48,7 +50,9 @@ CASES = ((64, 1), (64, 4), (16, 32))  # batch, noise multiplicity
 PAPER_CASES = ((64, 1), (16, 4), (16, 32))
 DTYPES = ("float32", "bfloat16")
 MARKERS = "<!-- clipping: made by make bench -->", "<!-- clipping: end -->"
+CPU = torch.device("cpu")
 Step = Callable[[], object]
+Cases = tuple[tuple[int, int], ...]
 
 
 def main() -> None:
@@ -70,33 +74,30 @@ def main() -> None:
     if given.json or not given.render:
         print(json.dumps(result, indent=1))
     if given.render:
-        if not all(marker in given.render.read_text(encoding="utf-8") for marker in MARKERS):
-            parser.error(f"{given.render} lacks the markers {MARKERS[0]} and {MARKERS[1]}")
-        before, rest = given.render.read_text(encoding="utf-8").split(MARKERS[0])
-        after = rest.split(MARKERS[1])[1]
-        given.render.write_text(before + MARKERS[0] + "\n" + render(result) + MARKERS[1] + after, encoding="utf-8")
+        try:
+            put_between(MARKERS, render(result), given.render)
+        except ValueError as error:
+            parser.error(str(error))
 
 
-def measure(name: str, dtype: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one network in one precision."""
-    torch.manual_seed(0)
-    denoiser = PreconditionedDenoiser(NETWORKS[name].build(SHAPE, num_classes=CLASSES), EDM())
-    for p in denoiser.parameters():
-        p.data += 0.02 * torch.randn_like(p)  # zero-initialised layers would hide work
-    for batch, copies in PAPER_CASES if name == "paper U-Net" else CASES:
-        loss = DenoisingLoss(noise_multiplicity=copies)
-        drawn = loss.draw(
-            torch.rand(batch, *SHAPE) * 2 - 1,
-            torch.zeros(batch, dtype=torch.long),
-            null_label=CLASSES,
-            noise_levels=EDM().noise_levels,
-            random_bytes=os.urandom,
-        )
-        with autocast(dtype, torch.device("cpu")):  # type: ignore[arg-type]
-            rows = measure_case(denoiser, loss, drawn, dtype)
-        plain = min(row["microseconds_per_copy"] for row in rows if row["strategy"] == "nonprivate")
+def measure(
+    name: str,
+    dtype: str,
+    *,
+    device: torch.device = CPU,
+    networks: Mapping[str, Network] = NETWORKS,
+    cases: Cases | None = None,
+    seconds: float = 20.0,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one network in one precision; each case is measured for so many seconds, or a little longer."""
+    torch.backends.cudnn.allow_tf32 = False
+    for batch, copies in cases or (PAPER_CASES if name == "paper U-Net" else CASES):
+        denoiser, loss, drawn = made_up(networks[name], batch, copies, device)
+        with autocast(dtype, device):  # type: ignore[arg-type]
+            rows = measure_case(denoiser, loss, drawn, dtype, seconds)
+        plain = next(row["microseconds_per_copy"] for row in rows if row["strategy"] == "nonprivate")
         for row in rows:
-            ratio = row["microseconds_per_copy"] and round(row["microseconds_per_copy"] / plain, 3)
+            ratio = plain and row["microseconds_per_copy"] and round(row["microseconds_per_copy"] / plain, 3)
             print(f"{name}, {dtype}, K = {copies}, B = {batch}: {row} {ratio}", file=sys.stderr, flush=True)
             yield {
                 "strategy": row.pop("strategy"),
@@ -109,8 +110,27 @@ def measure(name: str, dtype: str) -> Iterator[dict[str, Any]]:
             }
 
 
+def made_up(
+    network: Network, batch: int, copies: int, device: torch.device
+) -> tuple[PreconditionedDenoiser, DenoisingLoss, NoisyBatch]:
+    """Return a denoiser, a loss, and noisy copies of random images; the same weights on every device."""
+    torch.manual_seed(0)
+    denoiser = PreconditionedDenoiser(network.build(SHAPE, num_classes=CLASSES), EDM())
+    for p in denoiser.parameters():
+        p.data += 0.02 * torch.randn_like(p)  # zero-initialised layers would hide work
+    loss = DenoisingLoss(noise_multiplicity=copies)
+    drawn = loss.draw(
+        (torch.rand(batch, *SHAPE) * 2 - 1).to(device),
+        torch.zeros(batch, dtype=torch.long, device=device),
+        null_label=CLASSES,
+        noise_levels=EDM().noise_levels,
+        random_bytes=os.urandom,
+    )
+    return denoiser.to(device), loss, drawn
+
+
 def measure_case(
-    denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: NoisyBatch, dtype: str
+    denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: NoisyBatch, dtype: str, budget: float
 ) -> list[dict[str, Any]]:
     """Time all ways in turns, so that drift of the machine hits all alike; then take each one's memory."""
     batch, copies = drawn.sigma.shape
@@ -126,18 +146,16 @@ def measure_case(
     seconds: dict[int, list[float]] = {i: [] for i in range(len(ways))}
     failed: dict[int, str] = {}
     started = time.perf_counter()
-    while min(len(s) for i, s in seconds.items() if i not in failed) < 3 or time.perf_counter() - started < 20:
+    while min(len(s) for i, s in seconds.items() if i not in failed) < 3 or time.perf_counter() - started < budget:
         for i, (_, step) in enumerate(ways):
-            if i in failed or (len(seconds[i]) >= 3 and seconds[i][-1] > 20):
+            if i in failed or (len(seconds[i]) >= 3 and seconds[i][-1] > budget):
                 continue
             try:
-                began = time.perf_counter()
-                step()
-                seconds[i].append(time.perf_counter() - began)
+                seconds[i].append(seconds_of(step, drawn.x.device))
             except Exception as error:
                 failed[i] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
     middle = {i: statistics.median(s[1:]) for i, s in seconds.items() if i not in failed}
-    fastest = min(range(len(plain)), key=middle.__getitem__)
+    fastest = min(range(len(plain)), key=lambda i: middle.get(i, math.inf))  # a GPU may lack the memory for one
     rows = []
     for i, (strategy, step) in enumerate(ways):
         if i < len(plain) and i != fastest:
@@ -145,11 +163,11 @@ def measure_case(
         row: dict[str, Any] = {
             "strategy": strategy,
             "microseconds_per_copy": round(1e6 * middle[i] / batch / copies, 1) if i in middle else None,
-            "peak_bytes": peak_bytes(step) if i in middle else None,
+            "peak_bytes": peak_bytes(step, drawn.x.device) if i in middle else None,
         }
-        if strategy == "nonprivate":
+        if strategy == "nonprivate" and i in middle:
             row["gigaflops"] = round(useful_flops(denoiser, loss, drawn) / middle[i] / 1e9)
-            row["convolution_gigaflops"] = convolution_rate(denoiser, dtype)
+            row["convolution_gigaflops"] = convolution_rate(denoiser, dtype, drawn.x.device)
         if i in failed:
             row["error"] = failed[i]
         rows.append(row)
@@ -192,7 +210,13 @@ def ours(
 
 
 def opacus(denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: NoisyBatch) -> list[tuple[str, Step]]:
-    """Return the clipped sum by each strategy of Opacus that applies."""
+    """Return the clipped sum by each strategy of Opacus that applies; none where it is not installed."""
+    try:
+        from opacus.grad_sample import GradSampleModule, GradSampleModuleExpandedWeights
+        from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+    except ImportError:
+        print("Opacus is not installed: its rows are left out", file=sys.stderr, flush=True)
+        return []
     batch, copies = drawn.sigma.shape
 
     def rows(wrap: Callable[[nn.Module], nn.Module]) -> Step:
@@ -277,28 +301,41 @@ def useful_flops(denoiser: nn.Module, loss: DenoisingLoss, drawn: NoisyBatch) ->
     return counter.get_total_flops()
 
 
-def convolution_rate(denoiser: nn.Module, dtype: str) -> int:
+def convolution_rate(denoiser: nn.Module, dtype: str, device: torch.device) -> int:
     """Return the GFLOP/s of the network's most common 3 × 3 convolution by itself, forward, at its finest size."""
     widths = [m.in_channels for m in denoiser.modules() if isinstance(m, nn.Conv2d) and m.in_channels == m.out_channels]
     width = min(widths)
     side = 28 if denoiser.network.__class__.__name__ == "_UNet" else 14
     kind = getattr(torch, dtype)
-    x, w = torch.randn(512, width, side, side, dtype=kind), torch.randn(width, width, 3, 3, dtype=kind)
+    x, w = (torch.randn(shape, device=device, dtype=kind) for shape in ((512, width, side, side), (width, width, 3, 3)))
     best = 0.0
     for layout in (torch.contiguous_format, torch.channels_last):
         a, b = x.to(memory_format=layout), w.to(memory_format=layout)
-        taken = []
         with torch.no_grad():
-            for _ in range(8):
-                started = time.perf_counter()
-                nn.functional.conv2d(a, b, padding=1)
-                taken.append(time.perf_counter() - started)
+            taken = [seconds_of(lambda: nn.functional.conv2d(a, b, padding=1), device) for _ in range(8)]  # noqa: B023
         best = max(best, 2 * 9 * width**2 * side**2 * 512 / statistics.median(taken) / 1e9)
     return round(best)
 
 
-def peak_bytes(step: Step) -> int | None:
-    """Return what the resident memory grows by at most during `step`; Linux only."""
+def seconds_of(step: Step, device: torch.device) -> float:
+    """Return how long `step` takes; a GPU is waited for, before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    step()
+    wait()
+    return time.perf_counter() - began
+
+
+def peak_bytes(step: Step, device: torch.device) -> int | None:
+    """Return what memory grows by at most during `step`: a GPU's, or what is resident; of a processor, Linux only."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -336,32 +373,7 @@ def render(result: dict[str, Any]) -> str:
         f"\nCommit {m['commit']}, {m['threads']} threads of {m['processor']} ({m['instructions']}), "
         f"torch {m['torch']}; `make bench`.\n"
     ]
-    rows = result["rows"]
-    for network, dtype in dict.fromkeys((r["network"], r["dtype"]) for r in rows):
-        these = [r for r in rows if (r["network"], r["dtype"]) == (network, dtype)]
-        cases = list(dict.fromkeys((r["noise_multiplicity"], r["batch"]) for r in these))
-        text += [f"\n{network}, {dtype}: µs a noisy copy, ratio to nonprivate, peak MB\n"]
-        text += ["| | " + " | ".join(f"K = {k}, B = {b}" for k, b in cases) + " |", "|---|" + "---|" * len(cases)]
-        for strategy in dict.fromkeys(r["strategy"] for r in these):
-            cells = []
-            for k, b in cases:
-                found = [r for r in these if (r["strategy"], r["noise_multiplicity"], r["batch"]) == (strategy, k, b)]
-                cells.append(cell(found[0]) if found else "")
-            text.append(f"| {strategy} | " + " | ".join(cells) + " |")
-        plain = [r for r in these if r["strategy"] == "nonprivate"]
-        rates = ", ".join(f"{r['gigaflops']} of {r['convolution_gigaflops']}" for r in plain)
-        text.append(f"\nUseful GFLOP/s of the plain step, and of a convolution by itself: {rates}.")
-    errors = {r["strategy"]: r["error"] for r in rows if "error" in r}
-    text += ["", *(f"{strategy} cannot run: {error.split(', got')[0]}.\n" for strategy, error in errors.items())]
-    return "\n".join(text) + "\n"
-
-
-def cell(row: dict[str, Any]) -> str:
-    """Return one row as a table's cell."""
-    if row["microseconds_per_copy"] is None:
-        return "cannot run"
-    memory = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 1e6:.0f}"
-    return f"{row['microseconds_per_copy']:.0f}, {row['ratio_to_nonprivate']:.2f}×{memory}"
+    return "\n".join(text) + tables(result["rows"])
 
 
 if __name__ == "__main__":

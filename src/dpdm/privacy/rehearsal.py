@@ -3,7 +3,8 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -184,5 +185,20 @@ def _wave(shape: tuple[int, ...], pace: float = 0.7) -> Tensor:
     return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64).square() * pace).reshape(shape)
 
 
-def _exactly(t: Tensor) -> torch.autocast:
-    return torch.autocast(t.device.type, enabled=False)
+@contextmanager
+def _exactly(t: Tensor) -> Iterator[None]:
+    """Compute in the precision of the weights: not in bfloat16, nor, in a GPU's convolutions, in TF32.
+
+    TF32 is torch's default for these. It rounds by about as much as two ways to a gradient may differ.
+    """
+    setting: tuple[Any, str, object] = (torch.backends.cudnn, "allow_tf32", False)
+    if hasattr(torch.backends.cudnn, "conv"):  # from torch 2.9 on
+        setting = (torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    of, name, exact = setting
+    before = getattr(of, name)
+    setattr(of, name, exact)
+    try:
+        with torch.autocast(t.device.type, enabled=False):
+            yield
+    finally:
+        setattr(of, name, before)

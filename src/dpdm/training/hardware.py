@@ -22,10 +22,15 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the device; "auto" is a GPU where there is one."""
+    """Return the device; "auto" is a GPU where there is one.
+
+    A GPU comes with its number: which one is current is known to one thread alone, and batches are made in another.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("training.device = cuda, and no CUDA device is to be seen: choose auto or cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @contextmanager
@@ -147,7 +152,7 @@ def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = file.read()

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dpdm.privacy import OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy.rehearsal import MadeUp, require_same_gradients
 
 
 class Net(nn.Module):
@@ -132,3 +133,20 @@ def test_the_module_is_left_as_it_was():
         clipped_grad_sum(loss, module, batch, max_grad_norm=1.0, strategy=strategy)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_strategies_are_compared_without_the_tf32_of_a_gpus_convolutions(before, monkeypatch):
+    """Rounding each operand to eleven bits, two right ways could differ by more than the comparison allows."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", before)
+    seen = []
+
+    def looking(*arguments):
+        seen.append(cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32)
+        return Vectorized()(*arguments)
+
+    module, batch = setting("conv", 0, torch.float32)
+    assert require_same_gradients(looking, loss, module, MadeUp(batch), otherwise="differs")
+    assert seen in (["ieee"], [False])
+    assert cudnn.allow_tf32 == before

@@ -1,7 +1,8 @@
-"""How processes become a group."""
+"""How processes become a group, and what their devices can do."""
 
 from datetime import timedelta
 
+import torch
 from torch import distributed
 
 from dpdm.training import hardware
@@ -26,3 +27,15 @@ def test_a_process_alone_forms_no_group(monkeypatch):
     monkeypatch.setattr(distributed, "init_process_group", None)
     with hardware.joined_processes() as processes:
         assert (processes.rank, processes.size) == (0, 1)
+
+
+def test_a_gpu_comes_with_its_number_since_threads_do_not_share_which_one_is_current(monkeypatch):
+    monkeypatch.setattr(hardware.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware.torch.cuda, "current_device", lambda: 1)
+    assert hardware.choose_device("auto") == hardware.choose_device("cuda") == torch.device("cuda", 1)
+    assert hardware.choose_device("cpu") == torch.device("cpu")
+
+
+def test_bfloat16_is_chosen_where_the_hardware_has_it_not_where_it_is_emulated(monkeypatch):
+    monkeypatch.setattr(hardware.torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not hardware._has_bfloat16(torch.device("cuda", 0))
