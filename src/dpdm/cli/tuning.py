@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpdm.cli.judging import named_alike
 from dpdm.cli.options import (
     AsJson,
     Epsilon,
@@ -82,6 +83,11 @@ def tune(
         )
         if compared.shape != data.shape:
             fail(f"{reference} has images of shape {compared.shape}, and {data.name} of {data.shape}: set data.size")
+        if data.num_classes and compared.num_classes:
+            remarks = list[str]()
+            compared = named_alike(compared, data, reference, data.name, remarks)
+            for remark in remarks:
+                tell(remark)
     tuner = Tuner(
         candidates=candidates,
         search=Search(mean=runs, shape=shape, score_noise_multiplier=score_noise),

@@ -127,11 +127,11 @@ class _Stopwatch:
             """Whether there is time for so much more: for all processes when there is for the first."""
             return self._processes.object_from_first(time.perf_counter() - started + seconds < within)
 
-        timed, taken = 1, [step(1)]  # once more below: the first call makes what later ones find
+        step(1)  # which makes what later ones find
         beside = [step(0)]
         while len(beside) < 3 and lasts(5 * beside[0]):
             beside.append(step(0))
-        taken = [step(timed)] if lasts(taken[0]) else taken
+        timed, taken = 1, [step(1)]
         while timed < most and lasts(5 * taken[-1]):
             timed = min(4 * timed, most)
             taken = [step(timed)]

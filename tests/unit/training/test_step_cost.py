@@ -77,7 +77,7 @@ def test_what_is_measured_is_what_a_step_takes():
     mechanism = fitted.plan(lambda: 0)
     assert told.seconds_per_step * mechanism.steps <= 51
     cost = step_cost.measure_step(fitted, facts, mechanism)
-    assert 10 < cost.seconds_per_step * mechanism.steps < 240
+    assert 3 < cost.seconds_per_step * mechanism.steps < 240
     assert 0 < sampling < 600
     assert shown[-1][0] == shown[-1][1]
     assert [done for done, _ in shown] == sorted(done for done, _ in shown)
@@ -126,7 +126,7 @@ def test_a_measurement_stops_when_its_time_is_over():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MechanismRun, "backward", watched)
         stopwatch.seconds(config.loss, 256, within=0.0)
-        assert sizes == [1, 0]
+        assert sizes == [1, 0, 1]
         stopwatch.seconds(config.loss, 256, within=10.0)
     assert max(sizes) == 128  # copies that are of use on a processor, ÷ 8
 
