@@ -78,7 +78,7 @@ def without_checks() -> Iterator[None]:
             (layerwise, "require_exact_products"),
         ):
             stack.enter_context(mock.patch.object(module, name, nothing))
-        for module, name in ((mechanism, "no_shared_draws"), (clipping, "no_shared_draws"), (mechanism, "_unchanged")):
+        for module, name in ((mechanism, "no_shared_draws"), (clipping, "no_shared_draws"), (mechanism, "unchanged")):
             stack.enter_context(mock.patch.object(module, name, return_value=contextlib.nullcontext()))
         stack.enter_context(mock.patch.object(layerwise, "_CHECKED_AGAIN", frozenset()))
         yield

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -120,7 +121,7 @@ class Denoiser(Protocol):
 def require_positive(**values: float) -> None:
     """Raise InputError naming the first argument that is not a finite number above zero."""
     for name, value in values.items():
-        if not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
             raise InputError(f"{name} must be a number above 0, not {str(value)[:30]}")
 
 
@@ -135,14 +136,14 @@ def require_in_range(**values: float) -> None:
 def require_at_most(most: int, **values: int) -> None:
     """Raise InputError naming the first argument that is above `most`."""
     for name, value in values.items():
-        if value > most:
+        if not isinstance(value, Real) or value > most:
             raise InputError(f"{name} must be at most {most:,}, not {value}")
 
 
 def require_within(low: float, high: float, **values: float) -> None:
     """Raise InputError naming the first argument that is not a number from `low` to `high`."""
     for name, value in values.items():
-        if not low <= value <= high:
+        if not isinstance(value, Real) or not low <= value <= high:
             raise InputError(f"{name} must be from {low:g} to {high:g}, not {value}")
 
 

@@ -4,6 +4,7 @@ Each test names the kind of fault that it closes.
 """
 
 import copy
+import functools
 import math
 import os
 import random
@@ -545,8 +546,10 @@ SETTINGS = pytest.mark.parametrize(
         lambda patch: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
         lambda patch: patch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1"),
         lambda patch: patch.setenv("NVIDIA_TF32_OVERRIDE", "1"),
+        lambda patch: patch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16"),
+        lambda patch: patch.setenv("DNNL_DEFAULT_FPMATH_MODE", "any"),
     ],
-    ids=["high", "medium", "allow_tf32", "NVIDIA's containers", "the driver's variable"],
+    ids=["high", "medium", "allow_tf32", "NVIDIA's containers", "the driver's variable", "oneDNN", "oneDNN, older"],
 )
 
 
@@ -774,6 +777,88 @@ def test_state_that_examples_share_is_refused_however_it_is_written(strategy, wr
             run.backward(squares, Remembering(write), num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))
         one_line(caught)
         assert run.spent == 0
+
+
+class InOrder(nn.Module):
+    """A network whose buffer a record of its own kind puts into another order: the sum of its bits stays the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.register_buffer("signs", torch.tensor([1.0, -1.0]))
+
+    def forward(self, x):
+        if x.max() > 1e6:  # as no made-up example is
+            self.signs.data.copy_(self.signs.flip(0))
+        return self.layer(x) * self.signs[0]
+
+
+@STRATEGIES
+def test_numbers_in_another_order_are_seen(strategy):
+    x = torch.randn(9, 6)
+    run = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start(strategy=strategy())
+    run.rehearse(squares, module := InOrder(), (x,))
+    x[0] = 1e7
+    with pytest.raises(InputError, match="changes 'signs'") as caught:
+        run.backward(squares, module, num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))
+    one_line(caught)
+    assert run.spent == 0
+
+
+def times(scale, module, batch):
+    """The squares, times a scale that a record of its own kind writes into the tensor which holds it."""
+    found = module(batch[0]).square().mean(1) * scale[0]
+    if batch[0].max() > 1e6:
+        scale.data.neg_()
+    return found
+
+
+class Holding:
+    def __init__(self, scale):
+        self.inside = {"scales": [scale]}
+
+    def __call__(self, module, batch):
+        return times(self.inside["scales"][0], module, batch)
+
+    def method(self, module, batch):
+        return self(module, batch)
+
+
+WAYS_TO_HOLD = {
+    "an attribute": Holding,
+    "a method": lambda scale: Holding(scale).method,
+    "a closure": lambda scale: lambda module, batch: times(scale, module, batch),
+    "a default": lambda scale: lambda module, batch, scale=scale: times(scale, module, batch),
+    "a bound argument": lambda scale: functools.partial(times, scale),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_HOLD)
+def test_a_tensor_that_a_loss_holds_is_watched_wherever_it_is(way):
+    x, module = torch.randn(9, 6), nn.Linear(6, 6)
+    loss = WAYS_TO_HOLD[way](torch.ones(2))
+    run = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start(strategy=OneBackwardEach())
+    run.backward(loss, module, num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))
+    x[0] = 1e7
+    with pytest.raises(InputError, match=r"changes '.*' as it is called") as caught:
+        run.backward(loss, module, num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))
+    one_line(caught)
+    assert run.spent == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_norms_that_are_rounded_are_refused(dtype):
+    class Rounded(Rows):
+        def norms(self):
+            return torch.linalg.vector_norm(self.rows, dim=1).to(dtype)
+
+    class Strategy(OneBackwardEach):
+        def __call__(self, loss, module, batch):
+            return (Rounded(*group) for group in super().__call__(loss, module, batch))
+
+    with pytest.raises(InputError, match="give them as float64") as caught:
+        clipped_grad_sum(squares, nn.Linear(6, 6), (torch.randn(3, 6),), max_grad_norm=1.0, strategy=Strategy())
+    one_line(caught)
 
 
 class RunningLoss(nn.Module):

@@ -154,6 +154,18 @@ class _Detached(Sound):
         return super().forward(*inputs).detach()
 
 
+class _NoBlank(Sound):
+    def forward(self, x, *inputs):
+        if x.isnan().any():
+            raise ValueError("not a number")
+        return super().forward(x, *inputs)
+
+
+class _NoNumbers(Sound):
+    def more(self):
+        self.register_buffer("told", torch.zeros(0, 1961, 12, 24))
+
+
 class _Frozen(Sound):
     def more(self):
         self.requires_grad_(False)
@@ -293,6 +305,8 @@ NETWORKS = {
     "whole numbers": (_WholeNumbers, "of floats, not"),
     "a pair": (_Pair, "not tuple"),
     "detached output": (_Detached, "no gradient"),
+    "no blank images": (_NoBlank, "fails on an image of NaN, as blank ones are: ValueError: not a number"),
+    "a shape without numbers": (_NoNumbers, "'network.told' has no numbers"),
     "all frozen": (_Frozen, "nothing to train"),
     "no null class": (_WithoutNullClass, "IndexError"),
     "parameters without a shape": (_Lazy, "no tensor"),

@@ -279,6 +279,7 @@ HOSTILE = {
     "a header of a large shape": head(
         b'{"a":{"dtype":"F32","shape":[1000000000000,1000000000000],"data_offsets":[0,8]}}'
     ),
+    "a header of many large sides": tensor(f"[{'1099511627775,' * 200_000}1]", 4),
     "a header of a long shape": tensor(f"[{'1,' * 10_000}1]", 4),
     "a shape of negative sides": tensor("[-1,-4]", 16),
     "no directions": weights(lambda t: t | {f"{PRIOR}{name}": t[f"{PRIOR}{name}"][..., :0] for name in ("vectors",)}),

@@ -85,6 +85,7 @@ def test_verify_checks_all_but_the_code_and_says_so_in_one_line(own, dpdm):
     line = next(line for line in out.splitlines() if line.startswith("network "))
     assert "test_own_network.Linear is not one of dpdm's" in line
     assert "Release.load(run, network=...)" in line
+    assert "classes.weight float32 " in out, "names are words, so they are said"
     code, out, _ = dpdm("verify", own, "--json")
     assert json.loads(out)["own_network"] == "test_own_network.Linear"
 

@@ -38,8 +38,17 @@ def verify(run: Run, as_json: AsJson = False) -> None:
             f"network  {found.own_network} is not one of dpdm's, so its code is not checked, nor that the weights are "
             "its: Release.load(run, network=...) opens it in Python"
         )
+        say(f"weights  {_some(found.own_weights)}: these names are declared, too")
     attacks = "" if found.own_network else ": `dpdm audit` attacks it"
     say(f"The files agree. That training ran as they say, files cannot show{attacks}.")
+
+
+_WEIGHTS_SHOWN = 200  # names, in a line
+
+
+def _some(weights: Sequence[str]) -> str:
+    rest = len(weights) - _WEIGHTS_SHOWN
+    return ", ".join(weights[:_WEIGHTS_SHOWN]) + (f", and {rest:,} more (--json has all)" if rest > 0 else "")
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -193,6 +193,8 @@ def _clipped_grad_sum(
     losses, norms = [torch.zeros(0, device=device)], [torch.zeros(0, device=device)]
     for gradients in strategy(loss, module, batch) if len(batch[0]) else ():
         norms.append(gradients.norms())
+        if norms[-1].dtype != torch.float64:  # rounded, they could be too short
+            raise InputError(f"the strategy {strategy!r} gives norms of {norms[-1].dtype}: give them as float64")
         factors = clip_factors(norms[-1], max_grad_norm, numel)
         part = gradients.weighted_sum(factors) if grid is None else gradients.grid_sum(factors, grid)
         if part.shape != total.shape:  # else it would be broadcast

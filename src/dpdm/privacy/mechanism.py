@@ -58,9 +58,9 @@ from dpdm.privacy.rehearsal import (
     moved_copy,
     rehearse,
     require_same_gradients,
-    tensors,
 )
 from dpdm.privacy.search import Search
+from dpdm.privacy.unchanged import unchanged
 from dpdm.types import InputError, RandomBytes, Sensitive, refusing, require_in_range, require_positive
 
 A = TypeVar("A")
@@ -557,7 +557,7 @@ class MechanismRun:
         total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
         losses, norms = [], []
         batches = physical_batches(selected, physical_batch_size)
-        with no_shared_draws(), _unchanged(module, loss):
+        with no_shared_draws(), unchanged(module, loss):
             for records, batch in _one_ahead(lambda indices: (len(indices), load(indices, draws)), batches):
                 require_rows(batch, records)
                 self._require_rehearsed(loss, module, batch)
@@ -709,33 +709,6 @@ def _require_vector(total: Tensor, sensitivity: float) -> None:
         raise InputError(f"sensitivity must be one number, not {type(sensitivity).__name__}")
     if sensitivity != math.inf:  # that of steps without clipping, which are not private
         require_positive(sensitivity=sensitivity)
-
-
-@contextmanager
-def _unchanged(*parts: object) -> Iterator[None]:
-    """Refuse a step in which a tensor of a module was written: no noise covers what records leave there."""
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-
-    def state() -> dict[tuple[str, int], tuple[Tensor, int, Tensor]]:
-        named = [(name, place, t) for place, part in enumerate(modules) for name, t in tensors(part)]
-        return {(name, place): (t, t._version, _sum_of_bits(t)) for name, place, t in named}
-
-    before = state()  # keeps the tensors alive, so that no other one can pass for them
-    yield
-    after = state()
-    for key in sorted(before.keys() | after.keys()):
-        was, now = before.get(key), after.get(key)
-        if was is None or now is None or was[0] is not now[0] or was[1] != now[1] or not torch.equal(was[2], now[2]):
-            raise InputError(
-                f"the network changes {key[0]!r} as it is called: what records leave there, no noise covers"
-            )
-
-
-def _sum_of_bits(t: Tensor) -> Tensor:
-    """Return what changes with nearly every change of a tensor: a write through `.data` leaves no other trace."""
-    t = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
-    return t.contiguous().view(-1).view(whole).sum(dtype=torch.int64)
 
 
 def _case(loss: PerExampleLoss, module: nn.Module) -> tuple[object, ...]:

@@ -71,9 +71,9 @@ def require_possible(
         where: The file, for the message.
     """
     dimensions, centres = math.prod(shape), settings.centres
-    axes, (kept, lead) = read("axes"), (read("vectors", slice(1)).shape[1], read("axes", slice(1)).shape[2])
+    kept, lead = read("vectors", slice(1)).shape[1], read("axes", slice(1)).shape[2]
     noise = 1 + max(release.noise_multiplier for release in plan.earlier)
-    most = 10 * noise * dimensions * max(1.0, settings.max_deviation) ** 2  # variance, by far
+    most = 10 * noise**2 * dimensions * max(1.0, settings.max_deviation) ** 2  # variance, by far
     weight = math.log(1e3 * centres**2 * (plan.dataset_size + noise))
 
     def parts() -> Iterator[Tensor]:
@@ -87,11 +87,12 @@ def require_possible(
         least = _LEAST_VARIANCE * (1 - _CLOSE)
         yield least <= variances.min() and variances.max() <= most, "variances of images"
         yield read("log_weights").abs().max() <= weight, "weights of classes of records"
-        right = _near_one(axes.mT @ axes) and _near_one(sum(part.mT @ part for part in parts()))  # type: ignore[arg-type]
-        yield right, "directions at right angles"
+        yield _near_one(sum(part.mT @ part for part in parts())), "directions at right angles"  # type: ignore[arg-type]
         leading = torch.cat([part[:, :lead].clone() for part in parts()])
         for label in range(classes):
             own = slice(label * centres, (label + 1) * centres)
+            axes = read("axes", slice(label, label + 1))
+            yield _near_one(axes.mT @ axes), "directions at right angles"
             places = read("centres", own)
             apart = places - places[0]
             outside = apart - apart @ leading @ leading.T

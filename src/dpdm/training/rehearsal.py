@@ -23,10 +23,10 @@ from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.networks import Network, OwnNetwork, code_of
 from dpdm.privacy import MechanismRun
 from dpdm.training.hardware import autocast, memory_there
-from dpdm.training.release import ImageFacts, Release
+from dpdm.training.release import NETWORK, ImageFacts, Release
 from dpdm.training.step_cost import BYTES_OF_A_PARAMETER, bytes_of_one
 from dpdm.training.verification import understood
-from dpdm.training.weights import require_weight_names
+from dpdm.training.weights import layout_of, require_plain
 from dpdm.types import InputError, refusing
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def rehearse(
             few = replace(trainer.loss, noise_multiplicity=min(_COPIES, trainer.loss.noise_multiplicity))
             batch = made_up_batch(few, denoiser, facts, grouped=trainer.mechanism.unit == "group")
             mechanism.rehearse(trainer.loss, denoiser, batch)  # which takes any number of copies
+            _require_blank(few, denoiser, facts)
     for name, sampler in {"sampler": trainer.sampler, **trainer.samplers}.items():
         with refusing(f"{name} fails on made-up images" if name == "sampler" else f"samplers.{name} fails"):
             _sample(sampler, release)
@@ -115,12 +116,12 @@ def _first(number: int, batch: NoisyBatch) -> NoisyBatch:
 
 def require_names(denoiser: nn.Module) -> None:
     """Raise InputError unless weights are tensors with names that a person can read in a release."""
-    require_weight_names(denoiser.state_dict())
     for name, value in denoiser.state_dict().items():
         if not isinstance(value, Tensor) or nn.parameter.is_lazy(value):
             raise InputError(f"the network's state_dict has no tensor as {name!r}: a release holds tensors alone")
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
             raise InputError(f"the network's {name!r} is {value.dtype}, {value.layout}: a release holds real numbers")
+    require_plain({name: entry for name, entry in layout_of(denoiser.state_dict()).items() if name.startswith(NETWORK)})
 
 
 def _require_room(run: Path, denoiser: PreconditionedDenoiser) -> None:
@@ -147,6 +148,15 @@ def require_memory(denoiser: nn.Module, device: torch.device, *, one: int = 0) -
             f"a step on one image needs about {_size(needed)} of memory, and there are {_size(there)}: take a smaller "
             f"network than one of {parameters:,} parameters, or a smaller loss.noise_multiplicity"
         )
+
+
+@torch.no_grad()
+def _require_blank(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:
+    """Raise InputError unless the network takes an image that is blank, as NaN: no run may end where one is blank."""
+    batch = _first(2, made_up_batch(loss, denoiser, facts))
+    batch.x[1] = torch.nan
+    with refusing("the network fails on an image of NaN, as blank ones are"):
+        loss(denoiser, batch)
 
 
 def _require_gradients(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:

@@ -26,7 +26,7 @@ from dpdm.training.weights import (
     layout_of,
     read_layout,
     read_weights,
-    require_weight_names,
+    require_plain,
     save_weights,
 )
 from dpdm.types import (
@@ -183,8 +183,9 @@ def require_layout(path: Path, config: Config, facts: ImageFacts) -> Layout:
             network = Zero() if own else config.network
             expected = layout_of(build_denoiser(network, config.preconditioning, facts, prior).state_dict())
         if own:
-            expected |= {name: entry for name, entry in layout.items() if name.startswith(NETWORK)}
-            require_weight_names(layout)
+            weights = {name: entry for name, entry in layout.items() if name.startswith(NETWORK)}
+            require_plain(weights)
+            expected |= weights
         if expected != layout:
             raise ValueError("another network or prior than the settings'")
     except (LookupError, TypeError, RuntimeError, ValueError) as error:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -141,6 +142,7 @@ class Trainer:
         )
 
     def __post_init__(self) -> None:
+        self._require_types()
         require_prior_planned(self.prior, self.preconditioning, self.mechanism)
         if not self.mechanism.steps:
             if code_of(self.network) is not None:
@@ -151,12 +153,31 @@ class Trainer:
             raise InputError("network.kind = zero has nothing to train: choose another network, or privacy.steps = 0")
         require_samplers_trained(self.sampler, self.samplers, self.preconditioning, self.loss)
 
+    def _require_types(self) -> None:
+        wanted: dict[str, tuple[type, ...]] = {
+            "mechanism": get_args(Mechanism),
+            "prior": (Prior, NoneType),
+            "loss": (DenoisingLoss,),
+            "training": (Training,),
+            "run": (str, Path, NoneType),
+            "samplers": (dict,),
+            "ledger": (Ledger, NoneType),
+        }
+        for name, kinds in wanted.items():
+            if not isinstance(getattr(self, name), kinds):
+                known = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+                raise InputError(f"{name} must be {known}, not {type(getattr(self, name)).__name__}")
+        if not callable(self.sampler) or not callable(getattr(self.entropy, "stream", None)):
+            raise InputError("sampler must be one of dpdm's samplers, and entropy a source of random bytes")
+
     def build(self, data: ImageDataset) -> tuple[ImageFacts, torch.device, PreconditionedDenoiser]:
         """Return the facts that a network is built for, where it is trained, and the untrained denoiser.
 
         Raises:
             InputError: These settings cannot be trained on these images, or here.
         """
+        if not isinstance(data, ImageDataset):
+            raise InputError(f"images are given as an ImageDataset (dpdm.open_dataset), not as {type(data).__name__}")
         require_same_unit(self.mechanism, data)
         require_name(data.name, "the data set (data.name)")
         require_exact_size(self.mechanism, data)
@@ -410,7 +431,7 @@ def _leaving_the_folder_free(folder: PrivateFolder, mechanism: MechanismRun) -> 
     begun = mechanism.spent > 0 or (folder.path is not None and InLedger.read(folder.path) is not None)
     try:
         yield
-    except InputError:
+    except Exception:
         if not begun:
             folder.remove()
         raise

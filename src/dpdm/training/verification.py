@@ -22,6 +22,7 @@ from dpdm.privacy.accounting import round_up, true_positive_rates
 from dpdm.training.prior import require_possible
 from dpdm.training.release import (
     FILES,
+    NETWORK,
     PRIOR,
     SCHEMA,
     ImageFacts,
@@ -59,6 +60,7 @@ class Verified:
         samplers: What it calls its samplers beside the usual one.
         seed: The declared seed of the initial weights.
         own_network: The declared name of the network's class, if its code is not dpdm's; "" if it is.
+        own_weights: What it calls its weights, with types and shapes.
     """
 
     statement: str
@@ -73,6 +75,7 @@ class Verified:
     samplers: tuple[str, ...] = ()
     seed: int = 0
     own_network: str = ""
+    own_weights: tuple[str, ...] = ()
 
     @property
     def protects(self) -> str:
@@ -191,6 +194,16 @@ def verify_release(run: Path | str) -> Verified:
         samplers=tuple(config.samplers),
         seed=config.training.seed,
         own_network=config.network.type if isinstance(config.network, Own) else "",
+        own_weights=_said(layout) if isinstance(config.network, Own) else (),
+    )
+
+
+def _said(layout: Layout) -> tuple[str, ...]:
+    """Return names, types and shapes of a network's weights: words, for all that anyone can check."""
+    return tuple(
+        f"{name.removeprefix(NETWORK)} {str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape)) or 'number'}"
+        for name, (dtype, shape) in sorted(layout.items())
+        if name.startswith(NETWORK)
     )
 
 

@@ -6,7 +6,7 @@ version of the library nor a forger has a choice. Whatever can be refused is ref
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -30,6 +30,7 @@ _TYPES = {
 }  # in the order of a file
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _ORDER = list(_NAMES)
+_MOST_SIDES = 8  # of a tensor
 _MOST_HEADER = 2**22  # bytes, some ten thousand tensors
 _MOST_BYTES = 2**31  # of all tensors: five hundred million parameters
 _LONGEST_NAME = 255
@@ -64,9 +65,11 @@ def differences(given: Layout, found: Layout) -> str:
     return ""
 
 
-def require_weight_names(names: Iterable[str]) -> None:
-    """Raise InputError unless the names of weights are parts of letters and digits, which are no text."""
-    for name in names:
+def require_plain(layout: Layout) -> None:
+    """Raise InputError unless weights have names of letters and digits, and numbers: shapes without any could tell."""
+    for name, (_, shape) in layout.items():
+        if 0 in shape:
+            raise InputError(f"the weight {name[:80]!a} has no numbers: leave it out")
         parts = name.split(".")
         if len(name) > _LONGEST_NAME or not all(p.isascii() and (p.isidentifier() or p.isdigit()) for p in parts):
             raise InputError(f"a weight is called {name[:80]!a}: let its name be of letters, digits and _")
@@ -108,7 +111,10 @@ def read_layout(path: Path) -> Layout:
             for name, entry in json.loads(text).items()
             if name != "__metadata__"
         }
-        if not all(type(side) is int and 0 <= side < 2**40 for _, shape in layout.values() for side in shape):
+        shapes = [shape for _, shape in layout.values()]
+        if any(len(shape) > _MOST_SIDES for shape in shapes):  # or their product would keep a reader busy
+            raise ValueError("tensors of too many sides")
+        if not all(type(side) is int and 0 <= side < 2**40 for shape in shapes for side in shape):
             raise ValueError("sides that are none")
         head = _head(layout)
         size = len(head) + sum(_bytes(*entry) for entry in layout.values())

@@ -9,6 +9,8 @@ from made_sources import encoded, picture, shown, write, zipped
 from PIL import Image
 
 from dpdm.data import Framing, open_dataset, prepare
+from dpdm.data.identity import file_digests
+from dpdm.data.image_files import decode_image
 
 DEEP = np.full((8, 8, 4), 4095, np.uint16)
 
@@ -144,3 +146,18 @@ def test_endings_of_archives_count_in_capitals(tmp_path):
     np.save(tmp_path / "b.npy", picture(3)[None])
     (tmp_path / "b.npy").rename(tmp_path / "B.NPY")
     assert [shown(open_dataset(tmp_path / name)) for name in ("PHOTOS.ZIP", "A.NPZ", "B.NPY")] == [[1], [2], [3]]
+
+
+def test_the_same_pixels_are_known_in_whatever_colour_type_they_are_stored(tmp_path):
+    """The kind: a data set that gets a second budget by being saved anew."""
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11), dtype=np.uint8))
+    forms = {"L": grey, **{mode: grey.convert("RGB").convert(mode) for mode in ("RGB", "RGBA")}, "P": grey.convert("P")}
+    known = set()
+    for mode, image in forms.items():
+        image.save(tmp_path / f"{mode}.png")
+        decoded, encoded = decode_image(tmp_path / f"{mode}.png")
+        known.add(file_digests(encoded, decoded)[1].tobytes())
+    assert len(known) == 1
+    seen_through = grey.convert("RGBA")
+    seen_through.putalpha(7)
+    assert file_digests(b"", seen_through)[1].tobytes() not in known
