@@ -363,8 +363,8 @@ def test_time_is_measured_on_all_processes_at_once_each_with_its_share(tmp_path)
     assert other == [taken, *fitted]
     assert {0, 1} <= set(taken) <= {0, 1, 4, 16, 51}
     steps, batch, copies = fitted
-    assert 15 < steps <= 26  # less where the network itself takes time
-    assert 30 < batch <= 52
+    assert 5 < steps <= 26  # less where the network itself takes time, as it does for few images
+    assert 10 < batch <= 52
     assert copies == 1
 
 

@@ -122,7 +122,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def known_speed(monkeypatch):
     """A machine that need not be measured: 0.1 ms a noisy copy."""
-    monkeypatch.setattr(step_cost._Stopwatch, "seconds", lambda self, loss, _: (1e-4 * loss.noise_multiplicity, 0.0))
+    speed = lambda self, loss, _, **within: (1e-4 * loss.noise_multiplicity, 0.0)  # noqa: E731
+    monkeypatch.setattr(step_cost._Stopwatch, "seconds", speed)
 
 
 @pytest.fixture(autouse=True)
