@@ -183,7 +183,7 @@ def train(
         if minutes is not None:
             config = _fit(config, folder, minutes, processes)
         data = config.data.open()
-        trainer = replace(Trainer.from_config(config, data, run=folder), ledger=Ledger.default(ledger, tell=tell))
+        trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: Ledger.default(ledger, tell=tell))
         with _say_how_to_go_on(folder, processes):
             release = train_with_progress(trainer, data, processes)
     if not processes.first:

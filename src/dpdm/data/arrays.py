@@ -82,7 +82,7 @@ def save_npz(path: Path, images: Images, labels: Labels | None = None, *, num_cl
         InputError: If the arrays make no `ImageDataset`.
     """
     dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, name=str(path))
-    arrays: dict[str, NDArray[Any]] = {"images": images}
+    arrays: dict[str, Any] = {"images": images}
     if dataset.labels is not None:
         arrays |= {"labels": dataset.labels, "num_classes": np.array(num_classes)}
     path.parent.mkdir(parents=True, exist_ok=True)
