@@ -305,6 +305,36 @@ def test_processes_that_see_different_images_refuse_before_anything_is_spent(wha
         assert not (tmp_path / "ledger.sqlite").exists()
 
 
+OTHER_NODE = """
+import json
+import numpy as np
+import torch
+import dpdm
+from dpdm.privacy import mechanism
+from dpdm.training.hardware import joined_processes
+torch.set_num_threads(1)
+with joined_processes() as processes:
+    calibrate = mechanism.calibrate
+    mechanism.calibrate = lambda *given, **named: calibrate(*given, **named) * (1 + 1e-9 * processes.rank)
+    images = np.arange(20, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 8, 1), np.uint8)
+    data = dpdm.ImageDataset(images=images, name="images")
+    plan = dpdm.DPSGD(dataset_size=20, expected_batch_size=5, steps=2, delta=1e-13).calibrate(epsilon=3.0)
+    trainer = dpdm.Trainer(network=dpdm.MLP(width=8, blocks=1), preconditioning=dpdm.EDM(), mechanism=plan, run="run")
+    release = trainer.fit(data)
+    with open(f"saw{processes.rank}.json", "w") as file:
+        json.dump([plan.noise_multiplier, release.settings["privacy"]["noise_multiplier"]], file)
+"""
+
+
+def test_all_processes_take_the_plan_that_the_first_one_calibrated(tmp_path):
+    """On nodes of different kinds each comes to other last digits."""
+    result = launch(2, OTHER_NODE, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (first, used), (second, used_there) = (json.loads((tmp_path / f"saw{rank}.json").read_text()) for rank in (0, 1))
+    assert first != second
+    assert used == used_there == first
+
+
 def test_two_nodes_are_one_run(tmp_path):
     """Two launchers that meet over the network, as on two machines, each with two processes."""
     with socket.socket() as free:

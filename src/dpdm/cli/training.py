@@ -5,7 +5,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -108,7 +107,7 @@ def train(
         if minutes is not None:
             config = fitted(config, folder, minutes, processes)
         data = config.data.open()
-        trainer = replace(Trainer.from_config(config, data, run=folder), ledger=Ledger.default(ledger, tell=tell))
+        trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: Ledger.default(ledger, tell=tell))
         with _say_how_to_go_on(folder, processes):
             release = train_with_progress(trainer, data, processes)
     if not processes.first:

@@ -196,7 +196,7 @@ def save_npz(
     """
     names = tuple(class_names)
     dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, class_names=names, name=str(path))
-    arrays: dict[str, NDArray[Any]] = {"images": images}
+    arrays: dict[str, Any] = {"images": images}
     if dataset.labels is not None:
         arrays |= {"labels": dataset.labels, "num_classes": np.array(num_classes)}
         arrays |= {"class_names": np.array(names)} if names else {}
@@ -206,7 +206,7 @@ def save_npz(
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # numpy 2.0 would store allow_pickle
+            np.savez_compressed(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -55,8 +55,13 @@ if TYPE_CHECKING:
 _VARIABLE = "DPDM_LEDGER"
 
 
-def _default_path() -> Path:
-    return platformdirs.user_data_path("dpdm") / "ledger.sqlite"
+def _default_path() -> Path | None:
+    """Return the place of the user's own ledger; None for one without a home folder, whom the system does not know."""
+    try:
+        path = platformdirs.user_data_path("dpdm") / "ledger.sqlite"
+    except RuntimeError:
+        return None
+    return path if path.is_absolute() else None
 
 
 def _on_standard_error(line: str) -> None:
@@ -98,14 +103,13 @@ class Ledger:
                 or there is no variable, and no home folder either.
         """
         if place is None:
-            place = os.environ.get(_VARIABLE, str(_default_path()))
-            if (
-                _VARIABLE not in os.environ and not _default_path().is_absolute()
-            ):  # a user whom the system does not know
+            own = _default_path()
+            if own is None and _VARIABLE not in os.environ:
                 raise InputError(
                     "there is no home folder for the ledger: name a place for it by --ledger or "
                     f"{_VARIABLE}, or none for runs that are to be counted nowhere"
                 )
+            place = os.environ.get(_VARIABLE, str(own))
             if place != "none" and not (Path(place).is_absolute() or re.match(r"postgresql(\+\w+)?://", place)):
                 raise InputError(
                     f"{_VARIABLE} says {place!r}, which is another ledger in each folder or for each user: give a path "

@@ -126,7 +126,7 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
     try:
         DPDMPipeline(denoiser).save_pretrained(partial)
         for name in _CARRIED:
-            shutil.copy(release_folder(run) / name, partial / name)
+            shutil.copyfile(release_folder(run) / name, partial / name)  # not every file system has modes
         write_atomically(partial / "README.md", lambda path: path.write_text(_readme(release), encoding="utf-8"))
         if folder.exists():
             folder.rmdir()

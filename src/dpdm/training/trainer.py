@@ -127,8 +127,17 @@ class Trainer:
         *,
         run: Path | str | None = None,
         mechanism: Mechanism | None = None,
+        ledger: Callable[[], Ledger | None] = Ledger.default,
     ) -> "Trainer":
-        """Return the trainer that `config` describes; its plan unless given, for which `data` is counted if need be."""
+        """Return the trainer that `config` describes; its plan unless given, for which `data` is counted if need be.
+
+        Args:
+            config: The settings.
+            data: The images.
+            run: The run's folder.
+            mechanism: The plan (default: that of `config`).
+            ledger: Opens the ledger (default: the user's own).
+        """
         return cls(
             network=config.network,
             preconditioning=config.preconditioning,
@@ -139,6 +148,7 @@ class Trainer:
             sampler=config.sampler,
             samplers=config.samplers,
             run=run,
+            ledger=ledger(),
         )
 
     def __post_init__(self) -> None:

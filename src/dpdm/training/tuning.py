@@ -131,7 +131,7 @@ class Tuner:
         if self.reference is not None:  # the same code whether there are equal images or not: it must not show
             data = blank_equal(data, self.reference)
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
-            Trainer.from_config(config, data, run=self.run, mechanism=plan).rehearse(data)
+            Trainer.from_config(config, data, run=self.run, mechanism=plan, ledger=lambda: None).rehearse(data)
         self._begin(plan)
         busy = f"{self.run} is in use: another process is searching; wait for it"
         with held(self.run / "private" / ".lock", otherwise=busy):
@@ -176,9 +176,10 @@ class Tuner:
             state["begun"] = True
             write_json(private / "search.json", state)
             folder = private / "runs" / str(number)
-            trainer = Trainer.from_config(self.candidates[choice], data, run=folder, mechanism=plan)
+            config = self.candidates[choice]  # the whole search is reserved, and its runs reserve nothing more
+            trainer = Trainer.from_config(config, data, run=folder, mechanism=plan, ledger=lambda: None)
             try:
-                release = on_run(number, len(state["choices"]), replace(trainer, ledger=None), data)
+                release = on_run(number, len(state["choices"]), trainer, data)
                 score = self._score(release, data, plan, folder)
             except RunLost:  # in a crash, which says nothing of its images: the others go on without it
                 score = None
@@ -187,10 +188,7 @@ class Tuner:
         if self.ledger is not None and known is not None:
             self.ledger.complete(known.run, plan.events(), tokens=known.tokens, head=known.head)
         if not (self.run / "release").exists():
-            whole = private / "release"
-            shutil.rmtree(whole, ignore_errors=True)
-            shutil.copytree(self._best(state["scores"]), whole)
-            whole.rename(self.run / "release")
+            self._best(state["scores"]).rename(self.run / "release")
         for folder in (private / "runs").glob("*/release"):  # whose claim holds for the best of them alone
             shutil.rmtree(folder)
         return Release.load(self.run)
