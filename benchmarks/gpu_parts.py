@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     settings: tuple[str, ...]  # of that run, other than its preset's
 
 
-OF_A_GPU = Sizes(NETWORKS, ((256, 1), (128, 4), (64, 32)), (1, 32), "auto", 60_000, ())
+OF_A_GPU = Sizes(NETWORKS, ((128, 1), (64, 4), (64, 32)), (1, 32), "auto", 60_000, ())
 TINY = Sizes(
     {"paper U-Net": UNet(width=4, multipliers=(1, 1, 1), blocks=1, attention=())},
     ((2, 2),),
