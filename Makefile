@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo wheel test test-all lint docs bench gpu ablations ci
+.PHONY: help setup demo wheel test test-all test-lowest test-pythons lint docs bench gpu ablations ci
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,20 @@ test: setup  ## everything that takes seconds and needs no GPU
 
 test-all: setup  ## every test, the slow ones too; what needs an absent data set skips and says so
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# All but torch at the lowest version that pyproject.toml allows; torch stays that of constraints.txt: wheels of older
+# ones bring gigabytes of CUDA with them, and the first that it allows has none for each Python.
+test-lowest:  ## the fast tests at the lowest versions that are allowed
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)" uv
+	grep '^torch==' constraints.txt | .venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev \
+		--no-annotate --constraint /dev/stdin pyproject.toml | grep -v '^torch==\|^nvidia-\|^cuda-\|^triton==' > .venv-lowest/lowest.txt
+	.venv-lowest/bin/pip install --quiet -c .venv-lowest/lowest.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -m "not slow and not gpu" -n 2
+
+test-pythons:  ## the fast tests on Python 3.11 to 3.13; what is not installed is skipped, and said
+	test -x .venv-nox/bin/nox || { $(PYTHON) -m venv .venv-nox && .venv-nox/bin/pip install --quiet "nox[uv]"; }
+	.venv-nox/bin/nox
 
 lint: setup  ## style, formatting, types, and who may import whom
 	$(BIN)/ruff check .

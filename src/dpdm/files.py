@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from dpdm.types import InputError
 _MOST_DIGITS = 19  # of an integer
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], *, before: Path | None = None) -> None:
     """Call `write` with a temporary path beside `path`, then put it in place; a failure leaves the old file whole.
+
+    Args:
+        path: The file.
+        write: What writes it.
+        before: What the old file is called from then on; it is renamed, since not every file system has links.
 
     Raises:
         OSError: The file cannot be written; the disk may be full.
@@ -27,11 +33,32 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             write(temporary)
         except safetensors.SafetensorError as error:  # which is how its writer reports a full disk
             raise OSError(str(error)) from error
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            path.replace(before)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path, *, otherwise: str) -> Iterator[None]:
+    """Hold the lock file `path`, made if it is not there, against all other processes; a crash lets go of it.
+
+    Raises:
+        InputError: Another one holds it (`otherwise` says so), or the file system has no locks.
+    """
+    from filelock import lock_descriptor  # which warns where there are no locks, of no concern to who only reads
+
+    with path.open("a") as file:
+        try:
+            alone = lock_descriptor(file.fileno(), blocking=False)
+        except OSError as error:
+            raise InputError(f"{path} cannot be locked ({error.strerror}): choose a folder elsewhere") from None
+        if not alone:
+            raise InputError(otherwise)
+        yield
 
 
 def digest(path: Path) -> str:

@@ -1,12 +1,51 @@
-"""What a person sees while a verb runs: progress with the time left, and notes. All of it goes to standard error."""
+"""What a person sees while a verb runs: progress with the time left, and notes. All of it goes to standard error.
 
+Whatever is printed, here or elsewhere, is shown in what letters a terminal has, and lost where there is none any more.
+"""
+
+import codecs
+import io
+import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 Advance = Callable[..., None]
 """Called with a count, a remark, and the total if that was not known before."""
+
+_IN_ASCII = {"ε": "epsilon", "δ": "delta", "≤": "<=", "∞": "infinity", "×": "x", "█": "#", "·": "."}
+
+
+def speak_in_its_letters() -> None:
+    """Let standard output and error print any text: what their encoding lacks is spelt out, or shown by its number."""
+    codecs.register_error("dpdm", _spelt_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dpdm")
+
+
+def _spelt_out(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(c, c.encode("ascii", "backslashreplace").decode()) for c in letters), error.end
+
+
+def leave_the_terminal() -> None:
+    """Let what is printed go nowhere where it went to a terminal, which is closed: a run must not end by that."""
+    for number in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode):
+                speak_to_nobody(number)
+
+
+def speak_to_nobody(number: int) -> None:
+    """Let what is printed to a descriptor, 1 or 2, go nowhere from now on: nobody listens any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 @contextmanager
@@ -80,5 +119,8 @@ def duration(seconds: float) -> str:
 
 
 def tell(text: str) -> None:
-    """Print one line."""
-    print(text, file=sys.stderr, flush=True)
+    """Print one line, if anybody listens."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        speak_to_nobody(2)

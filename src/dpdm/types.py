@@ -1,7 +1,8 @@
 """The words every part of the package shares: errors, secrets, and the two forms an image takes.
 
 This module imports nothing of the package. Images are `uint8 NHWC` wherever people keep them (files, arrays) and
-`float32 NCHW in [-1, 1]` wherever a network sees them; the two functions at the end are the only crossing.
+`float32 NCHW in [-1, 1]` wherever a network sees them; the two functions at the end are the only crossing. They
+import torch when they are called: an error needs none.
 """
 
 import math
@@ -9,13 +10,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -34,12 +36,21 @@ _INVISIBLE = re.compile(  # fillers, joiners and selectors that show nothing, wh
     "\U00013440-\U00013442\U00016fe4\U0001bc9d\U0001d159\U000e0100-\U000e01ef]"
 )
 
+_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|alloc_failed", re.IGNORECASE)
+
 RandomBytes = Callable[[int], bytes]
 """A source of random bytes: called with a count, returns that many."""
 
 
 class InputError(ValueError):
     """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2."""
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there is too little memory: Python's, torch's of a GPU, or its allocators'."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error)) is not None
 
 
 def one_line(error: Exception) -> str:
@@ -57,9 +68,11 @@ def refusing(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError, torch.OutOfMemoryError):
+    except InputError:
         raise
     except Exception as error:
+        if is_of_memory(error):
+            raise
         raise kind(f"{what}: {one_line(error)}") from error
 
 
@@ -99,7 +112,7 @@ class Denoiser(Protocol):
     denoised image, of the shape of `x`.
     """
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, x: "Tensor", sigma: "Tensor", labels: "Tensor") -> "Tensor":
         """Return the denoised images."""
         ...
 
@@ -170,13 +183,17 @@ def require_names_of_classes(names: Sequence[str], what: str) -> None:
         raise InputError(f"{what} is called {twice!r}, and so is another: give each class a name of its own")
 
 
-def images_to_tensor(images: Images) -> Float[Tensor, "batch channel height width"]:
+def images_to_tensor(images: Images) -> "Float[Tensor, 'batch channel height width']":
     """Turn `uint8 NHWC` into `float32 NCHW in [-1, 1]`."""
+    import torch
+
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
 
 
-def tensor_to_images(x: Float[Tensor, "batch channel height width"]) -> Images:
+def tensor_to_images(x: "Float[Tensor, 'batch channel height width']") -> Images:
     """Turn `float NCHW` into `uint8 NHWC`: clamped to [-1, 1], rounded to the nearest level."""
+    import torch
+
     levels = x.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
     array: Images = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return array

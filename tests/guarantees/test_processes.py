@@ -348,7 +348,7 @@ with joined_processes() as processes:
         time.sleep(0.01 * num_records * (1 + processes.rank))
         return backward(self, *args, num_records=num_records, **kwargs)
     MechanismRun.backward = slow
-    fitted = fit_to_time(config, facts, config.plan(lambda: 0), minutes=50 * 51 * 0.02 * 0.25 / 57)
+    fitted, _, _ = fit_to_time(config, facts, config.plan(lambda: 0), minutes=50 * 51 * 0.02 * 0.25 / 51)
     with open(f"saw{processes.rank}.json", "w") as file:
         privacy = fitted.privacy
         json.dump([taken, privacy.steps, privacy.expected_batch_size, fitted.loss.noise_multiplicity], file)
@@ -361,7 +361,7 @@ def test_time_is_measured_on_all_processes_at_once_each_with_its_share(tmp_path)
     assert result.returncode == 0, result.stderr
     (taken, *fitted), other = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("saw*.json"))]
     assert other == [taken, *fitted]
-    assert set(taken) == {0, 51}
+    assert {0, 1} <= set(taken) <= {0, 1, 4, 16, 51}
     steps, batch, copies = fitted
     assert 15 < steps <= 26  # less where the network itself takes time
     assert 30 < batch <= 52

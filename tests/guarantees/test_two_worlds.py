@@ -24,6 +24,7 @@ from two_worlds import (
     moved,
     plus,
     records,
+    stopped_clock,
     train,
 )
 
@@ -166,6 +167,7 @@ def test_the_trainer_in_two_worlds_in_bfloat16(name, strategy, tolerance, tmp_pa
     assert not torch.equal(exact.calls[0].total, d.calls[0].total), "bfloat16 was not in use: the test shows nothing"
 
 
+@stopped_clock()
 def train_from_the_command_line(world: World, data: ImageDataset, folder, monkeypatch, capsys) -> World:
     """Run `dpdm train` on an .npz file of `data`, and observe all that it prints and publishes."""
     folder.mkdir()

@@ -16,7 +16,9 @@ from small_run import SMALL
 
 from dpdm import evaluation
 from dpdm.config import Data
-from dpdm.data import save_npz
+from dpdm.data import load_npz, read_claim, save_npz
+from dpdm.evaluation import UtilityScore, confusion_of
+from dpdm.ledger import Ledger, Records
 from dpdm.training import Release, private_folder
 
 
@@ -75,9 +77,21 @@ def test_from_a_folder_of_images_to_publishable_ones(dpdm, trained, photos, tmp_
 
     code, _, err = dpdm("sample", trained, "-n", 12, "-o", "out.npz", "--seed", 1)
     assert code == 0, err
-    with np.load(tmp_path / "out.npz") as archive:
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as archive:
         assert archive["images"].shape == (12, 8, 8, 3)
         assert np.bincount(archive["labels"]).tolist() == [4, 4, 4]
+        assert archive["class_names"].tolist() == ["ant", "bee", "cat"]
+        assert json.loads(str(archive["claim"]))["statement"] == privacy["statement"]
+    assert read_claim(tmp_path / "out.npz") == privacy["statement"]
+    assert load_npz(tmp_path / "out.npz").class_names == ("ant", "bee", "cat")
+    code, out, err = dpdm("sample", trained, "-n", 8, "-o", "two.npz", "--classes", "cat, ant", "--json")
+    assert (code, json.loads(out)["counts"]) == (0, [4, 0, 4]), err
+    code, out, err = dpdm("sample", trained, "-n", 8, "-o", "more_cats.npz", "--frequencies", "1,0,3", "--json")
+    assert (code, json.loads(out)["counts"]) == (0, [2, 0, 6]), err
+    code, out, err = dpdm("sample", trained, "-n", 8, "-o", "as_released.npz", "--frequencies", "released", "--json")
+    assert (code, sum(json.loads(out)["counts"])) == (0, 8), err
+    code, _, err = dpdm("sample", trained, "-n", 8, "-o", "wrong.npz", "--frequencies", "often")
+    assert (code, err) == (2, "dpdm: --frequencies is equal, released, or numbers with commas between, not 'often'\n")
     code, _, err = dpdm("sample", trained, "-n", 3, "-o", "out.npz")
     assert (code, err) == (2, "dpdm: out.npz exists: choose another name, or remove it\n")
     code, _, err = dpdm("sample", trained, "-n", 12, "-o", "folder")
@@ -99,7 +113,85 @@ def test_evaluate_prints_the_stable_keys(dpdm, tmp_path):
     report = json.loads(out)
     for key in ("logreg", "mlp", "cnn"):
         assert report[key]["low"] <= report[key]["accuracy"] <= report[key]["high"]
+        assert len(report[key]["recalls"]) == 10
+        assert report[key]["balanced_accuracy"] == pytest.approx(sum(report[key]["recalls"]) / 10)
+        assert 0.1 <= report[key]["largest_class"] < 0.15  # the first 288 digits are none too even
     assert report["covered_by_epsilon"] is False
+    assert report["claim"] is None
+
+
+@pytest.fixture
+def quick_scores(monkeypatch):
+    """Classifiers that answer class 0, at once."""
+
+    def answers_zero(images, labels, test_images, test_labels, *, num_classes, classifiers, **named):
+        confusion = confusion_of(test_labels, np.zeros_like(test_labels), num_classes)
+        right = float(np.mean(test_labels == 0))
+        scores[:] = [np.bincount(labels, minlength=num_classes).tolist()]
+        return {name: UtilityScore(right, 0.0, 1.0, len(test_labels), 1, 1, 0.5, confusion) for name in classifiers}
+
+    scores = []
+    monkeypatch.setattr(evaluation, "evaluate_utility", answers_zero)
+    return scores
+
+
+def test_evaluate_matches_classes_by_name_and_shows_a_files_own_claim(dpdm, tmp_path, quick_scores):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    claim = {"statement": "(1.0, 1e-05)-DP \x1b[2J of its own"}
+    labels = np.repeat([0, 1, 2], [30, 20, 10])
+    save_npz(tmp_path / "real.npz", images // 2, labels, num_classes=3, class_names=("ant", "bee", "cat"))
+    save_npz(tmp_path / "m.npz", images, labels, num_classes=3, class_names=("cat", "ant", "bee"), claim=claim)
+    code, out, err = dpdm("evaluate", "m.npz", "--reference", "real.npz", "--quick")
+    assert code == 0, err
+    assert "m.npz and real.npz list their classes in another order: matched by name" in err
+    assert quick_scores == [[20, 10, 30]]
+    assert "m.npz says of itself, which nothing here has verified: (1.0, 1e-05)-DP ?[2J of its own" in out
+    assert "logreg  50.0 % [0.0, 100.0], balanced 33.3 %" in out
+    assert "always answering the largest class of real.npz would be right for 50.0 %" in out
+    assert [row.split() for row in out.splitlines() if row.startswith(("ant", "cat"))] == [
+        ["ant", *["100.0"] * 3],
+        ["cat", *["0.0"] * 3],
+    ]
+    code, out, err = dpdm("compare", "m.npz", "--reference", "real.npz", "--quick")
+    assert code == 0, err
+    assert "unverified: (1.0, 1e-05)-DP" in out
+    assert quick_scores == [[20, 10, 30]]
+
+
+def test_other_names_of_classes_are_refused_before_the_work(dpdm, trained, tmp_path, no_work):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    save_npz(tmp_path / "dogs.npz", images, np.arange(60) % 3, num_classes=3, class_names=("ant", "bee", "dog"))
+    save_npz(tmp_path / "four.npz", images, np.arange(60) % 4, num_classes=4)
+    save_npz(tmp_path / "bare.npz", images)
+    for line, said in (
+        (("evaluate", "dogs.npz", "--reference", "four.npz"), "the classes differ"),
+        (("compare", trained, "--reference", "dogs.npz"), "has cat, which dogs.npz lacks"),
+        (("compare", "dogs.npz", trained, "--reference", "bare.npz"), "has no labels"),
+        (("compare", "four.npz", trained, "--reference", "four.npz"), "the same images are on both sides"),
+    ):
+        code, _, err = dpdm(*line, "--quick")
+        assert (code, err.count("\n")) == (2, 1), err
+        assert said in err
+
+
+def test_a_second_file_that_is_not_there_is_told_before_the_first_is_opened(dpdm, tmp_path, monkeypatch):
+    np.savez(tmp_path / "made.npz", images=np.zeros((20, 8, 8), np.uint8))
+    monkeypatch.setattr(np, "load", lambda *arguments, **named: pytest.fail("it was opened"))
+    for verb in ("evaluate", "compare"):
+        code, _, err = dpdm(verb, "made.npz", "--reference", "nowhere.npz")
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "nowhere.npz is neither a path" in err
+
+
+def test_nothing_is_made_among_the_images(dpdm, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    before = sorted(photos.rglob("*"))
+    for line in (("train", ".", "--epsilon", 1, *SMALL), ("prepare", ".", "-o", "ready", "--set=data.size=8")):
+        code, _, err = dpdm(*line)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"lies in {photos.resolve()}, the folder of images: choose a place outside of it" in err
+    assert sorted(photos.rglob("*")) == before
 
 
 def test_the_same_line_again_finds_the_run_finished(dpdm, trained, photos):
@@ -303,8 +395,8 @@ def test_a_plan_that_crashes_spent_is_no_release(dpdm, trained, photos):
 
 WRONG = {
     "missing path": (["train", "nowhere/"], "nowhere/"),
-    "empty folder": (["train", "empty"], "empty"),
-    "no image": (["train", "junk", "--set=data.size=8"], "a.txt"),
+    "empty folder": (["train", "empty", "--epsilon", "1"], "empty"),
+    "no image": (["train", "junk", "--set=data.size=8", "--epsilon", "1"], "a.txt"),
     "epsilon zero": (["train", "digits", "--epsilon", "0"], "epsilon must be"),
     "epsilon negative": (["train", "digits", "--epsilon", "-1"], "epsilon must be"),
     "epsilon unreachable": (
@@ -331,8 +423,13 @@ WRONG = {
     "fit without size": (["plan", "labelled.npz", "--set", "data.fit=pad"], "set data.size too"),
     "size zero": (["plan", "digits", "--dataset-size", "0"], "dataset_size must be"),
     "no run": (["sample", "nowhere", "-n", "4", "-o", "x.npz"], "nowhere holds no run"),
-    "no labels declared": (["train", "labelled.npz"], "num_classes"),
-    "labels outside": (["train", "labelled.npz", "--set", "data.num_classes=2"], "label 2 occurs"),
+    "no labels declared": (["train", "labelled.npz", "--epsilon", "1"], "num_classes"),
+    "labels outside": (
+        ["train", "labelled.npz", "--epsilon", "1", "--set", "data.num_classes=2"],
+        "label 2 occurs",
+    ),
+    "no epsilon": (["train", "labelled.npz"], "such as --epsilon 1"),
+    "no epsilon in a file": (["plan", "c.toml"], "only built-in presets have a default"),
     "no reference": (["evaluate", "labelled.npz", "--num-classes", "4", "--reference", "nowhere"], "nowhere"),
 }
 
@@ -344,6 +441,7 @@ def test_wrong_use_is_one_plain_line_exit_code_2_and_nothing_written(dpdm, tmp_p
     (tmp_path / "junk" / "a.txt").write_text("no image")
     images = np.zeros((20, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(20) % 4)
+    (tmp_path / "c.toml").write_text('data.source = "digits"')
     before = files(tmp_path)
     arguments, says = WRONG[case]
     code, out, err = dpdm(*arguments)
@@ -369,9 +467,51 @@ def test_a_damaged_release_is_refused_in_one_line(dpdm, trained, damage):
     assert (code, err.count("\n")) == (2, 1), err
 
 
-def test_help_imports_no_torch():
-    check = "import sys, dpdm, dpdm.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+LIGHT = """
+import sys
+from dpdm import cli
+codes = {}
+for line in %r:
+    sys.argv = ["dpdm", *line]
+    try:
+        cli.main()
+    except SystemExit as end:
+        codes[" ".join(line)] = end.code or 0
+    heavy = {"torch", "scipy", "dp_accounting", "sklearn", "jaxtyping"} & sys.modules.keys()
+    assert not heavy, (line, heavy)
+assert codes == %r, codes
+"""
+
+
+def test_what_computes_nothing_imports_no_torch(tmp_path):
+    """Bare dpdm, versions, help of each verb, misspelt paths and the ledger of a data set without runs."""
+    book = str(tmp_path / "book.sqlite")
+    Ledger(book).register(
+        Records("photos", np.zeros((4, 8, 8, 1), np.uint8)), epsilon=3.0, delta=1e-5, relation="add_or_remove_one"
+    )
+    verbs = ["plan", "prepare", "train", "tune", "sample", "export", "evaluate", "compare", "verify", "audit", "report"]
+    right = [[], ["--version"], ["ledger", "--ledger", book], ["ledger", "show", "photos", "--ledger", book]]
+    right += [[verb, "--help"] for verb in [*verbs, "ledger"]]
+    wrong = [
+        *([verb, "nowhere", "--epsilon", "1"] for verb in ("plan", "train")),
+        ["prepare", "nowhere", "-o", "out"],
+        ["tune", "nowhere", "--run", "r", "--try", "training.seed=1,2", "--score-noise", "50"],
+        ["sample", "nowhere", "-n", "3", "-o", "x.npz"],
+        ["export", "nowhere", "-o", "out"],
+        ["evaluate", "nowhere", "--reference", "digits:test"],
+        ["evaluate", "digits", "--reference", "nowhere"],
+        ["compare", "digits", "nowhere", "--reference", "digits:test"],
+        *([verb, "nowhere"] for verb in ("verify", "audit", "report")),
+        ["ledger", "show", "photo", "--ledger", book],
+        ["ledger", "settle", "nowhere", "--ledger", book],
+        ["ledger", "register", "nowhere", "--epsilon", "1", "--ledger", book],
+    ]
+    codes = {" ".join(line): 0 for line in right} | {" ".join(line): 2 for line in wrong}
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT % ([*right, *wrong], codes)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout.split("dpdm 0.")[0]
 
 
 def test_a_non_private_run_says_so_everywhere(dpdm, photos, tmp_path):
@@ -535,7 +675,7 @@ def test_a_run_is_no_image(dpdm, trained):
 
 def test_the_same_images_on_both_sides_are_refused(dpdm, trained, tmp_path):
     rng = np.random.default_rng(0)
-    save_npz(tmp_path / "a.npz", rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 2, num_classes=2)
+    save_npz(tmp_path / "a.npz", rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 3, num_classes=3)
     code, _, err = dpdm("evaluate", "a.npz", "--reference", "a.npz", "--quick")
     assert (code, err.count("\n")) == (2, 1)
     assert "the same images are on both sides" in err

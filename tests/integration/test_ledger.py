@@ -19,7 +19,13 @@ from dpdm.privacy.search import Search
 from dpdm.training import Trainer
 from dpdm.types import InputError
 
-PRIOR_ALONE = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--set=prior.centres=1")
+PRIOR_ALONE = (
+    "--set=data.size=8",
+    "--set=privacy.epsilon=10",
+    "--set=privacy.steps=0",
+    "--set=privacy.delta=1e-3",
+    "--set=prior.centres=1",
+)
 
 
 @pytest.fixture

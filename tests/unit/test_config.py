@@ -1,5 +1,6 @@
 import tomllib
 
+import numpy as np
 import pytest
 import tomli_w
 
@@ -179,3 +180,16 @@ def test_a_plan_comes_back_to_the_letter():
     """A journal counts for a plan as it is written: whole numbers must stay whole numbers."""
     plan = DPSGD(dataset_size=60, expected_batch_size=20, steps=4, noise_multiplier=2, max_grad_norm=1, delta=1e-3)
     assert repr(decode_plan(encode(plan))) == repr(plan)
+
+
+def test_facts_of_data_declared_public_are_read_and_private_ones_declared(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(12) % 3)
+    with pytest.raises(InputError, match="private labels must not tell how many classes"):
+        Data(source=str(tmp_path / "x.npz")).open()
+    opened = Data(source=str(tmp_path / "x.npz"), public=True).open()
+    assert (opened.num_classes, opened.class_names, opened.public) == (3, ("0", "1", "2"), True)
+    named = Data(source=str(tmp_path / "x.npz"), public=True, name="ours").open()
+    assert (named.name, named.public, named.num_classes) == ("ours", True, 3)
+    declared = Data(source=str(tmp_path / "x.npz"), public=True, num_classes=5).open()
+    assert declared.num_classes == 5

@@ -1,30 +1,43 @@
 """The command line: one verb for each thing that a person does, from `dpdm plan` to `dpdm ledger`.
 
 A person's mistake ends in one plain line and exit code 2; Ctrl-C in 130, SIGTERM in 143, what is nobody's mistake
-(a full disk) in 1. The heavy imports wait until a verb runs, so that help is instant.
+(a full disk, too little memory) in 1. The heavy imports wait until a verb runs, so that help is instant.
 """
 
+import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import dpdm
+from dpdm.cli.checking import check
 from dpdm.cli.claims import audit, report, verify
 from dpdm.cli.images import export, sample
 from dpdm.cli.ledger import ledger
+from dpdm.cli.planning import plan
 from dpdm.cli.scores import compare, evaluate
-from dpdm.cli.training import plan, prepare, train
+from dpdm.cli.training import prepare, train
 from dpdm.cli.tuning import tune
+from dpdm.terminal import speak_in_its_letters, speak_to_nobody
 
-app = typer.Typer(
-    help="Turn a private image data set into a generator whose images anyone may see, at a stated (ε, δ).",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for verb in (plan, prepare, train, tune, sample, export, evaluate, compare, verify, audit, report):
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+for verb in (check, plan, prepare, train, tune, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
 app.add_typer(ledger, name="ledger")
+
+
+@app.callback(invoke_without_command=True)
+def _without_a_verb(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Turn a private image data set into a generator whose images anyone may see, at a stated (ε, δ)."""
+    if version:
+        print(f"dpdm {dpdm.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 _MOST_SAID = 2000  # characters of an error
@@ -41,8 +54,21 @@ def _one_line(text: str) -> str:
     return shown if len(shown) <= _MOST_SAID else f"{shown[: _MOST_SAID // 2]} ... {shown[-_MOST_SAID // 2 :]}"
 
 
+def _wanted(error: BaseException) -> str:
+    """Return what an error of too little memory says was asked for."""
+    said = " ".join(str(error).split())
+    found = re.search(r"(?:tried to allocate|Unable to allocate) ([\d.]+) ?([A-Za-z]+)", said, re.IGNORECASE)
+    if found is None:
+        return said[:_MOST_SAID] or "it is not known how much was asked for"
+    number, unit = found.groups()
+    asked = f"{int(number) / 2**30:,.1f} GiB" if unit == "bytes" and number.isdigit() else f"{number} {unit}"
+    there = re.search(r"of which ([\d.]+ \w+) is free", said)
+    return f"{asked} more were asked for{f', and {there[1]} are free' if there else ''}"
+
+
 def main() -> None:
     """Run the command line; the one place where errors become exit codes."""
+    speak_in_its_letters()
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
@@ -50,8 +76,19 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except MemoryError as error:
-        print(f"dpdm: not enough memory ({error}): ask for fewer or smaller images", file=sys.stderr)
+    except BrokenPipeError:  # whoever read this has read enough
+        speak_to_nobody(1)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        from dpdm.types import is_of_memory
+
+        if not is_of_memory(error):
+            raise
+        print(
+            f"dpdm: not enough memory ({_wanted(error)}): ask for fewer or smaller images, or set "
+            "training.physical_batch_size to fewer at once",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except (ValueError, OSError) as error:
         from dpdm.types import InputError

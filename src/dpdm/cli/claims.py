@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.options import AsJson, Run, bound, print_json, say
+from dpdm.cli.options import AsJson, Run, bound, print_json, require_found, require_run, say
 from dpdm.terminal import show_stages, tell
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def verify(run: Run, as_json: AsJson = False) -> None:
     """Check that a release's files agree with its claim, and say the claim in plain words."""
+    require_run(run)
     from dpdm.training import verify_release
 
     found = verify_release(run)
@@ -61,12 +62,14 @@ def _samplers(names: Sequence[str]) -> str:
 def audit(
     run: Run,
     held_out: Annotated[
-        str | None, typer.Option(help="Real images the run was not trained on, such as digits:test.")
+        str | None, typer.Option(help="Real images that the run was not trained on, such as digits:test.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="For the second training run; fewer steps if too short.")] = 8.0,
+    minutes: Annotated[float, typer.Option(help="Time for a second training run, with fewer steps if need be.")] = 8.0,
     as_json: AsJson = False,
 ) -> None:
     """Attack a run's claim: its mechanism, its noisy sums, its generator and its images."""
+    require_run(run)
+    require_found(held_out)
     from dpdm.audit import STAMP, audit_run
 
     with show_stages() as on_progress:
@@ -88,19 +91,22 @@ def audit(
 def report(
     run: Run,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="An .html file; report.html in the run's folder unless told.")
+        Path | None, typer.Option("--output", "-o", help="An .html file (default: report.html in the run's folder).")
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="What dpdm evaluate --json printed, in a file: you answer for it being public.")
+        Path | None,
+        typer.Option(help="A file with the output of dpdm evaluate --json. Is it public? You decide."),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Losses, norms and the audit too: for the data owner alone.")
+        bool,
+        typer.Option("--private", help="Add losses, norms and the audit: for the data owner alone."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write one page, with a JSON twin, that says what a run claims, how it spent its budget and what it draws."""
+    """Write a page, and its JSON twin, on what a run claims, how it spent its budget and what it draws."""
+    require_run(run)
     from dpdm.report import write_report
-    from dpdm.training.release import release_folder
+    from dpdm.training.run_folder import release_folder
 
     home = run.parent if release_folder(run) == run else run
     output = output or (run / "private" if private else home) / "report.html"

@@ -2,37 +2,37 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from dpdm.cli.options import AsJson, Run, Set, fail, print_json, say
+from dpdm.cli.options import AsJson, Run, Set, fail, print_json, require_run, say
 from dpdm.terminal import show_progress
 
+if TYPE_CHECKING:
+    from dpdm.training.labels import Frequencies
+
+_CLAIMED = ("private", "epsilon", "delta", "relation", "unit")  # of a run's claim, beside its statement
 _NOT_PRIVATE = "NOT PRIVATE: never publish what comes of private images"
 
 
 def sample(
     run: Run,
-    count: Annotated[int, typer.Option("-n", "--count", help="How many images.")],
+    count: Annotated[int, typer.Option("-n", "--count", help="Number of images.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="An .npz file, or a folder for PNG files.")],
-    seed: Annotated[int | None, typer.Option(help="Makes the images repeatable.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of classes, or their places from 0, with commas between (default: all).")
+    ] = None,
+    frequencies: Annotated[
+        str, typer.Option(help="equal, released (by the run's prior), or a number for each class: 3,1,1.")
+    ] = "equal",
+    seed: Annotated[int | None, typer.Option(help="Seed that makes the images repeatable.")] = None,
     sampler: Annotated[str | None, typer.Option(help="One of the run's named samplers, such as accuracy.")] = None,
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
     """Make images from a finished run: as many as you like, at no further cost in privacy."""
-    import numpy as np
-
-    from dpdm.config import choose_sampler
-    from dpdm.data import save_folder, save_npz
-    from dpdm.training import Release, verify_release
-    from dpdm.training.hardware import joined_processes
-    from dpdm.types import require_positive
-
-    require_positive(count=count)
-    release = Release.load(run)
-    chosen = choose_sampler(release.settings, name=sampler, overrides=set or [])
+    require_run(run)
     as_npz = output.suffix == ".npz"
     if output.suffix and not as_npz:
         fail(f"{output}: give a name ending in .npz, or a folder without a dot in its name")
@@ -40,6 +40,23 @@ def sample(
         fail(f"{output} exists: choose another name, or remove it")
     if not as_npz and output.exists() and (not output.is_dir() or any(output.iterdir())):
         fail(f"{output} is not empty: choose another folder")
+    import numpy as np
+
+    from dpdm.config import choose_sampler
+    from dpdm.data import save_folder, save_npz
+    from dpdm.training import Release, verify_release
+    from dpdm.training.hardware import joined_processes
+    from dpdm.training.labels import choose_labels
+    from dpdm.types import require_positive
+
+    require_positive(count=count)
+    release = Release.load(run)
+    facts = release.facts
+    chosen = choose_sampler(release.settings, name=sampler, overrides=set or [])
+    wanted = None
+    if classes is not None or frequencies != "equal":
+        names = [] if classes is None else [name.strip() for name in classes.split(",")]
+        wanted = choose_labels(release, count, classes=names, frequencies=_frequencies(frequencies))
     claims = release.privacy.get("private") is not False
     if claims:  # none is stated that the files do not bear out
         verify_release(run)
@@ -47,24 +64,37 @@ def sample(
     with joined_processes() as processes:
         seed = processes.object_from_first(int.from_bytes(os.urandom(7), "little") if seed is None else seed)
         with show_progress("sampling", count if processes.first else None) as advance:
-            for images, labels in release.sample_in_parts(count, sampler=chosen, seed=seed, processes=processes):
+            drawn = release.sample_in_parts(count, sampler=chosen, labels=wanted, seed=seed, processes=processes)
+            for images, labels in drawn:
                 parts.append((images, labels))
                 advance(len(images) * processes.size, "")
         parts = processes.in_turn(parts)
     if not processes.first:
         return None
     images = np.concatenate([part for part, _ in parts])
-    classes = np.concatenate([part for _, part in parts])
-    known = classes if release.facts.num_classes else None
+    labels = np.concatenate([part for _, part in parts])
+    known = labels if facts.num_classes else None
+    statement = release.statement if claims else _NOT_PRIVATE
     if as_npz:
-        save_npz(output, images, known, num_classes=release.facts.num_classes)
+        claim = {key: release.privacy[key] for key in _CLAIMED if key in release.privacy} | {"statement": statement}
+        save_npz(output, images, known, num_classes=facts.num_classes, class_names=facts.class_names, claim=claim)
     else:
-        save_folder(output, images, known, class_names=release.facts.class_names)
+        save_folder(output, images, known, class_names=facts.class_names)
     if as_json:
-        statement = release.statement if claims else _NOT_PRIVATE
-        return print_json({"output": str(output), "count": count, "statement": statement})
-    carried = f"which carry the run's claim: {release.statement}" if claims else _NOT_PRIVATE
+        counts = np.bincount(labels, minlength=facts.num_classes).tolist() if facts.num_classes else []
+        return print_json({"output": str(output), "count": count, "counts": counts, "statement": statement})
+    carried = f"which carry the run's claim: {statement}" if claims else statement
     say(f"{count:,} images in {output}, {carried}")
+
+
+def _frequencies(text: str) -> "Frequencies":
+    """Return what --frequencies says."""
+    if text in ("equal", "released"):
+        return cast("Frequencies", text)
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        fail(f"--frequencies is equal, released, or numbers with commas between, not {text!r}")
 
 
 def export(
@@ -73,6 +103,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a finished run as a pipeline of Hugging Face's diffusers, with its claim."""
+    require_run(run)
     try:
         from dpdm.training.pipeline import export_pipeline
     except ImportError as error:

@@ -16,6 +16,7 @@ from dpdm.cli.options import (
     bound,
     fail,
     finite,
+    json_line,
     load_settings,
     print_json,
     say,
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 
 _BAR = 30  # characters
 
-ledger = typer.Typer(help="Show and keep the book of what runs have spent on each data set.")
+ledger = typer.Typer(help="Show and manage what runs have spent on each data set.")
 
-Dataset = Annotated[str, typer.Argument(help="The name of a data set, as the ledger has it.")]
+Dataset = Annotated[str, typer.Argument(help="The name of a data set in the ledger.")]
 
 
 @ledger.callback(invoke_without_command=True)
 def list_all(context: typer.Context, place: LedgerPlace = None, as_json: AsJson = False) -> None:
-    """List the data sets, and what is left of each."""
+    """List the data sets, and what is left of each budget."""
     if context.invoked_subcommand is not None:
         if place is not None or as_json:
             fail("give --ledger and --json after the verb: dpdm ledger show NAME --ledger FILE --json")
@@ -86,8 +87,8 @@ def register(
     """Give a data set its total (ε, δ) before the first run on it."""
     if epsilon is None:
         fail("give the total: --epsilon 3")
+    records, plan = _records(target, epsilon, dataset_size, set)
     book = _open(place, must_exist=False)
-    records, plan = _records(target, None, dataset_size, set)
     if records.public:
         fail(f"{records.dataset} is public: nothing limits its runs")
     book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.one_unit)
@@ -98,7 +99,7 @@ def register(
 def total(
     dataset: Dataset, epsilon: Annotated[float, typer.Option(help="ε of the new total.")], place: LedgerPlace = None
 ) -> None:
-    """Change a data set's total, which only its owner should."""
+    """Change the total of a data set. Only the owner of the data should do this."""
     book = _open(place)
     before = book.account(dataset)
     book.change_total(dataset, epsilon=epsilon)
@@ -107,21 +108,22 @@ def total(
 
 @ledger.command()
 def regroup(dataset: Dataset, place: LedgerPlace = None) -> None:
-    """Allow the same images in other groups than before, after names were corrected; only their owner should."""
+    """Allow other groups of the same images, say after names were corrected. Only the owner of the data should."""
     _open(place).allow_other_groups(dataset)
-    say(f"the next run on {dataset} may have other groups, of the same kind: whoever counts visits as persons is wrong")
+    say(f"the next run on {dataset} may group its images differently")
+    say("groups must still mean the same thing, persons for example: otherwise the claims do not add up")
 
 
 @ledger.command()
 def reserve(
     target: Target,
-    times: Annotated[int, typer.Option(help="How many runs.")],
+    times: Annotated[int, typer.Option(help="Number of runs.")],
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     set: Set = None,
     place: LedgerPlace = None,
 ) -> None:
-    """Reserve several runs of the same settings together, which costs less than one after another."""
+    """Reserve several runs of the same settings together, which costs less than one by one."""
     book = _open(place)
     records, plan = _records(target, epsilon, dataset_size, set)
     book.reserve_together(plan, records, times=times)
@@ -133,11 +135,12 @@ def reserve(
 def cancel(
     dataset: Dataset,
     reservations: Annotated[
-        list[str] | None, typer.Argument(help="Those to give back, by what dpdm ledger show calls them; all without.")
+        list[str] | None,
+        typer.Argument(help="Reservations, as dpdm ledger show names them (default: all)."),
     ] = None,
     place: LedgerPlace = None,
 ) -> None:
-    """Give back reservations of a data set that no run has taken."""
+    """Give back reservations that no run has taken."""
     book = _open(place)
     count = book.cancel(dataset, reservations or [])
     say(f"{count:,} reservation{'' if count == 1 else 's'} given back; {_used(book.account(dataset))}")
@@ -146,12 +149,12 @@ def cancel(
 @ledger.command()
 def enter(
     dataset: Dataset,
-    what: Annotated[str, typer.Option(help="What was released.")],
+    what: Annotated[str, typer.Option(help="What was released, in words.")],
     epsilon: Annotated[float, typer.Option(help="Its ε.")],
     delta: Annotated[float, typer.Option(help="Its δ.")] = 0.0,
     place: LedgerPlace = None,
 ) -> None:
-    """Enter what was released by other means, as its own (ε, δ)."""
+    """Enter a release that was made without dpdm, with its own (ε, δ)."""
     book = _open(place)
     book.enter(dataset, what=what, epsilon=epsilon, delta=delta)
     account = book.account(dataset)
@@ -163,14 +166,16 @@ def settle(
     run: Annotated[Path, typer.Argument(help="The folder of a run that will not go on.")],
     only_copy: Annotated[
         bool,
-        typer.Option("--i-have-the-only-copy", help="Of a folder that was moved: that it is the run and no backup."),
+        typer.Option("--i-have-the-only-copy", help="Confirm that a folder that was moved is the run, and no backup."),
     ] = False,
     place: LedgerPlace = None,
 ) -> None:
-    """Read from a crashed run's journal what it has spent, and give the rest back; it can never go on then."""
+    """End a crashed run: count what its journal says was spent, and give the rest back."""
+    book = _open(place)
+    if not (run / "private").is_dir():
+        fail(f"{run} holds no run that a ledger counts: is the path right?")
     from dpdm.training.settling import settle_run
 
-    book = _open(place)
     spent, planned = settle_run(run, book, only_copy=only_copy)
     say(f"{run} counts {spent:,} of {planned:,} noisy sums as released, and can release no more")
 
@@ -179,7 +184,7 @@ def settle(
 def plan(
     dataset: Dataset, epsilon: Annotated[float, typer.Option(help="ε of each run.")], place: LedgerPlace = None
 ) -> None:
-    """Say how many more runs at some ε fit."""
+    """Say how many more runs at a given ε fit into the budget."""
     account = _open(place).account(dataset)
     one_by_one, together = account.more_runs(epsilon=epsilon)
     say(f"{dataset}: {_total(account)}; {_used(account)}")
@@ -191,29 +196,27 @@ def plan(
 @ledger.command()
 def export(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .jsonl file; standard output if not given.")
+        Path | None, typer.Option("--output", "-o", help="A .jsonl file (default: standard output).")
     ] = None,
     place: LedgerPlace = None,
 ) -> None:
-    """Write all entries with their digests, one a line; the key is not among them."""
-    lines = "".join(
-        json.dumps(entry._asdict(), ensure_ascii=False, sort_keys=True) + "\n"
-        for entry in _open(place).storage.entries()
-    )
+    """Write all entries with their digests, one a line, without the ledger's key."""
+    entries = [entry._asdict() for entry in _open(place).storage.entries()]
     if output is None:
-        return print(lines, end="")
+        return print("".join(json_line(entry, sort_keys=True) + "\n" for entry in entries), end="")
     from dpdm.files import write_atomically
 
+    lines = "".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n" for entry in entries)
     write_atomically(output, lambda path: path.write_text(lines, encoding="utf-8"))
-    return say(f"{lines.count(chr(10)):,} entries in {output}")
+    return say(f"{len(entries):,} entries in {output}")
 
 
 @ledger.command()
 def verify(
-    earlier: Annotated[Path | None, typer.Argument(help="What dpdm ledger export wrote before.")] = None,
+    earlier: Annotated[Path | None, typer.Argument(help="A file that dpdm ledger export wrote before.")] = None,
     place: LedgerPlace = None,
 ) -> None:
-    """Check the chain of entries, and that it goes on from an earlier export."""
+    """Check the chain of entries, and that it continues an earlier export."""
     book = _open(place)
     entries = book.storage.entries()
     book.accounts()
@@ -249,10 +252,10 @@ def _records(
     target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None
 ) -> tuple["Records", "DPSGD"]:
     """Return the records that settings speak of, and their plan."""
+    config = load_settings(target, epsilon, dataset_size, overrides)
     from dpdm.ledger import Records
     from dpdm.privacy import DPSGD
 
-    config = load_settings(target, epsilon, dataset_size, overrides, None)
     data = config.data.open()
     plan = config.plan(lambda: data.num_units)
     if not isinstance(plan, DPSGD):

@@ -1,6 +1,7 @@
 """The options that several verbs take, what settings these make, and how verbs speak."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -12,45 +13,82 @@ if TYPE_CHECKING:
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a path to images.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 Epsilon = Annotated[
-    float | None, typer.Option(help="ε of the claim, 10 where nothing else says so; its δ is privacy.delta, 1e-5.")
+    float | None,
+    typer.Option(help="Privacy budget ε (default: a preset's own, and none elsewhere; δ is privacy.delta, 1e-5)."),
 ]
 Size = Annotated[
     int | None,
     typer.Option(
-        help="Public figure for the number of images: the claim is then about adding or removing one; else, about "
-        "blanking one out."
+        help="A public figure for the number of images, or of groups. With it the claim is about adding or removing "
+        "one of them (default: the exact number counts as public, and the claim is about blanking one out)."
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="key=value for any setting, such as training.seed=1; plan --json lists all of them."),
+    typer.Option("--set", help="Any setting, as key=value: training.seed=1, say. plan --json lists all settings."),
 ]
 Minutes = Annotated[
-    float | None, typer.Option(help="Choose noise multiplicity, steps and batch to take so long on this machine.")
+    float | None,
+    typer.Option(help="Time for the run. Noise multiplicity, steps and batch are chosen to fit it on this machine."),
 ]
 LedgerPlace = Annotated[
     str | None,
     typer.Option(
         "--ledger",
-        help="The book of what runs spend: a file, postgresql+psycopg://..., or none; the user's own unless told.",
+        help="The ledger: a file, postgresql+psycopg://..., or none (default: DPDM_LEDGER, else the user's own file).",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def load_settings(
-    target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None, minutes: float | None
+    target: str,
+    epsilon: float | None,
+    dataset_size: int | None,
+    overrides: list[str] | None,
+    minutes: float | None = None,
+    *,
+    claims: bool = True,
 ) -> "Config":
-    """Return the settings that a target and options make."""
-    from dpdm.config import load_config
+    """Return the settings that a target and options make; `claims` is whether a run is planned, which needs an ε."""
     from dpdm.types import require_positive
 
     if minutes is not None:
         require_positive(minutes=minutes)
         if any(text.startswith("loss.noise_multiplicity=") for text in overrides or []):
             fail("--minutes chooses loss.noise_multiplicity: leave out one of the two")
+    require_target(target)
+    from dpdm.config import Privacy, load_config, require_epsilon
+
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size}
-    return load_config(target, overrides=[*(overrides or []), *(f"{k}={v}" for k, v in given.items() if v is not None)])
+    settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    config = load_config(target, overrides=settings)
+    if claims and isinstance(config.privacy, Privacy):
+        require_epsilon(config.privacy)
+    return config
+
+
+def require_target(target: str) -> None:
+    """Raise InputError unless there is such a preset, file or path, before the heavy imports."""
+    from dpdm.config.target import read_target
+
+    read_target(target)
+
+
+def require_found(*sources: str | None) -> None:
+    """Raise InputError for the first of these sources of images that is not there, before any is opened."""
+    from dpdm.data import is_source, open_dataset
+
+    for source in sources:
+        if source is not None and not is_source(source):
+            open_dataset(source)  # which says what is wrong
+
+
+def require_run(run: Path) -> None:
+    """Raise InputError unless there is a finished run, before the heavy imports."""
+    from dpdm.training.run_folder import release_folder
+
+    release_folder(run)
 
 
 def bound(epsilon: float | None) -> str:
@@ -79,4 +117,14 @@ def say(text: str) -> None:
 
 def print_json(content: dict[str, Any]) -> None:
     """Print a verb's result for machines."""
-    print(json.dumps(content, indent=2, ensure_ascii=False), flush=True)
+    print(json_line(content, indent=2), flush=True)
+
+
+def json_line(content: dict[str, Any], **style: Any) -> str:  # noqa: ANN401 (of json.dumps)
+    """Return JSON that means the same in whatever letters standard output has."""
+    text = json.dumps(content, ensure_ascii=False, **style)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(content, **style)
+    return text

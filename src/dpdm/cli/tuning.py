@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpdm.cli.judging import named_alike
 from dpdm.cli.options import (
     AsJson,
     Epsilon,
@@ -17,6 +18,8 @@ from dpdm.cli.options import (
     fail,
     load_settings,
     print_json,
+    require_found,
+    require_target,
     say,
 )
 from dpdm.cli.training import train_with_progress
@@ -29,40 +32,42 @@ if TYPE_CHECKING:
 
 def tune(
     target: Target,
-    run: Annotated[
-        Path, typer.Option("--run", "-r", help="Folder of the search; the same line again goes on with it.")
-    ],
+    run: Annotated[Path, typer.Option("--run", "-r", help="Folder of the search. The same command again resumes it.")],
     choices: Annotated[
         list[str],
-        typer.Option("--try", help="key=value,value,... for a setting that is searched; again for another one."),
+        typer.Option("--try", help="A setting to search, as key=value,value,... (may be given several times)."),
     ],
     epsilon: Epsilon = None,
-    runs: Annotated[float, typer.Option(help="How many runs on average; how many there are is drawn.")] = 5.0,
-    shape: Annotated[float, typer.Option(help="Of that number's distribution: 1 geometric, 0 logarithmic.")] = 1.0,
+    runs: Annotated[float, typer.Option(help="Mean number of runs. The number itself is drawn at random.")] = 5.0,
+    shape: Annotated[float, typer.Option(help="Distribution of that number: 1 = geometric, 0 = logarithmic.")] = 1.0,
     reference: Annotated[
-        str | None, typer.Option(help="Public labelled images, on which runs are compared at no further price.")
+        str | None, typer.Option(help="Public labelled images to compare the runs on. This costs no privacy.")
     ] = None,
     score_noise: Annotated[
-        float | None, typer.Option(help="Or compare on the private images, with so much noise on the right answers.")
+        float | None, typer.Option(help="Noise on the count of right answers, to compare runs on the private images.")
     ] = None,
     dataset_size: Size = None,
     ledger: LedgerPlace = None,
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search among settings at a stated price: a random number of runs, of which the best alone is released."""
+    """Search among settings at a stated price: of a random number of runs, only the best is released."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fail("dpdm tune is one process: start it without torchrun")
+    if (reference is None) == (score_noise is None):
+        fail("choose how runs are compared: --reference with public images, or --score-noise 50 for the private ones")
+    require_target(target)
+    require_found(reference)
     from dpdm.data import open_dataset
     from dpdm.ledger import Ledger
     from dpdm.privacy.processes import Processes
     from dpdm.privacy.search import Search
     from dpdm.training.tuning import Tuner, combinations
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
         fail("dpdm tune is one process: start it without torchrun")
-    if (reference is None) == (score_noise is None):
-        fail("say by what runs are compared: --reference with public images, or --score-noise 50 for the private ones")
     candidates = [
-        load_settings(target, epsilon, dataset_size, [*(set or []), *values], None) for values in combinations(choices)
+        load_settings(target, epsilon, dataset_size, [*(set or []), *values]) for values in combinations(choices)
     ]
     first = candidates[0]
     data = first.data.open()
@@ -78,6 +83,11 @@ def tune(
         )
         if compared.shape != data.shape:
             fail(f"{reference} has images of shape {compared.shape}, and {data.name} of {data.shape}: set data.size")
+        if data.num_classes and compared.num_classes:
+            remarks = list[str]()
+            compared = named_alike(compared, data, reference, data.name, remarks)
+            for remark in remarks:
+                tell(remark)
     tuner = Tuner(
         candidates=candidates,
         search=Search(mean=runs, shape=shape, score_noise_multiplier=score_noise),

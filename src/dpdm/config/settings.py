@@ -53,7 +53,8 @@ class Data:
     """`[data]`: which images, and the facts declared about them.
 
     `group` is what names the group of each image (see `open_dataset`); a group is then the unit of the claim.
-    `name` is what messages, the release and the ledger call them; that of the source unless told.
+    `name` is what messages, the release and the ledger call them (default: that of the source). `public` declares that
+    the images are published already: a ledger limits nothing, and their labels tell how many classes there are.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Data:
     num_classes: int | None = None
     group: str | None = None
     name: str | None = None
+    public: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and self.num_classes < 0:
@@ -84,12 +86,15 @@ class Data:
             channels=self.channels,
             num_classes=self.num_classes,
             group=self.group,
+            public=self.public,
         )
         return self.named(opened)
 
     def named(self, opened: ImageDataset) -> ImageDataset:
-        """Return the images under the name that is declared for them."""
-        return opened if self.name is None else dataclasses.replace(opened, name=self.name, public=False)
+        """Return the images under the name that is declared for them, and as public as they are declared."""
+        if self.name is None:
+            return dataclasses.replace(opened, public=opened.public or self.public)
+        return dataclasses.replace(opened, name=self.name, public=self.public)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +147,7 @@ class Prior:
 class Privacy:
     """`[privacy]`: the claim that is asked for.
 
+    `epsilon` has no default outside the built-in presets: it is a person's decision.
     `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
     number is public, and the claim is about blanking one out. Where images are in groups (`data.group`), it is groups
     that are counted, selected and added, removed or blanked out. Without `expected_batch_size` it is a sixteenth of the
@@ -149,7 +155,7 @@ class Privacy:
     `noise` is "continuous" or "grid" (see `DPSGD`).
     """
 
-    epsilon: float = 10.0
+    epsilon: float | None = None
     delta: float = 1e-5
     dataset_size: int | None = None
     expected_batch_size: int | None = None
@@ -166,8 +172,9 @@ class Privacy:
         search: Search | None = None,
     ) -> DPSGD:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
+        promised = require_epsilon(self)
         size = count_units() if self.dataset_size is None else self.dataset_size
-        epsilon = self.epsilon if search is None else search.epsilon_of_one(epsilon=self.epsilon, delta=self.delta)
+        epsilon = promised if search is None else search.epsilon_of_one(epsilon=promised, delta=self.delta)
         return DPSGD(
             dataset_size=size,
             expected_batch_size=_batch_size(self.expected_batch_size, size),
@@ -179,7 +186,7 @@ class Privacy:
             unit=unit,
             earlier=prior.releases(epsilon=epsilon, delta=self.delta, alone=not self.steps) if prior else (),
             search=search,
-        ).calibrate(epsilon=self.epsilon)
+        ).calibrate(epsilon=promised)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +295,16 @@ class Config:
     def plan(self, count_units: Callable[[], int]) -> Mechanism:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
         return self.privacy.plan(count_units, self.prior, unit=self.data.unit)
+
+
+def require_epsilon(privacy: Privacy) -> float:
+    """Return ε, or raise InputError if nobody gave it."""
+    if privacy.epsilon is None:
+        raise InputError(
+            "epsilon is missing, and only built-in presets have a default: say how much may be learnt about one unit "
+            "of privacy, such as --epsilon 1 (a strong promise) or --epsilon 10 (a weak one)"
+        )
+    return privacy.epsilon
 
 
 def require_same_unit(mechanism: Mechanism, data: ImageDataset) -> None:

@@ -11,15 +11,13 @@ import operator
 import tomllib
 import typing
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
 import pydantic
 
 from dpdm.config.settings import KIND_OF, AnySampler, Config, NoPrivacy, Privacy
-from dpdm.data import is_source
+from dpdm.config.target import Table, read_target
 from dpdm.diffusion import FromPrior, MatchedSolver, MomentMatched
 from dpdm.networks import Own
 from dpdm.privacy import DPSGD, GaussianRelease, Mechanism, NonPrivate
@@ -27,14 +25,7 @@ from dpdm.privacy.search import Search
 from dpdm.types import InputError
 
 T = TypeVar("T")
-Table = dict[str, Any]
 _OF_PRIOR = (KIND_OF[MatchedSolver], KIND_OF[FromPrior])  # samplers that need one
-
-
-def preset_names() -> list[str]:
-    """Return the names of the presets."""
-    files = (resources.files("dpdm") / "presets").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
 def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
@@ -43,14 +34,7 @@ def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: No such preset, file or path; an unknown key; a value that does not fit.
     """
-    if target in preset_names():
-        table = tomllib.loads((resources.files("dpdm") / "presets" / f"{target}.toml").read_text(encoding="utf-8"))
-    elif target.endswith(".toml"):
-        table = read_toml(Path(target))
-    elif is_source(target):
-        table = {"data": {"source": target}}
-    else:
-        raise InputError(_nothing_there(target))
+    table = read_target(target)
     for override in sorted(overrides, key=lambda text: ".kind=" not in text):
         _override(table, override)
     return decode(Config, table)
@@ -117,28 +101,6 @@ def encode(value: object) -> Table:
         if entry is not None and f.init and not default:
             table[f.name] = _plain(entry)
     return table
-
-
-def read_toml(path: Path) -> Table:
-    """Return the table in a TOML file, or raise InputError naming it."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path} cannot be read: is the path right?") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, text that is not UTF-8, numbers without end
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-
-
-def _nothing_there(target: str) -> str:
-    """Say what is wrong with a target that is no preset, no TOML file and no path to images."""
-    place, _, part = target.rpartition(":")
-    if place and is_source(place):
-        return f"{place} has no part {part!r}: say {place}:train or {place}:test"
-    path = Path(target)
-    beside = [str(path.with_name(other.name)) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(target, [*preset_names(), *beside], n=1)
-    hint = f"did you mean {close[0]}?" if close else f"the presets are {', '.join(preset_names())}"
-    return f"{target!r} is no preset, no TOML file and no path to images: {hint}"
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:

@@ -5,7 +5,7 @@ derived from the records: classes are declared, and so is an image's shape, or a
 """
 
 from dpdm.data.archive import load_archive
-from dpdm.data.arrays import load_npz, save_npz
+from dpdm.data.arrays import load_npz, read_claim, save_npz
 from dpdm.data.cifar import load_cifar_directory
 from dpdm.data.dataset import ImageDataset, Split, group_indices
 from dpdm.data.digits import load_digits
@@ -15,7 +15,8 @@ from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.identity import pixel_digests
 from dpdm.data.idx import load_idx_directory, read_idx
 from dpdm.data.image_files import ReadImages
-from dpdm.data.open import is_built_in, is_source, open_again, open_dataset, read_location
+from dpdm.data.inspection import PartFound, inspect
+from dpdm.data.open import is_built_in, is_source, open_again, open_dataset, read_location, require_outside
 from dpdm.data.prepared import Prepared, prepare
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "Fit",
     "Framing",
     "ImageDataset",
+    "PartFound",
     "Prepared",
     "ReadImages",
     "Split",
     "blank_equal",
     "find_duplicates",
     "group_indices",
+    "inspect",
     "is_built_in",
     "is_source",
     "load_archive",
@@ -41,8 +44,10 @@ __all__ = [
     "open_dataset",
     "pixel_digests",
     "prepare",
+    "read_claim",
     "read_idx",
     "read_location",
+    "require_outside",
     "save_folder",
     "save_npz",
 ]

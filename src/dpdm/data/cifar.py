@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpdm.data.dataset import ImageDataset, Split, require_same_num_classes
+from dpdm.data.layout import choose_part
 from dpdm.types import InputError
 
 _PLANES: Final = (3, 32, 32)  # red, green, blue; each row by row
@@ -52,6 +53,7 @@ def load_cifar_directory(path: Path, split: Split = "train", *, num_classes: int
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html ("Binary version").
     """
+    choose_part(("train", "test"), split, str(path))
     version = _version_of(path)
     if version is None:
         raise InputError(f"{path} lacks the files of CIFAR's binary version (.bin and .txt): put them there")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_names_of_classes
 
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
 
 MIN_SIDE = 8
 """Pixels: the networks halve an image up to three times."""
@@ -28,8 +28,9 @@ class ImageDataset:
     """Images, their labels, and what was declared about them.
 
     Args:
-        images: `uint8` (number, height, width, channel), 1 (grey), 3 (RGB) or 4 (RGBA) channels, sides >= 8.
-        labels: Integers (number,), 0 <= label < num_classes, kept as `int64`; None for unlabelled images.
+        images: `uint8` (number, height, width[, channel]), 1 (grey), 3 (RGB) or 4 (RGBA) channels, sides >= 8.
+        labels: Integers (number,) or (number, 1), 0 <= label < num_classes, kept as `int64` (number,); None for
+            unlabelled images.
         num_classes: How many classes are declared; 0 exactly when there are no labels.
         class_names: One name for each class; "0", "1", ... when undeclared.
         groups: Integers (number,): which group each image belongs to, 0 to the number of groups less one, none of them
@@ -64,10 +65,15 @@ class ImageDataset:
     location: str = ""
 
     def __post_init__(self) -> None:
+        if self.images.ndim == 3:
+            object.__setattr__(self, "images", self.images[..., np.newaxis])
         self._check_images()
-        if self.labels is not None:
-            self._check_labels(self.labels)
-            object.__setattr__(self, "labels", self.labels.astype(np.int64))
+        labels = self.labels
+        if labels is not None:
+            if labels.ndim == 2 and labels.shape[1] == 1:  # a column, as MedMNIST has it
+                labels = labels[:, 0]
+            self._check_labels(labels)
+            object.__setattr__(self, "labels", labels.astype(np.int64))
         elif self.num_classes != 0:
             raise InputError(
                 f"{self.name}: {self.num_classes} classes are declared, but there are no labels: "
@@ -182,6 +188,11 @@ class ImageDataset:
 
     def _check_labels(self, labels: Labels) -> None:
         """Raise InputError unless there is one label for each image, within the declared classes."""
+        if labels.ndim == 2 and len(labels) == len(self):
+            raise InputError(
+                f"{self.name}: labels have {labels.shape[1]} columns: give one label for each image, not a column for "
+                "each class"
+            )
         if not np.issubdtype(labels.dtype, np.integer) or labels.shape != self.images.shape[:1]:
             raise InputError(
                 f"{self.name}: labels are {labels.dtype} of shape {labels.shape}: give one integer for each "
@@ -240,10 +251,14 @@ def require_no_groups(group: str | None, where: str) -> None:
         raise InputError(f"{where} does not say which images form a group: leave data.group out")
 
 
+class UndeclaredError(InputError):
+    """Nobody declared how many classes there are, and private labels must not tell."""
+
+
 def require_declared(num_classes: int, where: str) -> None:
-    """Raise InputError if nobody declared how many classes there are."""
+    """Raise UndeclaredError if nobody declared how many classes there are."""
     if num_classes < 1:
-        raise InputError(
+        raise UndeclaredError(
             f"{where}: private labels must not tell how many classes there are: "
             "declare it, say by --set data.num_classes=10 (dpdm evaluate: --num-classes 10) if there are ten"
         )

@@ -3,6 +3,7 @@
 import numpy as np
 
 from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.layout import choose_part
 
 
 def load_digits(split: Split = "train") -> ImageDataset:
@@ -10,6 +11,7 @@ def load_digits(split: Split = "train") -> ImageDataset:
 
     Source: "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository; 17 levels of grey.
     """
+    choose_part(("train", "test"), split, "digits")
     # Imported here because it takes a second, which no other source should pay.
     from sklearn.datasets import load_digits as sklearn_digits
 

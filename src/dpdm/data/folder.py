@@ -4,110 +4,61 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Final
 
-from dpdm.data.dataset import ImageDataset, group_indices
+from dpdm.data.class_folders import load_tree
+from dpdm.data.dataset import ImageDataset, Split
 from dpdm.data.framing import to_pillow
-from dpdm.data.image_files import (
-    Found,
-    ReadImages,
-    by_name,
-    is_hidden,
-    is_image_name,
-    joined,
-    load_image_files,
-    read_images,
-)
-from dpdm.data.listing import CLASSES, find_listing, read_listing
+from dpdm.data.image_files import ImageFile, ReadImages, read_images
+from dpdm.data.layout import PARTS, in_order_of_classes, is_hidden, part_in, plain_name
+from dpdm.data.tree import Tree
 from dpdm.types import Images, InputError, Labels
 
-FOLDER: Final = "folder"  # the `group` of images whose groups are named by the folders they lie in
-_MOST_BYTES = 255  # of a name in most file systems
+_MOST_BYTES: Final = 255  # of a name in most file systems
 
 
 def load_folder(
-    path: Path, read: ReadImages = read_images, *, num_classes: int | None = None, group: str | None = None
+    path: Path,
+    read: ReadImages = read_images,
+    *,
+    split: Split = "train",
+    num_classes: int | None = None,
+    group: str | None = None,
+    chosen: bool = False,
 ) -> ImageDataset:
-    """Return the images of a folder, in the order of their names.
+    """Return the images of a folder, in the order of their classes and names.
 
-    The sorted names of class folders are the declaration of the classes, so nothing is read off the records. With a
-    listing (`dataset.json` or `labels.csv`, see `read_listing`) images may lie at any depth.
-    Hidden files are ignored; any other file that is no image is refused: no record vanishes unnoticed.
+    The names of class folders are the declaration of the classes, so nothing is read off the records: their order is
+    that of numbers if all of them are numbers, else that of letters. With a listing (`dataset.json` or `labels.csv`,
+    see `read_listing`) images may lie at any depth. A single folder around all images is looked through; it is a class
+    only if one class is declared. Files that systems leave are ignored; any other file that is no image is refused: no
+    record vanishes unnoticed.
 
     Args:
-        path: A folder of images (no labels), or of class folders that hold images.
+        path: A folder of images (no labels), or of class folders that hold images, or of parts of either.
         read: Decodes and frames the images, which must agree on size and channels.
-        num_classes: If given, the number of class folders must be this; 0 leaves classes aside. A listing needs it, or
-            a `classes.txt`.
+        split: Which part, where there are folders called `train`, `val` or `test`, in any case, or `training`,
+            `valid`, `validation` or `testing`. A folder without these is its own train part.
+        num_classes: If given, the number of class folders must be this; 0 leaves classes aside, and takes images at any
+            depth. A listing needs it, or a `classes.txt`.
         group: What names the group of an image: "folder", the folder it lies in, which is inside of a class folder (one
-            name in two classes is one group), or at the top where there are no classes; or a listing's third column.
+            name in two classes is one group), or anywhere if there are no classes; or a listing's further column.
+        chosen: Whether the folder is that part by a name further up.
 
     Raises:
         InputError: If a file is no image, a class is empty or beside images, or sizes or channels differ; or an image
-            has no group.
+            has no group, or there is no such part.
     """
-    if path.is_dir() and (listing := find_listing(path)) is not None:
-        return _load_listed(path, listing, read, num_classes, group)
-    require_folder(group, str(path))
-    folders, loose = _contents(path)
-    if group is not None and loose.images:
-        raise InputError(f"{loose.images[0]} lies in no folder that names its group: move it into one")
-    in_groups = group is not None and (num_classes != 0 or any(_contents(folder)[0] for folder in folders))
-    inside = cache(_files_of_groups if in_groups else _class_files)  # images and groups are of one listing
-    if num_classes == 0 and not loose.images:
-        loose, folders = joined([loose, *map(inside, folders)]), []
-    data = load_image_files(
-        loose,
-        [folder.name for folder in folders],
-        lambda name: inside(path / name),
-        read=read,
-        num_classes=num_classes,
-        where=str(path),
-    )
-    if group is None:
-        return data
-    files = joined([loose, *map(inside, folders)]).images
-    return replace(data, groups=group_indices([Path(str(file)).parent.name for file in files], str(path)))
-
-
-def require_folder(group: str | None, where: str) -> None:
-    """Raise InputError if what shall name the groups of images in folders is something else than folders."""
-    if group not in (None, FOLDER):
-        raise InputError(
-            f"{where} has no labels.csv with a column {group!r}: add it, or set data.group=folder, if there is a "
-            "folder for each group inside the class folders"
-        )
-
-
-def _load_listed(
-    path: Path, listing: Path, read: ReadImages, num_classes: int | None, group: str | None
-) -> ImageDataset:
-    """Return the images at any depth of a folder, with the labels of its listing."""
-    classes = path / CLASSES if (path / CLASSES).is_file() else None
-    inside = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
-    files = {
-        name: file
-        for name, file in sorted(inside.items(), key=lambda item: item[0].split("/"))
-        if file not in (listing, classes) and not any(map(is_hidden, name.split("/")))
-    }
-    found = by_name(files.values())
-    if not found.images:
-        raise InputError(f"{path} holds no images: put some in")
-    names = [*filter(is_image_name, files)]
-    if num_classes == 0 and group is None:
-        return ImageDataset(images=read(*found), name=str(path))
-    listed = read_listing(listing, classes, names, num_classes=num_classes, group=group)
-    return ImageDataset(images=read(*found), **listed._asdict(), name=str(path))
+    return load_tree(_files_in(path), split, read, num_classes=num_classes, group=group, chosen=chosen)
 
 
 def save_folder(path: Path, images: Images, labels: Labels | None = None, class_names: Sequence[str] = ()) -> None:
     """Write images as PNG files, in class folders if there are labels, wholly or not at all.
 
-    `load_folder` gives the same labels back: names that would not sort in the order of their classes, or that
-    no file system takes, get the number of the class in front. A class without images is an empty folder.
+    `load_folder` gives the same labels back, if there are two classes at least: names that would not sort in the order
+    of their classes, that no file system takes, or that would be taken for parts, get the number of the class in front.
+    A class without images is an empty folder.
 
     Args:
         path: The folder to make, and folders above it; it may exist if it is empty.
@@ -142,38 +93,45 @@ def _folder_names(class_names: Sequence[str]) -> list[str]:
     """Return names for class folders that sort in the order of the classes."""
     safe = [re.sub(r'[\x00-\x1f/\\:*?"<>|]|^[. ]|[. ]$', "-", name) for name in class_names]
     apart = len({name.casefold() for name in safe}) == len(safe)  # to all file systems
-    if safe == sorted(class_names) and apart and not any(map(is_hidden, safe)):
+    read_otherwise = any(is_hidden(name) or name.casefold() in PARTS for name in safe)
+    if in_order_of_classes(safe) == [*class_names] and apart and not read_otherwise and not _are_parts(safe):
         return safe
     digits = len(str(len(safe) - 1))
     cut = [name.encode()[: _MOST_BYTES - digits - 1].decode(errors="ignore") for name in safe]
-    return [f"{label:0{digits}d}_{name}" for label, name in enumerate(cut)]
+    numbered = [f"{label:0{digits}d}_{name}" for label, name in enumerate(cut)]
+    return [f"{label:0{digits}d}" for label in range(len(cut))] if _are_parts(numbered) else numbered
 
 
-def _class_files(folder: Path) -> Found:
-    """Return the files of one class."""
-    folders, files = _contents(folder)
-    if folders:
-        raise InputError(
-            f"{folders[0]} is a folder inside a class folder: move its images up or, if it is of one person's images, "
-            "say, set data.group=folder"
-        )
-    return files
+def _are_parts(names: Sequence[str]) -> bool:
+    """Whether folders of these names may be taken for parts, and not for classes."""
+    return len({*map(part_in, names)} - {None}) > 1
 
 
-def _files_of_groups(folder: Path) -> Found:
-    """Return the files of one class, whose images each lie in the folder of their group."""
-    groups, files = _contents(folder)
-    if files.images:
-        raise InputError(f"{files.images[0]} lies in no folder that names its group: move it into one")
-    return joined([files, *map(_class_files, groups)])
-
-
-def _contents(path: Path) -> tuple[list[Path], Found]:
-    """Return the folders and the files in a folder, each sorted by name, without hidden ones."""
+def _files_in(path: Path) -> Tree:
+    """Return what is in a folder and in all folders inside it, through links too, without hidden entries."""
     if not path.is_dir():
         raise InputError(f"{path} is no folder: check the path")
-    entries = sorted((entry for entry in path.iterdir() if not is_hidden(entry.name)), key=lambda entry: entry.name)
-    if not entries:
+    files: dict[str, ImageFile] = {}
+    folders: set[str] = set()
+    to_read = [(path, "", frozenset({os.path.realpath(path)}))]
+    while to_read:
+        folder, start, above = to_read.pop()
+        try:
+            entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
+        except OSError as error:
+            raise InputError(f"{folder} cannot be read ({error.strerror}): check who may read it") from error
+        for entry in entries:
+            name = start + plain_name(entry.name, folder)
+            if name in files or name in folders:
+                raise InputError(f"{folder} has two entries of one name, {name.removeprefix(start)!r}: rename one")
+            if not entry.is_dir():
+                files[name] = folder / entry.name
+                continue
+            real = os.path.realpath(entry.path)
+            if real in above:
+                raise InputError(f"{entry.path} is a link to a folder that it lies in: remove it")
+            folders.add(name)
+            to_read.append((folder / entry.name, f"{name}/", above | {real}))
+    if not files and not folders:
         raise InputError(f"{path} is empty: put images in it, or remove it")
-    folders = [entry for entry in entries if entry.is_dir()]
-    return folders, by_name(entry for entry in entries if not entry.is_dir())
+    return Tree(str(path), dict(sorted(files.items(), key=lambda item: item[0].split("/"))), frozenset(folders))

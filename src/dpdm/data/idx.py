@@ -2,15 +2,20 @@
 
 import gzip
 import math
+import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.layout import choose_part, part_in
 from dpdm.types import InputError
+
+_IMAGES: Final = re.compile(r"(.+)-images[-.]idx3-ubyte(?:\.gz)?", re.IGNORECASE)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -40,37 +45,63 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def load_idx_directory(
-    path: Path, split: Split = "train", *, num_classes: int, class_names: tuple[str, ...] = ()
+    path: Path, split: Split = "train", *, num_classes: int | None, class_names: tuple[str, ...] = ()
 ) -> ImageDataset:
-    """Return the train or test part of a folder that holds the files of MNIST by their usual names.
+    """Return a part of a folder that holds files in the format of MNIST by their usual names.
 
     Args:
-        path: The folder with `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte` etc., gzipped or plain.
+        path: The folder with `train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte` etc., gzipped or plain; more may stand
+            in front of these names, as in EMNIST.
         split: Which part.
-        num_classes: How many classes are declared.
+        num_classes: How many classes are declared; 0 leaves labels aside.
         class_names: Their names, if declared.
 
     Raises:
         InputError: If a file is missing or damaged, or a label is outside the declared classes.
     """
-    stem = "train" if split == "train" else "t10k"
+    parts = {start: _part_of(start) for start in _starts(path)}
+    starts = [start for start, part in parts.items() if part == split]
+    if len(starts) > 1:
+        raise InputError(f"{path} holds images of {starts[0]} and of {starts[1]}: move one of them elsewhere")
+    if split == "val" and not starts:
+        choose_part([part for part in parts.values() if part is not None] or ["train", "test"], split, str(path))
+    start = starts[0] if starts else "train" if split == "train" else "t10k"
+    images = read_idx(_file(path, start, "images", 3))[..., np.newaxis]
+    if num_classes == 0:
+        return ImageDataset(images=images, name=str(path))
     return ImageDataset(
-        images=read_idx(_file(path, f"{stem}-images-idx3-ubyte"))[..., np.newaxis],
-        labels=read_idx(_file(path, f"{stem}-labels-idx1-ubyte")).astype(np.int64),
-        num_classes=num_classes,
+        images=images,
+        labels=read_idx(_file(path, start, "labels", 1)).astype(np.int64),
+        num_classes=num_classes or 0,
         class_names=class_names,
         name=str(path),
     )
 
 
+def is_idx_images(name: str) -> bool:
+    """Whether a file's name is one that MNIST gave to IDX images."""
+    return _IMAGES.fullmatch(name) is not None
+
+
 def is_idx_directory(path: Path) -> bool:
     """Whether a folder holds IDX images by the names MNIST gave them."""
-    return any(path.glob("*-images-idx3-ubyte*"))
+    return path.is_dir() and bool(_starts(path))
 
 
-def _file(folder: Path, name: str) -> Path:
+def _starts(path: Path) -> list[str]:
+    """Return what stands in front of the names of images: the part, and perhaps more."""
+    found = (_IMAGES.fullmatch(file.name) for file in path.glob("*"))
+    return sorted({match[1] for match in found if match is not None})
+
+
+def _part_of(start: str) -> Split | None:
+    return part_in(start.lower().replace("t10k", "test"))
+
+
+def _file(folder: Path, start: str, what: str, axes: int) -> Path:
     """Return the gzipped or plain file of that name."""
-    for file in (folder / f"{name}.gz", folder / name):
-        if file.is_file():
-            return file
-    raise InputError(f"{folder} lacks the file {name} or {name}.gz: put it there")
+    names = [f"{start}-{what}{mark}idx{axes}-ubyte{ending}" for mark in "-." for ending in (".gz", "")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder} lacks the file {names[1]} or {names[0]}: put it there")

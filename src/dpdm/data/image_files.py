@@ -1,9 +1,10 @@
-"""Image files, wherever they lie: what counts as one, how it is decoded, and how folders become classes."""
+"""Image files, wherever they lie: what counts as one, and how it is decoded."""
 
 import io
+import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dpdm.data.dataset import ImageDataset, require_same_num_classes
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, file_digests
 from dpdm.types import Images, InputError
@@ -54,59 +54,49 @@ class Found(NamedTuple):
     others: list[ImageFile]
 
 
-_EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_EXTENSIONS: Final = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    *(".pgm", ".ppm", ".pbm", ".pnm"),
+)
+_LISTS: Final = (".csv", ".tsv", ".jsonl", ".json", ".xls", ".xlsx")
 # Names decide nothing, and some formats that Pillow knows start other programs: only these are tried.
-_FORMATS: Final = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-
-
-def load_image_files(
-    loose: Found,
-    folders: Sequence[str],
-    inside: Callable[[str], Found],
-    *,
-    read: ReadImages,
-    num_classes: int | None,
-    where: str,
-) -> ImageDataset:
-    """Return loose images without labels, or those of class folders with the folders' order as labels.
-
-    Args:
-        loose: The loose files, in order.
-        folders: The names of the class folders, in order: the declaration of the classes.
-        inside: Returns the files in one of them, in order; called only where there are no loose images.
-        read: Decodes and frames all of them.
-        num_classes: If given, the number of class folders must be this.
-        where: The source, for messages.
-
-    Raises:
-        InputError: If there are both loose images and class folders, or a file is no image that can be used.
-    """
-    if folders and loose.images:
-        raise InputError(
-            f"{where} holds images ({loose.images[0].name}) beside class folders ({folders[0]}): "
-            "move every image into a class folder, or all of them out"
-        )
-    require_same_num_classes(len(folders), num_classes, where)
-    classes = [inside(folder) for folder in folders]
-    found = joined([loose, *classes])
-    if not found.images:
-        nothing = f"{where} holds no images ({', '.join(_EXTENSIONS)}): put some in"
-        raise InputError(why_no_image(found.others[0]) if found.others else nothing)
-    images = read(*found)
-    if not folders:
-        return ImageDataset(images=images, name=where)
-    return ImageDataset(
-        images=images,
-        labels=np.repeat(np.arange(len(classes)), [len(files.images) for files in classes]),
-        num_classes=len(classes),
-        class_names=tuple(folders),
-        name=where,
-    )
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is a system's own and no record."""
-    return name.startswith(".") or name == "__MACOSX"
+_FORMATS: Final = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_BITS_PER_SAMPLE = 258  # the tag of a TIFF
+_LARGEST_OF_PPM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)")
+_INSTEAD: Final = {  # of files that no one meant to be decoded as they are
+    (
+        ".dcm",
+        ".ima",
+        ".nii",
+        ".nii.gz",
+        ".mha",
+        ".mhd",
+        ".nrrd",
+    ): "convert its images to PNG of 8 bits, all by one fixed window",
+    (
+        ".csv",
+        ".tsv",
+        ".jsonl",
+        ".json",
+        ".xls",
+        ".xlsx",
+    ): "a list of labels must be called labels.csv, with the columns "
+    "file,label, or dataset.json; move other lists elsewhere",
+    (".heic", ".heif", ".avif", ".svg", ".psd", ".jp2", ".dng", ".cr2", ".nef", ".arw"): "convert it to PNG or JPEG",
+    (".zip", ".npz", ".npy", ".parquet"): "give its own path to open it, or move it elsewhere",
+    (".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"): "unpack it into a folder",
+    (
+        ".h5",
+        ".hdf5",
+        ".mat",
+        ".pt",
+        ".pth",
+        ".pkl",
+        ".tfrecord",
+        ".tfrecords",
+        ".lmdb",
+    ): "save its images as PNG files, or with their labels by numpy.savez",
+}
 
 
 def is_image_name(name: str) -> bool:
@@ -114,22 +104,24 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(_EXTENSIONS)
 
 
-def by_name(files: Iterable[ImageFile]) -> Found:
-    """Return the files that claim to be images, and the others, each in their order."""
-    found = Found([], [])
-    for file in files:
-        (found.images if is_image_name(file.name) else found.others).append(file)
-    return found
+def may_list_labels(file: ImageFile) -> bool:
+    """Whether a file may be a list of labels by another name than those that are read."""
+    return file.name.lower().endswith(_LISTS)
 
 
-def joined(parts: Sequence[Found]) -> Found:
-    """Return the files of all parts."""
-    return Found([file for part in parts for file in part.images], [file for part in parts for file in part.others])
+def what_instead(name: str) -> str | None:
+    """Return what to do about a file whose name has a well-known ending, but none that is opened."""
+    return next((advice for endings, advice in _INSTEAD.items() if name.lower().endswith(endings)), None)
 
 
 def why_no_image(file: ImageFile) -> str:
     """Say that a file is no image by its name: it is refused, so that no record vanishes unnoticed."""
-    return f"{file} is no image ({', '.join(_EXTENSIONS)}): move it elsewhere"
+    return f"{file} is no image ({', '.join(_EXTENSIONS)}): {what_instead(file.name) or 'move it elsewhere'}"
+
+
+def no_images(where: str) -> str:
+    """Say that a source holds no images."""
+    return f"{where} holds no images ({', '.join(_EXTENSIONS)}): put some in"
 
 
 class Reader:
@@ -175,7 +167,7 @@ def read_image(
     which: ImageFile | EncodedImage | None = None,
 ) -> ReadImage:
     """Return one framed image, which must be of the shape of `like`, the image of `which`."""
-    decoded, encoded = _decode(file)
+    decoded, encoded = decode_image(file)
     image = framing.frame(decoded)
     if like is not None and image.shape[2] != like.shape[2]:
         raise InputError(
@@ -190,7 +182,7 @@ def read_image(
     return ReadImage(image, file_digests(encoded, decoded))
 
 
-def _decode(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
+def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
     """Return the upright image of one file as L, RGB or RGBA, and the file's bytes."""
     try:
         with file.open("rb") as stream:
@@ -200,6 +192,7 @@ def _decode(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(encoded), formats=_FORMATS) as image,
         ):
+            bits = _bits(image, encoded)
             # The further pictures in a camera's MPO file are previews and depth, not records.
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             upright = ImageOps.exif_transpose(image)
@@ -207,12 +200,28 @@ def _decode(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
             decoded = upright.convert("RGBA" if has_alpha else "L" if upright.mode in ("1", "L") else "RGB")
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise InputError(f"{file} has more than {most:,} pixels: scale it down, it is whole") from error
     except Exception as error:  # Pillow's decoders answer damaged bytes with nearly any exception.
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{file} is no image that can be decoded ({reason}): repair or remove it") from error
-    if upright.mode.startswith(("I", "F")):
+    if bits > 8 or upright.mode.startswith(("I", "F")):
         # Which of 16 bits matter (12 in many scanners) the owner knows; to guess it from records would leak.
-        raise InputError(f"{file} has more than 8 bits of grey: convert all images to 8 bits by one fixed scale")
+        raise InputError(
+            f"{file} has more than 8 bits of grey or of each colour: convert all images to 8 bits by one fixed scale"
+        )
     if frames > 1:
         raise InputError(f"{file} holds {frames} pictures: save each one as a file of its own")
     return decoded, encoded
+
+
+def _bits(image: Image.Image, encoded: bytes) -> int:
+    """Return how many bits a sample has in the file: Pillow cuts deep colours to 8 bits, and does not say so."""
+    if image.format == "PNG":
+        return encoded[24]  # of the header, which is the first chunk
+    if image.format == "TIFF":
+        samples: tuple[int, ...] = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))  # type: ignore[attr-defined]
+        return max(samples)
+    deep = _LARGEST_OF_PPM.match(encoded) if image.format == "PPM" else None
+    return 8 if deep is None else int(deep[1]).bit_length()

@@ -3,32 +3,47 @@
 The classes themselves are declared: by their number, or by `classes.txt`, a name a line, which the labels may then be.
 """
 
-import csv
-import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import group_indices, require_declared, require_no_groups, require_same_num_classes
+from dpdm.data.csv_rows import CSV, Row, is_csv, read_csv, read_text, says_parts
+from dpdm.data.dataset import (
+    Split,
+    group_indices,
+    normal_form,
+    require_declared,
+    require_no_groups,
+    require_same_num_classes,
+)
 from dpdm.data.image_files import ImageFile
+from dpdm.data.labels import read_labels
+from dpdm.data.layout import PARTS, choose_part, require_whole
 from dpdm.types import InputError, Labels
 
 JSON: Final = "dataset.json"
-CSV: Final = "labels.csv"
 CLASSES: Final = "classes.txt"
 
 
 class Listed(NamedTuple):
-    """The labels of all images, in their order, or None, the declared classes, and the groups of all images."""
+    """The names of images, with their labels, if any, the declared classes, and their groups, if any."""
 
-    labels: Labels | None
-    num_classes: int
-    class_names: tuple[str, ...]
+    images: list[str]
+    labels: Labels | None = None
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
     groups: NDArray[np.int64] | None = None
+
+
+def find_listing(names: Sequence[str], where: str) -> tuple[str | None, str | None]:
+    """Return which of the files in a folder is its listing, and which has its class names."""
+    found = [name for name in names if name.lower() in (JSON, *CSV)]
+    if len(found) > 1:
+        raise InputError(f"{where} has both {found[0]} and {found[1]}: remove one")
+    return found[0] if found else None, next((name for name in names if name.lower() == CLASSES), None)
 
 
 def read_listing(
@@ -36,103 +51,140 @@ def read_listing(
     classes: ImageFile | None,
     images: Sequence[str],
     *,
+    elsewhere: Sequence[str] = (),
+    split: Split | None = None,
     num_classes: int | None,
     group: str | None = None,
+    where: str,
 ) -> Listed:
     """Return the label of each image that a listing has, and its group.
 
     Args:
-        listing: JSON, {"labels": [["00000/img00000000.png", 3], ...]} or {"labels": null}; or CSV of two columns, the
-            names of images and their labels, with one line of headings first.
+        listing: JSON, {"labels": [["00000/img00000000.png", 3], ...]} or {"labels": null}; or CSV with one line of
+            headings first, separated by commas, semicolons or tabs: of two columns, the names of images and their
+            labels, or of any that are called `file` and `label`. A column `split` says which part each image is in.
         classes: A text file of class names, one a line, or None.
         images: The names of all images, relative to the listing, with / between folders.
+        elsewhere: Those of images in other parts, which a listing of all parts has as well.
+        split: Which part is asked for; None if its images were chosen by their names.
         num_classes: The caller's declaration of how many classes there are; 0 leaves labels aside.
-        group: The heading of a third column of a CSV, which names the group of each image.
+        group: The heading of a further column of a CSV, which names the group of each image.
+        where: The source, for messages.
 
     Raises:
         InputError: The listing does not give each image one label within the declared classes, and one group.
     """
-    if listing.name != CSV:
+    if not is_csv(listing):
         require_no_groups(group, str(listing))
-    names = _class_names(classes) if num_classes != 0 else ()
+    known = {*images, *elsewhere}
+    in_parts = split is not None and is_csv(listing) and says_parts(listing)
+    if split is not None and not in_parts:
+        require_whole(split, where)
+    if num_classes == 0 and group is None and not in_parts:
+        return Listed([*images])
+    rows = read_csv(listing, group, known) if is_csv(listing) else _from_json(listing)
+    if rows is None:
+        require_same_num_classes(0, num_classes, str(listing))
+        return Listed([*images])
+    names = read_class_names(classes) if num_classes != 0 else ()
     if names:
         require_same_num_classes(len(names), num_classes, str(classes))
-    rows = _rows(listing, group)
-    if rows is None:
-        return Listed(None, 0, ())
     count = num_classes or len(names)
     if num_classes != 0:
         require_declared(count, str(listing))
-    known, labels, members = set(images), {}, {}
-    if listing.name == CSV and rows and (first := listing.read_text(encoding="utf-8-sig").split(",")[0]) in known:
-        raise InputError(f"{listing} begins with {first!r}, an image: put a line of headings above it, file,label")
-    for name, stated, member in rows:
-        if name not in known:
-            raise InputError(f"{listing} has a label for {name!r}, which is no image there: remove it")
-        if name in labels:
-            raise InputError(f"{listing} has two labels for {name!r}: remove one")
-        label = names.index(stated) if stated in names else stated
-        if type(label) is str and label.isdecimal() and listing.name == CSV:
-            label = int(label)
-        if num_classes != 0 and (type(label) is not int or not 0 <= label < count):
-            raise InputError(
-                f"{listing}: the label of {name!r} is no integer from 0 to {count - 1}"
-                f"{' and no name in ' + CLASSES if names else ''}: correct it or data.num_classes"
-                f"{'' if names else f', or list the names of classes, one a line, in {CLASSES} beside it'}"
-            )
-        if group is not None and not member:
-            raise InputError(f"{listing} has no {group} for {name!r}: add it")
-        labels[name], members[name] = label, member
+    at = _rows_of_images(rows, known, listing)
+    labels = None
+    if num_classes != 0:  # of all rows, so that they mean the same in every part
+        stated = [row.label for row in rows]
+        labels = read_labels(
+            stated,
+            names,
+            count,
+            of=lambda row: f"{listing}: the label of {rows[row].name!r}",
+            where=str(listing),
+            named_in=f"{CLASSES} beside it",
+        )
     for name in images:
-        if name not in labels:
+        if name not in at:
             raise InputError(f"{listing} has no label for {name!r}: add it")
-    groups = None if group is None else group_indices([members[name] for name in images], str(listing))
-    if num_classes == 0:
-        return Listed(None, 0, (), groups)
-    return Listed(np.array([labels[name] for name in images]), count, names, groups)
+    kept = [*images]
+    if in_parts and split is not None:
+        parts = {name: _part(rows[row], listing) for name, row in at.items()}
+        choose_part(parts.values(), split, where)
+        kept = [name for name in images if parts[name] == split]
+    chosen = [at[name] for name in kept]
+    if group is not None:
+        for row in chosen:
+            if not rows[row].group:
+                raise InputError(f"{listing} has no {group} for {rows[row].name!r}: add it")
+    groups = None if group is None else group_indices([rows[row].group for row in chosen], str(listing))
+    if labels is None:
+        return Listed(kept, groups=groups)
+    return Listed(kept, labels[chosen], count, names, groups)
 
 
-def _class_names(classes: ImageFile | None) -> tuple[str, ...]:
+def read_class_names(classes: ImageFile | None) -> tuple[str, ...]:
+    """Return the names in a text file, one a line; none if there is no file."""
     if classes is None:
         return ()
     try:
-        names = tuple(classes.read_text(encoding="utf-8").split("\n"))
+        lines = read_text(classes).split("\n")
     except (OSError, ValueError) as error:
         raise InputError(f"{classes} cannot be read as text ({type(error).__name__}): correct it") from error
-    names = tuple(name.strip() for name in names if name.strip())
+    names = tuple(normal_form(line).strip() for line in lines if line.strip())
     if len(set(names)) != len(names) or not names:
         raise InputError(f"{classes} must have one name for each class, a line each, and none twice")
     return names
 
 
-def _rows(listing: ImageFile, group: str | None) -> list[tuple[str, Any, str]] | None:
-    """Return names of images with what is stated as their labels and groups, or None if there are stated to be none."""
-    if listing.name == CSV:
-        columns = ("file", "label") if group is None else ("file", "label", group)
-        try:
-            heading, *rows = csv.reader(io.StringIO(listing.read_text(encoding="utf-8-sig"), newline=""))
-            if {len(row) for row in (heading, *rows)} != {len(columns)} or [*map(str.strip, heading[2:])] != [
-                *columns[2:]
-            ]:
-                raise ValueError("other columns")
-            return [(row[0], row[1].strip(), "".join(row[2:]).strip()) for row in rows]
-        except Exception as error:  # Damage to an archive, another encoding, or rows of another length.
-            form = f"{'two' if group is None else 'three'} columns, {', '.join(columns[:-1])} and {columns[-1]}"
-            more = " or, if a third one names groups, set data.group to its heading" if group is None else ""
-            raise InputError(
-                f"{listing} cannot be read as CSV of {form}, with one line of headings: correct it{more}"
-            ) from error
+def _from_json(listing: ImageFile) -> list[Row] | None:
     try:
         stated = json.loads(listing.read_bytes())["labels"]
-        return None if stated is None else [(str(name), label, "") for name, label in stated]
+        return None if stated is None else [Row(str(name), label) for name, label in stated]
     except Exception as error:  # Damage to an archive, or whatever else JSON can hold.
         form = '{"labels": [["a.png", 3], ...]} or {"labels": null}'
         raise InputError(f"{listing} cannot be read as {form}: correct it") from error
 
 
-def find_listing(folder: Path) -> Path | None:
-    """Return the listing in a folder, if there is one."""
-    found = [folder / name for name in (JSON, CSV) if (folder / name).is_file()]
-    if len(found) > 1:
-        raise InputError(f"{folder} has both {JSON} and {CSV}: remove one")
-    return found[0] if found else None
+def _rows_of_images(rows: Sequence[Row], known: set[str], listing: ImageFile) -> dict[str, int]:
+    """Return the row of each image, whose name may begin with ./ there, and have backslashes between folders."""
+    found: dict[str, int] = {}
+    unknown: Row | None = None
+    for row, stated in enumerate(rows):
+        name = normal_form(stated.name)
+        if name not in known:
+            name = name.replace("\\", "/").removeprefix("./")
+        if name in found:
+            raise InputError(f"{listing} has two labels for {name!r}: remove one")
+        if name in known:
+            found[name] = row
+        else:
+            unknown = unknown or stated
+    if unknown is not None:
+        if not found:
+            raise InputError(f"{listing} names no image that is there: {_difference(rows[0], known)}")
+        raise InputError(f"{listing} has a label for {unknown.name!r}, which is no image there: remove it")
+    return found
+
+
+def _difference(row: Row, known: set[str]) -> str:
+    """Say in what the names of a listing differ from those of images, none of which it has."""
+    name = normal_form(row.name).replace("\\", "/")
+    if normal_form(row.label) in known:
+        return f"its first column has {row.name!r}, and its second {row.label!r}: head the columns label and file"
+    last = name.rpartition("/")[2]
+    for image in sorted(known):
+        at_end = image.rpartition("/")[2]
+        if last == at_end:
+            return f"it has {row.name!r} for {image!r}: give paths from the list's own folder"
+        if last == at_end.rpartition(".")[0]:
+            return f"it has {row.name!r} for {image!r}: give names with their endings"
+    return f"it begins with {row.name!r}, and images are called {min(known)!r}: give the names of images"
+
+
+def _part(row: Row, listing: ImageFile) -> Split:
+    """Return the part that a row is of."""
+    part = PARTS.get(row.part.casefold())
+    if part is None:
+        raise InputError(f"{listing}: {row.part!r} is no part of {row.name!r}: say train, val or test for each image")
+    return part

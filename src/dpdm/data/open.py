@@ -5,21 +5,24 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple, cast, get_args
+from typing import Any, Final, NamedTuple, cast, get_args
 
-from dpdm.data.archive import load_archive
-from dpdm.data.arrays import load_npy, load_npz
-from dpdm.data.cifar import is_cifar_directory, load_cifar_directory
-from dpdm.data.dataset import ImageDataset, Split, require_no_groups, require_same_num_classes
+from dpdm.data.cifar import load_cifar_directory
+from dpdm.data.dataset import (
+    ImageDataset,
+    Split,
+    UndeclaredError,
+    require_no_groups,
+    require_same_num_classes,
+)
 from dpdm.data.digits import load_digits
-from dpdm.data.folder import load_folder
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.identity import array_digests
-from dpdm.data.idx import is_idx_directory, load_idx_directory
-from dpdm.data.image_files import Reader, ReadImages, is_hidden
-from dpdm.data.prepared import is_prepared, load_prepared
-from dpdm.data.tables import is_arrow_directory, load_arrow_directory, load_parquet
-from dpdm.types import InputError
+from dpdm.data.idx import load_idx_directory
+from dpdm.data.image_files import Reader, ReadImages
+from dpdm.data.layout import PARTS, plain_name
+from dpdm.data.sources import Asked, open_path
+from dpdm.types import MOST_CLASSES, InputError
 
 _SYSTEM_FOLDER: Final = Path("/usr/share/datasets")  # where Debian's data set packages put their files
 _GROUPED: Final = ", in groups by "
@@ -35,6 +38,7 @@ def open_dataset(
     num_classes: int | None = None,
     group: str | None = None,
     read: ReadImages | None = None,
+    public: bool = False,
 ) -> ImageDataset:
     """Return the images, labels and declared facts of a source.
 
@@ -44,37 +48,46 @@ def open_dataset(
         source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder or .zip archive of
             images, a folder of IDX files named as those of MNIST or of CIFAR's binary version, an .npz or .npy file, a
             .parquet file or a folder of them, what Hugging Face's `datasets` saved to disk, or a folder that
-            `dpdm prepare` made; `:train` (the default) or `:test` after it chooses a part. A folder or archive with
-            subfolders `train/` and `test/` has those parts. A path that does not exist here is looked for, as a folder,
-            file or .zip archive, in the folder that the environment variable DPDM_DATA names.
+            `dpdm prepare` made; `:train` (the default), `:val` or `:test` after it chooses a part. Parts are known by
+            the names of folders, files or arrays (`train`, `training`, `val`, `valid`, `validation`, `test`, `testing`,
+            in any case). A path that does not exist here is looked for, as a folder, file or .zip archive, in the
+            folder that the environment variable DPDM_DATA names.
         size: Side of the square in pixels, >= 8; None leaves sizes as they are. A prepared folder has its own.
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
         num_classes: How many classes there are; labels that come as numbers need it, since they must not tell.
         group: What names the group of each image, if the unit of privacy is all images of one person, say, and not each
-            image: "folder", the folders that images lie in, inside of class folders; the heading of the third column of
+            image: "folder", the folders that images lie in, inside of class folders; the heading of a further column of
             a `labels.csv`; a column of a table; an array in an .npz file; "groups" for a folder prepared with groups.
-        read: Reads the images of sources that consist of image files; into memory, unless told.
+        read: Reads the images of sources that consist of image files (default: into memory).
+        public: Whether whoever calls this declares that the images are published already. What has to be declared of
+            private ones is then read off their labels.
 
     Raises:
         InputError: If the source cannot be opened so.
     """
+    if public:
+        return _open_public(source, size=size, fit=fit, channels=channels, num_classes=num_classes, group=group)
     if group == "":
         raise InputError("data.group is empty: name what tells which images form a group, or leave it out")
     framing = Framing(size=size, fit=fit, channels=channels)
     reader = Reader(framing)
-    place, split = _split_of(source)
+    place, split = split_of(source)
     part = "" if split == "train" else f":{split}"
     if isinstance(source, str) and place in _BUILT_IN:
-        dataset, name = _BUILT_IN[place](split), place
+        dataset, name = _BUILT_IN[place](split), f"{place}{part}"
         location = dataset.name
         require_same_num_classes(dataset.num_classes, num_classes, place)
         require_no_groups(group, place)
     else:
         path = _found(Path(place).expanduser())
-        dataset = _open_path(path, split, read or reader, framing, num_classes, group)
-        name = dataset.name if is_prepared(path) else path.resolve().name  # a copy keeps the name of its source
+        _require_there(path)
         location = str(path.resolve())
+        plain_name(location, "")
+        dataset = open_path(path, Asked(split, read or reader, framing, num_classes, group))
+        _require_levels(dataset)
+        is_copy = dataset.sources is not None  # a prepared one, which keeps the name of its source
+        name = dataset.name if is_copy else f"{path.resolve().name}{part}"
     sources = dataset.sources if reader.sources is None else reader.sources
     if sources is None and not framing.keeps(*dataset.images.shape[1:]):
         sources = array_digests(dataset.images)
@@ -84,9 +97,35 @@ def open_dataset(
         public=dataset.public or (isinstance(source, str) and place in _BUILT_IN),
         sources=sources,
         images=framing.frame_all(dataset.images),
-        name=f"{name}{part}",
+        name=name,
         location=opened if size is None else f"{opened}, {fit} to {size}",
     )
+
+
+def _open_public(source: str | Path, *, num_classes: int | None, **how: Any) -> ImageDataset:  # noqa: ANN401
+    """Return images that are public, with as many classes as their labels tell where nobody has declared them."""
+    try:
+        opened = open_dataset(source, num_classes=num_classes, **how)
+    except UndeclaredError:
+        opened = open_dataset(source, num_classes=MOST_CLASSES, **how)
+        assert opened.labels is not None
+        opened = replace(opened, num_classes=int(opened.labels.max()) + 1, class_names=())
+    return replace(opened, public=True)
+
+
+def require_outside(output: Path, source: str | Path) -> None:
+    """Raise InputError if what is to be written would lie among the images of a source, and be taken for some of them.
+
+    Args:
+        output: The file or folder to make.
+        source: What `open_dataset` opens.
+    """
+    place, _ = split_of(source)
+    if isinstance(source, str) and place in _BUILT_IN:
+        return
+    folder, made = _found(Path(place).expanduser()).resolve(), output.resolve()
+    if folder.is_dir() and folder in (made, *made.parents):
+        raise InputError(f"{output} lies in {folder}, the folder of images: choose a place outside of it")
 
 
 class Location(NamedTuple):
@@ -127,20 +166,20 @@ def open_again(location: str, *, channels: Channels, num_classes: int) -> ImageD
 
 def is_source(source: str) -> bool:
     """Whether `open_dataset` would find something of this name to open."""
-    place, _ = _split_of(source)
+    place, _ = split_of(source)
     return bool(place) and (place in _BUILT_IN or _found(Path(place).expanduser()).exists())
 
 
 def is_built_in(name: str) -> bool:
     """Whether a data set of this name is public, and no one else's."""
-    return name.removesuffix(":test").casefold() in _BUILT_IN
+    return name.removesuffix(":test").removesuffix(":val").casefold() in _BUILT_IN
 
 
-def _split_of(source: str | Path) -> tuple[str, Split]:
+def split_of(source: str | Path) -> tuple[str, Split]:
     """Part `photos:test` into place and split; a path that exists as it is written stays whole."""
-    place, _, split = str(source).rpartition(":")
-    if place and split in ("train", "test") and not Path(source).exists():
-        return place, "test" if split == "test" else "train"
+    place, _, part = str(source).rpartition(":")
+    if place and part.lower() in PARTS and not Path(source).exists():
+        return place, PARTS[part.lower()]
     return str(source), "train"
 
 
@@ -154,10 +193,8 @@ def _found(path: Path) -> Path:
     return path
 
 
-def _open_path(
-    path: Path, split: Split, read: ReadImages, framing: Framing, num_classes: int | None, group: str | None
-) -> ImageDataset:
-    """Open a path by what is there."""
+def _require_there(path: Path) -> None:
+    """Raise InputError, with what may be meant, if nothing is at a path."""
     if not path.exists():
         names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]
         close = difflib.get_close_matches(str(path), names, n=1)
@@ -166,36 +203,20 @@ def _open_path(
             f"{path} is neither a path that exists (here or where DPDM_DATA points) nor one of "
             f"{', '.join(_BUILT_IN)}: {hint}"
         )
-    if is_idx_directory(path):
-        require_no_groups(group, str(path))
-        return load_idx_directory(path, split, num_classes=num_classes or 0)
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        return load_folder(path / split, read, num_classes=num_classes, group=group)
-    if is_cifar_directory(path):
-        require_no_groups(group, str(path))
-        return load_cifar_directory(path, split, num_classes=num_classes)
-    if path.is_file() and path.suffix == ".zip":
-        return load_archive(path, split, read, num_classes=num_classes, group=group)
-    if split == "test":
-        raise InputError(f"{path} has no folders train/ and test/: give the path of the test images themselves")
-    if is_prepared(path):
-        return load_prepared(path, framing, num_classes=num_classes, group=group)
-    if is_arrow_directory(path):
-        return load_arrow_directory(path, read, num_classes=num_classes, group=group)
-    shards = sorted(file for file in path.iterdir() if not is_hidden(file.name)) if path.is_dir() else []
-    if shards and all(file.suffix == ".parquet" for file in shards):
-        return load_parquet(shards, read, num_classes=num_classes, group=group)
-    if path.is_dir():
-        return load_folder(path, read, num_classes=num_classes, group=group)
-    if path.suffix == ".npz":
-        return load_npz(path, num_classes=num_classes, group=group)
-    if path.suffix == ".npy":
-        require_no_groups(group, str(path))
-        require_same_num_classes(0, num_classes, str(path))
-        return load_npy(path)
-    if path.suffix == ".parquet":
-        return load_parquet([path], read, num_classes=num_classes, group=group)
-    raise InputError(f"{path} is neither a folder nor a .zip, .npz, .npy or .parquet file: give one of these")
+
+
+def _require_levels(dataset: ImageDataset) -> None:
+    """Raise InputError if all levels are 0 or 1, as in masks: such images are black."""
+    any_zero = any_one = False
+    for image in dataset.images:
+        colours = image[..., :3]
+        if colours.max() > 1:
+            return
+        any_zero, any_one = any_zero or not colours.all(), any_one or bool(colours.any())
+    if any_zero and any_one:
+        raise InputError(
+            f"{dataset.name} has no other levels than 0 and 1 of 255, as masks do, which is black: multiply them by 255"
+        )
 
 
 def _fashion_mnist(split: Split) -> ImageDataset:

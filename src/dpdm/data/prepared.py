@@ -6,13 +6,13 @@ declared, and digests; that last file is written last. Until then `progress.json
 private as the images are: whoever has an image can see in `sources.bin` whether it is among them.
 """
 
-import fcntl
 import hashlib
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from dpdm.data.dataset import ImageDataset, group_indices, require_no_groups, require_same_num_classes
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, array_digests
-from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, is_hidden, read_image, why_no_image
-from dpdm.files import digest, read_json, write_json
+from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, read_image, why_no_image
+from dpdm.data.layout import is_hidden
+from dpdm.files import digest, held, read_json, write_json
 from dpdm.types import Images, InputError
 
 _DONE: Final = "prepared.json"
@@ -82,8 +83,10 @@ def prepare(
         raise InputError("to leave records out, declare data.size and data.channels: --set data.size=32")
     if folder.exists() and (not folder.is_dir() or not _ours(folder)):
         raise InputError(f"{folder} holds something else: choose another folder")
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    busy = f"{folder} is being prepared by another process: wait for it, or end it"
+    with held(folder / _LOCK, otherwise=busy), _removing_unless_begun(folder) if is_new else nullcontext():
         if (folder / _DONE).exists():
             raise InputError(f"{folder} is prepared already: use it, or remove it first")
         writer = _Writer(folder, framing, on_progress)
@@ -106,14 +109,13 @@ def prepare(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into the same folder."""
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder} is being prepared by another process: wait for it, or end it") from None
+def _removing_unless_begun(folder: Path) -> Iterator[None]:
+    """Remove a folder that was made for a source that does not open: it may lie in this source."""
+    try:
         yield
+    finally:
+        if {entry.name for entry in folder.iterdir()} <= {_LOCK}:
+            shutil.rmtree(folder)
 
 
 def is_prepared(path: Path) -> bool:

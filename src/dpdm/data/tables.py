@@ -17,10 +17,13 @@ import numpy as np
 
 from dpdm.data.dataset import ImageDataset, group_indices, require_declared, require_same_num_classes
 from dpdm.data.image_files import EncodedImage, ReadImages, read_images
+from dpdm.data.labels import read_labels
+from dpdm.data.listing import CLASSES, read_class_names
 from dpdm.types import InputError
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
+_OTHER_LABELS: Final = ("target", "class", "class_name", "category", "coarse_label", "y")  # which may be meant
 _BATCH: Final = 64  # rows of a parquet file that are read at a time
 _BUFFER: Final = 2**20  # bytes of a column that are read ahead: pyarrow would read a whole row group
 
@@ -47,7 +50,8 @@ def load_parquet(
         paths: The files, at least one.
         read: Decodes and frames the images, which must agree on size and channels.
         num_classes: How many classes there are; a column `label` of integers needs it, unless the files' schema, as
-            `datasets` writes it, has class names. 0 leaves labels aside.
+            `datasets` writes it, has class names, or a `classes.txt` beside them, whose names the labels may then be.
+            0 leaves labels aside.
         group: The column, of integers or words, that says which group each image belongs to.
 
     Raises:
@@ -55,7 +59,7 @@ def load_parquet(
     """
     pyarrow = _pyarrow()
     parts = [part for path in paths for part in _row_groups(pyarrow, path)]
-    return _load(parts, read, num_classes=num_classes, group=group, where=str(paths[0]))
+    return _load(parts, read, num_classes=num_classes, group=group, where=str(paths[0]), folder=paths[0].parent)
 
 
 def is_arrow_directory(path: Path) -> bool:
@@ -71,7 +75,7 @@ def load_arrow_directory(
     with _readable(pyarrow, path):
         names = [Path(entry["filename"]).name for entry in json.loads((path / "state.json").read_text())["_data_files"]]
     parts = [_arrow_file(pyarrow, path / name) for name in names]
-    return _load(parts, read, num_classes=num_classes, group=group, where=str(path))
+    return _load(parts, read, num_classes=num_classes, group=group, where=str(path), folder=path)
 
 
 def _row_groups(pyarrow: Any, path: Path) -> Iterator[_Part]:  # noqa: ANN401 (pyarrow has no types)
@@ -141,11 +145,11 @@ class _EncodedImages(Sequence[EncodedImage]):
 
 
 def _load(
-    parts: Sequence[_Part], read: ReadImages, *, num_classes: int | None, group: str | None, where: str
+    parts: Sequence[_Part], read: ReadImages, *, num_classes: int | None, group: str | None, where: str, folder: Path
 ) -> ImageDataset:
     images = [_column(part.schema, _IMAGES) for part in parts]
     label_columns = [_column(part.schema, _LABELS) for part in parts]
-    labels: list[np.ndarray] = []
+    labels: list[Any] = []
     members: list[object] = []
     names: tuple[str, ...] = ()
     for part, image, label in zip(parts, images, label_columns, strict=True):
@@ -155,41 +159,53 @@ def _load(
             raise InputError(
                 f"of {parts[0].where} and {part.where} only one has labels: give all of them labels, or none"
             )
+        if label is None and num_classes != 0 and (meant := _column(part.schema, _OTHER_LABELS)) is not None:
+            raise InputError(
+                f"{part.where} has the columns {', '.join(part.schema.names)}: if {meant} has the labels, rename it to "
+                "label; else set data.num_classes=0"
+            )
         if group is not None:
             if group not in part.schema.names:
                 columns = ", ".join(part.schema.names)
                 raise InputError(f"{part.where} has the columns {columns}, and no {group}: correct data.group")
             members += [member for piece in part.column(group) for member in piece.to_pylist()]
         if label is not None and num_classes != 0:
-            names = names or _class_names(part.schema, label)
-            labels.append(_labels(part, label))
+            stated = _class_names(part.schema, label)
+            if names and stated not in ((), names):
+                raise InputError(f"{part.where} has other class names than {parts[0].where}: open them one by one")
+            names = names or stated
+            labels += _labels(part, label)
     files = _EncodedImages(parts, [image for image in images if image is not None])
     if not files:
         raise InputError(f"{where} holds no images: put some in")
     groups = None if group is None else group_indices(members, f"{where}: `{group}`")
-    if not labels:
+    if label_columns[0] is None or num_classes == 0:
+        require_same_num_classes(0, num_classes, where)
         return ImageDataset(images=read(files), groups=groups, name=where)
+    beside = folder / CLASSES
+    names = names or read_class_names(beside if beside.is_file() else None)
     if names:
         require_same_num_classes(len(names), num_classes, where)
     count = num_classes or len(names)
-    require_declared(count, where)
+    if any(isinstance(label, str) for label in labels):
+        read_as = read_labels(
+            labels, names, count, of=lambda row: f"{where}: `label` of row {row}", where=where, named_in=str(beside)
+        )
+    else:
+        require_declared(count, where)
+        read_as = np.array(labels, np.int64)
     return ImageDataset(
-        images=read(files),
-        labels=np.concatenate(labels),
-        num_classes=count,
-        class_names=names,
-        groups=groups,
-        name=where,
+        images=read(files), labels=read_as, num_classes=count, class_names=names, groups=groups, name=where
     )
 
 
-def _labels(part: _Part, label: str) -> np.ndarray:
-    """Return the integers of a column."""
-    kind = part.schema.field(label).type
-    pieces = [*part.column(label)]
-    if not str(kind).lstrip("u").startswith("int") or any(piece.null_count for piece in pieces):
-        raise InputError(f"{part.where}: `{label}` must hold one integer a row, not {kind}")
-    return np.concatenate([np.empty(0, np.int64), *(piece.to_numpy().astype(np.int64) for piece in pieces)])
+def _labels(part: _Part, label: str) -> list[Any]:
+    """Return the integers or words of a column."""
+    kind = str(part.schema.field(label).type)
+    found = [value for piece in part.column(label) for value in piece.to_pylist()]
+    if not (kind.lstrip("u").startswith("int") or "string" in kind) or None in found:
+        raise InputError(f"{part.where}: `{label}` must hold one integer a row, or one word, not {kind}")
+    return found
 
 
 def _column(schema: Any, names: Sequence[str]) -> str | None:  # noqa: ANN401

@@ -196,10 +196,15 @@ class GaussianMixture(nn.Module):
             return variance * v / (variance + v)
 
         dimensions, kept = self.vectors.shape
-        share = self.log_weights.softmax(0) @ one_hot(self.classes, len(self.axes)).double()
+        share = self.class_shares
         of_each = left(self.class_variances.flatten()) * share.repeat_interleave(self.class_variances.shape[1])
         shared: Tensor = left(self.variances).sum(-1) + (dimensions - kept) * left(self.floor)[..., 0]
         return (of_each.sum(-1) + shared) / dimensions
+
+    @property
+    def class_shares(self) -> Float64[Tensor, " class"]:
+        """How frequent each class is, as far as the weights say."""
+        return self.log_weights.softmax(0) @ one_hot(self.classes, len(self.axes)).double()
 
     def sample(
         self, labels: Int[Tensor, " batch"], *, generator: torch.Generator

@@ -3,6 +3,8 @@
 What is computed from private images here is covered by no ε: such scores and pictures are for the data owner only.
 """
 
+from dpdm.evaluation.by_class import ByClass, by_class, confusion_of, places_by_name
+from dpdm.evaluation.checks import as_images
 from dpdm.evaluation.classifiers import CLASSIFIERS, CNN, MLP, Classifier, LogReg
 from dpdm.evaluation.distances import (
     density_coverage,
@@ -45,6 +47,7 @@ __all__ = [
     "CNN",
     "MLP",
     "QUICK",
+    "ByClass",
     "ClassFidelity",
     "Classifier",
     "ClassifierFeatures",
@@ -57,7 +60,10 @@ __all__ = [
     "TorchScriptFeatures",
     "UtilityProtocol",
     "UtilityScore",
+    "as_images",
+    "by_class",
     "compare_features",
+    "confusion_of",
     "density_coverage",
     "draw_equally",
     "evaluate_fidelity",
@@ -69,6 +75,7 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "one_row_per_class",
+    "places_by_name",
     "precision_recall",
     "refuse_same_images",
     "require_comparable",

@@ -23,11 +23,17 @@ _FEWEST_FEATURES = 2
 _SAME = 1e-2  # of a feature vector's length: more than rounding differs by between batches of different sizes
 
 
-def check_images(what: str, images: Images) -> None:
-    """Raise InputError unless these are images: uint8 (number, height, width, channel)."""
-    if images.ndim != 4 or images.dtype != np.uint8:
+def as_images(what: str, images: Images) -> Images:
+    """Return images as uint8 (number, height, width, channel); grey ones may come without the last axis.
+
+    Raises:
+        InputError: They are something else.
+    """
+    images = np.asarray(images)
+    if images.ndim not in (3, 4) or images.dtype != np.uint8:
         found = f"{images.dtype} of shape {images.shape}"
-        raise InputError(f"{what} images must be uint8 (number, height, width, channel), not {found}")
+        raise InputError(f"{what} images must be uint8 (number, height, width[, channel]), not {found}")
+    return images if images.ndim == 4 else images[..., np.newaxis]
 
 
 def check_labels(what: str, labels: Labels, number: int, num_classes: int) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from dpdm.evaluation.checks import built_features, check_images, feature_vectors
+from dpdm.evaluation.checks import as_images, built_features, feature_vectors
 from dpdm.evaluation.classifiers import CNN, MLP
 from dpdm.evaluation.utility import QUICK, UtilityProtocol, train_classifier
 from dpdm.types import Images, InputError, Labels, require_positive
@@ -67,7 +67,7 @@ def prepared(
       or by "average" over the pixels that fall together, which never enlarges a side.
 
     Args:
-        images: uint8 (number, height, width, channel), grey or colour.
+        images: uint8 (number, height, width[, channel]), grey or colour.
         side: Pixels of a side; the images' own if None.
         how: How to resize.
         colour: Whether grey becomes three channels.
@@ -75,7 +75,7 @@ def prepared(
     Raises:
         InputError: The images are neither grey nor colour, or no images.
     """
-    check_images("all", images)
+    images = as_images("all", images)
     if images.shape[3] not in (1, 3):
         raise InputError(f"these features are of grey or colour images, not of {images.shape[3]} channels")
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
@@ -307,8 +307,9 @@ class ClassifierFeatures:
 
     def _seen(self, images: Images) -> Tensor:
         """Return images as they were seen in training."""
-        if images.shape[1:] != self.images.shape[1:]:
-            shapes = f"{self.images.shape[1:]}, not {images.shape[1:]}"
+        images, known = as_images("all", images), as_images("training", self.images)
+        if images.shape[1:] != known.shape[1:]:
+            shapes = f"{known.shape[1:]}, not {images.shape[1:]}"
             raise InputError(f"this classifier was trained on images (height, width, channel) of {shapes}")
         return prepared(images, colour=False).div_(127.5).sub_(1)
 
@@ -326,14 +327,14 @@ def image_features(
     """Return the feature vector of each image.
 
     Args:
-        images: uint8 (number, height, width, channel).
+        images: uint8 (number, height, width[, channel]).
         features: Which; anybody's own too, see `Features`.
         on_progress: Called after each part with its number of images.
 
     Raises:
         InputError: There are no images, or the features are not what `Features` says: before anything is computed.
     """
-    check_images("all", images)
+    images = as_images("all", images)
     if not len(images):
         raise InputError("there are no images to compute features of")
     compute = built_features(features, images.shape[1:])

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpdm.evaluation.checks import built_features, check_described, check_images, check_labels
+from dpdm.evaluation.checks import as_images, built_features, check_described, check_labels
 from dpdm.evaluation.distances import (
     check_features,
     frechet_distance,
@@ -130,7 +130,7 @@ def evaluate_fidelity(
     """Compare synthetic images with reference images by all distances on one extractor's features.
 
     Args:
-        images: the synthetic images, uint8 (number, height, width, channel), at least 50.
+        images: the synthetic images, uint8 (number, height, width[, channel]), at least 50.
         reference: images to compare them with, at least 50; those that the generator did not see tell most.
         features: where to compare them; anybody's own too, see `Features`.
         labels: classes of the synthetic images, (number,) integers in [0, num_classes), if scored by class.
@@ -149,8 +149,7 @@ def evaluate_fidelity(
     Privacy:
         The reference may be private: then ε does not cover the scores, and they are for the data owner only.
     """
-    check_images("synthetic", images)
-    check_images("reference", reference)
+    images, reference = as_images("synthetic", images), as_images("reference", reference)
     # before the features, which take minutes
     _check_labels(labels, reference_labels, len(images), len(reference), num_classes)
     _check_resamples(resamples, seed)
@@ -283,6 +282,7 @@ def require_comparable(number: int, others: int, *, limit: int = 10_000) -> None
 
 def refuse_same_images(images: Images, reference: Images) -> None:
     """Raise InputError if most synthetic images are, to the last pixel, among the reference images."""
+    images, reference = as_images("synthetic", images), as_images("reference", reference)
     if images.shape[1:] != reference.shape[1:] or not len(images):
         return
     known = {_digest(image) for image in reference}

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from dpdm.evaluation.by_class import ByClass, by_class, confusion_of
 from dpdm.evaluation.checks import (
+    as_images,
     built_classifier,
     check_classifiers,
-    check_images,
     check_labels,
     check_learns,
     learn,
@@ -101,6 +102,11 @@ class UtilityScore:
     held_out_accuracy: float
     confusion: tuple[tuple[int, ...], ...]
 
+    @property
+    def by_class(self) -> ByClass:
+        """Recall of each class, balanced accuracy, and the share of the largest class."""
+        return by_class(self.confusion)
+
 
 def evaluate_utility(
     images: Images,
@@ -121,9 +127,9 @@ def evaluate_utility(
     score depends on which others are asked for. Runs on the CPU; leaves torch's global random state as it was.
 
     Args:
-        images: the synthetic images, uint8 (number, height, width, channel), at least 10.
+        images: the synthetic images, uint8 (number, height, width[, channel]), at least 10.
         labels: their classes, (number,) integers in [0, num_classes), at least two different ones.
-        test_images: images to test on, uint8 (number, height, width, channel), at least 10.
+        test_images: images to test on, uint8 (number, height, width[, channel]), at least 10.
         test_labels: their classes, (number,).
         num_classes: number of classes, >= 2.
         protocol: how to train; the paper's `UtilityProtocol()` if not given, `QUICK` for a look.
@@ -146,6 +152,7 @@ def evaluate_utility(
         Dockhorn et al. 2023, section 5; Cao et al. 2021 (DP-Sinkhorn).
     """
     require_testable(images, labels, test_images, test_labels, num_classes=num_classes, seed=seed)
+    images, test_images = as_images("synthetic", images), as_images("test", test_images)
     protocol = protocol or UtilityProtocol()
     scores = {}
     for name, pupil in _taught(images, labels, num_classes, protocol, classifiers, seed, on_progress).items():
@@ -160,7 +167,7 @@ def evaluate_utility(
             epochs=protocol.num_epochs(len(images)),
             best_epoch=pupil.best_epoch,
             held_out_accuracy=pupil.best_accuracy,
-            confusion=_confusion(test_labels, answers, num_classes),
+            confusion=confusion_of(test_labels, answers, num_classes),
         )
     return scores
 
@@ -172,7 +179,7 @@ def require_testable(
     _check_labelled("synthetic", images, labels, num_classes)
     _check_labelled("test", test_images, test_labels, num_classes)
     _check_trainable("synthetic", labels, seed)
-    _check_together(images, test_images)
+    _check_together(as_images("synthetic", images), as_images("test", test_images))
 
 
 def train_classifier(
@@ -187,7 +194,7 @@ def train_classifier(
     """Train one classifier just as `evaluate_utility` does, and return it as of its best epoch, ready to answer.
 
     Args:
-        images: uint8 (number, height, width, channel), at least 10.
+        images: uint8 (number, height, width[, channel]), at least 10.
         labels: their classes, (number,) integers in [0, num_classes), at least two different ones.
         num_classes: number of classes, >= 2.
         classifier: what to train.
@@ -202,6 +209,7 @@ def train_classifier(
     """
     _check_labelled("training", images, labels, num_classes)
     _check_trainable("training", labels, seed)
+    images = as_images("training", images)
     (pupil,) = _taught(images, labels, num_classes, protocol, {"the classifier": classifier}, seed, None).values()
     return pupil.module.eval().requires_grad_(False)
 
@@ -325,16 +333,9 @@ def _bootstrap_interval(num_correct: int, num_test: int, rng: np.random.Generato
     return float(low), float(high)
 
 
-def _confusion(labels: Labels, answers: Labels, num_classes: int) -> tuple[tuple[int, ...], ...]:
-    """Count the images of each true class (rows) by the class that was answered (columns)."""
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (labels, answers), 1)
-    return tuple(map(tuple, counts.tolist()))
-
-
 def _check_labelled(what: str, images: Images, labels: Labels, num_classes: int) -> None:
     """Raise InputError unless these are enough labelled images."""
-    check_images(what, images)
+    as_images(what, images)
     if len(images) < _FEWEST_IMAGES:
         raise InputError(f"a classifier needs at least {_FEWEST_IMAGES} {what} images, not {len(images)}")
     check_labels(what, labels, len(images), num_classes)

@@ -16,8 +16,16 @@ from dpdm.ledger.entries import (
     Taken,
     TotalChanged,
 )
-from dpdm.privacy import Relation, gaussian_mu
-from dpdm.privacy.accounting import Accountant, Event, GaussianRelease, epsilon, merged, upwards
+from dpdm.privacy.accounting import (
+    Accountant,
+    Event,
+    GaussianRelease,
+    Relation,
+    epsilon,
+    gaussian_mu,
+    merged,
+    upwards,
+)
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError
 
@@ -34,6 +42,7 @@ class Reservation:
         planned: The same for reservations that were made together; empty for one that was made by itself.
         events: What is counted.
         allowed: What was reserved.
+        asked: The (ε, δ) that its noise was calibrated to; None if it was given.
         run: The run that took it; None as long as none has.
         token: By which its process of now is told from copies and earlier ones.
         place: That run's folder.
@@ -45,6 +54,7 @@ class Reservation:
     planned: str
     events: list[Event]
     allowed: list[Event]
+    asked: tuple[float, float] | None = None
     run: str | None = None
     token: str = ""
     place: str = ""
@@ -71,8 +81,8 @@ class Spent(NamedTuple):
 class Account:
     """One data set: the result of reading its entries in order.
 
-    `records` has a digest of all groups for each digest of all records: empty without groups, and where the data's
-    owner lets them be others.
+    `records` maps a digest of the images to a digest of their groups: empty without groups, or once the owner of the
+    data has allowed others.
 
     Guarantees:
         * Whatever `require_room` lets pass keeps all releases together within the total, even if each run was chosen
@@ -115,7 +125,7 @@ class Account:
         if entered and budget.allows(spent + more):
             raise InputError(
                 f"{self.dataset} has a total of δ = {self.delta}, of which a tenth is for releases with a δ of their "
-                f"own, and these would be {own} together: it does not fit"
+                f"own. These would have {own} together: it does not fit"
             )
         whole = [*(run for runs in self.groups for run in runs), *reserved]
         together = {reservation.planned for reservation in whole}
@@ -126,11 +136,16 @@ class Account:
                 return
         raise InputError(
             f"{self.dataset} has a total of ({upwards(self.total)}, {self.delta}), of which "
-            f"{whole_percent(_share(spent, budget))} % is spent or reserved, and this takes "
-            f"{whole_percent(_share(more, budget))} % or more: it does not fit "
-            f"(dpdm ledger show {self.dataset!r}); who owns the data may allow it, by "
+            f"{whole_percent(_share(spent, budget))} % is spent or reserved. This needs "
+            f"{whole_percent(_share(more, budget))} %: it does not fit. Details: "
+            f"dpdm ledger show {self.dataset!r}. The owner of the data can raise the total: "
             f"dpdm ledger total {self.dataset!r} --epsilon ..."
         )
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing is spent or reserved: another kind of claim may take its place then."""
+        return not self.groups and not self.entered
 
     @property
     def total(self) -> float:
@@ -237,7 +252,8 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
     """Enter a statement into its account; a statement about something unknown raises KeyError."""
     match statement:
         case Registered():
-            if statement.dataset in accounts:
+            before = accounts.get(statement.dataset)
+            if before is not None and not before.untouched:
                 raise InputError(f"the ledger is damaged: {statement.dataset} is registered twice; restore a backup")
             accounts[statement.dataset] = Account(
                 dataset=statement.dataset,
@@ -247,6 +263,8 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
                 unit=statement.unit,
                 order=statement.order,
                 registered=statement.at,
+                records={} if before is None else before.records,
+                reservations={} if before is None else before.reservations,
             )
         case RecordsSeen():
             accounts[statement.dataset].records |= statement.records
@@ -259,7 +277,9 @@ def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
             accounts[statement.dataset].entered.append(statement)
         case Reserved():
             made = statement.made
-            reservation = Reservation(statement.reservation, statement.at, statement.planned, made, made)
+            epsilon, delta = statement.epsilon, statement.delta
+            asked = None if epsilon is None or delta is None else (epsilon, delta)
+            reservation = Reservation(statement.reservation, statement.at, statement.planned, made, made, asked)
             accounts[statement.dataset].reservations[statement.reservation] = reservation
         case Taken():
             reservation = _find(statement.reservation, accounts)

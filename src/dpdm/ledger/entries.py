@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 
-from dpdm.privacy import Relation
-from dpdm.privacy.accounting import Event, decode_event, encode_event
+from dpdm.privacy.accounting import Event, Relation, decode_event, encode_event
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
 
@@ -103,10 +102,15 @@ class _OfEvents:
 
 @dataclass(frozen=True, kw_only=True)
 class Reserved(_OfEvents):
-    """What a run may release at most; `planned` names the runs that were reserved together, beforehand, or is empty."""
+    """What a run may release at most; `planned` names the runs that were reserved together, beforehand, or is empty.
+
+    Its noise may have been calibrated to `epsilon` at `delta`: that is what a person asked for, here or elsewhere.
+    """
 
     dataset: str
     planned: str
+    epsilon: float | None = None
+    delta: float | None = None
     kind: Literal["reserved"] = "reserved"
     at: str = field(default_factory=_now)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 import sqlalchemy as sql
@@ -37,6 +37,7 @@ from dpdm.ledger.records import (
     Records,
     account_of,
     fingerprint,
+    has_others,
     naming_first,
     newly_seen,
     require_own_name,
@@ -44,10 +45,12 @@ from dpdm.ledger.records import (
     require_unknown,
 )
 from dpdm.ledger.storage import Entry, Head, Storage, parsed, require_goes_on
-from dpdm.privacy import DPSGD, Relation
-from dpdm.privacy.accounting import Event, PoissonGaussianSteps, RepeatedSelection, round_up
+from dpdm.privacy.accounting import Event, PoissonGaussianSteps, Relation, RepeatedSelection, noise_of, round_up
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
+
+if TYPE_CHECKING:
+    from dpdm.privacy import DPSGD
 
 _VARIABLE = "DPDM_LEDGER"
 
@@ -91,11 +94,19 @@ class Ledger:
         None if that says `none`: then nothing is counted.
 
         Raises:
-            InputError: The variable depends on where one stands: the same line would be another ledger in each folder.
+            InputError: The variable depends on where one stands: the same line would be another ledger in each folder;
+                or there is no variable, and no home folder either.
         """
         if place is None:
             place = os.environ.get(_VARIABLE, str(_default_path()))
-            if place != "none" and not re.match(r"/|postgresql(\+\w+)?://", place):
+            if (
+                _VARIABLE not in os.environ and not _default_path().is_absolute()
+            ):  # a user whom the system does not know
+                raise InputError(
+                    "there is no home folder for the ledger: name a place for it by --ledger or "
+                    f"{_VARIABLE}, or none for runs that are to be counted nowhere"
+                )
+            if place != "none" and not (Path(place).is_absolute() or re.match(r"postgresql(\+\w+)?://", place)):
                 raise InputError(
                     f"{_VARIABLE} says {place!r}, which is another ledger in each folder or for each user: give a path "
                     "that begins with /, postgresql+psycopg://user@host/database, or none"
@@ -109,7 +120,13 @@ class Ledger:
             return Storage(self.url)
         path = Path(self.url)
         if path == _default_path():  # any other folder that is not there is a mistake
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise OSError(
+                    f"the ledger {path} cannot be made ({error.strerror}): name another place by --ledger or "
+                    f"{_VARIABLE}; nothing was spent without it"
+                ) from None
         return Storage(sql.URL.create("sqlite", database=str(path)))
 
     def accounts(self) -> dict[str, Account]:
@@ -129,6 +146,8 @@ class Ledger:
     ) -> None:
         """Give a data set its total (ε, δ), before anything is spent on it.
 
+        One that is registered for claims of another kind is registered anew, if nothing is spent or reserved.
+
         Raises:
             InputError: It is registered already, or its records are, under another name.
         """
@@ -138,7 +157,13 @@ class Ledger:
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
             with naming_first(accounts.get(records.dataset), seen):
-                if records.dataset in accounts:
+                known = accounts.get(records.dataset)
+                if known is not None and not (
+                    known.untouched
+                    and known.epsilon is not None
+                    and (known.relation, known.unit) != (relation, unit)
+                    and not has_others(known, seen)
+                ):
                     raise InputError(
                         f"{records.dataset} is registered already: change its total by "
                         f"dpdm ledger total {records.dataset!r} --epsilon ..."
@@ -164,7 +189,7 @@ class Ledger:
     def allow_other_groups(self, dataset: str) -> None:
         """Let the records of a data set be in other groups than before, say because names were corrected.
 
-        Claims about two kinds of groups, persons and visits, do not add up: its owner has to know that it is not that.
+        Only the owner can know that the new groups still mean the same thing (persons, not visits).
         """
 
         def decide(accounts: dict[str, Account]) -> Sequence[Statement]:
@@ -176,7 +201,7 @@ class Ledger:
     def reserve(
         self,
         run: str,
-        plan: DPSGD,
+        plan: "DPSGD",
         records: Records,
         *,
         place: str,
@@ -238,7 +263,7 @@ class Ledger:
             encoded = encode_events(events)
             return [
                 *made,
-                Reserved(dataset=dataset, reservation=new, planned=planned, events=encoded),
+                Reserved(dataset=dataset, reservation=new, planned=planned, events=encoded, **_asked(plan)),
                 Taken(reservation=new, run=run, token=token, place=place),
             ]
 
@@ -253,7 +278,28 @@ class Ledger:
             self.tell(line)
         return seen_head
 
-    def reserve_together(self, plan: DPSGD, records: Records, *, times: int) -> None:
+    def reserved_plan(self, plan: "DPSGD", records: Records) -> "DPSGD | None":
+        """Return the plan as a reservation has it that waits for a run; None if none was asked for the same.
+
+        Noise that was calibrated elsewhere may have other last digits: whoever takes the reservation has to take these.
+        """
+        from dpdm.privacy.mechanism import Figures, figures_of, keep
+
+        if not self.storage.exists:
+            return None
+        accounts = self.accounts()
+        account = accounts.get(account_of(accounts, plan, records))
+        for reservation in account.reservations.values() if account else ():
+            asked, delta = reservation.asked or (None, plan.delta)
+            if reservation.state != "reserved" or delta != plan.delta:
+                continue
+            noise = noise_of(reservation.allowed)[: len(figures_of(plan).noise)]
+            kept = keep(plan, Figures(noise, asked))
+            if kept is not None and kept.events() == reservation.allowed:
+                return kept
+        return None
+
+    def reserve_together(self, plan: "DPSGD", records: Records, *, times: int) -> None:
         """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
         events, seen = plan.events(), fingerprint(records, self.storage.key())
 
@@ -267,7 +313,13 @@ class Ledger:
                 account.require_room([Reservation("", "", planned, events, events)] * times)
             encoded = encode_events(events)
             return [
-                Reserved(dataset=records.dataset, reservation=uuid.uuid4().hex, planned=planned, events=encoded)
+                Reserved(
+                    dataset=records.dataset,
+                    reservation=uuid.uuid4().hex,
+                    planned=planned,
+                    events=encoded,
+                    **_asked(plan),
+                )
                 for _ in range(times)
             ]
 
@@ -358,11 +410,12 @@ class Ledger:
         self._append(decide)
 
     def _registration(
-        self, accounts: dict[str, Account], plan: DPSGD, records: Records, seen: RecordsSeen, told: list[str]
+        self, accounts: dict[str, Account], plan: "DPSGD", records: Records, seen: RecordsSeen, told: list[str]
     ) -> list[Statement]:
         """Return the registration of a data set that is not there, with the plan's own claim for its total."""
         require_unknown(accounts, seen)
-        epsilon = None if records.public else plan.epsilon()
+        # A hair above: another processor, on which the same plan is reserved again, may compute other last digits.
+        epsilon = None if records.public else plan.epsilon() * (1 + 1e-7)
         total = (
             "public, so nothing limits its runs"
             if epsilon is None
@@ -441,6 +494,14 @@ def _absolute(url: str) -> str:
         shown = place.render_as_string(hide_password=True)
         raise InputError(f"{shown} names no host or no database: give postgresql+psycopg://user@host/database")
     return url
+
+
+def _asked(plan: "DPSGD") -> dict[str, Any]:
+    """Return what a plan's noise was calibrated to, as a reservation keeps it."""
+    from dpdm.privacy.mechanism import figures_of
+
+    epsilon = figures_of(plan).asked
+    return {} if epsilon is None else {"epsilon": epsilon, "delta": plan.delta}
 
 
 def _statements(entries: Sequence[Entry]) -> list[Statement]:

@@ -1,9 +1,10 @@
-"""Whose a run's records are: which data set's, whether they were seen before, and what kind of claim is about them."""
+"""Which account a run's images belong to, and whether the ledger has seen them before."""
 
 import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,11 @@ from dpdm.data import ImageDataset, is_built_in, pixel_digests
 from dpdm.data.identity import DIGEST
 from dpdm.ledger.account import Account
 from dpdm.ledger.entries import RecordsSeen, Statement
-from dpdm.privacy import DPSGD, Relation
+from dpdm.privacy.accounting import Relation
 from dpdm.types import Images, InputError
+
+if TYPE_CHECKING:
+    from dpdm.privacy import DPSGD
 
 _ANOTHER_NAME = "name yours anew, by --set data.name=... (in Python, name=...)"
 
@@ -78,10 +82,10 @@ def _keyed(key: bytes, content: bytes) -> int:
     return int.from_bytes(hmac.digest(key, content, "sha256"), "big")
 
 
-def account_of(accounts: dict[str, Account], plan: DPSGD, records: Records) -> str:
-    """Return the name of a run's account: its data set's, or one by its kind too if that is public and of another.
+def account_of(accounts: dict[str, Account], plan: "DPSGD", records: Records) -> str:
+    """Return the name of a run's account.
 
-    Nothing limits the runs on public data, and all that is lost is a sum that would have no meaning.
+    A public data set has one account for each kind of claim, since claims of different kinds do not add up.
     """
     account = accounts.get(records.dataset)
     if account is None or account.epsilon is not None or not records.public:
@@ -151,7 +155,7 @@ def require_own_name(records: Records) -> None:
         raise InputError(f"{records.dataset} is the name of a public data set, and these are private: {_ANOTHER_NAME}")
 
 
-def require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
+def require_same_kind(account: Account, plan: "DPSGD", records: Records) -> None:
     """Raise InputError unless a plan's claim is of the kind that a data set is registered for."""
     if (account.epsilon is None) != records.public:
         raise InputError(
@@ -166,8 +170,18 @@ def require_same_kind(account: Account, plan: DPSGD, records: Records) -> None:
         raise InputError(
             f"{account.dataset} is registered for claims about {_in_words(account.relation)} {account.unit}, and this "
             f"run's is about {_in_words(plan.relation)} {plan.one_unit}: claims of two kinds do not add up; give "
-            f"{' and '.join(as_before)} as before"
+            f"{' and '.join(as_before)} as before, or {_for_another_kind(account)}"
         )
+
+
+def _for_another_kind(account: Account) -> str:
+    """Say what can be done to claim something of another kind."""
+    anew = "register it again with the settings of this run: dpdm ledger register ... --epsilon ..."
+    if account.untouched:
+        return f"{anew} (nothing of its budget is spent)"
+    if not account.entered and all(r.state in ("reserved", "given back") for r in account.reservations.values()):
+        return f"give its reservations back (dpdm ledger cancel {account.dataset!r}) and {anew}"
+    return "keep another ledger for the other kind (--ledger FILE), which does not see what was spent here"
 
 
 def _in_words(relation: Relation) -> str:

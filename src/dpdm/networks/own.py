@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from dpdm.types import InputError, one_line
+from dpdm.types import InputError, is_of_memory, one_line
 
 _LONGEST_NAME = 255
 
@@ -91,12 +91,16 @@ def make(
                 raise InputError("it is neither a torch.nn.Module nor a function that makes one")
             made = function(shape, num_classes=num_classes, images_in=images_in)
     except Exception as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"network = {_short(network)} makes no network: {one_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"network = {_short(network)} makes a {type(made).__name__}, which is no torch.nn.Module")
     try:
         copied: nn.Module = copy.deepcopy(made)
     except Exception as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"network = {_short(network)} cannot be copied: {one_line(error)}") from error
     return copied
 

@@ -1,10 +1,15 @@
 """Everything an (ε, δ) claim rests on. `mechanism` couples the parts, which are strangers to one another."""
 
-from dpdm.privacy.accounting import GaussianRelease, Relation, gaussian_mu
-from dpdm.privacy.clipping import OneBackwardEach, Strategy, Vectorized, clipped_grad_sum
-from dpdm.privacy.entropy import InsecureSeededEntropy, OperatingSystemEntropy
-from dpdm.privacy.layerwise import LayerWise
-from dpdm.privacy.mechanism import DPSGD, Mechanism, MechanismRun, NonPrivate
+from typing import TYPE_CHECKING
+
+from dpdm.lazy import lazily
+
+if TYPE_CHECKING:
+    from dpdm.privacy.accounting import GaussianRelease, Relation, gaussian_mu
+    from dpdm.privacy.clipping import OneBackwardEach, Strategy, Vectorized, clipped_grad_sum
+    from dpdm.privacy.entropy import InsecureSeededEntropy, OperatingSystemEntropy
+    from dpdm.privacy.layerwise import LayerWise
+    from dpdm.privacy.mechanism import DPSGD, Mechanism, MechanismRun, NonPrivate
 
 __all__ = [
     "DPSGD",
@@ -22,3 +27,14 @@ __all__ = [
     "clipped_grad_sum",
     "gaussian_mu",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "accounting": "GaussianRelease Relation gaussian_mu",
+        "clipping": "OneBackwardEach Strategy Vectorized clipped_grad_sum",
+        "entropy": "InsecureSeededEntropy OperatingSystemEntropy",
+        "layerwise": "LayerWise",
+        "mechanism": "DPSGD Mechanism MechanismRun NonPrivate",
+    },
+)

@@ -81,11 +81,13 @@ class RepeatedSelection:
 
 Event = GaussianRelease | PoissonGaussianSteps | RepeatedSelection
 
-_RDP_IS_ENOUGH = 50.0  # beyond this ε hardly anything is promised, and the PLD of so little noise takes minutes
+_PLD_ENDS = 90.0, 110.0  # ε by RDP, between which the claim goes over from PLD to RDP: PLD takes ever longer beyond
+_RDP_IS_ENOUGH = 50.0  # beyond this ε a guess can be as good as certain
 _RDP_REACHES = 0.05  # below this ε the orders of RDP end, and only PLD can bracket a calibration
 _PLD_REACHES = 1e-12  # below this δ its round-off of 1e-15 counts, and may hide what δ should have paid for
 _RDP_ROUNDS_BELOW = 1e-6  # below this ε the RDP bound can round to nothing
 _TOLERANCE = 5e-4  # of a calibrated noise multiplier
+_OF_ARITHMETIC = 1e-7  # of ε, or ε below 1: ten times what processors were seen to differ by
 _ORDERS = (1.1, 1.2, 1.35, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64, 128, 256, 512)
 
 
@@ -99,8 +101,9 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
         accountant: "pld" for the claim, "rdp" for the second opinion.
 
     Returns:
-        An upper bound on ε. Where PLD is unfit, "pld" is the RDP bound: for a `RepeatedSelection`, above ε = 50, at
-        a δ below 10⁻¹², and where the round-off of PLD at a tiny δ would make it the larger of the two.
+        An upper bound on ε. Where PLD is unfit, "pld" is the RDP bound: for a `RepeatedSelection`, above ε = 110, at
+        a δ below 10⁻¹², and where the round-off of PLD at a tiny δ would make it the larger of the two. From an RDP
+        bound of 90 to one of 110 it is a mixture of both, so that no ε is out of a calibration's reach.
 
     Source:
         PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019.
@@ -113,12 +116,15 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, accoun
     if all(isinstance(event, PoissonGaussianSteps) and not event.steps for event in events):
         return 0.0
     rdp = _epsilon_by(_rdp_accountant(relation), events, delta)
-    if accountant == "rdp" or rdp > _RDP_IS_ENOUGH or any(isinstance(event, RepeatedSelection) for event in events):
+    pure, end = _PLD_ENDS
+    if accountant == "rdp" or rdp > end or any(isinstance(event, RepeatedSelection) for event in events):
         return rdp
     if delta < _PLD_REACHES and rdp > _RDP_ROUNDS_BELOW:
         return rdp
-    interval = 1e-5 if rdp < 0.55 else 1e-4 if rdp < 15 else 1e-3  # of an ever wider distribution
+    interval = 1e-5 if rdp < 0.55 else 1e-4 if rdp < 15 else 1e-3 * max(1, rdp / 50) ** 3  # of ever wider distributions
     pld = _epsilon_by(_pld_accountant(relation, interval=interval), events, delta)
+    if rdp > pure:
+        pld += max(0.0, rdp - pld) * (rdp - pure) / (end - pure)
     return min(pld, rdp) if rdp > _RDP_ROUNDS_BELOW else pld
 
 
@@ -168,6 +174,15 @@ def _renyi_divergence(event: Event, order: float, relation: Relation) -> float:
     return divergence if divergence >= 0 else math.inf  # "not a number" too: nothing is known
 
 
+def noise_of(events: Sequence[Event]) -> tuple[float, ...]:
+    """Return the noise multipliers of events, in their order; those of each run of a selection in its place."""
+    return tuple(
+        noise
+        for event in events
+        for noise in (noise_of(event.events) if isinstance(event, RepeatedSelection) else [event.noise_multiplier])
+    )
+
+
 def decode_event(table: dict[str, Any]) -> Event:
     """Return the event that a claim's or a ledger's table of it describes.
 
@@ -198,8 +213,6 @@ def calibrate(
 ) -> float:
     """Return the smallest noise multiplier, to 0.05 %, whose events cost at most `target`.
 
-    Between ε = 35 and 50 it can be a tenth too large, since ε is an RDP bound from 50 on, which PLD's falls short of.
-
     RDP brackets the answer in a quarter of a second, so that PLD is evaluated a few times and never at a noise level
     so small that its distribution would be huge; for a tiny ε, PLD goes on from there by itself.
 
@@ -210,7 +223,8 @@ def calibrate(
         relation: The neighbouring relation of the claim.
 
     Guarantees:
-        * epsilon(events_of(result)) <= target, recomputed before returning.
+        * epsilon(events_of(result)) < target, recomputed before returning, by more than what another processor's
+          arithmetic may add: a figure that is kept costs at most the target wherever its ε is computed.
 
     Raises:
         InputError: When no noise multiplier up to 10^6 reaches the target.
@@ -247,7 +261,7 @@ def calibrate(
     while cost(low := low * 0.85, "pld") <= target:
         high = low
     result = _root(lambda noise: excess(noise, "pld"), low, high)
-    while cost(result, "pld") > target:
+    while cost(result, "pld") > target - min(_OF_ARITHMETIC * target, _OF_ARITHMETIC):
         result *= 1 + _TOLERANCE / 2
     return result
 

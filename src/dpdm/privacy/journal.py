@@ -4,13 +4,16 @@ Releases are reserved on disk before they are made, so that a crash can only ove
 settled is spent, and is never made again. The file holds counts and a fingerprint of the claim, nothing of the data.
 """
 
-import fcntl
+import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dpdm.types import InputError
+
+_NO_SUCH_CALL = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 
 
 class Journal:
@@ -20,6 +23,9 @@ class Journal:
         path: File to append to, made if it is not there. One process at a time may hold it.
         claim: Fingerprint of the plan; an existing file must carry the same.
         planned: How many releases the plan allows.
+        figures: Kept beside the claim of a new file, for whoever computes them anew and comes to other last digits.
+        claim_of: Maps the figures of an existing file to the fingerprint of this plan with them, or to None. The
+            figures are then found in `figures`, which is None otherwise.
 
     Guarantees:
         * Releases ever made <= `spent` <= `planned`, through any crash.
@@ -29,15 +35,25 @@ class Journal:
         InputError: The file belongs to another plan, is damaged, or is in use by another process.
     """
 
-    def __init__(self, path: Path | None, *, claim: str, planned: int) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        claim: str,
+        planned: int,
+        figures: dict[str, Any] | None = None,
+        claim_of: Callable[[dict[str, Any]], str | None] = lambda figures: None,
+    ) -> None:
         self.planned = planned
         self.spent = 0
+        self.figures: dict[str, Any] | None = None
+        self._header = {"claim": claim, "planned": planned, **({} if figures is None else {"figures": figures})}
         self._file: Any = None
         if path is not None:
             self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="\n")
             try:
                 self._hold(path)
-                self._read(path, claim)
+                self._read(path, claim, claim_of)
             except InputError:
                 self.close()
                 raise
@@ -68,24 +84,31 @@ class Journal:
             self._file.close()
 
     def _hold(self, path: Path) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path} is in use: another process is training this run; wait for it") from None
+        from filelock import lock_descriptor  # which warns where there are no locks, of no concern to who only reads
 
-    def _read(self, path: Path, claim: str) -> None:
+        # On the file itself: a crash frees the lock, and systems whose locks keep others from writing let its holder.
+        try:
+            held = lock_descriptor(self._file.fileno(), blocking=False)
+        except OSError as error:
+            raise InputError(f"{path} cannot be locked ({error.strerror}): choose a --run folder elsewhere") from None
+        if not held:
+            raise InputError(f"{path} is in use: another process is training this run; wait for it")
+
+    def _read(self, path: Path, claim: str, claim_of: Callable[[dict[str, Any]], str | None]) -> None:
         self._file.seek(0)
         text = self._file.read()
         whole, newline, torn = text.rpartition("\n")
         if torn:  # a crash while reserving: `reserve` had not returned, so nothing was made under this entry
             os.ftruncate(self._file.fileno(), len((whole + newline).encode("utf-8", "surrogateescape")))
         if not whole:
-            self._append({"claim": claim, "planned": self.planned})
+            self._append(self._header)
             _sync_folder(path.parent)
             return
         try:
             header, *entries = [json.loads(line) for line in whole.split("\n")]
             found, spent = (header["claim"], header["planned"]), [int(entry["spent"]) for entry in entries]
+            if header["claim"] != claim and "figures" in header and (kept := claim_of(header["figures"])) is not None:
+                claim, self.figures = kept, header["figures"]
             if not all(0 <= count <= header["planned"] for count in spent):
                 raise ValueError("a count that no plan allows")
         except (ValueError, KeyError, TypeError, OverflowError):
@@ -105,8 +128,14 @@ class Journal:
 
 def _sync_folder(folder: Path) -> None:
     """Make the name of a new file in `folder` as durable as its contents."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # there are systems on which no folder can be opened
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_CALL:  # which say that this file system has no such thing
+            raise
     finally:
         os.close(descriptor)

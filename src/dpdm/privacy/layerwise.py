@@ -27,7 +27,7 @@ from dpdm.privacy.clipping import (
     vectorized_rows,
 )
 from dpdm.privacy.rehearsal import CannotRun, MadeUp, made_up, moved_copy, require_same_gradients
-from dpdm.types import InputError
+from dpdm.types import InputError, is_of_memory
 
 _LARGE = 2**11  # numbers in a parameter from which on it is worth its own calls
 _CACHED = 2**20  # numbers that are read again from a cache
@@ -420,9 +420,9 @@ class LayerWise:
                 require_same_gradients(unchecked, loss, moved, example, otherwise=_NOT_LAYER_WISE)
                 for example in examples
             ]
-        except torch.OutOfMemoryError:
-            raise
         except (IndexError, RuntimeError) as error:
+            if is_of_memory(error):
+                raise
             raise InputError(f"{_NOT_LAYER_WISE} ({str(error).splitlines()[0]})") from error
         if not any(compared):
             raise CannotRun(f"{_NOT_LAYER_WISE} (no made-up example has a finite gradient)")

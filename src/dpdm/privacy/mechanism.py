@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -72,9 +72,17 @@ LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 
 
 _SAID_IF_ANOTHER: Final = {"said_if_another": True}  # a field that is encoded only where it is not the default
+_SIX_DIGITS = 1e-6
 _MOST_STEPS = 10**6
 _LEAST_DELTA = 1e-100
 _GRID_BITS = 24  # a clipped gradient's coordinates stay whole numbers in float32, and sums of 10^8 in float64
+
+
+class Figures(NamedTuple):
+    """The noise multipliers of a plan, the earlier releases' first, and the ε that they were calibrated to, if any."""
+
+    noise: tuple[float, ...]
+    asked: float | None = None
 
 
 class Diagnostics(NamedTuple):
@@ -127,6 +135,7 @@ class DPSGD:
     noise: Noise = "continuous"
     unit: Unit = field(default="image", metadata=_SAID_IF_ANOTHER)
     search: Search | None = None
+    _asked: ClassVar[float | None] = None  # of what `calibrate` returned, and of nothing that was made from it
 
     def __post_init__(self) -> None:
         require_positive(
@@ -214,7 +223,9 @@ class DPSGD:
         noise = calibrate(
             lambda noise: with_noise(noise).events(), target=epsilon, delta=self.delta, relation=self.relation
         )
-        return with_noise(noise)
+        calibrated = with_noise(noise)
+        object.__setattr__(calibrated, "_asked", float(epsilon))
+        return calibrated
 
     @property
     def one_unit(self) -> str:
@@ -347,6 +358,51 @@ class NonPrivate:
 
 Mechanism = DPSGD | NonPrivate
 """A plan: what training is given."""
+P = TypeVar("P", bound=Mechanism)
+
+
+def figures_of(plan: Mechanism) -> Figures:
+    """Return the noise multipliers of a plan, and the ε that `calibrate` was given for them."""
+    noise = [release.noise_multiplier for release in plan.earlier]
+    if isinstance(plan, NonPrivate):
+        return Figures(tuple(noise))
+    return Figures((*noise, *([] if plan.noise_multiplier is None else [plan.noise_multiplier])), plan._asked)
+
+
+def keep(plan: P, figures: Figures) -> P | None:
+    """Return the plan with figures that were computed before, or None if a person asked for others.
+
+    A figure is computed once, and kept: another processor, or another numpy, computes it to other last digits. So what
+    `calibrate` was asked for is compared, and of figures that were given, six digits.
+    """
+    here = figures_of(plan)
+    if len(here.noise) != len(figures.noise):
+        return None
+    count = len(plan.earlier)
+    mine, there = here.noise, figures.noise
+    if here.asked is not None and figures.asked is not None:
+        if here.asked != figures.asked:
+            return None
+        # The steps' noise follows from ε; without steps, the one factor that all earlier noise has.
+        mine, there = (mine[:count], there[:count]) if plan.steps else (_scaled(mine), _scaled(there))
+    if not all(math.isclose(a, b, rel_tol=_SIX_DIGITS) for a, b in zip(mine, there, strict=True)):
+        return None
+    changes: dict[str, Any] = {"earlier": tuple(GaussianRelease(noise_multiplier=n) for n in figures.noise[:count])}
+    if len(figures.noise) > count:
+        changes["noise_multiplier"] = figures.noise[count]
+    kept = dataclasses.replace(plan, **changes)
+    object.__setattr__(kept, "_asked", figures.asked)
+    return kept
+
+
+def kept_as(plan: Mechanism, other: Mechanism) -> Mechanism | None:
+    """Return `other`, a plan that was begun before, if a person asked for the same in `plan`; else None."""
+    same = type(plan) is type(other) and keep(plan, figures_of(other)) == other
+    return other if same else None
+
+
+def _scaled(noise: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(multiplier / noise[0] for multiplier in noise)
 
 
 class MechanismRun:
@@ -361,14 +417,27 @@ class MechanismRun:
     """
 
     def __init__(self, plan: Mechanism, journal: Path | None, *, entropy: Entropy, strategy: Strategy | None) -> None:
-        # Settings that came later than some journals are left out where they have no effect.
-        said = repr((plan, entropy.secure)).replace(", unit='image'", "").replace(", search=None)", ")")
-        fingerprint = hashlib.sha256(said.encode()).hexdigest()
-        self.plan = plan
         self.processes = Processes.joined()
-        self.processes.require_same(fingerprint, "their plan")
-        planned = len(plan.earlier) + plan.steps
-        self._journal = Journal(journal if self.processes.first else None, claim=fingerprint, planned=planned)
+        first = self.processes.object_from_first((plan, entropy.secure))
+        same = kept_as(plan, first[0]) is not None and entropy.secure == first[1]
+        self.processes.require(same, "their plan")
+
+        def claim_of(figures: Any) -> str | None:  # noqa: ANN401 (of a file)
+            kept = keep(plan, Figures(tuple(map(float, figures["noise"])), figures["asked"]))
+            return None if kept is None else _fingerprint(kept, entropy)
+
+        planned, figures = len(plan.earlier) + plan.steps, figures_of(plan)
+        with self.processes.refused_together():
+            self._journal = Journal(
+                journal if self.processes.first else None,
+                claim=_fingerprint(plan, entropy),
+                planned=planned,
+                figures=figures._asdict() if plan.earlier or figures.asked is not None else None,
+                claim_of=claim_of,
+            )
+        if (found := self._journal.figures) is not None:
+            plan = keep(plan, Figures(tuple(found["noise"]), found["asked"])) or plan
+        self.plan = self.processes.object_from_first(plan)
         self._journal.spent = self.processes.object_from_first(self._journal.spent)
         self._block = max(1, plan.steps // 100)
         self._made = self._journal.spent  # a resumed run never makes again what was reserved before
@@ -608,6 +677,13 @@ class MechanismRun:
     def _stream(self, purpose: str) -> RandomBytes:
         mine = purpose if self.processes.first else f"{purpose} of process {self.processes.rank}"
         return self._entropy.stream(mine, self._made)
+
+
+def _fingerprint(plan: Mechanism, entropy: Entropy) -> str:
+    """Return a digest of all that a plan claims."""
+    # Settings that came later than some journals are left out where they have no effect.
+    said = repr((plan, entropy.secure)).replace(", unit='image'", "").replace(", search=None)", ")")
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def grid_step(sensitivity: float) -> float:

@@ -96,5 +96,9 @@ class Processes:
 
     def require_same(self, value: str, what: str) -> None:
         """Raise InputError, on all processes, unless `value` is the same on all of them."""
-        if self.any(self.object_from_first(value) != value):
+        self.require(self.object_from_first(value) == value, what)
+
+    def require(self, same: bool, what: str) -> None:
+        """Raise InputError, on all processes, unless each has found itself the same as the first."""
+        if self.any(not same):
             raise InputError(f"the processes of this run differ in {what}: start all by the same command")

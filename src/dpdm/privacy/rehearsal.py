@@ -20,7 +20,7 @@ from dpdm.privacy.clipping import (
     require_trainable,
     trainable_parameters,
 )
-from dpdm.types import InputError, refusing
+from dpdm.types import InputError, is_of_memory, refusing
 
 _MADE_UP = 3  # examples: two could be told apart by their order alone
 _TOLERANCE = 1e-3  # of a parameter's gradient, by which two ways to compute it may differ
@@ -112,8 +112,10 @@ def require_same_gradients(
     with _exactly(batch[0]):
         try:
             rows = (_rows(loss, module, batch) if rows is None else rows)[:, 1:]
-        except (IndexError, RuntimeError):  # what is made up, the network does not take: nothing is to be compared
-            return False
+        except (IndexError, RuntimeError) as error:
+            if is_of_memory(error):
+                raise
+            return False  # what is made up, the network does not take: nothing is to be compared
         length = rows.norm(dim=1)
         known = length.isfinite()
         rows = torch.where(known[:, None], rows, 0)
@@ -162,6 +164,8 @@ def moved_copy(module: nn.Module) -> nn.Module:
     try:
         moved = copy.deepcopy(module)
     except Exception as error:  # whatever a network of one's own does
+        if is_of_memory(error):
+            raise
         raise InputError(f"the network cannot be copied ({type(error).__name__}), as its average must be") from error
     with torch.no_grad():
         for p in moved.parameters():

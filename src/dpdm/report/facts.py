@@ -11,12 +11,12 @@ from typing import Any
 
 import dpdm
 from dpdm.config import Prior, decode, decode_plan, read_toml
-from dpdm.evaluation import CLASSIFIERS
+from dpdm.evaluation import CLASSIFIERS, by_class
 from dpdm.files import read_json
 from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import gaussian_epsilon, round_up
 from dpdm.training import Release, verify_release
-from dpdm.training.release import release_folder
+from dpdm.training.run_folder import release_folder
 from dpdm.types import InputError
 
 SCHEMA = 1
@@ -135,6 +135,7 @@ def _judged(found: dict[str, Any], num_classes: int) -> dict[str, Any]:
         if confusion and {len(confusion), *map(len, confusion)} != {num_classes}:
             raise ValueError("another number of classes")
         judged[name]["confusion"] = confusion
+        judged[name] |= by_class(confusion)._asdict() if confusion else {}
     if "fidelity" in found:
         fidelity = found["fidelity"]
         judged["fidelity"] = {key: str(fidelity[key]) for key in ("features", "digest")}

@@ -19,7 +19,7 @@ from dpdm.privacy.accounting import downwards, upwards
 from dpdm.report.charts import bar_chart, line_chart, roc_chart
 from dpdm.report.facts import gather
 from dpdm.training import Release
-from dpdm.training.release import release_folder
+from dpdm.training.run_folder import release_folder
 from dpdm.training.verification import percent
 from dpdm.types import Images, InputError
 
@@ -164,6 +164,7 @@ def _scores(scores: dict[str, Any] | None, classes: Sequence[str]) -> str:
         f"<p>Accuracy in % of classifiers on {escape(str(scores['reference']))} [95 % of resamples]"
         f"{', after few epochs' if scores.get('quick') else ''}.</p>",
         _table(columns, rows),
+        _by_class(scores, classes),
     ]
     bars = [(name, 100 * scores[key]["accuracy"]) for key, name in _CLASSIFIERS.items() if key in scores]
     if bars:
@@ -179,6 +180,24 @@ def _scores(scores: dict[str, Any] | None, classes: Sequence[str]) -> str:
     if fidelity := scores.get("fidelity"):
         parts.append(_fidelity(fidelity, baseline.get("fidelity") if baseline else None))
     return "".join(parts)
+
+
+def _by_class(scores: dict[str, Any], classes: Sequence[str]) -> str:
+    """Return balanced accuracies, and the recall of each class; nothing for scores that do not say them."""
+    found = {name: scores[key] for key, name in _CLASSIFIERS.items() if "recalls" in scores.get(key, {})}
+    if not found:
+        return ""
+    first = next(iter(found.values()))
+    rows = [["balanced accuracy", *(f"{100 * score['balanced_accuracy']:.1f}" for score in found.values())]]
+    for place, name in enumerate(classes):
+        recalls = [score["recalls"][place] for score in found.values()]
+        rows.append([f"recall of {name}", *("" if recall is None else f"{100 * recall:.1f}" for recall in recalls)])
+    return (
+        f"<p>Always answering the largest class would be right for {100 * first['largest_class']:.1f} %. Balanced "
+        "accuracy is the mean of the recalls: each class counts the same.</p>"
+        f"<details><summary>Balanced accuracy and the recall of each class, in %</summary>"
+        f"{_table(['', *found], rows)}</details>"
+    )
 
 
 def _fidelity(fidelity: dict[str, Any], baseline: dict[str, Any] | None) -> str:

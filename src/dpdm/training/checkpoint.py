@@ -13,13 +13,22 @@ from torch import Tensor, nn
 from dpdm.diffusion import GaussianMixture
 from dpdm.files import write_atomically
 from dpdm.training.weights import differences, layout_of
-from dpdm.types import InputError
+from dpdm.types import InputError, is_of_memory
 
 
 def save_checkpoint(
-    path: Path, *, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, updates: int
+    path: Path,
+    *,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    updates: int,
+    before: Path | None = None,
 ) -> None:
-    """Write the state after `updates` updates; on any failure the checkpoint before stays whole."""
+    """Write the state after `updates` updates, and keep the one that was there as `before`.
+
+    On any failure the checkpoint that was there stays whole, under one of both names.
+    """
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -32,7 +41,7 @@ def save_checkpoint(
         whole[name] = plain.clone() if place in seen else plain  # the library writes no two that share memory
         seen.add(place)
     metadata = {"updates": str(updates)}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary, metadata))
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(whole, temporary, metadata), before=before)
 
 
 def load_checkpoint(path: Path, *, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -55,6 +64,8 @@ def load_checkpoint(path: Path, *, network: nn.Module, average: nn.Module, optim
     except InputError:
         raise
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"{path} is damaged ({type(error).__name__}): start a new run in another folder") from None
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below("optimizer.", tensors).items():
@@ -79,6 +90,8 @@ def load_prior(path: Path, *, num_classes: int) -> GaussianMixture:
     try:
         return GaussianMixture.from_tensors(safetensors.torch.load_file(path), num_classes=num_classes)
     except (safetensors.SafetensorError, OSError, LookupError, RuntimeError, ValueError) as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"{path} is damaged ({type(error).__name__}): start a new run in another folder") from None
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from dpdm.types import InputError, one_line
+from dpdm.types import InputError, is_of_memory, one_line
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,6 +20,8 @@ def start(module: M) -> M:
     try:
         average = copy.deepcopy(module)
     except Exception as error:  # whatever a network of one's own does
+        if is_of_memory(error):
+            raise
         raise InputError(f"the network cannot be copied, as its average must be: {one_line(error)}") from error
     average.requires_grad_(False)
     return average

@@ -15,7 +15,7 @@ import torch.distributed.nn.functional  # before there is a group: it would keep
 from torch import Tensor, distributed, nn
 
 from dpdm.privacy.processes import Processes
-from dpdm.types import InputError
+from dpdm.types import InputError, one_line
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -39,15 +39,24 @@ def joined_processes() -> Iterator[Processes]:
 
     Guarantees:
         * No thread of the group is left afterwards: one that is left can abort the process as it ends.
+
+    Raises:
+        InputError: The environment speaks of several processes (WORLD_SIZE), and does not say how they meet.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if (size := _number_in("WORLD_SIZE")) == 1:
         yield Processes()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(_number_in("LOCAL_RANK", 0))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # One process may wait long for what another does alone: a picture, a classifier. torchrun ends all if one dies.
-    distributed.init_process_group(backend, timeout=timedelta(days=7))
+    try:
+        # One process may wait long for what another does alone: a picture, a classifier. torchrun ends all if one dies.
+        distributed.init_process_group(backend, timeout=timedelta(days=7))
+    except ValueError as error:  # a variable that is missing, or is no number
+        raise InputError(
+            f"WORLD_SIZE says that this is one of {size} processes, and how they meet is not known "
+            f"({one_line(error)}): start them by torchrun, or unset WORLD_SIZE to train with one"
+        ) from None
     try:
         yield Processes.joined()
     finally:
@@ -75,13 +84,28 @@ def keep_freed_memory() -> None:
 
 
 def memory_for_a_batch(device: torch.device) -> int:
-    """Return the bytes that one physical batch may take: half of what is free on a GPU; on a CPU 4 GiB, or a quarter.
+    """Return the bytes that one physical batch may take: half of what is free; on a CPU at most 4 GiB, or a quarter.
 
     The processes of one machine share what its processors have.
     """
+    half = memory_free(device) // 2
+    return half if device.type == "cuda" else min(half, min(2**34 // _beside(), memory_there(device)) // 4)
+
+
+def memory_free(device: torch.device) -> int:
+    """Return the bytes that nothing uses now: a process's share of those of the machine or container, or the GPU's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    return min(2**34 // _beside(), memory_there(device)) // 4
+        return torch.cuda.mem_get_info(device)[0]
+    free = [memory_there(device) * _beside()]
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # in a container; what files left there can be dropped
+        group = Path("/sys/fs/cgroup")
+        rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(rows["inactive_file"])
+        free.append(max(0, int((group / "memory.max").read_text()) - used))
+    return min(free) // _beside()
 
 
 def memory_there(device: torch.device) -> int:
@@ -98,7 +122,15 @@ def memory_there(device: torch.device) -> int:
 
 def _beside() -> int:
     """Return how many processes of this run are on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _number_in("LOCAL_WORLD_SIZE")
+
+
+def _number_in(variable: str, otherwise: int = 1) -> int:
+    """Return the number in a variable of the environment, which a scheduler may have set to anything."""
+    value = os.environ.get(variable, "").strip() or str(otherwise)
+    if not value.isdecimal() or int(value) < otherwise:
+        raise InputError(f"the environment says {variable} = {value!r}, which is no number of processes: unset it")
+    return int(value)
 
 
 def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:

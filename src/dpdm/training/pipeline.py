@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dpdm.diffusion import FromPrior, GaussianMixture, MatchedPreconditioning
 from dpdm.files import write_atomically
-from dpdm.training.release import Release, build_denoiser, from_settings, release_folder
+from dpdm.training.release import Release, build_denoiser, from_settings
+from dpdm.training.run_folder import release_folder
 from dpdm.training.verification import verify_release
 from dpdm.types import Images, InputError
 

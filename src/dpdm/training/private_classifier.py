@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dpdm.data import ImageDataset
+from dpdm.evaluation import confusion_of
 from dpdm.privacy import DPSGD, LayerWise
 from dpdm.training import ema
 from dpdm.types import InputError, RandomBytes, images_to_tensor
@@ -30,14 +31,18 @@ class PrivateClassifier:
     statement: str
 
     @torch.inference_mode()
-    def accuracy(self, test: ImageDataset) -> float:
-        """Return the share of right answers on other images: of the data owner's, if these are private."""
+    def confusion(self, test: ImageDataset) -> tuple[tuple[int, ...], ...]:
+        """Count the answers on other images, a row for each true class: the data owner's, if these are private."""
         assert test.labels is not None
-        right = 0
-        for start in range(0, len(test), _PART):
-            answers = self.module(images_to_tensor(test.images[start : start + _PART])).argmax(1).numpy()
-            right += int((answers == test.labels[start : start + _PART]).sum())
-        return right / len(test)
+        answers = [
+            self.module(images_to_tensor(test.images[start : start + _PART])).argmax(1).numpy()
+            for start in range(0, len(test), _PART)
+        ]
+        return confusion_of(test.labels, np.concatenate(answers), test.num_classes)
+
+    def accuracy(self, test: ImageDataset) -> float:
+        """Return the share of right answers on other images, as private as these."""
+        return float(np.trace(self.confusion(test))) / len(test)
 
 
 def train_private_classifier(

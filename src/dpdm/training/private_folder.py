@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpdm.config import read_toml
+from dpdm.config import decode_plan, read_toml
 from dpdm.data import ImageDataset, find_duplicates
 from dpdm.diffusion import GaussianMixture
 from dpdm.files import write_json, write_toml
-from dpdm.privacy.mechanism import Diagnostics, MechanismRun
+from dpdm.privacy.mechanism import Diagnostics, Mechanism, MechanismRun, figures_of, keep, kept_as
 from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoint, save_prior
 from dpdm.training.watch import tensorboard_writer, write_scalars
 from dpdm.types import InputError
 
-_NOISE = ("privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
+_ASKED = "epsilon"  # what the noise was calibrated to: a person's, where a noise multiplier is a processor's
+_NOISE = (_ASKED, "privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
 _MOST_SAID = 3  # settings, in one line
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
+_DAMAGED = "checkpoint.damaged.safetensors"
 _PERFORMANCE = (
     "training.physical_batch_size",
     "training.strategy",
@@ -34,13 +36,41 @@ _PERFORMANCE = (
 class PrivateFolder:
     """The folder `private/` of a run, or nothing at all if `path` is None.
 
+    Args:
+        path: The folder.
+        settings: All settings of the run.
+        asked: The ε that its plan was calibrated to, if it was.
+        seconds_between_saves: Of `save_now_and_then`.
+
     Raises:
         InputError: The folder holds a run with other settings, performance aside.
     """
 
-    def __init__(self, path: Path | None, settings: dict[str, Any], *, seconds_between_saves: float = 60.0) -> None:
+    @staticmethod
+    def kept_plan(path: Path, plan: Mechanism) -> Mechanism | None:
+        """Return the plan that a run in this folder began with, if it began and `plan` asks for the same."""
+        if not (path / "config.toml").exists():
+            return None
+        table = read_toml(path / "config.toml")
+        try:
+            began = decode_plan(table["privacy"])
+            asked = figures_of(began)._replace(asked=table.get(_ASKED))
+            return kept_as(plan, keep(began, asked) or began)
+        except (InputError, LookupError, TypeError):  # what is wrong with it shows where all settings are compared
+            return None
+
+    def __init__(
+        self,
+        path: Path | None,
+        settings: dict[str, Any],
+        *,
+        asked: float | None = None,
+        seconds_between_saves: float = 60.0,
+    ) -> None:
         self.path, self._writer = path, None
         self._disclosures = 0
+        if asked is not None:
+            settings = {**settings, _ASKED: asked}
         self._seconds, self._saved_at = seconds_between_saves, time.monotonic()
         if path is None:
             return
@@ -106,10 +136,14 @@ class PrivateFolder:
         found = [path for path in found if path.exists()]
         for path in found:
             try:
-                return load_checkpoint(path, network=denoiser, average=average, optimizer=optimizer)
+                updates = load_checkpoint(path, network=denoiser, average=average, optimizer=optimizer)
             except InputError:
                 if path == found[-1]:
                     raise
+                continue
+            if path != found[0]:  # else the next save would put the damaged one in the place of this one
+                found[0].replace(found[0].with_name(_DAMAGED))
+            return updates
         return 0
 
     def save_now_and_then(self, *state: object) -> None:
@@ -122,11 +156,13 @@ class PrivateFolder:
         self._saved_at = time.monotonic()
         if self.path is None:
             return
-        if (self.path / _CHECKPOINT).exists():
-            (self.path / _BEFORE).unlink(missing_ok=True)
-            (self.path / _BEFORE).hardlink_to(self.path / _CHECKPOINT)
         save_checkpoint(
-            self.path / _CHECKPOINT, network=denoiser, average=average, optimizer=optimizer, updates=updates
+            self.path / _CHECKPOINT,
+            network=denoiser,
+            average=average,
+            optimizer=optimizer,
+            updates=updates,
+            before=self.path / _BEFORE,
         )
 
     def record(self, step: int, diagnostics: Diagnostics, mechanism: MechanismRun) -> None:

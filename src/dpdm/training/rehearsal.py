@@ -24,7 +24,7 @@ from dpdm.networks import Network, OwnNetwork, code_of
 from dpdm.privacy import MechanismRun
 from dpdm.training.hardware import autocast, memory_there
 from dpdm.training.release import ImageFacts, Release
-from dpdm.training.step_cost import bytes_of_one
+from dpdm.training.step_cost import BYTES_OF_A_PARAMETER, bytes_of_one
 from dpdm.training.verification import understood
 from dpdm.training.weights import require_weight_names
 from dpdm.types import InputError, refusing
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _COPIES = 2  # noisy copies of an example: more would take long, and are told from two by nothing
 _ROWS = 6  # in all, unless three examples have more
-_OF_A_PARAMETER = 44  # bytes: weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64
 _SMALL_FILES = 2**24  # bytes: journal, losses and norms, pictures
 _SETTINGS = ("preconditioning", "prior", "loss", "training", "sampler", "samplers")
 
@@ -142,7 +141,7 @@ def _require_room(run: Path, denoiser: PreconditionedDenoiser) -> None:
 def require_memory(denoiser: nn.Module, device: torch.device, *, one: int = 0) -> None:
     """Raise InputError unless the device has the memory for a step on one example, which takes `one` bytes itself."""
     parameters = sum(p.numel() for p in denoiser.parameters())
-    needed, there = one + _OF_A_PARAMETER * parameters, memory_there(device)
+    needed, there = one + BYTES_OF_A_PARAMETER * parameters, memory_there(device)
     if needed > there:
         raise InputError(
             f"a step on one image needs about {_size(needed)} of memory, and there are {_size(there)}: take a smaller "

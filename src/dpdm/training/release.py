@@ -14,11 +14,12 @@ import torch
 
 from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
-from dpdm.diffusion import GaussianMixture, MomentMatched, PreconditionedDenoiser
+from dpdm.diffusion import GaussianMixture, MatchedPreconditioning, MomentMatched, PreconditionedDenoiser
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
 from dpdm.networks import Network, Own, OwnNetwork, Zero, build_network
 from dpdm.privacy.processes import Processes
 from dpdm.training.hardware import Precision, autocast, choose_device
+from dpdm.training.run_folder import release_folder
 from dpdm.training.weights import (
     Layout,
     differences,
@@ -33,6 +34,7 @@ from dpdm.types import (
     Images,
     InputError,
     Labels,
+    is_of_memory,
     require_name,
     require_names_of_classes,
     require_positive,
@@ -121,21 +123,6 @@ def build_denoiser(
         centres, dimensions = (prior or Prior()).centres, math.prod(facts.shape)
         prior = GaussianMixture.placeholder(dimensions, num_classes=facts.num_classes, centres=centres)
     return PreconditionedDenoiser(module, preconditioning.about(prior))
-
-
-def release_folder(run: Path | str) -> Path:
-    """Return the folder of what may be published: that of a finished run, or `run` itself.
-
-    Raises:
-        InputError: There is no finished run.
-    """
-    folder = Path(run) if (Path(run) / "privacy.json").exists() else Path(run) / "release"
-    if not (folder / "privacy.json").exists():
-        unfinished = (Path(run) / "private" / "journal.jsonl").exists()
-        raise InputError(
-            f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
-        )
-    return folder
 
 
 def read_claim(folder: Path) -> dict[str, Any]:
@@ -242,6 +229,14 @@ class Release:
         trained = self.facts.num_classes and self.settings["loss"]["label_dropout"] > 0
         return self.facts.num_classes if trained else None
 
+    @property
+    def class_shares(self) -> tuple[float, ...] | None:
+        """How frequent each class is among the training images, as the prior has released it; None without a prior."""
+        preconditioning = self.denoiser.preconditioning
+        if not isinstance(preconditioning, MatchedPreconditioning) or not self.facts.num_classes:
+            return None
+        return tuple(preconditioning.prior.class_shares.tolist())
+
     def sample(
         self,
         count: int,
@@ -254,8 +249,8 @@ class Release:
 
         Args:
             count: How many.
-            sampler: How; the release's own unless told.
-            labels: Their classes; each class equally often, in turn, unless told.
+            sampler: How (default: the release's own).
+            labels: Their classes (default: each class equally often, in turn). `choose_labels` makes others.
             seed: Makes the images repeatable.
 
         Returns:
@@ -297,7 +292,7 @@ class Release:
         seeds = np.random.SeedSequence(seed).spawn(-(-count // part_size))
         for number in processes.shard(len(seeds)):
             start = number * part_size
-            generator = torch.Generator(device).manual_seed(int(seeds[number].generate_state(1, np.uint64)[0] >> 1))
+            generator = torch.Generator(device).manual_seed(int(seeds[number].generate_state(1, np.uint64)[0]) >> 1)
             part = torch.from_numpy(chosen[start : start + part_size]).to(device)
             noise = torch.randn((len(part), *self.facts.shape), generator=generator, device=device)
             with autocast(precision, device):
@@ -347,5 +342,7 @@ class Release:
         except InputError:
             raise
         except (LookupError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
+            if is_of_memory(error):
+                raise
             raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
         return Release(denoiser.to(choose_device("auto")), facts, privacy, settings, config.sampler)

@@ -1,26 +1,47 @@
-"""What a step costs on this machine, and what fits it: measured on random images, so no private data is read."""
+"""What a step and an image cost on this machine, and what fits it: measured on random images, never on private ones."""
 
 import dataclasses
 import math
 import os
-import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from dpdm.config import Config, Training
-from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.diffusion import DenoisingLoss, FromPrior, NoisyBatch, PreconditionedDenoiser
+from dpdm.networks import Zero
 from dpdm.privacy import DPSGD, Mechanism
 from dpdm.privacy.processes import Processes
-from dpdm.training.hardware import autocast, bytes_for_backward, choose_device, keep_freed_memory, memory_for_a_batch
+from dpdm.training.hardware import (
+    autocast,
+    bytes_for_backward,
+    choose_device,
+    keep_freed_memory,
+    memory_for_a_batch,
+    memory_free,
+)
 from dpdm.training.release import ImageFacts, build_denoiser
 from dpdm.types import InputError, require_positive
+
+SAMPLED = 10_000
+"""Images whose sampling time is told."""
+
+BYTES_OF_A_PARAMETER = 44
+"""Weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64."""
 
 _COPIES_AT_ONCE = 1024  # noisy copies that keep a CPU busy: twice as many are no faster; a GPU takes what fits
 _ONE_BY_ONE = 4  # examples that tell the time of others, where each has a backward pass of its own
 _MANY_COPIES = 32  # the noise multiplicity beyond which time is better spent on steps and batches
+_MEASURING = 0.1  # part of a given time that measuring may take
+_BESIDE_STEPS = 0.05  # part of it for checkpoints, the prior and pictures
+_IMAGES_AT_ONCE = 250  # as `Release.sample_in_parts` makes them
+_UNHURRIED = 20.0  # seconds for each measurement where no time is given
+
+OnProgress = Callable[[int, int], None]
+"""Called with how much is measured, and of how much."""
 
 
 class StepCost(NamedTuple):
@@ -32,10 +53,18 @@ class StepCost(NamedTuple):
     physical_batch_size: int
 
 
-class _Stopwatch:
-    """Takes real steps on random images: all but the loading of files.
+class Fitted(NamedTuple):
+    """Settings that fit a time, what they cost, and the seconds that drawing 10,000 images takes one process."""
 
-    On several processes all take them at once, each with its share of a batch: they may share cores.
+    config: Config
+    cost: StepCost
+    sampling_seconds: float
+
+
+class _Stopwatch:
+    """Takes real steps on random images, of all but the loading of files, and draws images.
+
+    On several processes all take steps at once, each with its share of a batch: they may share cores.
     """
 
     def __init__(self, config: Config, facts: ImageFacts) -> None:
@@ -44,49 +73,103 @@ class _Stopwatch:
         self._denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior).to(self.device)
         self._config, self._facts = config, facts
         self._processes = Processes.joined()
-        self._average = [p.detach().clone() for p in self._denoiser.parameters()]
-        self._optimizer = torch.optim.Adam(self._denoiser.parameters())
         self.parameters = sum(p.numel() for p in self._denoiser.parameters())
 
     def physical_batch_size(self, loss: DenoisingLoss) -> int:
         return physical_batch_size(self._config.training, loss, self._denoiser, self._facts)
 
-    def seconds(self, loss: DenoisingLoss, examples: int) -> tuple[float, float]:
-        """Return the seconds for each example of a step, and for the step beside them: the same on all processes."""
-        share = -(-examples // self._processes.size)
-        at_once = self._processes.object_from_first(min(share, self.physical_batch_size(loss)))
-        timed = min(at_once, _ONE_BY_ONE) if self._config.training.strategy == "one-backward-each" else at_once
-        plan = DPSGD(dataset_size=1, expected_batch_size=1, steps=100, noise_multiplier=1.0, delta=1e-9)
-        run = plan.start(None, strategy=self._config.training.clipping)
-        images = torch.rand(at_once, *self._facts.shape, device=self.device) * 2 - 1
+    def memory_gib(self, loss: DenoisingLoss, examples: int) -> float:
+        """Return about what a process takes that has so many examples on the device at once, its images aside."""
+        few = 1 if self._config.training.strategy == "one-backward-each" else examples
+        counted = 1.5 * few * bytes_of_one(loss, self._denoiser, self._facts)
+        return max(_peak_bytes(), counted + BYTES_OF_A_PARAMETER * self.parameters) / 2**30
 
-        def step(records: int, drawn: int) -> float:
-            """Select all of so many records, when noisy copies of `drawn` are made."""
-            started = time.perf_counter()
+    def seconds(self, loss: DenoisingLoss, examples: int, *, within: float = _UNHURRIED) -> tuple[float, float]:
+        """Return the seconds for each example of a step, and for the step beside them: the same on all processes.
+
+        Args:
+            loss: Its number of noisy copies counts.
+            examples: Of a whole step.
+            within: Seconds for measuring. Ever more examples are timed as long as these last, from one on.
+        """
+        started = time.perf_counter()
+        share = -(-examples // self._processes.size)
+        fit = int(memory_for_a_batch(self.device) / (1.5 * bytes_of_one(loss, self._denoiser, self._facts)))
+        at_once = min(share, self.physical_batch_size(loss))
+        one_by_one = self._config.training.strategy == "one-backward-each"
+        most = self._processes.object_from_first(min(at_once, _ONE_BY_ONE if one_by_one else max(1, fit)))
+        average = [p.detach().clone() for p in self._denoiser.parameters()]
+        optimizer = torch.optim.Adam(self._denoiser.parameters())
+        plan = DPSGD(dataset_size=1, expected_batch_size=1, steps=1000, noise_multiplier=1.0, delta=1e-9)
+        run = plan.start(None, strategy=self._config.training.clipping)
+        images = torch.rand(most, *self._facts.shape, device=self.device) * 2 - 1
+
+        def step(records: int) -> float:
+            """Select all of so many records."""
+            begun = time.perf_counter()
             with autocast(self._config.training.precision, self.device):
                 run.backward(
                     loss,
                     self._denoiser,
                     num_records=records,
                     load=lambda indices, random_bytes: NoisyBatch(
-                        *(t[:records] for t in random_batch(self._config, loss, self._facts, images[:drawn]))
+                        *(t[:records] for t in random_batch(self._config, loss, self._facts, images[:records]))
                     ),
-                    physical_batch_size=at_once,
+                    physical_batch_size=most,
                 )
-            self._optimizer.step()
-            for slow, fast in zip(self._average, self._denoiser.parameters(), strict=True):
+            optimizer.step()
+            for slow, fast in zip(average, self._denoiser.parameters(), strict=True):
                 slow.lerp_(fast.detach(), 1e-3)
-            self._average[0].sum().item()  # waits for the device
-            return time.perf_counter() - started
+            average[0].sum().item()  # waits for the device
+            return time.perf_counter() - begun
 
-        step(timed, drawn=at_once)  # for the peak of memory
-        beside = min(step(0, 0) for _ in range(3))
-        taken = [step(timed, timed)]
+        def lasts(seconds: float) -> bool:
+            """Whether there is time for so much more: for all processes when there is for the first."""
+            return self._processes.object_from_first(time.perf_counter() - started + seconds < within)
+
+        step(1)  # which makes what later ones find
+        beside = [step(0)]
+        while len(beside) < 3 and lasts(5 * beside[0]):
+            beside.append(step(0))
+        timed, taken = 1, [step(1)]
+        while timed < most and lasts(5 * taken[-1]):
+            timed = min(4 * timed, most)
+            taken = [step(timed)]
+        taken = [step(timed)] if lasts(taken[0]) else taken
         # Short steps are measured for a second. A step ends for all processes when it does for the slowest.
-        while self._processes.object_from_first(sum(taken) < 1 and len(taken) < 20):
-            taken.append(step(timed, timed))
-        each = max(0.0, sorted(taken)[len(taken) // 2] - beside) / timed
-        return self._processes.object_from_first((each / self._processes.size, beside))
+        while lasts(taken[-1]) and self._processes.object_from_first(sum(taken) < 1 and len(taken) < 20):
+            taken.append(step(timed))
+        each = max(0.0, sorted(taken)[len(taken) // 2] - min(beside)) / timed
+        return self._processes.object_from_first((each / self._processes.size, min(beside)))
+
+    @torch.no_grad()
+    def sampling_seconds(self, *, within: float = _UNHURRIED / 4) -> float:
+        """Return the seconds for `SAMPLED` images by the run's own sampler, in one process.
+
+        A few of its steps are timed, on ever more images as long as `within` seconds last.
+        """
+        started, config = time.perf_counter(), self._config
+        sampler = config.sampler if self.parameters else FromPrior()
+        steps = getattr(sampler, "steps", 1)
+        few = sampler if isinstance(sampler, FromPrior) else dataclasses.replace(sampler, steps=min(2, steps))
+        null = self._facts.num_classes if self._facts.num_classes and config.loss.label_dropout else None
+        generator = torch.Generator(self.device).manual_seed(0)
+
+        def draw(number: int) -> float:
+            begun = time.perf_counter()
+            start = torch.randn((number, *self._facts.shape), generator=generator, device=self.device)
+            labels = torch.zeros(number, dtype=torch.long, device=self.device)
+            with autocast("auto", self.device):
+                few(self._denoiser, start, labels, generator=generator, null_label=null).sum().item()
+            return time.perf_counter() - begun
+
+        number, taken = 1, draw(1)
+        if time.perf_counter() - started + taken < within:
+            taken = draw(1)  # the first call makes what later ones find
+        while number < _IMAGES_AT_ONCE and time.perf_counter() - started + 5 * taken < within:
+            number = min(4 * number, _IMAGES_AT_ONCE)
+            taken = draw(number)
+        return taken * steps / min(2, steps) * SAMPLED / number
 
 
 def random_batch(config: Config, loss: DenoisingLoss, facts: ImageFacts, images: torch.Tensor) -> NoisyBatch:
@@ -101,7 +184,7 @@ def random_batch(config: Config, loss: DenoisingLoss, facts: ImageFacts, images:
 
 
 def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> StepCost:
-    """Time steps on one physical batch of random images, or a few of it, and scale to the expected batch.
+    """Time steps on one physical batch of random images, or a part of it, and scale to the expected batch.
 
     Args:
         config: Network, loss and performance settings.
@@ -111,13 +194,24 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
     if not mechanism.steps:
         return StepCost(0, 0.0, _records_gib(facts, mechanism), mechanism.expected_batch_size)
     stopwatch = _Stopwatch(config, facts)
-    each, beside = stopwatch.seconds(config.loss, mechanism.expected_batch_size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return _cost(stopwatch, config, facts, mechanism, *stopwatch.seconds(config.loss, mechanism.expected_batch_size))
+
+
+def measure_sampling(config: Config, facts: ImageFacts, mechanism: Mechanism) -> float:
+    """Return the seconds that one process takes to draw `SAMPLED` images with the run's own sampler."""
+    network = config.network if mechanism.steps else Zero()  # as a run without steps has it
+    return _Stopwatch(dataclasses.replace(config, network=network), facts).sampling_seconds()
+
+
+def _cost(
+    stopwatch: _Stopwatch, config: Config, facts: ImageFacts, mechanism: Mechanism, each: float, beside: float
+) -> StepCost:
+    at_once = min(mechanism.expected_batch_size, stopwatch.physical_batch_size(config.loss))
     return StepCost(
         stopwatch.parameters,
         each * mechanism.expected_batch_size + beside,
-        peak + _records_gib(facts, mechanism),
-        min(mechanism.expected_batch_size, stopwatch.physical_batch_size(config.loss)),
+        stopwatch.memory_gib(config.loss, at_once) + _records_gib(facts, mechanism),
+        at_once,
     )
 
 
@@ -128,47 +222,106 @@ def _records_gib(facts: ImageFacts, mechanism: Mechanism) -> float:
     return mechanism.dataset_size * math.prod(facts.shape) / 2**30
 
 
-def fit_to_time(config: Config, facts: ImageFacts, mechanism: Mechanism, *, minutes: float) -> Config:
-    """Return `config` with the noise multiplicity, steps and batch that take about `minutes` on this machine.
+def fit_to_time(
+    config: Config,
+    facts: ImageFacts,
+    mechanism: Mechanism,
+    *,
+    minutes: float,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Fitted:
+    """Return `config` with the noise multiplicity, steps and batch that fit into `minutes` here, and their cost.
 
     On several processes all must call it together, and get the same.
 
-    Time goes first to noise multiplicity K, a power of two up to 32, at the steps and the batch of `config`. Where even
-    K = 1 takes too long, or K = 32 leaves time, steps and batch shrink or grow by the same factor.
+    Time goes first to noise multiplicity K, a power of two up to 32 or to what there is time to measure, at the steps
+    and the batch of `config`. Where even K = 1 takes too long, or K = 32 leaves time, steps and batch shrink or grow by
+    the same factor.
 
     Args:
         config: The settings to start from.
         facts: Shape and classes of the images.
         mechanism: Its plan: steps, batch and number of records.
-        minutes: Time for all steps; a twentieth of it is kept for checkpoints.
+        minutes: Time for all of it: a tenth at most for measuring, a twentieth for what comes beside the steps.
+        on_progress: Called as the measuring goes on.
+
+    Guarantees:
+        * Measuring takes at most a tenth of the time, unless a single step on one image is longer than its part of
+          that, and at most half of the memory that is free.
+        * What is planned fits into the rest of the time, as it was measured.
 
     Raises:
-        InputError: There is not even time for one step on one image.
+        InputError: There is not even time for one step on one image, or half of the free memory is too little.
     """
     require_positive(minutes=minutes)
     if not mechanism.steps:
         raise InputError("privacy.steps = 0 takes seconds and has no steps to fit to a time: leave out --minutes")
+    until = time.perf_counter() + _MEASURING * 60 * minutes
+    seconds = (1 - _MEASURING - _BESIDE_STEPS) * 60 * minutes
+    _require_half_free(config, facts)
     stopwatch = _Stopwatch(config, facts)
     steps, batch = mechanism.steps, mechanism.expected_batch_size
+    tried = 0
 
-    def times_over(copies: int) -> float:
-        """Return how often the steps with so many noisy copies fit into the time."""
+    def left(part: float) -> float:
+        """Return a part of the seconds that are left for measuring."""
+        return part * (until - time.perf_counter())
+
+    def in_time() -> bool:
+        """Whether there is time for another measurement: for all processes when there is for the first."""
+        return Processes.joined().object_from_first(time.perf_counter() < until)
+
+    def cost(copies: int) -> tuple[float, float]:
+        """Return the seconds of an example, and of a step beside them, with so many noisy copies."""
+        nonlocal tried
         loss = dataclasses.replace(config.loss, noise_multiplicity=copies)
-        each, beside = stopwatch.seconds(loss, batch)
-        return 57 * minutes / (steps * (batch * each + beside))
+        found = stopwatch.seconds(loss, batch, within=left(1 / 3))
+        tried += 1
+        on_progress(tried, most)
+        return found
 
-    copies, fits = 1, times_over(1)
-    while fits >= 1 and copies < _MANY_COPIES and (more := times_over(2 * copies)) >= 1:
-        copies, fits = 2 * copies, more
-    if fits < 1 or copies == _MANY_COPIES:
-        steps, batch = int(steps * fits**0.5), min(mechanism.dataset_size, int(batch * fits**0.5))
+    most = _MANY_COPIES.bit_length() + 1  # one measurement for each K, and the sampler's
+    sampling = stopwatch.sampling_seconds(within=left(1 / 4))
+    tried += 1
+    on_progress(tried, most)
+    copies, (each, beside) = 1, cost(1)
+    while steps * (batch * each + beside) <= seconds and copies < _MANY_COPIES and in_time():
+        more = cost(2 * copies)
+        if steps * (batch * more[0] + more[1]) > seconds:
+            break
+        copies, (each, beside) = 2 * copies, more
+    on_progress(most, most)
+    if steps * (batch * each + beside) > seconds or copies == _MANY_COPIES:
+        factor = _factor(steps * batch * each, steps * beside, seconds)
+        steps, batch = int(steps * factor + 1e-9), min(mechanism.dataset_size, int(batch * factor + 1e-9))
     if not steps or not batch:
         raise InputError(f"{minutes:g} minutes are too short for a single step here: give more, or a smaller network")
-    return dataclasses.replace(
+    fitted = dataclasses.replace(
         config,
         privacy=dataclasses.replace(config.privacy, steps=steps, expected_batch_size=batch),
         loss=dataclasses.replace(config.loss, noise_multiplicity=copies),
     )
+    plan = dataclasses.replace(mechanism, steps=steps, expected_batch_size=batch)
+    return Fitted(fitted, _cost(stopwatch, fitted, facts, plan, each, beside), sampling)
+
+
+def _factor(of_examples: float, of_steps: float, seconds: float) -> float:
+    """Return the g at which g² `of_examples` + g `of_steps` are `seconds`: steps and batch both times g."""
+    half = of_steps / 2
+    return seconds / (half + math.sqrt(half**2 + of_examples * seconds))
+
+
+def _require_half_free(config: Config, facts: ImageFacts) -> None:
+    """Raise InputError unless a step of this network needs at most half of the free memory; nothing of it is made."""
+    with torch.device("meta"):
+        denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior)
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    needed, half = BYTES_OF_A_PARAMETER * parameters, memory_free(choose_device(config.training.device)) // 2
+    if needed > half:
+        raise InputError(
+            f"a step of {parameters:,} parameters needs {needed / 2**30:.1f} GiB, and measuring may use half of the "
+            f"free memory, {half / 2**30:.1f} GiB: take a smaller network, or leave out --minutes"
+        )
 
 
 def physical_batch_size(
@@ -210,3 +363,12 @@ def bytes_of_one(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: I
     one = kept(1)
     each = kept(2) - one if loss.noise_multiplicity > 1 else 0
     return one + (loss.noise_multiplicity - 1) * each + sum(4 * p.numel() for p in denoiser.parameters())
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that this process has had; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)

@@ -62,9 +62,8 @@ class Synthesizer:
         Raises:
             InputError: The arrays or the settings do not fit; one line says which and why.
         """
-        images = np.asarray(images)
         data = ImageDataset(
-            images=images[..., None] if images.ndim == 3 else images,
+            images=np.asarray(images),
             labels=None if labels is None else np.asarray(labels),
             num_classes=self.num_classes,
             groups=None if groups is None else group_indices(groups, "groups"),

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from dpdm.config import (
     require_same_unit,
     require_samplers_trained,
 )
-from dpdm.data import ImageDataset
+from dpdm.data import ImageDataset, read_location, require_outside
 from dpdm.diffusion import (
     DDIM,
     EDM,
@@ -39,7 +39,7 @@ from dpdm.networks import CompactUNet, Network, OwnNetwork, Zero, code_of, said_
 from dpdm.privacy import DPSGD, Mechanism, MechanismRun, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
-from dpdm.privacy.mechanism import Diagnostics
+from dpdm.privacy.mechanism import Diagnostics, figures_of, kept_as
 from dpdm.privacy.processes import Processes
 from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
@@ -160,6 +160,8 @@ class Trainer:
         require_same_unit(self.mechanism, data)
         require_name(data.name, "the data set (data.name)")
         require_exact_size(self.mechanism, data)
+        if self.run is not None and data.location:
+            require_outside(Path(self.run), read_location(data.location).source)
         if self.training.tensorboard:
             require_tensorboard()
         facts = ImageFacts(data.shape, data.class_names)
@@ -212,6 +214,7 @@ class Trainer:
         Closing the generator between steps saves a checkpoint, and the same call goes on from it.
         """
         processes = Processes.joined()
+        self = as_begun(self, data)
         with processes.refused_together():
             facts, device, denoiser = self.build(data)
             average = ema.start(denoiser)
@@ -226,6 +229,7 @@ class Trainer:
             folder = PrivateFolder(
                 None if self.run is None or not processes.first else Path(self.run) / "private",
                 {**settings, "opened": data.location},
+                asked=figures_of(self.mechanism).asked,
             )
         watch = Watch(
             None if self.run is None or not processes.first else Path(self.run) / "watch",
@@ -260,7 +264,9 @@ class Trainer:
                 with _leaving_the_folder_free(folder, mechanism), processes.refused_together():
                     rehearse(self, denoiser, release, mechanism, folder.path)
             at_once = physical_batch_size(self.training, self.loss, denoiser, facts) if self.mechanism.steps else 1
-            if not updates:
+            if not mechanism.finished:
+                folder.save(*state, updates)
+            if not updates:  # once more: nothing may be spent where a checkpoint cannot take the place of another
                 folder.save(*state, updates)
                 folder.report_duplicates(whole)
             with _leaving_the_folder_free(folder, mechanism), processes.refused_together():
@@ -373,6 +379,29 @@ class Trainer:
             "sampler": encode(self.sampler),
             "samplers": {name: encode(sampler) for name, sampler in self.samplers.items()},
         }
+
+
+def as_begun(trainer: Trainer, data: ImageDataset) -> Trainer:
+    """Return the trainer with the plan that its run began with, or that was reserved for it; else as it is.
+
+    A plan's noise is computed once. What is kept is taken wherever a person asks for the same, since another processor
+    would come to other last digits; and all processes take the first one's.
+
+    Raises:
+        InputError: The processes of this run were asked for different plans.
+    """
+    processes, plan, ledger = Processes.joined(), trainer.mechanism, trainer.ledger
+    kept: Mechanism | None = None
+    with processes.refused_together():
+        private = None if trainer.run is None else Path(trainer.run) / "private"
+        if processes.first and private is not None:
+            kept = PrivateFolder.kept_plan(private, plan)
+        new = private is None or not private.exists()
+        if processes.first and new and ledger is not None and isinstance(plan, DPSGD) and trainer.entropy.secure:
+            kept = ledger.reserved_plan(plan, Records.of(data))
+    first = processes.object_from_first(kept or plan)
+    processes.require(kept_as(plan, first) is not None, "their settings")
+    return replace(trainer, mechanism=first)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 Everything about the search but its best run stays in `private/`: the others, their scores, and how many there were.
 """
 
-import fcntl
 import itertools
 import math
 import os
@@ -12,19 +11,20 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
-from dpdm.config import Config, Privacy, encode, require_same_unit
+from dpdm.config import Config, Privacy, decode_plan, encode, require_same_unit
 from dpdm.data import ImageDataset, blank_equal
 from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
-from dpdm.files import read_json, write_json
+from dpdm.files import held, read_json, write_json
 from dpdm.ledger import InLedger, Ledger, Records
-from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy import DPSGD, GaussianRelease, Mechanism
 from dpdm.privacy.accounting import epsilon
+from dpdm.privacy.mechanism import figures_of, keep, kept_as
 from dpdm.privacy.search import Search
 from dpdm.training.release import Release
 from dpdm.training.trainer import RunLost, Trainer
@@ -120,7 +120,7 @@ class Tuner:
         """
         if data.labels is None:
             raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
-        plan = self.plan(data)
+        plan = self._as_begun(self.plan(data), data)
         if self.reference is not None and (
             self.reference.labels is None or self.reference.num_classes != data.num_classes
         ):
@@ -133,11 +133,8 @@ class Tuner:
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
             Trainer.from_config(config, data, run=self.run, mechanism=plan).rehearse(data)
         self._begin(plan)
-        with (self.run / "private" / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.run} is in use: another process is searching; wait for it") from None
+        busy = f"{self.run} is in use: another process is searching; wait for it"
+        with held(self.run / "private" / ".lock", otherwise=busy):
             return self._go_on(data, plan, self._begin(plan), on_run)
 
     def _go_on(
@@ -209,12 +206,32 @@ class Tuner:
             raise InputError(f"{self.run}: crashes took every run of this search, whose price is spent: begin another")
         return max(found)[2]
 
+    def _as_begun(self, plan: DPSGD, data: ImageDataset) -> DPSGD:
+        """Return the plan that the search began with, or that was reserved for it; else `plan`."""
+        path = self.run / "private" / "search.json"
+        kept: Mechanism | None = None
+        if path.exists():
+            what: Any = read_json(path).get("what")
+            try:
+                began = decode_plan(what["plan"])
+                kept = kept_as(plan, keep(began, figures_of(began)._replace(asked=what["epsilon"])) or began)
+            except (InputError, LookupError, TypeError):  # what is wrong with it shows where all is compared
+                return plan
+        elif self.ledger is not None:
+            kept = self.ledger.reserved_plan(plan, Records.of(data))
+        return plan if kept is None else cast(DPSGD, kept)
+
     def _begin(self, plan: DPSGD) -> dict[str, Any]:
         """Return the state of the search: drawn, if there is none yet, and saved before anything is spent."""
         path = self.run / "private" / "search.json"
         candidates = [encode(config) for config in self.candidates]
         reference = None if self.reference is None else self.reference.digest()
-        what = {"plan": encode(plan), "candidates": candidates, "reference": reference}
+        what = {
+            "plan": encode(plan),
+            "epsilon": figures_of(plan).asked,
+            "candidates": candidates,
+            "reference": reference,
+        }
         if path.exists():
             state = read_json(path)
             if state.get("what") != what:

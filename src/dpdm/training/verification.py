@@ -28,10 +28,10 @@ from dpdm.training.release import (
     facts_of,
     read_claim,
     read_settings,
-    release_folder,
     require_layout,
     require_weights_digest,
 )
+from dpdm.training.run_folder import release_folder
 from dpdm.training.weights import Layout, all_finite, reader
 from dpdm.types import InputError
 

@@ -126,3 +126,79 @@ def test_arrays_that_could_not_be_read_back_are_not_saved(tmp_path, refused):
     with refused(path, "(3,)"):
         save_npz(path, COLOUR, LABELS[:3], num_classes=3)
     assert not path.exists()
+
+
+GREY = COLOUR[..., 0]
+
+
+def medmnist(folder, train="train", images="{}_images", labels="{}_labels"):
+    """Arrays as MedMNIST has them: parts, and labels in a column."""
+    arrays = {}
+    for part, chosen in ((train, slice(0, 2)), ("val", slice(2, 3)), ("test", slice(1, 4))):
+        arrays |= {images.format(part): GREY[chosen], labels.format(part): LABELS[chosen, None].astype(np.uint8)}
+    return npz(folder, **arrays)
+
+
+@pytest.mark.parametrize("names", [{}, {"images": "x_{}", "labels": "y_{}"}, {"train": "TRAINING"}])
+def test_arrays_of_parts_are_opened_part_by_part(tmp_path, refused, names):
+    path = medmnist(tmp_path, **names)
+    with refused(path, "--set data.num_classes=10"):
+        open_dataset(path)
+    for part, chosen in (("", slice(0, 2)), (":val", slice(2, 3)), (":test", slice(1, 4))):
+        opened = open_dataset(f"{path}{part}", num_classes=3)
+        assert np.array_equal(opened.images[..., 0], GREY[chosen])
+        assert opened.labels.tolist() == LABELS[chosen].tolist()
+        assert opened.name == f"images.npz{part}"
+    assert open_dataset(path, num_classes=0).labels is None
+
+
+def test_arrays_of_parts_may_have_groups_and_names(tmp_path, refused):
+    parts = {f"{part}_{what}": GREY[:2] if what == "images" else [1, 0] for part in ("train", "test") for what in
+             ("images", "labels")}  # fmt: skip
+    path = npz(tmp_path, **parts, train_patients=["a", "a"], test_patients=["b", "c"], class_names=["ant", "bee"])
+    opened = open_dataset(path, group="patients")
+    assert (opened.groups.tolist(), opened.class_names) == ([0, 0], ("ant", "bee"))
+    assert open_dataset(f"{path}:test", group="patients").groups.tolist() == [0, 1]
+    with refused("no array person"):
+        open_dataset(path, group="person")
+    with refused("train_patients", "nothing else"):
+        open_dataset(path)
+    with refused("has no part val, only train and test"):
+        open_dataset(f"{path}:val", group="patients")
+    with refused("for one part"):
+        load_npz(npz(tmp_path, train_images=GREY, training_images=GREY))
+
+
+def test_names_of_classes_declare_them_and_labels_may_be_names(tmp_path, refused):
+    names = ["ant", "bee", "cat"]
+    opened = open_dataset(npz(tmp_path, images=GREY, labels=LABELS, class_names=names, num_classes=3, claim="eps"))
+    assert (opened.class_names, opened.labels.tolist()) == (tuple(names), LABELS.tolist())
+    words = np.array(names)[LABELS]
+    opened = open_dataset(npz(tmp_path, images=GREY, labels=words[:, None], class_names=names))
+    assert (opened.class_names, opened.labels.tolist()) == (tuple(names), LABELS.tolist())
+    with refused("has 3 classes, but 4 are declared"):
+        open_dataset(npz(tmp_path, images=GREY, labels=LABELS, class_names=names, num_classes=4))
+    for wrong in ([1, 2, 3], [["ant"], ["bee"], ["cat"]], "ant"):
+        with refused("class_names is", "one word for each class"):
+            open_dataset(npz(tmp_path, images=GREY, labels=LABELS, class_names=wrong))
+    with refused("label 0, 'ant'", "an array class_names"):
+        open_dataset(npz(tmp_path, images=GREY, labels=words), num_classes=3)
+    with refused("must not tell which classes", "an array class_names"):
+        open_dataset(npz(tmp_path, images=GREY, labels=words))
+
+
+def test_one_column_of_labels_is_read_and_one_for_each_class_is_refused(tmp_path, refused):
+    assert open_dataset(npz(tmp_path, images=GREY, labels=LABELS[:, None]), num_classes=3).labels.shape == (4,)
+    with refused("3 columns", "one label for each image"):
+        open_dataset(npz(tmp_path, images=GREY, labels=np.eye(3, dtype=int)[LABELS]), num_classes=3)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 60), (28, 30, 600), (8, 200, 9)])
+def test_an_array_whose_last_axis_is_the_number_of_images_is_refused(tmp_path, refused, shape):
+    images = np.zeros(shape, np.uint8)
+    np.save(tmp_path / "last.npy", images)
+    for path in (tmp_path / "last.npy", npz(tmp_path, images=images)):
+        with refused(path, f"{shape[0]} images of {shape[2]} x {shape[1]} pixels", "to the front", "axis of channels"):
+            open_dataset(path)
+    np.save(tmp_path / "right.npy", images[..., None])
+    assert len(open_dataset(tmp_path / "right.npy")) == shape[0]

@@ -156,7 +156,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path):
     picture(tmp_path / "__MACOSX" / "a.png")
     (tmp_path / ".DS_Store").write_bytes(b"x")
     (tmp_path / "cat" / "._a.png").write_bytes(b"x")
-    assert load_folder(tmp_path).class_names == ("cat",)
+    assert load_folder(tmp_path, num_classes=1).class_names == ("cat",)
 
 
 def test_nothing_to_read_is_refused(tmp_path, refused):
@@ -227,7 +227,7 @@ def test_saved_labels_are_read_back_whatever_the_classes_are_called(tmp_path, cl
 def test_the_labels_of_many_numbered_classes_keep_their_order(tmp_path):
     names = [str(label) for label in range(11)]
     save_folder(tmp_path / "synthetic", COLOUR[np.zeros(11, int)], np.arange(11), names)
-    assert load_folder(tmp_path / "synthetic").class_names[10] == "10_10"
+    assert load_folder(tmp_path / "synthetic").class_names == tuple(names)
 
 
 def test_a_folder_that_holds_something_is_never_written_to(tmp_path, refused):

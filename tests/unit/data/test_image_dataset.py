@@ -40,7 +40,7 @@ def test_the_repr_is_the_same_whatever_the_records_are():
     ("images", "words"),
     [
         (GREY.astype(np.float32), ["float32", "uint8"]),
-        (GREY[..., 0], ["(3, 8, 10)", "(number, height, width, channel)"]),
+        (GREY[..., None], ["(3, 8, 10, 1, 1)", "(number, height, width, channel)"]),
         (np.zeros((3, 8, 8, 2), np.uint8), ["(3, 8, 8, 2)", "1, 3 or 4 channels"]),
         (GREY[:0], ["no images"]),
         (np.zeros((3, 7, 9, 1), np.uint8), ["9 x 7", "at least 8"]),
@@ -49,6 +49,10 @@ def test_the_repr_is_the_same_whatever_the_records_are():
 def test_images_of_another_form_are_refused(refused, images, words):
     with refused("toy", *words):
         dataset(images)
+
+
+def test_images_without_an_axis_of_channels_are_grey():
+    assert dataset(GREY[..., 0]).images.shape == GREY.shape
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,7 @@ def test_images_of_another_form_are_refused(refused, images, words):
         ([0, 1, 1], 0, ["--set data.num_classes=10"]),
         ([0.0, 1.0, 1.0], 2, ["float64", "integer"]),
         ([0, 1], 2, ["(2,)", "(3,)"]),
-        ([[0], [1], [1]], 2, ["(3, 1)", "(3,)"]),
+        ([[1, 0], [0, 1], [0, 1]], 2, ["2 columns", "one label for each image"]),
     ],
 )
 def test_labels_that_are_no_declared_class_of_each_image_are_refused(refused, labels, num_classes, words):

@@ -53,7 +53,7 @@ def test_images_at_any_depth_get_the_labels_of_the_listing(tmp_path, form, listi
 
 @FORMS
 def test_a_file_of_classes_declares_them_and_labels_may_be_names(tmp_path, form):
-    listing = {"labels.csv": "name,class\nb.png,dog\nx/y/a.png,0\nx/c.png,cat\n", "classes.txt": "cat\ndog\nfox\n"}
+    listing = {"labels.csv": "name,class\nb.png,dog\nx/y/a.png,cat\nx/c.png,cat\n", "classes.txt": "cat\ndog\nfox\n"}
     data = open_dataset(form(write(tmp_path / "photos", IMAGES | listing)))
     assert data.class_names == ("cat", "dog", "fox")
     assert dict(zip(data.images[:, 0, 0, 0].tolist(), data.labels.tolist(), strict=True)) == {2: 1, 1: 0, 3: 0}
@@ -68,7 +68,7 @@ def test_a_file_of_classes_declares_them_and_labels_may_be_names(tmp_path, form)
         ({"labels.csv": CSV + "b.png,1\n"}, 3, ["two labels for 'b.png'"]),
         ({"labels.csv": CSV + "z.png,1\n"}, 3, ["'z.png', which is no image there"]),
         ({"labels.csv": CSV.replace("b.png,2\n", "")}, 3, ["no label for 'b.png'"]),
-        ({"labels.csv": CSV + "one\n"}, 3, ["labels.csv", "two columns"]),
+        ({"labels.csv": CSV + "one\n"}, 3, ["labels.csv", "2 headings", "1 columns in row 5"]),
         ({"labels.csv": "a,b,c\n"}, 3, ["labels.csv", "two columns"]),
         ({"labels.csv": CSV.replace("2", "-2")}, 3, ["no integer from 0 to 2"]),
         ({"labels.csv": CSV.replace("2", "dog")}, 3, ["no integer from 0 to 2", "classes.txt"]),

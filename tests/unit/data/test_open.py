@@ -105,12 +105,13 @@ def test_a_built_in_name_goes_before_a_folder_unless_it_is_written_as_a_path(bar
 
 
 def test_subfolders_train_and_test_are_the_parts(tmp_path):
-    write_picture(tmp_path / "photos" / "train" / "cat" / "a.png", 1)
-    write_picture(tmp_path / "photos" / "test" / "cat" / "a.png", 2)
+    for part, level in (("train", 1), ("test", 2)):
+        write_picture(tmp_path / "photos" / part / "cat" / "a.png", level)
+        write_picture(tmp_path / "photos" / part / "dog" / "a.png", level)
     for source, level, name in (("", 1, "photos"), (":train", 1, "photos"), (":test", 2, "photos:test")):
         part = open_dataset(f"{tmp_path / 'photos'}{source}")
         assert (part.images == level).all()
-        assert (part.class_names, part.name) == (("cat",), name)
+        assert (part.class_names, part.name) == (("cat", "dog"), name)
 
 
 def test_a_source_without_parts_is_its_own_train_part_and_has_no_test_part(tmp_path, refused):

@@ -188,14 +188,14 @@ def test_files_that_are_no_images_by_name_are_left_out(form, kind, photos, tmp_p
             csv.writer(file).writerows([("file", "label"), *((name, number % 2) for number, name in enumerate(names))])
         facts = {"num_classes": 2}
     whole = open_dataset(photos, size=12, channels=3, **facts)
-    others = [photos / "README", *([] if kind == "flat" else [photos / "b" / "Thumbs.db"])]
+    others = [photos / "README", *([] if kind == "flat" else [photos / "b" / "notes.txt"])]
     for other in others:
         other.write_bytes(b"no image")
     source = opener(zipped(photos) if form == "zip" else photos, **facts)
     with pytest.raises(InputError, match=rf"{len(others)} of the records.*README is no image.*move it elsewhere"):
         prepare(tmp_path / "ready", source, FRAMING)
     prepared = prepare(tmp_path / "ready", source, FRAMING, leave_out=True)
-    assert [line.split(" is no image")[0][-6:] for line in prepared.left_out] == ["README", "mbs.db"][: len(others)]
+    assert [line.split(" is no image")[0][-6:] for line in prepared.left_out] == ["README", "es.txt"][: len(others)]
     assert (tmp_path / "ready" / "refused.txt").read_text() == "\n".join(prepared.left_out) + "\n"
     ready = open_dataset(tmp_path / "ready")
     assert np.array_equal(ready.images, whole.images)

@@ -99,8 +99,12 @@ def test_a_third_column_names_groups(tmp_path, form):
     ("csv", "group", "words"),
     [
         (CSV, None, ["two columns", "set data.group to its heading"]),
-        (CSV, "person", ["three columns, file, label and person"]),
-        (CSV.replace(", patient", "").replace(",p7", "").replace(",p2", ""), "patient", ["three columns"]),
+        (CSV, "person", ["columns file, label, patient", "no person"]),
+        (
+            CSV.replace(", patient", "").replace(",p7", "").replace(",p2", ""),
+            "patient",
+            ["columns file, label", "no patient"],
+        ),
         (CSV.replace("p2", " "), "patient", ["no patient for '2.png'"]),
         (CSV + "2.png,1,p7\n", "patient", ["two labels for '2.png'"]),
         (CSV.replace("2.png,1,p2\n", ""), "patient", ["no label for '2.png'"]),
@@ -213,7 +217,7 @@ def test_records_that_are_left_out_leave_their_groups_and_the_last_one_takes_its
 @FORMS
 @pytest.mark.parametrize("kind", ["classes", "no classes", "listed"])
 def test_files_that_are_no_images_are_refused_one_by_one_and_leave_groups_as_they_are(tmp_path, refused, form, kind):
-    files, others = PERSONS, ("a/Thumbs.db", "a/bob/notes.txt", "README")
+    files, others = PERSONS, ("a/notes.md", "a/bob/notes.txt", "README")
     facts = {"num_classes": 0} if kind == "no classes" else {}
     if kind == "listed":
         rows = [f"{name},{number % 2},{name.split('/')[1]}" for number, name in enumerate(PERSONS)]
@@ -256,7 +260,7 @@ def test_rows_without_an_image_leave_their_groups_too(tmp_path):
 def test_an_archive_with_an_empty_folder_of_a_group_is_refused_in_one_line(tmp_path, refused):
     with zipfile.ZipFile(zipped(write(tmp_path / "photos", PERSONS)), "a") as archive:
         archive.writestr("c/ann/", "")
-    with refused("c/ann/ is empty"):
+    with refused("c/ann is empty"):
         open_dataset(tmp_path / "photos.zip", group="folder", num_classes=3)
 
 

@@ -5,14 +5,17 @@ import pytest
 import torch
 from torch import nn
 
+from dpdm.data import ImageDataset
 from dpdm.evaluation import (
     CLASSIFIERS,
     CNN,
     MLP,
     QUICK,
     LogReg,
+    Pixels,
     UtilityProtocol,
     evaluate_utility,
+    image_features,
     train_classifier,
 )
 from dpdm.types import InputError, images_to_tensor
@@ -390,3 +393,17 @@ def test_a_quick_look_trains_well_even_on_a_thousand_small_images():
 def test_a_quick_look_trains_the_cnn_well_too_on_a_thousand_small_images():
     scores = evaluate_utility(*digits(), num_classes=10, protocol=QUICK, classifiers={"cnn": CNN()})
     assert scores["cnn"].accuracy > 0.95
+
+
+def test_grey_images_may_come_without_their_last_axis():
+    """As `fit` takes them, and files."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(60) % 2
+    once = UtilityProtocol(epochs=1)
+    whole, flat = (
+        evaluate_utility(i, labels, i, labels, num_classes=2, protocol=once, classifiers={"logreg": LogReg()})
+        for i in (images, images[..., 0])
+    )
+    assert whole == flat
+    assert torch.equal(image_features(images, Pixels()), image_features(images[..., 0], Pixels()))
+    assert ImageDataset(images=images[..., 0], name="grey").shape == (1, 8, 8)

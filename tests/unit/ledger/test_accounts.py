@@ -497,3 +497,38 @@ def test_what_nobody_could_read_again_is_not_written(of_two, spoil):
     with pytest.raises(InputError):
         spoil(of_two)
     assert list(of_two.accounts()) == ["scans"]
+
+
+PERSONS = Records("scans", IMAGES, np.arange(len(IMAGES)) // 2)
+BY_PERSON = plan(10.0, unit="group")
+
+
+def test_a_run_about_persons_after_images_were_registered_says_what_can_be_done(of_two):
+    """Nothing spent: register anew. Reserved only: give back first. Spent: another ledger, which sees nothing of it."""
+
+    def refused():
+        with pytest.raises(InputError, match=r"do not add up; give data\.group as before, or") as error:
+            of_two.reserve("persons", BY_PERSON, PERSONS, place="runs/persons")
+        return str(error.value)
+
+    assert "or register it again with the settings of this run: dpdm ledger register" in refused()
+    of_two.reserve_together(RUN, SCANS, times=2)
+    with pytest.raises(InputError, match="registered already"):
+        of_two.register(PERSONS, epsilon=2.0, delta=1e-5, relation="add_or_remove_one", unit=BY_PERSON.one_unit)
+    assert "give its reservations back (dpdm ledger cancel 'scans') and register it again" in refused()
+    of_two.cancel("scans")
+    of_two.register(PERSONS, epsilon=3.0, delta=1e-5, relation="add_or_remove_one", unit=BY_PERSON.one_unit)
+    account = of_two.account("scans")
+    assert (account.unit, account.epsilon, account.untouched) == (BY_PERSON.one_unit, 3.0, True)
+    of_two.reserve("persons", BY_PERSON, PERSONS, place="runs/persons")
+    with pytest.raises(InputError, match="keep another ledger for the other kind"):
+        of_two.reserve("images", RUN, SCANS, place="runs/images")
+    with pytest.raises(InputError, match="registered already"):
+        of_two.register(SCANS, epsilon=3.0, delta=1e-5, relation="add_or_remove_one")
+
+
+def test_other_images_of_the_same_name_do_not_take_the_place_of_a_registration(of_two):
+    others = Records("scans", 255 - IMAGES, PERSONS.groups)
+    with pytest.raises(InputError, match="registered already"):
+        of_two.register(others, epsilon=3.0, delta=1e-5, relation="add_or_remove_one", unit=BY_PERSON.one_unit)
+    assert of_two.account("scans").unit == "one image"

@@ -1,0 +1,131 @@
+"""What is found in a source of images before anything private is spent on it; nothing is stored."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.framing import Framing
+from dpdm.data.identity import file_digests, pixel_digests
+from dpdm.data.image_files import EncodedImage, ImageFile, decode_image, why_no_image
+from dpdm.data.layout import NoSuchPart
+from dpdm.data.open import open_dataset, split_of
+from dpdm.types import Images, InputError
+
+_CHANNELS = {1: "grey", 3: "colour", 4: "colour with transparency"}
+_SMALL = Framing(size=8, fit="resize", channels=1)  # what is kept of an image, for its levels
+
+
+class PartFound(NamedTuple):
+    """What one part of a source holds. All numbers are of private records: for the data's owner alone.
+
+    Attributes:
+        images: How many can be used.
+        classes: Images of each class, by its name, in the order of labels; empty without labels.
+        groups: Images of each group, where a group is the unit.
+        sizes: Images of each (width, height) in pixels.
+        channels: Images that are grey, colour, or colour with transparency.
+        refused: One line for each file that cannot be used.
+        equal: How many images equal an earlier one in every pixel.
+        public: Whether the source is a built-in data set.
+    """
+
+    images: int
+    classes: dict[str, int]
+    groups: list[int] | None
+    sizes: Counter[tuple[int, int]]
+    channels: Counter[str]
+    refused: list[str]
+    equal: int
+    public: bool
+
+
+def inspect(
+    source: str | Path,
+    *,
+    num_classes: int | None = None,
+    group: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[Split, PartFound]:
+    """Return what each part of a source holds, as `open_dataset` reads it; of `photos:test`, this part alone.
+
+    Args:
+        source: As in `open_dataset`.
+        num_classes: As in `open_dataset`.
+        group: As in `open_dataset`.
+        on_progress: Called after each image with their number, and the number of all in this part.
+
+    Raises:
+        InputError: The source cannot be opened, whatever its images are.
+    """
+    place, asked = split_of(source)
+    splits: tuple[Split, ...] = ("train", "val", "test") if place == str(source) else (asked,)
+    found: dict[Split, PartFound] = {}
+    missing: NoSuchPart | None = None
+    for split in splits:
+        looked = _Look(on_progress)
+        part = str(source) if split == "train" and place == str(source) else f"{place}:{split}"
+        try:
+            opened = open_dataset(
+                part if isinstance(source, str) else Path(part), num_classes=num_classes, group=group, read=looked
+            )
+        except NoSuchPart as error:
+            missing = missing or error
+            continue
+        found[split] = looked.found(opened)
+    if not found and missing is not None:
+        raise missing
+    return found
+
+
+class _Look:
+    """Looks at image files, keeps what they are, and returns stand-ins of 8 x 8 pixels for them."""
+
+    def __init__(self, on_progress: Callable[[int, int], None]) -> None:
+        self._on_progress = on_progress
+        self._usable: list[int] | None = None  # None: the source does not consist of image files
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        self._channels: Counter[int] = Counter()
+        self._pixels: list[bytes] = []
+        self._refused: list[str] = []
+
+    def __call__(self, files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
+        """Return an image for each file, black for those that cannot be used."""
+        self._usable, self._refused = [], [*map(why_no_image, others)]
+        images = np.zeros((len(files), 8, 8, 1), np.uint8)
+        for index, file in enumerate(files):
+            try:
+                decoded, encoded = decode_image(file)
+                images[index] = _SMALL.frame(decoded)
+            except InputError as error:
+                self._refused.append(str(error))
+            else:
+                self._usable.append(index)
+                self._sizes[decoded.size] += 1
+                self._channels[len(decoded.getbands())] += 1
+                self._pixels.append(file_digests(encoded, decoded)[-1].tobytes())
+            self._on_progress(index + 1, len(files))
+        return images
+
+    def found(self, opened: ImageDataset) -> PartFound:
+        """Return what was found, of a part that was opened with this to read its files."""
+        usable = range(len(opened)) if self._usable is None else self._usable
+        if self._usable is None:
+            height, width, channels = opened.images.shape[1:]
+            self._sizes[width, height] = self._channels[channels] = len(opened)
+            self._pixels = [digest.tobytes() for digest in pixel_digests(opened.images)]
+        labels, groups = (None if of is None else of[[*usable]] for of in (opened.labels, opened.groups))
+        counts = np.bincount([] if labels is None else labels, minlength=opened.num_classes)
+        return PartFound(
+            images=len(usable),
+            classes={name: int(count) for name, count in zip(opened.class_names, counts, strict=True)},
+            groups=None if groups is None else [int(count) for count in np.bincount(groups) if count],
+            sizes=self._sizes,
+            channels=Counter({_CHANNELS[number]: count for number, count in self._channels.items()}),
+            refused=self._refused,
+            equal=len(self._pixels) - len({*self._pixels}),
+            public=opened.public,
+        )

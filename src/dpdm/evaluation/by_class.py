@@ -1,0 +1,83 @@
+"""Classes of two sides by their names, and what a classifier's answers say class by class.
+
+Accuracy alone flatters whoever always answers the largest class.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpdm.types import InputError, Labels
+
+_SHOWN = 5  # names in a line
+
+
+class ByClass(NamedTuple):
+    """How right the answers are for each class of the test images.
+
+    Attributes:
+        largest_class: share of the test images that are of the largest class: the accuracy of always answering it.
+        balanced_accuracy: mean of the recalls, each class counting the same, 0..1.
+        recalls: share of each class's test images that were classified correctly; None for a class without any.
+    """
+
+    largest_class: float
+    balanced_accuracy: float
+    recalls: tuple[float | None, ...]
+
+
+def by_class(confusion: Sequence[Sequence[int]]) -> ByClass:
+    """Return what a table of answers says; it has a row for each true class, in it a column for each answered one."""
+    counts: NDArray[np.int64] = np.asarray(confusion, np.int64)
+    sizes = counts.sum(1)
+    recalls = [int(right) / int(size) if size else None for right, size in zip(counts.diagonal(), sizes, strict=True)]
+    known = [recall for recall in recalls if recall is not None]
+    return ByClass(int(sizes.max()) / max(1, int(sizes.sum())), sum(known) / max(1, len(known)), tuple(recalls))
+
+
+def confusion_of(labels: Labels, answers: Labels, num_classes: int) -> tuple[tuple[int, ...], ...]:
+    """Count the images of each true class (rows) by the class that was answered (columns)."""
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (labels, answers), 1)
+    return tuple(map(tuple, counts.tolist()))
+
+
+def places_by_name(
+    names: Sequence[str], reference: Sequence[str], what: str, where: str
+) -> tuple[NDArray[np.int64], str | None]:
+    """Return the place that each class has on the other side, and a line for people if that is not plain.
+
+    Args:
+        names: Those of one side's classes; 0, 1, 2, ... where they have none.
+        reference: Those of the other side's.
+        what: What one side is called.
+        where: What the other one is called.
+
+    Raises:
+        InputError: The names differ.
+    """
+    ours, theirs = list(names), list(reference)
+    if set(ours) == set(theirs):
+        remark = None if ours == theirs else f"{what} and {where} list their classes in another order: matched by name"
+        return np.array([theirs.index(name) for name in ours], np.int64), remark
+    nameless = [side == [str(place) for place in range(len(side))] for side in (ours, theirs)]
+    numbers = all(name.isdecimal() for name in [*ours, *theirs])
+    if len(ours) == len(theirs) and any(nameless) and not numbers:
+        bare, named, known = (what, where, theirs) if nameless[0] else (where, what, ours)
+        remark = f"{bare} names no classes: its labels 0, 1, ... are taken as the classes of {named}: {_few(known)}"
+        return np.arange(len(ours)), remark
+    only = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+    said = " and ".join(
+        f"{side} has {_few(extra)}, which {other} lacks"
+        for side, other, extra in ((what, where, only[0]), (where, what, only[1]))
+        if extra
+    )
+    raise InputError(f"the classes differ: {said}; give images of the same classes, under the same names")
+
+
+def _few(names: Sequence[str]) -> str:
+    """Say some names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
