@@ -42,7 +42,7 @@ from dpdm.privacy.mechanism import grid_step
 from dpdm.training import ImageFacts
 from dpdm.training.hardware import autocast, keep_freed_memory
 from dpdm.training.step_cost import physical_batch_size
-from rendering import put_between, tables
+from rendering import around, put_between, tables
 
 SHAPE, CLASSES = (1, 28, 28), 10
 NETWORKS: dict[str, Network] = {"compact U-Net": CompactUNet(width=48), "paper U-Net": UNet()}
@@ -64,6 +64,11 @@ def main() -> None:
     parser.add_argument("--network", choices=list(NETWORKS), action="append", help="only this one")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="only this one")
     given = parser.parse_args()
+    if given.render:  # before anything is measured
+        try:
+            around(MARKERS, given.render)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
     if given.rows:
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in given.rows]
         result = {"machine": parts[0]["machine"], "rows": [row for part in parts for row in part["rows"]]}
@@ -74,10 +79,7 @@ def main() -> None:
     if given.json or not given.render:
         print(json.dumps(result, indent=1))
     if given.render:
-        try:
-            put_between(MARKERS, render(result), given.render)
-        except ValueError as error:
-            parser.error(str(error))
+        put_between(MARKERS, render(result), given.render)
 
 
 def measure(

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"{sys.executable} lacks {', '.join(missing)}: see docs/guide/gpu-and-cluster.md")
         with kept_folder(given.folder, given.device) as folder:
             return measure(folder, given.device, given.seconds)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"gpu.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

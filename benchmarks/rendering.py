@@ -26,8 +26,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n".join(text) + "\n"
 
 
-def put_between(markers: tuple[str, str], text: str, page: Path) -> None:
-    """Replace what stands between two markers of a page.
+def around(markers: tuple[str, str], page: Path) -> tuple[str, str]:
+    """Return what a page has up to the first marker, and from the second one on.
 
     Raises:
         ValueError: The page lacks one.
@@ -35,8 +35,13 @@ def put_between(markers: tuple[str, str], text: str, page: Path) -> None:
     whole = page.read_text(encoding="utf-8")
     if not all(marker in whole for marker in markers):
         raise ValueError(f"{page} lacks the markers {markers[0]} and {markers[1]}")
-    before, after = whole.split(markers[0])[0], whole.split(markers[1])[1]
-    page.write_text(f"{before}{markers[0]}\n{text}{markers[1]}{after}", encoding="utf-8")
+    return whole.split(markers[0])[0] + markers[0], markers[1] + whole.split(markers[1])[1]
+
+
+def put_between(markers: tuple[str, str], text: str, page: Path) -> None:
+    """Replace what stands between two markers of a page; ValueError unless both are there."""
+    before, after = around(markers, page)
+    page.write_text(f"{before}\n{text}{after}", encoding="utf-8")
 
 
 def cell(row: dict[str, Any]) -> str:

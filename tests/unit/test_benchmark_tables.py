@@ -1,11 +1,13 @@
 """The benchmark's rows become tables between the markers of a page, and nothing else of it changes."""
 
+import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "clipping.py"
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MARKERS = "<!-- clipping: made by make bench -->", "<!-- clipping: end -->"
 
 
@@ -23,7 +25,9 @@ def row(strategy, ratio, **other):
     }
 
 
-def test_rows_are_rendered_between_the_markers(tmp_path):
+def test_rows_are_rendered_between_the_markers(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    clipping = importlib.import_module("clipping")
     machine = {"commit": "abc", "processor": "P", "instructions": "I", "threads": 2, "torch": "2"}
     rows = [
         row("nonprivate", 1.0, gigaflops=100, convolution_gigaflops=150),
@@ -32,13 +36,17 @@ def test_rows_are_rendered_between_the_markers(tmp_path):
     ]
     (tmp_path / "rows.json").write_text(json.dumps({"machine": machine, "rows": rows}))
     page = tmp_path / "page.md"
-    command = [sys.executable, BENCHMARK, "--render", page, "--rows", tmp_path / "rows.json"]
+    command = ["clipping.py", "--render", str(page)]
+    monkeypatch.setattr(clipping, "measure", None)  # refused before anything is measured
     page.write_text("no markers")
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (refused.returncode, page.read_text()) == (2, "no markers")
-    assert "lacks the markers" in refused.stderr
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        clipping.main()
+    assert page.read_text() == "no markers"
+    assert "lacks the markers" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "--rows", str(tmp_path / "rows.json")])
     page.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
-    subprocess.run(command, check=True, timeout=120)
+    clipping.main()
     text = page.read_text()
     assert text.startswith(f"before\n{MARKERS[0]}\n")
     assert text.endswith(f"{MARKERS[1]}\nafter\n")
