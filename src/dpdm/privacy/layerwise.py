@@ -517,7 +517,7 @@ def require_exact_products() -> None:
             raise InputError(f"{variable} forces TF32, in which clipped gradients could be too long: set it to 0")
     for variable in ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
         if os.environ.get(variable, "STRICT").upper() not in ("", "STRICT"):
-            raise InputError(f"{variable} lets products be rounded, and clipped gradients be too long: unset it")
+            raise InputError(f"{variable} lets products be rounded, and clipped gradients could be too long: unset it")
     matmul = {"torch.backends.cuda.matmul": torch.backends.cuda.matmul}
     if hasattr(torch.backends.mkldnn, "matmul"):  # from torch 2.9 on
         matmul["torch.backends.mkldnn.matmul"] = torch.backends.mkldnn.matmul
