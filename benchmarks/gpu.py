@@ -138,7 +138,7 @@ def command(part: str, device: str, seconds: float) -> list[str]:
 def outcome(line: list[str], limit: float) -> dict[str, Any]:
     """Return what a process printed last, as JSON; or in what it failed, being ended after `limit` seconds."""
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "DPDM_LEDGER": "none"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     try:
         done = subprocess.run(
             line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=limit, check=False
