@@ -108,7 +108,7 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
     Source:
         PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019.
     """
-    return _epsilon(tuple(events), delta, relation, accountant)
+    return _epsilon(tuple(merged(events)), delta, relation, accountant)
 
 
 @functools.cache
@@ -143,7 +143,8 @@ def merged(events: Sequence[Event]) -> list[Event]:
                 steps[noise, rate] += taken
             case _:
                 others.append(event)
-    whole: list[Event] = [GaussianRelease(noise_multiplier=precision**-0.5)] if precision else []
+    # At the least noise there can be, ε is 10³⁸ already.
+    whole: list[Event] = [GaussianRelease(noise_multiplier=max(precision**-0.5, 2.0**-64))] if precision else []
     whole += [
         PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=taken)
         for (noise, rate), taken in steps.items()
