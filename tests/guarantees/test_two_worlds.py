@@ -174,8 +174,8 @@ def train_from_the_command_line(world: World, data: ImageDataset, folder, monkey
     save_npz(folder / "photos.npz", data.images, data.labels, num_classes=3)
     from_config = Trainer.from_config
 
-    def recorded(config, data, *, run):
-        trainer = from_config(config, data, run=run)
+    def recorded(config, data, **how):
+        trainer = from_config(config, data, **how)
         plan = {f.name: getattr(trainer.mechanism, f.name) for f in dataclasses.fields(trainer.mechanism)}
         mechanism = RecordingPlan.of(world, **plan)
         return dataclasses.replace(trainer, mechanism=mechanism, entropy=InsecureSeededEntropy(0))

@@ -28,6 +28,7 @@ from dpdm.types import InputError, require_positive
 
 SAMPLED = 10_000
 """Images whose sampling time is told."""
+_FEW_IMAGES = 16  # a single one takes nearly as long, and says nothing of thousands
 
 BYTES_OF_A_PARAMETER = 44
 """Weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64."""
@@ -163,9 +164,10 @@ class _Stopwatch:
                 few(self._denoiser, start, labels, generator=generator, null_label=null).sum().item()
             return time.perf_counter() - begun
 
-        number, taken = 1, draw(1)
+        number = _FEW_IMAGES
+        taken = draw(number)
         if time.perf_counter() - started + taken < within:
-            taken = draw(1)  # the first call makes what later ones find
+            taken = draw(number)  # the first call makes what later ones find
         while number < _IMAGES_AT_ONCE and time.perf_counter() - started + 5 * taken < within:
             number = min(4 * number, _IMAGES_AT_ONCE)
             taken = draw(number)
