@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from numpy import ndarray
+from scipy.integrate import trapezoid
 from torch import Tensor
 
 from dpdm.diffusion import PreconditionedDenoiser
@@ -144,7 +145,7 @@ def judge(
         low, high = clopper_pearson(round(found * present), present, significance=0.05)
         rates.append(Rate(rate, found, low, high))
     return Attacked(
-        auc=float(np.trapezoid(true, false)),
+        auc=float(trapezoid(true, false)),
         balanced_accuracy=float((true + 1 - false).max() / 2),
         rates=tuple(rates),
         bounds=lower_bounds(scores, were_in, delta=delta, significance=significance),

@@ -231,12 +231,14 @@ def calibrate(
         InputError: When no noise multiplier up to 10^6 reaches the target.
     """
     require_positive(epsilon=target)
+    margin = _OF_ARITHMETIC * min(target, 1)
+    aim = target - 2 * margin
 
     def cost(noise_multiplier: float, accountant: Accountant) -> float:
         return epsilon(events_of(noise_multiplier), delta=delta, relation=relation, accountant=accountant)
 
     def excess(noise_multiplier: float, accountant: Accountant) -> float:
-        return math.log(max(cost(noise_multiplier, accountant), 1e-300) / target)  # ε is 0 where δ covers everything
+        return math.log(max(cost(noise_multiplier, accountant), 1e-300) / aim)  # ε is 0 where δ covers everything
 
     def double(noise_multiplier: float, enough: float, accountant: Accountant) -> float:
         while cost(noise_multiplier, accountant) > enough:
@@ -249,20 +251,20 @@ def calibrate(
                 )
         return noise_multiplier
 
-    reached = max(target, _RDP_REACHES)
+    reached = max(aim, _RDP_REACHES)
     try:
         high = double(1.0, reached, "rdp")
         low = high / 2
         while cost(low, "rdp") <= reached:
             low /= 2
-        high = low = _root(lambda noise: excess(noise, "rdp") + math.log(target / reached), low, high) * 1.001
+        high = low = _root(lambda noise: excess(noise, "rdp") + math.log(aim / reached), low, high) * 1.001
     except InputError:  # what other releases cost is too much for RDP, and perhaps not for PLD
         high = low = 1.0
-    high = double(high, target, "pld")
-    while cost(low := low * 0.85, "pld") <= target:
+    high = double(high, aim, "pld")
+    while cost(low := low * 0.85, "pld") <= aim:
         high = low
     result = _root(lambda noise: excess(noise, "pld"), low, high)
-    while cost(result, "pld") > target - min(_OF_ARITHMETIC * target, _OF_ARITHMETIC):
+    while cost(result, "pld") > target - margin:
         result *= 1 + _TOLERANCE / 2
     return result
 
