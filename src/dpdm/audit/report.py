@@ -24,6 +24,7 @@ from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.training import ImageFacts, Release, measure_step, verify_release
+from dpdm.training.private_folder import ASKED
 from dpdm.types import InputError, images_to_tensor, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
@@ -214,6 +215,7 @@ def audit_run(
     try:
         settings = read_toml(folder / "config.toml")
         location = settings.pop("opened")
+        settings.pop(ASKED, None)  # of the plan, which is in the release
         if settings["privacy"] != release.settings["privacy"]:
             raise InputError(f"{folder}/config.toml is of another run than {run}/release")
         plan = decode_plan(settings["privacy"])

@@ -19,8 +19,10 @@ from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoin
 from dpdm.training.watch import tensorboard_writer, write_scalars
 from dpdm.types import InputError
 
-_ASKED = "epsilon"  # what the noise was calibrated to: a person's, where a noise multiplier is a processor's
-_NOISE = (_ASKED, "privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
+ASKED = "epsilon"
+"""The key of what a run's noise was calibrated to: a person's figure, where a noise multiplier is a processor's."""
+
+_NOISE = (ASKED, "privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
 _MOST_SAID = 3  # settings, in one line
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
 _DAMAGED = "checkpoint.damaged.safetensors"
@@ -54,7 +56,7 @@ class PrivateFolder:
         table = read_toml(path / "config.toml")
         try:
             began = decode_plan(table["privacy"])
-            asked = figures_of(began)._replace(asked=table.get(_ASKED))
+            asked = figures_of(began)._replace(asked=table.get(ASKED))
             return kept_as(plan, keep(began, asked) or began)
         except (InputError, LookupError, TypeError):  # what is wrong with it shows where all settings are compared
             return None
@@ -70,7 +72,7 @@ class PrivateFolder:
         self.path, self._writer = path, None
         self._disclosures = 0
         if asked is not None:
-            settings = {**settings, _ASKED: asked}
+            settings = {**settings, ASKED: asked}
         self._seconds, self._saved_at = seconds_between_saves, time.monotonic()
         if path is None:
             return
