@@ -184,3 +184,25 @@ def test_every_page_is_in_the_index_and_every_public_name_in_the_reference():
         assert name == "index" or f"\n{name}\n" in index
     reference = (DOCS / "api.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r":: dpdm\.(\w+)$", reference, re.MULTILINE)) == sorted(package.__all__)
+
+
+ROOT = DOCS.parent
+TEXTS = sorted({*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(DOCS / "guide").glob("*.md")})
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.name)
+def test_prose_is_wrapped_at_100_columns(page):
+    """But for tables, code, and what has no blank to wrap at."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "    ", "#"))]
+    assert [line for line in prose if len(line) > 100 and " " in line.strip()[:100]] == []
+
+
+def test_the_readme_is_short_and_its_commands_parse():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 110
+    commands = re.findall(r"^\$ dpdm (.*?)(?: +#.*)?$", text, re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        verb, *arguments = shlex.split(command)
+        VERBS[verb].make_context(verb, arguments)
