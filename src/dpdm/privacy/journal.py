@@ -47,13 +47,14 @@ class Journal:
         self.planned = planned
         self.spent = 0
         self.figures: dict[str, Any] | None = None
+        self._claim_of = claim_of
         self._header = {"claim": claim, "planned": planned, **({} if figures is None else {"figures": figures})}
         self._file: Any = None
         if path is not None:
             self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="\n")
             try:
                 self._hold(path)
-                self._read(path, claim, claim_of)
+                self._read(path, claim)
             except InputError:
                 self.close()
                 raise
@@ -94,7 +95,7 @@ class Journal:
         if not held:
             raise InputError(f"{path} is in use: another process is training this run; wait for it")
 
-    def _read(self, path: Path, claim: str, claim_of: Callable[[dict[str, Any]], str | None]) -> None:
+    def _read(self, path: Path, claim: str) -> None:
         self._file.seek(0)
         text = self._file.read()
         whole, newline, torn = text.rpartition("\n")
@@ -107,8 +108,10 @@ class Journal:
         try:
             header, *entries = [json.loads(line) for line in whole.split("\n")]
             found, spent = (header["claim"], header["planned"]), [int(entry["spent"]) for entry in entries]
-            if header["claim"] != claim and "figures" in header and (kept := claim_of(header["figures"])) is not None:
-                claim, self.figures = kept, header["figures"]
+            if header["claim"] != claim and "figures" in header:
+                kept = self._claim_of(header["figures"])
+                if kept is not None:
+                    claim, self.figures = kept, header["figures"]
             if not all(0 <= count <= header["planned"] for count in spent):
                 raise ValueError("a count that no plan allows")
         except (ValueError, KeyError, TypeError, OverflowError):
