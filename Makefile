@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo wheel test test-all test-lowest test-pythons lint docs bench gpu ablations ci
+.PHONY: help setup demo wheel test proofs test-all test-lowest test-pythons lint docs bench gpu ablations ci
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,10 @@ wheel: setup  ## build dist/dpdm-VERSION-py3-none-any.whl, for `pip install` int
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 test: setup  ## everything that takes seconds and needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not proof and not gpu" -n 2
+
+proofs: setup  ## what takes longer: injected faults, killed runs, hostile releases, several processes, audits
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "proof and not slow and not gpu" -n 2
 
 test-all: setup  ## every test, the slow ones too; what needs an absent data set skips and says so
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
@@ -67,4 +70,5 @@ ablations: setup  ## repeat the paper's ablations in small: hours; the same comm
 ci: setup  ## what must pass before a change goes in
 	$(MAKE) lint
 	$(MAKE) test
+	$(MAKE) proofs
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py --device cpu --seconds 20

@@ -7,6 +7,8 @@ from dpdm.privacy.accounting import gaussian_epsilon, gaussian_mu
 from dpdm.privacy.auditing import clopper_pearson, lower_bounds, one_run_epsilon, one_run_mu
 from dpdm.types import InputError
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.mark.parametrize(
     ("canaries", "guesses", "correct", "delta", "one_run", "gaussian"),

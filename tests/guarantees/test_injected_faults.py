@@ -9,6 +9,8 @@ from injected_faults import BEGIN, CHECKS, END, FAULTS, table, two_worlds
 from dpdm.audit import parametric
 from dpdm.privacy import MechanismRun
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):

@@ -16,6 +16,8 @@ from dpdm.networks import MLP
 from dpdm.privacy import DPSGD, InsecureSeededEntropy
 from dpdm.training import Release, Trainer, private_folder, verify_release
 
+pytestmark = pytest.mark.proof
+
 PRIOR = Prior(centres=1)
 
 

@@ -15,6 +15,8 @@ from many_at_once import PROCESSES, RUN, SCANS
 from dpdm.ledger import Ledger
 from dpdm.privacy.accounting import epsilon
 
+pytestmark = pytest.mark.proof
+
 HERE = Path(__file__).parent
 
 

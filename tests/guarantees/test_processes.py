@@ -14,6 +14,8 @@ import pytest
 
 from dpdm.privacy.processes import Processes
 
+pytestmark = pytest.mark.proof
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 # What each process does: eight steps on blank or real records; writes what it saw into a file.

@@ -10,6 +10,8 @@ from dpdm.audit import STAMP, audit_run, parametric, report
 from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import round_up
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):

@@ -18,6 +18,8 @@ from dpdm.training import Release, Trainer, verify_release
 from dpdm.training.verification import _may_be_stated
 from dpdm.types import InputError, require_name
 
+pytestmark = pytest.mark.proof
+
 RNG = np.random.default_rng(0)
 
 

@@ -12,6 +12,8 @@ import pytest
 from hostile_releases import HOSTILE
 from small_run import SMALL
 
+pytestmark = pytest.mark.proof
+
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
