@@ -3,8 +3,8 @@
     python benchmarks/checks.py [--pairs 100]
 
 Steps with all checks and steps without them take turns in one run. Prints one JSON row: the median of each, and the
-median of the paired ratios; then one row for each network with the seconds of a rehearsal at the start of a run. All are
-seconds of processor time, which other work on the machine leaves nearly alone.
+median of the paired ratios; then one row for each network with the seconds of a rehearsal at the start of a run. All
+are seconds of processor time, which other work on the machine changes less than it does those of a clock.
 """
 
 import argparse
