@@ -25,7 +25,13 @@ from dpdm.privacy import journal
 from dpdm.training import Release, Trainer, hardware, private_folder
 from dpdm.types import InputError, is_of_memory
 
-PRIOR_ALONE = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--set=prior.centres=1")
+PRIOR_ALONE = (
+    "--epsilon=1",
+    "--set=data.size=8",
+    "--set=privacy.steps=0",
+    "--set=privacy.delta=1e-3",
+    "--set=prior.centres=1",
+)
 SMALL = (*small_run.SMALL, "--set=privacy.delta=1e-13")  # at which ε is RDP's bound, and calibration takes no time
 HIDDEN = """
 import sys
