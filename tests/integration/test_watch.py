@@ -68,7 +68,7 @@ def test_without_tensorboard_the_run_is_refused_before_anything_is_spent(dpdm, p
     assert not (tmp_path / "run" / "private" / "journal.jsonl").exists()
 
 
-def test_a_pipeline_makes_the_images_of_its_release(dpdm, trained, tmp_path):
+def test_a_pipeline_makes_the_images_of_its_release(dpdm, trained, photos, tmp_path):
     pipeline = pytest.importorskip("dpdm.training.pipeline")
     import torch
 
@@ -89,7 +89,7 @@ def test_a_pipeline_makes_the_images_of_its_release(dpdm, trained, tmp_path):
     assert "is not empty" in err
     privacy = trained / "release" / "privacy.json"
     privacy.write_text(privacy.read_text().replace(claim, "(0.01, 1e-9)-DP, trust me"))
-    for line in (("export", trained, "-o", "other"), ("compare", trained, "--reference", "digits:test", "--quick")):
+    for line in (("export", trained, "-o", "other"), ("compare", trained, "--reference", photos, "--quick")):
         code, _, err = dpdm(*line)
         assert code == 2
         assert "privacy.json states statement" in err

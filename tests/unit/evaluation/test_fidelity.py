@@ -193,7 +193,7 @@ class NeverBuilt:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"images": np.zeros((60, 4, 4), np.uint8)}, "synthetic images must be uint8"),
+        ({"images": np.zeros((60, 4), np.uint8)}, "synthetic images must be uint8"),
         ({"reference": np.zeros((60, 4, 4, 1))}, "reference images must be uint8"),
         (
             {"images": noise(49), "labels": np.zeros(49, np.int64)},

@@ -333,7 +333,7 @@ def test_labels_of_any_integer_type_give_the_same_scores():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"images": np.zeros((20, 8, 8), np.uint8)}, "synthetic images must be uint8"),
+        ({"images": np.zeros((20, 8), np.uint8)}, "synthetic images must be uint8"),
         ({"test_images": np.zeros((20, 8, 8, 1), np.float32)}, "test images must be uint8"),
         ({"test_images": np.zeros((20, 9, 8, 1), np.uint8)}, "8 × 8 × 1 and 9 × 8 × 1"),
         ({"test_images": np.zeros((20, 8, 8, 3), np.uint8)}, "8 × 8 × 1 and 8 × 8 × 3"),
