@@ -329,6 +329,7 @@ def true_positive_rates(
     Source:
         Kairouz, Oh & Viswanath 2015: the two lines that (ε, δ)-DP puts above every trade-off.
     """
+    events = merged(events)
     about = epsilon(events, delta=1e-6, relation=relation, accountant="rdp")
     if about > _RDP_IS_ENOUGH:
         return [1.0 for _ in false_positive_rates]
