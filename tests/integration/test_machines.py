@@ -352,7 +352,7 @@ def test_a_terminal_that_is_closed_stops_a_run_with_a_checkpoint(photos, tmp_pat
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     taken = len(metrics.read_text().splitlines())
     entries = [json.loads(text) for text in (tmp_path / "r" / "private" / "journal.jsonl").read_text().splitlines()]
-    assert entries[-1] == {"spent": taken + 7, "settled": True}, "nothing is lost: the prior's releases came first"
+    assert entries[-1]["spent"] == taken + 7, "nothing is lost: the prior's releases came first"
 
 
 def test_signals_that_end_a_run_and_one_that_nohup_ignores(monkeypatch):

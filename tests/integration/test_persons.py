@@ -93,7 +93,7 @@ def test_scores_are_computed_from_images_whatever_their_groups(dpdm, persons):
     assert code == 0, err
     beside = ("--baseline", persons, "--group", "folder", "--dp-sgd", 1)
     code, _, err = dpdm("evaluate", "made.npz", "--reference", persons, "--quick", *beside)
-    assert (code, "--dp-sgd claims something of single images" in err) == (2, True)
+    assert (code, "--dp-sgd makes a claim about single images" in err) == (2, True)
     data = made_up(np.arange(40) // 2)
     with pytest.raises(InputError, match="groups of images"):
         train_private_classifier(data, epsilon=1.0)

@@ -139,11 +139,11 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
         hung_up = number == getattr(signal, "SIGHUP", None)  # which a shell and the system may both send
         if stopped and not hung_up:
             raise KeyboardInterrupt
+        if hung_up:
+            leave_the_terminal()  # before anything is said: an error here would end the step in flight
         if not stopped:
             tell("finishing this step, then saving (once more to stop at once)")
         stopped.append(number)
-        if hung_up:
-            leave_the_terminal()
 
     trainer = as_begun(trainer, data)
     before = {number: signal.signal(number, stop) for number in _stopping()}
@@ -173,6 +173,7 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
         release: Release = end.value
         return release
     finally:
+        steps.close()  # also where nothing could be shown any more, so that a terminal that is gone loses no step
         for number, handler in before.items():
             signal.signal(number, handler)
 
