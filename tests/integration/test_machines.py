@@ -339,6 +339,7 @@ def test_a_terminal_that_is_closed_stops_a_run_with_a_checkpoint(photos, tmp_pat
     if child == 0:
         os.chdir(tmp_path)
         os.environ["OMP_NUM_THREADS"] = "1"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
         os.execv(sys.executable, line)
     os.set_blocking(master, False)
     metrics = tmp_path / "r" / "private" / "metrics.jsonl"
@@ -356,8 +357,9 @@ def test_a_terminal_that_is_closed_stops_a_run_with_a_checkpoint(photos, tmp_pat
 
 
 def test_signals_that_end_a_run_and_one_that_nohup_ignores(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     assert verbs._stopping() == [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert signal.SIGHUP not in verbs._stopping()
     finally:
