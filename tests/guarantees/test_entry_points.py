@@ -779,6 +779,32 @@ def test_state_that_examples_share_is_refused_however_it_is_written(strategy, wr
         assert run.spent == 0
 
 
+class Plainly(nn.Module):
+    """A network whose plain attributes, of which no state_dict knows, a record of its own kind changes in place."""
+
+    def __init__(self, holder) -> None:
+        super().__init__()
+        self.layer, self.inside = nn.Linear(6, 6), holder(torch.ones(2))
+
+    def forward(self, x):
+        (signs,) = self.inside.values() if isinstance(self.inside, dict) else [self.inside]
+        if x.max() > 1e6:
+            signs.data.neg_()
+        return self.layer(x) * signs[0]
+
+
+@pytest.mark.parametrize("holder", [lambda t: t, lambda t: {"signs": t}], ids=["an attribute", "a table"])
+def test_a_plain_attribute_that_is_written_in_place_is_seen(holder):
+    x, module = torch.randn(9, 6), nn.Sequential(Plainly(holder))
+    run = DPSGD(**FIELDS | {"dataset_size": 9, "expected_batch_size": 9}).start(strategy=OneBackwardEach())
+    run.backward(squares, module, num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))
+    x[0] = 1e7
+    with pytest.raises(InputError, match=r"changes '0\.inside.*' as it is called") as caught:
+        run.backward(squares, module, num_records=9, load=lambda i, r: (x[torch.from_numpy(i)],))
+    one_line(caught)
+    assert run.spent == 1
+
+
 class InOrder(nn.Module):
     """A network whose buffer a record of its own kind puts into another order: the sum of its bits stays the same."""
 

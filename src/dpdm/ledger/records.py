@@ -181,7 +181,7 @@ def _for_another_kind(account: Account) -> str:
         return f"{anew} (nothing of its budget is spent)"
     if not account.entered and all(r.state in ("reserved", "given back") for r in account.reservations.values()):
         return f"give its reservations back (dpdm ledger cancel {account.dataset!r}) and {anew}"
-    return "keep another ledger for the other kind (--ledger FILE), which does not see what was spent here"
+    return "take images that nothing was spent on, under a name of their own: what is spent cannot be undone"
 
 
 def _in_words(relation: Relation) -> str:

@@ -12,6 +12,8 @@ from dpdm.types import InputError
 
 _DEEPEST = 4  # objects inside one another that are looked into
 _MOST_ITEMS = 1000  # of a list that is looked into
+_OWN = frozenset(vars(nn.Module()))  # a module's tables: parameters, buffers, modules, hooks
+_SAID = "the network changes {!r} as it is called: what records leave there, no noise covers"
 
 
 @contextmanager
@@ -21,26 +23,38 @@ def unchanged(module: nn.Module, loss: object) -> Iterator[None]:
     Guarantees:
         * Seen are parameters and buffers of modules, and tensors that a loss holds otherwise: in attributes, lists,
           arguments that were bound, and closures.
+        * Of a module's other attributes, a tensor is seen if its numbers change. One that takes its place is not: it
+          may be a cache.
 
     Raises:
         InputError: Names the tensor.
     """
     before = _state(module, loss)  # keeps the tensors alive, so that no other one can pass for them
+    cached = {name: (t, _sum_of_bits(t)) for name, t in _attributes(module, loss)}
     yield
+    for name, (t, was_of_bits) in cached.items():
+        if not torch.equal(was_of_bits, _sum_of_bits(t)):
+            raise InputError(_SAID.format(name))
     after = _state(module, loss)
     for name in sorted(before.keys() | after.keys()):
         was, now = before.get(name), after.get(name)
         if was is None or now is None or was[0] is not now[0] or was[1] != now[1] or not torch.equal(was[2], now[2]):
-            raise InputError(
-                f"the network changes {name.partition('.')[2]!r} as it is called: what records leave there, no noise "
-                "covers"
-            )
+            raise InputError(_SAID.format(name.partition(".")[2]))
 
 
 def _state(module: nn.Module, loss: object) -> dict[str, tuple[Tensor, int, Tensor]]:
     seen: set[int] = set()
     found = [*_tensors(module, "network", seen), *_tensors(loss, "loss", seen)]
     return {name: (t, t._version, _sum_of_bits(t)) for name, t in found}
+
+
+def _attributes(*parts: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors among the plain attributes of all modules, and in lists and tables among these."""
+    for part in parts:
+        for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
+            for key, value in vars(module).items():
+                if isinstance(value, Tensor | list | tuple | dict) and key not in _OWN:
+                    yield from _tensors(value, f"{name}.{key}".lstrip("."), set(), depth=2)
 
 
 def _tensors(part: object, name: str, seen: set[int], depth: int = _DEEPEST) -> Iterator[tuple[str, Tensor]]:

@@ -441,7 +441,7 @@ def _leaving_the_folder_free(folder: PrivateFolder, mechanism: MechanismRun) -> 
     begun = mechanism.spent > 0 or (folder.path is not None and InLedger.read(folder.path) is not None)
     try:
         yield
-    except Exception:
+    except InputError:
         if not begun:
             folder.remove()
         raise

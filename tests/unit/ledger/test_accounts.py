@@ -521,7 +521,7 @@ def test_a_run_about_persons_after_images_were_registered_says_what_can_be_done(
     account = of_two.account("scans")
     assert (account.unit, account.epsilon, account.untouched) == (BY_PERSON.one_unit, 3.0, True)
     of_two.reserve("persons", BY_PERSON, PERSONS, place="runs/persons")
-    with pytest.raises(InputError, match="keep another ledger for the other kind"):
+    with pytest.raises(InputError, match="take images that nothing was spent on"):
         of_two.reserve("images", RUN, SCANS, place="runs/images")
     with pytest.raises(InputError, match="registered already"):
         of_two.register(SCANS, epsilon=3.0, delta=1e-5, relation="add_or_remove_one")
