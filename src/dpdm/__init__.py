@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from dpdm.ledger import Ledger
     from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
-    from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
+    from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.training import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
 
@@ -73,8 +73,10 @@ _HOME = {
     "CompactUNet": "networks",
     "UNet": "networks",
     "DPSGD": "privacy",
-    "GaussianRelease": "privacy",
+    "FullSum": "privacy",
     "NonPrivate": "privacy",
+    "Plan": "privacy",
+    "PoissonSums": "privacy",
     "Release": "training",
     "Synthesizer": "training",
     "Trainer": "training",
@@ -96,7 +98,7 @@ __all__ = [
     "DenoisingLoss",
     "Features",
     "FromPrior",
-    "GaussianRelease",
+    "FullSum",
     "ImageDataset",
     "InputError",
     "Ledger",
@@ -105,6 +107,8 @@ __all__ = [
     "MatchedSolver",
     "MomentMatched",
     "NonPrivate",
+    "Plan",
+    "PoissonSums",
     "Prior",
     "Release",
     "Sensitive",

@@ -209,6 +209,7 @@ def test_specifications_are_frozen_values():
 @pytest.mark.parametrize(
     "strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one backward each", "vectorized", "layer-wise"]
 )
+@pytest.mark.proof
 def test_clipped_gradients_in_bfloat16_are_those_in_float32_up_to_its_precision(network, inputs, strategy):
     x, _, labels = inputs
     loss, denoiser = DenoisingLoss(noise_multiplicity=2), PreconditionedDenoiser(network, EDM())

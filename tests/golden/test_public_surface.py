@@ -26,7 +26,13 @@ def surface() -> str:
         else:
             lines.append(name)
         if inspect.isclass(value) and not issubclass(value, Exception):
-            for method, function in sorted(vars(value).items()):
+            mine = {
+                name: member
+                for kind in reversed(value.__mro__)
+                if kind.__module__.startswith("dpdm")
+                for name, member in vars(kind).items()
+            }
+            for method, function in sorted(mine.items()):
                 if method.startswith("_"):
                     continue
                 function = getattr(function, "__func__", function)

@@ -16,6 +16,7 @@ from dpdm.privacy import DPSGD, InsecureSeededEntropy, OperatingSystemEntropy
 from dpdm.training import Release, Trainer
 from dpdm.training.verification import verify_release
 from dpdm.types import images_to_tensor
+from plans import changed
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +28,7 @@ ON_A_PRIOR = {
     "prior": PRIOR,
     "preconditioning": MomentMatched(),
     "sampler": MatchedSolver(steps=2, sigma_max=20),
-    "mechanism": dataclasses.replace(PLAN, earlier=PRIOR.releases(epsilon=2.0, delta=1e-3)),
+    "mechanism": changed(PLAN, before=PRIOR.releases(epsilon=2.0, delta=1e-3)),
 }
 
 
@@ -87,7 +88,7 @@ def test_training_about_a_prior_goes_where_the_processors_does(device, data, ful
 
 def test_groups_are_drawn_on_the_device(device, data):
     grouped = dataclasses.replace(data, groups=np.arange(24) // 3)
-    plan = dataclasses.replace(PLAN, dataset_size=8, expected_batch_size=8, unit="group")
+    plan = changed(PLAN, dataset_size=8, expected_batch_size=8, unit="group")
     assert weights(trainer(device, mechanism=plan).fit(grouped)).isfinite().all()
 
 

@@ -10,7 +10,6 @@ from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoise
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import (
     DPSGD,
-    GaussianRelease,
     InsecureSeededEntropy,
     LayerWise,
     OneBackwardEach,
@@ -19,6 +18,7 @@ from dpdm.privacy import (
     clipped_grad_sum,
 )
 from dpdm.privacy.mechanism import grid_step
+from dpdm.privacy.sums import BoundedSum
 from dpdm.training import hardware
 
 pytestmark = pytest.mark.gpu
@@ -163,11 +163,13 @@ def test_noise_of_an_earlier_release_is_the_processors_to_the_bit(device, noise)
         steps=0,
         delta=1e-3,
         noise=noise,
-        earlier=(GaussianRelease(noise_multiplier=2.0),),
+        releases={"first": 2.0},
     )
     total = torch.randn(1000, generator=torch.Generator().manual_seed(0)).double()
     released = [
-        plan.start(entropy=InsecureSeededEntropy(0)).release(total.to(where), sensitivity=1.0, num_records=40)
+        plan.start(entropy=InsecureSeededEntropy(0))
+        .release("first", BoundedSum(total.to(where), 1.0), num_records=40)
+        .values
         for where in (torch.device("cpu"), device)
     ]
     assert released[1].device == device
@@ -175,10 +177,8 @@ def test_noise_of_an_earlier_release_is_the_processors_to_the_bit(device, noise)
 
 
 def test_noise_on_the_device_has_the_standard_deviation_that_is_accounted(device):
-    plan = DPSGD(
-        dataset_size=40, expected_batch_size=1, steps=0, delta=1e-3, earlier=(GaussianRelease(noise_multiplier=3.0),)
-    )
+    plan = DPSGD(dataset_size=40, expected_batch_size=1, steps=0, delta=1e-3, releases={"first": 3.0})
     zeros = torch.zeros(100_000, dtype=torch.float64, device=device)
-    noise = plan.start(entropy=OperatingSystemEntropy()).release(zeros, sensitivity=0.5, num_records=40)
+    noise = plan.start(entropy=OperatingSystemEntropy()).release("first", BoundedSum(zeros, 0.5), num_records=40).values
     assert noise.std().item() == pytest.approx(1.5, rel=0.02)
     assert abs(noise.mean().item()) < 0.03

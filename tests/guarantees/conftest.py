@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from dpdm.privacy import accounting, mechanism
+from dpdm.privacy import accounting, plan
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -19,7 +19,7 @@ def _quick():
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            mechanism,
+            plan,
             "epsilon",
             lambda events, *, delta, relation, accountant="pld": cached(tuple(events), delta, relation, accountant),
         )

@@ -55,17 +55,17 @@ from dpdm.ledger.records import Records
 from dpdm.networks import MLP
 from dpdm.privacy import (
     DPSGD,
-    GaussianRelease,
     InsecureSeededEntropy,
     LayerWise,
     MechanismRun,
     OneBackwardEach,
+    Plan,
     Vectorized,
     clipped_grad_sum,
     clipping,
     layerwise,
     mechanism,
-    moments,
+    sums,
 )
 from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
@@ -158,8 +158,8 @@ def known_again(folder: Path) -> list[str]:
 
 def statistics(folder: Path, *, entropy=None) -> list[str]:
     """`dpdm audit`'s checks of noise and batch selection."""
-    before = (GaussianRelease(noise_multiplier=5.0), GaussianRelease(noise_multiplier=3.0))
-    plan = DPSGD(dataset_size=300, expected_batch_size=30, steps=100, noise_multiplier=1.5, delta=1e-3, earlier=before)
+    before = {"first": 5.0, "second": 3.0}
+    plan = DPSGD(dataset_size=300, expected_batch_size=30, steps=100, noise_multiplier=1.5, delta=1e-3, releases=before)
     checks = parametric.check_mechanism(plan, draws=400_000, entropy=entropy)
     return [check.name for check in checks if not check.passed]
 
@@ -172,7 +172,7 @@ def noise_of_the_prior(folder: Path) -> list[str]:
         expected_batch_size=5,
         steps=0,
         delta=1e-3,
-        earlier=settings.releases(epsilon=1, delta=1e-3),
+        releases=settings.releases(epsilon=1, delta=1e-3),
     )
     run = WatchedRun(plan, took_part=np.arange(10) < 5, strategy=OneBackwardEach())
     prior.release_prior(run, IMAGES, settings, seed=0)
@@ -409,8 +409,8 @@ def after(patch: Patch, change: Callable[[MechanismRun, nn.Module, Any, int], No
 
 def scale_noise(factor: float) -> Callable[[Patch], None]:
     def inject(patch: Patch) -> None:
-        sound = DPSGD.noise_std
-        patch.setattr(DPSGD, "noise_std", lambda self, number, size: factor * sound(self, number, size))
+        sound = Plan.noise_std
+        patch.setattr(Plan, "noise_std", lambda self, number, size: factor * sound(self, number, size))
 
     return inject
 
@@ -613,7 +613,7 @@ def rounded_products(patch: Patch) -> None:
 
 
 def delta_rounded_to_nearest(patch: Patch) -> None:
-    sound = DPSGD.statement.fget
+    sound = Plan.statement.fget
     patch.setattr(
         DPSGD, "statement", property(lambda self: sound(self).replace(repr(self.delta), f"{self.delta:g}", 1))
     )
@@ -754,11 +754,11 @@ def one_step_more(patch: Patch) -> None:
 
 
 def moments_without_clipping(patch: Patch) -> None:
-    patch.setattr(moments, "_clip", lambda rows, max_norm: rows.double())
+    patch.setattr(sums, "_clip", lambda rows, max_norm: rows.double())
 
 
 def triangle_by_two(patch: Patch) -> None:
-    patch.setattr(moments, "_isometry", lambda row, column: 1 + (row != column).double())
+    patch.setattr(sums, "_isometry", lambda row, column: 1 + (row != column).double())
 
 
 def class_counts_in_the_settings(patch: Patch) -> None:
@@ -773,8 +773,8 @@ def class_counts_in_the_settings(patch: Patch) -> None:
 
 
 def earlier_releases_not_claimed(patch: Patch) -> None:
-    sound = DPSGD.events
-    patch.setattr(DPSGD, "events", lambda self, *, steps=None: sound(self, steps=steps)[len(self.earlier) :])
+    sound = Plan.events
+    patch.setattr(Plan, "events", lambda self, *, made=None: sound(self, made=made)[len(self.full) :])
 
 
 def images_one_by_one(patch: Patch) -> None:

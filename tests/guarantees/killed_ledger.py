@@ -34,7 +34,7 @@ PLAN = DPSGD(
     steps=2,
     noise_multiplier=8.0,
     delta=1e-5,
-    earlier=PRIOR.releases(epsilon=0.5, delta=1e-5),
+    releases=PRIOR.releases(epsilon=0.5, delta=1e-5),
 )
 MOST_POINTS = 300
 

@@ -7,14 +7,12 @@ import sys
 import numpy as np
 
 from dpdm.ledger import Ledger, Records
-from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy import DPSGD
 from dpdm.types import InputError
 
 PROCESSES = 50
 SCANS = Records("scans", np.zeros((4, 8, 8, 1), np.uint8))
-RUN = DPSGD(
-    dataset_size=100, expected_batch_size=10, steps=0, delta=1e-5, earlier=(GaussianRelease(noise_multiplier=10.0),)
-)
+RUN = DPSGD(dataset_size=100, expected_batch_size=10, steps=0, delta=1e-5, releases={"first": 10.0})
 
 
 def reserve(url: str, number: int) -> bool:

@@ -27,6 +27,7 @@ def blanked(data):
 
 @pytest.mark.parametrize("strategy", ["one-backward-each", "vectorized", "layer-wise"])
 @pytest.mark.parametrize("prior", [None, Prior(centres=3, rounds=2)], ids=["steps", "prior"])
+@pytest.mark.proof
 def test_a_blanked_image_adds_the_zero_vector_to_every_sum(strategy, prior, tmp_path):
     """Not what a black image adds: that would be as far from nothing as any image is."""
     d = fit(World(), blanked(BOTH), tmp_path / "d", strategy=strategy, prior=prior)

@@ -22,18 +22,20 @@ from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoise
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import (
     DPSGD,
+    FullSum,
     GaussianRelease,
     LayerWise,
     MechanismRun,
     NonPrivate,
     OneBackwardEach,
+    Plan,
     Vectorized,
     clipped_grad_sum,
     mechanism,
 )
 from dpdm.privacy.accounting import PoissonGaussianSteps, epsilon
 from dpdm.privacy.clipping import Rows, clip_factors
-from dpdm.privacy.moments import cell_sums, second_moments
+from dpdm.privacy.sums import BoundedSum, cell_sums, second_moments
 from dpdm.types import InputError
 
 STRATEGIES = pytest.mark.parametrize(
@@ -44,8 +46,8 @@ RELEASES = {"dataset_size": 100, "expected_batch_size": 10, "steps": 0, "delta":
 
 
 def released(total, *, noise="continuous", sensitivity=1.0):
-    plan = DPSGD(**RELEASES, noise=noise, earlier=(GaussianRelease(noise_multiplier=5.0),))
-    return plan.start().release(total, sensitivity=sensitivity, num_records=100)
+    plan = DPSGD(**RELEASES, noise=noise, releases={"first": 5.0})
+    return plan.start().release("first", BoundedSum(total, sensitivity), num_records=100).values
 
 
 def squares(module, batch):
@@ -63,14 +65,14 @@ def one_line(caught):
 @pytest.mark.parametrize("noise", ["continuous", "grid"])
 @pytest.mark.parametrize("shape", [(4, 4), (1, 5), (5, 1), (), (2, 2, 2), (1, 1)])
 def test_broadcasting_a_sum_that_is_no_vector_is_refused_and_not_spent(noise, shape):
-    plan = DPSGD(**RELEASES, noise=noise, earlier=(GaussianRelease(noise_multiplier=5.0),))
+    plan = DPSGD(**RELEASES, noise=noise, releases={"first": 5.0})
     run = plan.start()
     total = torch.arange(float(math.prod(shape)), dtype=torch.float64).view(shape)
     with pytest.raises(InputError, match="must be a float64 vector") as caught:
-        run.release(total, sensitivity=1.0, num_records=100)
+        run.release("first", BoundedSum(total, 1.0), num_records=100)
     assert "flatten" in one_line(caught)
     assert run.spent == 0
-    assert run.release(total.flatten(), sensitivity=1.0, num_records=100).shape == (total.numel(),)
+    assert run.release("first", BoundedSum(total.flatten(), 1.0), num_records=100).values.shape == (total.numel(),)
 
 
 @pytest.mark.parametrize(
@@ -649,11 +651,11 @@ def test_delta_is_never_stated_below_what_epsilon_was_computed_at(delta):
 
 def test_asserts_that_are_switched_off_leave_the_last_line_of_defence():
     code = (
-        "import torch; from dpdm.privacy import DPSGD, GaussianRelease, mechanism\n"
+        "import torch; from dpdm.privacy import DPSGD, mechanism; from dpdm.privacy.sums import BoundedSum\n"
         "mechanism._require_vector = lambda total, sensitivity: None\n"
         "plan = DPSGD(dataset_size=9, expected_batch_size=9, steps=0, delta=1e-3, "
-        "earlier=(GaussianRelease(noise_multiplier=5.0),))\n"
-        "plan.start().release(torch.zeros(4, 4).double(), sensitivity=1.0, num_records=9)\n"
+        "releases={'first': 5.0})\n"
+        "plan.start().release('first', BoundedSum(torch.zeros(4, 4).double(), 1.0), num_records=9)\n"
     )
     result = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=False)
     assert "AssertionError: noise of shape" in result.stderr
@@ -678,27 +680,26 @@ def test_the_sums_of_a_run_are_vectors_everywhere():
         5.0,
     ],
 )
-@pytest.mark.parametrize("kind", [DPSGD, NonPrivate])
-def test_releases_before_the_steps_are_full_sums_and_nothing_else(kind, event):
-    fields = {"dataset_size": 100, "expected_batch_size": 10, "steps": 0, "earlier": (event,)}
-    with pytest.raises(InputError, match="earlier holds a"):
-        kind(**fields | ({"delta": 1e-3} if kind is DPSGD else {}))
+@pytest.mark.parametrize("kind", [Plan, NonPrivate])
+def test_a_plan_is_made_of_full_sums_and_poisson_sums_and_nothing_else(kind, event):
+    with pytest.raises(InputError, match="releases holds a"):
+        kind(dataset_size=100, releases=(event,))
 
 
 def test_a_plan_cannot_be_changed_through_a_list_that_made_it():
-    releases = [GaussianRelease(noise_multiplier=50.0)]
-    plan = DPSGD(**RELEASES, earlier=releases)
-    releases[0] = GaussianRelease(noise_multiplier=0.1)
+    releases = [FullSum(name="first", noise_multiplier=50.0)]
+    plan = Plan(dataset_size=100, releases=releases, delta=1e-3)
+    releases[0] = FullSum(name="first", noise_multiplier=0.1)
     assert plan.noise_std(0, 1.0) == 50.0
 
 
 def test_threads_and_copies_make_no_release_twice():
-    plan = DPSGD(**RELEASES, earlier=(GaussianRelease(noise_multiplier=5.0),))
+    plan = DPSGD(**RELEASES, releases={"first": 5.0})
     run, total = plan.start(), torch.zeros(1_000_000, dtype=torch.float64)
 
     def release():
         try:
-            return run.release(total, sensitivity=1.0, num_records=100)
+            return run.release("first", BoundedSum(total, 1.0), num_records=100).values
         except InputError:
             return None
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dpdm.privacy import DPSGD, GaussianRelease, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum, mechanism
+from dpdm.privacy import DPSGD, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum, mechanism
 from dpdm.privacy.mechanism import grid_step
+from dpdm.privacy.sums import BoundedSum
 from dpdm.types import InputError
 
 STRATEGIES = [OneBackwardEach(), Vectorized(), LayerWise()]
@@ -111,17 +112,16 @@ def test_half_precision_does_not_lengthen_a_gradient(strategy, dtype):
 
 @pytest.mark.parametrize("clip", [1e-30, 1e30])
 def test_a_clipping_norm_beyond_the_grids_arithmetic_is_refused(clip):
-    with pytest.raises(InputError, match="beyond the grid's arithmetic"):
+    with pytest.raises(InputError, match="max_grad_norm must be from 2"):
         DPSGD(**FIELDS | {"max_grad_norm": clip, "noise": "grid"})
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.7])
 def test_every_released_value_is_a_whole_number_of_steps(clip):
-    earlier = (GaussianRelease(noise_multiplier=2.0),)
-    plan = DPSGD(**FIELDS | {"max_grad_norm": clip, "noise": "grid"}, earlier=earlier)
+    plan = DPSGD(**FIELDS | {"max_grad_norm": clip, "noise": "grid"}, releases={"first": 2.0})
     run, module, rows = plan.start(), Weights(64), gradients(200, 64)
     total = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e5
-    released = run.release(total, sensitivity=math.pi, num_records=200)
+    released = run.release("first", BoundedSum(total, math.pi), num_records=200).values
     inflated = math.pi / (1 - math.sqrt(500) * 2.0**-24)
     assert whole(released, grid_step(inflated))
     assert not whole(total, grid_step(inflated))

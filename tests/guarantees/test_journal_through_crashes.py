@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from dpdm.privacy import DPSGD, GaussianRelease, InsecureSeededEntropy
+from dpdm.privacy import DPSGD, InsecureSeededEntropy
 from dpdm.privacy.journal import Journal
 from dpdm.types import InputError
 
@@ -214,7 +214,7 @@ def test_a_damaged_journal_is_refused_and_left_alone(damage, tmp_path):
         {"max_grad_norm": 2.0},
         {"delta": 1e-4},
         {"relation": "replace_special"},
-        {"earlier": (GaussianRelease(noise_multiplier=3.0),)},
+        {"releases": {"first": 3.0}},
     ],
 )
 def test_a_journal_counts_for_one_plan_only(change, tmp_path):
@@ -252,7 +252,7 @@ def test_a_journal_holds_counts_and_nothing_of_the_data(tmp_path):
         )
     run.close()
     lines = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()]
-    assert [set(line) for line in lines] == [{"claim", "planned"}] + [{"spent"}] * 5
+    assert [set(line) for line in lines] == [{"claim", "planned", "figures"}] + [{"spent"}] * 5
     assert [line["spent"] for line in lines[1:]] == [1, 2, 3, 4, 5]
 
 

@@ -28,7 +28,7 @@ def trainer(run, *, steps=300, entropy=None):
         steps=steps,
         noise_multiplier=3.0,
         delta=1e-3,
-        earlier=PRIOR.releases(epsilon=1, delta=1e-3),
+        releases=PRIOR.releases(epsilon=1, delta=1e-3),
     )
     given = {} if entropy is None else {"entropy": entropy}
     return Trainer(

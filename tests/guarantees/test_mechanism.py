@@ -11,7 +11,6 @@ from torch import nn
 
 from dpdm.privacy import (
     DPSGD,
-    GaussianRelease,
     InsecureSeededEntropy,
     MechanismRun,
     NonPrivate,
@@ -20,7 +19,9 @@ from dpdm.privacy import (
     Vectorized,
 )
 from dpdm.privacy.mechanism import _one_ahead
+from dpdm.privacy.sums import BoundedSum
 from dpdm.types import InputError
+from plans import changed
 
 FIELDS = {"dataset_size": 100, "expected_batch_size": 10, "steps": 4, "noise_multiplier": 3.0, "delta": 1e-3}
 
@@ -123,8 +124,8 @@ def test_the_step_after_the_last_is_refused_and_changes_nothing(tmp_path):
 
 def test_stopping_early_costs_less():
     plan = DPSGD(**FIELDS)
-    assert plan.epsilon(steps=0) == 0
-    assert 0 < plan.epsilon(steps=1, accountant="rdp") < plan.epsilon(accountant="rdp")
+    assert plan.epsilon(made=0) == 0
+    assert 0 < plan.epsilon(made=1, accountant="rdp") < plan.epsilon(accountant="rdp")
 
 
 @pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized()])
@@ -202,10 +203,10 @@ def test_a_network_with_batch_statistics_is_refused_before_anything_is_spent():
 
 
 def test_earlier_releases_come_first_each_once():
-    plan = DPSGD(**FIELDS, earlier=(GaussianRelease(noise_multiplier=2.0), GaussianRelease(noise_multiplier=5.0)))
+    plan = DPSGD(**FIELDS, releases={"first": 2.0, "second": 5.0})
     run, module = plan.start(), Dot(2)
     for _ in range(2):
-        with pytest.raises(InputError, match="2 releases before its first step"):
+        with pytest.raises(InputError, match="the plan's next release is"):
             run.backward(dot, module, num_records=5, load=rows(torch.ones(5, 2)))
         assert module.w.grad is None
         assert run.steps_spent == 0
@@ -217,7 +218,7 @@ def test_earlier_releases_come_first_each_once():
 
 def test_earlier_releases_are_part_of_the_claim():
     plain = DPSGD(**FIELDS)
-    plan = dataclasses.replace(plain, earlier=(GaussianRelease(noise_multiplier=5.0),))
+    plan = changed(plain, before={"first": 5.0})
     assert plan.epsilon() > plain.epsilon()
     assert "1 Gaussian releases" in plan.statement
     assert plan.claim(entropy=OperatingSystemEntropy())["events"] == [
@@ -262,7 +263,7 @@ def test_diagnostics_show_nothing_until_revealed():
 
 
 def test_the_null_object_makes_no_claim_and_no_noise():
-    plan = NonPrivate(dataset_size=10, expected_batch_size=10, steps=2)
+    plan = NonPrivate.dp_sgd(dataset_size=10, expected_batch_size=10, steps=2)
     module, run = Dot(1), plan.start()
     run.backward(dot, module, num_records=10, load=rows(torch.full((10, 1), 1e3)))
     assert module.w.grad.item() == pytest.approx(1e3)  # neither clipped nor noisy
@@ -283,13 +284,13 @@ def test_a_sum_that_no_random_batch_was_selected_for_is_refused_as_a_step():
         steps=5,
         noise_multiplier=1.0,
         delta=1e-3,
-        earlier=(GaussianRelease(noise_multiplier=4.0),),
+        releases={"first": 4.0},
     )
     run = plan.start()
     total = torch.zeros(3, dtype=torch.float64)
-    run.release(total, sensitivity=1.0, num_records=100)
-    with pytest.raises(InputError, match="only `backward` takes"):
-        run.release(total, sensitivity=1.0, num_records=100)
+    run.release("first", BoundedSum(total, 1.0), num_records=100)
+    with pytest.raises(InputError, match="next release is 'steps', a sum over a random batch, and not 'first'"):
+        run.release("first", BoundedSum(total, 1.0), num_records=100)
     assert run.steps_spent == 0
 
 
@@ -306,14 +307,13 @@ def test_a_release_without_a_sensitivity_is_refused_and_not_counted(sensitivity)
         steps=5,
         noise_multiplier=4.0,
         delta=1e-3,
-        earlier=(GaussianRelease(noise_multiplier=3.0),),
+        releases={"first": 3.0},
     )
     run = plan.start()
     with pytest.raises(InputError, match="sensitivity must be"):
-        run.release(torch.ones(3, dtype=torch.float64), sensitivity=sensitivity, num_records=100)
-    assert not torch.equal(
-        run.release(torch.ones(3, dtype=torch.float64), sensitivity=1.0, num_records=100), torch.ones(3).double()
-    )
+        run.release("first", BoundedSum(torch.ones(3, dtype=torch.float64), sensitivity), num_records=100)
+    ones = torch.ones(3, dtype=torch.float64)
+    assert not torch.equal(run.release("first", BoundedSum(ones, 1.0), num_records=100).values, ones)
 
 
 def test_the_statement_names_the_accountant_whose_bound_it_is():

@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 
 import dpdm.privacy
-from dpdm.privacy import DPSGD, GaussianRelease, InsecureSeededEntropy, OperatingSystemEntropy
+from dpdm.privacy import DPSGD, InsecureSeededEntropy, OperatingSystemEntropy
 from dpdm.privacy.batch_selection import poisson
 from dpdm.privacy.noise import gaussian
 
@@ -87,7 +87,7 @@ def test_released_noise_has_the_accounted_deviation(earlier):
         steps=3,
         noise_multiplier=1.7,
         delta=1e-3,
-        earlier=tuple(GaussianRelease(noise_multiplier=s) for s in earlier),
+        releases={f"sum {i}": s for i, s in enumerate(earlier)},
     )
     run = plan.start()
     zeros = torch.zeros(1_000_000, dtype=torch.float64)

@@ -23,7 +23,8 @@ WORKER = """
 import dataclasses, json, sys
 import torch
 from torch import distributed, nn
-from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy import DPSGD
+from dpdm.privacy.sums import BoundedSum
 from dpdm.privacy.processes import Processes
 from dpdm.training.hardware import joined_processes
 noise, records, clip = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
@@ -31,7 +32,7 @@ torch.set_num_threads(1)
 with joined_processes() as processes:
     plan = DPSGD(
         dataset_size=40, expected_batch_size=20, steps=8, noise_multiplier=2.0, max_grad_norm=clip, delta=1e-3,
-        noise=noise, earlier=(GaussianRelease(noise_multiplier=1e-6),),
+        noise=noise, releases={"first": 1e-6},
     )
     run = plan.start()
     mine = processes.shard(records)
@@ -39,7 +40,7 @@ with joined_processes() as processes:
     rows[:, 0] = 1000.0  # clipped to `clip` in the first coordinate; all others are noise
     rows = rows[mine.start : mine.stop : mine.step]
     total = torch.full((3,), float(len(mine)), dtype=torch.float64)
-    count = run.release(total, sensitivity=1.0, num_records=len(mine))
+    count = run.release("first", BoundedSum(total, 1.0), num_records=len(mine)).values
     module, selected, grads = nn.Linear(20_000, 1, bias=False), [], []
     for _ in range(8):
         seen = []
@@ -134,7 +135,7 @@ assert not [name for name in threads if "gloo" in name], threads
 """
 
 
-IN_GROUPS = TRAINED.replace("delta=1e-4", 'delta=1e-4, unit="group", earlier=PRIOR.releases(epsilon=1, delta=1e-4)')
+IN_GROUPS = TRAINED.replace("delta=1e-4", 'delta=1e-4, unit="group", releases=PRIOR.releases(epsilon=1, delta=1e-4)')
 IN_GROUPS = IN_GROUPS.replace('dpdm.open_dataset("digits")', "replace(digits, groups=np.arange(len(digits)) % 500)")
 IN_GROUPS = IN_GROUPS.replace("preconditioning=dpdm.EDM()", "preconditioning=dpdm.MomentMatched(), prior=PRIOR")
 IN_GROUPS = IN_GROUPS.replace(
@@ -312,12 +313,12 @@ import json
 import numpy as np
 import torch
 import dpdm
-from dpdm.privacy import mechanism
+from dpdm.privacy import plan as plans
 from dpdm.training.hardware import joined_processes
 torch.set_num_threads(1)
 with joined_processes() as processes:
-    calibrate = mechanism.calibrate
-    mechanism.calibrate = lambda *given, **named: calibrate(*given, **named) * (1 + 1e-9 * processes.rank)
+    calibrate = plans.calibrate
+    plans.calibrate = lambda *given, **named: calibrate(*given, **named) * (1 + 1e-9 * processes.rank)
     images = np.arange(20, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 8, 1), np.uint8)
     data = dpdm.ImageDataset(images=images, name="images")
     plan = dpdm.DPSGD(dataset_size=20, expected_batch_size=5, steps=2, delta=1e-13).calibrate(epsilon=3.0)

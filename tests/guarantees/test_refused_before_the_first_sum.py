@@ -37,7 +37,7 @@ SCANS = ImageDataset(
 
 def plan(**changes):
     fields = {"dataset_size": 12, "expected_batch_size": 4, "steps": 3, "noise_multiplier": 3.0, "delta": 1e-3}
-    return DPSGD(**fields | {"earlier": PRIOR.releases(epsilon=1, delta=1e-3)} | changes)
+    return DPSGD(**fields | {"releases": PRIOR.releases(epsilon=1, delta=1e-3)} | changes)
 
 
 def trainer(run, *, performance=None, **changes):
@@ -339,7 +339,7 @@ OTHERS = {
         "sampler is a MySampler, which no release can name",
     ),
     "a preconditioning of one's own": (
-        {"preconditioning": MyPreconditioning(), "prior": None, "mechanism": plan(earlier=())},
+        {"preconditioning": MyPreconditioning(), "prior": None, "mechanism": plan(releases={})},
         None,
         "preconditioning is a MyPreconditioning",
     ),
@@ -465,6 +465,7 @@ with joined_processes() as processes:
 """
 
 
+@pytest.mark.proof
 def test_if_one_process_refuses_all_do_and_none_waits(tmp_path):
     result = launch(2, ONE_REFUSES, Path(__file__).parent, folder=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -572,4 +573,4 @@ def test_a_plan_without_steps_refuses_a_network_of_ones_own_that_it_would_ignore
 
 def test_a_sampler_beyond_training_is_refused_before_anything_else():
     with pytest.raises(InputError, match="sigma_min"):
-        trainer(None, preconditioning=VE(), prior=None, mechanism=plan(earlier=()), sampler=DDIM(sigma_min=1e-4))
+        trainer(None, preconditioning=VE(), prior=None, mechanism=plan(releases={}), sampler=DDIM(sigma_min=1e-4))

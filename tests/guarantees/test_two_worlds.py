@@ -202,6 +202,7 @@ def train_from_the_command_line(world: World, data: ImageDataset, folder, monkey
 
 
 @pytest.mark.parametrize("name", IMAGE_NEIGHBOURS)
+@pytest.mark.proof
 def test_the_command_line_in_two_worlds(name, tmp_path, monkeypatch, capsys):
     d = train_from_the_command_line(World(), IMAGES, tmp_path / "d", monkeypatch, capsys)
     e = train_from_the_command_line(World(replay=d), IMAGE_NEIGHBOURS[name], tmp_path / "e", monkeypatch, capsys)
@@ -221,6 +222,7 @@ def test_the_trainer_takes_steps_with_empty_batches(tmp_path):
     assert all((call.total == 0).all() for call in d.calls)
 
 
+@pytest.mark.proof
 def test_the_harness_sees_a_trainer_that_knows_the_number_of_records(tmp_path):
     d = fit(World(), IMAGES, tmp_path / "d", plan=PLAN)
     e = fit(World(replay=d), IMAGE_NEIGHBOURS["added"], tmp_path / "e", plan=PLAN | {"dataset_size": 13})

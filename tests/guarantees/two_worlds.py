@@ -29,7 +29,7 @@ from dpdm.config import Training
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
 from dpdm.networks import MLP
-from dpdm.privacy import DPSGD, InsecureSeededEntropy, MechanismRun
+from dpdm.privacy import InsecureSeededEntropy, MechanismRun, Plan
 from dpdm.training import Trainer, private_folder
 
 LOSS = DenoisingLoss(noise_multiplicity=3, label_dropout=0.2)
@@ -69,15 +69,15 @@ class RecordingRun(MechanismRun):
         return self.plan.world.answer(total, sensitivity, noisy)
 
 
-class RecordingPlan(DPSGD):
-    """A plan whose runs record, or replay, a world; otherwise a `DPSGD` as any."""
+class RecordingPlan(Plan):
+    """A plan whose runs record, or replay, a world; otherwise a `Plan` as any."""
 
     world: World
     run_class: type[RecordingRun]
 
     @classmethod
     def of(cls, world: World, *, run_class: type[RecordingRun] = RecordingRun, **fields) -> "RecordingPlan":
-        plan = cls(**fields)
+        plan = cls.dp_sgd(**fields) if "steps" in fields else cls(**fields)
         object.__setattr__(plan, "world", world)
         object.__setattr__(plan, "run_class", run_class)
         return plan
@@ -325,11 +325,11 @@ def fit(
     world: World, data: ImageDataset, folder, *, plan=PLAN, precision="float32", strategy="vectorized", prior=None
 ) -> World:
     """Train with `Trainer`, and observe all that leaves the mechanism."""
-    releases = prior.releases(epsilon=1, delta=1e-3) if prior else ()
+    releases = prior.releases(epsilon=1, delta=1e-3) if prior else {}
     trainer = Trainer(
         network=MLP(width=8, blocks=1),
         preconditioning=MomentMatched() if prior else EDM(),
-        mechanism=RecordingPlan.of(world, earlier=releases, **plan),
+        mechanism=RecordingPlan.of(world, releases=releases, **plan),
         prior=prior,
         loss=DenoisingLoss(noise_multiplicity=2),
         training=Training(device="cpu", precision=precision, strategy=strategy, physical_batch_size=2),

@@ -22,7 +22,7 @@ import safetensors.torch
 import tomli_w
 import torch
 
-from dpdm.config import decode_plan
+from dpdm.config import PRIOR_SUMS, decode_plan
 from dpdm.diffusion import GaussianMixture
 from dpdm.files import json_text
 from dpdm.privacy import OperatingSystemEntropy
@@ -75,7 +75,7 @@ def settings(**values):
                 inner[last] = value
         path.write_bytes(tomli_w.dumps(table).encode())
         claim = {}
-        if any(key.startswith("privacy__") and key != "privacy__earlier" for key in values):
+        if any(key.startswith("privacy__") and key != "privacy__releases" for key in values):
             with contextlib.suppress(Exception):
                 claim = decode_plan(table["privacy"]).claim(entropy=OperatingSystemEntropy())
         digested(release, **claim)
@@ -177,8 +177,8 @@ def zeros(shape, kept):
     def forge(release):
         table = tomllib.loads((release / "config.toml").read_text())
         table["data"] |= {"shape": shape, "class_names": []}
-        table["privacy"] |= {"steps": 0, "earlier": [{"noise_multiplier": 20.0}] * 4}
-        del table["privacy"]["noise_multiplier"]
+        names = PRIOR_SUMS
+        table["privacy"]["releases"] = [{"kind": "full", "name": name, "noise_multiplier": 20.0} for name in names]
         table |= {"network": {"kind": "zero"}, "sampler": {"kind": "prior"}}
         table["prior"]["centres"] = 1
         (release / "config.toml").write_bytes(tomli_w.dumps(table).encode())
@@ -248,7 +248,9 @@ HOSTILE = {
     "events without end": claim(lambda c: c | {"events": c["events"] * 20_000}),
     "claims without end": claim(lambda c: c | {str(number): 0 for number in range(100_000)}),
     "digests without end": claim(lambda c: c | {"sha256": c["sha256"] | {str(n): "" for n in range(50_000)}}),
-    "a release before the steps without end": settings(privacy__earlier=[{"noise_multiplier": 50.0}] * 50_000),
+    "a release before the steps without end": settings(
+        privacy__releases=[{"kind": "full", "name": f"{i}", "noise_multiplier": 50.0} for i in range(50_000)]
+    ),
     "copies of 399 digits": replaced("noise_multiplicity = 2", f"noise_multiplicity = {DIGITS}"),
     "examples of 399 digits": replaced('physical_batch_size = "auto"', f"physical_batch_size = {DIGITS}"),
     "copies without end": settings(loss__noise_multiplicity=2**16 + 1),

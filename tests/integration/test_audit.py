@@ -7,7 +7,7 @@ import pytest
 from small_run import SMALL
 
 from dpdm.audit import STAMP, audit_run, parametric, report
-from dpdm.privacy import DPSGD
+from dpdm.privacy import Plan
 from dpdm.privacy.accounting import round_up
 
 pytestmark = pytest.mark.proof
@@ -124,8 +124,8 @@ def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):
 
 
 def test_half_of_the_noise_is_found_and_exits_with_one(dpdm, trained, monkeypatch):
-    sound = DPSGD.noise_std
-    monkeypatch.setattr(DPSGD, "noise_std", lambda self, number, sensitivity: sound(self, number, sensitivity) / 2)
+    sound = Plan.noise_std
+    monkeypatch.setattr(Plan, "noise_std", lambda self, number, sensitivity: sound(self, number, sensitivity) / 2)
     code, out, err = dpdm("audit", trained)
     assert code == 1
     assert "FAILED" in out

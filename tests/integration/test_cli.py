@@ -26,6 +26,7 @@ def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) if folder.exists() else None
 
 
+@pytest.mark.proof
 def test_plan_reads_no_data_and_prints_the_stable_keys(dpdm, monkeypatch):
     monkeypatch.setattr(Data, "open", lambda self: pytest.fail("the data must not be opened"))
     code, out, _ = dpdm("plan", "digits", "--epsilon", 1, "--json", "--set", "privacy.steps=40")
@@ -44,6 +45,7 @@ def test_plan_reads_no_data_and_prints_the_stable_keys(dpdm, monkeypatch):
     assert "add or remove one image" in out
 
 
+@pytest.mark.proof
 def test_minutes_choose_the_settings_once(dpdm, photos, tmp_path):
     small = [setting for setting in SMALL if "noise_multiplicity" not in setting]
     line = ["train", photos, "--epsilon", 1, "--run", "short", *small, "--minutes"]
@@ -244,6 +246,7 @@ def test_what_training_prints_holds_no_loss_and_no_batch_size(dpdm, photos):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.proof
 def test_a_signal_saves_and_the_same_line_goes_on(photos, tmp_path, number):
     line = [sys.executable, "-m", "dpdm", "train", str(photos), "--run", "r", *SMALL, "--set=privacy.steps=300"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -327,6 +330,7 @@ def test_a_release_whose_private_folder_is_gone_is_not_overwritten(dpdm, trained
     assert files(photos / "private") is None
 
 
+@pytest.mark.proof
 def test_a_disk_that_is_really_full_leaves_the_checkpoint_whole(trained, photos, tmp_path):
     """A limit on the size of files, under which the same line can write its small ones and not the checkpoint."""
     checkpoint = trained / "private" / "checkpoint.safetensors"
@@ -353,6 +357,7 @@ def test_the_private_folder_is_the_owners_alone_and_the_release_is_for_all(train
     assert len(set(modes.values())) == 1, modes
 
 
+@pytest.mark.proof
 def test_guidance_and_named_samplers_from_the_command_line(dpdm, photos, tmp_path):
     (tmp_path / "c.toml").write_text(
         f'[data]\nsource = "{photos}"\n[samplers.strong]\nkind = "ddim"\nsteps = 3\nguidance = 2.0\n'
@@ -371,6 +376,7 @@ def test_guidance_and_named_samplers_from_the_command_line(dpdm, photos, tmp_pat
     assert code == 0, err
 
 
+@pytest.mark.proof
 def test_one_line_evaluates_images_of_a_folder_of_another_size(dpdm, trained, photos):
     assert dpdm("sample", trained, "-n", 30, "-o", "s.npz")[0] == 0
     code, out, err = dpdm("evaluate", "s.npz", "--reference", photos, "--quick")
@@ -549,6 +555,7 @@ def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     assert "leave out --minutes" in err
 
 
+@pytest.mark.proof
 def test_another_preconditioning_leaves_the_prior_out(dpdm, photos, tmp_path):
     code, out, err = dpdm("train", photos, *SMALL, "--run", "v", "--set=preconditioning.kind=v")
     assert code == 0, err
@@ -558,6 +565,7 @@ def test_another_preconditioning_leaves_the_prior_out(dpdm, photos, tmp_path):
     assert "prior is for moment-matched preconditioning" in err
 
 
+@pytest.mark.proof
 def test_evaluate_gives_a_frechet_distance_on_as_many_images_of_each(dpdm, tmp_path):
     rng = np.random.default_rng(0)
     for name, count in (("made.npz", 120), ("real.npz", 90)):
@@ -597,6 +605,7 @@ class Inception(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.proof
 def test_the_features_of_a_torchscript_file_reach_the_report_with_its_digest(dpdm, trained, tmp_path):
     torch.jit.script(Inception()).save(tmp_path / "inception.pt")
     facts = Release.load(trained).facts
@@ -651,6 +660,7 @@ def test_what_would_stop_an_evaluation_late_stops_it_before_the_work(dpdm, train
     assert "pip install 'dpdm[fidelity]'" in refused("compare", trained, "--features", "pixels")
 
 
+@pytest.mark.proof
 def test_a_frechet_distance_does_not_depend_on_the_order_of_a_sorted_folder(dpdm, tmp_path):
     rng = np.random.default_rng(0)
     shades = np.repeat([40, 200], 100)  # class by class, as folders come
@@ -684,6 +694,7 @@ def test_the_same_images_on_both_sides_are_refused(dpdm, trained, tmp_path):
     assert "the same images are on both sides" in err
 
 
+@pytest.mark.proof
 def test_runs_and_anyones_images_are_judged_side_by_side(dpdm, trained, photos, tmp_path):
     facts = Release.load(trained).facts
     names = list(facts.class_names)
@@ -744,6 +755,7 @@ def test_a_disk_that_is_full_after_the_prior_says_that_it_is_lost(dpdm, photos, 
     assert "a crash spent the prior" in err
 
 
+@pytest.mark.proof
 def test_prepared_images_train_as_their_source_does(dpdm, photos, tmp_path):
     framed = ["--set", "data.size=8", "--set", "data.channels=1"]
     code, out, err = dpdm("prepare", photos, *framed, "-o", "ready")
@@ -767,6 +779,7 @@ def test_prepared_images_train_as_their_source_does(dpdm, photos, tmp_path):
     assert json.loads(out)["num_images"] == 29
 
 
+@pytest.mark.proof
 def test_equal_records_are_told_to_the_owner_alone(dpdm, photos, tmp_path):
     first, second = sorted(photos.rglob("*.png"))[:2]
     shutil.copy(first, second)

@@ -136,6 +136,7 @@ def small_audit(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*")
 @pytest.mark.parametrize("page", PAGES)
+@pytest.mark.proof
 def test_every_block_of_a_page_runs(page, folder, dpdm, one_thread):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (100, 8, 8), dtype=np.uint8)

@@ -4,6 +4,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -17,6 +19,7 @@ def test_ones_own_model_in_forty_lines(capsys):
     assert capsys.readouterr().out.startswith("(2.0, 0.0001)-DP, add or remove one image, 60 Poisson steps")
 
 
+@pytest.mark.proof
 def test_a_network_of_ones_own_is_trained_saved_and_opened_again(tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("own_network", EXAMPLES / "own_network.py")
     example = importlib.util.module_from_spec(spec)
@@ -27,6 +30,7 @@ def test_a_network_of_ones_own_is_trained_saved_and_opened_again(tmp_path, capsy
     assert 'type = "own_network.Convolutions"' in (tmp_path / "run" / "release" / "config.toml").read_text()
 
 
+@pytest.mark.proof
 def test_the_notebook_runs_from_top_to_bottom(capsys):
     notebook = json.loads((EXAMPLES / "step_by_step.ipynb").read_text(encoding="utf-8"))
     names: dict[str, object] = {}

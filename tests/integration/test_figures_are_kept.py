@@ -3,7 +3,6 @@
 So whoever goes on, takes a reservation, or is one of several processes compares what a person asked for.
 """
 
-import dataclasses
 import json
 import tomllib
 
@@ -13,7 +12,8 @@ import small_run
 import dpdm as package
 from dpdm.config import Prior
 from dpdm.ledger import Ledger
-from dpdm.privacy import DPSGD, NonPrivate, mechanism
+from dpdm.privacy import DPSGD, NonPrivate, figures
+from dpdm.privacy import plan as plans
 from dpdm.privacy.accounting import decode_event
 from dpdm.training import Trainer, tuning
 from dpdm.types import InputError
@@ -27,13 +27,13 @@ PRIOR = Prior(centres=1)
 @pytest.fixture
 def another_processor(monkeypatch):
     """From when this is called, calibration comes to another figure, at ever other last digits."""
-    calibrate, calls = mechanism.calibrate, []
+    calibrate, calls = plans.calibrate, []
 
     def other_digits(*arguments, **options):
         calls.append(None)
         return calibrate(*arguments, **options) * (1 + 1e-9 * len(calls))
 
-    return lambda: monkeypatch.setattr(mechanism, "calibrate", other_digits)
+    return lambda: monkeypatch.setattr(plans, "calibrate", other_digits)
 
 
 @pytest.fixture
@@ -122,8 +122,8 @@ def test_a_search_goes_on_on_another_processor(dpdm, photos, book, tmp_path, mon
     "plan",
     [
         lambda: DPSGD(**FIELDS).calibrate(epsilon=2.0),
-        lambda: DPSGD(**FIELDS, earlier=PRIOR.releases(epsilon=2.0, delta=DELTA)).calibrate(epsilon=2.0),
-        lambda: DPSGD(**FIELDS | {"steps": 0}, earlier=PRIOR.releases(epsilon=2, delta=DELTA)).calibrate(epsilon=2),
+        lambda: DPSGD(**FIELDS, releases=PRIOR.releases(epsilon=2.0, delta=DELTA)).calibrate(epsilon=2.0),
+        lambda: DPSGD(**FIELDS | {"steps": 0}, releases=PRIOR.releases(epsilon=2, delta=DELTA)).calibrate(epsilon=2),
     ],
     ids=["steps", "a prior and steps", "a prior alone"],
 )
@@ -156,15 +156,15 @@ def test_figures_that_were_changed_in_a_journal_are_not_taken(tmp_path):
     assert run.plan == plan, "noise is what the fingerprint says"
     run.close()
     with pytest.raises(InputError, match="another plan"):
-        mechanism.keep(plan, mechanism.Figures((plan.noise_multiplier * 1.001,), 2.0)).start(tmp_path / "journal")
+        figures.keep(plan, figures.Figures((plan.noise_multiplier * 1.001,), 2.0)).start(tmp_path / "journal")
 
 
 def test_a_plan_that_claims_nothing_keeps_its_figures_too(tmp_path):
     releases = PRIOR.releases(epsilon=1, delta=1e-5)
-    plan = NonPrivate(dataset_size=100, expected_batch_size=10, steps=2, earlier=releases)
+    plan = NonPrivate.dp_sgd(dataset_size=100, expected_batch_size=10, steps=2, releases=releases)
     plan.start(tmp_path / "journal").close()
-    other = tuple(package.GaussianRelease(noise_multiplier=r.noise_multiplier * (1 + 1e-12)) for r in releases)
-    elsewhere = NonPrivate(dataset_size=100, expected_batch_size=10, steps=2, earlier=other)
+    other = {name: noise * (1 + 1e-12) for name, noise in releases.items()}
+    elsewhere = NonPrivate.dp_sgd(dataset_size=100, expected_batch_size=10, steps=2, releases=other)
     assert elsewhere != plan
     run = elsewhere.start(tmp_path / "journal")
     assert run.plan == plan
@@ -173,5 +173,5 @@ def test_a_plan_that_claims_nothing_keeps_its_figures_too(tmp_path):
 
 def test_what_is_changed_in_a_calibrated_plan_is_a_figure_that_was_given():
     plan = DPSGD(**FIELDS).calibrate(epsilon=2.0)
-    assert mechanism.figures_of(plan).asked == 2.0
-    assert mechanism.figures_of(dataclasses.replace(plan, steps=5)).asked is None
+    assert figures.figures_of(plan).asked == 2.0
+    assert figures.figures_of(plan.with_steps(5)).asked is None

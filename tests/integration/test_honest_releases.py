@@ -13,7 +13,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, Churn, DenoisingLoss, FromPrior, MomentMatched
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD
-from dpdm.privacy.accounting import GaussianRelease, downwards, round_up, upwards
+from dpdm.privacy.accounting import downwards, round_up, upwards
 from dpdm.training import Release, Trainer, verify_release
 from dpdm.training.verification import _may_be_stated
 from dpdm.types import InputError, require_name
@@ -195,8 +195,8 @@ def test_a_plan_has_one_spelling_and_no_number_without_a_meaning():
     fields = {"dataset_size": 10, "expected_batch_size": 2, "delta": 1e-3}
     plan = DPSGD(**fields, steps=1, max_grad_norm=1, noise_multiplier=5)
     assert repr(plan) == repr(DPSGD(**fields, steps=1, max_grad_norm=1.0, noise_multiplier=5.0))
-    before = (GaussianRelease(noise_multiplier=5),)
-    assert DPSGD(**fields, steps=0, noise_multiplier=5.0, earlier=before).noise_multiplier is None
+    before = {"first": 5}
+    assert DPSGD(**fields, steps=0, noise_multiplier=5.0, releases=before).noise_multiplier is None
     with pytest.raises(InputError, match="at most 1,000,000"):
         DPSGD(**fields, steps=10**12, noise_multiplier=5.0)
 

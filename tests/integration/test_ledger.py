@@ -126,7 +126,7 @@ def test_what_claims_nothing_is_not_counted(photos, book, tmp_path):
     seeded = Trainer.from_config(config, data)
     next(Trainer(**{**vars(seeded), "entropy": InsecureSeededEntropy(b"known")}).steps(data))
     plan = seeded.mechanism
-    open_plan = NonPrivate(dataset_size=30, expected_batch_size=8, steps=2, earlier=plan.earlier)
+    open_plan = NonPrivate(dataset_size=30, releases=plan.releases)
     next(Trainer(**{**vars(seeded), "mechanism": open_plan}).steps(data))
     assert book.accounts() == {}
 
@@ -238,6 +238,7 @@ def runs_of(monkeypatch, number):
     monkeypatch.setattr(Search, "draw_num_runs", lambda self, random_bytes: number)
 
 
+@pytest.mark.proof
 def test_the_best_of_several_runs_is_released_with_the_price_of_all(
     dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
 ):
@@ -265,6 +266,7 @@ def test_the_best_of_several_runs_is_released_with_the_price_of_all(
     assert "another search" in err
 
 
+@pytest.mark.proof
 def test_a_search_goes_on_without_a_run_that_a_crash_took(
     dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
 ):
@@ -349,6 +351,7 @@ def all_known(photos, public):
     return 30
 
 
+@pytest.mark.proof
 def test_nothing_shows_of_a_search_whether_images_of_its_reference_are_private(
     dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
 ):
@@ -502,6 +505,7 @@ def test_an_export_that_was_edited_is_no_earlier_state(dpdm, photos, book, tmp_p
     assert dpdm("ledger", "verify", "before.jsonl")[0] == 2
 
 
+@pytest.mark.proof
 def test_a_score_that_a_crash_lost_is_not_made_again(dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores):
     """Noise may hide a count of right answers once: a second one of the same run would not have been paid for."""
     from dpdm.training import tuning
@@ -587,8 +591,8 @@ def test_a_run_of_a_search_costs_less_than_the_whole():
     assert 0.5 < of_one < 2
     plan = DPSGD(dataset_size=1000, expected_batch_size=50, steps=10, search=search).calibrate(epsilon=2.0)
     assert 1.99 < plan.epsilon() <= 2
-    assert plan.events_made(0) == []
-    assert plan.events_made(3) == plan.events(), "a search that has begun costs all of it"
+    assert plan.events(made=0) == []
+    assert plan.events(made=3) == plan.events(), "a search that has begun costs all of it"
     with pytest.raises(InputError, match="above 1"):
         Search(mean=1.0)
 
@@ -604,6 +608,7 @@ def visits(tmp_path):
     return tmp_path / "visits.npz", "--set=data.group=groups", "--set=data.num_classes=2", "--set=data.name=visits"
 
 
+@pytest.mark.proof
 def test_runs_about_persons_are_counted_in_persons_and_apart_from_runs_about_images(dpdm, visits, book, tmp_path):
     code, _, err = dpdm("ledger", "register", *visits, "--epsilon", 4, "--delta", 1e-3)
     assert code == 0, err
@@ -643,6 +648,7 @@ def test_an_interrupted_run_about_persons_is_settled(dpdm, visits, book, tmp_pat
     assert (reservation.state, book.account("visits").unit) == ("completed", "one group of images")
 
 
+@pytest.mark.proof
 def test_a_search_is_about_persons_where_images_are_in_groups(dpdm, visits, book, monkeypatch, quick_scores):
     runs_of(monkeypatch, 2)
     line = ("tune", *visits, *TUNE, *SMALL)

@@ -164,6 +164,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.proof
 def test_a_release_is_verified_sampled_and_evaluated_where_there_is_no_fcntl(trained, tmp_path):
     lines = [
         f"verify {trained}",

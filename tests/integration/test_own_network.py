@@ -56,7 +56,7 @@ def own(tmp_path_factory):
         steps=2,
         noise_multiplier=3.0,
         delta=1e-3,
-        earlier=PRIOR.releases(epsilon=1, delta=1e-3),
+        releases=PRIOR.releases(epsilon=1, delta=1e-3),
     )
     package.Trainer(
         network=Linear,
@@ -134,6 +134,7 @@ def test_another_network_is_refused_in_one_line(network, said, own):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.proof
 def test_code_is_not_taken_for_a_release_that_needs_none(trained):
     with pytest.raises(InputError, match="leave out network="):
         Release.load(trained, network=Linear)

@@ -32,6 +32,7 @@ def persons(tmp_path):
     return tmp_path / "persons"
 
 
+@pytest.mark.proof
 def test_the_claim_is_about_persons_from_plan_to_report(dpdm, persons, tmp_path):
     settings = [*SMALL, "--set=data.group=folder"]
     code, out, err = dpdm("plan", persons, *settings)
@@ -60,6 +61,7 @@ def test_the_claim_is_about_persons_from_plan_to_report(dpdm, persons, tmp_path)
     assert "one image" not in page
 
 
+@pytest.mark.proof
 def test_add_or_remove_is_said_of_a_group_too(dpdm, persons):
     declared = (*SMALL, "--set=data.group=folder", "--dataset-size", 30)
     assert dpdm("train", persons, "--run", "run", *declared)[0] == 0
@@ -106,6 +108,7 @@ def made_up(groups):
     return ImageDataset(images=pixels, labels=np.arange(number) % 2, num_classes=2, groups=groups, name="made up")
 
 
+@pytest.mark.proof
 def test_arrays_with_groups_in_three_lines():
     data = made_up(np.arange(160) // 4)
     whose = [f"person {group}" for group in data.groups]
@@ -125,6 +128,7 @@ def small_audit(monkeypatch):
     monkeypatch.setattr(parametric, "_SELECTIONS", 400)
 
 
+@pytest.mark.proof
 def test_an_audit_plants_and_accuses_whole_persons(dpdm, persons, tmp_path, small_audit):
     code, _, err = dpdm("train", persons, "--run", "run", *SMALL, "--set=data.group=folder")
     assert code == 0, err

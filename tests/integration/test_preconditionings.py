@@ -32,6 +32,7 @@ def energy_distance(a, b):
 
 
 @ALL
+@pytest.mark.proof
 def test_a_mixture_in_the_plane_is_learnt(preconditioning):
     steps = 700 if isinstance(preconditioning, VE) else 250  # whose input is not scaled: it learns slowly
     torch.manual_seed(0)
@@ -62,12 +63,13 @@ def test_a_mixture_in_the_plane_is_learnt(preconditioning):
 
 
 @ALL
+@pytest.mark.proof
 def test_digits_are_learnt(preconditioning):
     data = open_dataset("digits")
     trainer = Trainer(
         network=MLP(width=64, blocks=2),
         preconditioning=preconditioning,
-        mechanism=NonPrivate(dataset_size=len(data), expected_batch_size=96, steps=80),
+        mechanism=NonPrivate.dp_sgd(dataset_size=len(data), expected_batch_size=96, steps=80),
         loss=DenoisingLoss(noise_multiplicity=2, label_dropout=0.1),
         training=Training(device="cpu", physical_batch_size=128, learning_rate=4e-3, ema_decay=0.9),
         sampler=SAMPLER,

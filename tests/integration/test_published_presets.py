@@ -66,6 +66,7 @@ def test_all_published_data_sets_are_there():
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.proof
 def test_a_published_preset_takes_two_steps_and_samples(name, shelf):
     config = dpdm.load_config(
         name,

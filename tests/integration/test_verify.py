@@ -243,16 +243,17 @@ def test_settings_that_no_run_writes_are_refused(dpdm, release, old, new):
 
 def test_a_prior_that_the_plan_does_not_pay_for_is_refused(release):
     """Its releases are left out of settings and claim alike, and it stays in the weights."""
-    from dpdm.config import decode_plan, read_toml
+    from dpdm.config import decode_plan, encode, read_toml
     from dpdm.privacy import OperatingSystemEntropy
 
     text = (release / "config.toml").read_text()
     table = read_toml(release / "config.toml")
-    plan = dataclasses.replace(decode_plan(table["privacy"]), earlier=())
-    table["privacy"].pop("earlier")
+    plan = decode_plan(table["privacy"])
+    plan = dataclasses.replace(plan, releases=plan.poisson)
+    table["privacy"] = encode(plan)
     table.pop("prior")
     rewritten(release, text, tomli_w.dumps(table), **plan.claim(entropy=OperatingSystemEntropy()))
-    with pytest.raises(InputError, match="releases before its steps and its prior needs"):
+    with pytest.raises(InputError, match="the plan releases steps, and its settings need mean of all"):
         verify_release(release)
 
 

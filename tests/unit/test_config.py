@@ -7,7 +7,7 @@ import tomli_w
 from dpdm.config import Config, Data, choose_sampler, decode, decode_plan, encode, load_config, preset_names
 from dpdm.diffusion import DDIM, Churn, MomentMatched
 from dpdm.networks import MLP, CompactUNet, UNet
-from dpdm.privacy import DPSGD, NonPrivate
+from dpdm.privacy import DPSGD, NonPrivate, Plan
 from dpdm.types import InputError
 
 
@@ -101,17 +101,17 @@ def test_a_declared_size_is_add_or_remove_and_an_undeclared_one_is_public_and_re
         "digits", overrides=["privacy.dataset_size=1000", "privacy.steps=5", "privacy.epsilon=1"]
     ).privacy
     plan = declared.plan(lambda: pytest.fail("the data must not be counted"))
-    assert isinstance(plan, DPSGD)
+    assert isinstance(plan, Plan)
     assert (plan.dataset_size, plan.relation) == (1000, "add_or_remove_one")
     undeclared = decode(type(declared), {"steps": 5, "delta": 1e-5, "epsilon": 1.0})
     plan = undeclared.plan(lambda: 640)
-    assert isinstance(plan, DPSGD)
+    assert isinstance(plan, Plan)
     assert (plan.dataset_size, plan.relation, plan.expected_batch_size) == (640, "replace_special", 64)
 
 
 def test_the_null_object_is_a_setting_that_keeps_size_batch_and_steps():
     privacy = load_config("digits", overrides=["privacy.kind=non-private"]).privacy
-    assert privacy.plan(lambda: 0) == NonPrivate(dataset_size=1438, expected_batch_size=256, steps=300)
+    assert privacy.plan(lambda: 0) == NonPrivate.dp_sgd(dataset_size=1438, expected_batch_size=256, steps=300)
 
 
 @pytest.mark.parametrize("key", ["epsilon", "delta", "max_grad_norm"])

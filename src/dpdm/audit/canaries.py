@@ -24,7 +24,9 @@ from dpdm.audit.repetition import Sum
 from dpdm.config import Config, require_same_unit
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, MatchedPreconditioning, NoisyBatch, PreconditionedDenoiser
-from dpdm.privacy import DPSGD, MechanismRun, OperatingSystemEntropy, Strategy
+from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, Strategy
+from dpdm.privacy.releases import noise_of
+from dpdm.privacy.sums import BoundedSum
 from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device
 from dpdm.training.loader import Loader
@@ -51,7 +53,7 @@ class Played:
         sums: The noise of each of the prior's own sums.
     """
 
-    plan: DPSGD
+    plan: Plan
     scores: Float64[ndarray, " canaries"]
     took_part: Bool[ndarray, " canaries"]
     average: PreconditionedDenoiser
@@ -102,32 +104,31 @@ class WatchedRun(MechanismRun):
     earlier release, block included, for whoever knows the records.
     """
 
-    def __init__(self, plan: DPSGD, *, took_part: Bool[ndarray, " canaries"], strategy: Strategy) -> None:
+    def __init__(self, plan: Plan, *, took_part: Bool[ndarray, " canaries"], strategy: Strategy) -> None:
         super().__init__(plan, None, entropy=OperatingSystemEntropy(), strategy=strategy)
         self._took_part = torch.from_numpy(took_part).double()
         self.scores = np.zeros(len(took_part))
         self.sums: list[Sum] = []
 
-    def release(
-        self, total: Float64[Tensor, " coordinates"], *, sensitivity: float, num_records: int
-    ) -> Float64[Tensor, " coordinates"]:
-        """Return the noisy `total`; the block is looked at and taken off."""
-        event = self.plan.earlier[self.spent]
+    def release(self, name: str, bounded: BoundedSum, *, num_records: int) -> Noisy:
+        """Return the noisy sum; the block is looked at and taken off."""
+        total, sensitivity = bounded
+        noise_multiplier = noise_of(self.plan.at(self.spent))
         # What is no vector has no place for a block: it is for the mechanism to refuse.
         both = torch.cat([total, self._took_part * sensitivity]) if total.ndim == 1 else total
-        noisy = super().release(both, sensitivity=sensitivity, num_records=num_records)
-        assert isinstance(self.plan, DPSGD)
-        noise = as_sum(noisy - both, self.plan, event.noise_multiplier, sensitivity=sensitivity)
+        noisy, std = super().release(name, BoundedSum(both, sensitivity), num_records=num_records)
+        assert isinstance(self.plan, Plan)
+        noise = as_sum(noisy - both, self.plan, noise_multiplier, sensitivity=sensitivity)
         self.sums.append(noise._replace(step=max(noise.step, _ROUNDING)))
         if both is total:
-            return noisy
+            return Noisy(noisy, std)
         seen = noisy[len(total) :].numpy() / sensitivity
-        self.scores += log_likelihood_ratio(seen, noise_multiplier=event.noise_multiplier, sample_rate=1.0)
-        return noisy[: len(total)]
+        self.scores += log_likelihood_ratio(seen, noise_multiplier=noise_multiplier, sample_rate=1.0)
+        return Noisy(noisy[: len(total)], std)
 
     def look(self, block: nn.Embedding) -> None:
         """Score what the last step left in the gradient of the block."""
-        assert isinstance(self.plan, DPSGD)
+        assert isinstance(self.plan, Plan)
         assert block.weight.grad is not None
         assert self.plan.noise_multiplier is not None
         unit = self.plan.max_grad_norm / self.plan.expected_batch_size
@@ -152,7 +153,7 @@ def log_likelihood_ratio(
 
 
 def play(
-    config: Config, plan: DPSGD, data: ImageDataset, *, canaries: int, members: int, coins: np.random.Generator
+    config: Config, plan: Plan, data: ImageDataset, *, canaries: int, members: int, coins: np.random.Generator
 ) -> Iterator[int | Played]:
     """Train by `plan` with canaries planted; yield the number of steps taken after each, and in the end the outcome.
 

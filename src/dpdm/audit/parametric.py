@@ -31,9 +31,11 @@ from dpdm.audit.repetition import (
     farthest_correlation,
     farthest_overlap,
 )
-from dpdm.privacy import DPSGD, MechanismRun, OperatingSystemEntropy
+from dpdm.privacy import MechanismRun, OperatingSystemEntropy, Plan
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.mechanism import grid_step
+from dpdm.privacy.releases import noise_of
+from dpdm.privacy.sums import BoundedSum
 from dpdm.types import InputError
 
 _STEPS = 20  # noisy sums that are looked at
@@ -67,7 +69,7 @@ class Check(NamedTuple):
         return bool(self.low <= self.value <= self.high)
 
 
-def check_mechanism(plan: DPSGD, *, draws: int = 20_000_000, entropy: Entropy | None = None) -> list[Check]:
+def check_mechanism(plan: Plan, *, draws: int = 20_000_000, entropy: Entropy | None = None) -> list[Check]:
     """Run the plan's mechanism on blank records, and test its noise and batch selection against what is accounted.
 
     Args:
@@ -86,7 +88,7 @@ def check_mechanism(plan: DPSGD, *, draws: int = 20_000_000, entropy: Entropy | 
         Chua et al. 2024 (arXiv 2411.04205) for what shuffled batches would cost.
     """
     source = entropy or OperatingSystemEntropy()
-    width = max(2, draws // ((_STEPS if plan.steps else 0) + len(plan.earlier)))
+    width = max(2, draws // ((_STEPS if plan.steps else 0) + len(plan.full)))
     while width % 2 or next_fast_len(width, real=True) != width:  # pairs of draws, and quick Fourier transforms
         width -= 1
     checks: list[Check] = []
@@ -94,8 +96,8 @@ def check_mechanism(plan: DPSGD, *, draws: int = 20_000_000, entropy: Entropy | 
     if plan.steps:
         large, counted = _noise_of_steps(plan, width, source)
         checks.append(Check("journal: sums counted after resuming", counted, _STEPS - 4, _STEPS - 4, _STEPS - 4))
-    large += _noise_of_earlier(plan, source, [(width,)])
-    small = _noise_of_earlier(plan, source, _SHAPES)
+    large += _noise_of_full_sums(plan, source, [(width,)])
+    small = _noise_of_full_sums(plan, source, _SHAPES)
     noise = np.stack([each.noise for each in large])
     large = [each._replace(noise=row) for each, row in zip(large, noise, strict=True)]  # views, not copies
     checks += _checks_of_noise(noise)
@@ -113,13 +115,13 @@ def check_sums(sums: list[Sum]) -> list[Check]:
     return [off, *_checks_of_repetition("prior", sums)]
 
 
-def _noise_of_steps(plan: DPSGD, width: int, entropy: Entropy) -> tuple[list[Sum], int]:
+def _noise_of_steps(plan: Plan, width: int, entropy: Entropy) -> tuple[list[Sum], int]:
     """Return what steps put into `.grad`, in units of the accounted standard deviation, and the journal's last count.
 
     Half of most steps are of one run, the rest of the same run resumed; two are of another run, two of other processes.
     """
     of_one_run = _STEPS - 4
-    plan = dataclasses.replace(plan, earlier=(), steps=of_one_run)
+    plan = _steps_alone(plan, of_one_run)
     with tempfile.TemporaryDirectory() as folder:
         journal = Path(folder) / "journal.jsonl"
         rows = []
@@ -136,7 +138,7 @@ def _noise_of_steps(plan: DPSGD, width: int, entropy: Entropy) -> tuple[list[Sum
     return [Sum(row, step) for row in rows], counted
 
 
-def _in_another_process(plan: DPSGD, width: int, entropy: Entropy) -> Float64[ndarray, " width"]:
+def _in_another_process(plan: Plan, width: int, entropy: Entropy) -> Float64[ndarray, " width"]:
     """Return the noise of the first step of a run in a new process."""
     script = "from dpdm.audit.parametric import answer; answer()"
     asked = pickle.dumps((plan, width, entropy))
@@ -155,7 +157,7 @@ def answer() -> None:
     sys.stdout.buffer.write(noise.tobytes())
 
 
-def _steps(plan: DPSGD, width: int, entropy: Entropy, *, count: int) -> Iterator[Float64[ndarray, " width"]]:
+def _steps(plan: Plan, width: int, entropy: Entropy, *, count: int) -> Iterator[Float64[ndarray, " width"]]:
     run = plan.start(entropy=entropy)
     for _ in range(count):
         yield _blank_step(run, width)
@@ -183,29 +185,34 @@ def _blank_step(run: MechanismRun, width: int) -> Float64[ndarray, " width"]:
         load=lambda indices, random_bytes: (torch.zeros(0, 1),),
         physical_batch_size=run.plan.dataset_size,
     )
-    assert isinstance(run.plan, DPSGD)
+    assert isinstance(run.plan, Plan)
     assert run.plan.noise_multiplier is not None
     unit = run.plan.noise_multiplier * run.plan.max_grad_norm / run.plan.expected_batch_size
     gradients = [part.grad.flatten() for part in block.parts if part.grad is not None]
     return torch.cat(gradients).double().numpy() / unit
 
 
-def _noise_of_earlier(plan: DPSGD, entropy: Entropy, shapes: Iterable[tuple[int, ...]]) -> list[Sum]:
-    """Return the noise of the plan's earlier releases on totals of each shape that they take, a run for each shape."""
+def _noise_of_full_sums(plan: Plan, entropy: Entropy, shapes: Iterable[tuple[int, ...]]) -> list[Sum]:
+    """Return the noise of the sums over all records on totals of each shape that they take, a run for each shape."""
     sums = []
     for shape in shapes:
         run = plan.start(entropy=entropy)
-        total = torch.zeros(shape, dtype=torch.float64)
+        zero = BoundedSum(torch.zeros(shape, dtype=torch.float64), 2.0)
         try:
-            for event in plan.earlier:
-                noisy = run.release(total, sensitivity=2.0, num_records=plan.dataset_size)
-                sums.append(as_sum(noisy - total, plan, event.noise_multiplier, sensitivity=2.0))
+            for entry in plan.full:
+                noisy, _ = run.release(entry.name, zero, num_records=plan.dataset_size)
+                sums.append(as_sum(noisy, plan, noise_of(entry), sensitivity=zero.sensitivity))
         except InputError:
             continue  # a shape that is refused has no noise that could be wrong
     return sums
 
 
-def as_sum(noise: torch.Tensor, plan: DPSGD, noise_multiplier: float, *, sensitivity: float) -> Sum:
+def _steps_alone(plan: Plan, count: int) -> Plan:
+    """Return a plan of so many steps, and nothing before them."""
+    return dataclasses.replace(plan, releases=plan.poisson[-1:]).with_steps(count)
+
+
+def as_sum(noise: torch.Tensor, plan: Plan, noise_multiplier: float, *, sensitivity: float) -> Sum:
     """Return the noise of one release of the plan in units of what is accounted."""
     step = grid_step(sensitivity) / (noise_multiplier * sensitivity) if plan.noise == "grid" else 0.0
     return Sum(noise.flatten().numpy() / (noise_multiplier * sensitivity), step)
@@ -263,7 +270,7 @@ def _checks_of_repetition(what: str, sums: list[Sum]) -> list[Check]:
     return checks
 
 
-def _checks_of_selection(plan: DPSGD, entropy: Entropy) -> list[Check]:
+def _checks_of_selection(plan: Plan, entropy: Entropy) -> list[Check]:
     """Test that each record enters each batch with probability q, independently of all others and of other steps."""
     records, rate = plan.dataset_size, plan.sample_rate
     batches = _selections(plan, entropy, count=_SELECTIONS)
@@ -329,14 +336,14 @@ def _around_one(name: str, value: float, variance: float) -> Check:
     return Check(f"batches: {name}", float(value), 1, float(min(limits[0])), float(max(limits[1])))
 
 
-def _selections(plan: DPSGD, entropy: Entropy, *, count: int) -> list[ndarray]:
+def _selections(plan: Plan, entropy: Entropy, *, count: int) -> list[ndarray]:
     """Return the batches of the first `count` steps of a new run."""
-    return _chosen(dataclasses.replace(plan, earlier=(), steps=count).start(entropy=entropy), count)
+    return _chosen(_steps_alone(plan, count).start(entropy=entropy), count)
 
 
-def _selections_around_resuming(plan: DPSGD, entropy: Entropy) -> tuple[list[ndarray], list[ndarray]]:
+def _selections_around_resuming(plan: Plan, entropy: Entropy) -> tuple[list[ndarray], list[ndarray]]:
     """Return the batches of a run before it is stopped, and as many after it goes on."""
-    plan = dataclasses.replace(plan, earlier=(), steps=2 * _REPEATED)
+    plan = _steps_alone(plan, 2 * _REPEATED)
     parts = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):

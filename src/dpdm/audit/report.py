@@ -20,7 +20,7 @@ from dpdm.config import Config, decode, decode_plan, read_toml, require_same_uni
 from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import side_by_side
 from dpdm.files import write_atomically, write_json
-from dpdm.privacy import DPSGD
+from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.training import ImageFacts, Release, measure_step, verify_release
@@ -58,10 +58,10 @@ class Audit:
     """
 
     claim: str
-    claimed: DPSGD
+    claimed: Plan
     epsilon: float
     checks: list[Check]
-    plan: DPSGD
+    plan: Plan
     audited_epsilon: float
     canaries: int
     white_box: LowerBounds
@@ -77,7 +77,7 @@ class Audit:
             return "the prior alone"
         all_steps = "the only step" if self.claimed.steps == 1 else f"all {self.claimed.steps:,} steps"
         steps = all_steps if self.whole else f"{self.plan.steps:,} of {self.claimed.steps:,} steps"
-        return f"the prior and {steps}" if self.plan.earlier else steps
+        return f"the prior and {steps}" if self.plan.full else steps
 
     @property
     def whole(self) -> bool:
@@ -219,7 +219,7 @@ def audit_run(
         if settings["privacy"] != release.settings["privacy"]:
             raise InputError(f"{folder}/config.toml is of another run than {run}/release")
         plan = decode_plan(settings["privacy"])
-        assert isinstance(plan, DPSGD)
+        assert isinstance(plan, Plan)
         parts = {key: settings[key] for key in settings if key not in ("data", "privacy")}
         config = decode(Config, {"data": {"source": "?"}, **parts})
     except (LookupError, TypeError, AssertionError) as error:
@@ -290,12 +290,12 @@ def audit_run(
     return found
 
 
-def _within(minutes: float, config: Config, plan: DPSGD, facts: ImageFacts, canaries: int) -> DPSGD:
+def _within(minutes: float, config: Config, plan: Plan, facts: ImageFacts, canaries: int) -> Plan:
     """Return the plan, with no more steps than fit into the time; canaries make batches larger."""
     if not plan.steps:
         return plan
     seconds = measure_step(config, facts, plan).seconds_per_step * (1 + canaries / plan.dataset_size)
-    return dataclasses.replace(plan, steps=max(1, min(plan.steps, int(60 * minutes / max(seconds, 1e-9)))))
+    return plan.with_steps(max(1, min(plan.steps, int(60 * minutes / max(seconds, 1e-9)))))
 
 
 def _test_part(data: ImageDataset, location: str) -> ImageDataset | None:

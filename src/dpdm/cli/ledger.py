@@ -25,7 +25,7 @@ from dpdm.terminal import tell
 
 if TYPE_CHECKING:
     from dpdm.ledger import Account, Ledger, Records
-    from dpdm.privacy import DPSGD
+    from dpdm.privacy import Plan
 
 _BAR = 30  # characters
 
@@ -250,15 +250,15 @@ def _open(place: str | None, *, must_exist: bool = True) -> "Ledger":
 
 def _records(
     target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None
-) -> tuple["Records", "DPSGD"]:
+) -> tuple["Records", "Plan"]:
     """Return the records that settings speak of, and their plan."""
     config = load_settings(target, epsilon, dataset_size, overrides)
     from dpdm.ledger import Records
-    from dpdm.privacy import DPSGD
+    from dpdm.privacy import Plan
 
     data = config.data.open()
     plan = config.plan(lambda: data.num_units)
-    if not isinstance(plan, DPSGD):
+    if not isinstance(plan, Plan):
         fail("privacy.kind = non-private claims nothing: there is nothing to count")
     return Records.of(data), plan
 

@@ -21,7 +21,7 @@ from dpdm.terminal import duration, show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.config import Config
-    from dpdm.privacy import Mechanism
+    from dpdm.privacy import AnyPlan
     from dpdm.privacy.processes import Processes
     from dpdm.training import ImageFacts
     from dpdm.training.step_cost import Fitted
@@ -51,15 +51,15 @@ def plan(
     report: dict[str, Any] = {
         "statement": mechanism.statement,
         "sample_rate": mechanism.sample_rate,
-        "earlier_noise_multipliers": [release.noise_multiplier for release in mechanism.earlier],
+        "noise_multipliers": {release.name: release.noise_multiplier for release in mechanism.full},
         "steps": mechanism.steps,
         "expected_batch_size": mechanism.expected_batch_size,
         "noise_multiplicity": config.loss.noise_multiplicity,
-        "noise_multiplier": getattr(mechanism, "noise_multiplier", None),
-        "delta": getattr(mechanism, "delta", None),
+        "noise_multiplier": mechanism.noise_multiplier,
+        "delta": mechanism.delta,
         "epsilon": finite(mechanism.epsilon()),
         "epsilon_rdp": finite(mechanism.epsilon(accountant="rdp")),
-        "epsilon_at": {str(steps): finite(mechanism.epsilon(steps=steps)) for steps in quarters},
+        "epsilon_at": {str(steps): finite(mechanism.epsilon(made=mechanism.made_after(steps))) for steps in quarters},
         "parameters": cost.parameters,
         "noise_to_signal": noise_to_signal(mechanism, cost.parameters),
         "seconds_per_step": round(cost.seconds_per_step, 3),
@@ -73,11 +73,9 @@ def plan(
         return print_json(report)
     unit = mechanism.unit
     say(f"claim       {report['statement']}")
-    if mechanism.earlier and report["epsilon"] is not None:
-        noise = ", ".join(f"{multiplier:.3g}" for multiplier in report["earlier_noise_multipliers"])
-        say(
-            f"prior       {len(mechanism.earlier)} sums first; noise {noise} times what one {mechanism.unit} can change"
-        )
+    if mechanism.full and report["epsilon"] is not None:
+        noise = ", ".join(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values())
+        say(f"prior       {len(mechanism.full)} sums first; noise {noise} times what one {mechanism.unit} can change")
     if report["epsilon"] is not None:
         if mechanism.steps:
             curve = ", ".join(f"{bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
@@ -141,9 +139,7 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
     return config
 
 
-def _measured(
-    config: "Config", facts: "ImageFacts", mechanism: "Mechanism", minutes: float, *, first: bool
-) -> "Fitted":
+def _measured(config: "Config", facts: "ImageFacts", mechanism: "AnyPlan", minutes: float, *, first: bool) -> "Fitted":
     """Return the settings that fit the time; the first process shows how far the measuring is."""
     from dpdm.training import fit_to_time
 
@@ -158,7 +154,7 @@ def _measured(
         return fit_to_time(config, facts, mechanism, minutes=minutes, on_progress=on_progress)
 
 
-def _declared(config: "Config") -> tuple["ImageFacts", "Mechanism"]:
+def _declared(config: "Config") -> tuple["ImageFacts", "AnyPlan"]:
     """Return shape and classes, and the plan; the data is opened only if the settings do not declare all of it."""
     from dpdm.training import ImageFacts
 

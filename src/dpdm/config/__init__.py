@@ -6,6 +6,7 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.config.settings import (
+        PRIOR_SUMS,
         AnyPreconditioning,
         AnySampler,
         Config,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         Prior,
         Privacy,
         Training,
+        centres_in_round,
         require_epsilon,
         require_exact_size,
         require_prior_planned,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from dpdm.config.toml import choose_sampler, decode, decode_plan, encode, load_config
 
 __all__ = [
+    "PRIOR_SUMS",
     "AnyPreconditioning",
     "AnySampler",
     "Config",
@@ -34,6 +37,7 @@ __all__ = [
     "Privacy",
     "Table",
     "Training",
+    "centres_in_round",
     "choose_sampler",
     "decode",
     "decode_plan",
@@ -53,7 +57,8 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "settings": "AnyPreconditioning AnySampler Config Data NoPrivacy Prior Privacy Training require_epsilon"
+        "settings": "PRIOR_SUMS centres_in_round AnyPreconditioning AnySampler Config Data NoPrivacy Prior"
+        " Privacy Training require_epsilon"
         " require_exact_size require_prior_planned require_same_unit require_sampler_names require_samplers_trained",
         "toml": "choose_sampler decode decode_plan encode load_config",
         "target": "Table preset_names read_target read_toml",

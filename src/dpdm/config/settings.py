@@ -28,16 +28,19 @@ from dpdm.diffusion import (
 from dpdm.networks import MLP, CompactUNet, Network, Own, UNet, Zero
 from dpdm.privacy import (
     DPSGD,
-    GaussianRelease,
+    AnyPlan,
+    FullSum,
     LayerWise,
-    Mechanism,
     NonPrivate,
     OneBackwardEach,
+    Plan,
+    PoissonSums,
     Strategy,
     Vectorized,
     gaussian_mu,
 )
-from dpdm.privacy.mechanism import Noise, Unit
+from dpdm.privacy.plan import Noise
+from dpdm.privacy.releases import STEPS, Unit
 from dpdm.privacy.search import Search
 from dpdm.types import InputError, require_at_most, require_positive, require_seed, require_within
 
@@ -97,6 +100,15 @@ class Data:
         return dataclasses.replace(opened, name=self.name, public=self.public)
 
 
+PRIOR_SUMS = ("mean of all", "class means", "covariance", "covariance of each class")
+"""What the releases of every prior are called, in order; those of several centres come after."""
+
+
+def centres_in_round(number: int) -> str:
+    """Return what the sums of one round of k-means, from 1, are called."""
+    return f"centres, round {number}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prior:
     """`[prior]`: the mixture of Gaussians that is released before the first step, and its part of the budget.
@@ -126,8 +138,8 @@ class Prior:
         for part in self.split:
             require_within(1e-6, 1e6, split=part)
 
-    def releases(self, *, epsilon: float, delta: float, alone: bool = False) -> tuple[GaussianRelease, ...]:
-        """Return the releases in their order, with the noise that their share of (ε, δ) gives each.
+    def releases(self, *, epsilon: float, delta: float, alone: bool = False) -> dict[str, float]:
+        """Return the noise multiplier of each release by its name, in order, from its share of (ε, δ).
 
         Args:
             epsilon: ε of the whole claim.
@@ -135,12 +147,14 @@ class Prior:
             alone: Whether no steps follow, so that all of the budget is for these.
         """
         *parts, rounds = self.split
+        names = list(PRIOR_SUMS)
         if self.centres > 1:
             parts += [rounds / self.rounds] * self.rounds
+            names += [centres_in_round(number) for number in range(1, self.rounds + 1)]
         share = 1.0 if alone else self.share
         whole = gaussian_mu(epsilon=epsilon, delta=delta)
         multipliers = [1 / (whole * math.sqrt(share * part / sum(parts))) for part in parts]
-        return tuple(GaussianRelease(noise_multiplier=multiplier) for multiplier in multipliers)
+        return dict(zip(names, multipliers, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +166,7 @@ class Privacy:
     number is public, and the claim is about blanking one out. Where images are in groups (`data.group`), it is groups
     that are counted, selected and added, removed or blanked out. Without `expected_batch_size` it is a sixteenth of the
     size, from 64 to 2048. With `steps = 0` the prior is all that is released.
-    `noise` is "continuous" or "grid" (see `DPSGD`).
+    `noise` is "continuous" or "grid" (see `Plan`).
     """
 
     epsilon: float | None = None
@@ -170,7 +184,7 @@ class Privacy:
         *,
         unit: Unit = "image",
         search: Search | None = None,
-    ) -> DPSGD:
+    ) -> Plan:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
         promised = require_epsilon(self)
         size = count_units() if self.dataset_size is None else self.dataset_size
@@ -184,7 +198,7 @@ class Privacy:
             relation="replace_special" if self.dataset_size is None else "add_or_remove_one",
             noise=self.noise,
             unit=unit,
-            earlier=prior.releases(epsilon=epsilon, delta=self.delta, alone=not self.steps) if prior else (),
+            releases=prior.releases(epsilon=epsilon, delta=self.delta, alone=not self.steps) if prior else None,
             search=search,
         ).calibrate(epsilon=promised)
 
@@ -197,14 +211,14 @@ class NoPrivacy:
     expected_batch_size: int | None = None
     steps: int = 500
 
-    def plan(self, count_units: Callable[[], int], prior: Prior | None = None, *, unit: Unit = "image") -> Mechanism:
+    def plan(self, count_units: Callable[[], int], prior: Prior | None = None, *, unit: Unit = "image") -> AnyPlan:
         """Return the plan. `count_units` is called if no size is declared."""
         size = count_units() if self.dataset_size is None else self.dataset_size
-        return NonPrivate(
+        return NonPrivate.dp_sgd(
             dataset_size=size,
             expected_batch_size=_batch_size(self.expected_batch_size, size),
             steps=self.steps,
-            earlier=prior.releases(epsilon=1, delta=1e-5) if prior else (),
+            releases=prior.releases(epsilon=1, delta=1e-5) if prior else None,
             unit=unit,
         )
 
@@ -292,7 +306,7 @@ class Config:
             raise InputError("prior is for moment-matched preconditioning: set preconditioning.kind=moment-matched")
         require_samplers_trained(self.sampler, self.samplers, self.preconditioning, self.loss)
 
-    def plan(self, count_units: Callable[[], int]) -> Mechanism:
+    def plan(self, count_units: Callable[[], int]) -> AnyPlan:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
         return self.privacy.plan(count_units, self.prior, unit=self.data.unit)
 
@@ -307,7 +321,7 @@ def require_epsilon(privacy: Privacy) -> float:
     return privacy.epsilon
 
 
-def require_same_unit(mechanism: Mechanism, data: ImageDataset) -> None:
+def require_same_unit(mechanism: AnyPlan, data: ImageDataset) -> None:
     """Raise InputError unless the unit of the plan is that of the images."""
     if mechanism.unit == "image" and data.groups is not None:
         raise InputError(
@@ -317,7 +331,7 @@ def require_same_unit(mechanism: Mechanism, data: ImageDataset) -> None:
         raise InputError(f"the plan's unit is one group, and {data.name} says of no image in which group it is")
 
 
-def require_exact_size(mechanism: Mechanism, data: ImageDataset) -> None:
+def require_exact_size(mechanism: AnyPlan, data: ImageDataset) -> None:
     """Raise InputError if the plan claims an exact number of units, and there are others."""
     if mechanism.relation == "replace_special" and mechanism.dataset_size != data.num_units:
         units = {"image": "records", "group": "groups"}[mechanism.unit]
@@ -327,15 +341,16 @@ def require_exact_size(mechanism: Mechanism, data: ImageDataset) -> None:
         )
 
 
-def require_prior_planned(prior: Prior | None, preconditioning: AnyPreconditioning, mechanism: Mechanism) -> None:
+def require_prior_planned(prior: Prior | None, preconditioning: AnyPreconditioning, mechanism: AnyPlan) -> None:
     """Raise InputError unless moment-matched preconditioning, a prior, and the plan's releases for it come together."""
     if (prior is None) == isinstance(preconditioning, MomentMatched):
         raise InputError("a prior and moment-matched preconditioning come together: give both or neither")
-    planned = 0 if prior is None else len(prior.releases(epsilon=1, delta=1e-5))
-    if len(mechanism.earlier) != planned:
+    needed = [] if prior is None else list(prior.releases(epsilon=1, delta=1e-5))
+    needed += [STEPS] if mechanism.steps else []
+    if (planned := [release.name for release in mechanism.releases]) != needed:
         raise InputError(
-            f"the plan has {len(mechanism.earlier)} releases before its steps and its prior needs {planned}: "
-            "give the plan earlier=prior.releases(epsilon=..., delta=...)"
+            f"the plan releases {', '.join(planned)}, and its settings need {', '.join(needed)}: "
+            "give the plan releases=prior.releases(epsilon=..., delta=...)"
         )
 
 
@@ -377,6 +392,10 @@ def _batch_size(given: int | None, dataset_size: int) -> int:
 KIND_OF: dict[type, str] = {
     Privacy: "dp-sgd",
     NoPrivacy: "non-private",
+    Plan: "private",
+    NonPrivate: "non-private",
+    FullSum: "full",
+    PoissonSums: "poisson",
     CompactUNet: "compact-unet",
     MLP: "mlp",
     UNet: "unet",

@@ -20,7 +20,8 @@ from dpdm.config.settings import KIND_OF, AnySampler, Config, NoPrivacy, Privacy
 from dpdm.config.target import Table, read_target
 from dpdm.diffusion import FromPrior, MatchedSolver, MomentMatched
 from dpdm.networks import Own
-from dpdm.privacy import DPSGD, GaussianRelease, Mechanism, NonPrivate
+from dpdm.privacy import AnyPlan, NonPrivate, Plan
+from dpdm.privacy.releases import Release
 from dpdm.privacy.search import Search
 from dpdm.types import InputError
 
@@ -80,25 +81,27 @@ def decode(cls: type[T], table: Table, *, path: str = "", default: object = None
         raise InputError(f"{path.rstrip('.')}: {error}" if path else str(error)) from None
 
 
-def decode_plan(table: Table) -> Mechanism:
+def decode_plan(table: Table) -> AnyPlan:
     """Return the plan that `encode` made `table` of, as a release's settings hold it under `privacy`."""
-    plan = DPSGD if "delta" in table else NonPrivate
+    rest = dict(table)
+    plan = {KIND_OF[kind]: kind for kind in (Plan, NonPrivate)}[rest.pop("kind")]
+    entries = [_decode_value(Release, entry, "plan.releases") for entry in rest.pop("releases")]
+    search = Search(**rest.pop("search")) if "search" in rest else None
     hints = typing.get_type_hints(plan)
-    values = {key: _check(hints[key], table[key], f"privacy.{key}") for key in table.keys() - {"earlier", "search"}}
-    values["earlier"] = tuple(GaussianRelease(**release) for release in table.get("earlier", ()))
-    if "search" in table:
-        values["search"] = Search(**table["search"])
-    return plan(**values)
+    values = {key: _check(hints[key], value, f"plan.{key}") for key, value in rest.items()}
+    if search is not None:
+        values["search"] = search
+    return plan(releases=tuple(entries), **values)
 
 
 def encode(value: object) -> Table:
     """Return the table that `decode` turns back into the frozen `value`; what is None is left out."""
-    table: Table = {"kind": KIND_OF[type(value)]} if type(value) in KIND_OF else {}
+    kind = next((KIND_OF[cls] for cls in type(value).__mro__ if cls in KIND_OF), None)
+    table: Table = {} if kind is None else {"kind": kind}
     hints = typing.get_type_hints(type(value))
     for f in dataclasses.fields(typing.cast(Any, value)):
         entry = _of_one_spelling(getattr(value, f.name), hints[f.name])
-        default = "said_if_another" in f.metadata and entry == f.default
-        if entry is not None and f.init and not default:
+        if entry is not None and f.init:
             table[f.name] = _plain(entry)
     return table
 

@@ -50,7 +50,7 @@ from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
 
 if TYPE_CHECKING:
-    from dpdm.privacy import DPSGD
+    from dpdm.privacy import Plan
 
 _VARIABLE = "DPDM_LEDGER"
 
@@ -205,7 +205,7 @@ class Ledger:
     def reserve(
         self,
         run: str,
-        plan: "DPSGD",
+        plan: "Plan",
         records: Records,
         *,
         place: str,
@@ -282,12 +282,12 @@ class Ledger:
             self.tell(line)
         return seen_head
 
-    def reserved_plan(self, plan: "DPSGD", records: Records) -> "DPSGD | None":
+    def reserved_plan(self, plan: "Plan", records: Records) -> "Plan | None":
         """Return the plan as a reservation has it that waits for a run; None if none was asked for the same.
 
         Noise that was calibrated elsewhere may have other last digits: whoever takes the reservation has to take these.
         """
-        from dpdm.privacy.mechanism import Figures, figures_of, keep
+        from dpdm.privacy.figures import Figures, figures_of, keep
 
         if not self.storage.exists:
             return None
@@ -303,7 +303,7 @@ class Ledger:
                 return kept
         return None
 
-    def reserve_together(self, plan: "DPSGD", records: Records, *, times: int) -> None:
+    def reserve_together(self, plan: "Plan", records: Records, *, times: int) -> None:
         """Reserve several runs of one plan beforehand, so that PLD may compose them; runs take them as they begin."""
         events, seen = plan.events(), fingerprint(records, self.storage.key())
 
@@ -414,7 +414,7 @@ class Ledger:
         self._append(decide)
 
     def _registration(
-        self, accounts: dict[str, Account], plan: "DPSGD", records: Records, seen: RecordsSeen, told: list[str]
+        self, accounts: dict[str, Account], plan: "Plan", records: Records, seen: RecordsSeen, told: list[str]
     ) -> list[Statement]:
         """Return the registration of a data set that is not there, with the plan's own claim for its total."""
         require_unknown(accounts, seen)
@@ -500,9 +500,9 @@ def _absolute(url: str) -> str:
     return url
 
 
-def _asked(plan: "DPSGD") -> dict[str, Any]:
+def _asked(plan: "Plan") -> dict[str, Any]:
     """Return what a plan's noise was calibrated to, as a reservation keeps it."""
-    from dpdm.privacy.mechanism import figures_of
+    from dpdm.privacy.figures import figures_of
 
     epsilon = figures_of(plan).asked
     return {} if epsilon is None else {"epsilon": epsilon, "delta": plan.delta}

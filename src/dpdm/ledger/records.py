@@ -17,7 +17,7 @@ from dpdm.privacy.accounting import Relation
 from dpdm.types import Images, InputError
 
 if TYPE_CHECKING:
-    from dpdm.privacy import DPSGD
+    from dpdm.privacy import Plan
 
 _ANOTHER_NAME = "name yours anew, by --set data.name=... (in Python, name=...)"
 
@@ -82,7 +82,7 @@ def _keyed(key: bytes, content: bytes) -> int:
     return int.from_bytes(hmac.digest(key, content, "sha256"), "big")
 
 
-def account_of(accounts: dict[str, Account], plan: "DPSGD", records: Records) -> str:
+def account_of(accounts: dict[str, Account], plan: "Plan", records: Records) -> str:
     """Return the name of a run's account.
 
     A public data set has one account for each kind of claim, since claims of different kinds do not add up.
@@ -155,7 +155,7 @@ def require_own_name(records: Records) -> None:
         raise InputError(f"{records.dataset} is the name of a public data set, and these are private: {_ANOTHER_NAME}")
 
 
-def require_same_kind(account: Account, plan: "DPSGD", records: Records) -> None:
+def require_same_kind(account: Account, plan: "Plan", records: Records) -> None:
     """Raise InputError unless a plan's claim is of the kind that a data set is registered for."""
     if (account.epsilon is None) != records.public:
         raise InputError(

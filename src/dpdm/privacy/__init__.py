@@ -9,18 +9,24 @@ if TYPE_CHECKING:
     from dpdm.privacy.clipping import OneBackwardEach, Strategy, Vectorized, clipped_grad_sum
     from dpdm.privacy.entropy import InsecureSeededEntropy, OperatingSystemEntropy
     from dpdm.privacy.layerwise import LayerWise
-    from dpdm.privacy.mechanism import DPSGD, Mechanism, MechanismRun, NonPrivate
+    from dpdm.privacy.mechanism import MechanismRun, Noisy
+    from dpdm.privacy.plan import DPSGD, AnyPlan, NonPrivate, Plan
+    from dpdm.privacy.releases import FullSum, PoissonSums
 
 __all__ = [
     "DPSGD",
+    "AnyPlan",
+    "FullSum",
     "GaussianRelease",
     "InsecureSeededEntropy",
     "LayerWise",
-    "Mechanism",
     "MechanismRun",
+    "Noisy",
     "NonPrivate",
     "OneBackwardEach",
     "OperatingSystemEntropy",
+    "Plan",
+    "PoissonSums",
     "Relation",
     "Strategy",
     "Vectorized",
@@ -35,6 +41,8 @@ __getattr__ = lazily(
         "clipping": "OneBackwardEach Strategy Vectorized clipped_grad_sum",
         "entropy": "InsecureSeededEntropy OperatingSystemEntropy",
         "layerwise": "LayerWise",
-        "mechanism": "DPSGD Mechanism MechanismRun NonPrivate",
+        "mechanism": "MechanismRun Noisy",
+        "plan": "DPSGD AnyPlan NonPrivate Plan",
+        "releases": "FullSum PoissonSums",
     },
 )

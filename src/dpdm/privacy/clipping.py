@@ -216,6 +216,24 @@ def _clipped_grad_sum(
     )
 
 
+def clipped_row_sum(
+    rows: Float[Tensor, "batch coordinates"], *, max_norm: float, grid: float | None = None
+) -> Float64[Tensor, " coordinates"]:
+    """Return the sum of `rows`, each clipped to an L2 norm of at most `max_norm`, in float64.
+
+    Args:
+        rows: One for each record; those that are not finite contribute zero.
+        max_norm: Clipping norm C > 0.
+        grid: A power of two; each clipped row is then truncated towards zero to multiples of it.
+
+    Guarantees:
+        * Adding or removing one row moves the sum by at most C in L2 norm.
+    """
+    written = Rows(rows, torch.zeros(len(rows)))
+    factors = clip_factors(written.norms(), max_norm, rows.shape[1])
+    return written.weighted_sum(factors) if grid is None else written.grid_sum(factors, grid)
+
+
 def vectorized_rows(loss: PerExampleLoss, module: nn.Module, batch: Batch, parameters: list[nn.Parameter]) -> Rows:
     """Return the gradients of `parameters`, some or all of the module's, by `torch.func`."""
     bound = _Bound(loss, module)

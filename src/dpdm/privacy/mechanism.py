@@ -1,12 +1,9 @@
 """The mechanism: batch selection, clipping, noise, accounting and journal as one thing, with one joint guarantee.
 
-`DPSGD` is the plan, a frozen value of public numbers from which everything else comes: q, the noise, the divisor and
-the events that are accounted. `DPSGD.start` makes the one stateful object, through whose `_release` every noisy sum of
-a run passes. `NonPrivate` is the null object: the same interface, and no claim.
+`MechanismRun` is the one stateful object: it makes the noisy sums of a plan, in their order and each once. All of them
+pass its `_release`.
 """
 
-import dataclasses
-import hashlib
 import math
 import os
 import threading
@@ -14,9 +11,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -24,17 +20,6 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from dpdm.generators import no_shared_draws
-from dpdm.privacy.accounting import (
-    Accountant,
-    Event,
-    GaussianRelease,
-    PoissonGaussianSteps,
-    Relation,
-    calibrate,
-    encode_event,
-    epsilon,
-    round_up,
-)
 from dpdm.privacy.batch_selection import physical_batches, poisson
 from dpdm.privacy.clipping import (
     Batch,
@@ -42,14 +27,17 @@ from dpdm.privacy.clipping import (
     PerExampleLoss,
     Strategy,
     clipped_grad_sum,
+    clipped_row_sum,
     require_rows,
     require_trainable,
     trainable_parameters,
 )
 from dpdm.privacy.entropy import Entropy, OperatingSystemEntropy
+from dpdm.privacy.figures import Figures, figures_of, fingerprint, keep, kept_as
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.layerwise import LayerWise
 from dpdm.privacy.noise import gaussian
+from dpdm.privacy.plan import AnyPlan, Plan
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.rehearsal import (
     CannotRun,
@@ -59,30 +47,28 @@ from dpdm.privacy.rehearsal import (
     rehearse,
     require_same_gradients,
 )
-from dpdm.privacy.search import Search
+from dpdm.privacy.releases import STEPS, FullSum, PoissonSums, noise_of
+from dpdm.privacy.sums import BoundedSum
 from dpdm.privacy.unchanged import unchanged
 from dpdm.types import InputError, RandomBytes, Sensitive, refusing, require_in_range, require_positive
 
 A = TypeVar("A")
 B = TypeVar("B")
-Noise = Literal["continuous", "grid"]
-Unit = Literal["image", "group"]
+E = TypeVar("E", FullSum, PoissonSums)
 LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 """Maps the indices of a physical batch, and one step's random bytes for the diffusion, to the tensors of a loss."""
 
+LoadRows = Callable[[Int64[ndarray, " batch"], RandomBytes], Float[Tensor, "batch coordinates"]]
+"""Maps the indices of a physical batch, and one step's random bytes, to one vector for each of these records."""
 
-_SAID_IF_ANOTHER: Final = {"said_if_another": True}  # a field that is encoded only where it is not the default
-_SIX_DIGITS = 1e-6
-_MOST_STEPS = 10**6
-_LEAST_DELTA = 1e-100
-_GRID_BITS = 24  # a clipped gradient's coordinates stay whole numbers in float32, and sums of 10^8 in float64
+_GRID_BITS = 24  # a clipped vector's coordinates stay whole numbers in float32, and sums of 10^8 in float64
 
 
-class Figures(NamedTuple):
-    """The noise multipliers of a plan, the earlier releases' first, and the ε that they were calibrated to, if any."""
+class Noisy(NamedTuple):
+    """A noisy sum, which may be published, and the standard deviation of its noise."""
 
-    noise: tuple[float, ...]
-    asked: float | None = None
+    values: Float64[Tensor, " coordinates"]
+    std: float
 
 
 class Diagnostics(NamedTuple):
@@ -92,331 +78,37 @@ class Diagnostics(NamedTuple):
     grad_norms: Sensitive[Float[Tensor, " batch"]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DPSGD:
-    """DP-SGD with Poisson batch selection, and what is released before it: the plan, and all of the claim.
-
-    Args:
-        dataset_size: Declared number N of records, images or groups. Under "add_or_remove_one" a public figure that
-            would read the same with one record more or fewer; under "replace_special" the exact count, which is public.
-        expected_batch_size: E, the constant by which every noisy sum is divided.
-        steps: Number of noisy gradients; 0 if the earlier releases are all.
-        max_grad_norm: Clipping norm C: the sensitivity of one gradient sum.
-        noise_multiplier: Standard deviation of a step's noise ÷ C; None until calibrated, and if there are no steps.
-        delta: δ, below 1 / N.
-        relation: What "neighbouring" means.
-        earlier: Gaussian releases that come before the first step, in this order; the claim covers them.
-        noise: "continuous" adds float64 numbers to float64 sums. "grid" truncates every clipped gradient to a grid,
-            sums exactly, and rounds the noise to the same grid.
-        unit: What is protected, and so what a record is in all of this: an image, or a group of images, say all those
-            of one person. A group is selected as a whole, and has one gradient.
-        search: Given if the run is one of a search, of which the best alone is released; the claim covers all of it.
-
-    Guarantees:
-        * Each record enters each step independently with probability E / N, a constant.
-        * The noise that is drawn has the standard deviation that is accounted.
-        * Every number of the plan is a constant: none is computed from the records.
-        * On the grid every noisy sum is a whole number of `grid_step`s, and a sum of truncated gradients is the same
-          in any order and grouping.
-
-    Source:
-        Abadi et al. 2016; accounting of add-or-remove and zero-out: Ponomareva et al. 2023. The grid needs no
-        accounting of its own: for a whole number S, round(S + Z) = S + round(Z), so rounding is post-processing.
-    """
-
-    dataset_size: int
-    expected_batch_size: int
-    steps: int
-    max_grad_norm: float = 1.0
-    noise_multiplier: float | None = None
-    delta: float = 1e-5
-    relation: Relation = "add_or_remove_one"
-    earlier: tuple[GaussianRelease, ...] = ()
-    noise: Noise = "continuous"
-    unit: Unit = field(default="image", metadata=_SAID_IF_ANOTHER)
-    search: Search | None = None
-    _asked: ClassVar[float | None] = None  # of what `calibrate` returned, and of nothing that was made from it
-
-    def __post_init__(self) -> None:
-        require_positive(
-            dataset_size=self.dataset_size,
-            expected_batch_size=self.expected_batch_size,
-            delta=self.delta,
-        )
-        if self.noise == "grid" and not 2.0**-64 <= self.max_grad_norm <= 2.0**64:
-            said = str(self.max_grad_norm)[:30]
-            raise InputError(f"max_grad_norm = {said} is beyond the grid's arithmetic: take 1, say")
-        require_in_range(max_grad_norm=self.max_grad_norm)
-        if self.noise_multiplier is not None:
-            require_in_range(noise_multiplier=self.noise_multiplier)
-        object.__setattr__(self, "earlier", _gaussian_releases(self.earlier))
-        if not isinstance(self.search, Search | None):
-            raise InputError(f"search must be a Search, not {type(self.search).__name__}")
-        _require_something(self.steps, self.earlier)
-        for name in ("dataset_size", "expected_batch_size", "steps"):  # one number has one spelling in a claim
-            if (number := int(getattr(self, name))) != getattr(self, name):
-                raise InputError(f"{name} must be a whole number, not {getattr(self, name)}")
-            object.__setattr__(self, name, number)
-        for name in ("max_grad_norm", "delta", "noise_multiplier"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, float(getattr(self, name)))
-        if not self.steps:  # a number without a meaning would be free to say anything
-            object.__setattr__(self, "noise_multiplier", None)
-        if self.relation not in get_args(Relation):
-            raise InputError(f"relation must be one of {', '.join(get_args(Relation))}, not {self.relation!r}")
-        if self.noise not in get_args(Noise):
-            raise InputError(f"noise must be one of {', '.join(get_args(Noise))}, not {self.noise!r}")
-        _require_unit(self.unit)
-        if self.expected_batch_size > self.dataset_size:
-            raise InputError(
-                f"expected_batch_size = {self.expected_batch_size} is more than dataset_size = {self.dataset_size}, "
-                "a sampling probability above 1: choose a smaller batch"
-            )
-        if self.delta < _LEAST_DELTA:
-            raise InputError(f"delta must be at least {_LEAST_DELTA}, not {self.delta}: below, float64 cannot follow")
-        if self.delta >= 1 / self.dataset_size:
-            raise InputError(
-                f"delta = {self.delta} is not below 1 / dataset_size = {1 / self.dataset_size:.2g}: such a claim "
-                "would allow publishing a record outright; choose a smaller delta"
-            )
-
-    @property
-    def sample_rate(self) -> float:
-        """Inclusion probability q of each record in each step."""
-        return self.expected_batch_size / self.dataset_size
-
-    def events(self, *, steps: int | None = None) -> list[Event]:
-        """Return what is accounted: the earlier releases and `steps` (all, unless told) Poisson Gaussian steps."""
-        taken = self.steps if steps is None else steps
-        events: list[Event] = [*self.earlier]
-        if taken:
-            noise = self._noise_multiplier()
-            events.append(PoissonGaussianSteps(noise_multiplier=noise, sample_rate=self.sample_rate, steps=taken))
-        return self.search.events(events) if self.search else events
-
-    def events_made(self, number: int) -> list[Event]:
-        """Return what the first `number` releases of the plan cost; all of a search, once it has begun."""
-        if self.search:
-            return self.events() if number else []
-        steps = max(0, number - len(self.earlier))
-        return [*self.earlier[:number]] if not steps else self.events(steps=steps)
-
-    def epsilon(self, *, steps: int | None = None, accountant: Accountant = "pld") -> float:
-        """Return ε at the plan's δ after `steps` steps (all, unless told)."""
-        return epsilon(self.events(steps=steps), delta=self.delta, relation=self.relation, accountant=accountant)
-
-    def calibrate(self, *, epsilon: float) -> "DPSGD":
-        """Return this plan with the least noise that keeps the whole of it at or below `epsilon`.
-
-        It is the steps' noise that is chosen. Without steps, all earlier releases' noise is scaled by one factor.
-
-        Raises:
-            InputError: When `epsilon` is not positive, or no amount of noise reaches it.
-        """
-
-        def with_noise(noise: float) -> "DPSGD":
-            if self.steps:
-                return dataclasses.replace(self, noise_multiplier=noise)
-            scaled = [GaussianRelease(noise_multiplier=noise * release.noise_multiplier) for release in self.earlier]
-            return dataclasses.replace(self, earlier=tuple(scaled))
-
-        noise = calibrate(
-            lambda noise: with_noise(noise).events(), target=epsilon, delta=self.delta, relation=self.relation
-        )
-        calibrated = with_noise(noise)
-        object.__setattr__(calibrated, "_asked", float(epsilon))
-        return calibrated
-
-    @property
-    def one_unit(self) -> str:
-        """What one unit of protection is."""
-        return {"image": "one image", "group": "one group of images"}[self.unit]
-
-    @property
-    def statement(self) -> str:
-        """The claim in one line; ε is rounded up."""
-        change = {"add_or_remove_one": "add or remove", "replace_special": "blank out"}[self.relation]
-        before = [f"{len(self.earlier)} Gaussian releases"] if self.earlier else []
-        steps = [f"{self.steps:,} Poisson steps at q = {self.sample_rate:.3g}"] if self.steps else []
-        of = [f"the best of {self.search.mean:g} runs on average, each of"] if self.search else []
-        made = ", ".join([f"{change} {self.one_unit}", *of, *before, *steps, f"{self._accountant.upper()} accountant"])
-        # δ in full: rounded, it could be smaller than the δ that ε was computed at.
-        return f"({round_up(self.epsilon())}, {self.delta!r})-DP, {made}"
-
-    @property
-    def _accountant(self) -> Accountant:
-        """Whose bound ε is: PLD, unless it was unfit (see `accounting.epsilon`)."""
-        return "pld" if self.epsilon() < self.epsilon(accountant="rdp") else "rdp"
-
-    def claim(self, *, entropy: Entropy) -> dict[str, object]:
-        """Return the claim for machines: what `privacy.json` holds. An insecure source voids it."""
-        of_steps = {"expected_batch_size": self.expected_batch_size, "max_grad_norm": self.max_grad_norm}
-        return {
-            "private": entropy.secure,
-            "statement": self.statement if entropy.secure else "NOT PRIVATE: noise and batches came from a known seed",
-            "mechanism": "DP-SGD, Poisson batch selection, Gaussian noise" if self.steps else "Gaussian noise",
-            "unit": self.one_unit,
-            "relation": self.relation,
-            "epsilon": round_up(self.epsilon()) if entropy.secure else None,
-            "delta": self.delta,
-            "epsilon_rdp": round_up(self.epsilon(accountant="rdp")) if entropy.secure else None,
-            "dataset_size": self.dataset_size,
-            "steps": self.steps,
-            **(of_steps if self.steps else {}),
-            "events": [encode_event(event) for event in self.events()],
-            "accountant": {
-                "pld": "dp-accounting, privacy loss distributions",
-                "rdp": "dp-accounting, Rényi divergences",
-            }[self._accountant],
-            "noise": self.noise,
-            "noise_source": type(entropy).__name__,
-        }
-
-    def start(
-        self, journal: Path | None = None, *, entropy: Entropy | None = None, strategy: Strategy | None = None
-    ) -> "MechanismRun":
-        """Begin, or go on with, the run that `journal` counts.
-
-        Args:
-            journal: The run's journal file; None counts in memory, for as long as the process lives.
-            entropy: Where selection and noise come from; the operating system unless a test says otherwise.
-            strategy: How clipped gradients are computed; changes speed and memory only.
-        """
-        if self.steps:
-            self._noise_multiplier()
-        return MechanismRun(self, journal, entropy=entropy or OperatingSystemEntropy(), strategy=strategy)
-
-    def noise_std(self, number: int, sensitivity: float) -> float:
-        """Return the standard deviation of the noise on release `number` (from 0; the earlier ones come first)."""
-        if number < len(self.earlier):
-            return self.earlier[number].noise_multiplier * sensitivity
-        return self._noise_multiplier() * sensitivity
-
-    def _noise_multiplier(self) -> float:
-        if self.noise_multiplier is None:
-            raise InputError("this plan has no noise yet: call .calibrate(epsilon=...) first")
-        return self.noise_multiplier
-
-
-@dataclass(frozen=True, kw_only=True)
-class NonPrivate:
-    """The null object: the same batches, steps and earlier releases without noise, gradients not clipped, no claim.
-
-    For public data, and to see what privacy costs in quality.
-    """
-
-    dataset_size: int
-    expected_batch_size: int
-    steps: int
-    max_grad_norm: float = field(default=math.inf, init=False)
-    relation: Relation = field(default="add_or_remove_one", init=False)
-    noise: Noise = field(default="continuous", init=False)
-    earlier: tuple[GaussianRelease, ...] = ()
-    unit: Unit = field(default="image", metadata=_SAID_IF_ANOTHER)
-
-    def __post_init__(self) -> None:
-        require_positive(dataset_size=self.dataset_size, expected_batch_size=self.expected_batch_size)
-        object.__setattr__(self, "earlier", _gaussian_releases(self.earlier))
-        _require_unit(self.unit)
-        _require_something(self.steps, self.earlier)
-        if self.expected_batch_size > self.dataset_size:
-            raise InputError(
-                f"expected_batch_size = {self.expected_batch_size} is more than dataset_size = {self.dataset_size}: "
-                "choose a smaller batch"
-            )
-
-    @property
-    def sample_rate(self) -> float:
-        """Inclusion probability of each record in each step."""
-        return self.expected_batch_size / self.dataset_size
-
-    @property
-    def statement(self) -> str:
-        """That nothing is claimed."""
-        return (
-            f"NOT PRIVATE: {self.steps:,} steps without clipping or noise; never publish what comes of private images"
-        )
-
-    def epsilon(self, *, steps: int | None = None, accountant: Accountant = "pld") -> float:
-        """Return infinity, once something is released."""
-        return math.inf if self.earlier or steps is None or steps else 0.0
-
-    def claim(self, *, entropy: Entropy) -> dict[str, object]:
-        """Return what `privacy.json` holds: that nothing is claimed."""
-        return {"private": False, "statement": self.statement, "epsilon": None, "delta": None, "steps": self.steps}
-
-    def start(
-        self, journal: Path | None = None, *, entropy: Entropy | None = None, strategy: Strategy | None = None
-    ) -> "MechanismRun":
-        """Begin, or go on with, the run that `journal` counts."""
-        return MechanismRun(self, journal, entropy=entropy or OperatingSystemEntropy(), strategy=strategy)
-
-    def noise_std(self, number: int, sensitivity: float) -> float:
-        """Return zero."""
-        return 0.0
-
-
-Mechanism = DPSGD | NonPrivate
-"""A plan: what training is given."""
-P = TypeVar("P", bound=Mechanism)
-
-
-def figures_of(plan: Mechanism) -> Figures:
-    """Return the noise multipliers of a plan, and the ε that `calibrate` was given for them."""
-    noise = [release.noise_multiplier for release in plan.earlier]
-    if isinstance(plan, NonPrivate):
-        return Figures(tuple(noise))
-    return Figures((*noise, *([] if plan.noise_multiplier is None else [plan.noise_multiplier])), plan._asked)
-
-
-def keep(plan: P, figures: Figures) -> P | None:
-    """Return the plan with figures that were computed before, or None if a person asked for others.
-
-    A figure is computed once, and kept: another processor, or another numpy, computes it to other last digits. So what
-    `calibrate` was asked for is compared, and of figures that were given, six digits.
-    """
-    here = figures_of(plan)
-    if len(here.noise) != len(figures.noise):
-        return None
-    count = len(plan.earlier)
-    mine, there = here.noise, figures.noise
-    if here.asked is not None and figures.asked is not None:
-        if here.asked != figures.asked:
-            return None
-        # The steps' noise follows from ε; without steps, the one factor that all earlier noise has.
-        mine, there = (mine[:count], there[:count]) if plan.steps else (_scaled(mine), _scaled(there))
-    if not all(math.isclose(a, b, rel_tol=_SIX_DIGITS) for a, b in zip(mine, there, strict=True)):
-        return None
-    changes: dict[str, Any] = {"earlier": tuple(GaussianRelease(noise_multiplier=n) for n in figures.noise[:count])}
-    if len(figures.noise) > count:
-        changes["noise_multiplier"] = figures.noise[count]
-    kept = dataclasses.replace(plan, **changes)
-    object.__setattr__(kept, "_asked", figures.asked)
-    return kept
-
-
-def kept_as(plan: Mechanism, other: Mechanism) -> Mechanism | None:
-    """Return `other`, a plan that was begun before, if a person asked for the same in `plan`; else None."""
-    same = type(plan) is type(other) and keep(plan, figures_of(other)) == other
-    return other if same else None
-
-
-def _scaled(noise: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(multiplier / noise[0] for multiplier in noise)
-
-
 class MechanismRun:
-    """One run of a `DPSGD` plan: the only way from records to noisy gradients.
+    """One run of a plan: the only way from records to noisy sums.
 
     Guarantees:
         * Every noisy sum is one planned event; the plan's last is followed by refusal, never by more.
+        * Sums are made in the plan's order, each under its planned name.
         * Per step one batch is selected, each of its examples clipped once, and noise added once, however many
           physical batches it took and even if nobody was selected.
         * A run that crashed has spent what its journal reserved, and repeats none of it.
         * On several processes, each with its own records: one batch in all, noise once, the same noisy sums on each.
     """
 
-    def __init__(self, plan: Mechanism, journal: Path | None, *, entropy: Entropy, strategy: Strategy | None) -> None:
+    def __init__(
+        self,
+        plan: AnyPlan,
+        journal: Path | None = None,
+        *,
+        entropy: Entropy | None = None,
+        strategy: Strategy | None = None,
+    ) -> None:
+        """Begin, or go on with, the run that `journal` counts.
+
+        Args:
+            plan: What may be released.
+            journal: The run's journal file; None counts in memory, for as long as the process lives.
+            entropy: Where selection and noise come from (default: the operating system).
+            strategy: How clipped gradients are computed; changes speed and memory only.
+        """
+        for release in plan.releases if isinstance(plan, Plan) else ():
+            noise_of(release)
+        entropy = entropy or OperatingSystemEntropy()
         self.processes = Processes.joined()
         first = self.processes.object_from_first((plan, entropy.secure))
         same = kept_as(plan, first[0]) is not None and entropy.secure == first[1]
@@ -424,15 +116,14 @@ class MechanismRun:
 
         def claim_of(figures: Any) -> str | None:  # noqa: ANN401 (of a file)
             kept = keep(plan, Figures(tuple(map(float, figures["noise"])), figures["asked"]))
-            return None if kept is None else _fingerprint(kept, entropy)
+            return None if kept is None else fingerprint(kept, secure=entropy.secure)
 
-        planned, figures = len(plan.earlier) + plan.steps, figures_of(plan)
         with self.processes.refused_together():
             self._journal = Journal(
                 journal if self.processes.first else None,
-                claim=_fingerprint(plan, entropy),
-                planned=planned,
-                figures=figures._asdict() if plan.earlier or figures.asked is not None else None,
+                claim=fingerprint(plan, secure=entropy.secure),
+                planned=plan.planned,
+                figures=figures_of(plan)._asdict(),
                 claim_of=claim_of,
             )
         if (found := self._journal.figures) is not None:
@@ -453,13 +144,13 @@ class MechanismRun:
 
     @property
     def spent(self) -> int:
-        """How many of the plan's noisy sums, earlier releases included, are made or were lost in a crash."""
+        """How many of the plan's noisy sums are made or were lost in a crash."""
         return self._made
 
     @property
     def steps_spent(self) -> int:
         """How many of the plan's steps are behind this run: taken, or lost in a crash."""
-        return max(0, self._made - len(self.plan.earlier))
+        return self.plan.steps_among(self._made)
 
     @property
     def finished(self) -> bool:
@@ -515,6 +206,7 @@ class MechanismRun:
         num_records: int,
         load: LoadBatch,
         physical_batch_size: int = 64,
+        name: str = STEPS,
     ) -> Diagnostics:
         """Take one step: put the private gradient into `.grad` of each trainable parameter of `module`.
 
@@ -530,88 +222,141 @@ class MechanismRun:
                 some records contribute nothing; called once for each physical batch, with random bytes for noisy copies
                 that a seed of the config cannot repeat.
             physical_batch_size: Examples on the device at once; changes speed and memory only.
+            name: What the plan calls this sum.
 
         Returns:
             Losses and gradient norms, as `Sensitive`.
 
         Raises:
-            InputError: The earlier releases of the plan are not made, the plan is spent, or `num_records` is not the
+            InputError: The plan's next sum is another one, the plan is spent, or `num_records` is not the
                 declared size under "replace_special"; or the module, the loss or what `load` gives is not as
                 `clipped_grad_sum` wants it; or the module's tensors change as it is called. Nothing is released then.
         """
         with self._alone():
-            return self._backward(loss, module, num_records, load, physical_batch_size)
+            require_trainable(module)
+            parameters, diagnostics = trainable_parameters(module), _Joined(self.disclosures)
 
-    def _backward(
-        self, loss: PerExampleLoss, module: nn.Module, num_records: int, load: LoadBatch, physical_batch_size: int
-    ) -> Diagnostics:
-        if self._made < len(self.plan.earlier):
-            raise InputError(f"the plan has {len(self.plan.earlier)} releases before its first step: make them first")
-        self._require_declared_size(num_records)
-        require_positive(physical_batch_size=physical_batch_size)
-        require_trainable(module)
-        parameters = trainable_parameters(module)
-        selected = poisson(num_records, sample_rate=self.plan.sample_rate, random_bytes=self._stream("selection"))
-        draws = self._stream("diffusion")
-        grid = grid_step(self.plan.max_grad_norm) if self.plan.noise == "grid" else None
-        total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
-        losses, norms = [], []
-        batches = physical_batches(selected, physical_batch_size)
-        with no_shared_draws(), unchanged(module, loss):
-            for records, batch in _one_ahead(lambda indices: (len(indices), load(indices, draws)), batches):
+            def clipped(batch: Batch, records: int, entry: PoissonSums, grid: float | None) -> Tensor:
                 require_rows(batch, records)
                 self._require_rehearsed(loss, module, batch)
                 part = clipped_grad_sum(
                     loss,
                     module,
                     batch,
-                    max_grad_norm=self.plan.max_grad_norm,
+                    max_grad_norm=entry.max_norm,
                     strategy=self._strategy,
                     grid=grid,
                     records=records,
                 )
-                total += part.vector
-                losses.append(part.losses.reveal(because="joined over physical batches"))
-                norms.append(part.grad_norms.reveal(because="joined over physical batches"))
-        gradient = self._release(total, sensitivity=self.plan.max_grad_norm) / self.plan.expected_batch_size
-        for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):  # type: ignore[no-untyped-call]
-            parameter.grad = part.view_as(parameter).to(parameter.dtype)
-        empty = torch.zeros(0)
-        return Diagnostics(
-            Sensitive(torch.cat(losses or [empty]), self.disclosures),
-            Sensitive(torch.cat(norms or [empty]), self.disclosures),
-        )
+                diagnostics.add(part.losses, part.grad_norms)
+                return part.vector
 
-    def release(
-        self, total: Float64[Tensor, " coordinates"], *, sensitivity: float, num_records: int
-    ) -> Float64[Tensor, " coordinates"]:
-        """Return `total` with the noise of the plan's next earlier release; what follows from it may be published.
+            total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
+            entry = self._next(name, PoissonSums)
+            with unchanged(module, loss):  # until the whole batch is seen, and before anything is released
+                self._add_batch(entry, clipped, total, num_records, load, physical_batch_size)
+            gradient = self._release(total, sensitivity=entry.max_norm) / entry.expected_batch_size
+            for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):  # type: ignore[no-untyped-call]
+                parameter.grad = part.view_as(parameter).to(parameter.dtype)
+            return diagnostics.joined()
+
+    def batch_sum(
+        self,
+        name: str,
+        *,
+        dimensions: int,
+        num_records: int,
+        load: LoadRows,
+        physical_batch_size: int = 64,
+    ) -> Noisy:
+        """Return the noisy sum of one clipped vector for each record of a freshly selected batch.
+
+        Divided by the plan's expected batch size it is a private mean.
 
         Args:
-            total: A sum over this process's records that one record moves by at most `sensitivity` in L2 norm: one
-                dimension, float64, since a matrix could get one noise for several of its numbers. Flatten what has
-                more.
-            sensitivity: That bound; the noise has standard deviation noise_multiplier · sensitivity.
+            name: What the plan calls this sum.
+            dimensions: Length of each vector.
+            num_records: The real number of this process's records; secret, used for batch selection only.
+            load: Maps the selected indices, and random bytes, to one vector for each of them. A record's vector depends
+                on this record, its own draws, and what was released before, on nothing else.
+            physical_batch_size: Records at once; changes speed and memory only.
+
+        Raises:
+            InputError: The plan's next sum is another one, the plan is spent, or `num_records` is not the declared size
+                under "replace_special"; or `load` gives other than one vector for each record.
+
+        Guarantees:
+            * One record more or fewer moves the sum before noise by at most the plan's `max_norm`.
+        """
+        require_positive(dimensions=dimensions)
+        with self._alone():
+            entry = self._next(name, PoissonSums)
+
+            def clipped(rows: Tensor, records: int, entry: PoissonSums, grid: float | None) -> Tensor:
+                if rows.ndim != 2 or rows.shape[1] != dimensions or len(rows) > records:
+                    raise InputError(
+                        f"{records} records came with vectors of shape {tuple(rows.shape)}: give each record one of "
+                        f"{dimensions} numbers"
+                    )
+                return clipped_row_sum(rows.detach(), max_norm=entry.max_norm, grid=grid)
+
+            total = torch.zeros(dimensions, dtype=torch.float64)
+            self._add_batch(entry, clipped, total, num_records, load, physical_batch_size)
+            noisy = self._release(total, sensitivity=entry.max_norm)
+            return Noisy(noisy, self.plan.noise_std(self._made - 1, entry.max_norm))
+
+    def _add_batch(
+        self,
+        entry: PoissonSums,
+        clipped: Callable[[Any, int, PoissonSums, float | None], Tensor],
+        total: Float64[Tensor, " coordinates"],
+        num_records: int,
+        load: Callable[[Int64[ndarray, " batch"], RandomBytes], Any],
+        physical_batch_size: int,
+    ) -> None:
+        """Add what `clipped` gives for a freshly selected batch to `total`."""
+        self._require_declared_size(num_records)
+        require_positive(physical_batch_size=physical_batch_size)
+        selected = poisson(num_records, sample_rate=self.plan.rate(entry), random_bytes=self._stream("selection"))
+        draws = self._stream("diffusion")
+        grid = grid_step(entry.max_norm) if self.plan.noise == "grid" else None
+        batches = physical_batches(selected, physical_batch_size)
+        with no_shared_draws():
+            for records, loaded in _one_ahead(lambda indices: (len(indices), load(indices, draws)), batches):
+                total += clipped(loaded, records, entry, grid)
+
+    def release(self, name: str, bounded: BoundedSum, *, num_records: int) -> Noisy:
+        """Return a sum over all records with the noise that the plan has for it; what follows from it may be published.
+
+        Args:
+            name: What the plan calls this sum.
+            bounded: The sum over this process's records, and its sensitivity, as the functions of `sums` state it. The
+                noise has standard deviation noise_multiplier · sensitivity.
             num_records: The real number of this process's records; secret.
 
         Raises:
-            InputError: `total` is no float64 vector; `sensitivity` is no positive number; the plan's earlier releases
-                are made, and what is left are steps, which `backward` takes; or `num_records` is not the declared size
-                under "replace_special".
+            InputError: The plan's next sum is another one, or the plan is spent; the total is no float64 vector; the
+                sensitivity is no positive number; or `num_records` is not the declared size under "replace_special".
         """
+        total, sensitivity = bounded
         _require_vector(total, sensitivity)
         require_in_range(sensitivity=sensitivity)
         with self._alone():
-            return self._release_earlier(total, sensitivity, num_records)
+            self._next(name, FullSum)
+            self.processes.require_same(repr((name, total.shape, sensitivity)), "the shape or the sensitivity of a sum")
+            self._require_declared_size(num_records)
+            if self.plan.noise == "grid":  # rounding moves each of two neighbouring sums by half a step a coordinate
+                sensitivity /= 1 - math.sqrt(len(total)) * 2.0**-_GRID_BITS
+            noisy = self._release(total, sensitivity=sensitivity)
+            return Noisy(noisy, self.plan.noise_std(self._made - 1, sensitivity))
 
-    def _release_earlier(self, total: Tensor, sensitivity: float, num_records: int) -> Tensor:
-        self.processes.require_same(repr((total.shape, sensitivity)), "the shape or the sensitivity of a sum")
-        self._require_declared_size(num_records)
-        if self._made >= len(self.plan.earlier):
-            raise InputError("the plan's next event is a step on a random batch, which only `backward` takes")
-        if self.plan.noise == "grid":  # rounding moves each of two neighbouring sums by half a step a coordinate
-            sensitivity /= 1 - math.sqrt(len(total)) * 2.0**-_GRID_BITS
-        return self._release(total, sensitivity=sensitivity)
+    def _next(self, name: str, kind: type[E]) -> E:
+        """Return the plan's next entry, or raise InputError if it is not of this name and kind."""
+        entry = self.plan.at(self._made)
+        if not isinstance(entry, kind) or entry.name != name:
+            how = "a sum over a random batch" if isinstance(entry, PoissonSums) else "a sum over all records"
+            raise InputError(f"the plan's next release is {entry.name!r}, {how}, and not {name!r}: make it first")
+        return entry
 
     def _release(
         self, total: Float64[Tensor, " coordinates"], *, sensitivity: float
@@ -679,13 +424,6 @@ class MechanismRun:
         return self._entropy.stream(mine, self._made)
 
 
-def _fingerprint(plan: Mechanism, entropy: Entropy) -> str:
-    """Return a digest of all that a plan claims."""
-    # Settings that came later than some journals are left out where they have no effect.
-    said = repr((plan, entropy.secure)).replace(", unit='image'", "").replace(", search=None)", ")")
-    return hashlib.sha256(said.encode()).hexdigest()
-
-
 def grid_step(sensitivity: float) -> float:
     """Return the step of the grid for sums of this sensitivity: a power of two, at least 2^24 times smaller."""
     return 2.0 ** (math.floor(math.log2(sensitivity)) - _GRID_BITS)
@@ -711,34 +449,26 @@ def _require_vector(total: Tensor, sensitivity: float) -> None:
         require_positive(sensitivity=sensitivity)
 
 
+class _Joined:
+    """Losses and norms of physical batches, joined to those of one step."""
+
+    def __init__(self, disclosures: list[str]) -> None:
+        self._disclosures = disclosures
+        self._losses, self._norms = [torch.zeros(0)], [torch.zeros(0)]
+
+    def add(self, losses: Sensitive[Tensor], norms: Sensitive[Tensor]) -> None:
+        self._losses.append(losses.reveal(because="joined over physical batches"))
+        self._norms.append(norms.reveal(because="joined over physical batches"))
+
+    def joined(self) -> Diagnostics:
+        losses, norms = (torch.cat(parts[1:] or parts) for parts in (self._losses, self._norms))
+        return Diagnostics(Sensitive(losses, self._disclosures), Sensitive(norms, self._disclosures))
+
+
 def _case(loss: PerExampleLoss, module: nn.Module) -> tuple[object, ...]:
     """Return what a rehearsal holds for: the loss, what is trained, and the mode of every layer."""
     trained = tuple(p.requires_grad for p in module.parameters())
     return loss, trained, tuple(layer.training for layer in module.modules())
-
-
-def _gaussian_releases(earlier: Iterable[GaussianRelease]) -> tuple[GaussianRelease, ...]:
-    """Return the releases before a plan's steps as a value that nobody can change, of the one kind they may be."""
-    releases = tuple(earlier)
-    for release in releases:
-        if type(release) is not GaussianRelease:
-            raise InputError(
-                f"earlier holds a {type(release).__name__}: what is released before the steps is full sums"
-            )
-    return releases
-
-
-def _require_unit(unit: Unit) -> None:
-    if unit not in get_args(Unit):
-        raise InputError(f"unit must be one of {', '.join(get_args(Unit))}, not {unit!r}")
-
-
-def _require_something(steps: int, earlier: tuple[GaussianRelease, ...]) -> None:
-    """Raise InputError if a plan releases nothing."""
-    if not 0 <= steps < math.inf or not (steps or earlier):
-        raise InputError(f"steps must be a number above 0, or 0 after earlier releases, not {steps}")
-    if steps > _MOST_STEPS:
-        raise InputError(f"steps must be at most {_MOST_STEPS:,}, not {steps}: beyond, no accountant comes to an end")
 
 
 def _one_ahead(load: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

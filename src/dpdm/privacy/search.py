@@ -65,7 +65,7 @@ class Search:
     def epsilon_of_one(self, *, epsilon: float, delta: float) -> float:
         """Return about what one run may cost, so that the best of all costs `epsilon`; 0 if nothing is left for one.
 
-        About, since it takes a run for a Gaussian release: `DPSGD.calibrate` makes it exact.
+        About, since it takes a run for a Gaussian release: `Plan.calibrate` makes it exact.
         """
         high = gaussian_mu(epsilon=epsilon, delta=delta)
         low = 0.0

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import dpdm
-from dpdm.config import Prior, decode, decode_plan, read_toml
+from dpdm.config import decode_plan, read_toml
 from dpdm.evaluation import CLASSIFIERS, by_class
 from dpdm.files import read_json
-from dpdm.privacy import DPSGD
-from dpdm.privacy.accounting import gaussian_epsilon, round_up
+from dpdm.privacy import Plan, PoissonSums
+from dpdm.privacy.accounting import round_up
 from dpdm.training import Release, verify_release
 from dpdm.training.run_folder import release_folder
 from dpdm.types import InputError
@@ -41,7 +41,7 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
     release = Release.load(folder)
     settings = read_toml(folder / "config.toml")
     plan = decode_plan(settings["privacy"])
-    assert isinstance(plan, DPSGD)
+    assert isinstance(plan, Plan)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
         "name": settings["data"]["name"],
@@ -57,7 +57,7 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
             "true_positive_rates": {str(false): true for false, true in verified.true_positive_rates.items()},
         },
         "spent": _curve(plan),
-        "budget": _budget(plan, settings),
+        "budget": _budget(plan),
         "classes": list(release.facts.class_names),
         "shape": list(release.facts.shape),
         "parameters": sum(p.numel() for p in release.denoiser.network.parameters()),
@@ -71,41 +71,22 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
     return facts, release
 
 
-def _curve(plan: DPSGD) -> list[dict[str, float]]:
+def _curve(plan: Plan) -> list[dict[str, float]]:
     """Return ε after parts of the steps; before the first one it is that of the prior."""
     if not plan.steps:
         return []
     points = sorted({plan.steps * point // _POINTS for point in range(1, _POINTS + 1)} - {0})
-    start = [{"step": 0, "epsilon": _of_releases(plan)}] if plan.earlier else []
-    return start + [{"step": step, "epsilon": plan.epsilon(steps=step)} for step in points]
+    start = [0] if plan.made_after(0) else []
+    return [{"step": step, "epsilon": plan.epsilon(made=plan.made_after(step))} for step in start + points]
 
 
-def _of_releases(plan: DPSGD) -> float:
-    """Return ε of the earlier releases together: sums over all records compose as one Gaussian."""
-    mu = math.sqrt(sum(release.noise_multiplier**-2 for release in plan.earlier))
-    return gaussian_epsilon(mu=mu, delta=plan.delta)
-
-
-def _budget(plan: DPSGD, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def _budget(plan: Plan) -> list[dict[str, Any]]:
     """Return what each part of the plan would cost if it were all: these do not add up, the whole is less."""
-    names: list[str] = []
-    if plan.earlier:
-        prior = decode(Prior, settings.get("prior", {}))
-        names = ["mean of all", "class means", "covariance", "covariance of each class"]
-        names += [f"centres, round {number}" for number in range(1, prior.rounds + 1)] if prior.centres > 1 else []
-    parts = [
-        {
-            "part": name,
-            "noise_multiplier": release.noise_multiplier,
-            "epsilon_alone": gaussian_epsilon(mu=1 / release.noise_multiplier, delta=plan.delta),
-        }
-        for name, release in zip(names, plan.earlier, strict=True)
-    ]
-    if plan.steps:
-        alone = replace(plan, earlier=())
-        steps = f"{plan.steps:,} steps of training"
-        noise = getattr(plan, "noise_multiplier", None)
-        parts.append({"part": steps, "noise_multiplier": noise, "epsilon_alone": alone.epsilon()})
+    parts = []
+    for release in plan.releases:
+        alone = replace(plan, releases=(release,), search=None).epsilon()
+        name = f"{release.count:,} {release.name}" if isinstance(release, PoissonSums) else release.name
+        parts.append({"part": name, "noise_multiplier": release.noise_multiplier, "epsilon_alone": alone})
     return parts
 
 

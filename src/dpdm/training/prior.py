@@ -8,28 +8,28 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from scipy.fft import idct
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from dpdm.config import Prior
+from dpdm.config import PRIOR_SUMS, Prior, centres_in_round
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
-from dpdm.privacy import DPSGD, MechanismRun
-from dpdm.privacy.moments import (
-    BoundedSum,
+from dpdm.diffusion.spectrum import (
     Cells,
     Spectrum,
     cell_means,
-    cell_sums,
     denoised_spectrum,
-    second_moments,
     shrunk_towards,
     symmetric_matrices,
 )
+from dpdm.privacy import MechanismRun, Noisy, Plan
+from dpdm.privacy.releases import noise_of
+from dpdm.privacy.sums import BoundedSum, CellRows, cell_sums, second_moments
 from dpdm.types import InputError, images_to_tensor
 
+_MEAN, _CLASS_MEANS, _COVARIANCE, _OF_EACH_CLASS = PRIOR_SUMS
 _MOST_COORDINATES = 1024  # of the covariance: more would drown in noise, and take minutes
 _MOST_DIRECTIONS = 60  # in which a class has a covariance of its own, and its centres differ
 _LEAST_COUNT = 20.0  # records by which a mean is divided at least
@@ -43,7 +43,7 @@ _COUNT_NOISE = 7.0  # max_norm ÷ count_scale: counts get the noise of a sum, di
 
 
 def release_prior(run: MechanismRun, data: ImageDataset, settings: Prior, *, seed: int) -> GaussianMixture:
-    """Make all earlier releases of the run's plan, and return the mixture that follows from them.
+    """Make the releases of a prior, and return the mixture that follows from them.
 
     Args:
         run: A run whose plan has `settings.releases()` before its first step, none of them made.
@@ -58,7 +58,7 @@ def release_prior(run: MechanismRun, data: ImageDataset, settings: Prior, *, see
 
 
 def require_possible(
-    read: Callable[..., Tensor], settings: Prior, plan: DPSGD, *, shape: tuple[int, int, int], classes: int, where: str
+    read: Callable[..., Tensor], settings: Prior, plan: Plan, *, shape: tuple[int, int, int], classes: int, where: str
 ) -> None:
     """Raise InputError unless `release_prior` can come to these numbers: directions, variances, weights and places.
 
@@ -72,7 +72,7 @@ def require_possible(
     """
     dimensions, centres = math.prod(shape), settings.centres
     kept, lead = read("vectors", slice(1)).shape[1], read("axes", slice(1)).shape[2]
-    noise = 1 + max(release.noise_multiplier for release in plan.earlier)
+    noise = 1 + max(noise_of(release) for release in plan.full)
     most = 10 * noise**2 * dimensions * max(1.0, settings.max_deviation) ** 2  # variance, by far
     weight = math.log(1e3 * centres**2 * (plan.dataset_size + noise))
 
@@ -116,7 +116,6 @@ class _Fit:
     def __init__(self, run: MechanismRun, data: ImageDataset, settings: Prior) -> None:
         self._run, self._data, self._settings = run, data, settings
         self._classes = max(1, data.num_classes)
-        self._made = 0
         self.dimensions = math.prod(data.shape)
 
     def mixture(self, generator: torch.Generator) -> GaussianMixture:
@@ -152,17 +151,17 @@ class _Fit:
         deviates from it by is short, needs less noise, and makes good whatever noise the mean of all has.
         """
         together = ((x, torch.zeros_like(label), weight) for x, label, weight in self._records())
-        of_all, _ = self._means(together, cells=1, root=1.0)
+        of_all, _ = self._means(_MEAN, together, cells=1, root=1.0)
         deviations = ((x - of_all, label, weight) for x, label, weight in self._records())
-        means, counts = self._means(deviations, cells=self._classes, root=self._settings.max_deviation)
+        means, counts = self._means(_CLASS_MEANS, deviations, cells=self._classes, root=self._settings.max_deviation)
         return (of_all + means).clamp(-1, 1), counts
 
-    def _means(self, parts: Iterator[tuple[Tensor, Tensor, Tensor]], *, cells: int, root: float) -> Cells:
+    def _means(self, name: str, parts: Iterator[CellRows], *, cells: int, root: float) -> Cells:
         """Return means and counts of cells of rows, whose root mean square is clipped to `root`."""
         bound = root * math.sqrt(self.dimensions)
         scale = bound / _COUNT_NOISE
         sums = cell_sums(parts, cells=cells, dimensions=self.dimensions, max_norm=bound, count_scale=scale)
-        released, _ = self._release(sums)
+        released, _ = self._release(name, sums)
         return cell_means(released, cells=cells, count_scale=scale, least_count=_LEAST_COUNT)
 
     def _within_classes(self, means: Tensor, count: float) -> tuple[Spectrum, int]:
@@ -172,7 +171,7 @@ class _Fit:
         """
         basis = low_frequencies(self._data.shape, most=_MOST_COORDINATES)
 
-        def deviations() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def deviations() -> Iterator[CellRows]:
             for x, label, weight in self._records():
                 deviation = x - means[label]
                 inside = deviation @ basis
@@ -182,7 +181,7 @@ class _Fit:
 
         bound = self._settings.max_deviation * math.sqrt(self.dimensions)
         moment = second_moments(deviations(), cells=1, dimensions=basis.shape[1] + 1, max_norm=bound)
-        released, noise_std = self._release(moment)
+        released, noise_std = self._release(_COVARIANCE, moment)
         matrix = symmetric_matrices(released, cells=1)[0] / count
         spectrum = denoised_spectrum(matrix[:-1, :-1], noise_std=noise_std / count, least_variance=_LEAST_VARIANCE)
         kept = len(spectrum.variances)
@@ -198,13 +197,13 @@ class _Fit:
     ) -> Float64[Tensor, "class direction direction"]:
         """Return the covariance of each class in the leading directions: few numbers, which little noise hides."""
 
-        def places() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def places() -> Iterator[CellRows]:
             for x, label, weight in self._records():
                 yield (x - means[label]) @ leading, label, weight
 
         bound = _REACH * math.sqrt(float(shared.trace()))
         moments = second_moments(places(), cells=self._classes, dimensions=len(shared), max_norm=bound)
-        released, noise_std = self._release(moments)
+        released, noise_std = self._release(_OF_EACH_CLASS, moments)
         matrices = symmetric_matrices(released, cells=self._classes) / counts[:, None, None]
         return shrunk_towards(matrices, shared, noise_std=noise_std / counts)
 
@@ -223,16 +222,16 @@ class _Fit:
         offsets = 0.7 * torch.einsum("cjk,clk->cjl", normal, root)
         sizes = (counts[:, None] / centres).expand(-1, centres)
         noise = torch.zeros_like(sizes)
-        for _ in range(self._settings.rounds):
+        for number in range(1, self._settings.rounds + 1):
 
-            def nearest(offsets: Tensor = offsets) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            def nearest(offsets: Tensor = offsets) -> Iterator[CellRows]:
                 for x, label, weight in self._records():
                     place = (x - means[label]) @ leading
                     centre = (place[:, None] - offsets[label]).square().sum(2).argmin(1)
                     yield place, label * centres + centre, weight
 
             sums = cell_sums(nearest(), dimensions=directions, max_norm=bound, **shape)  # type: ignore[arg-type]
-            released, noise_std = self._release(sums)
+            released, noise_std = self._release(centres_in_round(number), sums)
             found, size = cell_means(released, least_count=_LEAST_COUNT, **shape)  # type: ignore[arg-type]
             found, size = found.view_as(offsets), size.view_as(sizes)
             thick = size > _LEAST_COUNT + 3 * noise_std / shape["count_scale"]
@@ -245,17 +244,10 @@ class _Fit:
         seen = torch.einsum("cj,cjk->k", of_all, offsets.square())
         return offsets * ((seen - (of_all * noise).sum()) / seen).clamp(min=0), weights
 
-    def _release(self, bounded: BoundedSum) -> tuple[Float64[Tensor, " coordinates"], float]:
-        """Return the noisy vector, and the standard deviation of its noise."""
-        noise_std = self._run.plan.noise_std(self._made, bounded.sensitivity)
-        self._made += 1
-        num_records = self._data.num_units
-        released = self._run.release(bounded.total, sensitivity=bounded.sensitivity, num_records=num_records)
-        return released, noise_std
+    def _release(self, name: str, bounded: BoundedSum) -> Noisy:
+        return self._run.release(name, bounded, num_records=self._data.num_units)
 
-    def _records(
-        self,
-    ) -> Iterator[tuple[Float64[Tensor, "records dimension"], Int64[Tensor, " records"], Float64[Tensor, " records"]]]:
+    def _records(self) -> Iterator[CellRows]:
         """Yield all records, part by part: flattened images in [-1, 1], labels, and weights, one for each unit."""
         weights = torch.from_numpy(self._data.weights)
         for start in range(0, len(self._data), _PART):

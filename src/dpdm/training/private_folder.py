@@ -14,7 +14,9 @@ from dpdm.config import decode_plan, read_toml
 from dpdm.data import ImageDataset, find_duplicates
 from dpdm.diffusion import GaussianMixture
 from dpdm.files import write_json, write_toml
-from dpdm.privacy.mechanism import Diagnostics, Mechanism, MechanismRun, figures_of, keep, kept_as
+from dpdm.privacy.figures import figures_of, keep, kept_as
+from dpdm.privacy.mechanism import Diagnostics, MechanismRun
+from dpdm.privacy.plan import AnyPlan
 from dpdm.training.checkpoint import load_checkpoint, load_prior, save_checkpoint, save_prior
 from dpdm.training.watch import tensorboard_writer, write_scalars
 from dpdm.types import InputError
@@ -22,7 +24,7 @@ from dpdm.types import InputError
 ASKED = "epsilon"
 """The key of what a run's noise was calibrated to: a person's figure, where a noise multiplier is a processor's."""
 
-_NOISE = (ASKED, "privacy.earlier", "privacy.noise_multiplier")  # what epsilon decides, if nothing else differs
+_NOISE = (ASKED, "privacy.releases")  # what epsilon decides, if nothing else differs
 _MOST_SAID = 3  # settings, in one line
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
 _DAMAGED = "checkpoint.damaged.safetensors"
@@ -49,7 +51,7 @@ class PrivateFolder:
     """
 
     @staticmethod
-    def kept_plan(path: Path, plan: Mechanism) -> Mechanism | None:
+    def kept_plan(path: Path, plan: AnyPlan) -> AnyPlan | None:
         """Return the plan that a run in this folder began with, if it began and `plan` asks for the same."""
         if not (path / "config.toml").exists():
             return None

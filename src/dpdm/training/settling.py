@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dpdm.config import decode_plan, read_toml
 from dpdm.ledger import InLedger, Ledger
-from dpdm.privacy import DPSGD
+from dpdm.privacy import Plan
 from dpdm.types import InputError
 
 
@@ -31,7 +31,7 @@ def settle_run(run: Path | str, ledger: Ledger, *, only_copy: bool = False) -> t
     if name is None or not (private / "journal.jsonl").is_file():
         raise InputError(f"{run} holds no run that a ledger counts: is the path right?")
     plan = decode_plan(read_toml(private / "config.toml")["privacy"])
-    if not isinstance(plan, DPSGD):
+    if not isinstance(plan, Plan):
         raise InputError(f"{run} claims nothing: there is nothing to settle")
     place = Path(ledger.reservation(name.run).place)
     moved = not (place.exists() and place.samefile(run))
@@ -47,8 +47,8 @@ def settle_run(run: Path | str, ledger: Ledger, *, only_copy: bool = False) -> t
     try:
         spent = made.spent
         # From here on it cannot go on.
-        ledger.complete(name.run, plan.events_made(spent), tokens=name.tokens, head=name.head)
+        ledger.complete(name.run, plan.events(made=spent), tokens=name.tokens, head=name.head)
         made.spend_rest()
     finally:
         made.close()
-    return spent, len(plan.earlier) + plan.steps
+    return spent, plan.planned

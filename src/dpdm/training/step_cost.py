@@ -13,7 +13,7 @@ import torch
 from dpdm.config import Config, Training
 from dpdm.diffusion import DenoisingLoss, FromPrior, NoisyBatch, PreconditionedDenoiser
 from dpdm.networks import Zero
-from dpdm.privacy import DPSGD, Mechanism
+from dpdm.privacy import DPSGD, AnyPlan
 from dpdm.privacy.processes import Processes
 from dpdm.training.hardware import (
     autocast,
@@ -102,7 +102,7 @@ class _Stopwatch:
         average = [p.detach().clone() for p in self._denoiser.parameters()]
         optimizer = torch.optim.Adam(self._denoiser.parameters())
         plan = DPSGD(dataset_size=1, expected_batch_size=1, steps=1000, noise_multiplier=1.0, delta=1e-9)
-        run = plan.start(None, strategy=self._config.training.clipping)
+        run = plan.start(strategy=self._config.training.clipping)
         images = torch.rand(most, *self._facts.shape, device=self.device) * 2 - 1
 
         def step(records: int) -> float:
@@ -185,7 +185,7 @@ def random_batch(config: Config, loss: DenoisingLoss, facts: ImageFacts, images:
     )
 
 
-def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> StepCost:
+def measure_step(config: Config, facts: ImageFacts, mechanism: AnyPlan) -> StepCost:
     """Time steps on one physical batch of random images, or a part of it, and scale to the expected batch.
 
     Args:
@@ -199,14 +199,14 @@ def measure_step(config: Config, facts: ImageFacts, mechanism: Mechanism) -> Ste
     return _cost(stopwatch, config, facts, mechanism, *stopwatch.seconds(config.loss, mechanism.expected_batch_size))
 
 
-def measure_sampling(config: Config, facts: ImageFacts, mechanism: Mechanism) -> float:
+def measure_sampling(config: Config, facts: ImageFacts, mechanism: AnyPlan) -> float:
     """Return the seconds that one process takes to draw `SAMPLED` images with the run's own sampler."""
     network = config.network if mechanism.steps else Zero()  # as a run without steps has it
     return _Stopwatch(dataclasses.replace(config, network=network), facts).sampling_seconds()
 
 
 def _cost(
-    stopwatch: _Stopwatch, config: Config, facts: ImageFacts, mechanism: Mechanism, each: float, beside: float
+    stopwatch: _Stopwatch, config: Config, facts: ImageFacts, mechanism: AnyPlan, each: float, beside: float
 ) -> StepCost:
     at_once = min(mechanism.expected_batch_size, stopwatch.physical_batch_size(config.loss))
     return StepCost(
@@ -217,7 +217,7 @@ def _cost(
     )
 
 
-def _records_gib(facts: ImageFacts, mechanism: Mechanism) -> float:
+def _records_gib(facts: ImageFacts, mechanism: AnyPlan) -> float:
     """Return what all images take; of groups, of which nobody has declared how many images they have, nothing."""
     if mechanism.unit == "group":
         return 0.0
@@ -227,7 +227,7 @@ def _records_gib(facts: ImageFacts, mechanism: Mechanism) -> float:
 def fit_to_time(
     config: Config,
     facts: ImageFacts,
-    mechanism: Mechanism,
+    mechanism: AnyPlan,
     *,
     minutes: float,
     on_progress: OnProgress = lambda done, total: None,
@@ -303,7 +303,7 @@ def fit_to_time(
         privacy=dataclasses.replace(config.privacy, steps=steps, expected_batch_size=batch),
         loss=dataclasses.replace(config.loss, noise_multiplicity=copies),
     )
-    plan = dataclasses.replace(mechanism, steps=steps, expected_batch_size=batch)
+    plan = mechanism.with_steps(steps, expected_batch_size=batch)
     return Fitted(fitted, _cost(stopwatch, fitted, facts, plan, each, beside), sampling)
 
 

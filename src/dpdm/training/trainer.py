@@ -37,10 +37,11 @@ from dpdm.diffusion import (
 )
 from dpdm.ledger import InLedger, Ledger, Records
 from dpdm.networks import CompactUNet, Network, OwnNetwork, Zero, code_of, said_of
-from dpdm.privacy import DPSGD, Mechanism, MechanismRun, OperatingSystemEntropy
+from dpdm.privacy import AnyPlan, MechanismRun, OperatingSystemEntropy, Plan
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
-from dpdm.privacy.mechanism import Diagnostics, figures_of, kept_as
+from dpdm.privacy.figures import figures_of, kept_as
+from dpdm.privacy.mechanism import Diagnostics
 from dpdm.privacy.processes import Processes
 from dpdm.training import ema
 from dpdm.training.hardware import autocast, choose_device, keep_freed_memory
@@ -82,7 +83,7 @@ class Trainer:
             without steps trains none, whatever settings say: it has `Zero`, and `FromPrior` for its sampler.
         preconditioning: How network and denoiser are related.
         mechanism: The plan: `DPSGD(...).calibrate(epsilon=...)`, or `NonPrivate(...)`.
-        prior: What `mechanism.earlier` releases: of `MomentMatched` preconditioning, and of no other.
+        prior: What the plan releases before its steps: of `MomentMatched` preconditioning, and of no other.
         loss: Noise multiplicity and label dropout.
         training: Speed and quality.
         sampler: What the release samples with by default.
@@ -109,7 +110,7 @@ class Trainer:
 
     network: Network | OwnNetwork = field(default_factory=CompactUNet)
     preconditioning: AnyPreconditioning = field(default_factory=EDM)
-    mechanism: Mechanism
+    mechanism: AnyPlan
     prior: Prior | None = None
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     training: Training = field(default_factory=Training)
@@ -126,7 +127,7 @@ class Trainer:
         data: ImageDataset,
         *,
         run: Path | str | None = None,
-        mechanism: Mechanism | None = None,
+        mechanism: AnyPlan | None = None,
         ledger: Callable[[], Ledger | None] = Ledger.default,
     ) -> "Trainer":
         """Return the trainer that `config` describes; its plan unless given, for which `data` is counted if need be.
@@ -165,7 +166,7 @@ class Trainer:
 
     def _require_types(self) -> None:
         wanted: dict[str, tuple[type, ...]] = {
-            "mechanism": get_args(Mechanism),
+            "mechanism": get_args(AnyPlan),
             "prior": (Prior, NoneType),
             "loss": (DenoisingLoss,),
             "training": (Training,),
@@ -356,7 +357,7 @@ class Trainer:
     ) -> Callable[[MechanismRun], None]:
         """Reserve the plan in the ledger before anything is spent; return what tells it what was, in the end."""
         plan, ledger = self.mechanism, self.ledger
-        if not isinstance(plan, DPSGD) or not self.entropy.secure or not mechanism.processes.first:
+        if not isinstance(plan, Plan) or not self.entropy.secure or not mechanism.processes.first:
             return lambda run: None
         before = None if folder.path is None else InLedger.read(folder.path)
         if ledger is None or (mechanism.finished and before is None):  # the latter by a version that did not count
@@ -378,7 +379,7 @@ class Trainer:
                 head=name.head,
             )
             name = name.saw(head, folder.path)
-        return lambda run: ledger.complete(name.run, plan.events_made(run.spent), tokens=name.tokens, head=name.head)
+        return lambda run: ledger.complete(name.run, plan.events(made=run.spent), tokens=name.tokens, head=name.head)
 
     def _prior(
         self, settings: Prior, mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder
@@ -390,7 +391,7 @@ class Trainer:
                 raise RunLost(f"{self.run}: a crash spent the prior before it was saved: start a new run")
             prior = release_prior(mechanism, data, settings, seed=self.training.seed)
             folder.save_prior(prior)
-        elif mechanism.spent < len(self.mechanism.earlier):
+        elif mechanism.spent < len(self.mechanism.full):
             raise InputError(
                 f"{self.run}: there is a prior and the journal counts no release of it: it was lost or restored from a "
                 "backup; start a new run, and count both"
@@ -422,13 +423,13 @@ def as_begun(trainer: Trainer, data: ImageDataset) -> Trainer:
         InputError: The processes of this run were asked for different plans.
     """
     processes, plan, ledger = Processes.joined(), trainer.mechanism, trainer.ledger
-    kept: Mechanism | None = None
+    kept: AnyPlan | None = None
     with processes.refused_together():
         private = None if trainer.run is None else Path(trainer.run) / "private"
         if processes.first and private is not None:
             kept = PrivateFolder.kept_plan(private, plan)
         new = private is None or not private.exists()
-        if processes.first and new and ledger is not None and isinstance(plan, DPSGD) and trainer.entropy.secure:
+        if processes.first and new and ledger is not None and isinstance(plan, Plan) and trainer.entropy.secure:
             kept = ledger.reserved_plan(plan, Records.of(data))
     first = processes.object_from_first(kept or plan)
     processes.require(kept_as(plan, first) is not None, "their settings")

@@ -22,16 +22,18 @@ from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
 from dpdm.files import held, read_json, write_json
 from dpdm.ledger import InLedger, Ledger, Records
-from dpdm.privacy import DPSGD, GaussianRelease, Mechanism
+from dpdm.privacy import AnyPlan, FullSum, GaussianRelease, Plan
 from dpdm.privacy.accounting import epsilon
-from dpdm.privacy.mechanism import figures_of, keep, kept_as
+from dpdm.privacy.figures import figures_of, keep, kept_as
 from dpdm.privacy.search import Search
+from dpdm.privacy.sums import BoundedSum
 from dpdm.training.release import Release
 from dpdm.training.trainer import RunLost, Trainer
 from dpdm.types import InputError
 
 NUM_IMAGES = 10_000
 """Synthetic images that the classifier of a score is trained on."""
+_SCORE = "right answers"  # what a plan calls the count that runs are compared by
 
 
 class Cost(NamedTuple):
@@ -74,7 +76,7 @@ class Tuner:
         if private != (self.search.score_noise_multiplier is not None):
             raise InputError("give public images for the score, or noise for a score on the private ones")
 
-    def plan(self, data: ImageDataset) -> DPSGD:
+    def plan(self, data: ImageDataset) -> Plan:
         """Return the plan that all candidates share: that of one run, with the claim of the search.
 
         Raises:
@@ -99,7 +101,7 @@ class Tuner:
         require_same_unit(plan, data)
         return plan
 
-    def cost(self, plan: DPSGD) -> Cost:
+    def cost(self, plan: Plan) -> Cost:
         """Return what a search of this plan costs."""
         one = replace(plan, search=None).events()
         noise = self.search.score_noise_multiplier
@@ -140,7 +142,7 @@ class Tuner:
     def _go_on(
         self,
         data: ImageDataset,
-        plan: DPSGD,
+        plan: Plan,
         state: dict[str, Any],
         on_run: Callable[[int, int, Trainer, ImageDataset], Release],
     ) -> Release:
@@ -204,10 +206,10 @@ class Tuner:
             raise InputError(f"{self.run}: crashes took every run of this search, whose price is spent: begin another")
         return max(found)[2]
 
-    def _as_begun(self, plan: DPSGD, data: ImageDataset) -> DPSGD:
+    def _as_begun(self, plan: Plan, data: ImageDataset) -> Plan:
         """Return the plan that the search began with, or that was reserved for it; else `plan`."""
         path = self.run / "private" / "search.json"
-        kept: Mechanism | None = None
+        kept: AnyPlan | None = None
         if path.exists():
             what: Any = read_json(path).get("what")
             try:
@@ -217,9 +219,9 @@ class Tuner:
                 return plan
         elif self.ledger is not None:
             kept = self.ledger.reserved_plan(plan, Records.of(data))
-        return plan if kept is None else cast(DPSGD, kept)
+        return plan if kept is None else cast(Plan, kept)
 
-    def _begin(self, plan: DPSGD) -> dict[str, Any]:
+    def _begin(self, plan: Plan) -> dict[str, Any]:
         """Return the state of the search: drawn, if there is none yet, and saved before anything is spent."""
         path = self.run / "private" / "search.json"
         candidates = [encode(config) for config in self.candidates]
@@ -244,7 +246,7 @@ class Tuner:
         write_json(path, state)
         return state
 
-    def _score(self, release: Release, data: ImageDataset, plan: DPSGD, folder: Path) -> float | None:
+    def _score(self, release: Release, data: ImageDataset, plan: Plan, folder: Path) -> float | None:
         """Return the accuracy on public images, or the noisy count of right answers on the private ones.
 
         None if a crash lost the count, which cannot be made again.
@@ -269,21 +271,20 @@ class Tuner:
             return scores["cnn"].accuracy
         right = sum(row[label] for label, row in enumerate(scores["cnn"].confusion[: data.num_classes]))
         # One image more or fewer changes the count by at most 1: the classifier has seen released images alone.
-        of_score = DPSGD(
+        of_score = Plan(
             dataset_size=plan.dataset_size,
-            expected_batch_size=1,
-            steps=0,
+            releases=(FullSum(name=_SCORE, noise_multiplier=noise),),
             delta=plan.delta,
             relation=plan.relation,
-            earlier=(GaussianRelease(noise_multiplier=noise),),
-        ).start(folder / "private" / "score.jsonl")
+        )
+        run = of_score.start(folder / "private" / "score.jsonl")
         try:
-            if of_score.finished:
+            if run.finished:
                 return None
-            total = torch.tensor([float(right)], dtype=torch.float64)
-            return float(of_score.release(total, sensitivity=1.0, num_records=len(data)))
+            count = BoundedSum(torch.tensor([float(right)], dtype=torch.float64), 1.0)
+            return float(run.release(_SCORE, count, num_records=len(data)).values)
         finally:
-            of_score.close()
+            run.close()
 
 
 def combinations(texts: Sequence[str]) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from dpdm.config import Config, decode, decode_plan, encode, require_prior_plann
 from dpdm.diffusion import FromPrior, MomentMatched
 from dpdm.files import json_text
 from dpdm.networks import Own, Zero
-from dpdm.privacy import DPSGD, Mechanism, OperatingSystemEntropy
+from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
 from dpdm.privacy.accounting import round_up, true_positive_rates
 from dpdm.training.prior import require_possible
 from dpdm.training.release import (
@@ -112,7 +112,7 @@ class Verified:
 class Settings(NamedTuple):
     """What `config.toml` says, understood, and the one text that says it."""
 
-    plan: Mechanism
+    plan: AnyPlan
     config: Config
     facts: ImageFacts
     text: str
@@ -170,7 +170,7 @@ def verify_release(run: Path | str) -> Verified:
         _require_steps_for_a_network(folder, config, plan)
         _require_as_written(folder / "config.toml", text)
         layout = require_layout(folder / "model.safetensors", config, facts)
-        assert isinstance(plan, DPSGD)
+        assert isinstance(plan, Plan)
         _require_same_claim(folder, privacy, plan)
         _require_weights(folder, privacy, layout, plan, config, facts)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
@@ -251,7 +251,7 @@ def _require_as_written(path: Path, content: str) -> None:
         raise InputError(f"{path} is not as a run writes it: another spelling or order in it is covered by no claim")
 
 
-def _require_steps_for_a_network(folder: Path, config: Config, plan: Mechanism) -> None:
+def _require_steps_for_a_network(folder: Path, config: Config, plan: AnyPlan) -> None:
     """Raise InputError if a plan without steps comes with a trained network, or one with steps without."""
     if isinstance(config.network, Zero) != (plan.steps == 0):
         raise InputError(
@@ -264,7 +264,7 @@ def _require_steps_for_a_network(folder: Path, config: Config, plan: Mechanism) 
 
 
 def _require_weights(
-    folder: Path, privacy: dict[str, Any], layout: Layout, plan: DPSGD, config: Config, facts: ImageFacts
+    folder: Path, privacy: dict[str, Any], layout: Layout, plan: Plan, config: Config, facts: ImageFacts
 ) -> None:
     """Raise InputError unless the weights are the claim's, and numbers that a run can come to."""
     path = folder / "model.safetensors"
@@ -281,7 +281,7 @@ def _require_weights(
         require_possible(of_prior, config.prior, plan, shape=facts.shape, classes=classes, where=str(path))
 
 
-def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: DPSGD) -> None:
+def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: Plan) -> None:
     """Raise InputError unless `privacy.json` is what a run with this plan writes."""
     stated = {key: value for key, value in privacy.items() if key not in ("schema", "sha256")}
     costs = {"epsilon_rdp": plan.epsilon(accountant="rdp"), "epsilon": plan.epsilon()}

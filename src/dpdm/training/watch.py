@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dpdm.evaluation import save_grid
-from dpdm.privacy import Mechanism
+from dpdm.privacy import AnyPlan
 from dpdm.training.release import Release
 from dpdm.types import InputError
 
@@ -34,7 +34,7 @@ class Watch:
         tensorboard: Whether to write the same for TensorBoard, beside.
     """
 
-    def __init__(self, path: Path | None, plan: Mechanism, *, private: bool, tensorboard: bool) -> None:
+    def __init__(self, path: Path | None, plan: AnyPlan, *, private: bool, tensorboard: bool) -> None:
         self._path, self._plan, self._private = path, plan, private
         self._epsilon: dict[int, float] = {}  # by step
         if path is not None:
@@ -77,7 +77,7 @@ class Watch:
 
     def _spent(self, step: int) -> float:
         if step not in self._epsilon:
-            self._epsilon[step] = self._plan.epsilon(steps=step)
+            self._epsilon[step] = self._plan.epsilon(made=self._plan.made_after(step))
         return self._epsilon[step]
 
     def close(self) -> None:

@@ -4,13 +4,13 @@ import math
 
 from dpdm.config import Config
 from dpdm.diffusion import MomentMatched
-from dpdm.privacy import DPSGD, Mechanism
+from dpdm.privacy import AnyPlan
 
 PAYS_UP_TO = 0.5
 """The largest `noise_to_signal` at which a network pays."""
 
 
-def noise_to_signal(plan: Mechanism, parameters: int) -> float | None:
+def noise_to_signal(plan: AnyPlan, parameters: int) -> float | None:
     """Return z √P / E: the length of a step's noise ÷ the most that the mean of its gradients can be.
 
     A step adds noise of length z C √P to a sum of clipped gradients whose mean is at most C E long.
@@ -26,12 +26,12 @@ def noise_to_signal(plan: Mechanism, parameters: int) -> float | None:
         Rule of thumb of this project (docs/guide/choosing-epsilon-and-steps.md, "Small data"): on Fashion-MNIST a
         network was as good as the prior alone at 0.26, and worse at 1.5.
     """
-    if not isinstance(plan, DPSGD) or plan.noise_multiplier is None:
+    if plan.noise_multiplier is None:
         return None
     return plan.noise_multiplier * math.sqrt(parameters) / plan.expected_batch_size
 
 
-def why_it_cannot_pay(config: Config, plan: Mechanism, parameters: int) -> str | None:
+def why_it_cannot_pay(config: Config, plan: AnyPlan, parameters: int) -> str | None:
     """Return one line on what to do instead of training this network, or None if it may pay."""
     ratio = noise_to_signal(plan, parameters)
     if ratio is None or ratio <= PAYS_UP_TO:

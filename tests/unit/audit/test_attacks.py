@@ -27,7 +27,7 @@ def overfitted():
     release = Trainer(
         network=MLP(width=128, blocks=2),
         preconditioning=EDM(),
-        mechanism=NonPrivate(dataset_size=40, expected_batch_size=40, steps=600),
+        mechanism=NonPrivate.dp_sgd(dataset_size=40, expected_batch_size=40, steps=600),
         loss=DenoisingLoss(noise_multiplicity=4, label_dropout=0.0),
         training=Training(learning_rate=3e-3, ema_decay=0.99, strategy="layer-wise", precision="float32"),
     ).fit(part)
@@ -36,6 +36,7 @@ def overfitted():
 
 
 @pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.proof
 def test_members_of_an_overfitted_generator_are_found(name, overfitted):
     denoiser, images, labels, were_in = overfitted
     scores = attack_scores(ATTACKS[name], denoiser, images, labels)

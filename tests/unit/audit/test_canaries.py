@@ -1,6 +1,5 @@
 """What is planted for an audit moves the sums as the worst record would, and moves nothing else."""
 
-import dataclasses
 import os
 
 import numpy as np
@@ -9,22 +8,23 @@ import torch
 from scipy.stats import norm
 
 from dpdm.audit.canaries import Planted, PlantedBatch, PlantedLoss, Played, WatchedRun, log_likelihood_ratio, play
-from dpdm.config import Config, Data, Prior, Training, encode
+from dpdm.config import PRIOR_SUMS, Config, Data, Prior, Training, encode
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
 from dpdm.networks import MLP, CompactUNet
 from dpdm.privacy import (
     DPSGD,
-    GaussianRelease,
     LayerWise,
     OneBackwardEach,
     OperatingSystemEntropy,
     Vectorized,
     clipped_grad_sum,
 )
+from dpdm.privacy.sums import BoundedSum
 from dpdm.training import ImageFacts, Release, verify_release
 from dpdm.training.release import build_denoiser
 from dpdm.types import InputError
+from plans import changed
 
 LOSS = DenoisingLoss(noise_multiplicity=2, label_dropout=0.0)
 PLAN = DPSGD(dataset_size=60, expected_batch_size=20, steps=4, noise_multiplier=1.2, max_grad_norm=0.7, delta=1e-3)
@@ -68,11 +68,12 @@ def test_a_canary_is_its_own_coordinate_at_full_length_and_images_keep_their_gra
 
 
 def test_earlier_releases_are_watched_and_returned_as_they_would_be():
-    plan = dataclasses.replace(PLAN, earlier=(GaussianRelease(noise_multiplier=0.01),))
+    plan = changed(PLAN, before={"first": 0.01})
     took_part = np.array([True, False, True, True])
     run = WatchedRun(plan, took_part=took_part, strategy=OneBackwardEach())
     total = torch.arange(7, dtype=torch.float64)
-    noisy = run.release(total, sensitivity=2.0, num_records=60)
+    noisy, std = run.release("first", BoundedSum(total, 2.0), num_records=60)
+    assert std == 0.02
     assert noisy.shape == total.shape
     assert (noisy - total).abs().max() < 0.2
     assert ((run.scores > 0) == took_part).all()
@@ -98,7 +99,7 @@ def outcome(settings, plan, data, **other):
 
 
 def test_the_whole_plan_is_played_and_its_canaries_are_found_when_there_is_hardly_noise():
-    plan = dataclasses.replace(PLAN, noise_multiplier=0.05, expected_batch_size=30, relation="replace_special")
+    plan = changed(PLAN, noise_multiplier=0.05, expected_batch_size=30, relation="replace_special")
     played = outcome(config(preconditioning=EDM()), plan, images(60))
     assert played.plan.relation == "add_or_remove_one"
     selected = played.scores > 0  # of those that took part, all but the few that no step selected
@@ -112,8 +113,7 @@ def test_the_whole_plan_is_played_and_its_canaries_are_found_when_there_is_hardl
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_prior_is_released_and_watched_too(steps):
     prior = Prior(centres=1)
-    earlier = tuple(GaussianRelease(noise_multiplier=0.1) for _ in range(4))
-    plan = dataclasses.replace(PLAN, steps=steps, earlier=earlier)
+    plan = changed(PLAN, steps=steps, before=dict.fromkeys(PRIOR_SUMS, 0.1))
     played = outcome(config(preconditioning=MomentMatched(), prior=prior), plan, images(60))
     assert ((played.scores > 0) == played.took_part).all()
 
@@ -139,7 +139,7 @@ def test_a_member_whose_coin_says_no_is_not_there(monkeypatch):
 
 def test_the_weights_of_an_audit_can_be_no_release(tmp_path):
     """Whoever saves them with the plan's own claim has a folder that neither loads nor verifies."""
-    plan = dataclasses.replace(PLAN, steps=1)
+    plan = changed(PLAN, steps=1)
     settings, data = config(preconditioning=EDM()), images(60)
     played = outcome(settings, plan, data)
     facts = {"name": data.name, "shape": list(data.shape), "class_names": list(data.class_names)}

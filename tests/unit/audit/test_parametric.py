@@ -6,7 +6,7 @@ from scipy.stats import binom, poisson
 
 from dpdm.audit import parametric
 from dpdm.audit.repetition import Sum, farthest_overlap
-from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy import DPSGD
 
 SUMS, WIDTH = 20, 2000
 
@@ -192,9 +192,9 @@ def test_a_whole_check_counts_its_comparisons(noise, steps, monkeypatch):
 
     monkeypatch.setattr(parametric, "_in_another_process", here)
     monkeypatch.setattr(parametric, "_SELECTIONS", 400)
-    before = (GaussianRelease(noise_multiplier=5.0), GaussianRelease(noise_multiplier=3.0))
+    before = {"first": 5.0, "second": 3.0}
     training = {"steps": steps, "noise_multiplier": 1.5} if steps else {"steps": 0}
-    plan = DPSGD(dataset_size=300, expected_batch_size=30, delta=1e-3, earlier=before, noise=noise, **training)
+    plan = DPSGD(dataset_size=300, expected_batch_size=30, delta=1e-3, releases=before, noise=noise, **training)
     checks = parametric.check_mechanism(plan, draws=100_000)
     assert failed(checks) == []
     of_prior = len(parametric.check_sums([Sum(np.zeros(3), 0.0)]))

@@ -15,7 +15,7 @@ SCANS = Records("scans", IMAGES)
 
 
 def plan(*multipliers, relation="add_or_remove_one", steps=0, noise=None, unit="image"):
-    releases = tuple(GaussianRelease(noise_multiplier=multiplier) for multiplier in multipliers)
+    releases = {f"sum {number}": noise for number, noise in enumerate(multipliers)}
     return DPSGD(
         dataset_size=1000,
         expected_batch_size=100,
@@ -23,7 +23,7 @@ def plan(*multipliers, relation="add_or_remove_one", steps=0, noise=None, unit="
         noise_multiplier=noise,
         delta=1e-5,
         relation=relation,
-        earlier=releases,
+        releases=releases,
         unit=unit,
     )
 
@@ -181,7 +181,7 @@ def test_how_long_a_search_took_is_not_in_the_book(of_two, monkeypatch):
         expected_batch_size=100,
         steps=0,
         delta=1e-5,
-        earlier=(GaussianRelease(noise_multiplier=20.0),),
+        releases={"first": 20.0},
         search=Search(mean=3),
     )
     of_two.reserve("a", search, SCANS, place="")
@@ -229,7 +229,7 @@ def test_a_run_may_have_taken_fewer_of_its_steps(of_two):
         with pytest.raises(InputError, match="reserved less"):
             of_two.complete(f"run {number}", [*run.events(), GaussianRelease(noise_multiplier=99.0)])
         planned = plan(30.0, 40.0, steps=50, noise=4.0 + number)
-        of_two.complete(f"run {number}", planned.events_made(made))
+        of_two.complete(f"run {number}", planned.events(made=made))
     steps = [event for event in of_two.account("scans").events if isinstance(event, PoissonGaussianSteps)]
     assert [event.steps for event in steps] == [28, 50]
 
@@ -461,7 +461,7 @@ def test_pld_lets_one_run_in_by_itself_if_it_is_the_first_of_which_something_is_
         expected_batch_size=100,
         steps=0,
         delta=1e-5,
-        earlier=(GaussianRelease(noise_multiplier=2.05),),
+        releases={"first": 2.05},
     )
     assert 1.85 < large.epsilon() < 2.0
     small = plan(200.0)

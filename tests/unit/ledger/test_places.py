@@ -10,13 +10,11 @@ import pytest
 
 from dpdm.ledger import InLedger, Ledger, Records
 from dpdm.ledger.storage import Storage, chained
-from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy import DPSGD
 from dpdm.types import InputError
 
 SCANS = Records("scans", np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1))
-RUN = DPSGD(
-    dataset_size=100, expected_batch_size=10, steps=0, delta=1e-5, earlier=(GaussianRelease(noise_multiplier=10.0),)
-)
+RUN = DPSGD(dataset_size=100, expected_batch_size=10, steps=0, delta=1e-5, releases={"first": 10.0})
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,11 @@ import pytest
 from dpdm.ledger import Ledger, Records, storage
 from dpdm.ledger.entries import Entered, Registered, decode_statement, encode_statement
 from dpdm.ledger.storage import Storage
-from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy import DPSGD
 from dpdm.types import InputError
 
 IMAGES = np.zeros((3, 8, 8, 1), np.uint8)
-RUN = DPSGD(
-    dataset_size=100, expected_batch_size=10, steps=0, delta=1e-5, earlier=(GaussianRelease(noise_multiplier=10.0),)
-)
+RUN = DPSGD(dataset_size=100, expected_batch_size=10, steps=0, delta=1e-5, releases={"first": 10.0})
 
 
 @pytest.fixture

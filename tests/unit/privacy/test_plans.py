@@ -1,14 +1,15 @@
 """A plan that promises nonsense is refused in one line, when it is made."""
 
 import dataclasses
-import hashlib
 import json
 import math
+import tomllib
 
 import pytest
+import tomli_w
 
 from dpdm.config import decode_plan, encode
-from dpdm.privacy import DPSGD, GaussianRelease, NonPrivate
+from dpdm.privacy import DPSGD, FullSum, GaussianRelease, NonPrivate, Plan, PoissonSums
 from dpdm.privacy.accounting import PoissonGaussianSteps, calibrate, round_up
 from dpdm.privacy.search import Search
 from dpdm.types import InputError
@@ -55,8 +56,9 @@ def test_an_epsilon_that_is_not_positive_is_refused(epsilon):
     refused("epsilon", lambda: DPSGD(**FIELDS).calibrate(epsilon=epsilon))
 
 
+@pytest.mark.proof
 def test_an_epsilon_that_earlier_releases_exceed_is_refused():
-    plan = DPSGD(**FIELDS, earlier=(GaussianRelease(noise_multiplier=1.0),))
+    plan = DPSGD(**FIELDS | {"noise_multiplier": None}, releases={"first": 1.0})
     refused("cannot be reached by any amount of noise", lambda: plan.calibrate(epsilon=0.5))
 
 
@@ -75,7 +77,7 @@ def test_a_plan_without_noise_can_do_nothing(use):
 
 
 def test_a_plan_without_privacy_checks_its_numbers_too():
-    refused("steps", lambda: NonPrivate(dataset_size=10, expected_batch_size=5, steps=0))
+    refused("steps", lambda: NonPrivate.dp_sgd(dataset_size=10, expected_batch_size=5, steps=0))
 
 
 @pytest.mark.parametrize("value", [0.99991, 1.0, 9.99999, 0.00001, 10.00005])
@@ -88,42 +90,81 @@ def test_the_statement_names_the_relation():
     assert "blank out one image" in DPSGD(**FIELDS, relation="replace_special").statement
 
 
-BEFORE_UNITS_AND_SEARCHES = (
-    "(DPSGD(dataset_size=1000, expected_batch_size=100, steps=10, max_grad_norm=1.0, noise_multiplier=2.0, "
-    "delta=0.0001, relation='add_or_remove_one', earlier=(), noise='continuous'{}), True)"
-)
-NOT_PRIVATE_BEFORE = (
-    "(NonPrivate(dataset_size=1000, expected_batch_size=100, steps=10, max_grad_norm=inf, "
-    "relation='add_or_remove_one', noise='continuous', earlier=(){}), True)"
-)
-SEARCH = "search=Search(mean=5.0, shape=1.0, score_noise_multiplier=None)"
-
-
 @pytest.mark.parametrize(
-    ("plan", "said"),
+    "plan",
     [
-        (DPSGD(**FIELDS), BEFORE_UNITS_AND_SEARCHES.format("")),
-        (DPSGD(**FIELDS, unit="group"), BEFORE_UNITS_AND_SEARCHES.format(", unit='group'")),
-        (DPSGD(**FIELDS, search=Search(mean=5.0)), BEFORE_UNITS_AND_SEARCHES.format(f", {SEARCH}")),
-        (
-            DPSGD(**FIELDS, unit="group", search=Search(mean=5.0)),
-            BEFORE_UNITS_AND_SEARCHES.format(f", unit='group', {SEARCH}"),
-        ),
-        (NonPrivate(dataset_size=1000, expected_batch_size=100, steps=10), NOT_PRIVATE_BEFORE.format("")),
-        (
-            NonPrivate(dataset_size=1000, expected_batch_size=100, steps=10, unit="group"),
-            NOT_PRIVATE_BEFORE.format(", unit='group'"),
+        DPSGD(**FIELDS),
+        DPSGD(**FIELDS, unit="group", search=Search(mean=5.0), releases={"first": 3.0}),
+        NonPrivate.dp_sgd(dataset_size=1000, expected_batch_size=100, steps=10, unit="group"),
+        Plan(
+            dataset_size=1000,
+            releases=(
+                PoissonSums(name="batches", count=2, expected_batch_size=10, noise_multiplier=2.0),
+                FullSum(name="between", noise_multiplier=3.0),
+                PoissonSums(name="others", count=3, expected_batch_size=20, max_norm=0.5, noise_multiplier=4.0),
+                FullSum(name="after", noise_multiplier=5.0),
+            ),
         ),
     ],
 )
-def test_a_journal_and_settings_say_unit_and_search_only_where_a_plan_has_them(plan, said, tmp_path):
-    """So that runs that began before there was a choice go on."""
-    plan.start(tmp_path / "journal.jsonl").close()
-    header = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])
-    assert header["claim"] == hashlib.sha256(said.encode()).hexdigest()
-    table = encode(plan)
-    assert ("unit" in table, "search" in table) == ("unit=" in said, "search=" in said)
-    assert decode_plan(table) == plan
+def test_a_plan_is_the_same_once_it_was_written_and_read(plan):
+    assert decode_plan(tomllib.loads(tomli_w.dumps(encode(plan)))) == plan
+
+
+def test_a_journal_holds_the_digest_of_all_that_its_plan_claims(tmp_path):
+    claims = set()
+    plans = [DPSGD(**FIELDS), DPSGD(**FIELDS, unit="group"), DPSGD(**FIELDS, search=Search(mean=5.0))]
+    plans += [DPSGD(**FIELDS, releases={name: 3.0}) for name in ("first", "another")]
+    for number, plan in enumerate(plans):
+        plan.start(tmp_path / f"{number}").close()
+        claims.add(json.loads((tmp_path / f"{number}").read_text().splitlines()[0])["claim"])
+    assert len(claims) == len(plans)
+
+
+SEQUENCE = Plan(
+    dataset_size=1000,
+    releases=(
+        FullSum(name="before", noise_multiplier=9.0),
+        PoissonSums(name="batches", count=2, expected_batch_size=10, noise_multiplier=2.0),
+        FullSum(name="between", noise_multiplier=3.0),
+        PoissonSums(name="others", count=3, expected_batch_size=20, max_norm=0.5, noise_multiplier=4.0),
+        FullSum(name="after", noise_multiplier=5.0),
+    ),
+)
+
+
+def test_sums_come_before_between_and_after_steps_each_with_numbers_of_its_own():
+    names = [SEQUENCE.at(number).name for number in range(SEQUENCE.planned)]
+    assert names == ["before", "batches", "batches", "between", "others", "others", "others", "after"]
+    refused("are spent", lambda: SEQUENCE.at(SEQUENCE.planned))
+    assert [SEQUENCE.steps_among(made) for made in range(9)] == [0, 0, 1, 2, 2, 3, 4, 5, 5]
+    assert [SEQUENCE.made_after(steps) for steps in range(6)] == [1, 2, 4, 5, 6, 8]
+    assert SEQUENCE.noise_std(4, 0.5) == 2.0
+    rates = [event.sample_rate for event in SEQUENCE.events() if hasattr(event, "sample_rate")]
+    assert rates == [0.01, 0.02]
+    costs = [SEQUENCE.epsilon(made=made) for made in range(9)]
+    assert costs == sorted(costs)
+    assert costs[0] == 0
+    assert "1 Gaussian releases, 2 Poisson steps at q = 0.01, 1 Gaussian releases, 3 Poisson" in SEQUENCE.statement
+
+
+def test_releases_without_noise_get_the_same_and_the_others_keep_theirs():
+    open_ = (FullSum(name="votes"), FullSum(name="more votes"), FullSum(name="known", noise_multiplier=9.0))
+    found = Plan(dataset_size=1000, releases=open_).calibrate(epsilon=2.0)
+    votes, more, known = (release.noise_multiplier for release in found.releases)
+    assert votes == more
+    assert known == 9.0
+    assert 1.99 < found.epsilon() <= 2.0
+
+
+@pytest.mark.parametrize("name", ["", "Class counts", "ε", "a" * 65, 5, "two\nlines"])
+def test_a_release_is_called_by_plain_words(name):
+    refused("a release is called", lambda: FullSum(name=name, noise_multiplier=1.0))
+
+
+def test_two_releases_of_one_name_are_refused():
+    twice = (FullSum(name="votes", noise_multiplier=3.0),) * 2
+    refused("names, each its own: 'votes' is not", lambda: Plan(dataset_size=1000, releases=twice))
 
 
 def test_the_statement_of_a_search_says_its_unit():

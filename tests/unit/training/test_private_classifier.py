@@ -19,6 +19,7 @@ def shaded(height, width, channels, number=400):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (33, 17, 3)])
+@pytest.mark.proof
 def test_it_learns_whatever_the_size_and_states_its_claim(shape):
     data, totals = shaded(*shape), []
     trained = train_private_classifier(data, epsilon=8, steps=30, on_step=totals.append)

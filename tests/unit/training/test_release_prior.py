@@ -10,9 +10,9 @@ import torch
 from dpdm.config import Prior
 from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
+from dpdm.diffusion.spectrum import Spectrum, denoised_spectrum, symmetric_matrices
 from dpdm.networks import MLP, UNet, Zero
 from dpdm.privacy import DPSGD, NonPrivate
-from dpdm.privacy.moments import Spectrum, denoised_spectrum, symmetric_matrices
 from dpdm.training import Trainer
 from dpdm.training.prior import low_frequencies, release_prior, with_texture
 from dpdm.types import InputError, images_to_tensor
@@ -23,7 +23,7 @@ PLAIN = Prior(centres=1)
 
 def plan_for(prior, *, steps, epsilon, size=60, delta=1e-3):
     releases = prior.releases(epsilon=epsilon, delta=delta, alone=not steps)
-    plan = DPSGD(dataset_size=size, expected_batch_size=5, steps=steps, delta=delta, earlier=releases)
+    plan = DPSGD(dataset_size=size, expected_batch_size=5, steps=steps, delta=delta, releases=releases)
     return plan.calibrate(epsilon=epsilon)
 
 
@@ -46,8 +46,8 @@ def blobs(number=3000, *, side=8, channels=1, classes=2):
 
 
 def without_noise(data, prior):
-    plan = NonPrivate(
-        dataset_size=len(data), expected_batch_size=10, steps=1, earlier=prior.releases(epsilon=1, delta=1e-5)
+    plan = NonPrivate.dp_sgd(
+        dataset_size=len(data), expected_batch_size=10, steps=1, releases=prior.releases(epsilon=1, delta=1e-5)
     )
     run = plan.start(None)
     return release_prior(run, data, prior, seed=0), run
@@ -140,11 +140,11 @@ def test_hardly_any_records_still_give_a_finite_prior(number, prior):
 def test_releases_share_the_budget_as_they_say():
     prior = Prior(share=0.25, centres=5, rounds=2, split=(0.5, 0.5, 1.5, 0.5, 1.0))
     releases = prior.releases(epsilon=1.0, delta=1e-5)
-    squared = [1 / r.noise_multiplier**2 for r in releases]
+    squared = [1 / noise**2 for noise in releases.values()]
     parts = (0.125, 0.125, 0.375, 0.125, 0.125, 0.125)
     assert squared == pytest.approx([0.25 * 0.26805112**2 * part for part in parts], rel=1e-6)
     alone = prior.releases(epsilon=1.0, delta=1e-5, alone=True)
-    assert sum(1 / r.noise_multiplier**2 for r in alone) == pytest.approx(0.26805112**2, rel=1e-6)
+    assert sum(1 / noise**2 for noise in alone.values()) == pytest.approx(0.26805112**2, rel=1e-6)
     assert len(Prior(centres=1).releases(epsilon=1.0, delta=1e-5)) == 4
 
 
@@ -153,24 +153,27 @@ def test_every_release_carries_the_noise_of_its_event():
         def __init__(self, run):
             self.run, self.plan, self.seen = run, run.plan, []
 
-        def release(self, total, *, sensitivity, num_records):
-            noisy = self.run.release(total, sensitivity=sensitivity, num_records=num_records)
-            self.seen.append((len(total), (noisy - total).std().item() / sensitivity))
+        def release(self, name, bounded, *, num_records):
+            noisy = self.run.release(name, bounded, num_records=num_records)
+            total, sensitivity = bounded
+            self.seen.append((name, len(total), (noisy.values - total).std().item() / sensitivity))
             return noisy
 
     data = blobs()
     plan = plan_for(PRIOR, steps=0, epsilon=5.0)
     run = Recording(plan.start(None))
     release_prior(run, data, PRIOR, seed=0)
-    assert len(run.seen) == len(plan.earlier) == 8
-    for (coordinates, ratio), event in zip(run.seen, plan.earlier, strict=True):
+    assert len(run.seen) == len(plan.releases) == 8
+    for (name, coordinates, ratio), event in zip(run.seen, plan.releases, strict=True):
+        assert name == event.name
         assert ratio == pytest.approx(event.noise_multiplier, rel=5 / math.sqrt(2 * coordinates))
 
 
+@pytest.mark.proof
 def test_nothing_is_released_of_data_that_the_plan_or_the_network_does_not_fit(tmp_path):
     data = blobs(number=60)
     plan = plan_for(PRIOR, steps=0, epsilon=5.0, size=900)
-    exact = DPSGD(**{f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)} | {"relation": "replace_special"})
+    exact = dataclasses.replace(plan, relation="replace_special")
     trainer = trainer_of(exact, PRIOR, tmp_path)
     with pytest.raises(InputError, match="claimed as exact, and there are 60 records"):
         trainer.fit(data)
@@ -188,6 +191,7 @@ def test_nothing_is_released_of_data_that_the_plan_or_the_network_does_not_fit(t
         assert not journal.exists() or "spent" not in journal.read_text()
 
 
+@pytest.mark.proof
 def test_a_prior_whose_journal_is_lost_is_refused(tmp_path):
     data = blobs(number=60)
     trainer = trainer_of(plan_for(PLAIN, steps=4, epsilon=5.0), PLAIN, tmp_path)
@@ -204,7 +208,7 @@ def test_a_prior_whose_journal_is_lost_is_refused(tmp_path):
 
 def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_too():
     plan = DPSGD(dataset_size=50, expected_batch_size=5, steps=3, delta=1e-3, noise_multiplier=1.0)
-    with pytest.raises(InputError, match="its prior needs 8"):
+    with pytest.raises(InputError, match="its settings need mean of all"):
         Trainer(mechanism=plan, prior=PRIOR, preconditioning=MomentMatched())
     with pytest.raises(InputError, match="come together"):
         Trainer(mechanism=plan, preconditioning=MomentMatched())
@@ -212,6 +216,7 @@ def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_t
         Trainer(mechanism=plan, prior=PRIOR)
 
 
+@pytest.mark.proof
 def test_a_run_goes_on_with_the_prior_it_released(tmp_path):
     data = blobs(number=60)
     trainer = trainer_of(plan_for(PRIOR, steps=6, epsilon=5.0), PRIOR, tmp_path)
@@ -226,6 +231,7 @@ def test_a_run_goes_on_with_the_prior_it_released(tmp_path):
     assert release.sample(4)[0].shape == (4, 8, 8, 1)
 
 
+@pytest.mark.proof
 def test_a_prior_that_a_crash_lost_is_never_released_again(tmp_path):
     data = blobs(number=60)
     trainer = trainer_of(plan_for(PLAIN, steps=60, epsilon=5.0), PLAIN, tmp_path)
@@ -302,6 +308,7 @@ def test_of_three_channels_each_pair_has_a_correlation_of_its_own():
     assert abs(same_pixel[0, 2].item()) < 0.005
 
 
+@pytest.mark.proof
 def test_a_prior_that_takes_nearly_all_of_the_budget_leaves_some_to_the_steps():
     plan = plan_for(Prior(share=0.95), steps=20, epsilon=1.0, size=1000, delta=1e-5)
     assert 0.99 < plan.epsilon() <= 1

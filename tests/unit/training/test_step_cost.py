@@ -66,6 +66,7 @@ def test_no_time_for_a_step(fit):
         fit(0, each=1.0)
 
 
+@pytest.mark.proof
 def test_what_is_measured_is_what_a_step_takes():
     """Measured for real: as many seconds as asked for, give or take what else the machine does."""
     config = load_config("digits", overrides=["training.precision=float32"])
@@ -144,12 +145,14 @@ def test_half_of_what_is_free_bounds_a_batch(monkeypatch):
 
 
 @pytest.mark.parametrize("overrides", [[], ["privacy.steps=0"], ["preconditioning.kind=edm", "sampler.steps=5"]])
+@pytest.mark.proof
 def test_sampling_is_measured_by_the_runs_own_sampler(overrides):
     config = load_config("digits", overrides=overrides)
     facts = ImageFacts((1, 8, 8), tuple("0123456789"))
     assert 0 < step_cost.measure_sampling(config, facts, config.plan(lambda: 0)) < 600
 
 
+@pytest.mark.proof
 def test_a_network_pays_by_one_rule():
     """z√P/E: the laptop's preset, at which network and prior are equal, has 0.26; the digits' has 1.5."""
     config = load_config("fashion-mnist-cpu")
@@ -168,6 +171,7 @@ def test_a_network_pays_by_one_rule():
     assert why_it_cannot_pay(open_to_all, open_to_all.plan(lambda: 9), 44_480) is None
 
 
+@pytest.mark.proof
 def test_the_prior_alone_is_proposed_by_settings_that_work():
     for name in ("mnist-epsilon-1", "cifar10", "digits"):
         config = load_config(name)
@@ -221,12 +225,14 @@ def peak_bytes():
 
 
 @pytest.mark.parametrize("copies", [1, 32])
+@pytest.mark.proof
 def test_a_physical_batch_takes_no_more_memory_than_planned(copies, monkeypatch, peak_bytes):
     monkeypatch.setattr(step_cost, "memory_for_a_batch", lambda device: 2**28)
     monkeypatch.setattr(step_cost, "_COPIES_AT_ONCE", 10**9)
     assert 0.3 * 2**28 < peak_bytes(Training(precision="float32"), copies) <= 1.2 * 2**28
 
 
+@pytest.mark.proof
 def test_memory_falls_as_noisy_copies_take_the_place_of_examples(peak_bytes):
     training = Training(precision="float32")
     peaks = [peak_bytes(training, copies, 256 // copies) for copies in (1, 4, 32)]

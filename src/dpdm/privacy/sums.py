@@ -1,7 +1,7 @@
-"""Sums over all records that tell what images are like on average: sums and counts of cells, second moments.
+"""Sums over all records, each with the most that one record can move it: the one place that states sensitivities.
 
-Each comes as a `BoundedSum`, with the most that one record can move it. `MechanismRun.release` adds the noise; what is
-computed from the noisy sum after that is post-processing.
+Each comes as a `BoundedSum`, to which `MechanismRun.release` adds the noise. What is computed from the noisy sum after
+that is post-processing (`diffusion.spectrum`).
 
 Where the unit of protection is a group of m images, each of them is a record of weight 1 / m. What a group adds is then
 the average of what its images would add alone. A ball is convex: an average of vectors no longer than S is no longer
@@ -26,15 +26,67 @@ class BoundedSum(NamedTuple):
     sensitivity: float
 
 
-class Cells(NamedTuple):
-    """Means and counts of the cells that rows lie in; a cell with too small a count has the mean of all."""
+Rows = tuple[Float[Tensor, "records dimension"], Float64[Tensor, " records"]]
+"""Rows of some records, and the weight of each."""
 
-    means: Float64[Tensor, "cell dimension"]
-    counts: Float64[Tensor, " cell"]
+Choices = tuple[Int[Tensor, "records choices"], Float64[Tensor, " records"]]
+"""The bins that some records vote for, and the weight of each record."""
+
+CellRows = tuple[Float[Tensor, "records dimension"], Int[Tensor, " records"], Float64[Tensor, " records"]]
+"""Rows of some records, the cell that each lies in, and its weight."""
+
+
+def clipped_sum(parts: Iterable[Rows], *, dimensions: int, max_norm: float) -> BoundedSum:
+    """Return the weighted sum of all records' rows, each clipped to `max_norm`.
+
+    Args:
+        parts: All records, part by part: a row depends on its record and on what was released before, on nothing else.
+            A row that is not finite counts as zero. Weights are those of `cell_sums`.
+        dimensions: Length of a row.
+        max_norm: The L2 norm that rows are clipped to.
+
+    Guarantees:
+        * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`.
+
+    Raises:
+        InputError: `max_norm` is not positive; or a part has not one row and one weight of at most 1 for each record.
+    """
+    require_positive(max_norm=max_norm)
+    total = torch.zeros(dimensions, dtype=torch.float64)
+    for rows, weights in parts:
+        _require_one_row_each(rows, torch.zeros(weights.shape, dtype=torch.long), weights, dimensions)
+        total += weights @ _clip(rows, max_norm)
+    return BoundedSum(total, max_norm)
+
+
+def votes(parts: Iterable[Choices], *, bins: int) -> BoundedSum:
+    """Return how many votes each bin gets, where every record has k votes of weight 1/√k.
+
+    Args:
+        parts: All records, part by part: the bins that each record votes for, and its weight. A vote outside
+            [0, bins) counts for nothing. Two votes of one record for one bin are one.
+        bins: Number of bins.
+
+    Guarantees:
+        * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`, 1.
+
+    Raises:
+        InputError: A part has not one row of choices and one weight of at most 1 for each record.
+    """
+    require_positive(bins=bins)
+    total = torch.zeros(bins + 1, dtype=torch.float64)
+    for choices, weights in parts:
+        _require_one_row_each(choices, weights.long(), weights, choices.shape[-1])
+        choices = torch.where((choices >= 0) & (choices < bins), choices, bins).sort(dim=1).values
+        repeated = torch.zeros_like(choices, dtype=torch.bool)
+        repeated[:, 1:] = choices[:, 1:] == choices[:, :-1]
+        weight = (weights * (1 - 2.0**-40) / math.sqrt(choices.shape[1]))[:, None].expand(choices.shape)
+        total += torch.bincount(choices[~repeated], weight[~repeated], minlength=bins + 1)
+    return BoundedSum(total[:bins], 1.0)
 
 
 def cell_sums(
-    parts: Iterable[tuple[Float[Tensor, "records dimension"], Int[Tensor, " records"], Float64[Tensor, " records"]]],
+    parts: Iterable[CellRows],
     *,
     cells: int,
     dimensions: int,
@@ -72,28 +124,8 @@ def cell_sums(
     return BoundedSum(torch.cat([sums.flatten(), count_scale * counts]), math.hypot(max_norm, count_scale))
 
 
-def cell_means(
-    released: Float64[Tensor, " coordinates"], *, cells: int, count_scale: float, least_count: float
-) -> Cells:
-    """Return means and counts from a released `cell_sums`.
-
-    Args:
-        released: The noisy vector.
-        cells: As it was summed.
-        count_scale: As it was summed.
-        least_count: A public number; a smaller count is raised to it, and its cell gets the mean of all.
-    """
-    dimensions = len(released) // cells - 1
-    sums = released[: cells * dimensions].view(cells, dimensions)
-    counts = released[cells * dimensions :] / count_scale
-    of_all = sums.sum(0) / counts.sum().clamp(min=least_count)
-    thin = counts < least_count
-    counts = counts.clamp(min=least_count)
-    return Cells(torch.where(thin[:, None], of_all, sums / counts[:, None]), counts)
-
-
 def second_moments(
-    parts: Iterable[tuple[Float[Tensor, "records dimension"], Int[Tensor, " records"], Float64[Tensor, " records"]]],
+    parts: Iterable[CellRows],
     *,
     cells: int,
     dimensions: int,
@@ -129,81 +161,6 @@ def second_moments(
             total[index].addmm_(weighted[inside].T, clipped[inside])
     row, column = torch.triu_indices(dimensions, dimensions)
     return BoundedSum((total[:, row, column] * _isometry(row, column)).flatten(), max_norm**2)
-
-
-def symmetric_matrices(
-    released: Float64[Tensor, " coordinates"], *, cells: int
-) -> Float64[Tensor, "cell dimension dimension"]:
-    """Return the matrices of a released `second_moments`.
-
-    Noise of standard deviation s on the vector has this much on the diagonals, and s / √2 on each off-diagonal entry.
-    """
-    dimensions = (math.isqrt(8 * (len(released) // cells) + 1) - 1) // 2
-    row, column = torch.triu_indices(dimensions, dimensions)
-    matrices = released.new_zeros(cells, dimensions, dimensions)
-    matrices[:, row, column] = matrices[:, column, row] = released.view(cells, -1) / _isometry(row, column)
-    return matrices
-
-
-def shrunk_towards(
-    matrix: Float64[Tensor, "cell dimension dimension"],
-    target: Float64[Tensor, "dimension dimension"],
-    *,
-    noise_std: Float64[Tensor, " cell"],
-) -> Float64[Tensor, "cell dimension dimension"]:
-    """Return noisy symmetric matrices, each moved to `target` by the part of their difference that is noise.
-
-    Args:
-        matrix: From `symmetric_matrices`.
-        target: What all of them are compared with.
-        noise_std: s of each, in units of `matrix`.
-
-    Source:
-        The positive-part rule of James & Stein 1961, in the form of empirical Bayes: 1 − noise / all of the energy.
-    """
-    dimensions = len(target)
-    noise = noise_std**2 * dimensions * (dimensions + 1) / 2
-    difference = matrix - target
-    energy = difference.square().sum((1, 2))
-    signal = (1 - noise / energy.clamp(min=1e-300)).clamp(min=0)  # no difference is no signal
-    return target + signal[:, None, None] * difference
-
-
-class Spectrum(NamedTuple):
-    """A covariance as a few directions and a floor: V diag(variances) Vᵀ + floor (I − V Vᵀ)."""
-
-    vectors: Float64[Tensor, "dimension kept"]
-    variances: Float64[Tensor, " kept"]
-    floor: float
-
-
-def denoised_spectrum(
-    matrix: Float64[Tensor, "dimension dimension"], *, noise_std: float, least_variance: float
-) -> Spectrum:
-    """Return the part of a noisy covariance that stands out of the noise, and the mean variance of the rest.
-
-    The leading direction is always kept. The noise matrix has its eigenvalues within ±2τ, τ = noise_std √(d/2). An
-    observed λ above 2τ belongs to a direction that is partly noise; the variance along the direction that is seen is
-    √(λ² − 4τ²).
-
-    Args:
-        matrix: Symmetric, from `symmetric_matrices`.
-        noise_std: s, the standard deviation of the noise on the released vector, in units of `matrix`.
-        least_variance: A public number, below which no variance is believed.
-
-    Source:
-        Spiked Wigner matrices: Benaych-Georges & Nadakuditi 2011, section 3.1, for the spike θ = (λ + √(λ² − 4τ²)) / 2
-        and the overlap 1 − τ²/θ² of its direction with the observed one: their product is θ − τ²/θ = √(λ² − 4τ²).
-    """
-    dimensions = len(matrix)
-    edge = noise_std * math.sqrt(2 * dimensions)
-    values, vectors = torch.linalg.eigh(matrix)
-    standing_out = values > edge
-    standing_out[-1] = True
-    variances = (values[standing_out] ** 2 - edge**2).clamp(min=least_variance**2).sqrt()
-    rest = dimensions - len(variances)
-    floor = (float(matrix.trace()) - float(variances.sum())) / rest if rest else least_variance
-    return Spectrum(vectors[:, standing_out].flip(1), variances.flip(0), max(floor, least_variance))
 
 
 def _require_one_row_each(rows: Tensor, cell: Tensor, weights: Tensor, dimensions: int) -> None:

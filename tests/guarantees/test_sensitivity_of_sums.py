@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dpdm.privacy import moments
+from dpdm.privacy import sums
 from dpdm.types import InputError
 
 DIMENSIONS, CELLS = 5, 3
@@ -21,7 +21,7 @@ ONE = torch.ones(1, dtype=torch.float64)
 def second_moment(parts, **more):
     """The second moment of records that are all in one cell."""
     parts = [(rows, torch.zeros(len(rows), dtype=torch.long), weights) for rows, weights in parts]
-    return moments.second_moments(parts, cells=1, **more)
+    return sums.second_moments(parts, cells=1, **more)
 
 
 def ones(rows):
@@ -45,9 +45,9 @@ def distance(a, b):
 def test_one_record_moves_sums_and_counts_by_the_sensitivity_at_most(record, cell, max_norm, count_scale):
     rows, cells = common()
     shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": max_norm, "count_scale": count_scale}
-    without = moments.cell_sums([(rows, cells, ones(rows))], **shape)
+    without = sums.cell_sums([(rows, cells, ones(rows))], **shape)
     one = (torch.from_numpy(record)[None], torch.tensor([cell]), ONE)
-    with_one = moments.cell_sums([(rows, cells, ones(rows)), one], **shape)
+    with_one = sums.cell_sums([(rows, cells, ones(rows)), one], **shape)
     assert without.sensitivity == with_one.sensitivity == math.hypot(max_norm, count_scale)
     assert distance(without, with_one) <= without.sensitivity * (1 + 1e-9)
 
@@ -95,7 +95,7 @@ def assert_a_group_keeps_to_the_bounds(rows, cells, *, max_norm, count_scale):
     others, of_others = common()
     shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": max_norm, "count_scale": count_scale}
     parts = [(others, of_others, ones(others)), (rows, cells, weights)]
-    without, with_group = moments.cell_sums(parts[:1], **shape), moments.cell_sums(parts, **shape)
+    without, with_group = sums.cell_sums(parts[:1], **shape), sums.cell_sums(parts, **shape)
     assert distance(without, with_group) <= without.sensitivity * (1 + 1e-9)
     shape = {"dimensions": DIMENSIONS, "max_norm": max_norm}
     parts = [(others, ones(others)), (rows, weights)]
@@ -107,8 +107,8 @@ def assert_a_group_keeps_to_the_bounds(rows, cells, *, max_norm, count_scale):
 def test_the_bounds_are_reached_so_the_noise_is_not_more_than_needed(scale):
     record = torch.full((1, DIMENSIONS), scale, dtype=torch.float64)
     shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
-    sums = moments.cell_sums([(record, torch.tensor([1]), ONE)], **shape)
-    assert torch.linalg.vector_norm(sums.total).item() == pytest.approx(sums.sensitivity, rel=1e-9)
+    first = sums.cell_sums([(record, torch.tensor([1]), ONE)], **shape)
+    assert torch.linalg.vector_norm(first.total).item() == pytest.approx(first.sensitivity, rel=1e-9)
     second = second_moment([(record, ONE)], dimensions=DIMENSIONS, max_norm=2.0)
     assert torch.linalg.vector_norm(second.total).item() == pytest.approx(second.sensitivity, rel=1e-9)
 
@@ -118,14 +118,14 @@ def test_a_row_that_is_not_finite_adds_nothing_but_its_count(bad):
     record = torch.zeros(1, DIMENSIONS)
     record[0, 2] = bad
     shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
-    total = moments.cell_sums([(record, torch.tensor([0]), ONE)], **shape).total
+    total = sums.cell_sums([(record, torch.tensor([0]), ONE)], **shape).total
     assert total.count_nonzero() == 1
     assert not second_moment([(record, ONE)], dimensions=DIMENSIONS, max_norm=2.0).total.any()
 
 
 def test_no_records_are_a_sum_like_any_other():
     shape = {"cells": CELLS, "dimensions": DIMENSIONS, "max_norm": 2.0, "count_scale": 3.0}
-    assert moments.cell_sums([], **shape).total.shape == (CELLS * (DIMENSIONS + 1),)
+    assert sums.cell_sums([], **shape).total.shape == (CELLS * (DIMENSIONS + 1),)
     assert second_moment([], dimensions=DIMENSIONS, max_norm=1.0).total.shape == (DIMENSIONS * (DIMENSIONS + 1) // 2,)
 
 
@@ -133,9 +133,9 @@ def test_no_records_are_a_sum_like_any_other():
 def test_bounds_that_are_none_are_refused(wrong):
     shape = {"cells": CELLS, "dimensions": DIMENSIONS}
     with pytest.raises(InputError, match="max_norm"):
-        moments.cell_sums([], **shape, max_norm=wrong, count_scale=1.0)
+        sums.cell_sums([], **shape, max_norm=wrong, count_scale=1.0)
     with pytest.raises(InputError, match="count_scale"):
-        moments.cell_sums([], **shape, max_norm=1.0, count_scale=wrong)
+        sums.cell_sums([], **shape, max_norm=1.0, count_scale=wrong)
     with pytest.raises(InputError, match="max_norm"):
         second_moment([], dimensions=DIMENSIONS, max_norm=wrong)
 
@@ -149,10 +149,10 @@ def test_a_group_over_several_cells_moves_their_second_moments_by_the_sensitivit
         rows[-1] = rows[0]
         weights = torch.full((number,), 1 / number, dtype=torch.float64)
         for cells in (torch.zeros(number, dtype=torch.long), torch.arange(number) % 3):
-            moved = moments.second_moments([(rows, cells, weights)], cells=3, dimensions=DIMENSIONS, max_norm=max_norm)
+            moved = sums.second_moments([(rows, cells, weights)], cells=3, dimensions=DIMENSIONS, max_norm=max_norm)
             assert moved.sensitivity == max_norm**2
             assert moved.total.norm() <= moved.sensitivity * (1 + 1e-9)
-    one = moments.second_moments(
+    one = sums.second_moments(
         [(rows[:1], torch.tensor([2]), torch.ones(1).double())], cells=3, dimensions=DIMENSIONS, max_norm=max_norm
     )
     assert one.total.norm() == pytest.approx(one.sensitivity), "the bound is met"

@@ -1,0 +1,114 @@
+"""What noisy sums tell of images: means of cells, covariances, and which of their directions stand out of the noise.
+
+All of it is post-processing of vectors that `privacy.sums` has summed and the mechanism has released.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+
+class Cells(NamedTuple):
+    """Means and counts of the cells that rows lie in; a cell with too small a count has the mean of all."""
+
+    means: Float64[Tensor, "cell dimension"]
+    counts: Float64[Tensor, " cell"]
+
+
+def cell_means(
+    released: Float64[Tensor, " coordinates"], *, cells: int, count_scale: float, least_count: float
+) -> Cells:
+    """Return means and counts from a released `cell_sums`.
+
+    Args:
+        released: The noisy vector.
+        cells: As it was summed.
+        count_scale: As it was summed.
+        least_count: A public number; a smaller count is raised to it, and its cell gets the mean of all.
+    """
+    dimensions = len(released) // cells - 1
+    sums = released[: cells * dimensions].view(cells, dimensions)
+    counts = released[cells * dimensions :] / count_scale
+    of_all = sums.sum(0) / counts.sum().clamp(min=least_count)
+    thin = counts < least_count
+    counts = counts.clamp(min=least_count)
+    return Cells(torch.where(thin[:, None], of_all, sums / counts[:, None]), counts)
+
+
+def symmetric_matrices(
+    released: Float64[Tensor, " coordinates"], *, cells: int
+) -> Float64[Tensor, "cell dimension dimension"]:
+    """Return the matrices of a released `second_moments`.
+
+    Noise of standard deviation s on the vector has this much on the diagonals, and s / √2 on each off-diagonal entry.
+    """
+    dimensions = (math.isqrt(8 * (len(released) // cells) + 1) - 1) // 2
+    row, column = torch.triu_indices(dimensions, dimensions)
+    matrices = released.new_zeros(cells, dimensions, dimensions)
+    entries = released.view(cells, -1) / (1 + (row != column).double()).sqrt()
+    matrices[:, row, column] = matrices[:, column, row] = entries
+    return matrices
+
+
+def shrunk_towards(
+    matrix: Float64[Tensor, "cell dimension dimension"],
+    target: Float64[Tensor, "dimension dimension"],
+    *,
+    noise_std: Float64[Tensor, " cell"],
+) -> Float64[Tensor, "cell dimension dimension"]:
+    """Return noisy symmetric matrices, each moved to `target` by the part of their difference that is noise.
+
+    Args:
+        matrix: From `symmetric_matrices`.
+        target: What all of them are compared with.
+        noise_std: s of each, in units of `matrix`.
+
+    Source:
+        The positive-part rule of James & Stein 1961, in the form of empirical Bayes: 1 − noise / all of the energy.
+    """
+    dimensions = len(target)
+    noise = noise_std**2 * dimensions * (dimensions + 1) / 2
+    difference = matrix - target
+    energy = difference.square().sum((1, 2))
+    signal = (1 - noise / energy.clamp(min=1e-300)).clamp(min=0)  # no difference is no signal
+    return target + signal[:, None, None] * difference
+
+
+class Spectrum(NamedTuple):
+    """A covariance as a few directions and a floor: V diag(variances) Vᵀ + floor (I − V Vᵀ)."""
+
+    vectors: Float64[Tensor, "dimension kept"]
+    variances: Float64[Tensor, " kept"]
+    floor: float
+
+
+def denoised_spectrum(
+    matrix: Float64[Tensor, "dimension dimension"], *, noise_std: float, least_variance: float
+) -> Spectrum:
+    """Return the part of a noisy covariance that stands out of the noise, and the mean variance of the rest.
+
+    The leading direction is always kept. The noise matrix has its eigenvalues within ±2τ, τ = noise_std √(d/2). An
+    observed λ above 2τ belongs to a direction that is partly noise; the variance along the direction that is seen is
+    √(λ² − 4τ²).
+
+    Args:
+        matrix: Symmetric, from `symmetric_matrices`.
+        noise_std: s, the standard deviation of the noise on the released vector, in units of `matrix`.
+        least_variance: A public number, below which no variance is believed.
+
+    Source:
+        Spiked Wigner matrices: Benaych-Georges & Nadakuditi 2011, section 3.1, for the spike θ = (λ + √(λ² − 4τ²)) / 2
+        and the overlap 1 − τ²/θ² of its direction with the observed one: their product is θ − τ²/θ = √(λ² − 4τ²).
+    """
+    dimensions = len(matrix)
+    edge = noise_std * math.sqrt(2 * dimensions)
+    values, vectors = torch.linalg.eigh(matrix)
+    standing_out = values > edge
+    standing_out[-1] = True
+    variances = (values[standing_out] ** 2 - edge**2).clamp(min=least_variance**2).sqrt()
+    rest = dimensions - len(variances)
+    floor = (float(matrix.trace()) - float(variances.sum())) / rest if rest else least_variance
+    return Spectrum(vectors[:, standing_out].flip(1), variances.flip(0), max(floor, least_variance))
