@@ -54,7 +54,7 @@ def cells() -> list[Cell]:
     rows = []
     for copies in (1, 4, 16, 32):
         strategy = "vectorized" if copies < 16 else "one-backward-each"
-        settings = (*MANY_COPIES, *DDIM, FASTEST_TO_LEARN, f"training.strategy={strategy}")
+        settings = (*MANY_COPIES, *DDIM, FASTEST_TO_LEARN, f"machine.strategy={strategy}")
         settings += (f"loss.noise_multiplicity={copies}",)
         rows.append(Cell(f"K = {copies}, V, ε = 1", f"copies-{copies}-v", settings))
     for epsilon in ("10", "0.2"):
@@ -97,8 +97,8 @@ def _prior_cells() -> list[Cell]:
         "prior and network, share = 0.5": (*prior, "prior.share=0.5"),
         "prior and network, K = 2 (twice the time)": (*prior, "loss.noise_multiplicity=2"),
         "prior and network, 500 steps of 1024": (*prior, "privacy.steps=500", "privacy.expected_batch_size=1024"),
-        "prior and network, learning rate = 1e-3": (*prior, "training.learning_rate=1e-3"),
-        "prior and network, EMA of 0.98": (*prior, "training.ema_decay=0.98"),
+        "prior and network, learning rate = 1e-3": (*prior, "optimizer.learning_rate=1e-3"),
+        "prior and network, EMA of 0.98": (*prior, "optimizer.ema_decay=0.98"),
         "prior and network, noise levels about 1.2": (*prior, "preconditioning.noise_levels.mean=0.2"),
     }
     for name, settings in networks.items():

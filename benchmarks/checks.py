@@ -18,11 +18,11 @@ from unittest import mock
 import numpy as np
 
 import dpdm
-from dpdm.config import Training
 from dpdm.diffusion import EDM, DenoisingLoss
+from dpdm.methods import Diffusion
 from dpdm.networks import CompactUNet, UNet
 from dpdm.privacy import clipping, layerwise, mechanism
-from dpdm.training import Trainer
+from dpdm.runs import Trainer
 
 
 def main() -> None:
@@ -55,11 +55,8 @@ def trainer(network: CompactUNet | UNet, *, copies: int, steps: int) -> Trainer:
     """Return a trainer in memory, on batches of 256 images."""
     plan = dpdm.DPSGD(dataset_size=4096, expected_batch_size=256, steps=steps, noise_multiplier=1.0, delta=1e-5)
     return Trainer(
-        network=network,
-        preconditioning=EDM(),
-        mechanism=plan,
-        loss=DenoisingLoss(noise_multiplicity=copies),
-        training=Training(),
+        method=Diffusion(network=network, preconditioning=EDM(), loss=DenoisingLoss(noise_multiplicity=copies)),
+        plan=plan,
         ledger=None,
     )
 

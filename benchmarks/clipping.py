@@ -33,15 +33,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpdm.config import Training
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.methods import ImageFacts
 from dpdm.networks import CompactUNet, Network, UNet
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.privacy.clipping import clip_factors, map_batch
 from dpdm.privacy.mechanism import grid_step
-from dpdm.training import ImageFacts
-from dpdm.training.hardware import autocast, keep_freed_memory
-from dpdm.training.step_cost import physical_batch_size
+from dpdm.runs.cost import physical_batch_size
+from dpdm.runs.hardware import autocast, keep_freed_memory
 from rendering import around, put_between, tables
 
 SHAPE, CLASSES = (1, 28, 28), 10

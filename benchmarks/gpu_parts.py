@@ -25,13 +25,14 @@ import torch
 import dpdm
 from clipping import CLASSES, CPU, DTYPES, NETWORKS, SHAPE, Cases, made_up, peak_bytes
 from clipping import measure as measure_clipping
-from dpdm.config import Training, load_config
+from dpdm.config import Machine, load_config
 from dpdm.diffusion import NoisyBatch
+from dpdm.methods import Diffusion, ImageFacts
 from dpdm.networks import Network, UNet
 from dpdm.privacy import DPSGD, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
-from dpdm.training import ImageFacts, Trainer
-from dpdm.training.hardware import autocast, choose_device, keep_freed_memory, memory_for_a_batch
-from dpdm.training.step_cost import measure_step, physical_batch_size
+from dpdm.runs import Trainer
+from dpdm.runs.cost import measure_step, physical_batch_size
+from dpdm.runs.hardware import autocast, choose_device, keep_freed_memory, memory_for_a_batch
 from dpdm.types import InputError
 
 STRATEGIES = {"layer-wise": LayerWise(), "one-backward-each": OneBackwardEach(), "vectorized": Vectorized()}
@@ -125,7 +126,9 @@ def agreement(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, A
     plan = DPSGD(dataset_size=16, expected_batch_size=16, steps=2, noise_multiplier=2.0, delta=1e-5)
     paper = sizes.networks["paper U-Net"]
     claims = [
-        Trainer(mechanism=plan, network=paper, training=Training(device=where), ledger=None).fit(data).privacy  # type: ignore[arg-type]
+        Trainer(method=Diffusion(network=paper), plan=plan, machine=Machine(device=where), ledger=None)
+        .fit(data)
+        .privacy  # type: ignore[arg-type]
         for where in (device.type, "cpu")
     ]
     return {"rows": rows, "claims_equal": claims[0] == claims[1], "claim": claims[0]["statement"]}
@@ -159,9 +162,9 @@ def run(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]:
     Steps are taken by the strategy that `dpdm plan` expects to be the quickest.
     """
     data, images = fashion_mnist(sizes.images)
-    settings = (*sizes.settings, f"training.device={device.type}")
+    settings = (*sizes.settings, f"machine.device={device.type}")
     names = ("layer-wise", "one-backward-each")
-    configs = {s: load_config("fashion-mnist", overrides=[*settings, f"training.strategy={s}"]) for s in names}
+    configs = {s: load_config("fashion-mnist", overrides=[*settings, f"machine.strategy={s}"]) for s in names}
     plan = configs[names[0]].plan(lambda: data.num_units)
     expected = {s: measure_step(config, FACTS, plan).seconds_per_step for s, config in configs.items()}
     quickest = min(expected, key=expected.__getitem__)

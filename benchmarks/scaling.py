@@ -48,7 +48,7 @@ def worker(images: int, steps: int, result: Path) -> None:
     import torch
 
     import dpdm
-    from dpdm.training.hardware import joined_processes
+    from dpdm.runs.hardware import joined_processes
 
     torch.set_num_threads(1)
     pixels = np.random.default_rng(0).integers(0, 256, (4096, 28, 28, 1), dtype=np.uint8)
@@ -62,10 +62,9 @@ def worker(images: int, steps: int, result: Path) -> None:
             delta=1e-5,
         )
         trainer = dpdm.Trainer(
+            method=dpdm.Diffusion(network=dpdm.CompactUNet(width=32), loss=dpdm.DenoisingLoss(noise_multiplicity=1)),
             ledger=None,
-            network=dpdm.CompactUNet(width=32),
-            mechanism=plan,
-            loss=dpdm.DenoisingLoss(noise_multiplicity=1),
+            plan=plan,
         )
         times, before = [], time.perf_counter()
         for _ in trainer.steps(data):

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dpdm.config import Prior, Training, load_config
+    from dpdm.config import Machine, load_config
     from dpdm.data import ImageDataset, open_dataset
     from dpdm.diffusion import (
         DDIM,
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         Churn,
         DenoisingLoss,
         DPMSolver,
-        FromPrior,
         LogNormal,
         MatchedSolver,
         MomentMatched,
@@ -34,16 +33,16 @@ if TYPE_CHECKING:
         image_features,
     )
     from dpdm.ledger import Ledger
+    from dpdm.methods import Diffusion, ImageGenerator, Method, Optimizer, Prior, PriorAlone
     from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
-    from dpdm.training import Release, Synthesizer, Trainer
+    from dpdm.runs import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Prior": "config",
-    "Training": "config",
+    "Machine": "config",
     "load_config": "config",
     "ImageDataset": "data",
     "open_dataset": "data",
@@ -54,7 +53,6 @@ _HOME = {
     "V": "diffusion",
     "Churn": "diffusion",
     "DPMSolver": "diffusion",
-    "FromPrior": "diffusion",
     "MatchedSolver": "diffusion",
     "MomentMatched": "diffusion",
     "StochasticDDIM": "diffusion",
@@ -68,6 +66,12 @@ _HOME = {
     "frechet_distance": "evaluation",
     "image_features": "evaluation",
     "Ledger": "ledger",
+    "Diffusion": "methods",
+    "ImageGenerator": "methods",
+    "Method": "methods",
+    "Optimizer": "methods",
+    "Prior": "methods",
+    "PriorAlone": "methods",
     "MLP": "networks",
     "MakeNetwork": "networks",
     "CompactUNet": "networks",
@@ -77,9 +81,9 @@ _HOME = {
     "NonPrivate": "privacy",
     "Plan": "privacy",
     "PoissonSums": "privacy",
-    "Release": "training",
-    "Synthesizer": "training",
-    "Trainer": "training",
+    "Release": "runs",
+    "Synthesizer": "runs",
+    "Trainer": "runs",
     "InputError": "types",
     "Sensitive": "types",
 }
@@ -96,26 +100,30 @@ __all__ = [
     "CompactUNet",
     "DPMSolver",
     "DenoisingLoss",
+    "Diffusion",
     "Features",
-    "FromPrior",
     "FullSum",
     "ImageDataset",
+    "ImageGenerator",
     "InputError",
     "Ledger",
     "LogNormal",
+    "Machine",
     "MakeNetwork",
     "MatchedSolver",
+    "Method",
     "MomentMatched",
     "NonPrivate",
+    "Optimizer",
     "Plan",
     "PoissonSums",
     "Prior",
+    "PriorAlone",
     "Release",
     "Sensitive",
     "StochasticDDIM",
     "Synthesizer",
     "Trainer",
-    "Training",
     "UNet",
     "UtilityProtocol",
     "V",

@@ -12,7 +12,7 @@ from dpdm.diffusion import (
     PreconditionedDenoiser,
 )
 from dpdm.diffusion.preconditioning import EDM
-from dpdm.networks import MLP, Zero
+from dpdm.networks import MLP
 from dpdm.types import InputError
 
 SHAPE, DIMENSIONS = (1, 2, 3), 6

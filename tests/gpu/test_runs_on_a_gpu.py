@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from dpdm.audit.canaries import Played, play
+from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, attack_scores
-from dpdm.config import Prior, Training, load_config
+from dpdm.config import Machine, load_config
 from dpdm.diffusion import DDIM, Churn, DenoisingLoss, DPMSolver, MatchedSolver, MomentMatched, StochasticDDIM
+from dpdm.methods import Diffusion, Prior
 from dpdm.networks import CompactUNet
 from dpdm.privacy import DPSGD, InsecureSeededEntropy, OperatingSystemEntropy
-from dpdm.training import Release, Trainer
-from dpdm.training.verification import verify_release
+from dpdm.runs import Release, Trainer
+from dpdm.runs.verification import verify_release
 from dpdm.types import images_to_tensor
 from plans import changed
 
@@ -35,8 +36,8 @@ ON_A_PRIOR = {
 def trainer(device, *, seeded=True, run=None, precision="float32", strategy="layer-wise", **settings):
     fields = {"mechanism": PLAN, "sampler": DDIM(steps=3), "loss": DenoisingLoss(noise_multiplicity=2)} | settings
     return Trainer(
-        network=CompactUNet(width=16),
-        training=Training(device=device.type, precision=precision, strategy=strategy),
+        method=Diffusion(network=CompactUNet(width=16)),
+        machine=Machine(device=device.type, precision=precision, strategy=strategy),
         entropy=InsecureSeededEntropy(0) if seeded else OperatingSystemEntropy(),
         run=run,
         ledger=None,
@@ -94,8 +95,8 @@ def test_groups_are_drawn_on_the_device(device, data):
 
 def test_a_private_run_claims_what_the_processors_does_and_verifies(device, data, release, tmp_path):
     expected = trainer(CPU, seeded=False).fit(data)
-    assert release.privacy == expected.privacy
-    assert release.privacy["private"] is True
+    assert release.claim == expected.privacy
+    assert release.claim["private"] is True
     run = tmp_path / "run"
     release.save(run / "release")
     verify_release(run)
@@ -147,12 +148,12 @@ def test_a_run_that_was_stopped_goes_on_to_where_one_that_was_not_ends(
 
 
 def test_an_audit_trains_and_attacks_on_the_device(device, data):
-    overrides = ["network.width=16", f"training.device={device.type}", "loss.noise_multiplicity=1"]
+    overrides = ["network.width=16", f"machine.device={device.type}", "loss.noise_multiplicity=1"]
     config = load_config("digits", overrides=overrides)
     config = dataclasses.replace(config, prior=PRIOR)
     plan = ON_A_PRIOR["mechanism"]
-    *_, played = play(config, plan, data, canaries=4, members=4, coins=np.random.default_rng(0))
-    assert isinstance(played, Played)
+    *_, played = train_with_canaries(config, plan, data, canaries=4, members=4, coins=np.random.default_rng(0))
+    assert isinstance(played, AuditedRun)
     assert np.isfinite(played.scores).all()
     x, labels = images_to_tensor(data.images[:4]).to(device), torch.from_numpy(data.labels[:4]).to(device)
     for attack in ATTACKS.values():

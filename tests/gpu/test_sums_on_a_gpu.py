@@ -19,7 +19,7 @@ from dpdm.privacy import (
 )
 from dpdm.privacy.mechanism import grid_step
 from dpdm.privacy.sums import BoundedSum
-from dpdm.training import hardware
+from dpdm.runs import hardware
 
 pytestmark = pytest.mark.gpu
 

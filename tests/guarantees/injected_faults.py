@@ -45,13 +45,15 @@ from two_worlds import (
 )
 
 from dpdm.audit import parametric
-from dpdm.audit.canaries import Played, WatchedRun, play
-from dpdm.config import Config, Data, Prior, Training
+from dpdm.audit.canaries import AuditedRun, WatchedRun, train_with_canaries
+from dpdm.config import Config, Data
 from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
+from dpdm.methods import Prior
+from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
 from dpdm.privacy import (
     DPSGD,
@@ -71,9 +73,8 @@ from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.mechanism import grid_step
-from dpdm.training import Release, Trainer, prior, verify_release
-from dpdm.training.loader import Loader
-from dpdm.training.release import digest
+from dpdm.runs import Release, Trainer, prior, verify_release
+from dpdm.runs.release import digest
 from dpdm.types import InputError
 
 Patch = Any
@@ -217,8 +218,8 @@ def canaries(folder: Path) -> list[str]:
         loss=DenoisingLoss(noise_multiplicity=1, label_dropout=0.0),
         training=Training(precision="float32", strategy="vectorized"),
     )
-    *_, played = play(config, plan, data, canaries=3000, members=20, coins=rng)
-    assert isinstance(played, Played)
+    *_, played = train_with_canaries(config, plan, data, canaries=3000, members=20, coins=rng)
+    assert isinstance(played, AuditedRun)
     bounds = lower_bounds(played.scores, played.took_part, delta=plan.delta)
     found = max(bounds.one_run, bounds.one_run_gaussian, bounds.gaussian)
     return [f"ε ≥ {found}, claimed {plan.epsilon()}"] if found > plan.epsilon() else []
@@ -769,7 +770,7 @@ def class_counts_in_the_settings(patch: Patch) -> None:
         return plain | {"data": plain["data"] | {"counts": np.bincount(data.labels, minlength=3).tolist()}}
 
     patch.setattr(Trainer, "_settings", settings)
-    patch.setattr("dpdm.training.trainer.require_readable", lambda *arguments: None)  # which would refuse the run
+    patch.setattr("dpdm.runs.trainer.require_readable", lambda *arguments: None)  # which would refuse the run
 
 
 def earlier_releases_not_claimed(patch: Patch) -> None:

@@ -14,16 +14,16 @@ import numpy as np
 import sqlalchemy as sql
 import torch
 
-from dpdm.config import Prior
 from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
 from dpdm.ledger import Ledger, Records
+from dpdm.methods import Diffusion, Prior
 from dpdm.networks import MLP
 from dpdm.privacy import DPSGD, MechanismRun
 from dpdm.privacy.accounting import Event, PoissonGaussianSteps
 from dpdm.privacy.journal import Journal
-from dpdm.training import Trainer
-from dpdm.training.settling import settle_run
+from dpdm.runs import Trainer
+from dpdm.runs.settling import settle_run
 from dpdm.types import InputError
 
 SCANS = ImageDataset(images=np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8, 1), name="scans")
@@ -76,7 +76,10 @@ def run_until(ledger: Ledger, run: Path, point: int) -> None:
 
     MechanismRun._release = released
     Trainer(
-        network=MLP(width=4), preconditioning=MomentMatched(), mechanism=PLAN, prior=PRIOR, run=run, ledger=ledger
+        method=Diffusion(network=MLP(width=4), preconditioning=MomentMatched(), prior=PRIOR),
+        plan=PLAN,
+        run=run,
+        ledger=ledger,
     ).fit(SCANS)
     reached()
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from two_worlds import GROUP_PLAN, GROUPED, IMAGES, LOSS, World, differences, fit, images, moved, plus
 
-from dpdm.config import Prior
 from dpdm.data import ImageDataset, blank_equal, find_duplicates
 from dpdm.diffusion import EDM
+from dpdm.methods import Prior
+from dpdm.methods.loader import Loader
 from dpdm.privacy import InsecureSeededEntropy, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
-from dpdm.training.loader import Loader
 from dpdm.types import InputError
 
 PUBLIC = images(5, seed=99)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from two_worlds import IMAGES
 
-from dpdm.config import Prior, Training
+from dpdm.config import Machine
 from dpdm.diffusion import DDIM, DenoisingLoss, MomentMatched
+from dpdm.methods import Diffusion, Prior
 from dpdm.networks import MLP
 from dpdm.privacy import DPSGD, InsecureSeededEntropy
-from dpdm.training import Release, Trainer, private_folder, verify_release
+from dpdm.runs import Release, Trainer, private_folder, verify_release
 
 pytestmark = pytest.mark.proof
 
@@ -32,13 +33,15 @@ def trainer(run, *, steps=300, entropy=None):
     )
     given = {} if entropy is None else {"entropy": entropy}
     return Trainer(
-        network=MLP(width=8, blocks=1),
-        preconditioning=MomentMatched(),
-        mechanism=plan,
-        prior=PRIOR,
-        loss=DenoisingLoss(noise_multiplicity=2),
-        sampler=DDIM(steps=2),
-        training=Training(device="cpu", precision="float32", strategy="vectorized"),
+        method=Diffusion(
+            network=MLP(width=8, blocks=1),
+            preconditioning=MomentMatched(),
+            prior=PRIOR,
+            loss=DenoisingLoss(noise_multiplicity=2),
+            sampler=DDIM(steps=2),
+        ),
+        plan=plan,
+        machine=Machine(device="cpu", precision="float32", strategy="vectorized"),
         run=run,
         **given,
     )
@@ -53,7 +56,7 @@ import torch
 torch.set_num_threads(1)
 from test_killed_anywhere import IMAGES, stopped_after, trainer
 from dpdm.privacy import MechanismRun
-from dpdm.training import private_folder
+from dpdm.runs import folder
 run, side = sys.argv[1], sys.argv[2]
 private_folder.PrivateFolder.__init__.__kwdefaults__["seconds_between_saves"] = 0.0
 sound = MechanismRun._release

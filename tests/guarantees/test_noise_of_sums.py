@@ -10,10 +10,10 @@ from two_worlds import IMAGES, RecordingPlan, World
 
 from dpdm.audit import parametric
 from dpdm.audit.canaries import WatchedRun
-from dpdm.config import Prior
+from dpdm.methods import Prior
+from dpdm.methods.prior import release_prior
 from dpdm.privacy import DPSGD, InsecureSeededEntropy, OneBackwardEach
 from dpdm.privacy.sums import BoundedSum
-from dpdm.training.prior import release_prior
 from dpdm.types import InputError
 
 PLAN = {"dataset_size": 12, "expected_batch_size": 5, "steps": 0, "delta": 1e-3}

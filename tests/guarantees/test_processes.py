@@ -26,7 +26,7 @@ from torch import distributed, nn
 from dpdm.privacy import DPSGD
 from dpdm.privacy.sums import BoundedSum
 from dpdm.privacy.processes import Processes
-from dpdm.training.hardware import joined_processes
+from dpdm.runs.hardware import joined_processes
 noise, records, clip = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 torch.set_num_threads(1)
 with joined_processes() as processes:
@@ -117,8 +117,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 import dpdm
-from dpdm.config import Training
-from dpdm.training.hardware import joined_processes
+from dpdm.runs.hardware import joined_processes
 torch.set_num_threads(1)
 with joined_processes() as processes:
     plan = dpdm.DPSGD(dataset_size=1438, expected_batch_size=32, steps=5, noise_multiplier=2.0, delta=1e-4)
@@ -158,7 +157,7 @@ SETTINGS = [
     "--set=network.width=16",
     "--set=network.blocks=1",
     "--set=privacy.expected_batch_size=32",
-    "--set=training.strategy=vectorized",
+    "--set=machine.strategy=vectorized",
     "--set=prior.centres=2",
     "--set=sampler.steps=3",
 ]
@@ -265,7 +264,7 @@ import dataclasses, sys
 import numpy as np
 import torch
 import dpdm
-from dpdm.training.hardware import joined_processes
+from dpdm.runs.hardware import joined_processes
 torch.set_num_threads(1)
 what = sys.argv[1]
 with joined_processes() as processes:
@@ -314,7 +313,7 @@ import numpy as np
 import torch
 import dpdm
 from dpdm.privacy import plan as plans
-from dpdm.training.hardware import joined_processes
+from dpdm.runs.hardware import joined_processes
 torch.set_num_threads(1)
 with joined_processes() as processes:
     calibrate = plans.calibrate
@@ -325,7 +324,7 @@ with joined_processes() as processes:
     trainer = dpdm.Trainer(network=dpdm.MLP(width=8, blocks=1), preconditioning=dpdm.EDM(), mechanism=plan, run="run")
     release = trainer.fit(data)
     with open(f"saw{processes.rank}.json", "w") as file:
-        json.dump([plan.noise_multiplier, release.settings["privacy"]["noise_multiplier"]], file)
+        json.dump([plan.noise_multiplier, release.settings["plan"]["noise_multiplier"]], file)
 """
 
 
@@ -368,10 +367,11 @@ import json, time
 import torch
 from dpdm.config import load_config
 from dpdm.privacy.mechanism import MechanismRun
-from dpdm.training import ImageFacts, fit_to_time
-from dpdm.training.hardware import joined_processes
+from dpdm.runs import fit_to_time
+from dpdm.methods import ImageFacts
+from dpdm.runs.hardware import joined_processes
 torch.set_num_threads(1)
-network = ["network.kind=mlp", "network.width=16", "network.blocks=1", "training.strategy=vectorized"]
+network = ["network.kind=mlp", "network.width=16", "network.blocks=1", "machine.strategy=vectorized"]
 config = load_config("digits", overrides=[*network, "privacy.steps=50", "privacy.expected_batch_size=101"])
 facts = ImageFacts((1, 8, 8), tuple("0123456789"))
 backward, taken = MechanismRun.backward, []

@@ -16,14 +16,14 @@ import torch
 from test_processes import launch
 from torch import nn
 
-from dpdm.config import Prior, Training
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, VE, DenoisingLoss, MomentMatched
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
+from dpdm.methods import Prior
 from dpdm.networks import MLP, Own
 from dpdm.privacy import DPSGD
-from dpdm.training import Release, Trainer, rehearsal, tuning, verify_release
+from dpdm.runs import Release, Trainer, rehearsal, tuning, verify_release
 from dpdm.types import InputError
 
 PRIOR = Prior(centres=1)
@@ -427,12 +427,12 @@ def test_another_class_or_other_shapes_cannot_go_on_with_a_run(tmp_path):
 def test_a_search_rehearses_every_candidate_before_it_draws_how_many_runs_there_are(tmp_path, monkeypatch):
     """A search pays its whole price once it has begun."""
     seen = []
-    monkeypatch.setattr(Trainer, "rehearse", lambda self, data: seen.append(self.training.seed))
+    monkeypatch.setattr(Trainer, "rehearse", lambda self, data: seen.append(self.seed))
     monkeypatch.setattr(tuning.Tuner, "_begin", lambda self, plan: (_ for _ in ()).throw(InputError("begun")))
     from dpdm.config import load_config
     from dpdm.privacy.search import Search
 
-    candidates = [load_config("digits", overrides=["privacy.steps=0", f"training.seed={seed}"]) for seed in (1, 2)]
+    candidates = [load_config("digits", overrides=["privacy.steps=0", f"seed={seed}"]) for seed in (1, 2)]
     tuner = tuning.Tuner(
         candidates=candidates, search=Search(mean=2.0, score_noise_multiplier=10.0), run=tmp_path / "s", ledger=None
     )
@@ -448,7 +448,7 @@ import torch
 torch.set_num_threads(1)
 from test_refused_before_the_first_sum import SCANS, Sound, _Flat, trainer
 from dpdm.networks import MLP
-from dpdm.training.hardware import joined_processes
+from dpdm.runs.hardware import joined_processes
 from dpdm.types import InputError
 
 class Mine(Sound):

@@ -29,10 +29,10 @@ from two_worlds import (
 )
 
 from dpdm import cli
-from dpdm.config import Prior
 from dpdm.data import ImageDataset, save_npz
+from dpdm.methods import Prior
 from dpdm.privacy import InsecureSeededEntropy, LayerWise, OneBackwardEach, Vectorized
-from dpdm.training import Trainer
+from dpdm.runs import Trainer
 
 BASE = records(12, classes=NUM_CLASSES - 1)  # class 2 does not occur
 NO_EFFECT = {"nan", "one nan pixel", "inf", "minus inf", "norm overflows float64"}
@@ -125,7 +125,7 @@ def test_a_prior_in_two_worlds(name, centres, steps, tmp_path):
 
 
 def test_a_prior_of_low_frequencies_in_two_worlds(tmp_path, monkeypatch):
-    monkeypatch.setattr("dpdm.training.prior._MOST_COORDINATES", 16)
+    monkeypatch.setattr("dpdm.methods.prior._MOST_COORDINATES", 16)
     checkered = np.indices((8, 8)).sum(0) % 2 * 255  # all of it lies outside of the basis
     assert_prior_in_two_worlds(plus(IMAGES, checkered.astype(np.uint8), 1), 3, 3, tmp_path)
 

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from dpdm import terminal
-from dpdm.config import Training
+from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
+from dpdm.methods import Diffusion
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun, Plan
-from dpdm.training import Trainer, private_folder
+from dpdm.runs import Trainer, private_folder
 
 LOSS = DenoisingLoss(noise_multiplicity=3, label_dropout=0.2)
 NUM_CLASSES = 3
@@ -327,12 +328,14 @@ def fit(
     """Train with `Trainer`, and observe all that leaves the mechanism."""
     releases = prior.releases(epsilon=1, delta=1e-3) if prior else {}
     trainer = Trainer(
-        network=MLP(width=8, blocks=1),
-        preconditioning=MomentMatched() if prior else EDM(),
-        mechanism=RecordingPlan.of(world, releases=releases, **plan),
-        prior=prior,
-        loss=DenoisingLoss(noise_multiplicity=2),
-        training=Training(device="cpu", precision=precision, strategy=strategy, physical_batch_size=2),
+        method=Diffusion(
+            network=MLP(width=8, blocks=1),
+            preconditioning=MomentMatched() if prior else EDM(),
+            prior=prior,
+            loss=DenoisingLoss(noise_multiplicity=2),
+        ),
+        plan=RecordingPlan.of(world, releases=releases, **plan),
+        machine=Machine(device="cpu", precision=precision, strategy=strategy, physical_batch_size=2),
         run=folder,
         entropy=InsecureSeededEntropy(0),
     )
@@ -350,7 +353,7 @@ def fit(
         "progress": progress,
         "weights": dict(release.denoiser.state_dict()),
         "settings": repr(release.settings),
-        "claim": repr(release.privacy),
+        "claim": repr(release.claim),
         "files": {str(path.relative_to(folder)): path.read_bytes() for path in public},
     }
     return world

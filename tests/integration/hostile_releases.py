@@ -22,13 +22,14 @@ import safetensors.torch
 import tomli_w
 import torch
 
-from dpdm.config import PRIOR_SUMS, decode_plan
+from dpdm.config import decode_plan
 from dpdm.diffusion import GaussianMixture
 from dpdm.files import json_text
+from dpdm.methods.prior import PRIOR_SUMS
 from dpdm.privacy import OperatingSystemEntropy
-from dpdm.training.release import FILES, SCHEMA, digest
-from dpdm.training.weights import _head as header
-from dpdm.training.weights import layout_of, save_weights
+from dpdm.runs.release import FILES, SCHEMA, digest
+from dpdm.runs.weights import _head as header
+from dpdm.runs.weights import layout_of, save_weights
 
 PRIOR = "preconditioning.prior."
 
@@ -77,7 +78,7 @@ def settings(**values):
         claim = {}
         if any(key.startswith("privacy__") and key != "privacy__releases" for key in values):
             with contextlib.suppress(Exception):
-                claim = decode_plan(table["privacy"]).claim(entropy=OperatingSystemEntropy())
+                claim = decode_plan(table["plan"]).claim(entropy=OperatingSystemEntropy())
         digested(release, **claim)
 
     return forge
@@ -176,9 +177,9 @@ def zeros(shape, kept):
 
     def forge(release):
         table = tomllib.loads((release / "config.toml").read_text())
-        table["data"] |= {"shape": shape, "class_names": []}
+        table["facts"] |= {"shape": shape, "class_names": []}
         names = PRIOR_SUMS
-        table["privacy"]["releases"] = [{"kind": "full", "name": name, "noise_multiplier": 20.0} for name in names]
+        table["plan"]["releases"] = [{"kind": "full", "name": name, "noise_multiplier": 20.0} for name in names]
         table |= {"network": {"kind": "zero"}, "sampler": {"kind": "prior"}}
         table["prior"]["centres"] = 1
         (release / "config.toml").write_bytes(tomli_w.dumps(table).encode())
@@ -190,7 +191,7 @@ def zeros(shape, kept):
         with (release / "model.safetensors").open("wb") as file:
             file.write(begin)
             file.truncate(len(begin) + sum(t.itemsize * math.prod(sides) for t, sides in layout.values()))
-        plan = decode_plan(table["privacy"]).claim(entropy=OperatingSystemEntropy())
+        plan = decode_plan(table["plan"]).claim(entropy=OperatingSystemEntropy())
         (release / "privacy.json").write_text(json_text({"schema": SCHEMA, **plan, "sha256": {}}))
         digested(release)
 

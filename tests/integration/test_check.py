@@ -77,7 +77,7 @@ def test_the_unit_is_said_and_groups_are_counted(photos, dpdm):
 
 
 def test_what_is_no_source_of_images_is_refused(photos, dpdm):
-    code, _, err = dpdm("check", "photos", "--set", "training.seed=1")
+    code, _, err = dpdm("check", "photos", "--set", "seed=1")
     assert (code, err.count("\n")) == (2, 1)
     assert "check takes data.… only" in err
     code, _, err = dpdm("check", "nowhere")

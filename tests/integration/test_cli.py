@@ -19,7 +19,7 @@ from dpdm.config import Data
 from dpdm.data import load_npz, read_claim, save_npz
 from dpdm.evaluation import UtilityScore, confusion_of
 from dpdm.ledger import Ledger, Records
-from dpdm.training import Release, private_folder
+from dpdm.runs import Release, private_folder
 
 
 def files(folder):
@@ -211,7 +211,7 @@ def test_another_configuration_is_refused_and_performance_settings_are_not(dpdm,
     assert "holds another run (of another epsilon)" in err
     assert before == {name: (trained / name).read_bytes() for name in files(trained)}
     code, _, err = dpdm(
-        "train", photos, "--epsilon", 1, "--run", trained, *SMALL, "--set=training.physical_batch_size=3"
+        "train", photos, "--epsilon", 1, "--run", trained, *SMALL, "--set=machine.physical_batch_size=3"
     )
     assert code == 0, err
 
@@ -425,7 +425,7 @@ WRONG = {
     "sampler beyond training": (["plan", "digits", "--set", "preconditioning.kind=ve"], "--set sampler.sigma_min=0.02"),
     "a kind that is no name": (["plan", "digits", "--set", "privacy.kind=[1]"], "privacy.kind must be one of"),
     "a text for a number": (["plan", "digits", "--set", 'privacy.steps="20"'], "privacy.steps = '20'"),
-    "a seed too large": (["train", "digits", "--set", "training.seed=99999999999999999999"], "seed must be"),
+    "a seed too large": (["train", "digits", "--set", "seed=99999999999999999999"], "seed must be"),
     "fit without size": (["plan", "labelled.npz", "--set", "data.fit=pad"], "set data.size too"),
     "size zero": (["plan", "digits", "--dataset-size", "0"], "dataset_size must be"),
     "no run": (["sample", "nowhere", "-n", "4", "-o", "x.npz"], "nowhere holds no run"),
@@ -501,7 +501,7 @@ def test_what_computes_nothing_imports_no_torch(tmp_path):
     wrong = [
         *([verb, "nowhere", "--epsilon", "1"] for verb in ("plan", "train")),
         ["prepare", "nowhere", "-o", "out"],
-        ["tune", "nowhere", "--run", "r", "--try", "training.seed=1,2", "--score-noise", "50"],
+        ["tune", "nowhere", "--run", "r", "--try", "seed=1,2", "--score-noise", "50"],
         ["sample", "nowhere", "-n", "3", "-o", "x.npz"],
         ["export", "nowhere", "-o", "out"],
         ["evaluate", "nowhere", "--reference", "digits:test"],
@@ -721,7 +721,7 @@ def test_runs_and_anyones_images_are_judged_side_by_side(dpdm, trained, photos, 
 
 @pytest.mark.slow
 def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
-    from dpdm.training import private_classifier
+    from dpdm.runs import private_classifier
 
     defaults = private_classifier.train_private_classifier.__kwdefaults__
     monkeypatch.setitem(defaults, "steps", 100)

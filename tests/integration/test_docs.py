@@ -20,7 +20,7 @@ from PIL import Image
 import dpdm as package
 from dpdm import cli
 from dpdm.audit import parametric, report
-from dpdm.training import step_cost, tuning
+from dpdm.runs import tuning
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(path.name for path in (DOCS / "guide").glob("*.md"))
@@ -34,7 +34,7 @@ SMALL = {  # added to every line of plan and train on the photos; presets are pl
     "privacy.steps": "4",
     "privacy.expected_batch_size": "60000",  # of as many declared ones: all take part, which is accounted quickly
     "loss.noise_multiplicity": "1",
-    "training.physical_batch_size": "64",
+    "machine.physical_batch_size": "64",
     "sampler.steps": "2",
 }
 SMALLER = {  # options whose value is replaced, in these lines too

@@ -10,12 +10,12 @@ import pytest
 import small_run
 
 import dpdm as package
-from dpdm.config import Prior
 from dpdm.ledger import Ledger
+from dpdm.methods import Prior
 from dpdm.privacy import DPSGD, NonPrivate, figures
 from dpdm.privacy import plan as plans
 from dpdm.privacy.accounting import decode_event
-from dpdm.training import Trainer, tuning
+from dpdm.runs import Trainer, tuning
 from dpdm.types import InputError
 
 DELTA = 1e-13  # at which ε is RDP's bound, and calibration takes no time
@@ -63,7 +63,7 @@ def test_a_run_goes_on_on_another_processor_with_the_figure_it_began_with(
     privacy = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert [decode_event(event) for event in privacy["events"]] == plan.events(), "the claim is of what was used"
     settings = tomllib.loads((tmp_path / "run" / "release" / "config.toml").read_text())
-    assert settings["privacy"]["noise_multiplier"] == plan.noise_multiplier
+    assert settings["plan"]["noise_multiplier"] == plan.noise_multiplier
     (reservation,) = book.account("photos").reservations.values()
     assert reservation.completed
     assert reservation.events == plan.events()

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from dpdm.config import Prior, Privacy, Training
+from dpdm.config import Privacy
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DDIM, Churn, DenoisingLoss, FromPrior, MomentMatched
+from dpdm.diffusion import DDIM, Churn, DenoisingLoss, MomentMatched
+from dpdm.methods import Diffusion, Prior
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import downwards, round_up, upwards
-from dpdm.training import Release, Trainer, verify_release
-from dpdm.training.verification import _may_be_stated
+from dpdm.runs import Release, Trainer, verify_release
+from dpdm.runs.verification import _may_be_stated
 from dpdm.types import InputError, require_name
 
 pytestmark = pytest.mark.proof
@@ -42,11 +43,10 @@ def trained(data, run, *, prior=None, steps=0, **settings):
     plan = Privacy(**chosen, steps=steps).plan(lambda: data.num_units, prior, unit=unit)
     network = settings.pop("network", MLP(width=8, blocks=1))
     trainer = Trainer(
-        network=network,
-        preconditioning=MomentMatched(),
-        prior=prior,
-        mechanism=plan,
-        loss=DenoisingLoss(noise_multiplicity=1),
+        method=Diffusion(
+            network=network, preconditioning=MomentMatched(), prior=prior, loss=DenoisingLoss(noise_multiplicity=1)
+        ),
+        plan=plan,
         run=run,
         **{"sampler": DDIM(steps=2)} | settings,
     )
@@ -203,7 +203,7 @@ def test_a_plan_has_one_spelling_and_no_number_without_a_meaning():
 
 LARGE = """
 import json, resource, sys, time
-from dpdm.training import verify_release
+from dpdm.runs import verify_release
 verify_release(sys.argv[2])  # and all libraries are there
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 verify_release(sys.argv[1])

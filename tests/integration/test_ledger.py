@@ -16,7 +16,7 @@ import dpdm as package
 from dpdm.ledger import Ledger, Records
 from dpdm.privacy import DPSGD, InsecureSeededEntropy, NonPrivate
 from dpdm.privacy.search import Search
-from dpdm.training import Trainer
+from dpdm.runs import Trainer
 from dpdm.types import InputError
 
 PRIOR_ALONE = (
@@ -201,7 +201,7 @@ def test_an_export_is_a_beginning_of_what_comes_later(dpdm, photos, book, tmp_pa
     assert dpdm("ledger", "verify", "other.jsonl")[0] == 2
 
 
-TUNE = ("--run=best", "--try=training.learning_rate=1e-3,3e-3", "--try=loss.noise_multiplicity=1,2", "--epsilon=2")
+TUNE = ("--run=best", "--try=optimizer.learning_rate=1e-3,3e-3", "--try=loss.noise_multiplicity=1,2", "--epsilon=2")
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def public(photos, tmp_path):
 @pytest.fixture
 def quick_scores(monkeypatch):
     """Scores that take no time: the first run's the best."""
-    from dpdm.training import tuning
+    from dpdm.runs import tuning
 
     answers = iter(np.linspace(0.9, 0.1, 100))
 
@@ -261,7 +261,7 @@ def test_the_best_of_several_runs_is_released_with_the_price_of_all(
     code, _, err = dpdm(*line)
     assert code == 0, err
     assert "run 1 of" not in err, "a finished search stays as it is"
-    code, _, err = dpdm(*line, "--set=training.ema_decay=0.5")
+    code, _, err = dpdm(*line, "--set=optimizer.ema_decay=0.5")
     assert code == 2
     assert "another search" in err
 
@@ -271,7 +271,7 @@ def test_a_search_goes_on_without_a_run_that_a_crash_took(
     dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
 ):
     """The first run was killed between its prior and the file that keeps it."""
-    from dpdm.training.private_folder import PrivateFolder
+    from dpdm.runs.folder import PrivateFolder
 
     runs_of(monkeypatch, 2)
     line = ("tune", photos, *TUNE, "--reference", public, *SMALL)
@@ -298,7 +298,7 @@ def test_a_search_goes_on_without_a_run_that_a_crash_took(
 def test_a_search_of_which_crashes_took_every_run_says_so(
     dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
 ):
-    from dpdm.training import RunLost, Trainer
+    from dpdm.runs import RunLost, Trainer
 
     def lost(self, data):
         raise RunLost("lost")
@@ -318,7 +318,7 @@ def test_a_search_of_which_crashes_took_every_run_says_so(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, all candidates can be trained")
 def test_a_search_with_a_candidate_that_cannot_be_trained_spends_nothing(dpdm, photos, public, book, tmp_path):
     line = ("tune", photos, "--run=best", "--try=loss.label_dropout=0.1,0.2", "--epsilon=2", "--reference", public)
-    code, _, err = dpdm(*line, *SMALL, "--set=training.device=cuda")
+    code, _, err = dpdm(*line, *SMALL, "--set=machine.device=cuda")
     assert code == 2
     assert "GPU" in err or "cuda" in err
     assert not (tmp_path / "best").exists()
@@ -391,7 +391,7 @@ def test_a_search_does_not_go_on_with_another_reference(
 def test_a_copy_of_a_search_cannot_spend_its_reservation_once_more(
     dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores
 ):
-    from dpdm.training import tuning
+    from dpdm.runs import tuning
 
     runs_of(monkeypatch, 1)
     line = ("tune", photos, *TUNE, "--reference", public, *SMALL)
@@ -508,7 +508,7 @@ def test_an_export_that_was_edited_is_no_earlier_state(dpdm, photos, book, tmp_p
 @pytest.mark.proof
 def test_a_score_that_a_crash_lost_is_not_made_again(dpdm, photos, public, book, tmp_path, monkeypatch, quick_scores):
     """Noise may hide a count of right answers once: a second one of the same run would not have been paid for."""
-    from dpdm.training import tuning
+    from dpdm.runs import tuning
 
     runs_of(monkeypatch, 2)
     line = ("tune", photos, *TUNE, "--score-noise", 20, *SMALL)
@@ -549,11 +549,11 @@ def test_a_private_score_is_noisy_and_part_of_the_price(
         (("--try=privacy.steps=6,7", "--reference=photos"), "differ in [privacy]"),
         (("--try=prior.centres=1,2", "--reference=photos"), "differ in [privacy]"),
         (("--try=data.fit=crop,pad", "--reference=photos"), "differ in [privacy], [prior] or [data]"),
-        (("--try=training.learning_rate", "--reference=photos"), "--try takes"),
-        (("--try=training.learning_rate=1e-3,", "--reference=photos"), "--try takes"),
-        (("--try=training.learning_rate=1e-3",), "--reference with public images"),
-        (("--try=training.learning_rate=1e-3", "--reference=photos", "--score-noise=9"), "--reference with public"),
-        (("--try=training.learning_rate=1e-3", "--reference=photos", "--runs=1"), "above 1"),
+        (("--try=optimizer.learning_rate", "--reference=photos"), "--try takes"),
+        (("--try=optimizer.learning_rate=1e-3,", "--reference=photos"), "--try takes"),
+        (("--try=optimizer.learning_rate=1e-3",), "--reference with public images"),
+        (("--try=optimizer.learning_rate=1e-3", "--reference=photos", "--score-noise=9"), "--reference with public"),
+        (("--try=optimizer.learning_rate=1e-3", "--reference=photos", "--runs=1"), "above 1"),
     ],
 )
 def test_a_search_without_a_price_is_refused(dpdm, photos, book, tmp_path, line, message):

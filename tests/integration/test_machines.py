@@ -22,7 +22,7 @@ from dpdm.cli import options
 from dpdm.cli import training as verbs
 from dpdm.files import held, write_atomically
 from dpdm.privacy import journal
-from dpdm.training import Release, Trainer, hardware, private_folder
+from dpdm.runs import Release, Trainer, hardware, private_folder
 from dpdm.types import InputError, is_of_memory
 
 PRIOR_ALONE = (

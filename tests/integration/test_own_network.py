@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import dpdm as package
-from dpdm.config import Prior, Training
 from dpdm.files import digest, json_text
+from dpdm.methods import Prior
 from dpdm.networks import Own
-from dpdm.training import Release, verify_release
-from dpdm.training.weights import read_layout, read_weights, save_weights
+from dpdm.runs import Release, verify_release
+from dpdm.runs.weights import read_layout, read_weights, save_weights
 from dpdm.types import InputError
 
 PRIOR = Prior(centres=1)
@@ -59,12 +59,11 @@ def own(tmp_path_factory):
         releases=PRIOR.releases(epsilon=1, delta=1e-3),
     )
     package.Trainer(
-        network=Linear,
-        preconditioning=package.MomentMatched(),
-        prior=PRIOR,
-        mechanism=plan,
-        sampler=package.DDIM(steps=2),
-        training=Training(device="cpu", precision="float32"),
+        method=package.Diffusion(
+            network=Linear, preconditioning=package.MomentMatched(), prior=PRIOR, sampler=package.DDIM(steps=2)
+        ),
+        plan=plan,
+        machine=package.Machine(device="cpu", precision="float32"),
         run=folder / "run",
         ledger=None,
     ).fit(data)

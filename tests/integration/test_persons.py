@@ -10,13 +10,13 @@ from small_run import SMALL
 
 from dpdm import Synthesizer
 from dpdm.audit import audit_run, parametric, report
-from dpdm.audit.canaries import play
+from dpdm.audit.canaries import train_with_canaries
 from dpdm.config import Config, Data
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM
 from dpdm.networks import MLP
 from dpdm.privacy import DPSGD
-from dpdm.training.private_classifier import train_private_classifier
+from dpdm.runs.private_classifier import train_private_classifier
 from dpdm.types import InputError
 
 
@@ -117,7 +117,7 @@ def test_arrays_with_groups_in_three_lines():
     )
     release = synthesizer.fit(data.images, data.labels, groups=whose)
     assert "blank out one group of images" in release.statement
-    assert release.privacy["dataset_size"] == 40
+    assert release.claim["dataset_size"] == 40
     assert "blank out one image" in synthesizer.fit(data.images, data.labels).statement
 
 
@@ -153,12 +153,12 @@ def test_a_person_whose_coin_says_no_is_not_there_with_any_image(monkeypatch):
     data = made_up(np.arange(90) % 30)
     plan = DPSGD(dataset_size=30, expected_batch_size=10, steps=3, noise_multiplier=0.05, delta=1e-3, unit="group")
     config = Config(data=Data(source="made up"), network=MLP(width=8, blocks=1), preconditioning=EDM())
-    *_, played = play(config, plan, data, canaries=30, members=12, coins=np.random.default_rng(0))
+    *_, played = train_with_canaries(config, plan, data, canaries=30, members=12, coins=np.random.default_rng(0))
     there = {image.tobytes() for image in seen[0].images}
     for person, was_in in zip(played.members, played.were_in, strict=True):
         assert {image.tobytes() in there for image in data.images[data.groups == person]} == {was_in}
     assert seen[0].num_units == 30 - (~played.were_in).sum()
     assert not ((played.scores > 0) & ~played.took_part).any()
     with pytest.raises(InputError, match="unit is one image"):
-        next(play(config, DPSGD(dataset_size=30, expected_batch_size=10, steps=3, noise_multiplier=1.0, delta=1e-3),
+        next(train_with_canaries(config, DPSGD(dataset_size=30, expected_batch_size=10, steps=3, noise_multiplier=1.0, delta=1e-3),
                   data, canaries=5, members=4, coins=np.random.default_rng(0)))  # fmt: skip

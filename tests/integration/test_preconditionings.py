@@ -6,12 +6,13 @@ import os
 import pytest
 import torch
 
-from dpdm.config import Training
+from dpdm.config import Machine
 from dpdm.data import open_dataset
 from dpdm.diffusion import DDIM, EDM, VE, VP, DenoisingLoss, PreconditionedDenoiser, V
+from dpdm.methods import Diffusion, Optimizer
 from dpdm.networks import MLP
 from dpdm.privacy import NonPrivate
-from dpdm.training import Trainer
+from dpdm.runs import Trainer
 
 ALL = pytest.mark.parametrize("preconditioning", [EDM(), V(), VP(), VE()], ids=lambda p: type(p).__name__)
 SAMPLER = DDIM(steps=40, sigma_min=0.02)  # the least noise that VE is trained on
@@ -67,12 +68,15 @@ def test_a_mixture_in_the_plane_is_learnt(preconditioning):
 def test_digits_are_learnt(preconditioning):
     data = open_dataset("digits")
     trainer = Trainer(
-        network=MLP(width=64, blocks=2),
-        preconditioning=preconditioning,
-        mechanism=NonPrivate.dp_sgd(dataset_size=len(data), expected_batch_size=96, steps=80),
-        loss=DenoisingLoss(noise_multiplicity=2, label_dropout=0.1),
-        training=Training(device="cpu", physical_batch_size=128, learning_rate=4e-3, ema_decay=0.9),
-        sampler=SAMPLER,
+        method=Diffusion(
+            network=MLP(width=64, blocks=2),
+            preconditioning=preconditioning,
+            loss=DenoisingLoss(noise_multiplicity=2, label_dropout=0.1),
+            optimizer=Optimizer(learning_rate=4e-3, ema_decay=0.9),
+            sampler=SAMPLER,
+        ),
+        plan=NonPrivate.dp_sgd(dataset_size=len(data), expected_batch_size=96, steps=80),
+        machine=Machine(device="cpu", physical_batch_size=128),
     )
     losses = [
         progress.diagnostics.losses.reveal(because="a test on public digits").mean().item()

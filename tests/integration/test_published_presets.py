@@ -90,7 +90,7 @@ def test_a_published_preset_takes_two_steps_and_samples(name, shelf):
     release = trainer.fit(data)
     images, _ = release.sample(3)
     assert images.shape == (3, config.data.size, config.data.size, config.data.channels)
-    assert release.privacy["epsilon"] <= published.privacy.epsilon
+    assert release.claim["epsilon"] <= published.privacy.epsilon
     for sampler in config.samplers.values():
         assert sampler.steps == 1000
         quick = type(sampler)(**{**vars(sampler), "steps": 2})

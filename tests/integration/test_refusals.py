@@ -11,7 +11,7 @@ from small_run import SMALL
 
 from dpdm.diffusion import DDIM
 from dpdm.ledger import Ledger
-from dpdm.training import rehearsal
+from dpdm.runs import rehearsal
 
 
 def no_room(patch):
@@ -26,9 +26,9 @@ def read_only(patch):
 
 
 CASES = {
-    "a device": (["training.device=cuda"], lambda p: p.setattr(torch.cuda, "is_available", lambda: False), "no CUDA"),
+    "a device": (["machine.device=cuda"], lambda p: p.setattr(torch.cuda, "is_available", lambda: False), "no CUDA"),
     "TensorBoard": (
-        ["training.tensorboard=true"],
+        ["machine.tensorboard=true"],
         lambda p: p.setitem(sys.modules, "torch.utils.tensorboard", None),
         "pip install",
     ),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_run import SMALL
 
-from dpdm.training import Release
+from dpdm.runs import Release
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ def test_three_lines_from_arrays_to_synthetic_arrays():
     assert images.shape == (30, 8, 8, 1)
     assert np.bincount(labels).tolist() == [3] * 10
     assert "-DP, blank out one image, 7 Gaussian releases, 4 Poisson steps" in release.statement
-    assert 0.99 < release.privacy["epsilon"] <= 1
+    assert 0.99 < release.claim["epsilon"] <= 1
 
 
 def test_labels_without_a_declared_number_of_classes_are_refused():

@@ -14,9 +14,9 @@ from dpdm.config import load_config
 from dpdm.files import json_text
 from dpdm.privacy import InsecureSeededEntropy
 from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon, true_positive_rates
-from dpdm.training import Release, Trainer, verify_release
-from dpdm.training.release import digest
-from dpdm.training.verification import Verified, percent
+from dpdm.runs import Release, Trainer, verify_release
+from dpdm.runs.release import digest
+from dpdm.runs.verification import Verified, percent
 from dpdm.types import InputError
 
 
@@ -248,9 +248,9 @@ def test_a_prior_that_the_plan_does_not_pay_for_is_refused(release):
 
     text = (release / "config.toml").read_text()
     table = read_toml(release / "config.toml")
-    plan = decode_plan(table["privacy"])
+    plan = decode_plan(table["plan"])
     plan = dataclasses.replace(plan, releases=plan.poisson)
-    table["privacy"] = encode(plan)
+    table["plan"] = encode(plan)
     table.pop("prior")
     rewritten(release, text, tomli_w.dumps(table), **plan.claim(entropy=OperatingSystemEntropy()))
     with pytest.raises(InputError, match="the plan releases steps, and its settings need mean of all"):
@@ -319,9 +319,9 @@ def claim_without_steps(release):
     from dpdm.privacy import OperatingSystemEntropy
 
     text, table = (release / "config.toml").read_text(), read_toml(release / "config.toml")
-    plan = dataclasses.replace(decode_plan(table["privacy"]), steps=0, noise_multiplier=None)
-    table["privacy"]["steps"] = 0
-    del table["privacy"]["noise_multiplier"]
+    plan = dataclasses.replace(decode_plan(table["plan"]), steps=0, noise_multiplier=None)
+    table["plan"]["steps"] = 0
+    del table["plan"]["noise_multiplier"]
     rewritten(release, text, tomli_w.dumps(table), **plan.claim(entropy=OperatingSystemEntropy()))
 
 
@@ -331,7 +331,7 @@ def facts(**changes):
 
         table = read_toml(release / "config.toml")
         rewritten(
-            release, (release / "config.toml").read_text(), tomli_w.dumps(table | {"data": table["data"] | changes})
+            release, (release / "config.toml").read_text(), tomli_w.dumps(table | {"data": table["facts"] | changes})
         )
 
     return forge
@@ -459,7 +459,7 @@ def test_an_error_of_arithmetic_in_the_weights_is_one_line(trained, monkeypatch)
     def fails(*_, **__):
         raise OverflowError
 
-    monkeypatch.setattr("dpdm.training.verification.require_possible", fails)
+    monkeypatch.setattr("dpdm.runs.verification.require_possible", fails)
     with pytest.raises(InputError, match=r"is damaged \(OverflowError\)"):
         verify_release(trained)
 

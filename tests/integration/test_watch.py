@@ -45,7 +45,7 @@ def test_tensorboard_gets_what_is_public_and_the_private_folder_the_rest(dpdm, p
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     line = ["train", photos, *SMALL, "--epsilon", 1, "--dataset-size", 30, "--run", "run"]
-    code, _, err = dpdm(*line, "--set", "training.tensorboard=true")
+    code, _, err = dpdm(*line, "--set", "machine.tensorboard=true")
     assert code == 0, err
     seen = {}
     for folder in ("watch", "private/tensorboard"):
@@ -62,14 +62,14 @@ def test_tensorboard_gets_what_is_public_and_the_private_folder_the_rest(dpdm, p
 def test_without_tensorboard_the_run_is_refused_before_anything_is_spent(dpdm, photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     line = ["train", photos, *SMALL, "--epsilon", 1, "--dataset-size", 30, "--run", "run"]
-    code, _, err = dpdm(*line, "--set", "training.tensorboard=true")
+    code, _, err = dpdm(*line, "--set", "machine.tensorboard=true")
     assert code == 2
     assert "pip install 'dpdm[tensorboard]'" in err
     assert not (tmp_path / "run" / "private" / "journal.jsonl").exists()
 
 
 def test_a_pipeline_makes_the_images_of_its_release(dpdm, trained, photos, tmp_path):
-    pipeline = pytest.importorskip("dpdm.training.pipeline")
+    pipeline = pytest.importorskip("dpdm.runs.pipeline")
     import torch
 
     import dpdm as package

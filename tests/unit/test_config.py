@@ -44,10 +44,10 @@ def test_the_presets_are_those_that_are_promised():
 def test_overrides_reach_every_level_and_parse_as_toml_or_text():
     config = load_config(
         "digits",
-        overrides=["privacy.steps=7", "training.precision=float32", "preconditioning.noise_levels.mean=-0.5"],
+        overrides=["privacy.steps=7", "machine.precision=float32", "preconditioning.noise_levels.mean=-0.5"],
     )
     assert config.privacy.steps == 7
-    assert config.training.precision == "float32"
+    assert config.machine.precision == "float32"
     assert config.preconditioning.noise_levels.mean == -0.5
 
 
@@ -64,8 +64,8 @@ def test_a_new_kind_drops_the_settings_of_the_old_one_whatever_the_order():
         ("privacyy.steps=3", "unknown key privacyy: did you mean privacy?"),
         ("network.kind=gan", "network.kind must be one of compact-unet, mlp, unet, zero, not 'gan'"),
         ("privacy.steps=many", "privacy.steps = 'many'"),
-        ("training.device=tpu", "training.device = 'tpu'"),
-        ("training.warmup=2", "training: warmup must be in [0, 1), not 2"),
+        ("machine.device=tpu", "machine.device = 'tpu'"),
+        ("optimizer.warmup=2", "training: warmup must be in [0, 1), not 2"),
         ("network=5", "network is a table"),
         ("privacy.steps.more=5", "--set privacy.steps.more: steps is a value"),
         ("nonsense", "--set takes key=value"),

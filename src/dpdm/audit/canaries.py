@@ -23,16 +23,15 @@ from dpdm.audit.parametric import as_sum
 from dpdm.audit.repetition import Sum
 from dpdm.config import Config, require_same_unit
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DenoisingLoss, MatchedPreconditioning, NoisyBatch, PreconditionedDenoiser
-from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, Strategy
-from dpdm.privacy.releases import noise_of
+from dpdm.diffusion import NoisyBatch
+from dpdm.methods import ImageFacts, ImageGenerator
+from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, PoissonSums, Strategy
+from dpdm.privacy.clipping import PerExampleLoss
+from dpdm.privacy.mechanism import Diagnostics, LoadBatch
+from dpdm.privacy.releases import STEPS, noise_of
 from dpdm.privacy.sums import BoundedSum
-from dpdm.training import ema
-from dpdm.training.hardware import autocast, choose_device
-from dpdm.training.loader import Loader
-from dpdm.training.prior import release_prior
-from dpdm.training.release import ImageFacts, build_denoiser
-from dpdm.training.step_cost import physical_batch_size
+from dpdm.runs.hardware import choose_device
+from dpdm.runs.run import Run
 from dpdm.types import RandomBytes
 
 _LOUD = 1000.0  # times the clipping norm: a Dirac canary's gradient before clipping
@@ -40,14 +39,14 @@ _ROUNDING = 2.0**-30  # standard deviations of noise: more than is lost where a 
 
 
 @dataclass(frozen=True, eq=False)
-class Played:
+class AuditedRun:
     """What an audited run gave away, and the coins.
 
     Args:
         plan: What was run: the audited plan.
         scores: Of the Dirac canaries: log-likelihood ratios of having taken part.
         took_part: Their coins.
-        average: The trained denoiser.
+        generator: The trained generator.
         members: Indices of the member canaries among the units of the data set.
         were_in: Their coins.
         sums: The noise of each of the prior's own sums.
@@ -56,7 +55,7 @@ class Played:
     plan: Plan
     scores: Float64[ndarray, " canaries"]
     took_part: Bool[ndarray, " canaries"]
-    average: PreconditionedDenoiser
+    generator: ImageGenerator
     members: Int64[ndarray, " members"]
     were_in: Bool[ndarray, " members"]
     sums: list[Sum]
@@ -76,7 +75,7 @@ class PlantedBatch(NamedTuple):
 class Planted(nn.Module):
     """A denoiser, and beside it the block of parameters that only Dirac canaries touch."""
 
-    def __init__(self, denoiser: PreconditionedDenoiser, canaries: int) -> None:
+    def __init__(self, denoiser: nn.Module, canaries: int) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.block = nn.Embedding(1 + canaries, 1)
@@ -86,7 +85,7 @@ class Planted(nn.Module):
 class PlantedLoss:
     """The denoising loss of a record with an image; `loudness` times its own coordinate for a Dirac canary."""
 
-    of_images: DenoisingLoss
+    of_images: PerExampleLoss
 
     def __call__(self, module: nn.Module, batch: PlantedBatch) -> Float[Tensor, " batch"]:
         """Return one number for each record."""
@@ -109,6 +108,7 @@ class WatchedRun(MechanismRun):
         self._took_part = torch.from_numpy(took_part).double()
         self.scores = np.zeros(len(took_part))
         self.sums: list[Sum] = []
+        self._planted: Planted | None = None
 
     def release(self, name: str, bounded: BoundedSum, *, num_records: int) -> Noisy:
         """Return the noisy sum; the block is looked at and taken off."""
@@ -126,16 +126,38 @@ class WatchedRun(MechanismRun):
         self.scores += log_likelihood_ratio(seen, noise_multiplier=noise_multiplier, sample_rate=1.0)
         return Noisy(noisy[: len(total)], std)
 
-    def look(self, block: nn.Embedding) -> None:
-        """Score what the last step left in the gradient of the block."""
+    def backward(
+        self,
+        loss: PerExampleLoss,
+        module: nn.Module,
+        *,
+        num_records: int,
+        load: LoadBatch,
+        physical_batch_size: int = 64,
+        name: str = STEPS,
+    ) -> Diagnostics:
+        """Take one step in which every Dirac canary that took part has its own coordinate of a block of parameters."""
         assert isinstance(self.plan, Plan)
-        assert block.weight.grad is not None
-        assert self.plan.noise_multiplier is not None
-        unit = self.plan.max_grad_norm / self.plan.expected_batch_size
-        seen = block.weight.grad[1:, 0].double().cpu().numpy() / unit
-        self.scores += log_likelihood_ratio(
-            seen, noise_multiplier=self.plan.noise_multiplier, sample_rate=self.plan.sample_rate
+        if self._planted is None or self._planted.denoiser is not module:
+            self._planted = Planted(module, len(self.scores)).to(next(module.parameters()).device)
+        release = self.plan.at(self.spent)
+        assert isinstance(release, PoissonSums)
+        loudness = _LOUD * release.max_norm * self._took_part.numpy()
+        diagnostics = super().backward(
+            PlantedLoss(loss),
+            self._planted,
+            num_records=num_records + len(self.scores),
+            load=_PlantedLoader(load, num_records, loudness),
+            physical_batch_size=physical_batch_size,
+            name=name,
         )
+        gradient = self._planted.block.weight.grad
+        assert gradient is not None
+        seen = gradient[1:, 0].double().cpu().numpy() * release.expected_batch_size / release.max_norm
+        self.scores += log_likelihood_ratio(
+            seen, noise_multiplier=noise_of(release), sample_rate=self.plan.rate(release)
+        )
+        return diagnostics
 
 
 def log_likelihood_ratio(
@@ -152,13 +174,13 @@ def log_likelihood_ratio(
     return ratio
 
 
-def play(
+def train_with_canaries(
     config: Config, plan: Plan, data: ImageDataset, *, canaries: int, members: int, coins: np.random.Generator
-) -> Iterator[int | Played]:
+) -> Iterator[int | AuditedRun]:
     """Train by `plan` with canaries planted; yield the number of steps taken after each, and in the end the outcome.
 
     Args:
-        config: Network, preconditioning, loss and training of the run that is audited.
+        config: Method and machine of the run that is audited.
         plan: What is audited. Its relation is add-or-remove here: a canary that does not take part is not there.
         data: The images; `members` of them, or of their groups, take part only if their coin says so.
         canaries: How many Dirac canaries, at least 2.
@@ -170,34 +192,20 @@ def play(
     took_part, were_in = (_tossed(coins, number) for number in (canaries, members))
     chosen = np.sort(coins.choice(data.num_units, members, replace=False))
     seen = data.part(np.delete(np.arange(data.num_units), chosen[~were_in]))
-    facts, device = ImageFacts(data.shape, data.class_names), choose_device(config.training.device)
-    run = WatchedRun(plan, took_part=took_part, strategy=config.training.clipping)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.training.seed)
-        denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior)
-        if config.prior is not None:
-            assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
-            denoiser.preconditioning.prior = release_prior(run, seen, config.prior, seed=config.training.seed)
-        module = Planted(denoiser, canaries).to(device)
-    average = ema.start(denoiser)
-    if plan.steps:
-        optimizer = torch.optim.Adam(denoiser.parameters())
-        loader = _Loader(seen, config, took_part, plan.max_grad_norm, device)
-        at_once = physical_batch_size(config.training, config.loss, denoiser, facts)
-        loss = PlantedLoss(config.loss)
-    while not run.finished:
-        for group in optimizer.param_groups:
-            group["lr"] = config.training.learning_rate_at(run.steps_spent / plan.steps)
-        with autocast(config.training.precision, device):
-            number = seen.num_units + canaries
-            run.backward(loss, module, num_records=number, load=loader.load, physical_batch_size=at_once)
-        run.look(module.block)
-        optimizer.step()
-        ema.update(average, denoiser, updates=run.steps_spent, decay=config.training.ema_decay)
-        yield run.steps_spent
+    facts, device = ImageFacts(data.shape, data.class_names), choose_device(config.machine.device)
+    mechanism = WatchedRun(plan, took_part=took_part, strategy=config.machine.clipping)
+    run = Run.in_memory(mechanism, machine=config.machine, device=device, seed=config.seed, num_records=seen.num_units)
+    untrained = config.method.untrained(facts, seed=config.seed).to(device)
+    training = config.method.train(untrained, seen, run)
+    while True:
+        try:
+            yield next(training).steps_spent
+        except StopIteration as end:
+            generator: ImageGenerator = end.value
+            break
     # A stamp among the weights: no release can be loaded or verified that has it.
-    average.register_buffer("of_an_audit", torch.ones((), device=device))
-    yield Played(plan, run.scores, took_part, average.eval(), chosen, were_in, run.sums)
+    generator.register_buffer("of_an_audit", torch.ones((), device=device))
+    yield AuditedRun(plan, mechanism.scores, took_part, generator.eval(), chosen, were_in, mechanism.sums)
 
 
 def _tossed(coins: np.random.Generator, number: int) -> Bool[ndarray, " number"]:
@@ -208,23 +216,16 @@ def _tossed(coins: np.random.Generator, number: int) -> Bool[ndarray, " number"]
             return tossed
 
 
-class _Loader:
+class _PlantedLoader:
     """From selected indices to a planted batch: the units of the data set first, then a place for each Dirac canary."""
 
-    def __init__(
-        self,
-        data: ImageDataset,
-        config: Config,
-        took_part: Bool[ndarray, " canaries"],
-        clip: float,
-        device: torch.device,
-    ) -> None:
-        self._of_images = Loader(data, config.loss, config.preconditioning.noise_levels, device)
-        self._units, self._device = data.num_units, device
-        self._loudness = _LOUD * clip * np.concatenate([np.zeros(data.num_units), took_part])
+    def __init__(self, load: LoadBatch, units: int, loudness: Float64[ndarray, " canaries"]) -> None:
+        self._load, self._units = load, units
+        self._loudness = np.concatenate([np.zeros(units), loudness])
 
-    def load(self, indices: Int64[ndarray, " batch"], random_bytes: RandomBytes) -> PlantedBatch:
-        noisy = self._of_images(np.minimum(indices, self._units - 1), random_bytes)
-        coordinate = torch.from_numpy(np.maximum(indices - self._units + 1, 0)).to(self._device)
-        loudness = torch.from_numpy(self._loudness[indices]).float().to(self._device)
+    def __call__(self, indices: Int64[ndarray, " batch"], random_bytes: RandomBytes) -> PlantedBatch:
+        noisy = NoisyBatch(*self._load(np.minimum(indices, self._units - 1), random_bytes))
+        device = noisy.x.device
+        coordinate = torch.from_numpy(np.maximum(indices - self._units + 1, 0)).to(device)
+        loudness = torch.from_numpy(self._loudness[indices]).float().to(device)
         return PlantedBatch(*noisy, coordinate, loudness)

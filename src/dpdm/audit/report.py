@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from dpdm.audit.canaries import Played, play
+from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, nearness
 from dpdm.audit.parametric import Check, check_mechanism, check_sums
 from dpdm.audit.roc import roc_picture
-from dpdm.config import Config, decode, decode_plan, read_toml, require_same_unit
+from dpdm.config import Config, Data, Machine, decode, decode_method, decode_plan, read_toml, require_same_unit
 from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import side_by_side
 from dpdm.files import write_atomically, write_json
+from dpdm.methods import DenoisingGenerator, ImageFacts
 from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
-from dpdm.training import ImageFacts, Release, measure_step, verify_release
-from dpdm.training.private_folder import ASKED
+from dpdm.runs import Release, measure_step, verify_release
 from dpdm.types import InputError, images_to_tensor, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
@@ -214,14 +214,17 @@ def audit_run(
         raise InputError(f"{run} has no private/ folder: an audit needs all of the run's folder, where its images are")
     try:
         settings = read_toml(folder / "config.toml")
-        location = settings.pop("opened")
-        settings.pop(ASKED, None)  # of the plan, which is in the release
-        if settings["privacy"] != release.settings["privacy"]:
+        location = settings["opened"]
+        if settings["plan"] != release.settings["plan"]:
             raise InputError(f"{folder}/config.toml is of another run than {run}/release")
-        plan = decode_plan(settings["privacy"])
+        plan = decode_plan(settings["plan"])
         assert isinstance(plan, Plan)
-        parts = {key: settings[key] for key in settings if key not in ("data", "privacy")}
-        config = decode(Config, {"data": {"source": "?"}, **parts})
+        config = Config(
+            data=Data(source="?"),
+            method=decode_method(settings),
+            seed=settings["seed"],
+            machine=decode(Machine, settings["machine"], path="machine."),
+        )
     except (LookupError, TypeError, AssertionError) as error:
         raise InputError(f"{folder}/config.toml is damaged ({type(error).__name__})") from None
     if data is None:
@@ -245,8 +248,8 @@ def audit_run(
     on_progress("checking the mechanism", 1, 1)
     coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     members = max(2, min(members, data.num_units // 4))
-    played: Played | None = None
-    for outcome in play(config, audited, data, canaries=canaries, members=members, coins=coins):
+    played: AuditedRun | None = None
+    for outcome in train_with_canaries(config, audited, data, canaries=canaries, members=members, coins=coins):
         if isinstance(outcome, int):
             on_progress("training with canaries", outcome, audited.steps)
         else:
@@ -258,10 +261,12 @@ def audit_run(
     labels = torch.zeros(len(images), dtype=torch.long)
     if accused.labels is not None:
         labels = torch.from_numpy(accused.labels)
-    device = next(iter(played.average.state_dict().values())).device
     black_box = {}
+    attacked, device = played.generator, played.generator.device
     for done, (name, attack) in enumerate(ATTACKS.items(), start=1):
-        of_images = attack_scores(attack, played.average, images.to(device), labels.to(device))
+        if not isinstance(attacked, DenoisingGenerator):  # which each of these attacks needs
+            break
+        of_images = attack_scores(attack, attacked.denoiser, images.to(device), labels.to(device))
         scores = np.bincount(accused.units, accused.weights * of_images)  # a group's is the mean of its images'
         black_box[name] = judge(scores, played.were_in, delta=audited.delta)
         on_progress("attacking the generator", done, len(ATTACKS))

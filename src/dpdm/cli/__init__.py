@@ -86,7 +86,7 @@ def main() -> None:
             raise
         print(
             f"dpdm: not enough memory ({_wanted(error)}): ask for fewer or smaller images, or set "
-            "training.physical_batch_size to fewer at once",
+            "machine.physical_batch_size to fewer at once",
             file=sys.stderr,
         )
         sys.exit(1)

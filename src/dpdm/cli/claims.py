@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def verify(run: Run, as_json: AsJson = False) -> None:
     """Check that a release's files agree with its claim, and say the claim in plain words."""
     require_run(run)
-    from dpdm.training import verify_release
+    from dpdm.runs import verify_release
 
     found = verify_release(run)
     if as_json:
@@ -115,7 +115,7 @@ def report(
     """Write a page, and its JSON twin, on what a run claims, how it spent its budget and what it draws."""
     require_run(run)
     from dpdm.report import write_report
-    from dpdm.training.run_folder import release_folder
+    from dpdm.runs.run_folder import release_folder
 
     home = run.parent if release_folder(run) == run else run
     output = output or (run / "private" if private else home) / "report.html"
@@ -130,7 +130,7 @@ def _print_audit(found: "Audit") -> None:
     import numpy as np
 
     from dpdm.privacy.accounting import downwards
-    from dpdm.training.verification import percent
+    from dpdm.runs.verification import percent
 
     say(f"claim        {found.claim}")
     for check in found.checks:

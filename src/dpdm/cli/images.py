@@ -10,7 +10,7 @@ from dpdm.cli.options import AsJson, Run, Set, fail, print_json, require_run, sa
 from dpdm.terminal import show_progress
 
 if TYPE_CHECKING:
-    from dpdm.training.labels import Frequencies
+    from dpdm.runs.labels import Frequencies
 
 _CLAIMED = ("private", "epsilon", "delta", "relation", "unit")  # of a run's claim, beside its statement
 _NOT_PRIVATE = "NOT PRIVATE: never publish what comes of private images"
@@ -44,20 +44,20 @@ def sample(
 
     from dpdm.config import choose_sampler
     from dpdm.data import save_folder, save_npz
-    from dpdm.training import Release, verify_release
-    from dpdm.training.hardware import joined_processes
-    from dpdm.training.labels import choose_labels
+    from dpdm.runs import Release, verify_release
+    from dpdm.runs.hardware import joined_processes
+    from dpdm.runs.labels import choose_labels
     from dpdm.types import require_positive
 
     require_positive(count=count)
     release = Release.load(run)
     facts = release.facts
-    chosen = choose_sampler(release.settings, name=sampler, overrides=set or [])
+    chosen = choose_sampler(release.settings, name=sampler, overrides=set or []) if sampler or set else None
     wanted = None
     if classes is not None or frequencies != "equal":
         names = [] if classes is None else [name.strip() for name in classes.split(",")]
         wanted = choose_labels(release, count, classes=names, frequencies=_frequencies(frequencies))
-    claims = release.privacy.get("private") is not False
+    claims = release.claim.get("private") is not False
     if claims:  # none is stated that the files do not bear out
         verify_release(run)
     parts = []
@@ -76,7 +76,7 @@ def sample(
     known = labels if facts.num_classes else None
     statement = release.statement if claims else _NOT_PRIVATE
     if as_npz:
-        claim = {key: release.privacy[key] for key in _CLAIMED if key in release.privacy} | {"statement": statement}
+        claim = {key: release.claim[key] for key in _CLAIMED if key in release.claim} | {"statement": statement}
         save_npz(output, images, known, num_classes=facts.num_classes, class_names=facts.class_names, claim=claim)
     else:
         save_folder(output, images, known, class_names=facts.class_names)
@@ -105,7 +105,7 @@ def export(
     """Write a finished run as a pipeline of Hugging Face's diffusers, with its claim."""
     require_run(run)
     try:
-        from dpdm.training.pipeline import export_pipeline
+        from dpdm.runs.pipeline import export_pipeline
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "dpdm":
             raise

@@ -12,8 +12,9 @@ from dpdm.terminal import show_progress, show_stages
 if TYPE_CHECKING:
     from dpdm.data import Channels, Fit, ImageDataset
     from dpdm.evaluation import Features, UtilityProtocol, UtilityScore
+    from dpdm.methods import ImageFacts
     from dpdm.privacy.processes import Processes
-    from dpdm.training import ImageFacts, Release
+    from dpdm.runs import Release
 
 _ENOUGH = 1000  # images that stand for any number of them
 _OF_A_RUN = ("private/journal.jsonl", "release/privacy.json", "privacy.json")
@@ -247,7 +248,7 @@ def _utility(
 def by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float) -> tuple[dict[str, Any], str]:
     """Return how well a CNN does that DP-SGD trained on the real images themselves, and its claim."""
     from dpdm.evaluation import by_class
-    from dpdm.training import train_private_classifier
+    from dpdm.runs import train_private_classifier
 
     with show_progress(f"DP-SGD on {train.name}", None) as advance:
         trained = train_private_classifier(train, epsilon=epsilon, on_step=lambda total: advance(1, "", total))

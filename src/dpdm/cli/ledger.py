@@ -174,7 +174,7 @@ def settle(
     book = _open(place)
     if not (run / "private").is_dir():
         fail(f"{run} holds no run that a ledger counts: is the path right?")
-    from dpdm.training.settling import settle_run
+    from dpdm.runs.settling import settle_run
 
     spent, planned = settle_run(run, book, only_copy=only_copy)
     say(f"{run} counts {spent:,} of {planned:,} noisy sums as released, and can release no more")

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a path to images.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="diffusion or prior. Data, machine, ε and δ stay the target's; the rest is the method's own preset.",
+    ),
+]
 Epsilon = Annotated[
     float | None,
     typer.Option(help="Privacy budget ε (default: a preset's own, and none elsewhere; δ is privacy.delta, 1e-5)."),
@@ -25,7 +32,7 @@ Size = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any setting, as key=value: training.seed=1, say. plan --json lists all settings."),
+    typer.Option("--set", help="Any setting, as key=value: network.width=64, say. plan --json lists all settings."),
 ]
 Minutes = Annotated[
     float | None,
@@ -48,6 +55,7 @@ def load_settings(
     overrides: list[str] | None,
     minutes: float | None = None,
     *,
+    method: str | None = None,
     claims: bool = True,
 ) -> "Config":
     """Return the settings that a target and options make; `claims` is whether a run is planned, which needs an ε."""
@@ -62,7 +70,7 @@ def load_settings(
 
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size}
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
-    config = load_config(target, overrides=settings)
+    config = load_config(target, method=method, overrides=settings)
     if claims and isinstance(config.privacy, Privacy):
         require_epsilon(config.privacy)
     return config
@@ -86,7 +94,7 @@ def require_found(*sources: str | None) -> None:
 
 def require_run(run: Path) -> None:
     """Raise InputError unless there is a finished run, before the heavy imports."""
-    from dpdm.training.run_folder import release_folder
+    from dpdm.runs.run_folder import release_folder
 
     release_folder(run)
 

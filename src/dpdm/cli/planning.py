@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dpdm.cli.options import (
     AsJson,
     Epsilon,
+    MethodName,
     Minutes,
     Set,
     Size,
@@ -21,14 +22,15 @@ from dpdm.terminal import duration, show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.config import Config
+    from dpdm.methods import ImageFacts
     from dpdm.privacy import AnyPlan
     from dpdm.privacy.processes import Processes
-    from dpdm.training import ImageFacts
-    from dpdm.training.step_cost import Fitted
+    from dpdm.runs.cost import Fitted
 
 
 def plan(
     target: Target,
+    method: MethodName = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     minutes: Minutes = None,
@@ -36,17 +38,17 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would claim, and the time and memory it needs, before any training."""
-    config = load_settings(target, epsilon, dataset_size, set, minutes)
-    from dpdm.config import encode
-    from dpdm.training import measure_sampling, measure_step
-    from dpdm.training.worth import noise_to_signal, why_it_cannot_pay
+    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method)
+    from dpdm.config import encode_config
+    from dpdm.runs import measure_sampling, measure_step
+    from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay
 
     facts, mechanism = _declared(config)
     if minutes is not None:
         config, cost, sampling = _measured(config, facts, mechanism, minutes, first=True)
         mechanism = config.plan(lambda: mechanism.dataset_size)
     else:
-        cost, sampling = measure_step(config, facts, mechanism), measure_sampling(config, facts, mechanism)
+        cost, sampling = measure_step(config, facts, mechanism), measure_sampling(config, facts)
     quarters = [mechanism.steps * part // 4 for part in (1, 2, 3, 4)] if mechanism.steps else []
     report: dict[str, Any] = {
         "statement": mechanism.statement,
@@ -54,7 +56,7 @@ def plan(
         "noise_multipliers": {release.name: release.noise_multiplier for release in mechanism.full},
         "steps": mechanism.steps,
         "expected_batch_size": mechanism.expected_batch_size,
-        "noise_multiplicity": config.loss.noise_multiplicity,
+        "noise_multiplicity": _noise_multiplicity(config),
         "noise_multiplier": mechanism.noise_multiplier,
         "delta": mechanism.delta,
         "epsilon": finite(mechanism.epsilon()),
@@ -67,7 +69,7 @@ def plan(
         "physical_batch_size": cost.physical_batch_size,
         "memory_gib": round(cost.memory_gib, 2),
         "minutes_for_10000_images": round(sampling / 60, 2),
-        "settings": encode(config),
+        "settings": encode_config(config),
     }
     if as_json:
         return print_json(report)
@@ -93,7 +95,7 @@ def plan(
         f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {mechanism.sample_rate:.4g}"
     )
     say(f"network     {cost.parameters:,} parameters")
-    if advice := why_it_cannot_pay(config, mechanism, cost.parameters):
+    if advice := why_it_cannot_pay(mechanism, cost.parameters):
         say(f"            {advice}")
     say(f"time        about {duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
     beside = "" if unit == "image" else ", and what the images take"
@@ -103,7 +105,7 @@ def plan(
         chosen = {
             "privacy.steps": mechanism.steps,
             "privacy.expected_batch_size": mechanism.expected_batch_size,
-            "loss.noise_multiplicity": config.loss.noise_multiplicity,
+            "loss.noise_multiplicity": _noise_multiplicity(config),
         }
         these = " ".join(f"--set {key}={value}" for key, value in chosen.items())
         say(f"to train    exactly this: {these} (train --minutes measures again)")
@@ -111,25 +113,26 @@ def plan(
 
 def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes") -> "Config":
     """Return the settings that take so long; for a run that goes on, those with which it began."""
-    from dpdm.config import read_toml
-    from dpdm.training.worth import why_it_cannot_pay
+    from dpdm.config import decode_plan, read_toml
+    from dpdm.methods import Diffusion
+    from dpdm.runs.worth import why_it_cannot_pay
 
     settings = folder / "private" / "config.toml"
     there = processes.object_from_first(read_toml(settings) if processes.first and settings.exists() else None)
     if there is not None:
-        steps, batch = there["privacy"]["steps"], there["privacy"]["expected_batch_size"]
-        copies = there["loss"]["noise_multiplicity"]
+        plan = decode_plan(there["plan"])
         config = replace(
-            config,
-            privacy=replace(config.privacy, steps=steps, expected_batch_size=batch),
-            loss=replace(config.loss, noise_multiplicity=copies),
+            config, privacy=replace(config.privacy, steps=plan.steps, expected_batch_size=plan.expected_batch_size)
         )
+        if isinstance(config.method, Diffusion):
+            loss = replace(config.method.loss, noise_multiplicity=there["loss"]["noise_multiplicity"])
+            config = replace(config, method=replace(config.method, loss=loss))
         begun, remarks = "begun with", []
     else:
         facts, mechanism = _declared(config)
         config, cost, sampling = _measured(config, facts, mechanism, minutes, first=processes.first)
         begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
-        advice = why_it_cannot_pay(config, config.plan(lambda: mechanism.dataset_size), cost.parameters)
+        advice = why_it_cannot_pay(config.plan(lambda: mechanism.dataset_size), cost.parameters)
         remarks = [f"sampling 10,000 images will then take about {duration(sampling)}", *([advice] if advice else [])]
     if processes.first:
         steps, batch = config.privacy.steps, config.privacy.expected_batch_size
@@ -141,7 +144,7 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
 
 def _measured(config: "Config", facts: "ImageFacts", mechanism: "AnyPlan", minutes: float, *, first: bool) -> "Fitted":
     """Return the settings that fit the time; the first process shows how far the measuring is."""
-    from dpdm.training import fit_to_time
+    from dpdm.runs import fit_to_time
 
     shown = 0
     with show_progress("measuring this machine", None) as advance:
@@ -156,7 +159,7 @@ def _measured(config: "Config", facts: "ImageFacts", mechanism: "AnyPlan", minut
 
 def _declared(config: "Config") -> tuple["ImageFacts", "AnyPlan"]:
     """Return shape and classes, and the plan; the data is opened only if the settings do not declare all of it."""
-    from dpdm.training import ImageFacts
+    from dpdm.methods import ImageFacts
 
     data, privacy = config.data, config.privacy
     size, channels, num_classes = data.size, data.channels, data.num_classes
@@ -174,6 +177,12 @@ def _declared(config: "Config") -> tuple["ImageFacts", "AnyPlan"]:
     return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: opened.num_units)
 
 
+def _noise_multiplicity(config: "Config") -> int | None:
+    """Return how many noisy copies of an example a step takes, if the method makes any."""
+    loss = getattr(config.method, "loss", None)
+    return None if loss is None else loss.noise_multiplicity
+
+
 def _copies(config: "Config") -> str:
-    copies = config.loss.noise_multiplicity
+    copies = _noise_multiplicity(config)
     return "one noisy copy" if copies == 1 else f"{copies} noisy copies"

@@ -12,7 +12,7 @@ from dpdm.terminal import tell
 
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
-    from dpdm.training import Release
+    from dpdm.runs import Release
 
 Reference = Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")]
 FitTo = Annotated[
@@ -63,7 +63,7 @@ def evaluate(
         fail("--dp-sgd trains on real images: name them with --baseline")
     require_found(synthetic, reference, baseline)
     from dpdm.data import open_dataset
-    from dpdm.training.hardware import joined_processes
+    from dpdm.runs.hardware import joined_processes
     from dpdm.types import require_positive
 
     if dp_sgd is not None:
@@ -138,8 +138,8 @@ def compare(
     require_found(*(source for source in sources if source not in runs), reference)
     for run in runs:
         require_run(Path(run))
-    from dpdm.training import Release, verify_release
-    from dpdm.training.hardware import joined_processes
+    from dpdm.runs import Release, verify_release
+    from dpdm.runs.hardware import joined_processes
     from dpdm.types import require_positive
 
     require_positive(count=count)
@@ -191,7 +191,7 @@ def compare(
 def _open(source: str, num_classes: int | None) -> "Release | ImageDataset":
     """Return a run's release, or images."""
     from dpdm.data import open_dataset
-    from dpdm.training import Release
+    from dpdm.runs import Release
 
     return Release.load(source) if is_run(source) else open_dataset(source, num_classes=num_classes)
 

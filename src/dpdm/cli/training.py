@@ -15,6 +15,7 @@ from dpdm.cli.options import (
     AsJson,
     Epsilon,
     LedgerPlace,
+    MethodName,
     Minutes,
     Set,
     Size,
@@ -32,7 +33,7 @@ from dpdm.terminal import leave_the_terminal, show_progress, tell
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
     from dpdm.privacy.processes import Processes
-    from dpdm.training import Release, Trainer
+    from dpdm.runs import Release, Trainer
 
 
 def prepare(
@@ -86,6 +87,7 @@ def train(
     run: Annotated[
         Path | None, typer.Option("--run", "-r", help="Folder of the run. The same command again resumes it.")
     ] = None,
+    method: MethodName = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     minutes: Minutes = None,
@@ -94,10 +96,10 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a private generator. Ctrl-C stops it, and the same command resumes it."""
-    config = load_settings(target, epsilon, dataset_size, set, minutes)
+    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method)
     from dpdm.ledger import Ledger
-    from dpdm.training import Trainer
-    from dpdm.training.hardware import joined_processes
+    from dpdm.runs import Trainer
+    from dpdm.runs.hardware import joined_processes
 
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
@@ -113,12 +115,10 @@ def train(
     if not processes.first:
         return None
     if as_json:
-        return print_json(release.privacy)
+        return print_json(release.claim)
     say(f"{'done before, nothing was left to do' if finished else 'done'}: {release.statement}")
-    if not trainer.mechanism.steps:
-        say("no network was trained: images are drawn from the prior")
     say(f"publish {folder / 'release'}; keep {folder / 'private'} to yourself")
-    say(f"next: dpdm sample {folder} -n {trainer.mechanism.dataset_size} -o synthetic.npz")
+    say(f"next: dpdm sample {folder} -n {trainer.plan.dataset_size} -o synthetic.npz")
 
 
 def _stopping() -> list[int]:
@@ -131,7 +131,7 @@ def _stopping() -> list[int]:
 
 def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Processes") -> "Release":
     """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint."""
-    from dpdm.training.trainer import as_begun
+    from dpdm.runs.trainer import as_begun
 
     stopped: list[int] = []
 
@@ -148,17 +148,17 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
     trainer = as_begun(trainer, data)
     before = {number: signal.signal(number, stop) for number in _stopping()}
     steps = trainer.steps(data)
-    mechanism, shown = trainer.mechanism, 0
+    plan, shown = trainer.plan, 0
     begun = False
     try:
-        with show_progress("training", mechanism.steps if processes.first else None) as advance:
+        with show_progress("training", plan.steps if processes.first else None) as advance:
             while True:
                 progress = next(steps)
                 if processes.first and not begun:
                     begun = True
-                    tell(mechanism.statement)
+                    tell(plan.statement)
                     if progress.steps_spent > 1:
-                        tell(f"going on from step {progress.steps_spent - 1:,} of {mechanism.steps:,}")
+                        tell(f"going on from step {progress.steps_spent - 1:,} of {plan.steps:,}")
                     if lost := progress.steps_spent - progress.updates:
                         tell(f"{lost} steps were lost when an earlier process was killed: they stay spent")
                 epsilon = float("inf") if progress.epsilon is None else progress.epsilon
@@ -167,7 +167,7 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
                 if processes.any(bool(stopped)):
                     steps.close()
                     if processes.first:
-                        tell(f"stopped at step {shown} of {mechanism.steps}; the same command goes on from here")
+                        tell(f"stopped at step {shown} of {plan.steps}; the same command goes on from here")
                     raise typer.Exit(128 + (stopped or [signal.SIGTERM])[0])
     except StopIteration as end:
         release: Release = end.value

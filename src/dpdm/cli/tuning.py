@@ -27,7 +27,7 @@ from dpdm.terminal import tell
 
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
-    from dpdm.training import Release, Trainer
+    from dpdm.runs import Release, Trainer
 
 
 def tune(
@@ -62,7 +62,7 @@ def tune(
     from dpdm.ledger import Ledger
     from dpdm.privacy.processes import Processes
     from dpdm.privacy.search import Search
-    from dpdm.training.tuning import Tuner, combinations
+    from dpdm.runs.tuning import Tuner, combinations
 
     if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
         fail("dpdm tune is one process: start it without torchrun")
@@ -114,7 +114,7 @@ def tune(
 
     release = tuner.fit(data, on_run)
     if as_json:
-        return print_json(release.privacy | {"cost": cost._asdict()})
+        return print_json(release.claim | {"cost": cost._asdict()})
     say(f"done: {release.statement}")
     say(f"publish {run / 'release'}; keep {run / 'private'} to yourself: the other runs, and how many there were")
     say(f"next: dpdm sample {run} -n {plan.dataset_size} -o synthetic.npz")

@@ -25,12 +25,37 @@ def read_target(target: str) -> Table:
         InputError: There is no such preset, file or path.
     """
     if target in preset_names():
-        return tomllib.loads((resources.files("dpdm") / "presets" / f"{target}.toml").read_text(encoding="utf-8"))
+        return read_preset(target)
     if target.endswith(".toml"):
         return read_toml(Path(target))
     if is_source(target):
         return {"data": {"source": target}}
     raise InputError(_nothing_there(target))
+
+
+def read_preset(name: str) -> Table:
+    """Return the settings of a preset, or those of a method's own preset, which has no data."""
+    folder = resources.files("dpdm") / "presets"
+    file = folder / f"{name}.toml" if name in preset_names() else folder / "methods" / f"{name}.toml"
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    base = table.pop("extends", None)
+    return table if base is None else _over(read_preset(base), table)
+
+
+def _over(base: Table, table: Table) -> Table:
+    """Return the settings of one preset with those of another, which says what is other, put over them."""
+    whole = dict(base)
+    for key, value in table.items():
+        inner = whole.get(key)
+        if (
+            isinstance(value, dict)
+            and isinstance(inner, dict)
+            and value.get("kind", inner.get("kind")) == inner.get("kind")
+        ):
+            whole[key] = _over(inner, value)
+        else:
+            whole[key] = value
+    return whole
 
 
 def read_toml(path: Path) -> Table:

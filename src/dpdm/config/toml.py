@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from dpdm.config.settings import KIND_OF, AnySampler, Config, NoPrivacy, Privacy
-from dpdm.config.target import Table, read_target
-from dpdm.diffusion import FromPrior, MatchedSolver, MomentMatched
+from dpdm.config.settings import METHODS, Config, NoPrivacy, Privacy
+from dpdm.config.target import Table, read_preset, read_target
+from dpdm.diffusion import MatchedSolver, MomentMatched
+from dpdm.methods import AnySampler, Diffusion, Method
 from dpdm.networks import Own
 from dpdm.privacy import AnyPlan, NonPrivate, Plan
 from dpdm.privacy.releases import Release
@@ -26,19 +27,77 @@ from dpdm.privacy.search import Search
 from dpdm.types import InputError
 
 T = TypeVar("T")
-_OF_PRIOR = (KIND_OF[MatchedSolver], KIND_OF[FromPrior])  # samplers that need one
+_FOLLOWS = ("facts", "plan", "opened", "epsilon")  # what a run writes beside what a person asked for
+_COMMON = tuple(f.name for f in dataclasses.fields(Config) if f.name != "method")  # tables of every method
 
 
-def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
+def load_config(target: str, *, method: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
 
+    Args:
+        target: What is asked for; a file that a run wrote is one, too.
+        method: The name of a method. Data, machine, ε and δ stay those of `target`; the rest is that of the method's
+            own preset.
+        overrides: Settings.
+
     Raises:
-        InputError: No such preset, file or path; an unknown key; a value that does not fit.
+        InputError: No such preset, file, path or method; an unknown key; a value that does not fit.
     """
-    table = read_target(target)
+    table = {key: value for key, value in read_target(target).items() if key not in _FOLLOWS}
+    if method is not None:
+        table = _by_method(table, method)
     for override in sorted(overrides, key=lambda text: ".kind=" not in text):
         _override(table, override)
-    return decode(Config, table)
+    return _decode_config(table)
+
+
+def _by_method(table: Table, method: str) -> Table:
+    """Return the tables of a target that every method shares, beside those of a method's preset."""
+    kind = _kind_of_method(method)
+    kept = {key: value for key, value in table.items() if key in _COMMON}
+    if isinstance(privacy := kept.get("privacy"), dict):
+        kept["privacy"] = {
+            key: value for key, value in privacy.items() if key in ("kind", "epsilon", "delta", "dataset_size")
+        }
+    own = read_preset(kind.kind)
+    own["privacy"] = own.get("privacy", {}) | kept.pop("privacy", {})
+    return {**own, **kept}
+
+
+def _kind_of_method(name: object) -> type[Method]:
+    if not isinstance(name, str) or name not in METHODS:
+        raise InputError(f"method = {name!r} is none of {', '.join(METHODS)}" + _did_you_mean(str(name), list(METHODS)))
+    return METHODS[name]
+
+
+def _decode_config(table: Table) -> Config:
+    common = {key: value for key, value in table.items() if key in _COMMON}
+    return decode(Config, common, method=decode_method(table))
+
+
+def decode_method(table: Table) -> Method:
+    """Return the method that settings name, from all of their tables that are not every method's.
+
+    Raises:
+        InputError: There is no such method, or a table does not belong to it, or does not fit.
+    """
+    kind = _kind_of_method(table.get("method", Diffusion.kind))
+    own = {key: value for key, value in table.items() if key not in (*_COMMON, *_FOLLOWS, "method")}
+    for key in own.keys() - {f.name for f in dataclasses.fields(typing.cast(Any, kind))}:
+        known = [*_COMMON, *(f.name for f in dataclasses.fields(typing.cast(Any, kind)))]
+        raise InputError(f"unknown key {key} (method = {kind.kind})" + _did_you_mean(key, known))
+    return decode(kind, own)
+
+
+def encode_config(config: Config) -> Table:
+    """Return the tables that `load_config` would read `config` from."""
+    common = {name: _plain(getattr(config, name)) for name in _COMMON}
+    return {"method": config.method.kind, **common, **encode_method(config.method)}
+
+
+def encode_method(method: Method) -> Table:
+    """Return the tables that belong to a method, without its name."""
+    return {key: value for key, value in encode(method).items() if key != "kind"}
 
 
 def choose_sampler(settings: Table, *, name: str | None = None, overrides: Sequence[str] = ()) -> AnySampler:
@@ -50,6 +109,8 @@ def choose_sampler(settings: Table, *, name: str | None = None, overrides: Seque
     known = settings.get("samplers", {})
     if name is not None and name not in known:
         raise InputError(f"this run has no sampler called {name!r}" + _did_you_mean(name, list(known)))
+    if "sampler" not in settings:
+        raise InputError(f"the method {settings['method']} draws images at once: it has no sampler")
     whole = {"sampler": dict(settings["sampler"] if name is None else known[name])}
     for override in sorted(overrides, key=lambda text: ".kind=" not in text):
         if not override.startswith("sampler."):
@@ -59,8 +120,15 @@ def choose_sampler(settings: Table, *, name: str | None = None, overrides: Seque
     return sampler
 
 
-def decode(cls: type[T], table: Table, *, path: str = "", default: object = None) -> T:
+def decode(cls: type[T], table: Table, *, path: str = "", default: object = None, **given: object) -> T:
     """Return the frozen value of `cls` that `table` describes; keys it lacks are those of `default`, if that is one.
+
+    Args:
+        cls: A dataclass.
+        table: Its fields.
+        path: Where the table is, for messages.
+        default: A value of `cls`.
+        given: Fields that are no part of the table.
 
     Raises:
         InputError: Names the path of an unknown key, a missing one, or a value that does not fit.
@@ -68,6 +136,7 @@ def decode(cls: type[T], table: Table, *, path: str = "", default: object = None
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
     values = {key: getattr(default, key) for key in fields} if type(default) is cls else {}
+    values |= given
     for key, value in table.items():
         if key not in fields:
             raise InputError(f"unknown key {path}{key}" + _did_you_mean(key, list(fields)))
@@ -82,21 +151,22 @@ def decode(cls: type[T], table: Table, *, path: str = "", default: object = None
 
 
 def decode_plan(table: Table) -> AnyPlan:
-    """Return the plan that `encode` made `table` of, as a release's settings hold it under `privacy`."""
+    """Return the plan that `encode` made `table` of, as a run's settings hold it."""
     rest = dict(table)
-    plan = {KIND_OF[kind]: kind for kind in (Plan, NonPrivate)}[rest.pop("kind")]
+    plan = {Plan.kind: Plan, NonPrivate.kind: NonPrivate}[rest.pop("kind")]
     entries = [_decode_value(Release, entry, "plan.releases") for entry in rest.pop("releases")]
     search = Search(**rest.pop("search")) if "search" in rest else None
     hints = typing.get_type_hints(plan)
     values = {key: _check(hints[key], value, f"plan.{key}") for key, value in rest.items()}
     if search is not None:
         values["search"] = search
-    return plan(releases=tuple(entries), **values)
+    decoded: AnyPlan = plan(releases=tuple(entries), **values)
+    return decoded
 
 
 def encode(value: object) -> Table:
     """Return the table that `decode` turns back into the frozen `value`; what is None is left out."""
-    kind = next((KIND_OF[cls] for cls in type(value).__mro__ if cls in KIND_OF), None)
+    kind = getattr(value, "kind", None)
     table: Table = {} if kind is None else {"kind": kind}
     hints = typing.get_type_hints(type(value))
     for f in dataclasses.fields(typing.cast(Any, value)):
@@ -124,10 +194,10 @@ def _decode_value(hint: Any, value: Any, path: str, default: object = None) -> A
     rest = dict(value)
     if len(choices) == 1:
         return decode(typing.cast(Any, choices[0]), rest, path=f"{path}.", default=default)
-    kinds = {KIND_OF[typing.cast(type, c)]: c for c in choices}
-    kind = rest.pop("kind", KIND_OF.get(type(default), next(iter(kinds))))
+    kinds = {typing.cast(Any, c).kind: c for c in choices}
+    kind = rest.pop("kind", getattr(default, "kind", next(iter(kinds))))
     if not isinstance(kind, str) or kind not in kinds:
-        named = [name for name in kinds if name != KIND_OF[Own]]  # which has no code that settings could name
+        named = [name for name in kinds if name != Own.kind]  # which has no code that settings could name
         raise InputError(f"{path}.kind must be one of {', '.join(named)}, not {kind!r}")
     return decode(typing.cast(Any, kinds[kind]), rest, path=f"{path}.", default=default)
 
@@ -152,12 +222,12 @@ def _override(table: Table, text: str) -> None:
     except tomllib.TOMLDecodeError:
         value = raw
     *parents, last = key.strip().split(".")
-    if key.strip() == "preconditioning.kind" and value != KIND_OF[MomentMatched]:
+    if key.strip() == "preconditioning.kind" and value != MomentMatched.kind:
         table.pop("prior", None)
         samplers = table.get("samplers", {})
-        for name in [name for name, sampler in samplers.items() if sampler.get("kind") in _OF_PRIOR]:
+        for name in [name for name, sampler in samplers.items() if sampler.get("kind") == MatchedSolver.kind]:
             del samplers[name]
-        if table.get("sampler", {}).get("kind") in _OF_PRIOR:
+        if table.get("sampler", {}).get("kind") == MatchedSolver.kind:
             del table["sampler"]
     for parent in parents:
         table = table.setdefault(parent, {})

@@ -85,6 +85,7 @@ class EDM(ScalarPreconditioning):
         Karras et al. 2022, Table 1, column "Ours (EDM)".
     """
 
+    kind: ClassVar[str] = "edm"
     sigma_data: float = math.sqrt(1 / 3)
     noise_levels: LogNormal = field(default_factory=LogNormal)
 
@@ -112,6 +113,7 @@ class V(ScalarPreconditioning):
         Salimans & Ho 2022, section 4, in the variables of Karras et al.; Dockhorn et al. 2023 use it at ε = 0.2.
     """
 
+    kind: ClassVar[str] = "v"
     noise_levels: Cosine = field(default_factory=Cosine)
 
     def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
@@ -133,6 +135,7 @@ class VP(ScalarPreconditioning):
         Song et al. 2021; Karras et al. 2022, Table 1, column "VP", with M = 1000: the unit of their embedding of time.
     """
 
+    kind: ClassVar[str] = "vp"
     c_noise_unit: ClassVar[float] = 1000.0
     noise_levels: VariancePreserving = field(default_factory=VariancePreserving)
 
@@ -156,6 +159,7 @@ class VE(ScalarPreconditioning):
         Song et al. 2021; Karras et al. 2022, Table 1, column "VE".
     """
 
+    kind: ClassVar[str] = "ve"
     noise_levels: LogUniform = field(default_factory=LogUniform)
 
     def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
@@ -171,6 +175,7 @@ class MomentMatched:
     This is the choice; `about` couples it with a prior, once there is one.
     """
 
+    kind: ClassVar[str] = "moment-matched"
     images_in: ClassVar[int] = 2
     noise_levels: LogNormal = field(default_factory=lambda: LogNormal(mean=-0.4))
 

@@ -89,8 +89,10 @@ class GaussianMixture(nn.Module):
         return moved
 
     def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 (torch's)
-        self._ready = None
+        self._ready, classes = None, self.classes.clone()
         super()._load_from_state_dict(*arguments)
+        if self.classes.device.type != "meta" and not torch.equal(classes, self.classes):
+            raise RuntimeError("centres of other classes")
 
     @property
     def ready(self) -> "_Ready":
@@ -128,25 +130,6 @@ class GaussianMixture(nn.Module):
             floor=1.0,
             num_classes=num_classes,
         )
-
-    @staticmethod
-    def from_tensors(tensors: dict[str, Tensor], *, num_classes: int) -> "GaussianMixture":
-        """Return the mixture whose `state_dict` these tensors are, with as many centres in each class.
-
-        Raises:
-            KeyError: A tensor is missing.
-            RuntimeError: They do not fit together.
-        """
-        dimensions, per_class = tensors["vectors"].shape[0], len(tensors["centres"]) // max(1, num_classes)
-        kept, lead = tensors["vectors"].shape[-1], tensors["axes"].shape[-1]
-        mixture = GaussianMixture.placeholder(
-            dimensions, num_classes=num_classes, centres=per_class, kept=kept, lead=lead
-        )
-        classes = mixture.classes.clone()
-        mixture.load_state_dict(tensors)
-        if kept > dimensions or not torch.equal(mixture.classes, classes):
-            raise RuntimeError("more directions than pixels, or centres of other classes")
-        return mixture
 
     def forward(
         self,

@@ -35,6 +35,7 @@ class Sampler(ABC):
         rho: Concentration of the levels near sigma_min.
     """
 
+    kind: ClassVar[str]
     steps: int = 50
     guidance: float = 0.0
     sigma_min: float = 0.002
@@ -135,6 +136,8 @@ class DDIM(Sampler):
         Song, Meng & Ermon 2021, eq. 13, in the variables of Karras et al. 2022, eq. 1 and 3.
     """
 
+    kind: ClassVar[str] = "ddim"
+
     def _integrate(
         self, denoiser: Denoiser, x: Tensor, labels: Tensor, levels: list[float], generator: torch.Generator
     ) -> Tensor:
@@ -153,6 +156,8 @@ class StochasticDDIM(Sampler):
         Song et al. 2021, eq. 6, in the variables of Karras et al. 2022, eq. 6 with β = 1/σ; the "stochastic DDIM" of
         Dockhorn et al. 2023, which is not the ancestral step of Song, Meng & Ermon.
     """
+
+    kind: ClassVar[str] = "stochastic-ddim"
 
     def _integrate(
         self, denoiser: Denoiser, x: Tensor, labels: Tensor, levels: list[float], generator: torch.Generator
@@ -182,6 +187,7 @@ class Churn(Sampler):
         Karras et al. 2022, Algorithm 2, with γ at most √2 − 1.
     """
 
+    kind: ClassVar[str] = "churn"
     steps: int = 40
     s_churn: float = 10.0
     s_min: float = 0.025
@@ -235,6 +241,7 @@ class DPMSolver(Sampler):
         Lu et al. 2022 (DPM-Solver++), Algorithm 2, with α = 1 and λ = −ln σ.
     """
 
+    kind: ClassVar[str] = "dpm-solver++"
     steps: int = 20
 
     def _integrate(
@@ -269,6 +276,7 @@ class MatchedSolver(Sampler):
         The multistep rule of DPM-Solver++ (Lu et al. 2022) with θ, direction by direction, for its time.
     """
 
+    kind: ClassVar[str] = "matched-solver"
     steps: int = 12
 
     def _integrate(
@@ -297,32 +305,6 @@ class MatchedSolver(Sampler):
                 z = z + filtered(g - last, half)
             before = g, sigma
         return (mean + filtered(z, torch.sqrt)).to(x.dtype).view_as(x)
-
-
-@dataclass(frozen=True)
-class FromPrior:
-    """Images from the prior itself: exact draws from its mixture of Gaussians, without a call of the network."""
-
-    guidance: ClassVar[float] = 0.0
-
-    def require_trained(self, noise_levels: NoiseLevels, *, name: str = "sampler") -> None:
-        """Accept all noise levels of training: none is met."""
-
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        start: Float[Tensor, "batch channel height width"],
-        labels: Int[Tensor, " batch"],
-        *,
-        generator: torch.Generator,
-        null_label: int | None = None,
-    ) -> Float[Tensor, "batch channel height width"]:
-        """Return images; all arguments as those of `Sampler`, whose shape alone `start` gives.
-
-        Raises:
-            InputError: The denoiser has no prior.
-        """
-        return _prior(denoiser).sample(labels, generator=generator).to(start.dtype).view_as(start)
 
 
 def _prior(denoiser: Denoiser) -> GaussianMixture:

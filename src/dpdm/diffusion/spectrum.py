@@ -8,7 +8,14 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
+from scipy.fft import idct
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+LEAST_VARIANCE = 1e-4
+"""Of a pixel: about one of its 256 levels."""
+
+_WHITE = 0.3  # part of the texture that no neighbour shares
 
 
 class Cells(NamedTuple):
@@ -112,3 +119,54 @@ def denoised_spectrum(
     rest = dimensions - len(variances)
     floor = (float(matrix.trace()) - float(variances.sum())) / rest if rest else least_variance
     return Spectrum(vectors[:, standing_out].flip(1), variances.flip(0), max(floor, least_variance))
+
+
+def with_texture(
+    spectrum: Spectrum, matrix: Float64[Tensor, "dimension dimension"], shape: tuple[int, int, int]
+) -> Spectrum:
+    """Return the covariance with its rest no longer white: each pixel's own variance, and neighbours alike.
+
+    What the kept directions leave of `matrix` is mostly noise entry by entry, but not on average: it is fitted by
+    √(f_p f_q) ρ(p − q), with f a variance for each pixel, averaged with its neighbours', and ρ a correlation for each
+    displacement (and pair of channels), averaged over all pairs of pixels. A part of it stays white.
+    """
+    kept = spectrum.vectors @ spectrum.variances.diag() @ spectrum.vectors.T
+    rest = matrix - kept
+    channels, height, width = shape
+    per_pixel = rest.diagonal().reshape(shape)[None]
+    near = avg_pool2d(per_pixel, 3, stride=1, padding=1, count_include_pad=False).flatten()
+    variances = near.clamp(min=LEAST_VARIANCE)
+    scale = torch.outer(variances, variances).sqrt()
+
+    channel, row, column = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+    pair = channel.flatten()[:, None] * channels + channel.flatten()
+    down = row.flatten()[:, None] - row.flatten() + height - 1
+    across = column.flatten()[:, None] - column.flatten() + width - 1
+    place = ((pair * (2 * height - 1) + down) * (2 * width - 1) + across).flatten()
+    zeros = scale.new_zeros(channels**2 * (2 * height - 1) * (2 * width - 1))
+    together = zeros.index_add(0, place, (rest * scale).flatten())
+    alone = zeros.index_add(0, place, scale.square().flatten())
+    correlation = (together / alone.clamp(min=1e-30)).clamp(-1, 1)[place].view_as(scale)
+
+    values, vectors = torch.linalg.eigh(scale * correlation)
+    texture = vectors @ values.clamp(min=0).diag() @ vectors.T
+    texture = (1 - _WHITE) * texture + _WHITE * variances.diag()
+    outside = torch.eye(len(matrix), dtype=torch.float64) - spectrum.vectors @ spectrum.vectors.T
+    values, vectors = torch.linalg.eigh(kept + outside @ texture @ outside)
+    return Spectrum(vectors.flip(1), values.flip(0).clamp(min=LEAST_VARIANCE), LEAST_VARIANCE)
+
+
+def low_frequencies(shape: tuple[int, int, int], *, most: int) -> Float64[Tensor, "dimension coordinate"]:
+    """Return orthonormal columns that span the lowest frequencies of images (channel, height, width), at most `most`.
+
+    All frequencies, and so all images, if there are no more. They are products of cosines (the DCT-II), for each
+    channel.
+    """
+    channels, height, width = shape
+    if math.prod(shape) <= most:
+        return torch.eye(math.prod(shape), dtype=torch.float64)
+    side = math.isqrt(most // channels)
+    cosines = [torch.from_numpy(idct(torch.eye(n).double().numpy(), axis=0, norm="ortho")) for n in (height, width)]
+    down, across = (c[:, : min(side, len(c))] for c in cosines)
+    one = torch.einsum("yi,xj->yxij", down, across).flatten(2).flatten(0, 1)
+    return torch.kron(torch.eye(channels, dtype=torch.float64), one)

@@ -12,15 +12,14 @@ from dpdm.networks.compact_unet import CompactUNet
 from dpdm.networks.mlp import MLP
 from dpdm.networks.own import MakeNetwork, Own
 from dpdm.networks.unet import UNet
-from dpdm.networks.zero import Zero
 
-Network = CompactUNet | MLP | UNet | Zero | Own
+Network = CompactUNet | MLP | UNet | Own
 """What settings can say of a network."""
 
 OwnNetwork = nn.Module | MakeNetwork
 """The code of a network that is not one of these: a module, which is copied, or what makes one."""
 
-_KNOWN = (CompactUNet, MLP, UNet, Zero, Own)
+_KNOWN = (CompactUNet, MLP, UNet, Own)
 
 
 def build_network(
@@ -54,7 +53,6 @@ __all__ = [
     "Own",
     "OwnNetwork",
     "UNet",
-    "Zero",
     "build_network",
     "code_of",
     "said_of",

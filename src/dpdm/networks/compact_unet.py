@@ -1,6 +1,7 @@
 """A U-Net for processors: pixels are folded into channels first, so that every convolution is wide and small."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,7 @@ class CompactUNet:
         (space to depth): Shi et al. 2016.
     """
 
+    kind: ClassVar[str] = "compact-unet"
     width: int = 16
     blocks: int = 1
     patch: int = 2

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ class MLP:
         blocks: Residual blocks.
     """
 
+    kind: ClassVar[str] = "mlp"
     width: int = 256
     blocks: int = 3
 

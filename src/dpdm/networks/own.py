@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -45,6 +45,7 @@ class Own:
         type: The name of its class, with that of its module. It is for people: no code is loaded by it.
     """
 
+    kind: ClassVar[str] = "own"
     type: str
 
     def __post_init__(self) -> None:
@@ -69,7 +70,7 @@ class Own:
         """
         raise InputError(
             f"the network {self.type} is not one of dpdm's, so its code is needed: in Python, "
-            "Trainer(network=...) trains it and Release.load(run, network=...) opens its release"
+            "Diffusion(network=...) trains it and Release.load(run, network=...) opens its release"
         )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,7 @@ class UNet:
         (Brock et al. 2019), skips rescaled by 1/√2. Ho et al. 2020, appendix B: levels, attention, conditioning.
     """
 
+    kind: ClassVar[str] = "unet"
     width: int = 32
     multipliers: tuple[int, ...] = (1, 2, 2)
     blocks: int = 2

@@ -326,11 +326,11 @@ _CHECKED_AGAIN = frozenset(8**i for i in range(1, 12))  # calls: what a network 
 _NOT_LAYER_WISE = (
     "layer-wise gradients of this module are not those of its examples: it uses a parameter past its layer, moves the "
     "copies of an example apart, gives a layer some rows and not others, mixes examples, or is random; "
-    "take the strategy Vectorized or OneBackwardEach (training.strategy=one-backward-each)"
+    "take the strategy Vectorized or OneBackwardEach (machine.strategy=one-backward-each)"
 )
 _ROUTED = (
     "layer-wise gradients need all rows of all examples in every layer, and this module gives a layer some of them: "
-    "take the strategy OneBackwardEach (training.strategy=one-backward-each)"
+    "take the strategy OneBackwardEach (machine.strategy=one-backward-each)"
 )
 _Rule = Callable[[nn.Module, Tensor, Tensor, int], list[_Part]]
 _RULES = cast(

@@ -130,7 +130,6 @@ class MechanismRun:
             plan = keep(plan, Figures(tuple(found["noise"]), found["asked"])) or plan
         self.plan = self.processes.object_from_first(plan)
         self._journal.spent = self.processes.object_from_first(self._journal.spent)
-        self._block = max(1, plan.steps // 100)
         self._made = self._journal.spent  # a resumed run never makes again what was reserved before
         self._entropy = entropy
         self._strategy = strategy or OneBackwardEach()
@@ -364,7 +363,7 @@ class MechanismRun:
         """Add the noise of the plan's next event: the one method that every noisy sum passes."""
         _require_vector(total, sensitivity)
         with self._alone():
-            if self._made == self._journal.spent and not self._journal.reserve(self._block):
+            if self._made == self._journal.spent and not self._journal.reserve(self._at_once()):
                 raise InputError(
                     f"all {self._journal.planned} releases of this plan are spent: its claim allows no more"
                 )
@@ -381,6 +380,17 @@ class MechanismRun:
                     raise AssertionError(f"noise of shape {tuple(noise.shape)} for a sum of shape {tuple(total.shape)}")
                 total = total + noise
             return self.processes.from_first(total)
+
+    def _at_once(self) -> int:
+        """Return how many sums to reserve: a hundredth of the steps, and sums over all records one by one."""
+        entry, before = self.plan.at(self._made), 0
+        if isinstance(entry, FullSum):
+            return 1
+        for release in self.plan.releases:
+            before += release.count
+            if release is entry:
+                break
+        return min(max(1, self.plan.steps // 100), before - self._made)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -71,6 +71,7 @@ class Plan(_Startable):
         whole number S, round(S + Z) = S + round(Z), so rounding is post-processing.
     """
 
+    kind: ClassVar[str] = "private"
     delta: float = 1e-5
     relation: Relation = "add_or_remove_one"
     noise: Noise = "continuous"
@@ -197,6 +198,7 @@ class NonPrivate(_Startable):
     For public data, and to see what privacy costs in quality.
     """
 
+    kind: ClassVar[str] = "non-private"
     delta: ClassVar[float | None] = None
     relation: ClassVar[Relation] = "add_or_remove_one"
     noise: ClassVar[Noise] = "continuous"

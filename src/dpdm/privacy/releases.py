@@ -30,6 +30,7 @@ class FullSum:
         noise_multiplier: Standard deviation of its noise ÷ its L2 sensitivity; None until calibrated.
     """
 
+    kind: ClassVar[str] = "full"
     name: str
     noise_multiplier: float | None = None
     count: ClassVar[int] = 1
@@ -55,6 +56,7 @@ class PoissonSums:
         noise_multiplier: Standard deviation of the noise ÷ C; None until calibrated.
     """
 
+    kind: ClassVar[str] = "poisson"
     name: str = STEPS
     count: int
     expected_batch_size: int

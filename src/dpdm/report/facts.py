@@ -15,8 +15,8 @@ from dpdm.evaluation import CLASSIFIERS, by_class
 from dpdm.files import read_json
 from dpdm.privacy import Plan, PoissonSums
 from dpdm.privacy.accounting import round_up
-from dpdm.training import Release, verify_release
-from dpdm.training.run_folder import release_folder
+from dpdm.runs import Release, verify_release
+from dpdm.runs.run_folder import release_folder
 from dpdm.types import InputError
 
 SCHEMA = 1
@@ -40,11 +40,11 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
     folder = release_folder(run)
     release = Release.load(folder)
     settings = read_toml(folder / "config.toml")
-    plan = decode_plan(settings["privacy"])
+    plan = decode_plan(settings["plan"])
     assert isinstance(plan, Plan)
     facts: dict[str, Any] = {
         "schema": SCHEMA,
-        "name": settings["data"]["name"],
+        "name": settings["facts"]["name"],
         "audience": "the data owner alone" if private else "anyone",
         "claim": {
             "statement": verified.statement,
@@ -60,7 +60,7 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
         "budget": _budget(plan),
         "classes": list(release.facts.class_names),
         "shape": list(release.facts.shape),
-        "parameters": sum(p.numel() for p in release.denoiser.network.parameters()),
+        "parameters": sum(p.numel() for p in release.generator.parameters()),
         "settings": settings,
         "versions": {"dpdm": dpdm.__version__, **{name: version(name) for name in _LIBRARIES}},
         "machine": {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()},

@@ -18,9 +18,9 @@ from dpdm.files import read_json, write_atomically, write_json
 from dpdm.privacy.accounting import downwards, upwards
 from dpdm.report.charts import bar_chart, line_chart, roc_chart
 from dpdm.report.facts import gather
-from dpdm.training import Release
-from dpdm.training.run_folder import release_folder
-from dpdm.training.verification import percent
+from dpdm.runs import Release
+from dpdm.runs.run_folder import release_folder
+from dpdm.runs.verification import percent
 from dpdm.types import Images, InputError
 
 _PER_CLASS, _MOST_CLASSES = 20, 20

@@ -10,12 +10,13 @@ import torch
 from dpdm.audit.membership import ATTACKS, attack_scores, judge
 from dpdm.audit.memorisation import nearness
 from dpdm.audit.roc import roc_picture
-from dpdm.config import Training
+from dpdm.config import Machine
 from dpdm.data import ImageDataset, open_dataset
 from dpdm.diffusion import EDM, DenoisingLoss, V
+from dpdm.methods import Diffusion, Optimizer
 from dpdm.networks import MLP
 from dpdm.privacy import NonPrivate
-from dpdm.training import Trainer
+from dpdm.runs import Trainer
 from dpdm.types import images_to_tensor
 
 
@@ -25,11 +26,14 @@ def overfitted():
     data = open_dataset("digits")
     part = ImageDataset(images=data.images[:40], labels=data.labels[:40], num_classes=10, name="forty digits")
     release = Trainer(
-        network=MLP(width=128, blocks=2),
-        preconditioning=EDM(),
-        mechanism=NonPrivate.dp_sgd(dataset_size=40, expected_batch_size=40, steps=600),
-        loss=DenoisingLoss(noise_multiplicity=4, label_dropout=0.0),
-        training=Training(learning_rate=3e-3, ema_decay=0.99, strategy="layer-wise", precision="float32"),
+        method=Diffusion(
+            network=MLP(width=128, blocks=2),
+            preconditioning=EDM(),
+            loss=DenoisingLoss(noise_multiplicity=4, label_dropout=0.0),
+            optimizer=Optimizer(learning_rate=3e-3, ema_decay=0.99),
+        ),
+        plan=NonPrivate.dp_sgd(dataset_size=40, expected_batch_size=40, steps=600),
+        machine=Machine(strategy="layer-wise", precision="float32"),
     ).fit(part)
     images = images_to_tensor(data.images[:80])
     return release.denoiser, images, torch.from_numpy(data.labels[:80]), np.arange(80) < 40

@@ -7,10 +7,20 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from dpdm.audit.canaries import Planted, PlantedBatch, PlantedLoss, Played, WatchedRun, log_likelihood_ratio, play
-from dpdm.config import PRIOR_SUMS, Config, Data, Prior, Training, encode
+from dpdm.audit.canaries import (
+    AuditedRun,
+    Planted,
+    PlantedBatch,
+    PlantedLoss,
+    WatchedRun,
+    log_likelihood_ratio,
+    train_with_canaries,
+)
+from dpdm.config import Config, Data, encode
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
+from dpdm.methods import ImageFacts, Prior
+from dpdm.methods.prior import PRIOR_SUMS
 from dpdm.networks import MLP, CompactUNet
 from dpdm.privacy import (
     DPSGD,
@@ -21,8 +31,7 @@ from dpdm.privacy import (
     clipped_grad_sum,
 )
 from dpdm.privacy.sums import BoundedSum
-from dpdm.training import ImageFacts, Release, verify_release
-from dpdm.training.release import build_denoiser
+from dpdm.runs import Release, verify_release
 from dpdm.types import InputError
 from plans import changed
 
@@ -92,8 +101,8 @@ def config(**other):
 
 def outcome(settings, plan, data, **other):
     planted = {"canaries": 40, "members": 15} | other
-    *steps, played = play(settings, plan, data, coins=np.random.default_rng(1), **planted)
-    assert isinstance(played, Played)
+    *steps, played = train_with_canaries(settings, plan, data, coins=np.random.default_rng(1), **planted)
+    assert isinstance(played, AuditedRun)
     assert steps == list(range(1, plan.steps + 1))
     return played
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dpdm.diffusion import EDM, FromPrior, GaussianMixture, MomentMatched, PreconditionedDenoiser
-from dpdm.networks import MLP, Zero
+from dpdm.diffusion import EDM, GaussianMixture, MomentMatched, PreconditionedDenoiser
+from dpdm.networks import MLP
 from dpdm.types import InputError
 
 DIMENSIONS, NUM_CLASSES, PER_CLASS, KEPT, LEAD = 12, 2, 3, 4, 2

@@ -11,36 +11,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
-from torch import Tensor
 
-from dpdm.config import Config, decode, decode_plan, encode, require_prior_planned, require_sampler_names
-from dpdm.diffusion import FromPrior, MomentMatched
+from dpdm.config import decode_method, decode_plan, encode, encode_method
 from dpdm.files import json_text
-from dpdm.networks import Own, Zero
+from dpdm.methods import Budget, ImageFacts, Method
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
 from dpdm.privacy.accounting import round_up, true_positive_rates
-from dpdm.training.prior import require_possible
-from dpdm.training.release import (
+from dpdm.runs.release import (
     FILES,
-    NETWORK,
-    PRIOR,
     SCHEMA,
-    ImageFacts,
     facts_of,
     read_claim,
     read_settings,
     require_layout,
     require_weights_digest,
 )
-from dpdm.training.run_folder import release_folder
-from dpdm.training.weights import Layout, all_finite, reader
-from dpdm.types import InputError
+from dpdm.runs.run_folder import release_folder
+from dpdm.runs.weights import Layout, all_finite, reader
+from dpdm.types import InputError, require_seed
 
 _FALSE_ALARMS = (0.01, 0.001)
 _DIGIT = 1e-4  # the last one that a run prints of ε: another processor may come to the next
 _ROUND_OFF = 1e-15  # of a δ that PLD computes by sums of float64, ten times over
 _OF_THE_SYSTEM = {"security.selinux", "security.capability", "security.ima", "security.evm"}  # attributes it gives
-_VALUES = ("prior", "network", "preconditioning", "loss", "training", "sampler", "samplers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +106,9 @@ class Settings(NamedTuple):
     """What `config.toml` says, understood, and the one text that says it."""
 
     plan: AnyPlan
-    config: Config
+    method: Method
     facts: ImageFacts
+    seed: int
     text: str
 
 
@@ -124,22 +118,40 @@ def understood(settings: dict[str, Any]) -> Settings:
     Raises:
         InputError: They are no run's: a name that nobody can read, a value that does not fit.
     """
-    facts = facts_of(settings["data"])
-    require_sampler_names(settings["samplers"])
-    plan = decode_plan(settings["privacy"])
-    config = decode(Config, {"data": {"source": "?"}, **{key: settings[key] for key in settings if key in _VALUES}})
-    require_prior_planned(config.prior, config.preconditioning, plan)
-    whole = {
-        "data": {"name": settings["data"]["name"], "shape": [*facts.shape], "class_names": [*facts.class_names]},
-        "privacy": encode(plan),
-        **({"prior": encode(config.prior)} if config.prior else {}),
-        **{key: encode(getattr(config, key)) for key in ("network", "preconditioning", "loss", "training", "sampler")},
-        "samplers": {name: encode(sampler) for name, sampler in config.samplers.items()},
-    }
+    facts, name = facts_of(settings["facts"]), settings["facts"]["name"]
+    plan, seed = decode_plan(settings["plan"]), settings["seed"]
+    if type(seed) is not int:
+        raise InputError(f"config.toml holds a seed that is no whole number: {seed!r}")
+    require_seed(seed=seed)
+    method = decode_method(settings)
+    require_planned(method, plan)
+    whole = release_settings(method, plan, seed, name, facts)
     if settings != whole:
         unknown = sorted(key for key in settings.keys() | whole.keys() if settings.get(key) != whole.get(key))
         raise InputError(f"config.toml holds something in {', '.join(unknown)} that no run writes there")
-    return Settings(plan, config, facts, tomli_w.dumps(whole))
+    return Settings(plan, method, facts, seed, tomli_w.dumps(whole))
+
+
+def release_settings(method: Method, plan: AnyPlan, seed: int, name: str, facts: ImageFacts) -> dict[str, Any]:
+    """Return what a release's `config.toml` holds: what verification asks for, and nothing else."""
+    return {
+        "method": method.kind,
+        "seed": seed,
+        "facts": {"name": name, "shape": list(facts.shape), "class_names": list(facts.class_names)},
+        "plan": encode(plan),
+        **encode_method(method),
+    }
+
+
+def require_planned(method: Method, plan: AnyPlan) -> None:
+    """Raise InputError unless the plan releases what the method does, by name, kind and order."""
+    wanted = method.releases(Budget(1.0, 1e-5, plan.dataset_size, plan.steps or None))
+    planned, needed = ([(type(release), release.name) for release in each] for each in (plan.releases, wanted))
+    if planned != needed:
+        has, needs = (", ".join(name for _, name in each) for each in (planned, needed))
+        raise InputError(
+            f"the plan releases {has}, and its settings need {needs}: give the plan that method.plan(epsilon=...) makes"
+        )
 
 
 def verify_release(run: Path | str) -> Verified:
@@ -166,13 +178,12 @@ def verify_release(run: Path | str) -> Verified:
     _require_files(folder, privacy)
     settings = read_settings(folder, privacy)
     try:
-        plan, config, facts, text = understood(settings)
-        _require_steps_for_a_network(folder, config, plan)
+        plan, method, facts, seed, text = understood(settings)
         _require_as_written(folder / "config.toml", text)
-        layout = require_layout(folder / "model.safetensors", config, facts)
+        layout = require_layout(folder / "model.safetensors", method, facts)
         assert isinstance(plan, Plan)
         _require_same_claim(folder, privacy, plan)
-        _require_weights(folder, privacy, layout, plan, config, facts)
+        _require_weights(folder, privacy, layout, plan, method, facts)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except InputError as error:
         said = str(error)
@@ -189,21 +200,21 @@ def verify_release(run: Path | str) -> Verified:
         unit=plan.unit,
         relation=plan.relation,
         dataset_size=plan.dataset_size,
-        name=str(settings["data"]["name"]),
+        name=str(settings["facts"]["name"]),
         class_names=facts.class_names,
-        samplers=tuple(config.samplers),
-        seed=config.training.seed,
-        own_network=config.network.type if isinstance(config.network, Own) else "",
-        own_weights=_said(layout) if isinstance(config.network, Own) else (),
+        samplers=tuple(getattr(method, "samplers", ())),
+        seed=seed,
+        own_network="" if method.foreign is None else str(settings["network"]["type"]),
+        own_weights=() if method.foreign is None else _said(layout, method.foreign),
     )
 
 
-def _said(layout: Layout) -> tuple[str, ...]:
+def _said(layout: Layout, foreign: str) -> tuple[str, ...]:
     """Return names, types and shapes of a network's weights: words, for all that anyone can check."""
     return tuple(
-        f"{name.removeprefix(NETWORK)} {str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape)) or 'number'}"
+        f"{name.removeprefix(foreign)} {str(dtype).removeprefix('torch.')} {' x '.join(map(str, shape)) or 'number'}"
         for name, (dtype, shape) in sorted(layout.items())
-        if name.startswith(NETWORK)
+        if name.startswith(foreign)
     )
 
 
@@ -251,34 +262,15 @@ def _require_as_written(path: Path, content: str) -> None:
         raise InputError(f"{path} is not as a run writes it: another spelling or order in it is covered by no claim")
 
 
-def _require_steps_for_a_network(folder: Path, config: Config, plan: AnyPlan) -> None:
-    """Raise InputError if a plan without steps comes with a trained network, or one with steps without."""
-    if isinstance(config.network, Zero) != (plan.steps == 0):
-        raise InputError(
-            f"{folder} has a trained network, and its plan pays for no step"
-            if plan.steps == 0
-            else f"{folder} has no network, and its plan has {plan.steps:,} steps"
-        )
-    if plan.steps == 0 and not isinstance(config.sampler, FromPrior):
-        raise InputError(f"{folder} was trained without steps, and its sampler is not that of a prior")
-
-
 def _require_weights(
-    folder: Path, privacy: dict[str, Any], layout: Layout, plan: Plan, config: Config, facts: ImageFacts
+    folder: Path, privacy: dict[str, Any], layout: Layout, plan: Plan, method: Method, facts: ImageFacts
 ) -> None:
     """Raise InputError unless the weights are the claim's, and numbers that a run can come to."""
     path = folder / "model.safetensors"
     require_weights_digest(folder, privacy)
     if not all_finite(path, layout):
         raise InputError(f"{path} holds weights that are not finite: a generator that draws nothing")
-    if isinstance(config.preconditioning, MomentMatched):
-        assert config.prior is not None
-        read, classes = reader(path, layout), max(1, facts.num_classes)
-
-        def of_prior(name: str, rows: slice = slice(None)) -> Tensor:
-            return read(f"{PRIOR}{name}", rows)
-
-        require_possible(of_prior, config.prior, plan, shape=facts.shape, classes=classes, where=str(path))
+    method.require_possible(reader(path, layout), plan, facts, str(path))
 
 
 def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: Plan) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from dpdm.data import ImageDataset
 from dpdm.evaluation import confusion_of
 from dpdm.privacy import DPSGD, LayerWise
-from dpdm.training import ema
+from dpdm.methods import ema
 from dpdm.types import InputError, RandomBytes, images_to_tensor
 
 _PART = 1000

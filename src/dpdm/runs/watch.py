@@ -4,6 +4,7 @@ All of it is post-processing of noisy sums, as the release is. No times: how lon
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from dpdm.evaluation import save_grid
 from dpdm.privacy import AnyPlan
-from dpdm.training.release import Release
+from dpdm.runs.release import Release
 from dpdm.types import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Watch:
         ahead = min(self._plan.steps, (step * _POINTS // self._plan.steps + 1) * self._plan.steps // _POINTS)
         return self._spent(ahead)
 
-    def record(self, step: int, learning_rate: float, release: Release) -> None:
+    def record(self, step: int, learning_rate: float, release: Callable[[], Release]) -> None:
         """Write this step's line and picture, if it is one that gets them."""
         if self._path is None:
             return
@@ -62,7 +63,7 @@ class Watch:
                 file.write(json.dumps(row) + "\n")
             write_scalars(self._writer, row)
         if step in {self._plan.steps * quarter // _PICTURES for quarter in range(1, _PICTURES + 1)}:
-            self.draw(step, release)
+            self.draw(step, release())
 
     def draw(self, step: int, release: Release) -> None:
         """Write a picture of what the average draws: ten images of each class, of the first ten classes."""
@@ -91,7 +92,7 @@ def require_tensorboard() -> None:
     try:
         import torch.utils.tensorboard  # noqa: F401 (only whether it is there)
     except ImportError:
-        raise InputError("training.tensorboard needs a package of its own: pip install 'dpdm[tensorboard]'") from None
+        raise InputError("machine.tensorboard needs a package of its own: pip install 'dpdm[tensorboard]'") from None
 
 
 def tensorboard_writer(folder: Path) -> "SummaryWriter":

@@ -2,8 +2,6 @@
 
 import math
 
-from dpdm.config import Config
-from dpdm.diffusion import MomentMatched
 from dpdm.privacy import AnyPlan
 
 PAYS_UP_TO = 0.5
@@ -31,15 +29,13 @@ def noise_to_signal(plan: AnyPlan, parameters: int) -> float | None:
     return plan.noise_multiplier * math.sqrt(parameters) / plan.expected_batch_size
 
 
-def why_it_cannot_pay(config: Config, plan: AnyPlan, parameters: int) -> str | None:
+def why_it_cannot_pay(plan: AnyPlan, parameters: int) -> str | None:
     """Return one line on what to do instead of training this network, or None if it may pay."""
     ratio = noise_to_signal(plan, parameters)
     if ratio is None or ratio <= PAYS_UP_TO:
         return None
-    matched = isinstance(config.preconditioning, MomentMatched)
-    alone = "" if matched else "--set preconditioning.kind=moment-matched "
     return (
         f"this network will not pay: z√P/E = {ratio:.2g} is above {PAYS_UP_TO:g}, so noise hides what it could learn. "
-        f"Take the prior alone ({alone}--set privacy.steps=0), fewer pixels (a smaller data.size), or about "
+        f"Take the prior alone (--method prior), fewer pixels (a smaller data.size), or about "
         f"{max(2, round(ratio / PAYS_UP_TO))} times as many images"
     )

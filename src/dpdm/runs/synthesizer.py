@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.config import Prior, Privacy
+from dpdm.config import Privacy
 from dpdm.data import ImageDataset, group_indices
-from dpdm.diffusion import DenoisingLoss, MomentMatched
+from dpdm.diffusion import DenoisingLoss
+from dpdm.methods import Diffusion, PriorAlone
 from dpdm.networks import CompactUNet, Network, OwnNetwork
-from dpdm.training.release import Release
-from dpdm.training.trainer import Trainer
+from dpdm.runs.release import Release
+from dpdm.runs.trainer import Trainer
 from dpdm.types import Images, Labels
 
 
@@ -30,7 +31,7 @@ class Synthesizer:
         steps: Noisy gradients. More of them cost time, and more noise each; with 0 the prior is all there is.
         expected_batch_size: None is a sixteenth of the size, from 64 to 2048.
         noise_multiplicity: Noisy copies of an image, or of images of a group, in one step.
-        network: What to train, as `Trainer` takes it.
+        network: What to train, as `Diffusion` takes it.
         run: A folder to keep the run in, so that it can be resumed.
     """
 
@@ -69,20 +70,14 @@ class Synthesizer:
             groups=None if groups is None else group_indices(groups, "groups"),
             name=self.name,
         )
+        loss = DenoisingLoss(noise_multiplicity=self.noise_multiplicity)
+        method = Diffusion(network=self.network, loss=loss) if self.steps else PriorAlone()
         privacy = Privacy(
             epsilon=self.epsilon,
             delta=self.delta,
             dataset_size=self.dataset_size,
-            expected_batch_size=self.expected_batch_size,
-            steps=self.steps,
+            expected_batch_size=self.expected_batch_size if self.steps else None,
+            steps=self.steps or None,
         )
-        prior = Prior()
-        trainer = Trainer(
-            network=self.network,
-            preconditioning=MomentMatched(),
-            prior=prior,
-            mechanism=privacy.plan(lambda: data.num_units, prior, unit="image" if groups is None else "group"),
-            loss=DenoisingLoss(noise_multiplicity=self.noise_multiplicity),
-            run=self.run,
-        )
-        return trainer.fit(data)
+        plan = privacy.plan(method, lambda: data.num_units, unit="image" if groups is None else "group")
+        return Trainer(method=method, plan=plan, run=self.run).fit(data)

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.distributed.nn.functional  # before there is a group: it would keep that alive, threads and all, to the end
-from torch import Tensor, distributed, nn
+from torch import distributed
 
 from dpdm.privacy.processes import Processes
 from dpdm.types import InputError, one_line
@@ -27,7 +27,7 @@ def choose_device(device: Device) -> torch.device:
     A GPU comes with its number: which one is current is known to one thread alone, and batches are made in another.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("training.device = cuda, and no CUDA device is to be seen: choose auto or cpu")
+        raise InputError("machine.device = cuda, and no CUDA device is to be seen: choose auto or cpu")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -131,23 +131,6 @@ def _number_in(variable: str, otherwise: int = 1) -> int:
     if not value.isdecimal() or int(value) < otherwise:
         raise InputError(f"the environment says {variable} = {value!r}, which is no number of processes: unset it")
     return int(value)
-
-
-def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:
-    """Return the bytes of what one forward pass keeps for its backward pass, parameters aside."""
-    kept: dict[int, int] = {}
-
-    def count(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        result = forward()  # alive until counted, so that no two tensors share an address
-    for p in module.parameters():
-        kept.pop(p.untyped_storage().data_ptr(), None)
-    del result
-    return sum(kept.values())
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -10,28 +10,25 @@ from typing import NamedTuple
 
 import torch
 
-from dpdm.config import Config, Training
-from dpdm.diffusion import DenoisingLoss, FromPrior, NoisyBatch, PreconditionedDenoiser
-from dpdm.networks import Zero
+from dpdm.config import Config, Machine
+from dpdm.diffusion import DenoisingLoss, NoisyBatch
+from dpdm.methods import Diffusion, ImageFacts, ImageGenerator
+from dpdm.methods.made_up import bytes_of_one
 from dpdm.privacy import DPSGD, AnyPlan
 from dpdm.privacy.processes import Processes
-from dpdm.training.hardware import (
+from dpdm.runs.hardware import (
     autocast,
-    bytes_for_backward,
     choose_device,
     keep_freed_memory,
     memory_for_a_batch,
     memory_free,
 )
-from dpdm.training.release import ImageFacts, build_denoiser
+from dpdm.runs.rehearsal import BYTES_OF_A_PARAMETER
 from dpdm.types import InputError, require_positive
 
 SAMPLED = 10_000
 """Images whose sampling time is told."""
 _FEW_IMAGES = 16  # a single one takes nearly as long, and says nothing of thousands
-
-BYTES_OF_A_PARAMETER = 44
-"""Weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64."""
 
 _COPIES_AT_ONCE = 1024  # noisy copies that keep a CPU busy: twice as many are no faster; a GPU takes what fits
 _ONE_BY_ONE = 4  # examples that tell the time of others, where each has a backward pass of its own
@@ -68,20 +65,25 @@ class _Stopwatch:
     On several processes all take steps at once, each with its share of a batch: they may share cores.
     """
 
-    def __init__(self, config: Config, facts: ImageFacts) -> None:
+    def __init__(self, method: Diffusion, machine: Machine, facts: ImageFacts) -> None:
         keep_freed_memory()
-        self.device = choose_device(config.training.device)
-        self._denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior).to(self.device)
-        self._config, self._facts = config, facts
+        self.device = choose_device(machine.device)
+        self.generator = method.untrained(facts).to(self.device)
+        self._denoiser, self._method, self._machine, self._facts = self.generator.denoiser, method, machine, facts
         self._processes = Processes.joined()
         self.parameters = sum(p.numel() for p in self._denoiser.parameters())
 
     def physical_batch_size(self, loss: DenoisingLoss) -> int:
-        return physical_batch_size(self._config.training, loss, self._denoiser, self._facts)
+        return physical_batch_size(
+            self._machine,
+            self.device,
+            loss.noise_multiplicity,
+            lambda: bytes_of_one(loss, self._denoiser, self._facts),
+        )
 
     def memory_gib(self, loss: DenoisingLoss, examples: int) -> float:
         """Return about what a process takes that has so many examples on the device at once, its images aside."""
-        few = 1 if self._config.training.strategy == "one-backward-each" else examples
+        few = 1 if self._machine.strategy == "one-backward-each" else examples
         counted = 1.5 * few * bytes_of_one(loss, self._denoiser, self._facts)
         return max(_peak_bytes(), counted + BYTES_OF_A_PARAMETER * self.parameters) / 2**30
 
@@ -97,24 +99,24 @@ class _Stopwatch:
         share = -(-examples // self._processes.size)
         fit = int(memory_for_a_batch(self.device) / (1.5 * bytes_of_one(loss, self._denoiser, self._facts)))
         at_once = min(share, self.physical_batch_size(loss))
-        one_by_one = self._config.training.strategy == "one-backward-each"
+        one_by_one = self._machine.strategy == "one-backward-each"
         most = self._processes.object_from_first(min(at_once, _ONE_BY_ONE if one_by_one else max(1, fit)))
         average = [p.detach().clone() for p in self._denoiser.parameters()]
         optimizer = torch.optim.Adam(self._denoiser.parameters())
         plan = DPSGD(dataset_size=1, expected_batch_size=1, steps=1000, noise_multiplier=1.0, delta=1e-9)
-        run = plan.start(strategy=self._config.training.clipping)
+        run = plan.start(strategy=self._machine.clipping)
         images = torch.rand(most, *self._facts.shape, device=self.device) * 2 - 1
 
         def step(records: int) -> float:
             """Select all of so many records."""
             begun = time.perf_counter()
-            with autocast(self._config.training.precision, self.device):
+            with autocast(self._machine.precision, self.device):
                 run.backward(
                     loss,
                     self._denoiser,
                     num_records=records,
                     load=lambda indices, random_bytes: NoisyBatch(
-                        *(t[:records] for t in random_batch(self._config, loss, self._facts, images[:records]))
+                        *(t[:records] for t in random_batch(self._method, loss, self._facts, images[:records]))
                     ),
                     physical_batch_size=most,
                 )
@@ -143,91 +145,95 @@ class _Stopwatch:
         each = max(0.0, sorted(taken)[len(taken) // 2] - min(beside)) / timed
         return self._processes.object_from_first((each / self._processes.size, min(beside)))
 
-    @torch.no_grad()
-    def sampling_seconds(self, *, within: float = _UNHURRIED / 4) -> float:
-        """Return the seconds for `SAMPLED` images by the run's own sampler, in one process.
 
-        A few of its steps are timed, on ever more images as long as `within` seconds last.
-        """
-        started, config = time.perf_counter(), self._config
-        sampler = config.sampler if self.parameters else FromPrior()
-        steps = getattr(sampler, "steps", 1)
-        few = sampler if isinstance(sampler, FromPrior) else dataclasses.replace(sampler, steps=min(2, steps))
-        null = self._facts.num_classes if self._facts.num_classes and config.loss.label_dropout else None
-        generator = torch.Generator(self.device).manual_seed(0)
+@torch.no_grad()
+def sampling_seconds(generator: ImageGenerator, *, within: float = _UNHURRIED / 4) -> float:
+    """Return the seconds for `SAMPLED` images in one process.
 
-        def draw(number: int) -> float:
-            begun = time.perf_counter()
-            start = torch.randn((number, *self._facts.shape), generator=generator, device=self.device)
-            labels = torch.zeros(number, dtype=torch.long, device=self.device)
-            with autocast("auto", self.device):
-                few(self._denoiser, start, labels, generator=generator, null_label=null).sum().item()
-            return time.perf_counter() - begun
+    A few of a sampler's steps are timed, on ever more images as long as `within` seconds last.
+    """
+    started, device = time.perf_counter(), generator.device
+    few, times = generator.shortened()
+    random = torch.Generator(device).manual_seed(0)
 
-        number = _FEW_IMAGES
+    def draw(number: int) -> float:
+        begun = time.perf_counter()
+        labels = torch.zeros(number, dtype=torch.long, device=device)
+        with autocast("auto", device):
+            few.draw(labels, random=random).sum().item()
+        return time.perf_counter() - begun
+
+    number = _FEW_IMAGES
+    taken = draw(number)
+    if time.perf_counter() - started + taken < within:
+        taken = draw(number)  # the first call makes what later ones find
+    while number < _IMAGES_AT_ONCE and time.perf_counter() - started + 5 * taken < within:
+        number = min(4 * number, _IMAGES_AT_ONCE)
         taken = draw(number)
-        if time.perf_counter() - started + taken < within:
-            taken = draw(number)  # the first call makes what later ones find
-        while number < _IMAGES_AT_ONCE and time.perf_counter() - started + 5 * taken < within:
-            number = min(4 * number, _IMAGES_AT_ONCE)
-            taken = draw(number)
-        return taken * steps / min(2, steps) * SAMPLED / number
+    return taken * times * SAMPLED / number
 
 
-def random_batch(config: Config, loss: DenoisingLoss, facts: ImageFacts, images: torch.Tensor) -> NoisyBatch:
+def random_batch(method: Diffusion, loss: DenoisingLoss, facts: ImageFacts, images: torch.Tensor) -> NoisyBatch:
     """Draw noisy copies of made-up images."""
     return loss.draw(
         images,
         torch.zeros(len(images), dtype=torch.long, device=images.device),
         null_label=facts.num_classes,
-        noise_levels=config.preconditioning.noise_levels,
+        noise_levels=method.preconditioning.noise_levels,
         random_bytes=os.urandom,
     )
 
 
-def measure_step(config: Config, facts: ImageFacts, mechanism: AnyPlan) -> StepCost:
+def measure_step(config: Config, facts: ImageFacts, plan: AnyPlan) -> StepCost:
     """Time steps on one physical batch of random images, or a part of it, and scale to the expected batch.
 
     Args:
-        config: Network, loss and performance settings.
+        config: Method and machine.
         facts: Shape and classes of the images.
-        mechanism: The plan: batch size and number of records.
+        plan: Batch size and number of records.
     """
-    if not mechanism.steps:
-        return StepCost(0, 0.0, _records_gib(facts, mechanism), mechanism.expected_batch_size)
-    stopwatch = _Stopwatch(config, facts)
-    return _cost(stopwatch, config, facts, mechanism, *stopwatch.seconds(config.loss, mechanism.expected_batch_size))
+    if not plan.steps:
+        return StepCost(0, 0.0, _records_gib(facts, plan), 0)
+    method = _of_steps(config)
+    stopwatch = _Stopwatch(method, config.machine, facts)
+    return _cost(stopwatch, method.loss, facts, plan, *stopwatch.seconds(method.loss, plan.expected_batch_size))
 
 
-def measure_sampling(config: Config, facts: ImageFacts, mechanism: AnyPlan) -> float:
+def measure_sampling(config: Config, facts: ImageFacts) -> float:
     """Return the seconds that one process takes to draw `SAMPLED` images with the run's own sampler."""
-    network = config.network if mechanism.steps else Zero()  # as a run without steps has it
-    return _Stopwatch(dataclasses.replace(config, network=network), facts).sampling_seconds()
+    return sampling_seconds(config.method.untrained(facts).to(choose_device(config.machine.device)))
+
+
+def _of_steps(config: Config) -> Diffusion:
+    """Return the method whose steps are timed."""
+    if not isinstance(config.method, Diffusion):
+        raise InputError(f"the method {config.method.kind} takes no steps that could be timed: leave out --minutes")
+    return config.method
 
 
 def _cost(
-    stopwatch: _Stopwatch, config: Config, facts: ImageFacts, mechanism: AnyPlan, each: float, beside: float
+    stopwatch: _Stopwatch, loss: DenoisingLoss, facts: ImageFacts, plan: AnyPlan, each: float, beside: float
 ) -> StepCost:
-    at_once = min(mechanism.expected_batch_size, stopwatch.physical_batch_size(config.loss))
+    at_once = min(plan.expected_batch_size, stopwatch.physical_batch_size(loss))
     return StepCost(
         stopwatch.parameters,
-        each * mechanism.expected_batch_size + beside,
-        stopwatch.memory_gib(config.loss, at_once) + _records_gib(facts, mechanism),
+        each * plan.expected_batch_size + beside,
+        stopwatch.memory_gib(loss, at_once) + _records_gib(facts, plan),
         at_once,
     )
 
 
-def _records_gib(facts: ImageFacts, mechanism: AnyPlan) -> float:
+def _records_gib(facts: ImageFacts, plan: AnyPlan) -> float:
     """Return what all images take; of groups, of which nobody has declared how many images they have, nothing."""
-    if mechanism.unit == "group":
+    if plan.unit == "group":
         return 0.0
-    return mechanism.dataset_size * math.prod(facts.shape) / 2**30
+    return plan.dataset_size * math.prod(facts.shape) / 2**30
 
 
 def fit_to_time(
     config: Config,
     facts: ImageFacts,
-    mechanism: AnyPlan,
+    plan: AnyPlan,
     *,
     minutes: float,
     on_progress: OnProgress = lambda done, total: None,
@@ -243,7 +249,7 @@ def fit_to_time(
     Args:
         config: The settings to start from.
         facts: Shape and classes of the images.
-        mechanism: Its plan: steps, batch and number of records.
+        plan: Steps, batch and number of records.
         minutes: Time for all of it: a tenth at most for measuring, a twentieth for what comes beside the steps.
         on_progress: Called as the measuring goes on.
 
@@ -256,13 +262,12 @@ def fit_to_time(
         InputError: There is not even time for one step on one image, or half of the free memory is too little.
     """
     require_positive(minutes=minutes)
-    if not mechanism.steps:
-        raise InputError("privacy.steps = 0 takes seconds and has no steps to fit to a time: leave out --minutes")
+    method = _of_steps(config)
     until = time.perf_counter() + _MEASURING * 60 * minutes
     seconds = (1 - _MEASURING - _BESIDE_STEPS) * 60 * minutes
-    _require_half_free(config, facts)
-    stopwatch = _Stopwatch(config, facts)
-    steps, batch = mechanism.steps, mechanism.expected_batch_size
+    _require_half_free(method, config.machine, facts)
+    stopwatch = _Stopwatch(method, config.machine, facts)
+    steps, batch = plan.steps, plan.expected_batch_size
     tried = 0
 
     def left(part: float) -> float:
@@ -276,14 +281,14 @@ def fit_to_time(
     def cost(copies: int) -> tuple[float, float]:
         """Return the seconds of an example, and of a step beside them, with so many noisy copies."""
         nonlocal tried
-        loss = dataclasses.replace(config.loss, noise_multiplicity=copies)
+        loss = dataclasses.replace(method.loss, noise_multiplicity=copies)
         found = stopwatch.seconds(loss, batch, within=left(1 / 3))
         tried += 1
         on_progress(tried, most)
         return found
 
     most = _MANY_COPIES.bit_length() + 1  # one measurement for each K, and the sampler's
-    sampling = stopwatch.sampling_seconds(within=left(1 / 4))
+    sampling = sampling_seconds(stopwatch.generator, within=left(1 / 4))
     tried += 1
     on_progress(tried, most)
     copies, (each, beside) = 1, cost(1)
@@ -295,16 +300,17 @@ def fit_to_time(
     on_progress(most, most)
     if steps * (batch * each + beside) > seconds or copies == _MANY_COPIES:
         factor = _factor(steps * batch * each, steps * beside, seconds)
-        steps, batch = int(steps * factor + 1e-9), min(mechanism.dataset_size, int(batch * factor + 1e-9))
+        steps, batch = int(steps * factor + 1e-9), min(plan.dataset_size, int(batch * factor + 1e-9))
     if not steps or not batch:
         raise InputError(f"{minutes:g} minutes are too short for a single step here: give more, or a smaller network")
+    loss = dataclasses.replace(method.loss, noise_multiplicity=copies)
     fitted = dataclasses.replace(
         config,
         privacy=dataclasses.replace(config.privacy, steps=steps, expected_batch_size=batch),
-        loss=dataclasses.replace(config.loss, noise_multiplicity=copies),
+        method=dataclasses.replace(method, loss=loss),
     )
-    plan = mechanism.with_steps(steps, expected_batch_size=batch)
-    return Fitted(fitted, _cost(stopwatch, fitted, facts, plan, each, beside), sampling)
+    plan = plan.with_steps(steps, expected_batch_size=batch)
+    return Fitted(fitted, _cost(stopwatch, loss, facts, plan, each, beside), sampling)
 
 
 def _factor(of_examples: float, of_steps: float, seconds: float) -> float:
@@ -313,12 +319,12 @@ def _factor(of_examples: float, of_steps: float, seconds: float) -> float:
     return seconds / (half + math.sqrt(half**2 + of_examples * seconds))
 
 
-def _require_half_free(config: Config, facts: ImageFacts) -> None:
+def _require_half_free(method: Diffusion, machine: Machine, facts: ImageFacts) -> None:
     """Raise InputError unless a step of this network needs at most half of the free memory; nothing of it is made."""
     with torch.device("meta"):
-        denoiser = build_denoiser(config.network, config.preconditioning, facts, config.prior)
-    parameters = sum(p.numel() for p in denoiser.parameters())
-    needed, half = BYTES_OF_A_PARAMETER * parameters, memory_free(choose_device(config.training.device)) // 2
+        generator = method.untrained(facts)
+    parameters = sum(p.numel() for p in generator.parameters())
+    needed, half = BYTES_OF_A_PARAMETER * parameters, memory_free(choose_device(machine.device)) // 2
     if needed > half:
         raise InputError(
             f"a step of {parameters:,} parameters needs {needed / 2**30:.1f} GiB, and measuring may use half of the "
@@ -327,44 +333,24 @@ def _require_half_free(config: Config, facts: ImageFacts) -> None:
 
 
 def physical_batch_size(
-    training: Training, loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: ImageFacts
+    machine: Machine, device: torch.device, copies: int, bytes_of_one: Callable[[], int]
 ) -> int:
-    """Return how many examples to take at once: what `training` says, or as many as are of use and fit the memory.
+    """Return how many examples to take at once: what `machine` says, or as many as are of use and fit the memory.
 
-    What one example keeps is counted, its gradient row with it; half as much again comes and goes.
+    Args:
+        machine: Its own number, if it says one.
+        device: Where they are.
+        copies: Noisy copies of each.
+        bytes_of_one: Returns what one example keeps, its gradient row with it; half as much again comes and goes.
     """
-    if training.physical_batch_size != "auto":
-        return training.physical_batch_size
-    device = next(denoiser.parameters()).device
-    if training.strategy == "one-backward-each":
-        return max(1, _COPIES_AT_ONCE // loss.noise_multiplicity)  # of which one is in memory
-    with autocast(training.precision, device):
-        fit = int(memory_for_a_batch(device) / (1.5 * bytes_of_one(loss, denoiser, facts)))
-    of_use = fit if device.type == "cuda" else -(-_COPIES_AT_ONCE // loss.noise_multiplicity)
+    if machine.physical_batch_size != "auto":
+        return machine.physical_batch_size
+    if machine.strategy == "one-backward-each":
+        return max(1, _COPIES_AT_ONCE // copies)  # of which one is in memory
+    with autocast(machine.precision, device):
+        fit = int(memory_for_a_batch(device) / (1.5 * bytes_of_one()))
+    of_use = fit if device.type == "cuda" else -(-_COPIES_AT_ONCE // copies)
     return max(1, min(fit, of_use))
-
-
-def bytes_of_one(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: ImageFacts) -> int:
-    """Return the bytes that one example keeps for its gradient, and those of the gradient.
-
-    Passes with one noisy copy and with two tell what each further one takes, so that this needs little itself.
-    """
-    device = next(denoiser.parameters()).device
-
-    def kept(copies: int) -> int:
-        few = dataclasses.replace(loss, noise_multiplicity=copies)
-        batch = few.draw(
-            torch.zeros(1, *facts.shape, device=device),
-            torch.zeros(1, dtype=torch.long, device=device),
-            null_label=facts.num_classes,
-            noise_levels=denoiser.preconditioning.noise_levels,
-            random_bytes=os.urandom,
-        )
-        return bytes_for_backward(lambda: few(denoiser, batch), denoiser)
-
-    one = kept(1)
-    each = kept(2) - one if loss.noise_multiplicity > 1 else 0
-    return one + (loss.noise_multiplicity - 1) * each + sum(4 * p.numel() for p in denoiser.parameters())
 
 
 def _peak_bytes() -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from dpdm.training.release import Release
+from dpdm.runs.release import Release
 from dpdm.types import InputError, Labels, require_positive
 
 Frequencies = Sequence[float] | Literal["equal", "released"]
@@ -69,8 +69,8 @@ def _weights(release: Release, chosen: list[int], frequencies: Frequencies) -> l
     if frequencies == "equal":
         return [1.0] * len(chosen)
     if frequencies == "released":
-        if (shares := release.class_shares) is None:
-            raise InputError("this run has no prior, and so released no frequencies of classes: give them as numbers")
+        if (shares := release.generator.class_shares) is None:
+            raise InputError("this run released no frequencies of classes: give them as numbers")
         return [shares[place] for place in chosen]
     numbers = [float(number) for number in frequencies if not isinstance(number, str)]
     if len(numbers) != len(chosen):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dpdm.data import ImageDataset
-from dpdm.training import train_private_classifier
+from dpdm.runs import train_private_classifier
 from dpdm.types import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from dpdm.config import Prior
+from dpdm.methods import Prior
 from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
 from dpdm.diffusion.spectrum import Spectrum, denoised_spectrum, symmetric_matrices
-from dpdm.networks import MLP, UNet, Zero
+from dpdm.networks import MLP, UNet
 from dpdm.privacy import DPSGD, NonPrivate
-from dpdm.training import Trainer
-from dpdm.training.prior import low_frequencies, release_prior, with_texture
+from dpdm.runs import Trainer
+from dpdm.methods.prior import low_frequencies, release_prior, with_texture
 from dpdm.types import InputError, images_to_tensor
 
 PRIOR = Prior(centres=3, rounds=4)
@@ -28,9 +28,7 @@ def plan_for(prior, *, steps, epsilon, size=60, delta=1e-3):
 
 
 def trainer_of(plan, prior, folder):
-    return Trainer(
-        network=MLP(width=8, blocks=1), preconditioning=MomentMatched(), prior=prior, mechanism=plan, run=folder / "run"
-    )
+    return Trainer(method=Diffusion(network=MLP(width=8, blocks=1), preconditioning=MomentMatched(), prior=prior), plan=plan, run=folder / "run")
 
 
 def blobs(number=3000, *, side=8, channels=1, classes=2):
@@ -105,7 +103,7 @@ def test_low_frequencies_are_orthonormal_and_hold_smooth_images(shape):
 
 
 def test_images_too_large_for_a_covariance_keep_the_variance_outside_of_its_basis(monkeypatch):
-    monkeypatch.setattr("dpdm.training.prior._MOST_COORDINATES", 3 * 5 * 5)
+    monkeypatch.setattr("dpdm.methods.prior._MOST_COORDINATES", 3 * 5 * 5)
     data = blobs(side=12, channels=3)
     prior, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
     x = images_to_tensor(data.images).flatten(1).double()
@@ -179,13 +177,11 @@ def test_nothing_is_released_of_data_that_the_plan_or_the_network_does_not_fit(t
         trainer.fit(data)
     network = UNet(width=8, multipliers=(1,), blocks=1, attention=(5,))
     plan = plan_for(PRIOR, steps=3, epsilon=5.0)
-    trainer = Trainer(
-        network=network, preconditioning=MomentMatched(), prior=PRIOR, mechanism=plan, run=tmp_path / "other"
-    )
+    trainer = Trainer(method=Diffusion(network=network, preconditioning=MomentMatched(), prior=PRIOR), plan=plan, run=tmp_path / "other")
     with pytest.raises(InputError, match="attention at height 5"):
         trainer.fit(data)
     with pytest.raises(InputError, match="nothing to train"):
-        Trainer(network=Zero(), preconditioning=MomentMatched(), prior=PRIOR, mechanism=plan)
+        Trainer(method=Diffusion(network=Zero(), preconditioning=MomentMatched(), prior=PRIOR), plan=plan)
     for run in ("run", "other"):
         journal = tmp_path / run / "private" / "journal.jsonl"
         assert not journal.exists() or "spent" not in journal.read_text()
@@ -209,11 +205,11 @@ def test_a_prior_whose_journal_is_lost_is_refused(tmp_path):
 def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_too():
     plan = DPSGD(dataset_size=50, expected_batch_size=5, steps=3, delta=1e-3, noise_multiplier=1.0)
     with pytest.raises(InputError, match="its settings need mean of all"):
-        Trainer(mechanism=plan, prior=PRIOR, preconditioning=MomentMatched())
+        Trainer(method=Diffusion(prior=PRIOR, preconditioning=MomentMatched()), plan=plan)
     with pytest.raises(InputError, match="come together"):
-        Trainer(mechanism=plan, preconditioning=MomentMatched())
+        Trainer(method=Diffusion(preconditioning=MomentMatched()), plan=plan)
     with pytest.raises(InputError, match="come together"):
-        Trainer(mechanism=plan, prior=PRIOR)
+        Trainer(method=Diffusion(prior=PRIOR), plan=plan)
 
 
 @pytest.mark.proof

@@ -1,26 +1,26 @@
 """What may be published of a run, and how images are made from it: post-processing only."""
 
 import hashlib
-import math
 import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from dpdm.config import AnyPreconditioning, AnySampler, Config, Prior, decode
+from dpdm.config import decode_method
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
-from dpdm.diffusion import GaussianMixture, MatchedPreconditioning, MomentMatched, PreconditionedDenoiser
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
-from dpdm.networks import Network, Own, OwnNetwork, Zero, build_network
+from dpdm.methods import AnySampler, DenoisingGenerator, ImageFacts, ImageGenerator, Method
+from dpdm.networks import OwnNetwork
 from dpdm.privacy.processes import Processes
-from dpdm.training.hardware import Precision, autocast, choose_device
-from dpdm.training.run_folder import release_folder
-from dpdm.training.weights import (
+from dpdm.runs.hardware import Precision, autocast, choose_device
+from dpdm.runs.run_folder import release_folder
+from dpdm.runs.weights import (
     Layout,
     differences,
     layout_of,
@@ -42,16 +42,10 @@ from dpdm.types import (
     tensor_to_images,
 )
 
-PRIOR = "preconditioning.prior."
-"""What the names of a prior's tensors begin with."""
-
-NETWORK = "network."
-"""What the names of a network's tensors begin with."""
-
 FILES = ("config.toml", "model.safetensors")
 """The files that `privacy.json` holds digests of."""
 
-SCHEMA = 5
+SCHEMA = 6
 """Of a release's files."""
 
 _MOST_TEXT = 2**22  # bytes of settings or of a claim: ten thousand long names of classes
@@ -65,29 +59,8 @@ _LINE = re.compile(  # of settings as they are written: a head, a key, an entry 
 )
 
 
-class ImageFacts(NamedTuple):
-    """The declared facts of a data set that a generator needs."""
-
-    shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes there are; 0 without labels."""
-        return len(self.class_names)
-
-
-def from_settings(settings: dict[str, Any]) -> tuple[Config, ImageFacts]:
-    """Return what a generator needs of a run's settings, as `config.toml` holds them."""
-    declared = settings["data"]
-    needed = ["network", "preconditioning", "loss", "sampler", *(["prior"] if "prior" in settings else [])]
-    parts = {key: settings[key] for key in needed}
-    config = decode(Config, {"data": {"source": declared["name"]}, **parts})
-    return config, facts_of(declared)
-
-
 def facts_of(declared: dict[str, Any]) -> ImageFacts:
-    """Return the declared facts that settings hold under `data`.
+    """Return the declared facts that settings hold under `facts`.
 
     Raises:
         InputError: They are none: sides without end, or names that nobody can read.
@@ -96,33 +69,16 @@ def facts_of(declared: dict[str, Any]) -> ImageFacts:
     require_name(declared["name"], "config.toml: the data set")
     if not isinstance(names, list) or len(names) > MOST_CLASSES:
         raise InputError(
-            f"config.toml holds something in data.class_names that is no list of up to {MOST_CLASSES:,} names"
+            f"config.toml holds something in facts.class_names that is no list of up to {MOST_CLASSES:,} names"
         )
     require_names_of_classes(names, "config.toml: a class")
     sound = isinstance(shape, list) and [type(side) for side in shape] == [int] * 3
     if not sound or shape[0] not in (1, 3, 4) or not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[1:]):
         raise InputError(
-            "config.toml holds something in data.shape: not 1, 3 or 4 channels and two sides "
+            "config.toml holds something in facts.shape: not 1, 3 or 4 channels and two sides "
             f"from {MIN_SIDE} to {MAX_SIDE:,}"
         )
     return ImageFacts(tuple(shape), tuple(names))
-
-
-def build_denoiser(
-    network: Network | OwnNetwork,
-    preconditioning: AnyPreconditioning,
-    facts: ImageFacts,
-    prior: Prior | GaussianMixture | None,
-) -> PreconditionedDenoiser:
-    """Return the untrained denoiser; where a prior is only planned, with one of its size that knows nothing."""
-    images_in = preconditioning.images_in
-    module = build_network(network, facts.shape, num_classes=facts.num_classes, images_in=images_in).train()
-    if not isinstance(preconditioning, MomentMatched):
-        return PreconditionedDenoiser(module, preconditioning)
-    if not isinstance(prior, GaussianMixture):
-        centres, dimensions = (prior or Prior()).centres, math.prod(facts.shape)
-        prior = GaussianMixture.placeholder(dimensions, num_classes=facts.num_classes, centres=centres)
-    return PreconditionedDenoiser(module, preconditioning.about(prior))
 
 
 def read_claim(folder: Path) -> dict[str, Any]:
@@ -163,31 +119,22 @@ def _require_digest(path: Path, privacy: dict[str, Any], found: str) -> None:
         raise InputError(f"{path} is not the file that privacy.json was written for: its digest differs")
 
 
-def require_layout(path: Path, config: Config, facts: ImageFacts) -> Layout:
-    """Return the layout of a file of weights, or raise InputError if it is not that of the settings' denoiser.
+def require_layout(path: Path, method: Method, facts: ImageFacts) -> Layout:
+    """Return the layout of a file of weights, or raise InputError if it is not that of the settings' generator.
 
     Nothing of the size of the weights is made: whoever writes settings may ask for a network without end.
     """
     layout = read_layout(path)
     try:
-        prior = None
-        if isinstance(config.preconditioning, MomentMatched):
-            kept, lead = layout[f"{PRIOR}vectors"][1][1], layout[f"{PRIOR}axes"][1][2]
-            if not lead <= kept <= math.prod(facts.shape):
-                raise ValueError("more directions than pixels")
-            sizes: dict[str, int] = {"kept": kept, "lead": lead, "centres": (config.prior or Prior()).centres}
-            with torch.device("meta"):
-                prior = GaussianMixture.placeholder(math.prod(facts.shape), num_classes=facts.num_classes, **sizes)
-        own = isinstance(config.network, Own)  # whose code is not here: its weights are what the file says
+        foreign = {}
+        if method.foreign is not None:  # whose code is not here: its weights are what the file says
+            foreign = {name: entry for name, entry in layout.items() if name.startswith(method.foreign)}
+            require_plain(foreign)
+            method = method.with_code(nn.Identity())
         with torch.device("meta"):
-            network = Zero() if own else config.network
-            expected = layout_of(build_denoiser(network, config.preconditioning, facts, prior).state_dict())
-        if own:
-            weights = {name: entry for name, entry in layout.items() if name.startswith(NETWORK)}
-            require_plain(weights)
-            expected |= weights
-        if expected != layout:
-            raise ValueError("another network or prior than the settings'")
+            expected = layout_of(method.untrained(facts, sizes=_sizes(layout)).state_dict())
+        if expected | foreign != layout:
+            raise ValueError("other weights than the settings'")
     except (LookupError, TypeError, RuntimeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -195,48 +142,39 @@ def require_layout(path: Path, config: Config, facts: ImageFacts) -> Layout:
     return layout
 
 
+def _sizes(layout: Layout) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, (_, shape) in layout.items()}
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Release:
     """A trained generator with its claim.
 
     Args:
-        denoiser: The averaged network inside its preconditioning.
-        facts: Shape (channel, height, width) and class names of its images.
-        privacy: The claim for machines; `statement` is the one for people.
+        generator: What draws images; its `state_dict` is all of it.
+        claim: The claim for machines; `statement` is the one for people.
         settings: All settings and declared facts of the run, as `config.toml` holds them.
-        sampler: What `sample` uses unless told otherwise.
 
     Privacy:
         All of it may be published: it is post-processing of noisy sums and declared facts.
     """
 
-    denoiser: PreconditionedDenoiser
-    facts: ImageFacts
-    privacy: dict[str, Any]
+    generator: ImageGenerator
+    claim: dict[str, Any]
     settings: dict[str, Any]
-    sampler: AnySampler
+
+    @property
+    def facts(self) -> ImageFacts:
+        """Shape (channel, height, width) and class names of its images."""
+        return self.generator.facts
 
     def __repr__(self) -> str:
-        return f"Release({self.privacy.get('statement')!r}, shape={self.facts.shape}, classes={self.facts.num_classes})"
+        return f"Release({self.claim.get('statement')!r}, shape={self.facts.shape}, classes={self.facts.num_classes})"
 
     @property
     def statement(self) -> str:
         """The claim in one line."""
-        return str(self.privacy["statement"])
-
-    @property
-    def null_label(self) -> int | None:
-        """The label that stands for "no label", if training had it."""
-        trained = self.facts.num_classes and self.settings["loss"]["label_dropout"] > 0
-        return self.facts.num_classes if trained else None
-
-    @property
-    def class_shares(self) -> tuple[float, ...] | None:
-        """How frequent each class is among the training images, as the prior has released it; None without a prior."""
-        preconditioning = self.denoiser.preconditioning
-        if not isinstance(preconditioning, MatchedPreconditioning) or not self.facts.num_classes:
-            return None
-        return tuple(preconditioning.prior.class_shares.tolist())
+        return str(self.claim["statement"])
 
     def sample(
         self,
@@ -250,7 +188,7 @@ class Release:
 
         Args:
             count: How many.
-            sampler: How (default: the release's own).
+            sampler: How (default: the generator's own).
             labels: Their classes (default: each class equally often, in turn). `choose_labels` makes others.
             seed: Makes the images repeatable.
 
@@ -283,30 +221,28 @@ class Release:
         """
         require_positive(count=count)
         require_seed(seed=seed or 0)
-        sampler = sampler or self.sampler
-        sampler.require_trained(self.denoiser.preconditioning.noise_levels)
+        generator = self.generator if sampler is None else _sampled_by(self.generator, sampler)
         classes = max(1, self.facts.num_classes)
         chosen = np.arange(count) % classes if labels is None else np.asarray(labels, dtype=np.int64)
         if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < classes)).all():
             raise InputError(f"labels must be {count} integers from 0 to {classes - 1}")
-        device = next(iter(self.denoiser.state_dict().values())).device
+        device = generator.device
         seeds = np.random.SeedSequence(seed).spawn(-(-count // part_size))
         for number in processes.shard(len(seeds)):
             start = number * part_size
-            generator = torch.Generator(device).manual_seed(int(seeds[number].generate_state(1, np.uint64)[0]) >> 1)
+            random = torch.Generator(device).manual_seed(int(seeds[number].generate_state(1, np.uint64)[0]) >> 1)
             part = torch.from_numpy(chosen[start : start + part_size]).to(device)
-            noise = torch.randn((len(part), *self.facts.shape), generator=generator, device=device)
             with autocast(precision, device):
-                x = sampler(self.denoiser, noise, part, generator=generator, null_label=self.null_label)
+                x = generator.draw(part, random=random)
             yield tensor_to_images(x), chosen[start : start + part_size]
 
     def save(self, folder: Path) -> None:
         """Write settings, weights and, last, the claim with their digests."""
         folder.mkdir(parents=True, exist_ok=True)
         write_toml(folder / "config.toml", self.settings)
-        save_weights(folder / "model.safetensors", self.denoiser.state_dict())
+        save_weights(folder / "model.safetensors", self.generator.state_dict())
         digests = {name: digest(folder / name) for name in FILES}
-        write_json(folder / "privacy.json", {"schema": SCHEMA, **self.privacy, "sha256": digests})
+        write_json(folder / "privacy.json", {"schema": SCHEMA, **self.claim, "sha256": digests})
 
     @staticmethod
     def load(run: Path | str, *, network: OwnNetwork | None = None) -> "Release":
@@ -321,29 +257,30 @@ class Release:
                 with: the names, shapes and kinds of its weights.
         """
         folder = release_folder(run)
-        privacy = read_claim(folder)
-        settings, path = read_settings(folder, privacy), folder / "model.safetensors"
+        claim = read_claim(folder)
+        settings, path = read_settings(folder, claim), folder / "model.safetensors"
         try:
-            config, facts = from_settings(settings)
-            if network is not None and not isinstance(config.network, Own):
-                raise InputError(f"{folder} has a network of dpdm's own: leave out network=")
-            layout = require_layout(path, config, facts)
-            require_weights_digest(folder, privacy)
-            prior = None
-            if isinstance(config.preconditioning, MomentMatched):
-                of_prior = read_weights(path, layout, below=PRIOR)
-                prior = GaussianMixture.from_tensors(of_prior, num_classes=facts.num_classes)
-            code = config.network if network is None else network
-            denoiser = build_denoiser(code, config.preconditioning, facts, prior)
-            if other := differences(layout_of(denoiser.state_dict()), layout):
+            method, facts = decode_method(settings), facts_of(settings["facts"])
+            layout = require_layout(path, method, facts)
+            require_weights_digest(folder, claim)
+            if network is not None:
+                method = method.with_code(network)
+            generator = method.untrained(facts, sizes=_sizes(layout))
+            if other := differences(layout_of(generator.state_dict()), layout):
                 raise InputError(f"{folder} was trained with another network than the one given: {other}")
-            denoiser.load_state_dict(read_weights(path, layout))
-            denoiser.requires_grad_(False).eval()
-            privacy["statement"]
+            generator.load_state_dict(read_weights(path, layout))
+            generator.requires_grad_(False).eval()
+            claim["statement"]
         except InputError:
             raise
         except (LookupError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
             if is_of_memory(error):
                 raise
             raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
-        return Release(denoiser.to(choose_device("auto")), facts, privacy, settings, config.sampler)
+        return Release(generator.to(choose_device("auto")), claim, settings)
+
+
+def _sampled_by(generator: ImageGenerator, sampler: AnySampler) -> ImageGenerator:
+    if not isinstance(generator, DenoisingGenerator):
+        raise InputError("this run has no sampler: its images are drawn at once")
+    return generator.sampled_by(sampler)

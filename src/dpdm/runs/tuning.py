@@ -16,19 +16,21 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from dpdm.config import Config, Privacy, decode_plan, encode, require_same_unit
+from dpdm.config import Config, Privacy, decode_plan, encode, encode_config, require_same_unit
 from dpdm.data import ImageDataset, blank_equal
 from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
 from dpdm.files import held, read_json, write_json
 from dpdm.ledger import InLedger, Ledger, Records
+from dpdm.methods import Budget
 from dpdm.privacy import AnyPlan, FullSum, GaussianRelease, Plan
 from dpdm.privacy.accounting import epsilon
 from dpdm.privacy.figures import figures_of, keep, kept_as
 from dpdm.privacy.search import Search
 from dpdm.privacy.sums import BoundedSum
-from dpdm.training.release import Release
-from dpdm.training.trainer import RunLost, Trainer
+from dpdm.runs.release import Release
+from dpdm.runs.run import RunLost
+from dpdm.runs.trainer import Trainer
 from dpdm.types import InputError
 
 NUM_IMAGES = 10_000
@@ -85,10 +87,11 @@ class Tuner:
         """
         first = self.candidates[0]
         for config in self.candidates[1:]:
-            if (config.privacy, config.prior, config.data) != (first.privacy, first.prior, first.data):
+            same = (config.privacy, config.data) == (first.privacy, first.data)
+            if not same or _planned(config) != _planned(first):
                 raise InputError(
-                    "candidates differ in [privacy], [prior] or [data], on which the price of a run depends: let them "
-                    "differ in other settings"
+                    "candidates differ in [privacy], [data] or what their method releases, on which the price of a run "
+                    "depends: let them differ in other settings"
                 )
         if not isinstance(first.privacy, Privacy):
             raise InputError("privacy.kind = non-private claims nothing: a search has no price there")
@@ -97,7 +100,7 @@ class Tuner:
                 f"{data.name} has groups of images, of which one can change many right answers, and the noise on their "
                 "count covers one: give --reference with public images"
             )
-        plan = first.privacy.plan(lambda: data.num_units, first.prior, unit=first.data.unit, search=self.search)
+        plan = first.privacy.plan(first.method, lambda: data.num_units, unit=first.data.unit, search=self.search)
         require_same_unit(plan, data)
         return plan
 
@@ -133,7 +136,7 @@ class Tuner:
         if self.reference is not None:  # the same code whether there are equal images or not: it must not show
             data = blank_equal(data, self.reference)
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
-            Trainer.from_config(config, data, run=self.run, mechanism=plan, ledger=lambda: None).rehearse(data)
+            Trainer.from_config(config, data, run=self.run, plan=plan, ledger=lambda: None).rehearse(data)
         self._begin(plan)
         busy = f"{self.run} is in use: another process is searching; wait for it"
         with held(self.run / "private" / ".lock", otherwise=busy):
@@ -179,7 +182,7 @@ class Tuner:
             write_json(private / "search.json", state)
             folder = private / "runs" / str(number)
             config = self.candidates[choice]  # the whole search is reserved, and its runs reserve nothing more
-            trainer = Trainer.from_config(config, data, run=folder, mechanism=plan, ledger=lambda: None)
+            trainer = Trainer.from_config(config, data, run=folder, plan=plan, ledger=lambda: None)
             try:
                 release = on_run(number, len(state["choices"]), trainer, data)
                 score = self._score(release, data, plan, folder)
@@ -224,7 +227,7 @@ class Tuner:
     def _begin(self, plan: Plan) -> dict[str, Any]:
         """Return the state of the search: drawn, if there is none yet, and saved before anything is spent."""
         path = self.run / "private" / "search.json"
-        candidates = [encode(config) for config in self.candidates]
+        candidates = [encode_config(config) for config in self.candidates]
         reference = None if self.reference is None else self.reference.digest()
         what = {
             "plan": encode(plan),
@@ -285,6 +288,11 @@ class Tuner:
             return float(run.release(_SCORE, count, num_records=len(data)).values)
         finally:
             run.close()
+
+
+def _planned(config: Config) -> tuple[object, ...]:
+    """Return what a method releases of any budget: two with the same have the same price."""
+    return config.method.releases(Budget(1.0, 1e-5, 10_000, config.privacy.steps))
 
 
 def combinations(texts: Sequence[str]) -> list[tuple[str, ...]]:

@@ -5,7 +5,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from dpdm.training import hardware
+from dpdm.runs import hardware
 
 
 def test_processes_wait_for_one_another_for_days(monkeypatch):

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpdm.config import Training, load_config
+from dpdm.config import load_config
 from dpdm.diffusion import EDM, DenoisingLoss, PreconditionedDenoiser
 from dpdm.networks import CompactUNet
 from dpdm.privacy import MechanismRun, clipped_grad_sum
-from dpdm.training import ImageFacts, fit_to_time, hardware, step_cost
-from dpdm.training.step_cost import physical_batch_size
-from dpdm.training.worth import noise_to_signal, why_it_cannot_pay
+from dpdm.runs import fit_to_time, hardware, step_cost
+from dpdm.methods import ImageFacts
+from dpdm.runs.cost import physical_batch_size
+from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay
 from dpdm.types import InputError
 
 FACTS = ImageFacts((1, 28, 28), tuple("0123456789"))
@@ -69,7 +70,7 @@ def test_no_time_for_a_step(fit):
 @pytest.mark.proof
 def test_what_is_measured_is_what_a_step_takes():
     """Measured for real: as many seconds as asked for, give or take what else the machine does."""
-    config = load_config("digits", overrides=["training.precision=float32"])
+    config = load_config("digits", overrides=["machine.precision=float32"])
     facts = ImageFacts((1, 8, 8), tuple("0123456789"))
     shown = []
     fitted, told, sampling = fit_to_time(
@@ -114,7 +115,7 @@ def test_all_measuring_takes_a_tenth_of_the_time(monkeypatch):
 
 def test_a_measurement_stops_when_its_time_is_over():
     """A step on one image is always taken; of larger ones no more than fit."""
-    config = load_config("digits", overrides=["training.precision=float32"])
+    config = load_config("digits", overrides=["machine.precision=float32"])
     stopwatch = step_cost._Stopwatch(config, ImageFacts((1, 8, 8), tuple("0123456789")))
     stopwatch.seconds(config.loss, 256, within=0.0)  # warm
     sizes = []

@@ -4,8 +4,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from dpdm.training import weights
-from dpdm.training.weights import (
+from dpdm.runs import weights
+from dpdm.runs.weights import (
     all_finite,
     layout_of,
     read_layout,

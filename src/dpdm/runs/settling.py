@@ -30,7 +30,7 @@ def settle_run(run: Path | str, ledger: Ledger, *, only_copy: bool = False) -> t
     name = InLedger.read(private)
     if name is None or not (private / "journal.jsonl").is_file():
         raise InputError(f"{run} holds no run that a ledger counts: is the path right?")
-    plan = decode_plan(read_toml(private / "config.toml")["privacy"])
+    plan = decode_plan(read_toml(private / "config.toml")["plan"])
     if not isinstance(plan, Plan):
         raise InputError(f"{run} claims nothing: there is nothing to settle")
     place = Path(ledger.reservation(name.run).place)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dpdm.training import ImageFacts
-from dpdm.training.labels import choose_labels
+from dpdm.methods import ImageFacts
+from dpdm.runs.labels import choose_labels
 from dpdm.types import InputError
 
 

@@ -5,17 +5,16 @@ from typing import TYPE_CHECKING
 from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
-    from dpdm.training.private_classifier import PrivateClassifier, train_private_classifier
-    from dpdm.training.release import ImageFacts, Release
-    from dpdm.training.step_cost import StepCost, fit_to_time, measure_sampling, measure_step
-    from dpdm.training.synthesizer import Synthesizer
-    from dpdm.training.trainer import Progress, RunLost, Trainer
-    from dpdm.training.verification import Verified, verify_release
+    from dpdm.runs.private_classifier import PrivateClassifier, train_private_classifier
+    from dpdm.runs.release import Release
+    from dpdm.runs.run import RunLost
+    from dpdm.runs.cost import StepCost, fit_to_time, measure_sampling, measure_step
+    from dpdm.runs.synthesizer import Synthesizer
+    from dpdm.runs.trainer import Trainer
+    from dpdm.runs.verification import Verified, verify_release
 
 __all__ = [
-    "ImageFacts",
     "PrivateClassifier",
-    "Progress",
     "Release",
     "RunLost",
     "StepCost",
@@ -33,10 +32,11 @@ __getattr__ = lazily(
     __name__,
     {
         "private_classifier": "PrivateClassifier train_private_classifier",
-        "release": "ImageFacts Release",
-        "step_cost": "StepCost fit_to_time measure_sampling measure_step",
+        "release": "Release",
+        "run": "RunLost",
+        "cost": "StepCost fit_to_time measure_sampling measure_step",
         "synthesizer": "Synthesizer",
-        "trainer": "Progress RunLost Trainer",
+        "trainer": "Trainer",
         "verification": "Verified verify_release",
     },
 )

@@ -5,7 +5,7 @@ import pytest
 
 import dpdm
 from dpdm.privacy import DPSGD
-from dpdm.training import Trainer
+from dpdm.runs import Trainer
 from dpdm.types import InputError
 
 PLAN = DPSGD(dataset_size=10, expected_batch_size=5, steps=2, noise_multiplier=1.0, delta=1e-3)
@@ -34,7 +34,7 @@ def test_an_argument_of_another_type_is_refused_in_one_line(name, value):
 def test_images_that_are_no_data_set_are_refused_and_leave_no_folder(tmp_path):
     for images in (None, np.zeros((3, 8, 8, 1), np.uint8)):
         with pytest.raises(InputError, match=r"dpdm\.open_dataset"):
-            Trainer(mechanism=PLAN, ledger=None, run=tmp_path / "run").fit(images)
+            Trainer(plan=PLAN, ledger=None, run=tmp_path / "run").fit(images)
     assert not (tmp_path / "run").exists()
 
 

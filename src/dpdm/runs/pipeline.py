@@ -1,6 +1,6 @@
 """A release as a pipeline of Hugging Face's `diffusers`, for whoever works with these.
 
-Needs `pip install 'dpdm[diffusers]'`, where it is exported and where it is loaded: the denoiser is the package's own.
+Needs `pip install 'dpdm[diffusers]'`, where it is exported and where it is loaded: the generator is the package's own.
 """
 
 import shutil
@@ -13,55 +13,41 @@ import torch
 from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
-from torch import Tensor
 
-from dpdm.diffusion import FromPrior, GaussianMixture, MatchedPreconditioning
+from dpdm.config import decode_method
 from dpdm.files import write_atomically
-from dpdm.training.release import Release, build_denoiser, from_settings
-from dpdm.training.run_folder import release_folder
-from dpdm.training.verification import verify_release
+from dpdm.methods import DenoisingGenerator
+from dpdm.runs.release import Release, facts_of
+from dpdm.runs.run_folder import release_folder
+from dpdm.runs.verification import verify_release
 from dpdm.types import Images, InputError
 
 _CARRIED = ("privacy.json", "config.toml")  # what a person should see of the release
 
 
-class Denoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """The denoiser D(x; σ, c) of a release, as a component of a pipeline.
+class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """The generator of a release, as a component of a pipeline.
 
     Args:
         settings: The settings of the release, as its `config.toml` holds them.
-        prior: Of moment-matched preconditioning: how many centres its prior has, how many directions it keeps,
-            and in how many of them classes differ.
+        sizes: The shape of each of its tensors.
     """
 
     config_name = "config.json"
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, settings: dict[str, Any], prior: list[int] | None = None) -> None:
+    def __init__(self, settings: dict[str, Any], sizes: dict[str, list[int]]) -> None:
         super().__init__()
-        config, facts = from_settings(settings)
-        mixture = None
-        if prior is not None:
-            centres, kept, lead = prior
-            per_class = centres // max(1, facts.num_classes)
-            dimensions = int(np.prod(facts.shape))
-            mixture = GaussianMixture.placeholder(
-                dimensions, num_classes=facts.num_classes, centres=per_class, kept=kept, lead=lead
-            )
-        self.denoiser = build_denoiser(config.network, config.preconditioning, facts, mixture)
-
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """Return the denoised images: see `dpdm.types.Denoiser`."""
-        denoised: Tensor = self.denoiser(x, sigma, labels)
-        return denoised
+        shapes = {name: tuple(shape) for name, shape in sizes.items()}
+        self.generator = decode_method(settings).untrained(facts_of(settings["facts"]), sizes=shapes)
 
 
 class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Makes the images that `Release.sample` makes of the same seed on the same device."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, generator: Generator) -> None:
         super().__init__()
-        self.register_modules(denoiser=denoiser)
+        self.register_modules(generator=generator)
 
     def __call__(
         self,
@@ -87,14 +73,12 @@ class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if output_type not in ("pil", "np"):
             raise InputError(f"output_type must be pil or np, not {output_type}")
-        settings = self.denoiser.config.settings
-        config, facts = from_settings(settings)
-        sampler = config.sampler
+        drawn = self.generator.generator.eval()
         if num_inference_steps is not None:
-            if isinstance(sampler, FromPrior):
-                raise InputError("a prior takes no steps: leave out num_inference_steps")
-            sampler = replace(sampler, steps=num_inference_steps)
-        release = Release(self.denoiser.denoiser.eval(), facts, {}, settings, sampler)
+            if not isinstance(drawn, DenoisingGenerator):
+                raise InputError("images of this run are drawn at once: leave out num_inference_steps")
+            drawn = drawn.sampled_by(replace(drawn.sampler, steps=num_inference_steps))
+        release = Release(drawn, {}, self.generator.config.settings)
         labels = None if class_labels is None else np.asarray(class_labels)
         count = batch_size if labels is None else len(labels)
         images, _ = release.sample(
@@ -115,16 +99,13 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
         raise InputError(f"{folder} is not empty: choose another folder")
     verify_release(run)
     release = Release.load(run)
-    preconditioning, prior = release.denoiser.preconditioning, None
-    if isinstance(preconditioning, MatchedPreconditioning):
-        of = preconditioning.prior
-        prior = [len(of.centres), of.vectors.shape[1], of.axes.shape[2]]
-    denoiser = Denoiser(release.settings, prior)
-    denoiser.denoiser.load_state_dict(release.denoiser.state_dict())
+    state = release.generator.state_dict()
+    generator = Generator(release.settings, {name: list(tensor.shape) for name, tensor in state.items()})
+    generator.generator.load_state_dict(state)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        DPDMPipeline(denoiser).save_pretrained(partial)
+        DPDMPipeline(generator).save_pretrained(partial)
         for name in _CARRIED:
             shutil.copyfile(release_folder(run) / name, partial / name)  # not every file system has modes
         write_atomically(partial / "README.md", lambda path: path.write_text(_readme(release), encoding="utf-8"))
@@ -145,7 +126,7 @@ def _readme(release: Release) -> str:
 
 ```python
 import torch
-from dpdm.training.pipeline import DPDMPipeline
+from dpdm.runs.pipeline import DPDMPipeline
 
 pipeline = DPDMPipeline.from_pretrained("path/of/this/folder")
 images = pipeline(10, generator=torch.Generator().manual_seed(0)).images

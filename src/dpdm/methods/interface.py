@@ -1,0 +1,233 @@
+"""What a method, its generator and its run are. A new method is one file that knows this one.
+
+A **method** is a frozen value. It is handed a **run** and yields progress until it returns a **generator**. Whatever
+it learns of private images has passed the run's mechanism: a method writes no file, knows no ledger, draws no entropy.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dpdm.data import ImageDataset
+from dpdm.privacy import AnyPlan, MechanismRun, Noisy, Plan
+from dpdm.privacy.mechanism import Diagnostics
+from dpdm.privacy.processes import Processes
+from dpdm.privacy.releases import FullSum, PoissonSums
+from dpdm.privacy.sums import BoundedSum
+from dpdm.types import InputError
+
+Sizes = Mapping[str, tuple[int, ...]]
+"""The shape of each tensor of a generator, as a file has them."""
+
+Read = Callable[..., Tensor]
+"""Returns a tensor of a file by its name, or those of its rows that a slice asks for."""
+
+
+class ImageFacts(NamedTuple):
+    """The declared facts of a data set that a generator needs."""
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; 0 without labels."""
+        return len(self.class_names)
+
+
+class Budget(NamedTuple):
+    """What a claim may cost, and what a person says of its steps: all that a method's plan depends on.
+
+    `steps` and `expected_batch_size` are None where nobody said anything of them.
+    """
+
+    epsilon: float
+    delta: float
+    dataset_size: int
+    steps: int | None = None
+    expected_batch_size: int | None = None
+    max_grad_norm: float = 1.0
+
+    @property
+    def batch_size(self) -> int:
+        """E: what was given, or a sixteenth of the size, from 64 to 2048, and never more than there are."""
+        given = self.expected_batch_size
+        return min(self.dataset_size, max(64, min(2048, self.dataset_size // 16))) if given is None else given
+
+
+class Progress(NamedTuple):
+    """One step taken. `diagnostics` are secret, all else is public.
+
+    `epsilon` is an upper bound for the steps so far: the value at the next of twenty points of the plan. None for a run
+    that is kept in memory.
+    """
+
+    steps_spent: int
+    steps: int
+    updates: int
+    epsilon: float | None
+    diagnostics: Diagnostics
+
+
+class ImageGenerator(nn.Module, ABC):
+    """What a run releases. Its `state_dict` is all there is of it: what is saved, digested, verified and loaded."""
+
+    facts: ImageFacts
+
+    @abstractmethod
+    def draw(
+        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return one image in [-1, 1] for each label; the same `random` gives the same images."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        first: Tensor = next(iter(self.state_dict().values()))
+        return first.device
+
+    @property
+    def class_shares(self) -> tuple[float, ...] | None:
+        """How frequent each class is among the training images, if that was released."""
+        return None
+
+    def shortened(self) -> tuple["ImageGenerator", float]:
+        """Return a generator that draws alike in fewer steps, to be tried or timed, and how many times fewer."""
+        return self, 1.0
+
+
+class Run(Protocol):
+    """All that a method can reach of the run it belongs to. Private numbers leave it only through `mechanism`."""
+
+    processes: Processes
+    device: torch.device
+    seed: int  # of what is public: first weights, the start of a search for centres
+
+    @property
+    def mechanism(self) -> MechanismRun:
+        """What makes the planned sums."""
+        ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context for calls of a network."""
+        ...
+
+    def physical_batch_size(self, copies: int, bytes_of_one: Callable[[], int]) -> int:
+        """Return how many examples to take at once, each with so many copies, which keeps so many bytes."""
+        ...
+
+    def once(self, name: str, make: Callable[[], BoundedSum]) -> Noisy:
+        """Return the planned release `name`: made now, or as it was made before the run was interrupted."""
+        ...
+
+    def resume(self, **state: nn.Module | torch.optim.Optimizer) -> int:
+        """Load what was saved of these; return how many updates they have seen. They are what is saved from now on."""
+        ...
+
+    def require_memory(self, module: nn.Module, bytes_of_one: int = 0) -> None:
+        """Raise InputError unless the device has room for a step of `module` on one example, which takes so much."""
+        ...
+
+    def took_step(self, diagnostics: Diagnostics, generator: ImageGenerator, *, learning_rate: float) -> Progress:
+        """Note a step: losses in private/, ε and pictures in watch/, and a checkpoint now and then."""
+        ...
+
+
+class Method(ABC):
+    """A way from private images to a generator. Every field of it is public."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:
+        """Return the plan's entries in order. Those without noise all get the same; with none without, all are scaled.
+
+        Raises:
+            InputError: The budget says something of steps that this method has no use for.
+        """
+
+    @abstractmethod
+    def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> ImageGenerator:
+        """Return a generator of the kind that `train` returns.
+
+        Args:
+            facts: Of the images.
+            seed: Of its first weights.
+            sizes: Shapes that a file has, where they follow from noisy sums (default: the largest there can be).
+        """
+
+    @abstractmethod
+    def train(
+        self, generator: ImageGenerator, data: ImageDataset, run: Run
+    ) -> Generator[Progress, None, ImageGenerator]:
+        """Train `generator`, as `untrained` made it; whatever depends on `data` has passed `run.mechanism`."""
+
+    def plan(
+        self,
+        *,
+        epsilon: float,
+        dataset_size: int,
+        delta: float = 1e-5,
+        steps: int | None = None,
+        expected_batch_size: int | None = None,
+        max_grad_norm: float = 1.0,
+        **fields: Any,  # noqa: ANN401 (those of `Plan`)
+    ) -> Plan:
+        """Return the plan of this method that costs `epsilon`.
+
+        Args:
+            epsilon: ε of the claim.
+            dataset_size: Declared number of records (see `Plan`).
+            delta: δ of the claim.
+            steps: How many steps, for methods that take any (default: the method's own).
+            expected_batch_size: Mean records of a step (default: a sixteenth of the size, from 64 to 2048).
+            max_grad_norm: Clipping norm of a step.
+            fields: Relation, unit, noise and search, as `Plan` takes them.
+
+        Raises:
+            InputError: The numbers do not fit together, or no amount of noise reaches `epsilon`.
+        """
+        search = fields.get("search")
+        of_one = epsilon if search is None else search.epsilon_of_one(epsilon=epsilon, delta=delta)
+        budget = Budget(of_one, delta, dataset_size, steps, expected_batch_size, max_grad_norm)
+        asked = Plan(dataset_size=dataset_size, delta=delta, releases=self.releases(budget), **fields)
+        return asked.calibrate(epsilon=epsilon)
+
+    def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
+        """Raise InputError for whatever training would refuse: tried on made-up images, before anything is spent."""
+        return None
+
+    def require_images(self, facts: ImageFacts) -> None:
+        """Raise InputError unless the method can be trained on images of these facts."""
+        return None
+
+    def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
+        """Raise InputError unless a run of this plan can come to the tensors of a release's file."""
+        return None
+
+    @property
+    def code(self) -> Any:  # noqa: ANN401 (a network of one's own)
+        """The code of a network that is not the package's, if the method has one."""
+        return None
+
+    @property
+    def foreign(self) -> str | None:
+        """What the names of those weights begin with whose code is not the package's, if there are any."""
+        return None
+
+    def said(self, generator: ImageGenerator) -> "Method":
+        """Return the method as settings can say it: a network of one's own by the name of its class."""
+        return self
+
+    def with_code(self, network: Any) -> "Method":  # noqa: ANN401
+        """Return the method with the code of a network of one's own.
+
+        Raises:
+            InputError: The method has no such network.
+        """
+        raise InputError("this run has no network of one's own: leave out network=")

@@ -1,0 +1,211 @@
+"""A method, a plan and images in; a release out. `Trainer.steps` is a generator of progress: bars and logs are its callers'."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
+
+import torch
+
+from dpdm.config import Config, Machine, require_exact_size, require_same_unit
+from dpdm.data import ImageDataset, read_location, require_outside
+from dpdm.ledger import Ledger, Records
+from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
+from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
+from dpdm.privacy.clipping import reject_cross_example_layers
+from dpdm.privacy.entropy import Entropy
+from dpdm.privacy.figures import kept_as
+from dpdm.privacy.processes import Processes
+from dpdm.runs.folder import PrivateFolder
+from dpdm.runs.hardware import choose_device
+from dpdm.runs.rehearsal import rehearse, require_memory, require_names, require_readable
+from dpdm.runs.release import Release
+from dpdm.runs.run import Run, begun
+from dpdm.runs.verification import release_settings, require_planned
+from dpdm.runs.watch import require_tensorboard
+from dpdm.runs.weights import require_storable
+from dpdm.types import InputError, refusing, require_name, require_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Trains a generator under a plan.
+
+    Args:
+        method: How: `Diffusion(...)`, `PriorAlone(...)`.
+        plan: What may be released: `method.plan(epsilon=...)`, or `NonPrivate(...)`.
+        machine: Device, precision and memory: may be others when a run goes on.
+        seed: Of first weights and the like, and of nothing that keeps a secret.
+        run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `watch/` what may be
+            seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
+            be resumed.
+        entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
+        ledger: Where what a run may release is reserved before its first noisy sum, if it claims anything
+            (default: the user's own, `Ledger.default`); None counts nothing.
+        asked: What a person asked for, as `private/config.toml` keeps it beside what follows from it.
+
+    Under torchrun every process is given the same images, all of them, keeps its own part, and returns the same
+    release; the first one writes the files. Where images are in groups, the unit of the plan, a group is selected as a
+    whole: it has one gradient, of copies of its images, and lies with one process.
+
+    Guarantees:
+        * In two worlds that differ in one unit, an image or a group, given the noisy sums, releases and control flow
+          agree.
+        * A run that is stopped and resumed never makes more noisy sums than its plan has.
+        * After every step the parameters are equal to the bit on all processes.
+        * What a rehearsal on made-up images can refuse, it refuses before the first noisy sum and before the ledger
+          counts the run; the run's folder is then as before.
+    """
+
+    method: Method = field(default_factory=Diffusion)
+    plan: AnyPlan
+    machine: Machine = field(default_factory=Machine)
+    seed: int = 0
+    run: Path | str | None = None
+    entropy: Entropy = field(default_factory=OperatingSystemEntropy)
+    ledger: Ledger | None = field(default_factory=Ledger.default)
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        data: ImageDataset,
+        *,
+        run: Path | str | None = None,
+        plan: AnyPlan | None = None,
+        ledger: Callable[[], Ledger | None] = Ledger.default,
+    ) -> "Trainer":
+        """Return the trainer that `config` describes.
+
+        Args:
+            config: The settings.
+            data: The images.
+            run: The run's folder.
+            plan: The plan (default: that of `config`, for which `data` is counted if no size is declared).
+            ledger: Opens the ledger (default: the user's own).
+        """
+        return cls(
+            method=config.method,
+            plan=plan or config.plan(lambda: data.num_units),
+            machine=config.machine,
+            seed=config.seed,
+            run=run,
+            ledger=ledger(),
+        )
+
+    def __post_init__(self) -> None:
+        wanted: dict[str, tuple[type, ...]] = {
+            "method": (Method,),
+            "plan": get_args(AnyPlan),
+            "machine": (Machine,),
+            "run": (str, Path, NoneType),
+            "ledger": (Ledger, NoneType),
+        }
+        for name, kinds in wanted.items():
+            if not isinstance(getattr(self, name), kinds):
+                known = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+                raise InputError(f"{name} must be {known}, not {type(getattr(self, name)).__name__}")
+        if not callable(getattr(self.entropy, "stream", None)):
+            raise InputError("entropy must be a source of random bytes")
+        require_seed(seed=self.seed)
+        require_planned(self.method, self.plan)
+
+    def build(self, data: ImageDataset) -> tuple[ImageGenerator, torch.device]:
+        """Return the untrained generator, and where it is trained.
+
+        Raises:
+            InputError: These settings cannot be trained on these images, or here.
+        """
+        if not isinstance(data, ImageDataset):
+            raise InputError(f"images are given as an ImageDataset (dpdm.open_dataset), not as {type(data).__name__}")
+        require_same_unit(self.plan, data)
+        require_name(data.name, "the data set (data.name)")
+        require_exact_size(self.plan, data)
+        if self.run is not None and data.location:
+            require_outside(Path(self.run), read_location(data.location).source)
+        if self.machine.tensorboard:
+            require_tensorboard()
+        facts = ImageFacts(data.shape, data.class_names)
+        self.method.require_images(facts)
+        device = choose_device(self.machine.device)
+        if self.method.code is None:
+            with torch.device("meta"):  # before there are weights, which may be too many
+                planned = self.method.untrained(facts)
+            require_storable(planned.state_dict())
+            require_memory(planned, device)
+        generator = self.method.untrained(facts, seed=self.seed)
+        require_names(generator, self.method)
+        with refusing(f"the network cannot be moved to the device {device}"):
+            generator.to(device)
+        reject_cross_example_layers(generator)
+        require_storable(generator.state_dict())
+        require_readable(self, self.settings(data, generator), generator)
+        return generator, device
+
+    def rehearse(self, data: ImageDataset) -> None:
+        """Refuse what a run would refuse before its first noisy sum, without beginning one.
+
+        Raises:
+            InputError: This cannot be trained on these images, or here, or its release could not be opened again.
+        """
+        with Processes.joined().refused_together():
+            generator, device = self.build(data)
+        mechanism = self.plan.start(entropy=self.entropy, strategy=self.machine.clipping)
+        run = Run.in_memory(mechanism, machine=self.machine, device=device, seed=self.seed, num_records=0)
+        with mechanism.processes.refused_together():
+            release = Release(generator, {"statement": "of nothing"}, self.settings(data, generator))
+            rehearse(self, run, release, mechanism, None)
+
+    def fit(self, data: ImageDataset) -> Release:
+        """Train to the end of the plan, from where an interrupted run stopped, and return the release."""
+        steps = self.steps(data)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                release: Release = end.value
+                return release
+
+    def steps(self, data: ImageDataset) -> Generator[Progress, None, Release]:
+        """Yield after every step; the generator's return value is the `Release`.
+
+        Closing the generator between steps saves a checkpoint, and the same call goes on from it.
+        """
+        trainer = as_begun(self, data)
+        with begun(trainer, data) as (run, untrained, own):
+            generator = yield from trainer.method.train(untrained, own, run)
+            release = run.release(generator.eval())
+            if not trainer.plan.steps:
+                run.show(release)
+        if self.run is not None and run.processes.first:
+            release.save(Path(self.run) / "release")
+        return release
+
+    def settings(self, data: ImageDataset, generator: ImageGenerator) -> dict[str, Any]:
+        """Return all settings and declared facts, as a release's `config.toml` holds them."""
+        return release_settings(self.method.said(generator), self.plan, self.seed, data.name, generator.facts)
+
+
+def as_begun(trainer: Trainer, data: ImageDataset) -> Trainer:
+    """Return the trainer with the plan that its run began with, or that was reserved for it; else as it is.
+
+    A plan's noise is computed once. What is kept is taken wherever a person asks for the same, since another processor
+    would come to other last digits; and all processes take the first one's.
+
+    Raises:
+        InputError: The processes of this run were asked for different plans.
+    """
+    processes, plan, ledger = Processes.joined(), trainer.plan, trainer.ledger
+    kept: AnyPlan | None = None
+    with processes.refused_together():
+        private = None if trainer.run is None else Path(trainer.run) / "private"
+        if processes.first and private is not None:
+            kept = PrivateFolder.kept_plan(private, plan)
+        new = private is None or not private.exists()
+        if processes.first and new and ledger is not None and isinstance(plan, Plan) and trainer.entropy.secure:
+            kept = ledger.reserved_plan(plan, Records.of(data))
+    first = processes.object_from_first(kept or plan)
+    processes.require(kept_as(plan, first) is not None, "their settings")
+    return replace(trainer, plan=first)
