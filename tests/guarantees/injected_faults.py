@@ -46,13 +46,13 @@ from two_worlds import (
 
 from dpdm.audit import parametric
 from dpdm.audit.canaries import AuditedRun, WatchedRun, train_with_canaries
-from dpdm.config import Config, Data
+from dpdm.config import Config, Data, Machine
 from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Prior
+from dpdm.methods import Diffusion, Prior, prior
 from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
 from dpdm.privacy import (
@@ -73,9 +73,10 @@ from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.mechanism import grid_step
-from dpdm.runs import Release, Trainer, prior, verify_release
+from dpdm.runs import Release, Trainer, verify_release
 from dpdm.runs.release import digest
 from dpdm.types import InputError
+from plans import in_memory
 
 Patch = Any
 """pytest's monkeypatch."""
@@ -176,7 +177,7 @@ def noise_of_the_prior(folder: Path) -> list[str]:
         releases=settings.releases(epsilon=1, delta=1e-3),
     )
     run = WatchedRun(plan, took_part=np.arange(10) < 5, strategy=OneBackwardEach())
-    prior.release_prior(run, IMAGES, settings, seed=0)
+    prior.release_prior(in_memory(run, len(IMAGES)), IMAGES, settings)
     return [check.name for check in parametric.check_sums(run.sums) if not check.passed]
 
 
@@ -213,10 +214,12 @@ def canaries(folder: Path) -> list[str]:
     plan = DPSGD(dataset_size=300, expected_batch_size=60, steps=30, noise_multiplier=4.2, delta=1e-3)
     config = Config(
         data=Data(source="made up"),
-        network=MLP(width=8, blocks=1),
-        preconditioning=EDM(),
-        loss=DenoisingLoss(noise_multiplicity=1, label_dropout=0.0),
-        training=Training(precision="float32", strategy="vectorized"),
+        method=Diffusion(
+            network=MLP(width=8, blocks=1),
+            preconditioning=EDM(),
+            loss=DenoisingLoss(noise_multiplicity=1, label_dropout=0.0),
+        ),
+        machine=Machine(precision="float32", strategy="vectorized"),
     )
     *_, played = train_with_canaries(config, plan, data, canaries=3000, members=20, coins=rng)
     assert isinstance(played, AuditedRun)
@@ -763,13 +766,13 @@ def triangle_by_two(patch: Patch) -> None:
 
 
 def class_counts_in_the_settings(patch: Patch) -> None:
-    sound = Trainer._settings
+    sound = Trainer.settings
 
-    def settings(self, data, denoiser):
-        plain = sound(self, data, denoiser)
-        return plain | {"data": plain["data"] | {"counts": np.bincount(data.labels, minlength=3).tolist()}}
+    def settings(self, data, generator):
+        plain = sound(self, data, generator)
+        return plain | {"facts": plain["facts"] | {"counts": np.bincount(data.labels, minlength=3).tolist()}}
 
-    patch.setattr(Trainer, "_settings", settings)
+    patch.setattr(Trainer, "settings", settings)
     patch.setattr("dpdm.runs.trainer.require_readable", lambda *arguments: None)  # which would refuse the run
 
 

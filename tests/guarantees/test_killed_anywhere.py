@@ -15,7 +15,7 @@ from dpdm.diffusion import DDIM, DenoisingLoss, MomentMatched
 from dpdm.methods import Diffusion, Prior
 from dpdm.networks import MLP
 from dpdm.privacy import DPSGD, InsecureSeededEntropy
-from dpdm.runs import Release, Trainer, private_folder, verify_release
+from dpdm.runs import Release, Trainer, folder, verify_release
 
 pytestmark = pytest.mark.proof
 
@@ -58,7 +58,7 @@ from test_killed_anywhere import IMAGES, stopped_after, trainer
 from dpdm.privacy import MechanismRun
 from dpdm.runs import folder
 run, side = sys.argv[1], sys.argv[2]
-private_folder.PrivateFolder.__init__.__kwdefaults__["seconds_between_saves"] = 0.0
+folder.PrivateFolder.__init__.__kwdefaults__["seconds_between_saves"] = 0.0
 sound = MechanismRun._release
 lines = os.open(side, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def noted(self, total, *, sensitivity):
@@ -120,7 +120,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one_to_the_bit(stops, tmp_path)
         stopped_after(trainer(tmp_path / "parts", steps=30, entropy=entropy), count)
     parts = trainer(tmp_path / "parts", steps=30, entropy=entropy).fit(IMAGES)
     for (name, one), other in zip(
-        whole.denoiser.state_dict().items(), parts.denoiser.state_dict().values(), strict=True
+        whole.generator.state_dict().items(), parts.generator.state_dict().values(), strict=True
     ):
         assert torch.equal(one, other), name
     assert (tmp_path / "whole" / "release" / "model.safetensors").read_bytes() == (
@@ -130,11 +130,9 @@ def test_an_interrupted_run_is_the_uninterrupted_one_to_the_bit(stops, tmp_path)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch):
-    monkeypatch.setitem(private_folder.PrivateFolder.__init__.__kwdefaults__, "seconds_between_saves", 0.0)
+    monkeypatch.setitem(folder.PrivateFolder.__init__.__kwdefaults__, "seconds_between_saves", 0.0)
     stopped_after(trainer(tmp_path / "run", steps=12), 6)
-    last, before = (
-        tmp_path / "run" / "private" / name for name in (private_folder._CHECKPOINT, private_folder._BEFORE)
-    )
+    last, before = (tmp_path / "run" / "private" / name for name in (folder._CHECKPOINT, folder._BEFORE))
     last.write_bytes(last.read_bytes()[:200])
     steps = trainer(tmp_path / "run", steps=12).steps(IMAGES)
     progress = next(steps)

@@ -15,6 +15,7 @@ from dpdm.methods.prior import release_prior
 from dpdm.privacy import DPSGD, InsecureSeededEntropy, OneBackwardEach
 from dpdm.privacy.sums import BoundedSum
 from dpdm.types import InputError
+from plans import in_memory
 
 PLAN = {"dataset_size": 12, "expected_batch_size": 5, "steps": 0, "delta": 1e-3}
 RELEASES = {"first": 5.0, "second": 3.0}
@@ -48,7 +49,7 @@ def test_what_is_no_vector_is_refused_before_anything_is_spent(shape):
 def test_each_sum_of_a_prior_has_noise_of_its_own_in_every_number():
     world, releases = World(), PRIOR.releases(epsilon=1, delta=1e-3)
     plan = RecordingPlan.of(world, **PLAN, releases=releases)
-    release_prior(plan.start(entropy=InsecureSeededEntropy(0)), IMAGES, PRIOR, seed=0)
+    release_prior(in_memory(plan.start(entropy=InsecureSeededEntropy(0)), len(IMAGES)), IMAGES, PRIOR)
     assert len(world.calls) == len(releases)
     for call in world.calls:
         assert call.total.ndim == 1
@@ -64,7 +65,7 @@ def test_each_sum_of_a_prior_has_noise_of_its_own_in_every_number():
 def test_an_audit_sees_the_noise_of_each_of_a_priors_sums():
     releases = PRIOR.releases(epsilon=1, delta=1e-3)
     run = WatchedRun(DPSGD(**PLAN, releases=releases), took_part=np.arange(10) < 5, strategy=OneBackwardEach())
-    release_prior(run, IMAGES, PRIOR, seed=0)
+    release_prior(in_memory(run, len(IMAGES)), IMAGES, PRIOR)
     assert len(run.sums) == len(releases)
     assert [check for check in parametric.check_sums(run.sums) if not check.passed] == []
     half = [each._replace(noise=each.noise / 2) for each in run.sums]

@@ -125,7 +125,7 @@ with joined_processes() as processes:
         network=dpdm.MLP(width=16, blocks=1), preconditioning=dpdm.EDM(), mechanism=plan,
         training=Training(strategy="vectorized"),
     )
-    weights = [t.numpy().tobytes() for t in trainer.fit(dpdm.open_dataset("digits")).denoiser.state_dict().values()]
+    weights = [t.numpy().tobytes() for t in trainer.fit(dpdm.open_dataset("digits")).generator.state_dict().values()]
     everyones = [None] * processes.size
     distributed.all_gather_object(everyones, weights)
     assert all(theirs == weights for theirs in everyones)

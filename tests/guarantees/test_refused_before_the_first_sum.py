@@ -16,11 +16,12 @@ import torch
 from test_processes import launch
 from torch import nn
 
+from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, VE, DenoisingLoss, MomentMatched
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Prior
+from dpdm.methods import Diffusion, Prior
 from dpdm.networks import MLP, Own
 from dpdm.privacy import DPSGD
 from dpdm.runs import Release, Trainer, rehearsal, tuning, verify_release
@@ -45,14 +46,14 @@ def trainer(run, *, performance=None, **changes):
         "network": Sound,
         "preconditioning": MomentMatched(),
         "prior": PRIOR,
-        "mechanism": plan(),
         "loss": DenoisingLoss(noise_multiplicity=2),
         "sampler": DDIM(steps=2),
-        "training": Training(**{"device": "cpu", "precision": "float32"} | (performance or {})),
-        "run": run,
-        "ledger": None,
     }
-    return Trainer(**given | changes)
+    of_method = {f.name for f in dataclasses.fields(Diffusion)}
+    method = Diffusion(**given | {name: value for name, value in changes.items() if name in of_method})
+    rest = {"plan": plan(), "ledger": None} | {n: value for n, value in changes.items() if n not in of_method}
+    machine = Machine(**{"device": "cpu", "precision": "float32"} | (performance or {}))
+    return Trainer(method=method, machine=machine, run=run, **rest)
 
 
 class Sound(nn.Module):
@@ -539,7 +540,7 @@ def test_a_network_of_ones_own_is_trained_and_its_release_is_exactly_its_state(n
     made = trainer(tmp_path / "run", network=network, performance={"strategy": "one-backward-each"}).fit(SCANS)
     verify_release(tmp_path / "run")
     opened = Release.load(tmp_path / "run", network=network)
-    weights, again = made.denoiser.state_dict(), opened.denoiser.state_dict()
+    weights, again = made.generator.state_dict(), opened.generator.state_dict()
     assert weights.keys() == again.keys()
     for key, t in weights.items():
         assert torch.equal(t, again[key]), key

@@ -125,7 +125,7 @@ def test_a_prior_in_two_worlds(name, centres, steps, tmp_path):
 
 
 def test_a_prior_of_low_frequencies_in_two_worlds(tmp_path, monkeypatch):
-    monkeypatch.setattr("dpdm.methods.prior._MOST_COORDINATES", 16)
+    monkeypatch.setattr("dpdm.methods.prior.MOST_COORDINATES", 16)
     checkered = np.indices((8, 8)).sum(0) % 2 * 255  # all of it lies outside of the basis
     assert_prior_in_two_worlds(plus(IMAGES, checkered.astype(np.uint8), 1), 3, 3, tmp_path)
 

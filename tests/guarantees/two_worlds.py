@@ -28,10 +28,11 @@ from dpdm import terminal
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
-from dpdm.methods import Diffusion
+from dpdm.methods import Diffusion, PriorAlone
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun, Plan
-from dpdm.runs import Trainer, private_folder
+from dpdm.runs import Trainer
+from dpdm.runs import folder as folder_module
 
 LOSS = DenoisingLoss(noise_multiplicity=3, label_dropout=0.2)
 NUM_CLASSES = 3
@@ -317,7 +318,7 @@ GROUP_PLAN = PLAN | {"unit": "group"}
 def stopped_clock() -> Iterator[None]:
     """Let no time pass: how long a step takes is no part of what a claim is about, and decides when a run saves."""
     still = SimpleNamespace(monotonic=lambda: 0.0)
-    with mock.patch.object(private_folder, "time", still), mock.patch.object(terminal, "time", still):
+    with mock.patch.object(folder_module, "time", still), mock.patch.object(terminal, "time", still):
         yield
 
 
@@ -327,13 +328,14 @@ def fit(
 ) -> World:
     """Train with `Trainer`, and observe all that leaves the mechanism."""
     releases = prior.releases(epsilon=1, delta=1e-3) if prior else {}
+    network = Diffusion(
+        network=MLP(width=8, blocks=1),
+        preconditioning=MomentMatched() if prior else EDM(),
+        prior=prior,
+        loss=DenoisingLoss(noise_multiplicity=2),
+    )
     trainer = Trainer(
-        method=Diffusion(
-            network=MLP(width=8, blocks=1),
-            preconditioning=MomentMatched() if prior else EDM(),
-            prior=prior,
-            loss=DenoisingLoss(noise_multiplicity=2),
-        ),
+        method=network if plan["steps"] else PriorAlone(prior=prior),
         plan=RecordingPlan.of(world, releases=releases, **plan),
         machine=Machine(device="cpu", precision=precision, strategy=strategy, physical_batch_size=2),
         run=folder,
@@ -351,7 +353,7 @@ def fit(
     public = [path for path in folder.rglob("*") if path.is_file() and path not in of_the_owner]
     world.observed = {
         "progress": progress,
-        "weights": dict(release.denoiser.state_dict()),
+        "weights": dict(release.generator.state_dict()),
         "settings": repr(release.settings),
         "claim": repr(release.claim),
         "files": {str(path.relative_to(folder)): path.read_bytes() for path in public},

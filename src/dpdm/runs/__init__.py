@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
+    from dpdm.runs.cost import StepCost, fit_to_time, measure_sampling, measure_step
     from dpdm.runs.private_classifier import PrivateClassifier, train_private_classifier
     from dpdm.runs.release import Release
     from dpdm.runs.run import RunLost
-    from dpdm.runs.cost import StepCost, fit_to_time, measure_sampling, measure_step
     from dpdm.runs.synthesizer import Synthesizer
     from dpdm.runs.trainer import Trainer
     from dpdm.runs.verification import Verified, verify_release

@@ -332,9 +332,7 @@ def _require_half_free(method: Diffusion, machine: Machine, facts: ImageFacts) -
         )
 
 
-def physical_batch_size(
-    machine: Machine, device: torch.device, copies: int, bytes_of_one: Callable[[], int]
-) -> int:
+def physical_batch_size(machine: Machine, device: torch.device, copies: int, bytes_of_one: Callable[[], int]) -> int:
     """Return how many examples to take at once: what `machine` says, or as many as are of use and fit the memory.
 
     Args:

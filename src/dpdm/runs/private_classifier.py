@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from dpdm.data import ImageDataset
 from dpdm.evaluation import confusion_of
-from dpdm.privacy import DPSGD, LayerWise
 from dpdm.methods import ema
+from dpdm.privacy import DPSGD, LayerWise
 from dpdm.types import InputError, RandomBytes, images_to_tensor
 
 _PART = 1000

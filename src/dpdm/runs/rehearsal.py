@@ -34,9 +34,7 @@ BYTES_OF_A_PARAMETER = 44
 _SMALL_FILES = 2**24  # bytes: journal, losses and norms, pictures
 
 
-def rehearse(
-    trainer: "Trainer", run: "Run", release: Release, mechanism: MechanismRun, folder: Path | None
-) -> None:
+def rehearse(trainer: "Trainer", run: "Run", release: Release, mechanism: MechanismRun, folder: Path | None) -> None:
     """Raise InputError if a run cannot go to its end here, or its release could not be opened again.
 
     Args:
@@ -59,7 +57,9 @@ def require_readable(trainer: "Trainer", settings: dict[str, Any], generator: Im
     for name, value in vars(said).items():
         for each in value.values() if isinstance(value, dict) else [value]:
             if each is not None and type(each).__module__.partition(".")[0] != "dpdm":
-                raise InputError(f"{name} is a {type(each).__name__}, which no release can name: give one of dpdm's own")
+                raise InputError(
+                    f"{name} is a {type(each).__name__}, which no release can name: give one of dpdm's own"
+                )
     with refusing("these settings cannot be written into a release"):
         read = understood(tomllib.loads(tomli_w.dumps(settings)))
         if read.method != said:

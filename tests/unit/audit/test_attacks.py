@@ -36,7 +36,7 @@ def overfitted():
         machine=Machine(strategy="layer-wise", precision="float32"),
     ).fit(part)
     images = images_to_tensor(data.images[:80])
-    return release.denoiser, images, torch.from_numpy(data.labels[:80]), np.arange(80) < 40
+    return release.generator.denoiser, images, torch.from_numpy(data.labels[:80]), np.arange(80) < 40
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -1,5 +1,6 @@
 """What is planted for an audit moves the sums as the worst record would, and moves nothing else."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -16,10 +17,10 @@ from dpdm.audit.canaries import (
     log_likelihood_ratio,
     train_with_canaries,
 )
-from dpdm.config import Config, Data, encode
+from dpdm.config import Config, Data, Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
-from dpdm.methods import ImageFacts, Prior
+from dpdm.methods import Diffusion, ImageFacts, Prior, PriorAlone
 from dpdm.methods.prior import PRIOR_SUMS
 from dpdm.networks import MLP, CompactUNet
 from dpdm.privacy import (
@@ -32,6 +33,7 @@ from dpdm.privacy import (
 )
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs import Release, verify_release
+from dpdm.runs.verification import release_settings
 from dpdm.types import InputError
 from plans import changed
 
@@ -90,13 +92,8 @@ def test_earlier_releases_are_watched_and_returned_as_they_would_be():
 
 
 def config(**other):
-    return Config(
-        data=Data(source="made up"),
-        network=MLP(width=16, blocks=1),
-        loss=LOSS,
-        training=Training(precision="float32"),
-        **other,
-    )
+    method = Diffusion(network=MLP(width=16, blocks=1), loss=LOSS, **other)
+    return Config(data=Data(source="made up"), method=method, machine=Machine(precision="float32"))
 
 
 def outcome(settings, plan, data, **other):
@@ -116,14 +113,17 @@ def test_the_whole_plan_is_played_and_its_canaries_are_found_when_there_is_hardl
     assert selected[played.took_part].mean() > 0.8
     assert played.members.shape == played.were_in.shape == (15,)
     assert 0 < played.were_in.sum() < 15
-    assert not any(tensor.shape == (41, 1) for tensor in played.average.state_dict().values())
+    assert not any(tensor.shape == (41, 1) for tensor in played.generator.state_dict().values())
 
 
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_prior_is_released_and_watched_too(steps):
     prior = Prior(centres=1)
     plan = changed(PLAN, steps=steps, before=dict.fromkeys(PRIOR_SUMS, 0.1))
-    played = outcome(config(preconditioning=MomentMatched(), prior=prior), plan, images(60))
+    settings = config(preconditioning=MomentMatched(), prior=prior)
+    if not steps:
+        settings = dataclasses.replace(settings, method=PriorAlone(prior=prior))
+    played = outcome(settings, plan, images(60))
     assert ((played.scores > 0) == played.took_part).all()
 
 
@@ -131,13 +131,13 @@ def test_a_member_whose_coin_says_no_is_not_there(monkeypatch):
     from dpdm.audit import canaries
 
     seen = []
-    loader = canaries._Loader
+    loader = canaries._PlantedLoader
 
-    def spy(data, *others):
-        seen.append(data)
-        return loader(data, *others)
+    def spy(load, *others):
+        seen.append(load._data)
+        return loader(load, *others)
 
-    monkeypatch.setattr(canaries, "_Loader", spy)
+    monkeypatch.setattr(canaries, "_PlantedLoader", spy)
     data = images(60)
     played = outcome(config(preconditioning=EDM()), PLAN, data)
     there = {image.tobytes() for image in seen[0].images}
@@ -151,18 +151,11 @@ def test_the_weights_of_an_audit_can_be_no_release(tmp_path):
     plan = changed(PLAN, steps=1)
     settings, data = config(preconditioning=EDM()), images(60)
     played = outcome(settings, plan, data)
-    facts = {"name": data.name, "shape": list(data.shape), "class_names": list(data.class_names)}
-    parts = {
-        key: encode(getattr(settings, key)) for key in ("network", "preconditioning", "loss", "training", "sampler")
-    }
-    claim = plan.claim(entropy=OperatingSystemEntropy())
-    whole = {"data": facts, "privacy": encode(plan), **parts, "samplers": {}}
-    sound = build_denoiser(settings.network, settings.preconditioning, ImageFacts(data.shape, data.class_names), None)
-    Release(sound, ImageFacts(data.shape, data.class_names), claim, whole, settings.sampler).save(tmp_path / "sound")
+    claim, facts = plan.claim(entropy=OperatingSystemEntropy()), ImageFacts(data.shape, data.class_names)
+    whole = release_settings(settings.method, plan, 0, data.name, facts)
+    Release(settings.method.untrained(facts), claim, whole).save(tmp_path / "sound")
     verify_release(tmp_path / "sound")
-    Release(played.average, ImageFacts(data.shape, data.class_names), claim, whole, settings.sampler).save(
-        tmp_path / "a"
-    )
+    Release(played.generator, claim, whole).save(tmp_path / "a")
     for use in (verify_release, Release.load):
         with pytest.raises(InputError, match="do not fit together"):
             use(tmp_path / "a")

@@ -11,7 +11,8 @@ from dpdm.types import InputError
 
 
 def release(names=("ant", "bee", "cat"), shares=(0.5, 0.3, 0.2)):
-    return SimpleNamespace(facts=ImageFacts((1, 8, 8), tuple(names)), class_shares=shares)
+    facts = ImageFacts((1, 8, 8), tuple(names))
+    return SimpleNamespace(facts=facts, generator=SimpleNamespace(class_shares=shares))
 
 
 def counts(*arguments, **named):
@@ -62,7 +63,7 @@ def test_what_cannot_be_drawn_is_refused(named, said):
 
 
 def test_what_a_run_did_not_release_is_not_there():
-    with pytest.raises(InputError, match="this run has no prior"):
+    with pytest.raises(InputError, match="this run released no frequencies"):
         choose_labels(release(shares=None), 10, frequencies="released")
     with pytest.raises(InputError, match="trained without classes: leave out --classes"):
         choose_labels(release(names=()), 10, classes=["0"])

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from dpdm.methods import Prior
 from dpdm.data import ImageDataset
-from dpdm.diffusion import MomentMatched
-from dpdm.diffusion.spectrum import Spectrum, denoised_spectrum, symmetric_matrices
+from dpdm.diffusion import EDM, MomentMatched
+from dpdm.diffusion.spectrum import Spectrum, denoised_spectrum, low_frequencies, symmetric_matrices, with_texture
+from dpdm.methods import Diffusion, Prior, PriorAlone
+from dpdm.methods import prior as prior_module
+from dpdm.methods.prior import release_prior
 from dpdm.networks import MLP, UNet
 from dpdm.privacy import DPSGD, NonPrivate
 from dpdm.runs import Trainer
-from dpdm.methods.prior import low_frequencies, release_prior, with_texture
 from dpdm.types import InputError, images_to_tensor
+from plans import in_memory
 
 PRIOR = Prior(centres=3, rounds=4)
 PLAIN = Prior(centres=1)
@@ -28,7 +30,8 @@ def plan_for(prior, *, steps, epsilon, size=60, delta=1e-3):
 
 
 def trainer_of(plan, prior, folder):
-    return Trainer(method=Diffusion(network=MLP(width=8, blocks=1), preconditioning=MomentMatched(), prior=prior), plan=plan, run=folder / "run")
+    method = Diffusion(network=MLP(width=8, blocks=1), preconditioning=MomentMatched(), prior=prior)
+    return Trainer(method=method if plan.steps else PriorAlone(prior=prior), plan=plan, run=folder / "run")
 
 
 def blobs(number=3000, *, side=8, channels=1, classes=2):
@@ -48,7 +51,7 @@ def without_noise(data, prior):
         dataset_size=len(data), expected_batch_size=10, steps=1, releases=prior.releases(epsilon=1, delta=1e-5)
     )
     run = plan.start(None)
-    return release_prior(run, data, prior, seed=0), run
+    return release_prior(in_memory(run, len(data)), data, prior), run
 
 
 def total(prior):
@@ -103,7 +106,7 @@ def test_low_frequencies_are_orthonormal_and_hold_smooth_images(shape):
 
 
 def test_images_too_large_for_a_covariance_keep_the_variance_outside_of_its_basis(monkeypatch):
-    monkeypatch.setattr("dpdm.methods.prior._MOST_COORDINATES", 3 * 5 * 5)
+    monkeypatch.setattr("dpdm.methods.prior.MOST_COORDINATES", 3 * 5 * 5)
     data = blobs(side=12, channels=3)
     prior, _ = without_noise(data, Prior(centres=1, max_deviation=2.0))
     x = images_to_tensor(data.images).flatten(1).double()
@@ -126,7 +129,7 @@ def test_without_labels_there_is_one_class():
 def test_hardly_any_records_still_give_a_finite_prior(number, prior):
     data = blobs(number=number)
     run = plan_for(prior, steps=0, epsilon=0.1).start(None)
-    found = release_prior(run, data, prior, seed=0)
+    found = release_prior(in_memory(run, len(data)), data, prior)
     assert run.finished
     for tensor in found.state_dict().values():
         assert tensor.isfinite().all()
@@ -149,18 +152,18 @@ def test_releases_share_the_budget_as_they_say():
 def test_every_release_carries_the_noise_of_its_event():
     class Recording:
         def __init__(self, run):
-            self.run, self.plan, self.seen = run, run.plan, []
+            self.run, self.seed, self.seen = run, run.seed, []
 
-        def release(self, name, bounded, *, num_records):
-            noisy = self.run.release(name, bounded, num_records=num_records)
-            total, sensitivity = bounded
+        def once(self, name, make):
+            total, sensitivity = bounded = make()
+            noisy = self.run.once(name, lambda: bounded)
             self.seen.append((name, len(total), (noisy.values - total).std().item() / sensitivity))
             return noisy
 
     data = blobs()
     plan = plan_for(PRIOR, steps=0, epsilon=5.0)
-    run = Recording(plan.start(None))
-    release_prior(run, data, PRIOR, seed=0)
+    run = Recording(in_memory(plan.start(None), len(data)))
+    release_prior(run, data, PRIOR)
     assert len(run.seen) == len(plan.releases) == 8
     for (name, coordinates, ratio), event in zip(run.seen, plan.releases, strict=True):
         assert name == event.name
@@ -177,11 +180,10 @@ def test_nothing_is_released_of_data_that_the_plan_or_the_network_does_not_fit(t
         trainer.fit(data)
     network = UNet(width=8, multipliers=(1,), blocks=1, attention=(5,))
     plan = plan_for(PRIOR, steps=3, epsilon=5.0)
-    trainer = Trainer(method=Diffusion(network=network, preconditioning=MomentMatched(), prior=PRIOR), plan=plan, run=tmp_path / "other")
+    method = Diffusion(network=network, preconditioning=MomentMatched(), prior=PRIOR)
+    trainer = Trainer(method=method, plan=plan, run=tmp_path / "other")
     with pytest.raises(InputError, match="attention at height 5"):
         trainer.fit(data)
-    with pytest.raises(InputError, match="nothing to train"):
-        Trainer(method=Diffusion(network=Zero(), preconditioning=MomentMatched(), prior=PRIOR), plan=plan)
     for run in ("run", "other"):
         journal = tmp_path / run / "private" / "journal.jsonl"
         assert not journal.exists() or "spent" not in journal.read_text()
@@ -206,10 +208,16 @@ def test_a_plan_without_the_priors_releases_is_refused_and_a_prior_without_use_t
     plan = DPSGD(dataset_size=50, expected_batch_size=5, steps=3, delta=1e-3, noise_multiplier=1.0)
     with pytest.raises(InputError, match="its settings need mean of all"):
         Trainer(method=Diffusion(prior=PRIOR, preconditioning=MomentMatched()), plan=plan)
-    with pytest.raises(InputError, match="come together"):
-        Trainer(method=Diffusion(preconditioning=MomentMatched()), plan=plan)
-    with pytest.raises(InputError, match="come together"):
-        Trainer(method=Diffusion(prior=PRIOR), plan=plan)
+    with pytest.raises(InputError, match="its settings need mean of all"):
+        Trainer(method=Diffusion(), plan=plan)
+    with pytest.raises(InputError, match="prior is for moment-matched preconditioning"):
+        Diffusion(prior=PRIOR, preconditioning=EDM())
+    with pytest.raises(InputError, match="its settings need mean of all"):
+        Trainer(method=PriorAlone(), plan=plan)
+    with pytest.raises(InputError, match="trains no network: take the method prior"):
+        Diffusion().plan(epsilon=1.0, dataset_size=50, delta=1e-3, steps=0)
+    with pytest.raises(InputError, match="the method prior takes no steps"):
+        PriorAlone().plan(epsilon=1.0, dataset_size=50, delta=1e-3, steps=3)
 
 
 @pytest.mark.proof
@@ -219,24 +227,46 @@ def test_a_run_goes_on_with_the_prior_it_released(tmp_path):
     steps = trainer.steps(data)
     next(steps)
     steps.close()
-    before = (tmp_path / "run" / "private" / "prior.safetensors").read_bytes()
+    sums = tmp_path / "run" / "private" / "sums"
+    before = {path.name: path.read_bytes() for path in sums.iterdir()}
+    assert len(before) == 8
     release = trainer.fit(data)
-    assert (tmp_path / "run" / "private" / "prior.safetensors").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in sums.iterdir()} == before
     again = type(release).load(tmp_path / "run")
-    torch.testing.assert_close(again.denoiser.state_dict(), release.denoiser.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(again.generator.state_dict(), release.generator.state_dict(), rtol=0, atol=0)
     assert release.sample(4)[0].shape == (4, 8, 8, 1)
 
 
 @pytest.mark.proof
-def test_a_prior_that_a_crash_lost_is_never_released_again(tmp_path):
+def test_a_sum_that_a_crash_lost_is_never_released_again(tmp_path):
     data = blobs(number=60)
     trainer = trainer_of(plan_for(PLAIN, steps=60, epsilon=5.0), PLAIN, tmp_path)
     steps = trainer.steps(data)
     next(steps)
     del steps
-    (tmp_path / "run" / "private" / "prior.safetensors").unlink()
-    with pytest.raises(InputError, match="a crash spent the prior"):
+    (tmp_path / "run" / "private" / "sums" / "covariance.safetensors").unlink()
+    with pytest.raises(InputError, match="a crash spent 'covariance' before it was saved"):
         trainer.fit(data)
+
+
+def test_a_crash_between_two_sums_loses_neither(tmp_path, monkeypatch):
+    """Each is stored as soon as it is made: a run goes on with those that were."""
+    data = blobs(number=60)
+    trainer = trainer_of(plan_for(PLAIN, steps=0, epsilon=5.0), PLAIN, tmp_path)
+    moments = prior_module.second_moments
+
+    def dies(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prior_module, "second_moments", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(data)
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "run" / "private" / "sums").iterdir()}
+    assert sorted(kept) == ["class means.safetensors", "mean of all.safetensors"]
+    monkeypatch.setattr(prior_module, "second_moments", moments)
+    trainer.fit(data)
+    for name, content in kept.items():
+        assert (tmp_path / "run" / "private" / "sums" / name).read_bytes() == content
 
 
 def test_the_prior_alone_is_a_release(tmp_path):

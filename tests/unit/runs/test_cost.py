@@ -9,17 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpdm.config import load_config
+from dpdm.config import Machine, load_config
 from dpdm.diffusion import EDM, DenoisingLoss, PreconditionedDenoiser
+from dpdm.methods import ImageFacts, made_up
 from dpdm.networks import CompactUNet
 from dpdm.privacy import MechanismRun, clipped_grad_sum
-from dpdm.runs import fit_to_time, hardware, step_cost
-from dpdm.methods import ImageFacts
+from dpdm.runs import cost as costs
+from dpdm.runs import fit_to_time, hardware
 from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay
 from dpdm.types import InputError
 
 FACTS = ImageFacts((1, 28, 28), tuple("0123456789"))
+
+
+def batch_size(machine, loss, denoiser):
+    return physical_batch_size(
+        machine,
+        torch.device("cpu"),
+        loss.noise_multiplicity,
+        lambda: made_up.bytes_of_one(loss, denoiser, FACTS),
+    )
 
 
 @pytest.fixture
@@ -28,15 +38,16 @@ def fit(monkeypatch):
 
     def fit(minutes, *, each, beside=0.0):
         monkeypatch.setattr(
-            step_cost._Stopwatch, "seconds", lambda self, loss, batch, within: (each * loss.noise_multiplicity, beside)
+            costs._Stopwatch, "seconds", lambda self, loss, batch, within: (each * loss.noise_multiplicity, beside)
         )
         config = load_config("digits", overrides=["privacy.steps=600"])
         facts = ImageFacts((1, 8, 8), tuple("0123456789"))
         fitted, cost, _ = fit_to_time(config, facts, config.plan(lambda: 0), minutes=minutes)
-        privacy, copies = fitted.privacy, fitted.loss.noise_multiplicity
+        privacy, copies = fitted.privacy, fitted.method.loss.noise_multiplicity
         seconds = privacy.steps * (privacy.expected_batch_size * each * copies + beside)
         assert seconds == pytest.approx(privacy.steps * cost.seconds_per_step)
-        assert fitted == dataclasses.replace(config, privacy=fitted.privacy, loss=fitted.loss)
+        method = dataclasses.replace(config.method, loss=fitted.method.loss)
+        assert fitted == dataclasses.replace(config, privacy=fitted.privacy, method=method)
         return privacy.steps, privacy.expected_batch_size, copies, seconds
 
     return fit
@@ -78,7 +89,7 @@ def test_what_is_measured_is_what_a_step_takes():
     )
     mechanism = fitted.plan(lambda: 0)
     assert told.seconds_per_step * mechanism.steps <= 51
-    cost = step_cost.measure_step(fitted, facts, mechanism)
+    cost = costs.measure_step(fitted, facts, mechanism)
     assert 3 < cost.seconds_per_step * mechanism.steps < 240
     assert 0 < sampling < 600
     assert shown[-1][0] == shown[-1][1]
@@ -96,15 +107,15 @@ def test_what_is_planned_fits_where_most_of_a_step_is_not_its_examples(fit, besi
 def test_all_measuring_takes_a_tenth_of_the_time(monkeypatch):
     """Each measurement uses up what it is given, by a clock that stands still in between."""
     now, given = [0.0], []
-    monkeypatch.setattr(step_cost.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
 
     def use_up(self, *arguments, within):
         given.append(within)
         now[0] += within
-        return (1e-9, 0.0) if arguments else 5.0
+        return (1e-9, 0.0) if isinstance(self, costs._Stopwatch) else 5.0
 
-    monkeypatch.setattr(step_cost._Stopwatch, "seconds", use_up)
-    monkeypatch.setattr(step_cost._Stopwatch, "sampling_seconds", use_up)
+    monkeypatch.setattr(costs._Stopwatch, "seconds", use_up)
+    monkeypatch.setattr(costs, "sampling_seconds", use_up)
     config = load_config("digits")
     facts = ImageFacts((1, 8, 8), tuple("0123456789"))
     assert fit_to_time(config, facts, config.plan(lambda: 0), minutes=2).sampling_seconds == 5.0
@@ -116,8 +127,8 @@ def test_all_measuring_takes_a_tenth_of_the_time(monkeypatch):
 def test_a_measurement_stops_when_its_time_is_over():
     """A step on one image is always taken; of larger ones no more than fit."""
     config = load_config("digits", overrides=["machine.precision=float32"])
-    stopwatch = step_cost._Stopwatch(config, ImageFacts((1, 8, 8), tuple("0123456789")))
-    stopwatch.seconds(config.loss, 256, within=0.0)  # warm
+    stopwatch = costs._Stopwatch(config.method, config.machine, ImageFacts((1, 8, 8), tuple("0123456789")))
+    stopwatch.seconds(config.method.loss, 256, within=0.0)  # warm
     sizes = []
     backward = MechanismRun.backward
 
@@ -127,15 +138,15 @@ def test_a_measurement_stops_when_its_time_is_over():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MechanismRun, "backward", watched)
-        stopwatch.seconds(config.loss, 256, within=0.0)
+        stopwatch.seconds(config.method.loss, 256, within=0.0)
         assert sizes == [1, 0, 1]
-        stopwatch.seconds(config.loss, 256, within=10.0)
+        stopwatch.seconds(config.method.loss, 256, within=10.0)
     assert max(sizes) == 128  # copies that are of use on a processor, ÷ 8
 
 
 def test_measuring_a_network_beyond_half_of_the_free_memory_is_refused_before_it_is_built(fit, monkeypatch):
-    monkeypatch.setattr(step_cost, "memory_free", lambda device: 2 * 44 * 44_480 - 2)
-    monkeypatch.setattr(step_cost._Stopwatch, "__init__", lambda *arguments: pytest.fail("it was built"))
+    monkeypatch.setattr(costs, "memory_free", lambda device: 2 * 44 * 44_480 - 2)
+    monkeypatch.setattr(costs._Stopwatch, "__init__", lambda *arguments: pytest.fail("it was built"))
     with pytest.raises(InputError, match=r"a step of 44,480 parameters needs 0\.0 GiB"):
         fit(1, each=1e-4)
 
@@ -145,12 +156,13 @@ def test_half_of_what_is_free_bounds_a_batch(monkeypatch):
     assert hardware.memory_for_a_batch(torch.device("cpu")) == 2**19
 
 
-@pytest.mark.parametrize("overrides", [[], ["privacy.steps=0"], ["preconditioning.kind=edm", "sampler.steps=5"]])
+@pytest.mark.parametrize(
+    ("method", "overrides"), [(None, []), ("prior", []), (None, ["preconditioning.kind=edm", "sampler.steps=5"])]
+)
 @pytest.mark.proof
-def test_sampling_is_measured_by_the_runs_own_sampler(overrides):
-    config = load_config("digits", overrides=overrides)
-    facts = ImageFacts((1, 8, 8), tuple("0123456789"))
-    assert 0 < step_cost.measure_sampling(config, facts, config.plan(lambda: 0)) < 600
+def test_sampling_is_measured_by_the_runs_own_sampler(method, overrides):
+    config = load_config("digits", method=method, overrides=overrides)
+    assert 0 < costs.measure_sampling(config, ImageFacts((1, 8, 8), tuple("0123456789"))) < 600
 
 
 @pytest.mark.proof
@@ -160,41 +172,40 @@ def test_a_network_pays_by_one_rule():
     plan = config.plan(lambda: 0)
     assert noise_to_signal(plan, 246_948) == pytest.approx(0.26, abs=0.005)
     assert noise_to_signal(plan, 246_948) == plan.noise_multiplier * math.sqrt(246_948) / 2048
-    assert why_it_cannot_pay(config, plan, 246_948) is None
+    assert why_it_cannot_pay(plan, 246_948) is None
     config = load_config("digits")
-    line = why_it_cannot_pay(config, config.plan(lambda: 0), 44_480)
+    line = why_it_cannot_pay(config.plan(lambda: 0), 44_480)
     assert "z√P/E = 1.5 is above 0.5" in line
-    assert "(--set privacy.steps=0), fewer pixels (a smaller data.size), or about 3 times as many images" in line
+    assert "(--method prior), fewer pixels (a smaller data.size), or about 3 times as many images" in line
     assert "\n" not in line
-    alone = load_config("digits", overrides=["privacy.steps=0"])
+    alone = load_config("digits", method="prior")
     assert noise_to_signal(alone.plan(lambda: 0), 0) is None
     open_to_all = load_config("digits", overrides=["privacy.kind=non-private"])
-    assert why_it_cannot_pay(open_to_all, open_to_all.plan(lambda: 9), 44_480) is None
+    assert why_it_cannot_pay(open_to_all.plan(lambda: 9), 44_480) is None
 
 
 @pytest.mark.proof
 def test_the_prior_alone_is_proposed_by_settings_that_work():
     for name in ("mnist-epsilon-1", "cifar10", "digits"):
         config = load_config(name)
-        line = why_it_cannot_pay(config, config.plan(lambda: 0), 1_800_000)
-        proposed = re.findall(r"--set (\S+?)[ )]", line)
-        assert not load_config(name, overrides=proposed).plan(lambda: 0).steps
+        line = why_it_cannot_pay(config.plan(lambda: 0), 1_800_000)
+        (proposed,) = re.findall(r"--method (\S+?)[ )]", line)
+        assert not load_config(name, method=proposed).plan(lambda: 0).steps
 
 
 def test_memory_bounds_the_physical_batch(monkeypatch):
     loss = DenoisingLoss(noise_multiplicity=8)
     denoiser = PreconditionedDenoiser(CompactUNet(width=16).build((1, 28, 28), num_classes=10), EDM())
-    training = Training(precision="float32")
 
-    def size(memory, training=training):
-        monkeypatch.setattr(step_cost, "memory_for_a_batch", lambda device: memory)
-        return physical_batch_size(training, loss, denoiser, FACTS)
+    def size(memory, machine=Machine(precision="float32")):
+        monkeypatch.setattr(costs, "memory_for_a_batch", lambda device: memory)
+        return batch_size(machine, loss, denoiser)
 
     assert size(2**40) == 1024 // 8
     assert size(0) == 1
     assert 1 < size(2**25) < size(2**26) < 1024 // 8
-    assert size(0, Training(physical_batch_size=7)) == 7
-    assert size(0, Training(strategy="one-backward-each")) == 1024 // 8
+    assert size(0, Machine(physical_batch_size=7)) == 7
+    assert size(0, Machine(strategy="one-backward-each")) == 1024 // 8
 
 
 @pytest.fixture
@@ -208,11 +219,11 @@ def peak_bytes():
     def memory(field):
         return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
-    def measure(training, copies, examples=None):
-        loss, strategy = DenoisingLoss(noise_multiplicity=copies), training.clipping
+    def measure(machine, copies, examples=None):
+        loss, strategy = DenoisingLoss(noise_multiplicity=copies), machine.clipping
 
         def step(examples):
-            batch = step_cost.random_batch(config, loss, FACTS, torch.zeros(examples, 1, 28, 28))
+            batch = costs.random_batch(config.method, loss, FACTS, torch.zeros(examples, 1, 28, 28))
             ctypes.CDLL(None).malloc_trim(0)
             started = memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")
@@ -220,7 +231,7 @@ def peak_bytes():
             return memory("VmHWM") - started
 
         step(1)
-        return step(examples or physical_batch_size(training, loss, denoiser, FACTS))
+        return step(examples or batch_size(machine, loss, denoiser))
 
     return measure
 
@@ -228,22 +239,22 @@ def peak_bytes():
 @pytest.mark.parametrize("copies", [1, 32])
 @pytest.mark.proof
 def test_a_physical_batch_takes_no_more_memory_than_planned(copies, monkeypatch, peak_bytes):
-    monkeypatch.setattr(step_cost, "memory_for_a_batch", lambda device: 2**28)
-    monkeypatch.setattr(step_cost, "_COPIES_AT_ONCE", 10**9)
-    assert 0.3 * 2**28 < peak_bytes(Training(precision="float32"), copies) <= 1.2 * 2**28
+    monkeypatch.setattr(costs, "memory_for_a_batch", lambda device: 2**28)
+    monkeypatch.setattr(costs, "_COPIES_AT_ONCE", 10**9)
+    assert 0.3 * 2**28 < peak_bytes(Machine(precision="float32"), copies) <= 1.2 * 2**28
 
 
 @pytest.mark.proof
 def test_memory_falls_as_noisy_copies_take_the_place_of_examples(peak_bytes):
-    training = Training(precision="float32")
-    peaks = [peak_bytes(training, copies, 256 // copies) for copies in (1, 4, 32)]
+    machine = Machine(precision="float32")
+    peaks = [peak_bytes(machine, copies, 256 // copies) for copies in (1, 4, 32)]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[-1] < 0.8 * peaks[0]
 
 
 def test_what_a_backward_pass_keeps_is_counted():
     x, layer = torch.randn(100, requires_grad=True), torch.nn.Linear(100, 10)
-    assert hardware.bytes_for_backward(lambda: layer(x).exp().sum(), layer) == 4 * (100 + 10)
+    assert made_up.bytes_for_backward(lambda: layer(x).exp().sum(), layer) == 4 * (100 + 10)
 
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch):

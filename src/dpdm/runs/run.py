@@ -1,0 +1,334 @@
+"""One run: its folder, mechanism, reservation and watch. It begins, and it settles or completes.
+
+Before a method can reach the mechanism, all that may be released is reserved in the ledger.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dpdm.config import Machine, encode
+from dpdm.data import ImageDataset
+from dpdm.ledger import InLedger, Ledger, Records
+from dpdm.methods import ImageFacts, ImageGenerator, Progress
+from dpdm.privacy import MechanismRun, Noisy, Plan
+from dpdm.privacy.figures import figures_of
+from dpdm.privacy.mechanism import Diagnostics
+from dpdm.privacy.processes import Processes
+from dpdm.privacy.sums import BoundedSum
+from dpdm.runs.cost import physical_batch_size
+from dpdm.runs.folder import PrivateFolder, State
+from dpdm.runs.hardware import autocast, keep_freed_memory
+from dpdm.runs.rehearsal import rehearse, require_memory
+from dpdm.runs.release import Release
+from dpdm.runs.watch import Watch
+from dpdm.types import InputError
+
+if TYPE_CHECKING:
+    from dpdm.runs.trainer import Trainer
+
+
+class RunLost(InputError):
+    """Crashes have spent what a run needs to go on."""
+
+
+class Run:
+    """The one run behind `methods.Run`.
+
+    Args:
+        mechanism: What makes the planned sums.
+        machine: Device, precision and memory.
+        device: Where networks are.
+        seed: Of what is public.
+        place: How messages call the run.
+        folder: What it keeps to itself.
+        watch: What anyone may see while it goes.
+        num_records: Returns the number of this process's records: secret.
+        begin: Reserves the plan before anything is spent.
+
+    Guarantees:
+        * Each noisy sum over all records is on disk before anything that follows from it.
+        * A run that is stopped and resumed never makes more noisy sums than its plan has.
+        * Nothing is released before the plan is reserved.
+    """
+
+    def __init__(
+        self,
+        mechanism: MechanismRun,
+        *,
+        machine: Machine,
+        device: torch.device,
+        seed: int,
+        place: str,
+        folder: PrivateFolder,
+        watch: Watch,
+        num_records: int,
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.processes, self.device, self.seed = mechanism.processes, device, seed
+        self._mechanism, self._machine, self._place = mechanism, machine, place
+        self._folder, self._watch, self._num_records = folder, watch, num_records
+        self._begin, self._begun = begin, False
+        self._state: State = {}
+        self.updates = 0
+        self._as_release: Callable[[ImageGenerator], Release] | None = None
+
+    @classmethod
+    def in_memory(
+        cls, mechanism: MechanismRun, *, machine: Machine, device: torch.device, seed: int, num_records: int
+    ) -> "Run":
+        """Return a run that nothing is kept of: no folder, no ledger, nothing to watch."""
+        return cls(
+            mechanism,
+            machine=machine,
+            device=device,
+            seed=seed,
+            place="a run in memory",
+            folder=PrivateFolder(None, {}),
+            watch=Watch(None, mechanism.plan, private=False, tensorboard=False),
+            num_records=num_records,
+        )
+
+    @property
+    def mechanism(self) -> MechanismRun:
+        """What makes the planned sums; reached for the first time, the plan is reserved."""
+        if not self._begun:
+            self._begin()
+            self._begun = True
+        return self._mechanism
+
+    def autocast(self) -> torch.autocast:
+        """Return the context for calls of a network."""
+        return autocast(self._machine.precision, self.device)
+
+    def physical_batch_size(self, copies: int, bytes_of_one: Callable[[], int]) -> int:
+        """Return how many examples to take at once, each with so many copies, which keeps so many bytes."""
+        return physical_batch_size(self._machine, self.device, copies, bytes_of_one)
+
+    def require_memory(self, module: nn.Module, bytes_of_one: int = 0) -> None:
+        """Raise InputError unless the device has room for a step of `module` on one example, which takes so much."""
+        require_memory(module, self.device, one=bytes_of_one)
+
+    def once(self, name: str, make: Callable[[], BoundedSum]) -> Noisy:
+        """Return the planned release `name`: made now, or as it was made before the run was interrupted.
+
+        Raises:
+            RunLost: A crash spent it before it was saved.
+            InputError: It was kept, and the journal counts no release of it.
+        """
+        mechanism, made = self.mechanism, self._number_of(name)
+        with self.processes.refused_together():
+            found = self._folder.kept_sum(name)
+        kept = self.processes.object_from_first(found)
+        if mechanism.spent > made:
+            if kept is None:
+                raise RunLost(f"{self._place}: a crash spent {name!r} before it was saved: start a new run")
+            return kept
+        if kept is not None:
+            raise InputError(
+                f"{self._place}: {name!r} was kept and the journal counts no release of it: it was lost or restored "
+                "from a backup; start a new run, and count both"
+            )
+        noisy = mechanism.release(name, make(), num_records=self._num_records)
+        if self.processes.first:
+            self._folder.keep_sum(name, noisy)
+        return noisy
+
+    def _number_of(self, name: str) -> int:
+        before = 0
+        for release in self._mechanism.plan.releases:
+            if release.name == name:
+                return before
+            before += release.count
+        raise InputError(f"the plan releases no {name!r}")
+
+    def resume(self, **state: nn.Module | torch.optim.Optimizer) -> int:
+        """Load what was saved of these; return how many updates they have seen. They are what is saved from now on.
+
+        Raises:
+            RunLost: Crashes spent the whole plan before there was a checkpoint.
+            InputError: The checkpoint is damaged, of another network, or older than the journal.
+        """
+        mechanism, self._state = self._mechanism, state
+        with self.processes.refused_together():
+            updates = self._folder.restore(state)
+        self.updates = self.processes.object_from_first(updates)
+        self._share_from_first()
+        if self.updates > mechanism.steps_spent:
+            raise InputError(
+                f"{self._place}: the checkpoint has seen {self.updates} steps and the journal counts "
+                f"{mechanism.steps_spent}: it was lost or restored from a backup; start a new run, and count both"
+            )
+        if mechanism.finished and mechanism.plan.steps and not self.updates:
+            raise RunLost(f"{self._place}: crashes spent the whole plan before a checkpoint: start a new run")
+        if not mechanism.finished:
+            self._folder.save(state, self.updates)
+        if not self.updates:  # once more: nothing may be spent where a checkpoint cannot take the place of another
+            self._folder.save(state, self.updates)
+        return self.updates
+
+    def _share_from_first(self) -> None:
+        """Give all processes the state of the first, which alone has a checkpoint."""
+        if self.processes.size == 1:
+            return
+        for part in self._state.values():
+            if isinstance(part, nn.Module):
+                with torch.no_grad():
+                    for tensor in part.state_dict().values():
+                        tensor.copy_(self.processes.from_first(tensor))
+            else:
+                part.load_state_dict(self.processes.object_from_first(part.state_dict()))
+
+    def took_step(self, diagnostics: Diagnostics, generator: ImageGenerator, *, learning_rate: float) -> Progress:
+        """Note a step: losses in private/, ε and pictures in watch/, and a checkpoint now and then."""
+        self.updates += 1
+        spent, plan = self._mechanism.steps_spent, self._mechanism.plan
+        self._folder.record(spent, diagnostics, self._mechanism)
+        self._watch.record(spent, learning_rate, lambda: self.release(generator))
+        self._folder.save_now_and_then(self._state, self.updates)
+        return Progress(spent, plan.steps, self.updates, self._watch.epsilon(spent), diagnostics)
+
+    def show(self, release: Release) -> None:
+        """Write a picture of what a run without steps draws, into watch/."""
+        self._watch.draw(0, release)
+
+    def release(self, generator: ImageGenerator) -> Release:
+        """Return what would be published if the run ended now."""
+        assert self._as_release is not None, "a run in memory has no release"
+        return self._as_release(generator)
+
+
+@contextmanager
+def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGenerator, ImageDataset]]:
+    """Begin a run, or go on with it; yield it with the generator that it trains, and this process's part of the images.
+
+    On leaving, a run that was closed between steps is saved and settled, one that went to its end is completed in the
+    ledger. What a rehearsal can refuse is refused before the ledger counts the run; its folder is then as before.
+    """
+    processes, plan = Processes.joined(), trainer.plan
+    with processes.refused_together():
+        generator, device = trainer.build(data)
+        claim = plan.claim(entropy=trainer.entropy)
+        settings = trainer.settings(data, generator)
+    weights = [(name, t.shape, t.dtype) for name, t in generator.state_dict().items()]
+    processes.require_same(repr((settings, weights)), "their settings")
+    if processes.size > 1:
+        processes.require_same(data.digest(), "their images")
+    own = data.part(processes.shard(data.num_units))
+    place = None if trainer.run is None or not processes.first else Path(trainer.run)
+    with processes.refused_together():
+        kept = {**settings, **trainer.asked, "machine": encode(trainer.machine), "opened": data.location}
+        folder = PrivateFolder(None if place is None else place / "private", kept, asked=figures_of(plan).asked)
+    watch = Watch(
+        None if place is None else place / "watch",
+        plan,
+        private=claim["private"] is True,
+        tensorboard=trainer.machine.tensorboard,
+    )
+    keep_freed_memory()
+    mechanism = plan.start(folder.journal, entropy=trainer.entropy, strategy=trainer.machine.clipping)
+    counted = _Reservation(trainer, mechanism, data, folder)
+    run = Run(
+        mechanism,
+        machine=trainer.machine,
+        device=device,
+        seed=trainer.seed,
+        place=str(trainer.run),
+        folder=folder,
+        watch=watch,
+        num_records=own.num_units,
+        begin=counted.reserve,
+    )
+    run._as_release = lambda made: Release(made, claim, settings)
+    try:
+        if not mechanism.finished:
+            with counted.leaving_the_folder_free(), processes.refused_together():
+                rehearse(trainer, run, run.release(generator), mechanism, folder.path)
+        folder.report_duplicates(data)
+        yield run, generator, own
+        folder.save(run._state, run.updates)
+    except GeneratorExit:
+        # A clean stop: nothing is in flight, so what was reserved beyond can be given back.
+        folder.save(run._state, run.updates)
+        mechanism.settle()
+        if trainer.run is None:  # which nobody can go on with
+            counted.complete()
+        raise
+    except BaseException:
+        if trainer.run is None:
+            counted.complete()
+        raise
+    finally:
+        folder.record_disclosures(mechanism)
+        mechanism.close()
+        folder.close()
+        watch.close()
+    counted.complete()  # The ledger first: if it cannot be told, nothing is released.
+
+
+class _Reservation:
+    """What a run has reserved in a ledger, if anything counts it there."""
+
+    def __init__(self, trainer: "Trainer", mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder) -> None:
+        self._trainer, self._mechanism, self._data, self._folder = trainer, mechanism, data, folder
+        self._name: InLedger | None = None
+        self._ledger: Ledger | None = None
+
+    def reserve(self) -> None:
+        """Reserve the plan before anything is spent."""
+        with self.leaving_the_folder_free(), self._mechanism.processes.refused_together():
+            self._reserve()
+
+    def _reserve(self) -> None:
+        trainer, mechanism, folder = self._trainer, self._mechanism, self._folder
+        plan, ledger = trainer.plan, trainer.ledger
+        if not isinstance(plan, Plan) or not trainer.entropy.secure or not mechanism.processes.first:
+            return
+        before = None if folder.path is None else InLedger.read(folder.path)
+        if ledger is None or (mechanism.finished and before is None):  # the latter began without a ledger
+            if before is not None and not mechanism.finished:
+                raise InputError(f"{trainer.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
+            return
+        name = before or InLedger.new()
+        tokens_before = name.tokens
+        if not mechanism.finished:
+            name = name.started(folder.path)
+            head = ledger.reserve(
+                name.run,
+                plan,
+                Records.of(self._data),
+                place="a run in memory" if trainer.run is None else str(Path(trainer.run).absolute()),
+                token=name.tokens[-1],
+                tokens_before=tokens_before,
+                begun=before is not None and mechanism.spent > 0,
+                head=name.head,
+            )
+            name = name.saw(head, folder.path)
+        self._name, self._ledger = name, ledger
+
+    def complete(self) -> None:
+        """Tell the ledger what the run has spent, now that it will not go on."""
+        if self._name is not None and self._ledger is not None:
+            made = self._trainer.plan.events(made=self._mechanism.spent)  # type: ignore[union-attr]
+            self._ledger.complete(self._name.run, made, tokens=self._name.tokens, head=self._name.head)
+
+    @contextmanager
+    def leaving_the_folder_free(self) -> Iterator[None]:
+        """Remove a run's folder if what happens within refuses the run, and nothing is spent or reserved."""
+        folder = self._folder
+        known = self._mechanism.spent > 0 or (folder.path is not None and InLedger.read(folder.path) is not None)
+        try:
+            yield
+        except InputError:
+            if not known:
+                folder.remove()
+            raise
+
+
+def facts_of(data: ImageDataset) -> ImageFacts:
+    """Return what a generator needs to know of images."""
+    return ImageFacts(data.shape, data.class_names)
