@@ -185,7 +185,9 @@ def test_no_group_lies_on_two_processes_and_every_image_on_one(size):
 def test_a_plan_of_another_unit_than_the_data_is_refused_before_anything_is_written(data, unit, kind, tmp_path):
     noise = {"noise_multiplier": 1.0, "delta": 1e-3} if kind is DPSGD else {}
     plan = kind(dataset_size=12, expected_batch_size=5, steps=2, unit=unit, **noise)
-    trainer = Trainer(method=Diffusion(network=MLP(width=8, blocks=1)), plan=plan, run=tmp_path / "run")
+    trainer = Trainer(
+        method=Diffusion(network=MLP(width=8, blocks=1), preconditioning=EDM()), plan=plan, run=tmp_path / "run"
+    )
     with pytest.raises(InputError, match="group"):
         trainer.fit(data)
     assert not (tmp_path / "run").exists()
@@ -194,7 +196,9 @@ def test_a_plan_of_another_unit_than_the_data_is_refused_before_anything_is_writ
 def test_under_blank_one_out_it_is_groups_that_are_counted(tmp_path):
     for size, refused in ((12, True), (6, False)):
         plan = DPSGD(**GROUP_PLAN | {"dataset_size": size, "steps": 2, "relation": "replace_special"})
-        trainer = Trainer(method=Diffusion(network=MLP(width=8, blocks=1)), plan=plan, run=tmp_path / str(size))
+        trainer = Trainer(
+            method=Diffusion(network=MLP(width=8, blocks=1), preconditioning=EDM()), plan=plan, run=tmp_path / str(size)
+        )
         if refused:
             with pytest.raises(InputError, match="there are 6 groups"):
                 trainer.fit(GROUPED)

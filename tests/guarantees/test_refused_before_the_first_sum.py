@@ -307,7 +307,7 @@ NETWORKS = {
     "a pair": (_Pair, "not tuple"),
     "detached output": (_Detached, "no gradient"),
     "no blank images": (_NoBlank, "fails on an image of NaN, as blank ones are: ValueError: not a number"),
-    "a shape without numbers": (_NoNumbers, "'network.told' has no numbers"),
+    "a shape without numbers": (_NoNumbers, "'denoiser.network.told' has no numbers"),
     "all frozen": (_Frozen, "nothing to train"),
     "no null class": (_WithoutNullClass, "IndexError"),
     "parameters without a shape": (_Lazy, "no tensor"),
@@ -340,12 +340,12 @@ OTHERS = {
         "sampler is a MySampler, which no release can name",
     ),
     "a preconditioning of one's own": (
-        {"preconditioning": MyPreconditioning(), "prior": None, "mechanism": plan(releases={})},
+        {"preconditioning": MyPreconditioning(), "prior": None, "plan": plan(releases={})},
         None,
         "preconditioning is a MyPreconditioning",
     ),
-    "a size that is not exact": ({"mechanism": plan(relation="replace_special", dataset_size=13)}, None, "as exact"),
-    "a plan without noise": ({"mechanism": plan(noise_multiplier=None)}, None, "no noise yet"),
+    "a size that is not exact": ({"plan": plan(relation="replace_special", dataset_size=13)}, None, "as exact"),
+    "a plan without noise": ({"plan": plan(noise_multiplier=None)}, None, "no noise yet"),
     "TF32 by a script": ({}, tf32, "set_float32_matmul_precision"),
     "TF32 by the environment": ({}, tf32_by_environment, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
 }
@@ -392,11 +392,14 @@ def test_a_run_that_goes_on_is_rehearsed_too_and_a_refusal_leaves_it_whole(tmp_p
     next(steps)
     steps.close()
     private = tmp_path / "run" / "private"
-    before, entries = {path.name: path.read_bytes() for path in private.iterdir()}, ledger.storage.entries()
+    before, entries = (
+        {path.name: path.read_bytes() for path in private.rglob("*") if path.is_file()},
+        ledger.storage.entries(),
+    )
     Renamed = type("Sound", (_Dropout,), {"__module__": Sound.__module__, "__qualname__": Sound.__qualname__})
     with pytest.raises(InputError):
         trainer(tmp_path / "run", ledger=ledger, network=Renamed).fit(SCANS)
-    assert {path.name: path.read_bytes() for path in private.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in private.rglob("*") if path.is_file()} == before
     assert ledger.storage.entries() == entries
     trainer(tmp_path / "run", ledger=ledger).fit(SCANS)
     verify_release(tmp_path / "run")
@@ -433,7 +436,7 @@ def test_a_search_rehearses_every_candidate_before_it_draws_how_many_runs_there_
     from dpdm.config import load_config
     from dpdm.privacy.search import Search
 
-    candidates = [load_config("digits", overrides=["privacy.steps=0", f"seed={seed}"]) for seed in (1, 2)]
+    candidates = [load_config("digits", method="prior", overrides=[f"seed={seed}"]) for seed in (1, 2)]
     tuner = tuning.Tuner(
         candidates=candidates, search=Search(mean=2.0, score_noise_multiplier=10.0), run=tmp_path / "s", ledger=None
     )
@@ -548,7 +551,7 @@ def test_a_network_of_ones_own_is_trained_and_its_release_is_exactly_its_state(n
     assert (opened.sample(4, seed=1)[0] == made.sample(4, seed=1)[0]).all()
     for key, t in before.items():  # the module that was given is as it was
         assert torch.equal(network.state_dict()[key], t)
-    frozen = {f"network.{key}": t for key, t in before.items()}
+    frozen = {f"denoiser.network.{key}": t for key, t in before.items()}
     assert not frozen or any(not torch.equal(weights[key], t) for key, t in frozen.items())
 
 
@@ -567,11 +570,11 @@ def test_a_module_that_a_function_hands_out_again_and_again_is_left_alone(tmp_pa
     assert all(p.requires_grad for p in shared.parameters())
 
 
-def test_a_plan_without_steps_refuses_a_network_of_ones_own_that_it_would_ignore():
-    with pytest.raises(InputError, match="a plan without steps"):
-        trainer(None, mechanism=plan(steps=0, noise_multiplier=None))
+def test_a_plan_without_steps_refuses_a_network_that_it_would_ignore():
+    with pytest.raises(InputError, match="the plan releases .*, and its settings need .* steps"):
+        trainer(None, plan=plan(steps=0, noise_multiplier=None))
 
 
 def test_a_sampler_beyond_training_is_refused_before_anything_else():
     with pytest.raises(InputError, match="sigma_min"):
-        trainer(None, preconditioning=VE(), prior=None, mechanism=plan(releases={}), sampler=DDIM(sigma_min=1e-4))
+        trainer(None, preconditioning=VE(), prior=None, plan=plan(releases={}), sampler=DDIM(sigma_min=1e-4))

@@ -283,6 +283,14 @@ class Diffusion(Method):
         assert isinstance(generator, DenoisingGenerator)
         return replace(self, network=said_of(self.network, generator.denoiser.network))
 
+    def answers(self, generator: ImageGenerator) -> Tensor:
+        """Return what the denoiser makes of two noisy copies of made-up images."""
+        assert isinstance(generator, DenoisingGenerator)
+        denoiser, one = generator.denoiser, replace(self.loss, noise_multiplicity=1)
+        x, labels, sigma, noise = made_up.first(2, made_up.made_up_batch(one, denoiser, generator.facts))
+        answers: Tensor = denoiser(x + noise[:, 0], sigma[:, 0], labels[:, 0])
+        return answers
+
     def with_code(self, network: OwnNetwork) -> Method:
         """Return the method with the code of its network, which settings do not have."""
         if not isinstance(self.network, Own):

@@ -224,6 +224,10 @@ class Method(ABC):
         """Return the method as settings can say it: a network of one's own by the name of its class."""
         return self
 
+    def answers(self, generator: ImageGenerator) -> Tensor:
+        """Return what a generator with a network of one's own answers to made-up images."""
+        raise NotImplementedError(f"{self.kind} has no network of one's own")
+
     def with_code(self, network: Any) -> "Method":  # noqa: ANN401
         """Return the method with the code of a network of one's own.
 

@@ -1,4 +1,4 @@
-"""A method, a plan and images in; a release out. `Trainer.steps` is a generator of progress: bars and logs are its callers'."""
+"""A method, a plan and images in; a release out. `Trainer.steps` yields progress: bars and logs are its callers'."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace

@@ -145,7 +145,7 @@ def release_settings(method: Method, plan: AnyPlan, seed: int, name: str, facts:
 
 def require_planned(method: Method, plan: AnyPlan) -> None:
     """Raise InputError unless the plan releases what the method does, by name, kind and order."""
-    wanted = method.releases(Budget(1.0, 1e-5, plan.dataset_size, plan.steps or None))
+    wanted = method.releases(Budget(1.0, 1e-5, plan.dataset_size))
     planned, needed = ([(type(release), release.name) for release in each] for each in (plan.releases, wanted))
     if planned != needed:
         has, needs = (", ".join(name for _, name in each) for each in (planned, needed))

@@ -20,6 +20,7 @@ from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay
 from dpdm.types import InputError
 
+FLOAT32 = Machine(precision="float32")
 FACTS = ImageFacts((1, 28, 28), tuple("0123456789"))
 
 
@@ -197,7 +198,7 @@ def test_memory_bounds_the_physical_batch(monkeypatch):
     loss = DenoisingLoss(noise_multiplicity=8)
     denoiser = PreconditionedDenoiser(CompactUNet(width=16).build((1, 28, 28), num_classes=10), EDM())
 
-    def size(memory, machine=Machine(precision="float32")):
+    def size(memory, machine=FLOAT32):
         monkeypatch.setattr(costs, "memory_for_a_batch", lambda device: memory)
         return batch_size(machine, loss, denoiser)
 
