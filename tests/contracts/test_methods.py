@@ -1,0 +1,153 @@
+"""What every method must do, whatever it is: a new one is added to METHODS, and to nothing else."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.config import METHODS, Machine
+from dpdm.data import ImageDataset
+from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
+from dpdm.methods import Diffusion, Prior, PriorAlone
+from dpdm.networks import MLP
+from dpdm.privacy import InsecureSeededEntropy, MechanismRun
+from dpdm.runs import Release, Trainer, verify_release
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "guarantees"))
+from two_worlds import (
+    GROUP_NEIGHBOURS,
+    GROUPED,
+    IMAGE_NEIGHBOURS,
+    IMAGES,
+    RecordingPlan,
+    World,
+    differences,
+    stopped_clock,
+)
+
+TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
+TOYS = {
+    "diffusion": Diffusion(preconditioning=EDM(), **TOY),
+    "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
+    "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
+}
+BUDGET = {
+    "epsilon": 3.0,
+    "dataset_size": 12,
+    "delta": 1e-13,
+}  # at which ε is RDP's bound, and calibration takes no time
+every_method = pytest.mark.parametrize("name", TOYS)
+
+
+def plan_of(method, unit="image"):
+    takes_steps = isinstance(method, Diffusion)
+    steps = {"steps": 3, "expected_batch_size": 5} if takes_steps else {}
+    return method.plan(**BUDGET, **steps, unit=unit)
+
+
+def trainer(name, folder=None, *, plan=None, unit="image", **others):
+    method = TOYS[name]
+    machine = Machine(device="cpu", precision="float32", strategy="vectorized", physical_batch_size=4)
+    plan = plan or plan_of(method, unit)
+    return Trainer(method=method, plan=plan, machine=machine, run=folder, ledger=None, **others)
+
+
+def test_every_method_is_among_the_toys():
+    assert {method.kind for method in TOYS.values()} == set(METHODS)
+
+
+@every_method
+def test_what_is_released_is_what_is_planned(name, monkeypatch):
+    made, inner = [], MechanismRun._release
+
+    def watched(self, total, *, sensitivity):
+        made.append(self.plan.at(self.spent).name)
+        return inner(self, total, sensitivity=sensitivity)
+
+    monkeypatch.setattr(MechanismRun, "_release", watched)
+    method = TOYS[name]
+    plan = plan_of(method)
+    trainer(name, plan=plan).fit(IMAGES)
+    assert made == [plan.at(number).name for number in range(plan.planned)]
+
+
+@every_method
+@pytest.mark.parametrize("unit", ["image", "group"])
+def test_two_worlds_that_differ_in_one_unit_agree(name, unit, tmp_path):
+    data, neighbours = (IMAGES, IMAGE_NEIGHBOURS) if unit == "image" else (GROUPED, GROUP_NEIGHBOURS)
+    plan = plan_of(TOYS[name], unit)
+    fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+
+    def world(images, folder, replay=None):
+        seen = World(replay=replay)
+        with stopped_clock():
+            entropy = InsecureSeededEntropy(0)
+            made = trainer(name, folder, plan=RecordingPlan.of(seen, **fields), entropy=entropy).fit(images)
+        of_the_owner = ("metrics.jsonl", "duplicates.json")
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name not in of_the_owner]
+        seen.observed = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+        seen.observed["claim"] = repr(made.claim)
+        return seen
+
+    d = world(data, tmp_path / "d")
+    for number, neighbour in enumerate(list(neighbours.values())[:2]):
+        assert differences(d, world(neighbour, tmp_path / f"e{number}", replay=d)) == []
+
+
+class Killed(BaseException):
+    """What a power cut is to a process."""
+
+
+@every_method
+def test_killed_before_any_of_its_sums_a_run_goes_on_and_repeats_none(name, tmp_path, monkeypatch):
+    inner, made, plan = MechanismRun._release, [], plan_of(TOYS[name])
+
+    def dies_once(self, total, *, sensitivity):
+        if self.spent not in made:  # a new sum: the first try dies before it is made
+            made.append(self.spent)
+            raise Killed
+        return inner(self, total, sensitivity=sensitivity)
+
+    monkeypatch.setattr(MechanismRun, "_release", dies_once)
+    for number in range(plan.planned):
+        with pytest.raises(Killed):
+            trainer(name, tmp_path / "run", plan=plan).fit(IMAGES)
+        assert made == list(range(number + 1)), "a sum was made again, or left out"
+    trainer(name, tmp_path / "run", plan=plan).fit(IMAGES)
+    assert verify_release(tmp_path / "run").dataset_size == 12
+
+
+@every_method
+def test_a_release_verifies_loads_and_draws_the_same(name, tmp_path):
+    made = trainer(name, tmp_path / "run").fit(IMAGES)
+    verified = verify_release(tmp_path / "run")
+    assert verified.statement == made.statement
+    opened = Release.load(tmp_path / "run")
+    assert opened.generator.state_dict().keys() == made.generator.state_dict().keys()
+    for images in (made.sample(6, seed=3)[0], opened.sample(6, seed=3)[0]):
+        assert images.shape == (6, 8, 8, 1)
+        assert np.array_equal(images, made.sample(6, seed=3)[0])
+
+
+@every_method
+def test_images_without_labels_are_trained_on_or_refused_in_one_line(name):
+    data = ImageDataset(images=IMAGES.images, name="unlabelled")
+    release = trainer(name).fit(data)
+    images, labels = release.sample(3, seed=0)
+    assert images.shape == (3, 8, 8, 1)
+    assert (labels == 0).all()
+
+
+@every_method
+def test_a_generator_is_its_state(name):
+    """What is saved is all there is: another one with the same state draws the same."""
+    method, facts = TOYS[name], trainer(name).fit(IMAGES).facts
+    one, other = (method.untrained(facts, seed=seed).eval() for seed in (0, 1))
+    other.load_state_dict(one.state_dict())
+    labels = torch.tensor([0, 1, 2])
+    drawn = [generator.draw(labels, random=torch.Generator().manual_seed(0)) for generator in (one, other)]
+    assert torch.equal(*drawn)
+    assert drawn[0].shape == (3, *facts.shape)
