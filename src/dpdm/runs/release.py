@@ -45,6 +45,8 @@ from dpdm.types import (
 FILES = ("config.toml", "model.safetensors")
 """The files that `privacy.json` holds digests of."""
 
+_NO_RUNS = 2**62 + 11  # a seed: what a state_dict lacks must not come back by that of the run
+
 SCHEMA = 6
 """Of a release's files."""
 
@@ -265,7 +267,7 @@ class Release:
             require_weights_digest(folder, claim)
             if network is not None:
                 method = method.with_code(network)
-            generator = method.untrained(facts, sizes=_sizes(layout))
+            generator = method.untrained(facts, seed=_NO_RUNS, sizes=_sizes(layout))
             if other := differences(layout_of(generator.state_dict()), layout):
                 raise InputError(f"{folder} was trained with another network than the one given: {other}")
             generator.load_state_dict(read_weights(path, layout))
