@@ -13,20 +13,31 @@ from contextlib import contextmanager
 from numbers import Real
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    Images = NDArray[np.uint8]
+    """Images as people keep them: (number, height, width, channel), 0..255."""
+
+    Labels = NDArray[np.int64]
+    """Class indices: (number,), 0 <= label < num_classes."""
+else:
+
+    def __getattr__(name: str) -> object:
+        """Make the array types when they are first asked for: an error needs no numpy."""
+        levels = {"Images": "uint8", "Labels": "int64"}
+        if name not in levels:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import numpy as np
+        from numpy.typing import NDArray
+
+        return NDArray[getattr(np, levels[name])]
+
+
 T = TypeVar("T")
-
-Images = NDArray[np.uint8]
-"""Images as people keep them: (number, height, width, channel), 0..255."""
-
-Labels = NDArray[np.int64]
-"""Class indices: (number,), 0 <= label < num_classes."""
 
 MOST_CLASSES = 10_000
 """Classes that a data set may have: their names stand in every release."""
@@ -184,14 +195,14 @@ def require_names_of_classes(names: Sequence[str], what: str) -> None:
         raise InputError(f"{what} is called {twice!r}, and so is another: give each class a name of its own")
 
 
-def images_to_tensor(images: Images) -> "Float[Tensor, 'batch channel height width']":
+def images_to_tensor(images: "Images") -> "Float[Tensor, 'batch channel height width']":
     """Turn `uint8 NHWC` into `float32 NCHW in [-1, 1]`."""
     import torch
 
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
 
 
-def tensor_to_images(x: "Float[Tensor, 'batch channel height width']") -> Images:
+def tensor_to_images(x: "Float[Tensor, 'batch channel height width']") -> "Images":
     """Turn `float NCHW` into `uint8 NHWC`: clamped to [-1, 1], rounded to the nearest level."""
     import torch
 

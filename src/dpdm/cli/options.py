@@ -77,11 +77,11 @@ def require_target(target: str) -> None:
 
 def require_found(*sources: str | None) -> None:
     """Raise InputError for the first of these sources of images that is not there, before any is opened."""
-    from dpdm.data import is_source, open_dataset
+    from dpdm.data.location import require_source
 
     for source in sources:
-        if source is not None and not is_source(source):
-            open_dataset(source)  # which says what is wrong
+        if source is not None:
+            require_source(source)
 
 
 def require_run(run: Path) -> None:

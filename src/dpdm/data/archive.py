@@ -4,9 +4,9 @@ import zipfile
 from pathlib import Path
 
 from dpdm.data.class_folders import load_tree
-from dpdm.data.dataset import ImageDataset, Split, normal_form
+from dpdm.data.dataset import ImageDataset
 from dpdm.data.image_files import ImageFile, ReadImages, read_images
-from dpdm.data.layout import is_hidden
+from dpdm.data.layout import Split, is_hidden, normal_form
 from dpdm.data.tree import Tree
 from dpdm.types import InputError
 

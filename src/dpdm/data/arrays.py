@@ -13,14 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import (
-    ImageDataset,
-    Split,
-    group_indices,
-    require_same_num_classes,
-)
+from dpdm.data.dataset import ImageDataset, group_indices, require_same_num_classes
 from dpdm.data.labels import read_labels
-from dpdm.data.layout import PARTS, choose_part, require_whole
+from dpdm.data.layout import PARTS, Split, choose_part, require_whole
 from dpdm.types import Images, InputError, Labels
 
 _OF_PART = re.compile("(.+)_(images|labels)|([xy])_(.+)", re.IGNORECASE)  # as MedMNIST or Keras call them

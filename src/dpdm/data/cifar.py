@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import ImageDataset, Split, require_same_num_classes
-from dpdm.data.layout import choose_part
+from dpdm.data.dataset import ImageDataset, require_same_num_classes
+from dpdm.data.layout import Split, choose_part
 from dpdm.types import InputError
 
 _PLANES: Final = (3, 32, 32)  # red, green, blue; each row by row

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dpdm.data.dataset import ImageDataset, Split, group_indices, require_same_num_classes
+from dpdm.data.dataset import ImageDataset, group_indices, require_same_num_classes
 from dpdm.data.image_files import ImageFile, ReadImages, is_image_name, may_list_labels, no_images, why_no_image
-from dpdm.data.layout import part_in, require_whole
+from dpdm.data.layout import Split, part_in, require_whole
 from dpdm.data.listing import read_listing
 from dpdm.data.tree import FOLDER, Chosen, Tree, choose
 from dpdm.types import InputError

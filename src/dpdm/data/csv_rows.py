@@ -5,8 +5,8 @@ import io
 from collections.abc import Sequence, Set
 from typing import Any, Final, NamedTuple
 
-from dpdm.data.dataset import normal_form
 from dpdm.data.image_files import ImageFile
+from dpdm.data.layout import normal_form
 from dpdm.types import InputError
 
 CSV: Final = ("labels.csv", "metadata.csv")

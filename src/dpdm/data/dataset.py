@@ -2,17 +2,14 @@
 
 import copy
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpdm.data.layout import normal_form
 from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_names_of_classes
-
-Split = Literal["train", "val", "test"]
 
 MIN_SIDE = 8
 """Pixels: the networks halve an image up to three times."""
@@ -217,11 +214,6 @@ class ImageDataset:
             raise InputError(
                 f"{self.name}: groups must be numbered from 0 without a gap: dpdm.data.group_indices(...) does it"
             )
-
-
-def normal_form(name: object) -> str:
-    """Return a name as a release writes it: one spelling of letters that have several, as file systems do."""
-    return unicodedata.normalize("NFC", str(name))
 
 
 def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> NDArray[np.int64]:

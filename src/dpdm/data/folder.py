@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from dpdm.data.class_folders import load_tree
-from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.dataset import ImageDataset
 from dpdm.data.framing import to_pillow
 from dpdm.data.image_files import ImageFile, ReadImages, read_images
-from dpdm.data.layout import PARTS, in_order_of_classes, is_hidden, part_in, plain_name
+from dpdm.data.layout import PARTS, Split, in_order_of_classes, is_hidden, part_in, plain_name
 from dpdm.data.tree import Tree
 from dpdm.types import Images, InputError, Labels
 

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import ImageDataset, Split
-from dpdm.data.layout import choose_part, part_in
+from dpdm.data.dataset import ImageDataset
+from dpdm.data.layout import Split, choose_part, part_in
 from dpdm.types import InputError
 
 _IMAGES: Final = re.compile(r"(.+)-images[-.]idx3-ubyte(?:\.gz)?", re.IGNORECASE)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dpdm.data.dataset import normal_form
+from dpdm.data.layout import normal_form
 from dpdm.types import InputError, Labels
 
 _MOST_DIGITS = 18  # of a number that is read: longer ones are no places

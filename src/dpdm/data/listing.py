@@ -11,17 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpdm.data.csv_rows import CSV, Row, is_csv, read_csv, read_text, says_parts
-from dpdm.data.dataset import (
-    Split,
-    group_indices,
-    normal_form,
-    require_declared,
-    require_no_groups,
-    require_same_num_classes,
-)
+from dpdm.data.dataset import group_indices, require_declared, require_no_groups, require_same_num_classes
 from dpdm.data.image_files import ImageFile
 from dpdm.data.labels import read_labels
-from dpdm.data.layout import PARTS, choose_part, require_whole
+from dpdm.data.layout import PARTS, Split, choose_part, normal_form, require_whole
 from dpdm.types import InputError, Labels
 
 JSON: Final = "dataset.json"
