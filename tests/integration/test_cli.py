@@ -430,7 +430,13 @@ WRONG = {
         "label 2 occurs",
     ),
     "no epsilon": (["train", "labelled.npz"], "such as --epsilon 1"),
-    "no epsilon in a file": (["plan", "c.toml"], "only built-in presets have a default"),
+    "no epsilon in a file": (["plan", "c.toml"], "only a preset has a default"),
+    "a preset's epsilon for a folder": (["train", "digits", "--set", "data.source=labelled.npz"], "epsilon is missing"),
+    "a preset's epsilon in a plan": (["plan", "digits", "--set", "data.source=empty"], "epsilon is missing"),
+    "a preset's epsilon in a search": (
+        ["tune", "digits", "--run=r", "--try=training.seed=1,2", "--score-noise=50", "--set=data.source=empty"],
+        "epsilon is missing",
+    ),
     "no reference": (["evaluate", "labelled.npz", "--num-classes", "4", "--reference", "nowhere"], "nowhere"),
 }
 

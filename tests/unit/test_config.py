@@ -41,6 +41,29 @@ def test_the_presets_are_those_that_are_promised():
     assert preset_names() == sorted([*published, *for_a_laptop])
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "photos",
+        "./digits",
+        "scans.zip",
+        "digits.npz",
+        "t10k-images-idx3-ubyte",
+        "a.parquet",
+        "fashion-mnist",
+        "digits:test",
+    ],
+)
+@pytest.mark.parametrize("way", ["data.source={}", 'data={{source="{}"}}'])
+def test_a_presets_epsilon_is_for_its_own_images_alone(source, way):
+    """The kind: settings that somebody chose for other images."""
+    override = way.format(source)
+    with pytest.raises(InputError, match="epsilon is missing"):
+        load_config("digits", overrides=[override]).plan(lambda: 100)
+    assert load_config("digits", overrides=["privacy.epsilon=2", override]).privacy.epsilon == 2.0
+    assert load_config("digits", overrides=["data.source=digits"]).privacy.epsilon == 10.0
+
+
 def test_overrides_reach_every_level_and_parse_as_toml_or_text():
     config = load_config(
         "digits",

@@ -14,7 +14,7 @@ Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a 
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 Epsilon = Annotated[
     float | None,
-    typer.Option(help="Privacy budget ε (default: a preset's own, and none elsewhere; δ is privacy.delta, 1e-5)."),
+    typer.Option(help="Privacy budget ε (default: a preset's, for its own images alone; δ is privacy.delta, 1e-5)."),
 ]
 Size = Annotated[
     int | None,

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from dpdm.config.settings import KIND_OF, AnySampler, Config, NoPrivacy, Privacy
-from dpdm.config.target import Table, read_target
+from dpdm.config.target import Table, preset_names, read_target
 from dpdm.diffusion import FromPrior, MatchedSolver, MomentMatched
 from dpdm.networks import Own
 from dpdm.privacy import DPSGD, GaussianRelease, Mechanism, NonPrivate
@@ -31,12 +31,16 @@ _OF_PRIOR = (KIND_OF[MatchedSolver], KIND_OF[FromPrior])  # samplers that need o
 def load_config(target: str, *, overrides: Sequence[str] = ()) -> Config:
     """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
 
+    A preset's ε is for the images that the preset names: it is left out where `data.source` is another one.
+
     Raises:
         InputError: No such preset, file or path; an unknown key; a value that does not fit.
     """
-    table = read_target(target)
-    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
-        _override(table, override)
+    table = _overridden(read_target(target), overrides)
+    own = read_target(target)
+    if target in preset_names() and _source(table) != _source(own):
+        del own["privacy"]["epsilon"]
+        table = _overridden(own, overrides)
     return decode(Config, table)
 
 
@@ -50,11 +54,10 @@ def choose_sampler(settings: Table, *, name: str | None = None, overrides: Seque
     if name is not None and name not in known:
         raise InputError(f"this run has no sampler called {name!r}" + _did_you_mean(name, list(known)))
     whole = {"sampler": dict(settings["sampler"] if name is None else known[name])}
-    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
+    for override in overrides:
         if not override.startswith("sampler."):
             raise InputError(f"--set {override}: the run is trained, only sampler.* can be set now")
-        _override(whole, override)
-    sampler: AnySampler = _decode_value(AnySampler, whole["sampler"], "sampler")
+    sampler: AnySampler = _decode_value(AnySampler, _overridden(whole, overrides)["sampler"], "sampler")
     return sampler
 
 
@@ -137,6 +140,18 @@ def _check(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
     except pydantic.ValidationError as error:
         wanted = error.errors()[-1 if value is not None and NoneType in typing.get_args(hint) else 0]["msg"]
         raise InputError(f"{path} = {value!r}: {wanted[0].lower()}{wanted[1:]}") from None
+
+
+def _source(table: Table) -> object:
+    data = table.get("data")
+    return data.get("source") if isinstance(data, dict) else data
+
+
+def _overridden(table: Table, overrides: Sequence[str]) -> Table:
+    """Return `table` after all `key=value`, a new `kind` before the settings that belong to it."""
+    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
+        _override(table, override)
+    return table
 
 
 def _override(table: Table, text: str) -> None:
