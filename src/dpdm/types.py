@@ -5,13 +5,14 @@ This module imports nothing of the package. Images are `uint8 NHWC` wherever peo
 import torch when they are called: an error needs none.
 """
 
+import errno
 import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,10 +60,12 @@ class InputError(ValueError):
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that there is too little memory: Python's, torch's of a GPU, or its allocators'."""
+    """Tell whether an error says that there is too little memory: Python's, the system's, a decoder's or torch's."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError | OSError) and _OF_MEMORY.search(str(error)) is not None
 
 
 def one_line(error: Exception) -> str:
@@ -86,6 +89,23 @@ def refusing(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
         if is_of_memory(error):
             raise
         raise kind(f"{what}: {one_line(error)}") from error
+
+
+@contextmanager
+def explained(explain: Callable[[Any], str], *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds, whoever reads a file having answered it so, into the line that `explain` makes.
+
+    Raises:
+        InputError: One that is raised within stays as it is, and so does an error for lack of memory.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        if is_of_memory(error):
+            raise
+        raise InputError(explain(error)) from error
 
 
 class Sensitive(Generic[T]):

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, file_digests
-from dpdm.types import Images, InputError
+from dpdm.types import Images, InputError, explained
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,14 @@ def read_image(
 
 def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
     """Return the upright image of one file as L, RGB or RGBA, and the file's bytes."""
-    try:
+
+    def why(error: Exception) -> str:
+        if isinstance(error, Image.DecompressionBombError):
+            return f"{file} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down, it is whole"
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        return f"{file} is no image that can be decoded ({reason}): repair or remove it"
+
+    with explained(why, Exception):  # Pillow's decoders answer damaged bytes with nearly any exception.
         with file.open("rb") as stream:
             encoded = stream.read()
         # Pillow's warnings about odd metadata would be output about a record.
@@ -198,14 +205,6 @@ def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
             upright = ImageOps.exif_transpose(image)
             has_alpha = upright.getbands()[-1] == "A" or "transparency" in upright.info
             decoded = upright.convert("RGBA" if has_alpha else "L" if upright.mode in ("1", "L") else "RGB")
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise InputError(f"{file} has more than {most:,} pixels: scale it down, it is whole") from error
-    except Exception as error:  # Pillow's decoders answer damaged bytes with nearly any exception.
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{file} is no image that can be decoded ({reason}): repair or remove it") from error
     if bits > 8 or upright.mode.startswith(("I", "F")):
         # Which of 16 bits matter (12 in many scanners) the owner knows; to guess it from records would leak.
         raise InputError(

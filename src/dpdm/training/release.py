@@ -189,7 +189,7 @@ def require_layout(path: Path, config: Config, facts: ImageFacts) -> Layout:
         if expected != layout:
             raise ValueError("another network or prior than the settings'")
     except (LookupError, TypeError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) or is_of_memory(error):
             raise
         raise InputError(f"{path.parent} is damaged ({type(error).__name__}): its files do not fit together") from None
     return layout
