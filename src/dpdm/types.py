@@ -215,10 +215,30 @@ def require_names_of_classes(names: Sequence[str], what: str) -> None:
         raise InputError(f"{what} is called {twice!r}, and so is another: give each class a name of its own")
 
 
+def as_images(what: str, images: "Images") -> "Images":
+    """Return images as uint8 (number, height, width, channel); grey ones may come without the last axis.
+
+    Raises:
+        InputError: They are something else, or one image alone.
+    """
+    import numpy as np
+
+    images = np.asanyarray(images)  # which leaves on disk what lies there
+    grey, channels = images.ndim == 3 and images.shape[2] > 4, images.ndim == 4 and images.shape[3] in (1, 3, 4)
+    if images.dtype != np.uint8 or not (grey or channels):
+        found = f"{images.dtype} of shape {images.shape}"
+        raise InputError(
+            f"{what} images must be uint8 (number, height, width), which are grey, or (number, height, width, channel) "
+            f"with 1, 3 or 4 channels, not {found}"
+        )
+    return images[..., np.newaxis] if grey else images
+
+
 def images_to_tensor(images: "Images") -> "Float[Tensor, 'batch channel height width']":
-    """Turn `uint8 NHWC` into `float32 NCHW in [-1, 1]`."""
+    """Turn `uint8 NHWC`, or grey `uint8 NHW`, into `float32 NCHW in [-1, 1]`."""
     import torch
 
+    images = as_images("all", images)
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
 
 

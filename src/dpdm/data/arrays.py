@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dpdm.data.dataset import ImageDataset, group_indices, require_same_num_classes
 from dpdm.data.labels import read_labels
 from dpdm.data.layout import PARTS, Split, choose_part, require_whole
-from dpdm.types import Images, InputError, Labels, explained
+from dpdm.types import Images, InputError, Labels, as_images, explained
 
 _OF_PART = re.compile("(.+)_(images|labels)|([xy])_(.+)", re.IGNORECASE)  # as MedMNIST or Keras call them
 _ROLES: Final = {"x": "images", "y": "labels"}
@@ -179,7 +179,7 @@ def save_npz(
 
     Args:
         path: The file. Missing folders above it are made.
-        images: `uint8` (number, height, width, channel).
+        images: `uint8` (number, height, width[, channel]); an axis of channels is written in any case.
         labels: Integers (number,), or None.
         num_classes: How many classes there are, written beside the labels so that readers need not be told.
         class_names: Their names, one each, written likewise; default: none are written.
@@ -188,7 +188,7 @@ def save_npz(
     Raises:
         InputError: If the arrays make no `ImageDataset`.
     """
-    names = tuple(class_names)
+    names, images = tuple(class_names), as_images("all", images)
     dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, class_names=names, name=str(path))
     arrays: dict[str, Any] = {"images": images}
     if dataset.labels is not None:

@@ -13,7 +13,7 @@ from dpdm.data.framing import to_pillow
 from dpdm.data.image_files import ImageFile, ReadImages, read_images
 from dpdm.data.layout import PARTS, Split, in_order_of_classes, is_hidden, part_in, plain_name
 from dpdm.data.tree import Tree
-from dpdm.types import Images, InputError, Labels
+from dpdm.types import Images, InputError, Labels, as_images
 
 _MOST_BYTES: Final = 255  # of a name in most file systems
 
@@ -62,7 +62,7 @@ def save_folder(path: Path, images: Images, labels: Labels | None = None, class_
 
     Args:
         path: The folder to make, and folders above it; it may exist if it is empty.
-        images: `uint8` (number, height, width, channel).
+        images: `uint8` (number, height, width[, channel]).
         labels: Integers (number,), 0 <= label < len(class_names), or None for a flat folder.
         class_names: One name for each class.
 
@@ -71,6 +71,7 @@ def save_folder(path: Path, images: Images, labels: Labels | None = None, class_
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists and is no empty folder: name another one, or remove it first")
+    images = as_images("all", images)
     dataset = ImageDataset(images=images, labels=labels, num_classes=len(class_names), name=str(path))
     folders = [""] if dataset.labels is None else _folder_names(class_names)
     digits = len(str(len(images) - 1))

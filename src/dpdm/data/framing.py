@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dpdm.data.dataset import MIN_SIDE
-from dpdm.types import Images, InputError
+from dpdm.types import Images, InputError, as_images
 
 Fit = Literal["crop", "pad", "resize"]
 Channels = Literal[1, 3, 4]
@@ -60,7 +60,8 @@ class Framing:
         return (height, width, channels) == (self.size or height, self.size or width, self.channels or channels)
 
     def frame_all(self, images: Images) -> Images:
-        """Return `uint8` (number, height, width, channel) framed one by one; as it is if nothing is to do."""
+        """Return `uint8` (number, height, width[, channel]) framed one by one; as it is if nothing is to do."""
+        images = as_images("all", images)
         if self.keeps(*images.shape[1:]):
             return images
         return np.stack([self.frame(to_pillow(image)) for image in images])

@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from dpdm.evaluation.checks import as_images, built_features, feature_vectors
+from dpdm.evaluation.checks import built_features, feature_vectors
 from dpdm.evaluation.classifiers import CNN, MLP
 from dpdm.evaluation.utility import QUICK, UtilityProtocol, train_classifier
-from dpdm.types import Images, InputError, Labels, is_of_memory, require_positive
+from dpdm.types import Images, InputError, Labels, as_images, is_of_memory, require_positive
 
 _PART = 200  # images whose features are computed at once
 
@@ -242,7 +242,7 @@ class ClassifierFeatures:
     `widths`, each of which halves the image: a Fréchet distance takes the time of features cubed.
 
     Args:
-        images: uint8 (number, height, width, channel), at least 10; not to be changed afterwards. Best neither the
+        images: uint8 (number, height, width[, channel]), at least 10; not to be changed afterwards. Best neither the
             synthetic images nor those they are compared with.
         labels: Their classes, (number,) integers in [0, num_classes).
         num_classes: Number of classes, >= 2.
