@@ -188,7 +188,7 @@ def save_npz(
     Raises:
         InputError: If the arrays make no `ImageDataset`.
     """
-    names, images = tuple(class_names), as_images("all", images)
+    names, images = tuple(class_names), as_images(f"{path}:", images)
     dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, class_names=names, name=str(path))
     arrays: dict[str, Any] = {"images": images}
     if dataset.labels is not None:

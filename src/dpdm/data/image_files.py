@@ -1,9 +1,11 @@
 """Image files, wherever they lie: what counts as one, and how it is decoded."""
 
+import contextlib
 import io
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +111,25 @@ def may_list_labels(file: ImageFile) -> bool:
     return file.name.lower().endswith(_LISTS)
 
 
-def what_instead(name: str) -> str | None:
-    """Return what to do about a file whose name has a well-known ending, but none that is opened."""
-    return next((advice for endings, advice in _INSTEAD.items() if name.lower().endswith(endings)), None)
+def what_instead(file: ImageFile) -> str | None:
+    """Return what to do about a file that is known by its ending, or as DICOM by its content, and is not opened."""
+    name = file.name.lower()
+    if not name.endswith(tuple(ending for endings in _INSTEAD for ending in endings)) and _is_dicom(file):
+        name = ".dcm"
+    return next((advice for endings, advice in _INSTEAD.items() if name.endswith(endings)), None)
+
+
+def _is_dicom(file: ImageFile | EncodedImage) -> bool:
+    """Whether a file begins as DICOM does: scanners and archives of clinics give theirs no ending."""
+    unreadable = (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*unreadable), file.open("rb") as stream:
+        return bytes(stream.read(132)[128:]) == b"DICM"
+    return False
 
 
 def why_no_image(file: ImageFile) -> str:
     """Say that a file is no image by its name: it is refused, so that no record vanishes unnoticed."""
-    return f"{file} is no image ({', '.join(_EXTENSIONS)}): {what_instead(file.name) or 'move it elsewhere'}"
+    return f"{file} is no image ({', '.join(_EXTENSIONS)}): {what_instead(file) or 'move it elsewhere'}"
 
 
 def no_images(where: str) -> str:
@@ -188,6 +201,8 @@ def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
     def why(error: Exception) -> str:
         if isinstance(error, Image.DecompressionBombError):
             return f"{file} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down, it is whole"
+        if isinstance(error, UnidentifiedImageError) and _is_dicom(file):
+            return f"{file} is DICOM by its content: {what_instead(Path('.dcm'))}"
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         return f"{file} is no image that can be decoded ({reason}): repair or remove it"
 

@@ -143,8 +143,8 @@ def require_whole(split: Split, where: str | Path) -> None:
     """Raise NoSuchPart if another part than `train` is asked of a source without parts, which is its own train part."""
     if split != "train":
         raise NoSuchPart(
-            f"{where} has no folders train/ and test/, and so no part {split}: give the path of the {split} images "
-            "themselves"
+            f"{where} has no folders train/, val/ and test/, and so no part {split}: "
+            f"give the path of the {split} images themselves"
         )
 
 

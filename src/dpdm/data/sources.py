@@ -78,7 +78,7 @@ def open_path(path: Path, asked: Asked) -> ImageDataset:
     kinds = f"neither a folder nor a {', '.join(_OPENED[:-1])} or {_OPENED[-1]} file"
     if is_image_name(path.name):
         raise InputError(f"{path} is one image, {kinds}: give the folder of all images")
-    raise InputError(f"{path} is {kinds}: {what_instead(path.name) or 'give one of these'}")
+    raise InputError(f"{path} is {kinds}: {what_instead(path) or 'give one of these'}")
 
 
 def _open_folder(path: Path, asked: Asked) -> ImageDataset:
