@@ -208,7 +208,7 @@ def test_a_plan_comes_back_to_the_letter():
 def test_facts_of_data_declared_public_are_read_and_private_ones_declared(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "x.npz", images=images, labels=np.arange(12) % 3)
-    with pytest.raises(InputError, match="private labels must not tell how many classes"):
+    with pytest.raises(InputError, match="must not be read off private labels"):
         Data(source=str(tmp_path / "x.npz")).open()
     opened = Data(source=str(tmp_path / "x.npz"), public=True).open()
     assert (opened.num_classes, opened.class_names, opened.public) == (3, ("0", "1", "2"), True)

@@ -106,7 +106,8 @@ class Prior:
             without steps, since the prior then gets all.
         centres: Gaussians for each class.
         rounds: Of k-means, by which the centres are found; of no use to one centre.
-        split: What mean, class means, covariance, each class's own and all rounds together get, in proportion.
+        split: Relative budget of the overall mean, the class means, the shared covariance, the class covariances, and
+            all k-means rounds together.
         max_deviation: What a record's deviation from a mean is clipped to: a root mean square per pixel.
     """
 

@@ -244,15 +244,15 @@ def require_no_groups(group: str | None, where: str) -> None:
 
 
 class UndeclaredError(InputError):
-    """Nobody declared how many classes there are, and private labels must not tell."""
+    """Nobody declared the number of classes, which must not be read off private labels."""
 
 
 def require_declared(num_classes: int, where: str) -> None:
     """Raise UndeclaredError if nobody declared how many classes there are."""
     if num_classes < 1:
         raise UndeclaredError(
-            f"{where}: private labels must not tell how many classes there are: "
-            "declare it, say by --set data.num_classes=10 (dpdm evaluate: --num-classes 10) if there are ten"
+            f"{where}: declare the number of classes, which must not be read off private labels: "
+            "--set data.num_classes=10 if there are ten (dpdm evaluate: --num-classes 10)"
         )
 
 

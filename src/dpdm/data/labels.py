@@ -35,7 +35,7 @@ def read_labels(
     """
     if num_classes < 1:
         raise InputError(
-            f"{where}: private labels must not tell which classes there are: list all their names in {named_in}"
+            f"{where}: list the names of all classes in {named_in}: they must not be read off private labels"
         )
     places = [_place(label, num_classes) for label in stated]
     index = {normal_form(name): place for place, name in enumerate(names)}

@@ -49,7 +49,7 @@ def open_dataset(
         size: Side of the square in pixels, >= 8; None leaves sizes as they are. A prepared folder has its own.
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
-        num_classes: How many classes there are; labels that come as numbers need it, since they must not tell.
+        num_classes: How many classes there are; labels that come as numbers need it.
         group: What names the group of each image, if the unit of privacy is all images of one person, say, and not each
             image: "folder", the folders that images lie in, inside of class folders; the heading of a further column of
             a `labels.csv`; a column of a table; an array in an .npz file; "groups" for a folder prepared with groups.
@@ -123,7 +123,7 @@ def read_location(location: str) -> Location:
         InputError: The images were given as arrays, and have no location.
     """
     if not location:
-        raise InputError("these images were given as arrays, which nothing on disk tells: give them again")
+        raise InputError("this run was trained on arrays, which cannot be opened again: pass them as data=...")
     place, comma, fitted = location.rpartition(", ")
     fit, _, size = fitted.partition(" to ")
     framed = bool(comma) and fit in get_args(Fit) and size.isdecimal()

@@ -75,7 +75,7 @@ class Ledger:
     Args:
         url: A file's path, which is kept as it is seen from the working directory of now, or
             `postgresql+psycopg://user@host/database`.
-        tell: Called with a line for people when something is worth telling; standard error gets it unless told.
+        tell: Called with a line for people when something is worth telling (default: on standard error).
 
     Guarantees:
         * However many processes reserve at once, no total is passed, and no reservation is lost.

@@ -186,7 +186,7 @@ class DPSGD:
         return self.expected_batch_size / self.dataset_size
 
     def events(self, *, steps: int | None = None) -> list[Event]:
-        """Return what is accounted: the earlier releases and `steps` (all, unless told) Poisson Gaussian steps."""
+        """Return what is accounted: the earlier releases and `steps` (default: all) Poisson Gaussian steps."""
         taken = self.steps if steps is None else steps
         events: list[Event] = [*self.earlier]
         if taken:
@@ -202,7 +202,7 @@ class DPSGD:
         return [*self.earlier[:number]] if not steps else self.events(steps=steps)
 
     def epsilon(self, *, steps: int | None = None, accountant: Accountant = "pld") -> float:
-        """Return ε at the plan's δ after `steps` steps (all, unless told)."""
+        """Return ε at the plan's δ after `steps` steps (default: all)."""
         return epsilon(self.events(steps=steps), delta=self.delta, relation=self.relation, accountant=accountant)
 
     def calibrate(self, *, epsilon: float) -> "DPSGD":

@@ -205,7 +205,7 @@ class PrivateFolder:
 
 
 def _differences(keys: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say what differs between two runs, at most three settings, and of another ε not what follows from it."""
+    """Name up to three settings that differ, leaving out noise that merely follows from another ε."""
     said = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in sorted(keys) if key not in _NOISE]
     more = [f"{len(said) - _MOST_SAID} more"] if len(said) > _MOST_SAID else []
     return ", ".join([*said[:_MOST_SAID], *more]) or "of another epsilon"

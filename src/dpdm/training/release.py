@@ -204,7 +204,7 @@ class Release:
         facts: Shape (channel, height, width) and class names of its images.
         privacy: The claim for machines; `statement` is the one for people.
         settings: All settings and declared facts of the run, as `config.toml` holds them.
-        sampler: What `sample` uses unless told otherwise.
+        sampler: What `sample` uses by default.
 
     Privacy:
         All of it may be published: it is post-processing of noisy sums and declared facts.

@@ -331,7 +331,7 @@ def physical_batch_size(
 ) -> int:
     """Return how many examples to take at once: what `training` says, or as many as are of use and fit the memory.
 
-    What one example keeps is counted, its gradient row with it; half as much again comes and goes.
+    Memory per example: what one forward pass keeps, plus one row of gradients; half as much again for temporaries.
     """
     if training.physical_batch_size != "auto":
         return training.physical_batch_size

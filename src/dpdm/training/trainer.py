@@ -62,7 +62,8 @@ class RunLost(InputError):
 class Progress(NamedTuple):
     """One step taken. `diagnostics` are secret, all else is public.
 
-    `epsilon` is a bound for the steps so far, of the next of twenty points of the plan; None without a run's folder.
+    `epsilon` is an upper bound for the steps so far: the value at the next of twenty points of the plan. It is None for
+    a run that is kept in memory.
     """
 
     steps_spent: int
@@ -79,7 +80,7 @@ class Trainer:
     Args:
         network: What to train (default: `CompactUNet()`): one of the package's networks; a `torch.nn.Module`, of which
             a copy is trained from the weights it has; or what makes one (`MakeNetwork`), under `training.seed`. A plan
-            without steps trains none, whatever settings say: it has `Zero`, and `FromPrior` for its sampler.
+            without steps trains none: its network is `Zero`, and its sampler `FromPrior`, whatever is given here.
         preconditioning: How network and denoiser are related.
         mechanism: The plan: `DPSGD(...).calibrate(epsilon=...)`, or `NonPrivate(...)`.
         prior: What `mechanism.earlier` releases: of `MomentMatched` preconditioning, and of no other.
@@ -91,8 +92,8 @@ class Trainer:
             seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
             be resumed.
         entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
-        ledger: Where what a run may release is reserved before its first noisy sum, if it claims anything: the user's
-            own (`Ledger.default`) unless told; None counts nothing.
+        ledger: Where what a run may release is reserved before its first noisy sum, if it claims anything (default: the
+            user's own, `Ledger.default`). None counts nothing.
 
     Under torchrun every process is given the same images, all of them, keeps its own part, and returns the same
     release; the first one writes the files. Where images are in groups, the unit of the plan, a group is selected as a
@@ -346,7 +347,7 @@ class Trainer:
             mechanism.close()
             folder.close()
             watch.close()
-        counted(mechanism)  # a run that the ledger does not know to have made this releases nothing
+        counted(mechanism)  # the ledger first: if it cannot be reached, nothing is released
         if self.run is not None and processes.first:
             release.save(Path(self.run) / "release")
         return release
@@ -359,7 +360,7 @@ class Trainer:
         if not isinstance(plan, DPSGD) or not self.entropy.secure or not mechanism.processes.first:
             return lambda run: None
         before = None if folder.path is None else InLedger.read(folder.path)
-        if ledger is None or (mechanism.finished and before is None):  # the latter by a version that did not count
+        if ledger is None or (mechanism.finished and before is None):  # the latter finished without a ledger
             if before is not None and not mechanism.finished:
                 raise InputError(f"{self.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
             return lambda run: None

@@ -383,7 +383,7 @@ def test_each_loss_and_each_choice_of_parameters_is_checked():
     body.layer.weight.requires_grad_(False)
     clipped_grad_sum(loss, Copies(body), batch, max_grad_norm=1.0, strategy=strategy)
     body.layer.weight.requires_grad_()
-    with pytest.raises(InputError, match="uses a parameter past its layer"):
+    with pytest.raises(InputError, match="uses a parameter outside its layer"):
         clipped_grad_sum(loss, Copies(body), batch, max_grad_norm=1.0, strategy=strategy)
 
 
