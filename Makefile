@@ -67,7 +67,7 @@ gpu:  ## measure all of it on a GPU by PYTHON=..., into docs/results.md: 25 minu
 ablations: setup  ## repeat the paper's ablations in small: hours; the same command goes on where it stopped
 	$(BIN)/python benchmarks/ablations.py
 
-bare: setup  ## install the wheel into an environment of its own, and make and verify a release there: a minute
+bare: setup  ## install the wheel into an environment of its own, and make and verify a release there: a minute or two
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration/test_package.py -k "files or bare"
 
 ci: setup  ## what must pass before a change goes in
