@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo wheel test proofs test-all test-lowest test-pythons lint docs bench gpu ablations ci
+.PHONY: help setup demo wheel test proofs test-all test-lowest test-pythons lint docs bench gpu ablations bare ci
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,7 @@ test-lowest:  ## the fast tests at the lowest versions that are allowed
 	grep '^torch==' constraints.txt | .venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev \
 		--no-annotate --constraint /dev/stdin pyproject.toml | grep -v '^torch==\|^nvidia-\|^cuda-\|^triton==' > .venv-lowest/lowest.txt
 	.venv-lowest/bin/pip install --quiet -c .venv-lowest/lowest.txt -e ".[dev]"
-	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -m "not slow and not proof and not gpu" -n 2
 
 test-pythons:  ## the fast tests on Python 3.11 to 3.13; what is not installed is skipped, and said
 	test -x .venv-nox/bin/nox || { $(PYTHON) -m venv .venv-nox && .venv-nox/bin/pip install --quiet "nox[uv]"; }
@@ -67,8 +67,12 @@ gpu:  ## measure all of it on a GPU by PYTHON=..., into docs/results.md: 25 minu
 ablations: setup  ## repeat the paper's ablations in small: hours; the same command goes on where it stopped
 	$(BIN)/python benchmarks/ablations.py
 
+bare: setup  ## install the wheel into an environment of its own, and make and verify a release there: a minute or two
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration/test_package.py -k "files or bare"
+
 ci: setup  ## what must pass before a change goes in
 	$(MAKE) lint
+	$(MAKE) bare
 	$(MAKE) test
 	$(MAKE) proofs
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py --device cpu --seconds 20

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors
 import tomli_w
 
-from dpdm.types import InputError
+from dpdm.types import InputError, is_of_memory
 
 _MOST_DIGITS = 19  # of an integer
 
@@ -106,6 +106,8 @@ def read_json(path: Path, *, most: int | None = None) -> dict[str, object]:
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"{path} cannot be read as JSON ({type(error).__name__}): is this the right folder?") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object: is this the right folder?")

@@ -5,28 +5,40 @@ This module imports nothing of the package. Images are `uint8 NHWC` wherever peo
 import torch when they are called: an error needs none.
 """
 
+import errno
 import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Float
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    Images = NDArray[np.uint8]
+    """Images as people keep them: (number, height, width, channel), 0..255."""
+
+    Labels = NDArray[np.int64]
+    """Class indices: (number,), 0 <= label < num_classes."""
+else:
+
+    def __getattr__(name: str) -> object:
+        """Make the array types when they are first asked for: an error needs no numpy."""
+        levels = {"Images": "uint8", "Labels": "int64"}
+        if name not in levels:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import numpy as np
+        from numpy.typing import NDArray
+
+        return NDArray[getattr(np, levels[name])]
+
+
 T = TypeVar("T")
-
-Images = NDArray[np.uint8]
-"""Images as people keep them: (number, height, width, channel), 0..255."""
-
-Labels = NDArray[np.int64]
-"""Class indices: (number,), 0 <= label < num_classes."""
 
 MOST_CLASSES = 10_000
 """Classes that a data set may have: their names stand in every release."""
@@ -48,10 +60,12 @@ class InputError(ValueError):
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that there is too little memory: Python's, torch's of a GPU, or its allocators'."""
+    """Tell whether an error says that there is too little memory: Python's, the system's, a decoder's or torch's."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError | OSError) and _OF_MEMORY.search(str(error)) is not None
 
 
 def one_line(error: Exception) -> str:
@@ -75,6 +89,23 @@ def refusing(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
         if is_of_memory(error):
             raise
         raise kind(f"{what}: {one_line(error)}") from error
+
+
+@contextmanager
+def explained(explain: Callable[[Any], str], *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds, whoever reads a file having answered it so, into the line that `explain` makes.
+
+    Raises:
+        InputError: One that is raised within stays as it is, and so does an error for lack of memory.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        if is_of_memory(error):
+            raise
+        raise InputError(explain(error)) from error
 
 
 class Sensitive(Generic[T]):
@@ -184,14 +215,34 @@ def require_names_of_classes(names: Sequence[str], what: str) -> None:
         raise InputError(f"{what} is called {twice!r}, and so is another: give each class a name of its own")
 
 
-def images_to_tensor(images: Images) -> "Float[Tensor, 'batch channel height width']":
-    """Turn `uint8 NHWC` into `float32 NCHW in [-1, 1]`."""
+def as_images(what: str, images: "Images") -> "Images":
+    """Return images as uint8 (number, height, width, channel); grey ones may come without the last axis.
+
+    Raises:
+        InputError: They are something else, or one image alone.
+    """
+    import numpy as np
+
+    images = np.asanyarray(images)  # which leaves on disk what lies there
+    grey, channels = images.ndim == 3 and images.shape[2] > 4, images.ndim == 4 and images.shape[3] in (1, 3, 4)
+    if images.dtype != np.uint8 or not (grey or channels):
+        found = f"{images.dtype} of shape {images.shape}"
+        raise InputError(
+            f"{what} images must be uint8 (number, height, width), which are grey, or (number, height, width, channel) "
+            f"with 1, 3 or 4 channels, not {found}"
+        )
+    return images[..., np.newaxis] if grey else images
+
+
+def images_to_tensor(images: "Images") -> "Float[Tensor, 'batch channel height width']":
+    """Turn `uint8 NHWC`, or grey `uint8 NHW`, into `float32 NCHW in [-1, 1]`."""
     import torch
 
+    images = as_images("all", images)
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
 
 
-def tensor_to_images(x: "Float[Tensor, 'batch channel height width']") -> Images:
+def tensor_to_images(x: "Float[Tensor, 'batch channel height width']") -> "Images":
     """Turn `float NCHW` into `uint8 NHWC`: clamped to [-1, 1], rounded to the nearest level."""
     import torch
 

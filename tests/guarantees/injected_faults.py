@@ -1006,7 +1006,7 @@ FAULTS = [
         nothing,
         refusal,
         {"module": Experts(), "load": uneven, "strategy": LayerWise()},
-        said="layer-wise gradients",
+        said="LayerWise",
     ),
     Fault("products of rounded numbers, as TF32 has them", rounded_products, length_layer_wise),
     Fault("a stated δ rounded to the nearest", delta_rounded_to_nearest, stated),

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import sqlalchemy as sql
 import torch
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import MomentMatched
 from dpdm.ledger import Ledger, Records
+from dpdm.ledger.storage import Transaction
 from dpdm.methods import Diffusion, Prior
 from dpdm.networks import MLP
 from dpdm.privacy import DPSGD, MechanismRun
@@ -54,9 +54,19 @@ def run_until(ledger: Ledger, run: Path, point: int) -> None:
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    engine = ledger.storage._engine
-    for event in ("before_cursor_execute", "after_cursor_execute", "commit"):
-        sql.event.listen(engine, event, reached)
+    execute, commit = Transaction.execute, Transaction.commit
+
+    def executed(self: Transaction, statement: str, *values: object) -> object:
+        reached()
+        cursor = execute(self, statement, *values)
+        reached()
+        return cursor
+
+    def committed(self: Transaction) -> None:
+        reached()
+        commit(self)
+
+    Transaction.execute, Transaction.commit = executed, committed
     append = Journal._append
 
     def appended(self: Journal, entry: dict[str, object]) -> None:

@@ -123,8 +123,8 @@ def test_a_server_that_answers_before_it_has_written_is_told_to_write_first(post
     url = with_database(postgresql, "synchronous_commit = off", "default_transaction_deferrable = on")
     ledger = Ledger(url)
     with ledger.storage._locked() as connection:
-        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "on"
-        assert connection.exec_driver_sql("SHOW transaction_isolation").scalar_one() == "read committed"
+        assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+        assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
 
 
 @pytest.mark.slow

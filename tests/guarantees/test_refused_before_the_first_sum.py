@@ -571,7 +571,7 @@ def test_a_module_that_a_function_hands_out_again_and_again_is_left_alone(tmp_pa
 
 
 def test_a_plan_without_steps_refuses_a_network_that_it_would_ignore():
-    with pytest.raises(InputError, match="the plan releases .*, and its settings need .* steps"):
+    with pytest.raises(InputError, match=r"the plan releases .*, and its settings need .* steps"):
         trainer(None, plan=plan(steps=0, noise_multiplier=None))
 
 

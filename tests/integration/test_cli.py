@@ -19,7 +19,9 @@ from dpdm.config import Data
 from dpdm.data import load_npz, read_claim, save_npz
 from dpdm.evaluation import UtilityScore, confusion_of
 from dpdm.ledger import Ledger, Records
-from dpdm.runs import Release, private_folder
+from dpdm.privacy import DPSGD
+from dpdm.runs import Release
+from dpdm.runs import folder as private_folder
 
 
 def files(folder):
@@ -435,7 +437,13 @@ WRONG = {
         "label 2 occurs",
     ),
     "no epsilon": (["train", "labelled.npz"], "such as --epsilon 1"),
-    "no epsilon in a file": (["plan", "c.toml"], "only built-in presets have a default"),
+    "no epsilon in a file": (["plan", "c.toml"], "only a preset has a default"),
+    "a preset's epsilon for a folder": (["train", "digits", "--set", "data.source=labelled.npz"], "epsilon is missing"),
+    "a preset's epsilon in a plan": (["plan", "digits", "--set", "data.source=empty"], "epsilon is missing"),
+    "a preset's epsilon in a search": (
+        ["tune", "digits", "--run=r", "--try=training.seed=1,2", "--score-noise=50", "--set=data.source=empty"],
+        "epsilon is missing",
+    ),
     "no reference": (["evaluate", "labelled.npz", "--num-classes", "4", "--reference", "nowhere"], "nowhere"),
 }
 
@@ -483,21 +491,41 @@ for line in %r:
         cli.main()
     except SystemExit as end:
         codes[" ".join(line)] = end.code or 0
-    heavy = {"torch", "scipy", "dp_accounting", "sklearn", "jaxtyping"} & sys.modules.keys()
+    heavy = {"torch", "numpy", "PIL", "scipy", "dp_accounting", "sklearn", "jaxtyping"} & sys.modules.keys()
     assert not heavy, (line, heavy)
 assert codes == %r, codes
 """
 
 
-def test_what_computes_nothing_imports_no_torch(tmp_path):
-    """Bare dpdm, versions, help of each verb, misspelt paths and the ledger of a data set without runs."""
-    book = str(tmp_path / "book.sqlite")
+def test_what_computes_nothing_imports_nothing_heavy(tmp_path):
+    """Bare dpdm, versions, help of each verb, misspelt paths, and a ledger whose figures were computed before."""
+    book, none = str(tmp_path / "book.sqlite"), str(tmp_path / "none.sqlite")
+    ledger, photos = Ledger(book, tell=lambda line: None), Records("photos", np.zeros((4, 8, 8, 1), np.uint8))
     Ledger(book).register(
-        Records("photos", np.zeros((4, 8, 8, 1), np.uint8)), epsilon=3.0, delta=1e-5, relation="add_or_remove_one"
+        Records("scans", np.ones((4, 8, 8, 1), np.uint8)), epsilon=3.0, delta=1e-5, relation="add_or_remove_one"
     )
-    verbs = ["plan", "prepare", "train", "tune", "sample", "export", "evaluate", "compare", "verify", "audit", "report"]
-    right = [[], ["--version"], ["ledger", "--ledger", book], ["ledger", "show", "photos", "--ledger", book]]
-    right += [[verb, "--help"] for verb in [*verbs, "ledger"]]
+    plan = DPSGD(dataset_size=100, expected_batch_size=10, steps=3, noise_multiplier=9.0)
+    ledger.reserve("a", plan, photos, place="runs/a")
+    ledger.complete("a", plan.events())
+    ledger.shown()
+    verbs = [
+        "check",
+        "plan",
+        "prepare",
+        "train",
+        "tune",
+        "sample",
+        "export",
+        "evaluate",
+        "compare",
+        "verify",
+        "audit",
+        "report",
+    ]
+    right = [[], ["--version"], ["ledger", "--ledger", none], ["ledger", "--ledger", book]]
+    right += [["ledger", "show", name, "--ledger", book] for name in ("photos", "scans")]
+    right += [["ledger", verb, "--ledger", book] for verb in ("export", "verify")]
+    right += [[*verb, "--help"] for verb in [*([verb] for verb in verbs), ["ledger"], ["ledger", "show"]]]
     wrong = [
         *([verb, "nowhere", "--epsilon", "1"] for verb in ("plan", "train")),
         ["prepare", "nowhere", "-o", "out"],
@@ -507,8 +535,9 @@ def test_what_computes_nothing_imports_no_torch(tmp_path):
         ["evaluate", "nowhere", "--reference", "digits:test"],
         ["evaluate", "digits", "--reference", "nowhere"],
         ["compare", "digits", "nowhere", "--reference", "digits:test"],
-        *([verb, "nowhere"] for verb in ("verify", "audit", "report")),
+        *([verb, "nowhere"] for verb in ("check", "verify", "audit", "report")),
         ["ledger", "show", "photo", "--ledger", book],
+        ["ledger", "show", "photos", "--ledger", none],
         ["ledger", "settle", "nowhere", "--ledger", book],
         ["ledger", "register", "nowhere", "--epsilon", "1", "--ledger", book],
     ]

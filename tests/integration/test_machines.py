@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import small_run
 import torch
+from PIL import Image
 
 import dpdm as package
 from dpdm import cli, terminal
@@ -270,6 +271,17 @@ def test_too_little_memory_is_one_line_with_sizes(dpdm, photos, monkeypatch, err
     assert (code, err.count("\n")) == (1, 1)
     assert err.startswith("dpdm: not enough memory (")
     assert words in err
+
+
+def test_a_picture_that_takes_too_much_memory_is_no_bad_one(dpdm, photos, monkeypatch):
+    def too_much(*arguments, **keywords):
+        raise MemoryError("Unable to allocate 3.64 TiB for an array")
+
+    monkeypatch.setattr(Image, "open", too_much)
+    for line in (["train", photos, "--run", "r", *SMALL], ["check", photos], ["prepare", photos, "-o", "p"]):
+        code, _, err = dpdm(*line)
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.startswith("dpdm: not enough memory (3.64 TiB more were asked for)"), err
 
 
 def test_a_real_allocation_that_is_too_large_is_known_as_one():

@@ -41,6 +41,29 @@ def test_the_presets_are_those_that_are_promised():
     assert preset_names() == sorted([*published, *for_a_laptop])
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "photos",
+        "./digits",
+        "scans.zip",
+        "digits.npz",
+        "t10k-images-idx3-ubyte",
+        "a.parquet",
+        "fashion-mnist",
+        "digits:test",
+    ],
+)
+@pytest.mark.parametrize("way", ["data.source={}", 'data={{source="{}"}}'])
+def test_a_presets_epsilon_is_for_its_own_images_alone(source, way):
+    """The kind: settings that somebody chose for other images."""
+    override = way.format(source)
+    with pytest.raises(InputError, match="epsilon is missing"):
+        load_config("digits", overrides=[override]).plan(lambda: 100)
+    assert load_config("digits", overrides=["privacy.epsilon=2", override]).privacy.epsilon == 2.0
+    assert load_config("digits", overrides=["data.source=digits"]).privacy.epsilon == 10.0
+
+
 def test_overrides_reach_every_level_and_parse_as_toml_or_text():
     config = load_config(
         "digits",
@@ -185,7 +208,7 @@ def test_a_plan_comes_back_to_the_letter():
 def test_facts_of_data_declared_public_are_read_and_private_ones_declared(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "x.npz", images=images, labels=np.arange(12) % 3)
-    with pytest.raises(InputError, match="private labels must not tell how many classes"):
+    with pytest.raises(InputError, match="must not be read off private labels"):
         Data(source=str(tmp_path / "x.npz")).open()
     opened = Data(source=str(tmp_path / "x.npz"), public=True).open()
     assert (opened.num_classes, opened.class_names, opened.public) == (3, ("0", "1", "2"), True)

@@ -118,7 +118,8 @@ def check_sums(sums: list[Sum]) -> list[Check]:
 def _noise_of_steps(plan: Plan, width: int, entropy: Entropy) -> tuple[list[Sum], int]:
     """Return what steps put into `.grad`, in units of the accounted standard deviation, and the journal's last count.
 
-    Half of most steps are of one run, the rest of the same run resumed; two are of another run, two of other processes.
+    Most steps come from one run, half of them after it was resumed; two come from another run, and two from other
+    processes.
     """
     of_one_run = _STEPS - 4
     plan = _steps_alone(plan, of_one_run)

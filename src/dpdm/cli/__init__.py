@@ -79,21 +79,17 @@ def main() -> None:
     except BrokenPipeError:  # whoever read this has read enough
         speak_to_nobody(1)
         sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        from dpdm.types import is_of_memory
+    except (MemoryError, RuntimeError, ValueError, OSError) as error:
+        from dpdm.types import InputError, is_of_memory
 
-        if not is_of_memory(error):
-            raise
-        print(
-            f"dpdm: not enough memory ({_wanted(error)}): ask for fewer or smaller images, or set "
-            "machine.physical_batch_size to fewer at once",
-            file=sys.stderr,
-        )
-        sys.exit(1)
-    except (ValueError, OSError) as error:
-        from dpdm.types import InputError
-
-        if isinstance(error, ValueError) and not isinstance(error, InputError):
+        if is_of_memory(error):
+            print(
+                f"dpdm: not enough memory ({_wanted(error)}): ask for fewer or smaller images, or set "
+                "machine.physical_batch_size to fewer at once",
+                file=sys.stderr,
+            )
+            sys.exit(1)
+        if not isinstance(error, InputError | OSError):
             raise  # a fault of the program's, which wants its traceback
         print("dpdm:", _one_line(str(error)), file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -1,6 +1,7 @@
 """`dpdm ledger`: what each data set has spent, and what is left."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,7 @@ from dpdm.cli.options import (
 from dpdm.terminal import tell
 
 if TYPE_CHECKING:
-    from dpdm.ledger import Account, Ledger, Records
+    from dpdm.ledger import Account, Ledger, Records, Shown
     from dpdm.privacy import Plan
 
 _BAR = 30  # characters
@@ -42,13 +43,13 @@ def list_all(context: typer.Context, place: LedgerPlace = None, as_json: AsJson 
             fail("give --ledger and --json after the verb: dpdm ledger show NAME --ledger FILE --json")
         return None
     book = _open(place, must_exist=False)
-    accounts = book.accounts() if book.storage.exists else {}
+    found = book.shown() if book.storage.exists else {}
     if as_json:
-        return print_json({"ledger": book.storage.shown, "datasets": [_facts(a) for a in accounts.values()]})
+        return print_json({"ledger": book.storage.shown, "datasets": [_facts(shown) for shown in found.values()]})
     say(f"ledger   {book.storage.shown}")
-    for account in accounts.values():
-        say(f"{account.dataset}: {_total(account)}; {_used(account)}")
-    if not accounts:
+    for name, shown in found.items():
+        say(f"{name}: {_total(shown.account)}; {_used(shown)}")
+    if not found:
         say("nothing is registered yet: the first run on a data set does it, or dpdm ledger register")
 
 
@@ -58,19 +59,20 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
     from dpdm.ledger.account import whole_percent
 
     book = _open(place)
-    account, history = book.account(dataset), book.history(dataset)
+    shown = book.shown(dataset)[dataset]
+    account = shown.account
     if as_json:
-        return print_json(_facts(account) | {"history": [spent._asdict() for spent in history]})
+        return print_json(_facts(shown) | {"history": [spent._asdict() for spent in shown.history]})
     say(f"{account.dataset}: {_total(account)}, registered {account.registered[:10]}")
     say(f"one unit of protection is {account.unit}, {account.relation}")
-    for spent in history:
+    for spent in shown.history:
         bar = "" if spent.share is None else ("█" * round(_BAR * spent.share)).ljust(_BAR, "·")
         part = f"ε {bound(spent.epsilon)}" if spent.share is None else f"{whole_percent(spent.share):4} %"
         say(f"{spent.at[:16]}  {bar} {part}  {spent.what}")
     for key, reservation in account.reservations.items():
         what = reservation.place or ("" if reservation.completed else "waits for its run")
         say(f"{reservation.state:10} {key[:8]}  {what}".rstrip())
-    say(_used(account))
+    say(_used(shown))
     if account.epsilon is not None:
         say("% is of the budget for runs that are chosen one after another, which a filter counts")
 
@@ -128,7 +130,7 @@ def reserve(
     records, plan = _records(target, epsilon, dataset_size, set)
     book.reserve_together(plan, records, times=times)
     say(f"{times} runs are reserved: {plan.statement}")
-    say(f"each begins by dpdm train with these same settings; {_used(book.account(records.dataset))}")
+    say(f"each begins by dpdm train with these same settings; {_used(book.shown(records.dataset)[records.dataset])}")
 
 
 @ledger.command()
@@ -143,7 +145,7 @@ def cancel(
     """Give back reservations that no run has taken."""
     book = _open(place)
     count = book.cancel(dataset, reservations or [])
-    say(f"{count:,} reservation{'' if count == 1 else 's'} given back; {_used(book.account(dataset))}")
+    say(f"{count:,} reservation{'' if count == 1 else 's'} given back; {_used(book.shown(dataset)[dataset])}")
 
 
 @ledger.command()
@@ -157,8 +159,8 @@ def enter(
     """Enter a release that was made without dpdm, with its own (ε, δ)."""
     book = _open(place)
     book.enter(dataset, what=what, epsilon=epsilon, delta=delta)
-    account = book.account(dataset)
-    say(f"entered, as a claim about {account.unit}, {account.relation}; {_used(account)}")
+    shown = book.shown(dataset)[dataset]
+    say(f"entered, as a claim about {shown.account.unit}, {shown.account.relation}; {_used(shown)}")
 
 
 @ledger.command()
@@ -185,9 +187,9 @@ def plan(
     dataset: Dataset, epsilon: Annotated[float, typer.Option(help="ε of each run.")], place: LedgerPlace = None
 ) -> None:
     """Say how many more runs at a given ε fit into the budget."""
-    account = _open(place).account(dataset)
-    one_by_one, together = account.more_runs(epsilon=epsilon)
-    say(f"{dataset}: {_total(account)}; {_used(account)}")
+    shown = _open(place).shown(dataset)[dataset]
+    one_by_one, together = shown.account.more_runs(epsilon=epsilon)
+    say(f"{dataset}: {_total(shown.account)}; {_used(shown)}")
     say(f"at ε = {bound(epsilon)} each: {one_by_one:,} more, each chosen after the results of those before it")
     if together > one_by_one:
         say(f"                 {together:,} if they are reserved together now: dpdm ledger reserve ... --times")
@@ -237,6 +239,15 @@ def verify(
         say("that none is missing at the end shows beside an earlier export: dpdm ledger verify FILE")
 
 
+def keep_figures(book: "Ledger | None") -> None:
+    """Have the ledger's figures computed now, where dp-accounting is at hand, so that `show` need not."""
+    from dpdm.types import InputError
+
+    if book is not None:
+        with suppress(InputError, OSError):
+            book.shown()
+
+
 def _open(place: str | None, *, must_exist: bool = True) -> "Ledger":
     from dpdm.ledger import Ledger
 
@@ -263,7 +274,8 @@ def _records(
     return Records.of(data), plan
 
 
-def _facts(account: "Account") -> dict[str, Any]:
+def _facts(shown: "Shown") -> dict[str, Any]:
+    account = shown.account
     return {
         "dataset": account.dataset,
         "epsilon": account.epsilon,
@@ -272,8 +284,8 @@ def _facts(account: "Account") -> dict[str, Any]:
         "unit": account.unit,
         "order": account.order,
         "registered": account.registered,
-        "share": account.share if account.filter else None,
-        "epsilon_if_planned": finite(account.epsilon_if_planned),
+        "share": shown.share,
+        "epsilon_if_planned": finite(shown.epsilon_if_planned),
         "runs": [
             {"state": r.state, "at": r.at, "place": r.place, "completed": r.completed}
             for r in account.reservations.values()
@@ -288,9 +300,9 @@ def _total(account: "Account") -> str:
     )
 
 
-def _used(account: "Account") -> str:
+def _used(shown: "Shown") -> str:
     from dpdm.ledger.account import whole_percent
 
-    count = sum(reservation.state != "given back" for reservation in account.reservations.values())
-    runs = f"{count:,} run{'' if count == 1 else 's'}, ε {bound(account.epsilon_if_planned)} if planned together"
-    return runs if account.filter is None else f"{runs}; {100 - whole_percent(account.share)} % of the budget is left"
+    count = sum(reservation.state != "given back" for reservation in shown.account.reservations.values())
+    runs = f"{count:,} run{'' if count == 1 else 's'}, ε {bound(shown.epsilon_if_planned)} if planned together"
+    return runs if shown.share is None else f"{runs}; {100 - whole_percent(shown.share)} % of the budget is left"

@@ -21,7 +21,7 @@ MethodName = Annotated[
 ]
 Epsilon = Annotated[
     float | None,
-    typer.Option(help="Privacy budget ε (default: a preset's own, and none elsewhere; δ is privacy.delta, 1e-5)."),
+    typer.Option(help="Privacy budget ε (default: a preset's, for its own images alone; δ is privacy.delta, 1e-5)."),
 ]
 Size = Annotated[
     int | None,
@@ -85,11 +85,11 @@ def require_target(target: str) -> None:
 
 def require_found(*sources: str | None) -> None:
     """Raise InputError for the first of these sources of images that is not there, before any is opened."""
-    from dpdm.data import is_source, open_dataset
+    from dpdm.data.location import require_source
 
     for source in sources:
-        if source is not None and not is_source(source):
-            open_dataset(source)  # which says what is wrong
+        if source is not None:
+            require_source(source)
 
 
 def require_run(run: Path) -> None:

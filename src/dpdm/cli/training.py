@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpdm.cli.ledger import keep_figures
 from dpdm.cli.options import (
     AsJson,
     Epsilon,
@@ -114,6 +115,7 @@ def train(
             release = train_with_progress(trainer, data, processes)
     if not processes.first:
         return None
+    keep_figures(Ledger.default(ledger))
     if as_json:
         return print_json(release.claim)
     say(f"{'done before, nothing was left to do' if finished else 'done'}: {release.statement}")

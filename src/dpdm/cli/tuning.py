@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpdm.cli.judging import named_alike
+from dpdm.cli.ledger import keep_figures
 from dpdm.cli.options import (
     AsJson,
     Epsilon,
@@ -113,6 +114,7 @@ def tune(
         return train_with_progress(trainer, images, Processes())
 
     release = tuner.fit(data, on_run)
+    keep_figures(tuner.ledger)
     if as_json:
         return print_json(release.claim | {"cost": cost._asdict()})
     say(f"done: {release.statement}")

@@ -76,7 +76,7 @@ class Data:
 class Privacy:
     """`[privacy]`: the claim that is asked for.
 
-    `epsilon` has no default outside the built-in presets: it is a person's decision.
+    `epsilon` has no default but a preset's, for the images that the preset names: it is a person's decision.
     `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
     number is public, and the claim is about blanking one out. Where images are in groups (`data.group`), it is groups
     that are counted, selected and added, removed or blanked out. `steps`, `expected_batch_size` and `max_grad_norm` are
@@ -193,8 +193,8 @@ def require_epsilon(privacy: Privacy) -> float:
     """Return ε, or raise InputError if nobody gave it."""
     if privacy.epsilon is None:
         raise InputError(
-            "epsilon is missing, and only built-in presets have a default: say how much may be learnt about one unit "
-            "of privacy, such as --epsilon 1 (a strong promise) or --epsilon 10 (a weak one)"
+            "epsilon is missing: only a preset has a default, and for its own images alone. Say how much may be learnt "
+            "about one unit of privacy, such as --epsilon 1 (a strong promise) or --epsilon 10 (a weak one)"
         )
     return privacy.epsilon
 

@@ -72,7 +72,7 @@ def _nothing_there(target: str) -> str:
     """Say what is wrong with a target that is no preset, no TOML file and no path to images."""
     place, _, part = target.rpartition(":")
     if place and is_source(place):
-        return f"{place} has no part {part!r}: say {place}:train or {place}:test"
+        return f"{place} has no part {part!r}: say {place}:train, {place}:val or {place}:test"
     path = Path(target)
     beside = [str(path.with_name(other.name)) for other in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(target, [*preset_names(), *beside], n=1)

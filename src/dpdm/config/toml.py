@@ -4,6 +4,7 @@ An unknown key is an error that names its path and the nearest known one. A `kin
 values it holds.
 """
 
+import copy
 import dataclasses
 import difflib
 import numbers
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from dpdm.config.settings import METHODS, Config, NoPrivacy, Privacy
-from dpdm.config.target import Table, read_preset, read_target
+from dpdm.config.target import Table, preset_names, read_preset, read_target
 from dpdm.diffusion import MatchedSolver, MomentMatched
 from dpdm.methods import AnySampler, Diffusion, Method
 from dpdm.networks import Own
@@ -34,6 +35,8 @@ _COMMON = tuple(f.name for f in dataclasses.fields(Config) if f.name != "method"
 def load_config(target: str, *, method: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
 
+    A preset's ε is for the images that the preset names: it is left out where `data.source` is another one.
+
     Args:
         target: What is asked for; a file that a run wrote is one, too.
         method: The name of a method. Data, machine, ε and δ stay those of `target`; the rest is that of the method's
@@ -43,11 +46,13 @@ def load_config(target: str, *, method: str | None = None, overrides: Sequence[s
     Raises:
         InputError: No such preset, file, path or method; an unknown key; a value that does not fit.
     """
-    table = {key: value for key, value in read_target(target).items() if key not in _FOLLOWS}
+    own = {key: value for key, value in read_target(target).items() if key not in _FOLLOWS}
     if method is not None:
-        table = _by_method(table, method)
-    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
-        _override(table, override)
+        own = _by_method(own, method)
+    table = _overridden(copy.deepcopy(own), overrides)
+    if target in preset_names() and _source(table) != _source(own):
+        own["privacy"] = {key: value for key, value in own["privacy"].items() if key != "epsilon"}
+        table = _overridden(own, overrides)
     return _decode_config(table)
 
 
@@ -112,11 +117,10 @@ def choose_sampler(settings: Table, *, name: str | None = None, overrides: Seque
     if "sampler" not in settings:
         raise InputError(f"the method {settings['method']} draws images at once: it has no sampler")
     whole = {"sampler": dict(settings["sampler"] if name is None else known[name])}
-    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
+    for override in overrides:
         if not override.startswith("sampler."):
             raise InputError(f"--set {override}: the run is trained, only sampler.* can be set now")
-        _override(whole, override)
-    sampler: AnySampler = _decode_value(AnySampler, whole["sampler"], "sampler")
+    sampler: AnySampler = _decode_value(AnySampler, _overridden(whole, overrides)["sampler"], "sampler")
     return sampler
 
 
@@ -210,6 +214,18 @@ def _check(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
     except pydantic.ValidationError as error:
         wanted = error.errors()[-1 if value is not None and NoneType in typing.get_args(hint) else 0]["msg"]
         raise InputError(f"{path} = {value!r}: {wanted[0].lower()}{wanted[1:]}") from None
+
+
+def _source(table: Table) -> object:
+    data = table.get("data")
+    return data.get("source") if isinstance(data, dict) else data
+
+
+def _overridden(table: Table, overrides: Sequence[str]) -> Table:
+    """Return `table` after all `key=value`, a new `kind` before the settings that belong to it."""
+    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
+        _override(table, override)
+    return table
 
 
 def _override(table: Table, text: str) -> None:

@@ -4,11 +4,11 @@ import zipfile
 from pathlib import Path
 
 from dpdm.data.class_folders import load_tree
-from dpdm.data.dataset import ImageDataset, Split, normal_form
+from dpdm.data.dataset import ImageDataset
 from dpdm.data.image_files import ImageFile, ReadImages, read_images
-from dpdm.data.layout import is_hidden
+from dpdm.data.layout import Split, is_hidden, normal_form
 from dpdm.data.tree import Tree
-from dpdm.types import InputError
+from dpdm.types import InputError, explained
 
 _UTF8 = 0x800  # the flag of a member whose name is UTF-8
 
@@ -38,10 +38,9 @@ def load_archive(
     Raises:
         InputError: If it is no such archive, or what `load_folder` raises it for.
     """
-    try:
+    # zipfile answers damaged archives with many exceptions.
+    with explained(lambda e: f"{path} is no .zip archive that can be read ({e}): make or fetch it again", Exception):
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # zipfile answers damaged archives with many exceptions.
-        raise InputError(f"{path} is no .zip archive that can be read ({error}): make or fetch it again") from error
     with archive:
         tree = _members(archive, path)
         return load_tree(tree, split, read, num_classes=num_classes, group=group, chosen=chosen)

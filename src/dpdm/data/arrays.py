@@ -13,15 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import (
-    ImageDataset,
-    Split,
-    group_indices,
-    require_same_num_classes,
-)
+from dpdm.data.dataset import ImageDataset, group_indices, require_same_num_classes
 from dpdm.data.labels import read_labels
-from dpdm.data.layout import PARTS, choose_part, require_whole
-from dpdm.types import Images, InputError, Labels
+from dpdm.data.layout import PARTS, Split, choose_part, require_whole
+from dpdm.types import Images, InputError, Labels, as_images, explained
 
 _OF_PART = re.compile("(.+)_(images|labels)|([xy])_(.+)", re.IGNORECASE)  # as MedMNIST or Keras call them
 _ROLES: Final = {"x": "images", "y": "labels"}
@@ -82,16 +77,16 @@ def load_npz(
 
 def _read_npz(path: Path, split: Split, group: str | None, *, chosen: bool) -> dict[str, NDArray[Any]]:
     """Return the arrays of a part by what they are: `images`, `labels`, `groups` and what is declared."""
-    try:
-        # Never with pickle: a file that someone sent must not be able to run code.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            wanted = _arrays_of(archive.files, path, split, group, chosen=chosen)
-            return {role: np.asarray(archive[name]) for role, name in wanted.items()}
-    except InputError:
-        raise
     # TypeError is how a lone .npy array, which np.load opens as well, fails here; RuntimeError how encryption does.
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} is no .npz file of plain arrays: write it with numpy.savez") from error
+    damage = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, TypeError, RuntimeError)
+    with (
+        explained(lambda _: f"{path} is no .npz file of plain arrays: write it with numpy.savez", *damage),
+        path.open("rb") as file,
+        # Never with pickle: a file that someone sent must not be able to run code.
+        np.load(file, allow_pickle=False) as archive,
+    ):
+        wanted = _arrays_of(archive.files, path, split, group, chosen=chosen)
+        return {role: np.asarray(archive[name]) for role, name in wanted.items()}
 
 
 def _arrays_of(names: Sequence[str], path: Path, split: Split, group: str | None, *, chosen: bool) -> dict[str, str]:
@@ -155,10 +150,9 @@ def load_npy(path: Path) -> ImageDataset:
     Raises:
         InputError: If it is no such file.
     """
-    try:
+    damage = (OSError, EOFError, ValueError)
+    with explained(lambda _: f"{path} is no .npy file of a plain array: write it with numpy.save", *damage):
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is no .npy file of a plain array: write it with numpy.save") from error
     return ImageDataset(images=_in_four_axes(images, path), name=str(path))
 
 
@@ -185,7 +179,7 @@ def save_npz(
 
     Args:
         path: The file. Missing folders above it are made.
-        images: `uint8` (number, height, width, channel).
+        images: `uint8` (number, height, width[, channel]); an axis of channels is written in any case.
         labels: Integers (number,), or None.
         num_classes: How many classes there are, written beside the labels so that readers need not be told.
         class_names: Their names, one each, written likewise; default: none are written.
@@ -194,7 +188,7 @@ def save_npz(
     Raises:
         InputError: If the arrays make no `ImageDataset`.
     """
-    names = tuple(class_names)
+    names, images = tuple(class_names), as_images(f"{path}:", images)
     dataset = ImageDataset(images=images, labels=labels, num_classes=num_classes, class_names=names, name=str(path))
     arrays: dict[str, Any] = {"images": images}
     if dataset.labels is not None:

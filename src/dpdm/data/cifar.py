@@ -7,9 +7,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import ImageDataset, Split, require_same_num_classes
-from dpdm.data.layout import choose_part
-from dpdm.types import InputError
+from dpdm.data.dataset import ImageDataset, require_same_num_classes
+from dpdm.data.layout import Split, choose_part
+from dpdm.types import InputError, explained
 
 _PLANES: Final = (3, 32, 32)  # red, green, blue; each row by row
 _PIXELS: Final = 3 * 32 * 32
@@ -104,7 +104,5 @@ def _content(file: Path) -> bytes:
     """Return the bytes of one file."""
     if not file.is_file():
         raise InputError(f"{file.parent} lacks the file {file.name}: put it there")
-    try:
+    with explained(lambda error: f"{file} cannot be read ({error}): fetch it again", OSError):
         return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error}): fetch it again") from error

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from dpdm.data.dataset import ImageDataset, Split, group_indices, require_same_num_classes
+from dpdm.data.dataset import ImageDataset, group_indices, require_same_num_classes
 from dpdm.data.image_files import ImageFile, ReadImages, is_image_name, may_list_labels, no_images, why_no_image
-from dpdm.data.layout import part_in, require_whole
+from dpdm.data.layout import Split, part_in, require_whole
 from dpdm.data.listing import read_listing
 from dpdm.data.tree import FOLDER, Chosen, Tree, choose
 from dpdm.types import InputError
@@ -114,8 +114,8 @@ def _by_class(tree: Tree, num_classes: int | None, group: str | None) -> dict[st
     for folder in sorted(above):
         if num_classes is None and "/" not in folder and folder not in tree.folders:
             raise InputError(
-                f"{tree.where}/{folder} has no entry of its own, and images must not tell which classes there are: "
-                "declare how many with --set data.num_classes=10, or make it with entries for folders (zip -r)"
+                f"{tree.where}/{folder} has no entry of its own, and classes must not be read off the images: declare "
+                "how many there are, --set data.num_classes=10, or make the archive with entries for folders (zip -r)"
             )
     names: dict[str, list[str]] = {name: [] for name in top}
     for name in tree.images():

@@ -5,9 +5,9 @@ import io
 from collections.abc import Sequence, Set
 from typing import Any, Final, NamedTuple
 
-from dpdm.data.dataset import normal_form
 from dpdm.data.image_files import ImageFile
-from dpdm.types import InputError
+from dpdm.data.layout import normal_form
+from dpdm.types import InputError, explained
 
 CSV: Final = ("labels.csv", "metadata.csv")
 """What a listing may be called; the second name is that of Hugging Face's `imagefolder`."""
@@ -88,15 +88,17 @@ def says_parts(listing: ImageFile) -> bool:
 
 def _cells(listing: ImageFile) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the rows that are not empty."""
-    try:
+
+    def why(error: Exception) -> str:
+        if isinstance(error, UnicodeDecodeError):
+            return f"{listing} is not encoded as UTF-8: save it as CSV UTF-8"
+        return f"{listing} cannot be read as CSV with one line of headings: correct it"
+
+    with explained(why, Exception):  # Damage to an archive, or no text at all.
         text = read_text(listing)
         first = text.lstrip("\r\n").partition("\n")[0]
         delimiter = next((mark for mark in ",;\t" if mark in first), ",")
         heading, *rows = (row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{listing} is not encoded as UTF-8: save it as CSV UTF-8") from error
-    except Exception as error:  # Damage to an archive, or no text at all.
-        raise InputError(f"{listing} cannot be read as CSV with one line of headings: correct it") from error
     return [normal_form(name).strip() for name in heading], rows
 
 

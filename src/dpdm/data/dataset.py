@@ -2,17 +2,14 @@
 
 import copy
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpdm.data.layout import normal_form
 from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_names_of_classes
-
-Split = Literal["train", "val", "test"]
 
 MIN_SIDE = 8
 """Pixels: the networks halve an image up to three times."""
@@ -219,11 +216,6 @@ class ImageDataset:
             )
 
 
-def normal_form(name: object) -> str:
-    """Return a name as a release writes it: one spelling of letters that have several, as file systems do."""
-    return unicodedata.normalize("NFC", str(name))
-
-
 def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> NDArray[np.int64]:
     """Number the groups that images are in by the names of these, in sorted order.
 
@@ -252,15 +244,15 @@ def require_no_groups(group: str | None, where: str) -> None:
 
 
 class UndeclaredError(InputError):
-    """Nobody declared how many classes there are, and private labels must not tell."""
+    """Nobody declared the number of classes, which must not be read off private labels."""
 
 
 def require_declared(num_classes: int, where: str) -> None:
     """Raise UndeclaredError if nobody declared how many classes there are."""
     if num_classes < 1:
         raise UndeclaredError(
-            f"{where}: private labels must not tell how many classes there are: "
-            "declare it, say by --set data.num_classes=10 (dpdm evaluate: --num-classes 10) if there are ten"
+            f"{where}: declare the number of classes, which must not be read off private labels: "
+            "--set data.num_classes=10 if there are ten (dpdm evaluate: --num-classes 10)"
         )
 
 

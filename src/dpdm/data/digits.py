@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dpdm.data.dataset import ImageDataset, Split
-from dpdm.data.layout import choose_part
+from dpdm.data.dataset import ImageDataset
+from dpdm.data.layout import Split, choose_part
 
 
 def load_digits(split: Split = "train") -> ImageDataset:

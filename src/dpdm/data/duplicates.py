@@ -43,7 +43,7 @@ def find_duplicates(
     """Return the indices of images that are equal in every pixel, one list for each such image.
 
     Args:
-        images: `uint8` (number, height, width, channel).
+        images: `uint8` (number, height, width[, channel]).
         units: Which unit of protection each image belongs to; those that are equal within one unit only are left out.
             None makes each image a unit.
         blank: Images that take no part, and so are left out.

@@ -1,5 +1,6 @@
 """Image files in a folder: flat, or in one folder for each class."""
 
+import csv
 import os
 import re
 import shutil
@@ -8,12 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from dpdm.data.class_folders import load_tree
-from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.dataset import ImageDataset
 from dpdm.data.framing import to_pillow
 from dpdm.data.image_files import ImageFile, ReadImages, read_images
-from dpdm.data.layout import PARTS, in_order_of_classes, is_hidden, part_in, plain_name
+from dpdm.data.layout import PARTS, Split, in_order_of_classes, is_hidden, part_in, plain_name
+from dpdm.data.listing import CLASSES
 from dpdm.data.tree import Tree
-from dpdm.types import Images, InputError, Labels
+from dpdm.types import Images, InputError, Labels, as_images
 
 _MOST_BYTES: Final = 255  # of a name in most file systems
 
@@ -56,13 +58,13 @@ def load_folder(
 def save_folder(path: Path, images: Images, labels: Labels | None = None, class_names: Sequence[str] = ()) -> None:
     """Write images as PNG files, in class folders if there are labels, wholly or not at all.
 
-    `load_folder` gives the same labels back, if there are two classes at least: names that would not sort in the order
-    of their classes, that no file system takes, or that would be taken for parts, get the number of the class in front.
-    A class without images is an empty folder.
+    `load_folder` gives the same labels back: names that would not sort in the order of their classes, that no file
+    system takes, or that would be taken for parts, get the number of the class in front. A class without images is an
+    empty folder. One class alone gets a `labels.csv` and a `classes.txt`, since a single folder names no class.
 
     Args:
         path: The folder to make, and folders above it; it may exist if it is empty.
-        images: `uint8` (number, height, width, channel).
+        images: `uint8` (number, height, width[, channel]).
         labels: Integers (number,), 0 <= label < len(class_names), or None for a flat folder.
         class_names: One name for each class.
 
@@ -71,6 +73,7 @@ def save_folder(path: Path, images: Images, labels: Labels | None = None, class_
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists and is no empty folder: name another one, or remove it first")
+    images = as_images(f"{path}:", images)
     dataset = ImageDataset(images=images, labels=labels, num_classes=len(class_names), name=str(path))
     folders = [""] if dataset.labels is None else _folder_names(class_names)
     digits = len(str(len(images) - 1))
@@ -82,6 +85,8 @@ def save_folder(path: Path, images: Images, labels: Labels | None = None, class_
         for index, image in enumerate(images):
             folder = folders[0 if dataset.labels is None else dataset.labels[index]]
             to_pillow(image).save(partial / folder / f"{index:0{digits}d}.png")
+        if len(class_names) == 1:
+            _list_one_class(partial, folders[0])
         if path.exists():
             path.rmdir()
         partial.rename(path)
@@ -89,11 +94,19 @@ def save_folder(path: Path, images: Images, labels: Labels | None = None, class_
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _list_one_class(folder: Path, name: str) -> None:
+    """Write that all images in a folder are of one class."""
+    images = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.png"))
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "label"), *((image, name) for image in images)])
+    (folder / CLASSES).write_text(f"{name}\n", encoding="utf-8")
+
+
 def _folder_names(class_names: Sequence[str]) -> list[str]:
     """Return names for class folders that sort in the order of the classes."""
     safe = [re.sub(r'[\x00-\x1f/\\:*?"<>|]|^[. ]|[. ]$', "-", name) for name in class_names]
     apart = len({name.casefold() for name in safe}) == len(safe)  # to all file systems
-    read_otherwise = any(is_hidden(name) or name.casefold() in PARTS for name in safe)
+    read_otherwise = any(not name or is_hidden(name) or name.casefold() in PARTS for name in safe)
     if in_order_of_classes(safe) == [*class_names] and apart and not read_otherwise and not _are_parts(safe):
         return safe
     digits = len(str(len(safe) - 1))

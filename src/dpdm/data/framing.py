@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dpdm.data.dataset import MIN_SIDE
-from dpdm.types import Images, InputError
+from dpdm.types import Images, InputError, as_images
 
 Fit = Literal["crop", "pad", "resize"]
 Channels = Literal[1, 3, 4]
@@ -26,7 +26,8 @@ class Framing:
         size: Side of the square in pixels, >= 8; None leaves sizes as they are.
         fit: "crop" scales the shorter side to `size` and crops the centre; "pad" scales the longer side and
             pads with black (where there is alpha, with transparent black); "resize" stretches.
-        channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are. Alpha goes by compositing on black.
+        channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are. Transparency is removed by
+            compositing on black.
 
     Raises:
         InputError: If a value is none of these.
@@ -60,7 +61,8 @@ class Framing:
         return (height, width, channels) == (self.size or height, self.size or width, self.channels or channels)
 
     def frame_all(self, images: Images) -> Images:
-        """Return `uint8` (number, height, width, channel) framed one by one; as it is if nothing is to do."""
+        """Return `uint8` (number, height, width[, channel]) framed one by one; as it is if nothing is to do."""
+        images = as_images("all", images)
         if self.keeps(*images.shape[1:]):
             return images
         return np.stack([self.frame(to_pillow(image)) for image in images])

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dpdm.types import Images
+from dpdm.types import Images, as_images
 
 DIGEST = 32
 """Bytes of a SHA-256."""
@@ -14,7 +14,7 @@ DIGEST = 32
 
 def pixel_digests(images: Images) -> NDArray[np.uint8]:
     """Return the SHA-256 of the shape and pixels of each image, (number, 32)."""
-    found = b"".join(_of_pixels(image) for image in images)
+    found = b"".join(_of_pixels(image) for image in as_images("all", images))
     return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
 
 

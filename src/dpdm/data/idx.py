@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import ImageDataset, Split
-from dpdm.data.layout import choose_part, part_in
-from dpdm.types import InputError
+from dpdm.data.dataset import ImageDataset
+from dpdm.data.layout import Split, choose_part, part_in
+from dpdm.types import InputError, explained
 
 _IMAGES: Final = re.compile(r"(.+)-images[-.]idx3-ubyte(?:\.gz)?", re.IGNORECASE)
 
@@ -26,12 +26,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
     Source: http://yann.lecun.com/exdb/mnist/ ("The IDX file format").
     """
-    try:
+    with explained(lambda e: f"{path} cannot be read ({e}): fetch it again", OSError, EOFError, zlib.error):
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}): fetch it again") from error
     num_axes = content[3] if content.startswith(b"\x00\x00\x08") and len(content) > 3 else 0
     header = 4 + 4 * num_axes
     if not 1 <= num_axes <= 4 or len(content) < header:

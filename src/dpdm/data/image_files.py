@@ -1,9 +1,11 @@
 """Image files, wherever they lie: what counts as one, and how it is decoded."""
 
+import contextlib
 import io
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, file_digests
-from dpdm.types import Images, InputError
+from dpdm.types import Images, InputError, explained
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,25 @@ def may_list_labels(file: ImageFile) -> bool:
     return file.name.lower().endswith(_LISTS)
 
 
-def what_instead(name: str) -> str | None:
-    """Return what to do about a file whose name has a well-known ending, but none that is opened."""
-    return next((advice for endings, advice in _INSTEAD.items() if name.lower().endswith(endings)), None)
+def what_instead(file: ImageFile) -> str | None:
+    """Return what to do about a file that is known by its ending, or as DICOM by its content, and is not opened."""
+    name = file.name.lower()
+    if not name.endswith(tuple(ending for endings in _INSTEAD for ending in endings)) and _is_dicom(file):
+        name = ".dcm"
+    return next((advice for endings, advice in _INSTEAD.items() if name.endswith(endings)), None)
+
+
+def _is_dicom(file: ImageFile | EncodedImage) -> bool:
+    """Whether a file begins as DICOM does: scanners and archives of clinics give theirs no ending."""
+    unreadable = (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    with contextlib.suppress(*unreadable), file.open("rb") as stream:
+        return bytes(stream.read(132)[128:]) == b"DICM"
+    return False
 
 
 def why_no_image(file: ImageFile) -> str:
     """Say that a file is no image by its name: it is refused, so that no record vanishes unnoticed."""
-    return f"{file} is no image ({', '.join(_EXTENSIONS)}): {what_instead(file.name) or 'move it elsewhere'}"
+    return f"{file} is no image ({', '.join(_EXTENSIONS)}): {what_instead(file) or 'move it elsewhere'}"
 
 
 def no_images(where: str) -> str:
@@ -184,7 +197,16 @@ def read_image(
 
 def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
     """Return the upright image of one file as L, RGB or RGBA, and the file's bytes."""
-    try:
+
+    def why(error: Exception) -> str:
+        if isinstance(error, Image.DecompressionBombError):
+            return f"{file} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down, it is whole"
+        if isinstance(error, UnidentifiedImageError) and _is_dicom(file):
+            return f"{file} is DICOM by its content: {what_instead(Path('.dcm'))}"
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        return f"{file} is no image that can be decoded ({reason}): repair or remove it"
+
+    with explained(why, Exception):  # Pillow's decoders answer damaged bytes with nearly any exception.
         with file.open("rb") as stream:
             encoded = stream.read()
         # Pillow's warnings about odd metadata would be output about a record.
@@ -198,14 +220,6 @@ def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
             upright = ImageOps.exif_transpose(image)
             has_alpha = upright.getbands()[-1] == "A" or "transparency" in upright.info
             decoded = upright.convert("RGBA" if has_alpha else "L" if upright.mode in ("1", "L") else "RGB")
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise InputError(f"{file} has more than {most:,} pixels: scale it down, it is whole") from error
-    except Exception as error:  # Pillow's decoders answer damaged bytes with nearly any exception.
-        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{file} is no image that can be decoded ({reason}): repair or remove it") from error
     if bits > 8 or upright.mode.startswith(("I", "F")):
         # Which of 16 bits matter (12 in many scanners) the owner knows; to guess it from records would leak.
         raise InputError(

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpdm.data.dataset import ImageDataset, Split
+from dpdm.data.dataset import ImageDataset
 from dpdm.data.framing import Framing
 from dpdm.data.identity import file_digests, pixel_digests
 from dpdm.data.image_files import EncodedImage, ImageFile, decode_image, why_no_image
-from dpdm.data.layout import NoSuchPart
-from dpdm.data.open import open_dataset, split_of
+from dpdm.data.layout import NoSuchPart, Split
+from dpdm.data.location import split_of
+from dpdm.data.open import open_dataset
 from dpdm.types import Images, InputError
 
 _CHANNELS = {1: "grey", 3: "colour", 4: "colour with transparency"}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dpdm.data.dataset import normal_form
+from dpdm.data.layout import normal_form
 from dpdm.types import InputError, Labels
 
 _MOST_DIGITS = 18  # of a number that is read: longer ones are no places
@@ -35,7 +35,7 @@ def read_labels(
     """
     if num_classes < 1:
         raise InputError(
-            f"{where}: private labels must not tell which classes there are: list all their names in {named_in}"
+            f"{where}: list the names of all classes in {named_in}: they must not be read off private labels"
         )
     places = [_place(label, num_classes) for label in stated]
     index = {normal_form(name): place for place, name in enumerate(names)}

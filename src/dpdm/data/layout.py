@@ -5,12 +5,14 @@ Functions over names alone, so that folders, archives, tables and arrays are rea
 
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from dpdm.data.dataset import Split, normal_form
 from dpdm.types import InputError
+
+Split = Literal["train", "val", "test"]
 
 PARTS: Final[dict[str, Split]] = {
     "train": "train",
@@ -39,6 +41,11 @@ _LEFT_BY_SYSTEMS: Final = frozenset(
         "lost+found",
     }
 )
+
+
+def normal_form(name: object) -> str:
+    """Return a name as a release writes it: one spelling of letters that have several, as file systems do."""
+    return unicodedata.normalize("NFC", str(name))
 
 
 def is_hidden(name: str) -> bool:
@@ -136,8 +143,8 @@ def require_whole(split: Split, where: str | Path) -> None:
     """Raise NoSuchPart if another part than `train` is asked of a source without parts, which is its own train part."""
     if split != "train":
         raise NoSuchPart(
-            f"{where} has no folders train/ and test/, and so no part {split}: give the path of the {split} images "
-            "themselves"
+            f"{where} has no folders train/, val/ and test/, and so no part {split}: "
+            f"give the path of the {split} images themselves"
         )
 
 

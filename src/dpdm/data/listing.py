@@ -11,18 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpdm.data.csv_rows import CSV, Row, is_csv, read_csv, read_text, says_parts
-from dpdm.data.dataset import (
-    Split,
-    group_indices,
-    normal_form,
-    require_declared,
-    require_no_groups,
-    require_same_num_classes,
-)
+from dpdm.data.dataset import group_indices, require_declared, require_no_groups, require_same_num_classes
 from dpdm.data.image_files import ImageFile
 from dpdm.data.labels import read_labels
-from dpdm.data.layout import PARTS, choose_part, require_whole
-from dpdm.types import InputError, Labels
+from dpdm.data.layout import PARTS, Split, choose_part, normal_form, require_whole
+from dpdm.types import InputError, Labels, explained
 
 JSON: Final = "dataset.json"
 CLASSES: Final = "classes.txt"
@@ -127,10 +120,8 @@ def read_class_names(classes: ImageFile | None) -> tuple[str, ...]:
     """Return the names in a text file, one a line; none if there is no file."""
     if classes is None:
         return ()
-    try:
+    with explained(lambda e: f"{classes} cannot be read as text ({type(e).__name__}): correct it", OSError, ValueError):
         lines = read_text(classes).split("\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{classes} cannot be read as text ({type(error).__name__}): correct it") from error
     names = tuple(normal_form(line).strip() for line in lines if line.strip())
     if len(set(names)) != len(names) or not names:
         raise InputError(f"{classes} must have one name for each class, a line each, and none twice")
@@ -138,12 +129,11 @@ def read_class_names(classes: ImageFile | None) -> tuple[str, ...]:
 
 
 def _from_json(listing: ImageFile) -> list[Row] | None:
-    try:
+    form = '{"labels": [["a.png", 3], ...]} or {"labels": null}'
+    # Damage to an archive, or whatever else JSON can hold.
+    with explained(lambda _: f"{listing} cannot be read as {form}: correct it", Exception):
         stated = json.loads(listing.read_bytes())["labels"]
         return None if stated is None else [Row(str(name), label) for name, label in stated]
-    except Exception as error:  # Damage to an archive, or whatever else JSON can hold.
-        form = '{"labels": [["a.png", 3], ...]} or {"labels": null}'
-        raise InputError(f"{listing} cannot be read as {form}: correct it") from error
 
 
 def _rows_of_images(rows: Sequence[Row], known: set[str], listing: ImageFile) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """One way in: a name or a path becomes a data set."""
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,19 +7,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, cast, get_args
 
 from dpdm.data.cifar import load_cifar_directory
-from dpdm.data.dataset import (
-    ImageDataset,
-    Split,
-    UndeclaredError,
-    require_no_groups,
-    require_same_num_classes,
-)
+from dpdm.data.dataset import ImageDataset, UndeclaredError, require_no_groups, require_same_num_classes
 from dpdm.data.digits import load_digits
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.identity import array_digests
 from dpdm.data.idx import load_idx_directory
 from dpdm.data.image_files import Reader, ReadImages
-from dpdm.data.layout import PARTS, plain_name
+from dpdm.data.layout import Split, plain_name
+from dpdm.data.location import BUILT_IN, found, require_there, split_of
 from dpdm.data.sources import Asked, open_path
 from dpdm.types import MOST_CLASSES, InputError
 
@@ -55,7 +49,7 @@ def open_dataset(
         size: Side of the square in pixels, >= 8; None leaves sizes as they are. A prepared folder has its own.
         fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
-        num_classes: How many classes there are; labels that come as numbers need it, since they must not tell.
+        num_classes: How many classes there are; labels that come as numbers need it.
         group: What names the group of each image, if the unit of privacy is all images of one person, say, and not each
             image: "folder", the folders that images lie in, inside of class folders; the heading of a further column of
             a `labels.csv`; a column of a table; an array in an .npz file; "groups" for a folder prepared with groups.
@@ -74,14 +68,14 @@ def open_dataset(
     reader = Reader(framing)
     place, split = split_of(source)
     part = "" if split == "train" else f":{split}"
-    if isinstance(source, str) and place in _BUILT_IN:
-        dataset, name = _BUILT_IN[place](split), f"{place}{part}"
+    if isinstance(source, str) and place in BUILT_IN:
+        dataset, name = _LOADERS[place](split), f"{place}{part}"
         location = dataset.name
         require_same_num_classes(dataset.num_classes, num_classes, place)
         require_no_groups(group, place)
     else:
-        path = _found(Path(place).expanduser())
-        _require_there(path)
+        path = found(Path(place).expanduser())
+        require_there(path)
         location = str(path.resolve())
         plain_name(location, "")
         dataset = open_path(path, Asked(split, read or reader, framing, num_classes, group))
@@ -94,7 +88,7 @@ def open_dataset(
     opened = f"{location}{part}" + ("" if group is None else f"{_GROUPED}{group}")
     return replace(
         dataset,
-        public=dataset.public or (isinstance(source, str) and place in _BUILT_IN),
+        public=dataset.public or (isinstance(source, str) and place in BUILT_IN),
         sources=sources,
         images=framing.frame_all(dataset.images),
         name=name,
@@ -113,21 +107,6 @@ def _open_public(source: str | Path, *, num_classes: int | None, **how: Any) -> 
     return replace(opened, public=True)
 
 
-def require_outside(output: Path, source: str | Path) -> None:
-    """Raise InputError if what is to be written would lie among the images of a source, and be taken for some of them.
-
-    Args:
-        output: The file or folder to make.
-        source: What `open_dataset` opens.
-    """
-    place, _ = split_of(source)
-    if isinstance(source, str) and place in _BUILT_IN:
-        return
-    folder, made = _found(Path(place).expanduser()).resolve(), output.resolve()
-    if folder.is_dir() and folder in (made, *made.parents):
-        raise InputError(f"{output} lies in {folder}, the folder of images: choose a place outside of it")
-
-
 class Location(NamedTuple):
     """Where images were opened, and how."""
 
@@ -144,7 +123,7 @@ def read_location(location: str) -> Location:
         InputError: The images were given as arrays, and have no location.
     """
     if not location:
-        raise InputError("these images were given as arrays, which nothing on disk tells: give them again")
+        raise InputError("this run was trained on arrays, which cannot be opened again: pass them as data=...")
     place, comma, fitted = location.rpartition(", ")
     fit, _, size = fitted.partition(" to ")
     framed = bool(comma) and fit in get_args(Fit) and size.isdecimal()
@@ -162,47 +141,6 @@ def open_again(location: str, *, channels: Channels, num_classes: int) -> ImageD
     """
     source, group, size, fit = read_location(location)
     return open_dataset(source, size=size, fit=fit, channels=channels, num_classes=num_classes or None, group=group)
-
-
-def is_source(source: str) -> bool:
-    """Whether `open_dataset` would find something of this name to open."""
-    place, _ = split_of(source)
-    return bool(place) and (place in _BUILT_IN or _found(Path(place).expanduser()).exists())
-
-
-def is_built_in(name: str) -> bool:
-    """Whether a data set of this name is public, and no one else's."""
-    return name.removesuffix(":test").removesuffix(":val").casefold() in _BUILT_IN
-
-
-def split_of(source: str | Path) -> tuple[str, Split]:
-    """Part `photos:test` into place and split; a path that exists as it is written stays whole."""
-    place, _, part = str(source).rpartition(":")
-    if place and part.lower() in PARTS and not Path(source).exists():
-        return place, PARTS[part.lower()]
-    return str(source), "train"
-
-
-def _found(path: Path) -> Path:
-    """Return the path, or what goes by this name in the folder that DPDM_DATA names."""
-    own = os.environ.get("DPDM_DATA")
-    if own and not path.exists():
-        for candidate in (Path(own) / path, Path(own) / f"{path}.zip"):
-            if candidate.exists():
-                return candidate
-    return path
-
-
-def _require_there(path: Path) -> None:
-    """Raise InputError, with what may be meant, if nothing is at a path."""
-    if not path.exists():
-        names = [name + part for name in _BUILT_IN for part in ("", ":train", ":test")]
-        close = difflib.get_close_matches(str(path), names, n=1)
-        hint = f"did you mean {close[0]}?" if close else "check the path"
-        raise InputError(
-            f"{path} is neither a path that exists (here or where DPDM_DATA points) nor one of "
-            f"{', '.join(_BUILT_IN)}: {hint}"
-        )
 
 
 def _require_levels(dataset: ImageDataset) -> None:
@@ -236,13 +174,9 @@ def _cifar100(split: Split) -> ImageDataset:
     return load_cifar_directory(_installed("cifar100", archive="cifar-100-binary"), split, num_classes=100)
 
 
-_BUILT_IN: Final[dict[str, Callable[[Split], ImageDataset]]] = {
-    "digits": load_digits,
-    "fashion-mnist": _fashion_mnist,
-    "mnist": _mnist,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
-}
+_LOADERS: Final[dict[str, Callable[[Split], ImageDataset]]] = dict(
+    zip(BUILT_IN, (load_digits, _fashion_mnist, _mnist, _cifar10, _cifar100), strict=True)
+)
 
 
 def _installed(name: str, *, archive: str = "", remedy: str = "") -> Path:

@@ -25,7 +25,7 @@ from dpdm.data.identity import DIGEST, array_digests
 from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, read_image, why_no_image
 from dpdm.data.layout import is_hidden
 from dpdm.files import digest, held, read_json, write_json
-from dpdm.types import Images, InputError
+from dpdm.types import Images, InputError, is_of_memory
 
 _DONE: Final = "prepared.json"
 _PROGRESS: Final = "progress.json"
@@ -165,6 +165,8 @@ def load_prepared(
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        if is_of_memory(error):
+            raise
         raise InputError(f"{path} is damaged ({type(error).__name__}): prepare it again") from None
     if groups is None:
         require_no_groups(group, str(path))

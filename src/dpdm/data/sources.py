@@ -14,12 +14,12 @@ from typing import Final
 from dpdm.data.archive import load_archive
 from dpdm.data.arrays import load_npy, load_npz
 from dpdm.data.cifar import is_cifar_directory, load_cifar_directory
-from dpdm.data.dataset import ImageDataset, Split, require_no_groups, require_same_num_classes
+from dpdm.data.dataset import ImageDataset, require_no_groups, require_same_num_classes
 from dpdm.data.folder import load_folder
 from dpdm.data.framing import Framing
 from dpdm.data.idx import is_idx_directory, is_idx_images, load_idx_directory
 from dpdm.data.image_files import ReadImages, is_image_name, what_instead
-from dpdm.data.layout import choose_part, find_parts, is_hidden, one_of_each, part_in, plain_name, require_whole
+from dpdm.data.layout import Split, choose_part, find_parts, is_hidden, one_of_each, part_in, plain_name, require_whole
 from dpdm.data.listing import CLASSES
 from dpdm.data.prepared import is_prepared, load_prepared
 from dpdm.data.tables import is_arrow_directory, load_arrow_directory, load_parquet
@@ -78,7 +78,7 @@ def open_path(path: Path, asked: Asked) -> ImageDataset:
     kinds = f"neither a folder nor a {', '.join(_OPENED[:-1])} or {_OPENED[-1]} file"
     if is_image_name(path.name):
         raise InputError(f"{path} is one image, {kinds}: give the folder of all images")
-    raise InputError(f"{path} is {kinds}: {what_instead(path.name) or 'give one of these'}")
+    raise InputError(f"{path} is {kinds}: {what_instead(path) or 'give one of these'}")
 
 
 def _open_folder(path: Path, asked: Asked) -> ImageDataset:

@@ -7,7 +7,7 @@ Labels are read at once; encoded images a few at a time, as they are asked for.
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +19,7 @@ from dpdm.data.dataset import ImageDataset, group_indices, require_declared, req
 from dpdm.data.image_files import EncodedImage, ReadImages, read_images
 from dpdm.data.labels import read_labels
 from dpdm.data.listing import CLASSES, read_class_names
-from dpdm.types import InputError
+from dpdm.types import InputError, explained
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
@@ -104,13 +104,10 @@ def _arrow_file(pyarrow: Any, path: Path) -> _Part:  # noqa: ANN401
     return _Part(str(path), 0, rows, schema, lambda name: (batch.column(name) for batch in batches()))
 
 
-@contextmanager
-def _readable(pyarrow: Any, path: Path) -> Iterator[None]:  # noqa: ANN401
+def _readable(pyarrow: Any, path: Path) -> AbstractContextManager[None]:  # noqa: ANN401
     """Turn what pyarrow and json answer damaged files with into one line."""
-    try:
-        yield
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}): save or fetch it again") from error
+    damage = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError)
+    return explained(lambda e: f"{path} cannot be read ({type(e).__name__}): save or fetch it again", *damage)
 
 
 class _EncodedImages(Sequence[EncodedImage]):

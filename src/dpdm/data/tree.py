@@ -3,9 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from dpdm.data.dataset import Split
 from dpdm.data.image_files import Found, ImageFile, is_image_name
-from dpdm.data.layout import choose_part, find_parts, in_order_of_classes
+from dpdm.data.layout import Split, choose_part, find_parts, in_order_of_classes
 from dpdm.data.listing import find_listing
 from dpdm.types import InputError
 

@@ -77,7 +77,7 @@ class EDM(ScalarPreconditioning):
     """The preconditioning of Karras et al.: unit variance at the network's input and target for every σ.
 
     Args:
-        sigma_data: Standard deviation of the data. A public constant (√(1/3), that of uniform [-1, 1], unless told),
+        sigma_data: Standard deviation of the data. A public constant (default: √(1/3), that of uniform [-1, 1]),
             never estimated from private images.
         noise_levels: Distribution of σ in training.
 
@@ -153,7 +153,7 @@ class VP(ScalarPreconditioning):
 class VE(ScalarPreconditioning):
     """Prediction of the negative noise under a variance-exploding SDE: the input is not scaled.
 
-    It has not seen noise below its least level (0.02 unless told), so samplers must not go there.
+    It has not seen noise below its least level (default: 0.02), so samplers must not go there.
 
     Source:
         Song et al. 2021; Karras et al. 2022, Table 1, column "VE".

@@ -4,7 +4,6 @@ What is computed from private images here is covered by no ε: such scores and p
 """
 
 from dpdm.evaluation.by_class import ByClass, by_class, confusion_of, places_by_name
-from dpdm.evaluation.checks import as_images
 from dpdm.evaluation.classifiers import CLASSIFIERS, CNN, MLP, Classifier, LogReg
 from dpdm.evaluation.distances import (
     density_coverage,
@@ -41,6 +40,7 @@ from dpdm.evaluation.utility import (
     require_testable,
     train_classifier,
 )
+from dpdm.types import as_images
 
 __all__ = [
     "CLASSIFIERS",

@@ -23,19 +23,6 @@ _FEWEST_FEATURES = 2
 _SAME = 1e-2  # of a feature vector's length: more than rounding differs by between batches of different sizes
 
 
-def as_images(what: str, images: Images) -> Images:
-    """Return images as uint8 (number, height, width, channel); grey ones may come without the last axis.
-
-    Raises:
-        InputError: They are something else.
-    """
-    images = np.asarray(images)
-    if images.ndim not in (3, 4) or images.dtype != np.uint8:
-        found = f"{images.dtype} of shape {images.shape}"
-        raise InputError(f"{what} images must be uint8 (number, height, width[, channel]), not {found}")
-    return images if images.ndim == 4 else images[..., np.newaxis]
-
-
 def check_labels(what: str, labels: Labels, number: int, num_classes: int) -> None:
     """Raise InputError unless these are the classes of so many images: (number,) integers in [0, num_classes)."""
     if labels.shape != (number,) or not np.issubdtype(labels.dtype, np.integer):

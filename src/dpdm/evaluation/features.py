@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from dpdm.evaluation.checks import as_images, built_features, feature_vectors
+from dpdm.evaluation.checks import built_features, feature_vectors
 from dpdm.evaluation.classifiers import CNN, MLP
 from dpdm.evaluation.utility import QUICK, UtilityProtocol, train_classifier
-from dpdm.types import Images, InputError, Labels, require_positive
+from dpdm.types import Images, InputError, Labels, as_images, is_of_memory, require_positive
 
 _PART = 200  # images whose features are computed at once
 
@@ -180,7 +180,9 @@ class TorchScriptFeatures:
         """
         try:
             network = torch.jit.load(self.path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError, OSError):
+        except (RuntimeError, ValueError, OSError) as error:
+            if is_of_memory(error):
+                raise
             raise self._unreadable() from None
         known = {argument.name for argument in network.forward.schema.arguments}
         settings = {"return_features": True} if "return_features" in known else {}
@@ -190,6 +192,8 @@ class TorchScriptFeatures:
             try:
                 found: Tensor = network(batch, **settings).flatten(1)
             except (torch.jit.Error, RuntimeError, AttributeError) as error:  # or no tensor comes back
+                if is_of_memory(error):
+                    raise
                 said = str(error).strip().splitlines()[-1]
                 raise InputError(
                     f"{self.path} makes no features of uint8 images of shape {tuple(batch.shape)}: {said}"
@@ -238,7 +242,7 @@ class ClassifierFeatures:
     `widths`, each of which halves the image: a Fréchet distance takes the time of features cubed.
 
     Args:
-        images: uint8 (number, height, width, channel), at least 10; not to be changed afterwards. Best neither the
+        images: uint8 (number, height, width[, channel]), at least 10; not to be changed afterwards. Best neither the
             synthetic images nor those they are compared with.
         labels: Their classes, (number,) integers in [0, num_classes).
         num_classes: Number of classes, >= 2.

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpdm.evaluation.checks import as_images, built_features, check_described, check_labels
+from dpdm.evaluation.checks import built_features, check_described, check_labels
 from dpdm.evaluation.distances import (
     check_features,
     frechet_distance,
@@ -25,7 +25,7 @@ from dpdm.evaluation.distances import (
     neighbourhood_scores,
 )
 from dpdm.evaluation.features import Features, image_features
-from dpdm.types import Images, InputError, Labels, require_positive, require_seed
+from dpdm.types import Images, InputError, Labels, as_images, require_positive, require_seed
 
 FEWEST_IMAGES = 50
 """Fewer images, of a set or of a class, are not scored."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dpdm.types import Images, InputError, Labels
+from dpdm.types import Images, InputError, Labels, as_images
 
 _WHITE = 255
 _INK = (55, 55, 55)
@@ -23,7 +23,7 @@ def image_grid(images: Images, *, columns: int, scale: int = 1) -> Images:
     """Lay images out in reading order as one picture, white where the last row has none left.
 
     Args:
-        images: uint8 (number, height, width, channel), at least one; grey (1 channel), RGB (3) or RGBA (4).
+        images: uint8 (number, height, width[, channel]), at least one; grey (1 channel), RGB (3) or RGBA (4).
         columns: images in a row, >= 1.
         scale: whole factor by which each image is enlarged, >= 1.
 
@@ -33,7 +33,7 @@ def image_grid(images: Images, *, columns: int, scale: int = 1) -> Images:
     Raises:
         InputError: if the images cannot be shown, or `columns` or `scale` is below 1.
     """
-    _check_showable(images)
+    images = _showable(images)
     if columns < 1 or scale < 1:
         raise InputError(f"columns and scale must be at least 1, not {columns} and {scale}")
     enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -52,7 +52,7 @@ def one_row_per_class(images: Images, labels: Labels, *, num_classes: int, per_c
     Taking the first ones rather than the best ones keeps a picture honest.
 
     Args:
-        images: uint8 (number, height, width, channel).
+        images: uint8 (number, height, width[, channel]).
         labels: their classes, (number,).
         num_classes: number of classes, which is the number of rows, >= 1.
         per_class: images of each class, >= 1.
@@ -63,6 +63,7 @@ def one_row_per_class(images: Images, labels: Labels, *, num_classes: int, per_c
     Raises:
         InputError: if there is not one label for each image, or `num_classes` or `per_class` is below 1.
     """
+    images = as_images("shown", images)
     if labels.shape != images.shape[:1]:
         raise InputError(f"{len(images)} images need as many labels, not an array of shape {labels.shape}")
     _check_rows(num_classes, per_class)
@@ -80,7 +81,7 @@ def save_grid(
 
     Args:
         path: the file to write, in a folder that exists; replaced at once or left as it was.
-        images: uint8 (number, height, width, channel).
+        images: uint8 (number, height, width[, channel]).
         labels: their classes, (number,), or None.
         num_classes: number of rows.
         per_class: images in a row.
@@ -91,7 +92,7 @@ def save_grid(
     Privacy:
         The picture is as public as the images are.
     """
-    _check_showable(images)
+    images = _showable(images)
     _check_rows(num_classes, per_class)
     if labels is None:
         shown = images[: num_classes * per_class]
@@ -112,7 +113,7 @@ def side_by_side(
 
     Args:
         path: the file to write, in a folder that exists; replaced at once or left as it was.
-        left: images of the left grid, uint8 (number, height, width, channel), as from `one_row_per_class`.
+        left: images of the left grid, uint8 (number, height, width[, channel]), as from `one_row_per_class`.
         right: images of the right grid; may differ from `left` in number and shape.
         columns: images in a row of either grid.
         captions: what to write above each grid, in ASCII.
@@ -127,8 +128,7 @@ def side_by_side(
     if not all(caption.isascii() for caption in captions):  # the font at hand would show boxes
         raise InputError(f"captions may hold plain ASCII characters only, not {' and '.join(captions)}")
     grids = []
-    for images in (left, right):
-        _check_showable(images)
+    for images in map(_showable, (left, right)):
         grids.append(Image.fromarray(_to_rgb(image_grid(images, columns=columns, scale=_scale(images)))))
     font = ImageFont.load_default(_FONT_SIZE)
     widths = [max(grid.width, round(font.getlength(text))) for grid, text in zip(grids, captions, strict=True)]
@@ -145,11 +145,12 @@ def side_by_side(
     _write_png(Path(path), np.asarray(page))
 
 
-def _check_showable(images: Images) -> None:
-    """Raise InputError unless these are images that a PNG can show."""
-    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3, 4) or images.size == 0:
-        found = f"{images.dtype} of shape {images.shape}"
-        raise InputError(f"a picture needs uint8 (number, height, width, 1 or 3 or 4 channels), not {found}")
+def _showable(images: Images) -> Images:
+    """Return images with their axis of channels, or raise InputError if there is nothing to show."""
+    images = as_images("shown", images)
+    if not images.size:
+        raise InputError(f"there is nothing to show in images of shape {images.shape}: give at least one")
+    return images
 
 
 def _check_rows(num_classes: int, per_class: int) -> None:

@@ -15,7 +15,6 @@ from torch import nn
 
 from dpdm.evaluation.by_class import ByClass, by_class, confusion_of
 from dpdm.evaluation.checks import (
-    as_images,
     built_classifier,
     check_classifiers,
     check_labels,
@@ -24,7 +23,7 @@ from dpdm.evaluation.checks import (
     logits_of,
 )
 from dpdm.evaluation.classifiers import CLASSIFIERS, Classifier
-from dpdm.types import Images, InputError, Labels, images_to_tensor, require_positive
+from dpdm.types import Images, InputError, Labels, as_images, images_to_tensor, require_positive
 
 _FEWEST_IMAGES = 10
 _NUM_RESAMPLES = 10_000

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from dpdm.ledger.entries import (
     Completed,
@@ -66,15 +65,6 @@ class Reservation:
         if self.run is None:
             return "given back" if self.completed else "reserved"
         return "completed" if self.completed else "running"
-
-
-class Spent(NamedTuple):
-    """What had been spent or reserved after an entry: `share` of the budget, and ε by RDP."""
-
-    at: str
-    what: str
-    share: float | None
-    epsilon: float
 
 
 @dataclass
@@ -217,38 +207,11 @@ def read_accounts(statements: Iterable[Statement]) -> dict[str, Account]:
     """Return the account of each data set."""
     accounts: dict[str, Account] = {}
     for statement in statements:
-        _apply(statement, accounts)
+        apply(statement, accounts)
     return accounts
 
 
-def read_history(statements: Iterable[Statement], dataset: str) -> list[Spent]:
-    """Return what had been spent or reserved after each entry that changed it."""
-    accounts: dict[str, Account] = {}
-    history = []
-    for statement in statements:
-        _apply(statement, accounts)
-        account = accounts.get(dataset)
-        match statement:
-            case Completed(reservation=name) if account and name in account.reservations:
-                reservation = account.reservations[name]
-                what = "gave a reservation back" if reservation.run is None else f"completed {reservation.place}"
-            case Reserved(dataset=of) if account and of == dataset:
-                what = "reserved"
-            case Entered(dataset=of, what=what) if account and of == dataset:
-                pass
-            case TotalChanged(dataset=of, epsilon=total) if account and of == dataset:
-                what = f"total of ε = {upwards(total)}"
-            case Regrouped(dataset=of) if account and of == dataset:
-                what = "other groups are allowed"
-            case _:
-                continue
-        assert account is not None
-        share = account.share if account.filter else None
-        history.append(Spent(statement.at, what, share, account.epsilon_by_rdp))
-    return history
-
-
-def _apply(statement: Statement, accounts: dict[str, Account]) -> None:
+def apply(statement: Statement, accounts: dict[str, Account]) -> None:
     """Enter a statement into its account; a statement about something unknown raises KeyError."""
     match statement:
         case Registered():

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
-import sqlalchemy as sql
 
-from dpdm.ledger.account import Account, Reservation, Spent, read_accounts, read_history, whole_percent
+from dpdm.ledger.account import Account, Reservation, read_accounts, whole_percent
 from dpdm.ledger.entries import (
     Completed,
     Entered,
@@ -44,7 +43,8 @@ from dpdm.ledger.records import (
     require_same_kind,
     require_unknown,
 )
-from dpdm.ledger.storage import Entry, Head, Storage, parsed, require_goes_on
+from dpdm.ledger.shown import Shown, Spent, show_accounts
+from dpdm.ledger.storage import Entry, Head, Storage, read_place, require_goes_on
 from dpdm.privacy.accounting import Event, PoissonGaussianSteps, Relation, RepeatedSelection, noise_of, round_up
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
@@ -75,7 +75,7 @@ class Ledger:
     Args:
         url: A file's path, which is kept as it is seen from the working directory of now, or
             `postgresql+psycopg://user@host/database`.
-        tell: Called with a line for people when something is worth telling; standard error gets it unless told.
+        tell: Called with a line for people when something is worth telling (default: on standard error).
 
     Guarantees:
         * However many processes reserve at once, no total is passed, and no reservation is lost.
@@ -120,9 +120,9 @@ class Ledger:
     @cached_property
     def storage(self) -> Storage:
         """Where the entries are."""
-        if "://" in self.url:
-            return Storage(self.url)
-        path = Path(self.url)
+        path = read_place(self.url)
+        if isinstance(path, str):
+            return Storage(path)
         if path == _default_path():  # any other folder that is not there is a mistake
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -131,7 +131,7 @@ class Ledger:
                     f"the ledger {path} cannot be made ({error.strerror}): name another place by --ledger or "
                     f"{_VARIABLE}; nothing was spent without it"
                 ) from None
-        return Storage(sql.URL.create("sqlite", database=str(path)))
+        return Storage(path)
 
     def accounts(self) -> dict[str, Account]:
         """Return the account of each data set, by name."""
@@ -141,9 +141,17 @@ class Ledger:
         """Return the account of one data set."""
         return _known(self.accounts(), dataset)
 
+    def shown(self, only: str | None = None) -> dict[str, Shown]:
+        """Return what people are shown of each data set, or of one."""
+        entries = self.storage.entries()
+        statements = _statements(entries)
+        if only is not None:
+            _known(read_accounts(statements), only)
+        return show_accounts(entries, statements, self.storage, only)
+
     def history(self, dataset: str) -> list[Spent]:
         """Return what had been spent or reserved of a data set after each of its entries."""
-        return read_history(_statements(self.storage.entries()), dataset)
+        return self.shown(dataset)[dataset].history
 
     def register(
         self, records: Records, *, epsilon: float | None, delta: float, relation: Relation, unit: str = "one image"
@@ -477,27 +485,10 @@ class _Appended(NamedTuple):
 
 
 def _absolute(url: str) -> str:
-    """Return a ledger's place in words that mean the same wherever they are read.
-
-    Raises:
-        InputError: There are none, or it is left to the environment which server or database is meant.
-    """
+    """Return a ledger's place in words that mean the same wherever they are read, or raise InputError."""
     if not url.strip():
         raise InputError("the place of the ledger is empty: give the path of a file, or none, or leave it out")
-    if "://" not in url:
-        try:
-            return str(Path(url).expanduser().absolute())
-        except RuntimeError:
-            raise InputError(f"there is no home folder for the ledger {url}: give a path that begins with /") from None
-    place = parsed(url)
-    if place.get_backend_name() == "sqlite":
-        if place.query or place.database in (None, "", ":memory:"):
-            raise InputError(f"{url} is not the place of a file that stays: give the path of one, without sqlite:///")
-        return str(Path(str(place.database)).absolute())
-    if not place.database or not (place.host or place.query.get("host")):
-        shown = place.render_as_string(hide_password=True)
-        raise InputError(f"{shown} names no host or no database: give postgresql+psycopg://user@host/database")
-    return url
+    return str(read_place(url))
 
 
 def _asked(plan: "Plan") -> dict[str, Any]:

@@ -6,18 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dpdm.data import ImageDataset, is_built_in, pixel_digests
-from dpdm.data.identity import DIGEST
+from dpdm.data import is_built_in
 from dpdm.ledger.account import Account
 from dpdm.ledger.entries import RecordsSeen, Statement
 from dpdm.privacy.accounting import Relation
-from dpdm.types import Images, InputError
+from dpdm.types import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dpdm.data import ImageDataset
     from dpdm.privacy import Plan
+    from dpdm.types import Images
 
 _ANOTHER_NAME = "name yours anew, by --set data.name=... (in Python, name=...)"
 
@@ -35,13 +36,13 @@ class Records:
     """
 
     dataset: str
-    images: Images
-    groups: NDArray[np.int64] | None = None
+    images: "Images"
+    groups: "NDArray[np.int64] | None" = None
     public: bool = False
-    sources: NDArray[np.uint8] | None = None
+    sources: "NDArray[np.uint8] | None" = None
 
     @classmethod
-    def of(cls, data: ImageDataset) -> "Records":
+    def of(cls, data: "ImageDataset") -> "Records":
         """Return the records of a data set, under its own name."""
         return cls(data.name, data.images, data.groups, data.public, data.sources)
 
@@ -53,16 +54,17 @@ def fingerprint(records: Records, key: bytes) -> RecordsSeen:
     keyed digest of a sum of keyed digests. Without the key, nobody can try whether certain images give it, nor add up
     the digests of two data sets.
     """
+    from dpdm.data import pixel_digests
+
     ways = [pixel_digests(records.images)]
     if records.sources is not None:
         ways += [*records.sources.transpose(1, 0, 2)]
     return RecordsSeen(dataset=records.dataset, records=dict(_seen(way, records.groups, key) for way in ways))
 
 
-def _seen(of_each: NDArray[np.uint8], groups: NDArray[np.int64] | None, key: bytes) -> tuple[str, str]:
+def _seen(of_each: "NDArray[np.uint8]", groups: "NDArray[np.int64] | None", key: bytes) -> tuple[str, str]:
     """Return the digest of records, by the digest of each, and that of their groups, which is empty without groups."""
-    digests = of_each.tobytes()
-    keyed = [_keyed(key, digests[start : start + DIGEST]) for start in range(0, len(digests), DIGEST)]
+    keyed = [_keyed(key, digest.tobytes()) for digest in of_each]
     whole = _sum(key, "records", keyed)
     if groups is None:
         return whole, ""

@@ -9,42 +9,32 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
-
-import sqlalchemy as sql
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from urllib.parse import urlsplit
 
 from dpdm.types import InputError
 
-_TABLES = sql.MetaData()
-_ABOUT = sql.Table(
-    "dpdm_ledger",
-    _TABLES,
-    sql.Column("schema", sql.Integer, nullable=False),
-    sql.Column("key", sql.String(64), nullable=False),
-)
-_ENTRIES = sql.Table(
-    "dpdm_ledger_entries",
-    _TABLES,
-    sql.Column("number", sql.Integer, primary_key=True, autoincrement=False),
-    sql.Column("content", sql.Text, nullable=False),
-    sql.Column("digest", sql.String(64), nullable=False),
-)
+_SECONDS_TO_CONNECT = 10
+_SECONDS_FOR_LOCK = 300
+_SCHEMES = ("postgresql", "postgresql+psycopg")
 _BEGIN = {
-    "sqlite": ("BEGIN IMMEDIATE",),
+    # Write ahead, and every commit on disk before it returns.
+    "sqlite3": ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "BEGIN IMMEDIATE"),
     # A server may be set up to answer before a commit is on its disk: what is reserved must not be lost in a crash.
-    "postgresql": (
+    "psycopg": (
         "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'",
         "SELECT pg_advisory_xact_lock(7164117)",
     ),
 }
-_SECONDS_TO_CONNECT = 10
-_SECONDS_FOR_LOCK = 300
+_TABLES = {
+    "sqlite3": "SELECT name FROM sqlite_master WHERE type = 'table'",
+    "psycopg": "SELECT tablename FROM pg_tables WHERE schemaname = ANY (current_schemas(false))",
+}
 
 
 class Entry(NamedTuple):
@@ -62,41 +52,73 @@ class Head(NamedTuple):
     digest: str
 
 
-def _first_tables(connection: sql.Connection) -> None:
+@dataclass(frozen=True)
+class Transaction:
+    """A transaction that holds the ledger's lock: what Python's drivers of databases agree on (PEP 249), and no more.
+
+    Args:
+        connection: The driver's.
+        driver: sqlite3 or psycopg.
+    """
+
+    connection: Any
+    driver: ModuleType
+
+    def execute(self, statement: str, *values: object) -> Any:  # noqa: ANN401 (the driver's cursor)
+        """Run one statement, with `?` where values belong, and return the cursor."""
+        mark = "?" if self.driver.paramstyle == "qmark" else "%s"
+        return self.connection.execute(statement.replace("?", mark), values)
+
+    def commit(self) -> None:
+        """Make all of it durable."""
+        self.connection.commit()
+
+
+def _first_tables(transaction: Transaction) -> None:
     """Make the tables of schema 1, and the key under which records are told apart."""
-    _TABLES.create_all(connection)
-    connection.execute(
-        _ABOUT.insert().values(schema=0, key=secrets.token_hex(32)),
+    transaction.execute("CREATE TABLE dpdm_ledger (schema INTEGER NOT NULL, key VARCHAR(64) NOT NULL)")
+    transaction.execute(
+        "CREATE TABLE dpdm_ledger_entries "
+        "(number INTEGER NOT NULL PRIMARY KEY, content TEXT NOT NULL, digest VARCHAR(64) NOT NULL)"
     )
+    transaction.execute("INSERT INTO dpdm_ledger (schema, key) VALUES (?, ?)", 0, secrets.token_hex(32))
 
 
-def _without_sums(connection: sql.Connection) -> None:
+def _without_sums(transaction: Transaction) -> None:
     """Take bare sums of digests out of the entries, which told of two data sets whether one is a part of the other.
 
     The chain is made anew. The next run on a data set enters its records again; what was spent stays as it is.
     """
     place = "the ledger"
-    before, after = _read(connection, place), list[Entry]()
+    before, after = _read(transaction, place), list[Entry]()
     for entry in before:
         old = entry.content
         content = {**old, "records": {}} if old["kind"] == "records" else old
         content = {key: value for key, value in content.items() if (old["kind"], key) != ("records", "groups")}
         text = _text(content)
-        after.append(Entry(entry.number, content, chained(_key(connection, place), after, text)))
-        changed = _ENTRIES.update().where(_ENTRIES.c.number == entry.number)
-        connection.execute(changed.values(content=text, digest=after[-1].digest))
+        after.append(Entry(entry.number, content, chained(_key(transaction, place), after, text)))
+        changed = "UPDATE dpdm_ledger_entries SET content = ?, digest = ? WHERE number = ?"
+        transaction.execute(changed, text, after[-1].digest, entry.number)
 
 
-_MIGRATIONS: tuple[Callable[[sql.Connection], None], ...] = (_first_tables, _without_sums)
+def _with_figures(transaction: Transaction) -> None:
+    """Make a place for figures that are shown, each by the entry after which it holds."""
+    transaction.execute(
+        "CREATE TABLE IF NOT EXISTS dpdm_ledger_figures "
+        "(name VARCHAR(200) NOT NULL PRIMARY KEY, value DOUBLE PRECISION NOT NULL)"
+    )
+
+
+_MIGRATIONS: tuple[Callable[[Transaction], None], ...] = (_first_tables, _without_sums, _with_figures)
 """Step n leads from schema n to n + 1."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The chain of entries at `url`, made when it is first used.
+    """The chain of entries at `place`, made when it is first used.
 
     Args:
-        url: As SQLAlchemy has them: `sqlite:///path` or `postgresql+psycopg://user@host/database`.
+        place: The path of an SQLite file, or the URL of a PostgreSQL database (`read_place`).
 
     Guarantees:
         * `append` decides on all entries that there are, and what it appends is durable before it returns.
@@ -105,111 +127,134 @@ class Storage:
           before (`require_goes_on`), and by nobody else.
 
     Raises:
-        InputError: The URL or the database is no ledger of this version, or it is damaged.
+        InputError: The database is no ledger of this version, or it is damaged.
         OSError: The database cannot be reached or written.
     """
 
-    url: str | sql.URL
+    place: Path | str
 
     @property
     def shown(self) -> str:
         """The place, without a password."""
-        place = self._parsed
-        return str(place.database) if self._is_file else place.render_as_string(hide_password=True)
+        return str(self.place) if isinstance(self.place, Path) else without_password(self.place)
 
     @property
     def exists(self) -> bool:
         """Whether there is a file to read; a server's database always counts as there."""
-        return not self._is_file or Path(str(self._parsed.database)).is_file()
+        return not isinstance(self.place, Path) or self.place.is_file()
 
     def key(self) -> bytes:
         """Return the secret under which records are told apart; it never leaves the ledger."""
-        with self._locked() as connection:
-            return bytes.fromhex(_key(connection, self.shown))
+        with self._locked() as transaction:
+            return bytes.fromhex(_key(transaction, self.shown))
 
     def entries(self) -> list[Entry]:
         """Return all entries, after checking their chain."""
-        with self._locked() as connection:
-            return _read(connection, self.shown)
+        with self._locked() as transaction:
+            return _read(transaction, self.shown)
 
     def append(self, decide: Callable[[list[Entry]], Sequence[dict[str, Any]]]) -> list[Entry]:
         """Append what `decide` makes of all entries so far, or nothing if it raises; return all entries then."""
-        with self._locked() as connection:
-            entries = _read(connection, self.shown)
+        with self._locked() as transaction:
+            entries = _read(transaction, self.shown)
             for content in decide(entries):
                 text = _text(content)
-                entry = Entry(len(entries) + 1, content, chained(_key(connection, self.shown), entries, text))
-                connection.execute(_ENTRIES.insert().values(number=entry.number, content=text, digest=entry.digest))
+                entry = Entry(len(entries) + 1, content, chained(_key(transaction, self.shown), entries, text))
+                transaction.execute(
+                    "INSERT INTO dpdm_ledger_entries (number, content, digest) VALUES (?, ?, ?)",
+                    entry.number,
+                    text,
+                    entry.digest,
+                )
                 entries.append(entry)
             return entries
 
+    def figures(self) -> dict[str, float]:
+        """Return the figures that were kept; no chain protects these, so that nothing may be decided on them."""
+        with self._locked() as transaction:
+            return dict(transaction.execute("SELECT name, value FROM dpdm_ledger_figures").fetchall())
+
+    def keep(self, figures: Mapping[str, float]) -> None:
+        """Keep figures for whoever asks next, each under a name for good."""
+        with self._locked() as transaction:
+            for name, value in figures.items():
+                transaction.execute("DELETE FROM dpdm_ledger_figures WHERE name = ?", name)
+                transaction.execute("INSERT INTO dpdm_ledger_figures (name, value) VALUES (?, ?)", name, value)
+
     @contextmanager
-    def _locked(self) -> Iterator[sql.Connection]:
+    def _locked(self) -> Iterator[Transaction]:
         """Yield a transaction that holds the ledger's lock, its tables at this version's schema."""
+        driver = _driver(self.place)
         try:
-            with self._engine.begin() as connection:
-                self._migrate(connection)
-                yield connection
-        except DBAPIError as error:
-            reason = " ".join(str(error.orig).split())
+            with closing(_connect(self.place, driver)) as connection:  # which undoes what was not committed
+                transaction = Transaction(connection, driver)
+                for statement in _BEGIN[driver.__name__]:
+                    transaction.execute(statement)
+                self._migrate(transaction)
+                yield transaction
+                transaction.commit()
+        except driver.Error as error:
+            reason = " ".join(str(error).split())
             if "malformed" in reason or "not a database" in reason:
                 raise InputError(f"{self.shown} is damaged or no ledger ({reason}): restore it from a backup") from None
             raise OSError(f"the ledger {self.shown} cannot be used ({reason}): nothing was spent without it") from None
 
-    def _migrate(self, connection: sql.Connection) -> None:
+    def _migrate(self, transaction: Transaction) -> None:
         """Bring the tables to this version's schema."""
-        tables = sql.inspect(connection).get_table_names()
-        there = _ABOUT.name in tables
-        if self._is_file and tables and not there:
+        tables = {name for (name,) in transaction.execute(_TABLES[transaction.driver.__name__])}
+        there = "dpdm_ledger" in tables
+        if isinstance(self.place, Path) and tables and not there:
             raise InputError(f"{self.shown} is another program's database: choose another file for the ledger")
         try:
-            schema = int(connection.execute(sql.select(_ABOUT.c.schema)).scalar_one()) if there else 0
-        except (sql.exc.NoResultFound, sql.exc.MultipleResultsFound, TypeError, ValueError):
+            ((schema,),) = transaction.execute("SELECT schema FROM dpdm_ledger").fetchall() if there else [(0,)]
+            schema = int(schema)
+        except (TypeError, ValueError):
             raise InputError(f"{self.shown} is damaged: it does not say what it is; restore it from a backup") from None
         if schema > len(_MIGRATIONS):
             raise InputError(f"{self.shown} was written by a newer version of dpdm: use that one, or newer")
         for migrate in _MIGRATIONS[schema:]:
-            migrate(connection)
+            migrate(transaction)
         if schema < len(_MIGRATIONS):
-            connection.execute(_ABOUT.update().values(schema=len(_MIGRATIONS)))
+            transaction.execute("UPDATE dpdm_ledger SET schema = ?", len(_MIGRATIONS))
 
-    @cached_property
-    def _parsed(self) -> sql.URL:
-        return parsed(self.url)
 
-    @property
-    def _is_file(self) -> bool:
-        return self._parsed.get_backend_name() == "sqlite"
+def read_place(url: str) -> Path | str:
+    """Return where a ledger is: a file's absolute path, or the URL of a database on a named server.
 
-    @cached_property
-    def _engine(self) -> sql.Engine:
-        backend = self._parsed.get_backend_name()
-        if backend not in _BEGIN:
-            raise InputError(f"a ledger is an SQLite file or a PostgreSQL database, not {backend}")
-        options: dict[str, Any] = {"connect_args": {"timeout": _SECONDS_FOR_LOCK}}
-        if not self._is_file:  # a server's default could be a snapshot that is older than the lock
-            options = {"connect_args": {"connect_timeout": _SECONDS_TO_CONNECT}, "isolation_level": "READ COMMITTED"}
+    Raises:
+        InputError: It is neither, or it is left to the environment which server or database is meant.
+    """
+    if url.startswith("sqlite:///"):
+        url = url.removeprefix("sqlite:///")
+        if not url or "?" in url or url == ":memory:":
+            raise InputError(f"sqlite:///{url} is no file that stays: give the path of one, without sqlite:///")
+    if "://" not in url:
         try:
-            engine = sql.create_engine(self._parsed, poolclass=sql.NullPool, **options)
-        except (NoSuchModuleError, ModuleNotFoundError) as error:
-            raise InputError(f"{self.shown}: {error}: pip install 'dpdm[postgresql]'") from None
-        if self._is_file and self._parsed.database in (None, "", ":memory:"):
-            raise InputError(f"{self.url} forgets everything when the process ends: give the path of a file")
-        if self._is_file:
-            _make_private(Path(str(self._parsed.database)))
-            sql.event.listen(engine, "connect", _leave_transactions_to_us)
-        sql.event.listen(engine, "begin", lambda connection: [*map(connection.exec_driver_sql, _BEGIN[backend])])
-        return engine
-
-
-def parsed(url: str | sql.URL) -> sql.URL:
-    """Return the parts of a URL, or raise InputError."""
+            return Path(url).expanduser().absolute()
+        except RuntimeError:
+            raise InputError(f"there is no home folder for the ledger {url}: give a path that begins with /") from None
     try:
-        return sql.make_url(url)
-    except (ArgumentError, ValueError):
+        parts = urlsplit(url)
+        _ = parts.port  # which raises ValueError if it is no number
+        if parts.scheme not in _SCHEMES:
+            raise ValueError
+    except ValueError:
         raise InputError(
-            f"{url!r} is no ledger: give the path of a file, or postgresql+psycopg://user@host/database"
+            f"{without_password(url)!r} is no ledger: give the path of a file, or "
+            "postgresql+psycopg://user@host/database"
         ) from None
+    if not parts.path.strip("/") or not (parts.hostname or re.search("(^|&)host(addr)?=.", parts.query)):
+        raise InputError(
+            f"{without_password(url)} names no host or no database: give postgresql+psycopg://user@host/database"
+        )
+    return url
+
+
+def without_password(url: str) -> str:
+    """Return a URL that may be shown."""
+    place, question, query = url.partition("?")
+    place = re.sub("^([^/]*//[^/:@]*):.*@", r"\1:***@", place)
+    return place + question + re.sub("(password=)[^&]*", r"\1***", query)
 
 
 def require_goes_on(entries: Sequence[Entry], head: Head | None, place: str) -> None:
@@ -231,21 +276,52 @@ def chained(key: str, entries: Sequence[Entry], text: str) -> str:
     return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()
 
 
-def _key(connection: sql.Connection, place: str) -> str:
-    key = connection.execute(sql.select(_ABOUT.c.key)).scalar_one()
-    if not re.fullmatch("[0-9a-f]{64}", str(key)):
+def _key(transaction: Transaction, place: str) -> str:
+    rows = transaction.execute("SELECT key FROM dpdm_ledger").fetchall()
+    if len(rows) != 1 or not re.fullmatch("[0-9a-f]{64}", str(rows[0][0])):
         raise InputError(f"{place} is damaged: its key is not one; restore it from a backup")
-    return str(key)
+    return str(rows[0][0])
 
 
-def _read(connection: sql.Connection, place: str) -> list[Entry]:
+def _read(transaction: Transaction, place: str) -> list[Entry]:
     entries: list[Entry] = []
-    key = _key(connection, place)
-    for number, text, digest in connection.execute(sql.select(_ENTRIES).order_by(_ENTRIES.c.number)):
+    key = _key(transaction, place)
+    for number, text, digest in transaction.execute(
+        "SELECT number, content, digest FROM dpdm_ledger_entries ORDER BY number"
+    ):
         if number != len(entries) + 1 or digest != chained(key, entries, text):
             raise InputError(f"{place} is damaged: entry {len(entries) + 1} is not what was written; restore a backup")
         entries.append(Entry(number, json.loads(text), digest))
     return entries
+
+
+def _driver(place: Path | str) -> ModuleType:
+    """Return the driver of a place's database."""
+    if isinstance(place, Path):
+        import sqlite3
+
+        return sqlite3
+    try:
+        import psycopg
+    except ImportError as error:
+        raise InputError(f"{without_password(place)}: {error}: pip install 'dpdm[postgresql]'") from None
+    return psycopg
+
+
+def _connect(place: Path | str, driver: Any) -> Any:  # noqa: ANN401 (of the driver)
+    """Return a connection that begins no transaction by itself (SQLite), or one that sees the newest (PostgreSQL)."""
+    if isinstance(place, Path):
+        _make_private(place)
+        return driver.connect(place, timeout=_SECONDS_FOR_LOCK, isolation_level=None)
+    try:
+        connection = driver.connect(place.replace("+psycopg", "", 1), connect_timeout=_SECONDS_TO_CONNECT)
+    except driver.ProgrammingError:  # whose message may quote a password
+        raise InputError(
+            f"{without_password(place)} is not written as PostgreSQL has it: give "
+            "postgresql+psycopg://user@host/database"
+        ) from None
+    connection.isolation_level = driver.IsolationLevel.READ_COMMITTED  # a snapshot could be older than the lock
+    return connection
 
 
 def _make_private(path: Path) -> None:
@@ -254,10 +330,3 @@ def _make_private(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT, 0o600))
     except OSError as error:
         raise OSError(f"the ledger {path} cannot be used ({error.strerror}): nothing was spent without it") from None
-
-
-def _leave_transactions_to_us(connection: Any, record: object) -> None:  # noqa: ANN401 (of the driver)
-    """Set SQLite up: begin when told, write ahead, every commit on disk before it returns."""
-    connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-        connection.execute(f"PRAGMA {pragma}")

@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from dpdm.types import InputError, require_in_range, require_positive
 
 Relation = Literal["add_or_remove_one", "replace_special"]
@@ -329,6 +327,8 @@ def true_positive_rates(
     Source:
         Kairouz, Oh & Viswanath 2015: the two lines that (ε, δ)-DP puts above every trade-off.
     """
+    import numpy as np
+
     events = merged(events)
     about = epsilon(events, delta=1e-6, relation=relation, accountant="rdp")
     if about > _RDP_IS_ENOUGH:

@@ -324,13 +324,13 @@ def _embedding(layer: nn.Embedding, a: Tensor, g: Tensor, examples: int) -> list
 
 _CHECKED_AGAIN = frozenset(8**i for i in range(1, 12))  # calls: what a network learns may change what it does
 _NOT_LAYER_WISE = (
-    "layer-wise gradients of this module are not those of its examples: it uses a parameter past its layer, moves the "
-    "copies of an example apart, gives a layer some rows and not others, mixes examples, or is random; "
-    "take the strategy Vectorized or OneBackwardEach (machine.strategy=one-backward-each)"
+    "LayerWise computes wrong per-example gradients for this module: it uses a parameter outside its layer, reorders "
+    "an example's copies, gives a layer some rows and not others, mixes examples, or is random. "
+    "Use Vectorized or OneBackwardEach (machine.strategy=one-backward-each)"
 )
 _ROUTED = (
-    "layer-wise gradients need all rows of all examples in every layer, and this module gives a layer some of them: "
-    "take the strategy OneBackwardEach (machine.strategy=one-backward-each)"
+    "LayerWise needs all rows of all examples in every layer, and this module gives a layer some of them: "
+    "use OneBackwardEach (machine.strategy=one-backward-each)"
 )
 _Rule = Callable[[nn.Module, Tensor, Tensor, int], list[_Part]]
 _RULES = cast(
@@ -367,10 +367,10 @@ class LayerWise:
     Rules exist for Linear, Conv2d, GroupNorm, LayerNorm and Embedding. A layer that is called more than once, and a
     parameter that several layers share, get the sum of their parts.
 
-    All rows of all examples must pass every layer, in the same order: an example's rows side by side, as
-    `DenoisingLoss` has them. So layers must be called alike whatever the examples are; that is checked at every call.
-    What the gradients are is compared with `OneBackwardEach` on made-up examples: at first, for each module, loss,
-    shape, mode and choice of trainable parameters, and now and then again. Squares and factors are float32: an example
+    All rows of all examples must pass every layer in the same order. An example's copies must be adjacent, as
+    `DenoisingLoss` lays them out. So layers must be called alike whatever the examples are; that is checked at every
+    call. The gradients are compared with those of `OneBackwardEach` on made-up examples: once for each module, loss,
+    shape, mode and set of trainable parameters, and now and then again. Squares and factors are float32: an example
     too large for them contributes zero.
 
     Raises:

@@ -62,9 +62,9 @@ class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Args:
             batch_size: How many, where `class_labels` does not say.
-            class_labels: The class of each; each class in turn unless told.
+            class_labels: The class of each (default: each class in turn).
             generator: Only its initial seed counts: the images are those of `dpdm sample --seed`.
-            num_inference_steps: Steps of the release's own sampler; as many as it has unless told.
+            num_inference_steps: Steps of the release's own sampler (default: as many as it has).
             output_type: "pil", or "np" for `uint8` (number, height, width, channel).
             return_dict: Whether to return an `ImagePipelineOutput` rather than a tuple.
 

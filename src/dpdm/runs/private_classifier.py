@@ -64,7 +64,7 @@ def train_private_classifier(
     Args:
         data: Labelled images: secret.
         epsilon: ε of the claim.
-        delta: δ of the claim; 1e-5, or half of one in the number of images if that is less, unless told.
+        delta: δ of the claim (default: 1e-5, or half of one in the number of images if that is less).
         steps: Noisy gradients.
         expected_batch_size: Images in a step on average; a quarter of the images if that is less.
         learning_rate: Adam's.

@@ -138,7 +138,7 @@ def require_layout(path: Path, method: Method, facts: ImageFacts) -> Layout:
         if expected | foreign != layout:
             raise ValueError("other weights than the settings'")
     except (LookupError, TypeError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) or is_of_memory(error):
             raise
         raise InputError(f"{path.parent} is damaged ({type(error).__name__}): its files do not fit together") from None
     return layout

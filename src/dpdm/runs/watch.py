@@ -1,6 +1,7 @@
 """What anyone may see of a run while it goes, in `watch/`: steps, ε, learning rate, and what the average draws.
 
-All of it is post-processing of noisy sums, as the release is. No times: how long a step takes depends on its batch.
+All of it is post-processing of noisy sums, as the release is. There are no times: how long a step takes tells the size
+of its batch.
 """
 
 import json

@@ -141,7 +141,7 @@ def test_folders_train_and_test_are_the_parts(tmp_path, refused):
         assert (opened.class_names, opened.name) == (("cat", "dog"), name)
     with refused(write_zip(tmp_path, {"train/a.png": encoded()}), "has no part test, only train"):
         open_dataset(f"{path}:test")
-    with refused(write_zip(tmp_path, {"a.png": encoded()}), "no folders train/ and test/"):
+    with refused(write_zip(tmp_path, {"a.png": encoded()}), "no folders train/, val/ and test/"):
         open_dataset(f"{path}:test")
 
 

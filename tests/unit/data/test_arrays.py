@@ -183,7 +183,7 @@ def test_names_of_classes_declare_them_and_labels_may_be_names(tmp_path, refused
             open_dataset(npz(tmp_path, images=GREY, labels=LABELS, class_names=wrong))
     with refused("label 0, 'ant'", "an array class_names"):
         open_dataset(npz(tmp_path, images=GREY, labels=words), num_classes=3)
-    with refused("must not tell which classes", "an array class_names"):
+    with refused("must not be read off private labels", "an array class_names"):
         open_dataset(npz(tmp_path, images=GREY, labels=words))
 
 

@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+from made_sources import zipped
 from PIL import Image
 
 from dpdm.data import load_folder, open_dataset, save_folder
@@ -222,6 +223,28 @@ def test_saved_labels_are_read_back_whatever_the_classes_are_called(tmp_path, cl
     assert list(opened.class_names) == folders
     assert np.array_equal(opened.labels, labels[order])
     assert np.array_equal(opened.images, COLOUR[order])
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        *((name, name) for name in ("cat", "0", "1", "a, b", "ü", "Ankle boot")),
+        ("train", "0_train"),
+        ("T-shirt/top", "0_T-shirt-top"),
+        ('a "b"', "0_a -b-"),
+        (".hidden", "0_-hidden"),
+        ("", "0_"),
+    ],
+)
+def test_one_class_is_read_back_as_one(tmp_path, name, folder):
+    """A single folder is looked through and names no class, so a list beside it does."""
+    save_folder(tmp_path / "synthetic", COLOUR, np.zeros(5, int), [name])
+    for path in (tmp_path / "synthetic", zipped(tmp_path / "synthetic")):
+        opened = open_dataset(path)
+        assert opened.class_names == (folder,)
+        assert np.array_equal(opened.labels, np.zeros(5))
+        assert np.array_equal(opened.images, COLOUR)
+    assert open_dataset(tmp_path / "synthetic", num_classes=0).labels is None
 
 
 def test_the_labels_of_many_numbered_classes_keep_their_order(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from made_sources import encoded, picture, shown, write, zipped
 from PIL import Image
 
-from dpdm.data import Framing, open_dataset, prepare
+from dpdm.data import Framing, inspect, open_dataset, prepare
 from dpdm.data.identity import file_digests
 from dpdm.data.image_files import decode_image
 
@@ -137,6 +137,30 @@ def test_masks_of_zero_and_one_are_refused(tmp_path, refused):
     assert open_dataset(tmp_path / "photos").images.max() == 255
     np.savez(tmp_path / "black.npz", images=np.zeros((3, 8, 8), np.uint8))
     assert len(open_dataset(tmp_path / "black.npz")) == 3
+
+
+@pytest.mark.parametrize("name", ["IM000001", "1.2.840.113619.2.55", "DICOMDIR", "1.png"])
+@pytest.mark.parametrize("archived", [False, True])
+def test_dicom_is_known_by_its_content(tmp_path, refused, name, archived):
+    """Scanners give their files no ending, or any."""
+    dicom = bytes(128) + b"DICM" + bytes(40)
+    folder = write(tmp_path / "photos", {"0.png": 1, name: dicom})
+    source = zipped(folder) if archived else folder
+    with refused(name, "PNG of 8 bits, all by one fixed window"):
+        open_dataset(source)
+    assert name in str(inspect(source)["train"].refused)
+    if name != "1.png":
+        with refused(name, "PNG of 8 bits, all by one fixed window"):
+            open_dataset(folder / name)
+
+
+def test_other_strangers_are_not_taken_for_dicom(tmp_path, refused):
+    write(tmp_path / "photos", {"0.png": 1, "notes": b"DICM", "1.png": b"DICM" + bytes(200)})
+    with refused("notes is no image", "move it elsewhere"):
+        open_dataset(tmp_path / "photos")
+    (tmp_path / "photos" / "notes").unlink()
+    with refused("1.png is no image that can be decoded (unknown format)"):
+        open_dataset(tmp_path / "photos")
 
 
 def test_endings_of_archives_count_in_capitals(tmp_path):

@@ -63,7 +63,7 @@ def test_a_file_of_classes_declares_them_and_labels_may_be_names(tmp_path, form)
 @pytest.mark.parametrize(
     ("files", "declared", "said"),
     [
-        ({"labels.csv": CSV}, None, ["labels.csv", "private labels must not tell", "data.num_classes"]),
+        ({"labels.csv": CSV}, None, ["labels.csv", "must not be read off private labels", "data.num_classes"]),
         ({"labels.csv": CSV}, 2, ["labels.csv", "'b.png'", "no integer from 0 to 1"]),
         ({"labels.csv": CSV + "b.png,1\n"}, 3, ["two labels for 'b.png'"]),
         ({"labels.csv": CSV + "z.png,1\n"}, 3, ["'z.png', which is no image there"]),

@@ -128,7 +128,7 @@ def test_two_processes_do_not_prepare_the_same_folder(photos, tmp_path):
 def test_it_has_no_test_part(photos, tmp_path):
     """Training images must never pass as held-out ones."""
     prepare(tmp_path / "ready", opener(photos), FRAMING)
-    with pytest.raises(InputError, match="has no folders train/ and test/"):
+    with pytest.raises(InputError, match="has no folders train/, val/ and test/"):
         open_dataset(f"{tmp_path / 'ready'}:test")
 
 

@@ -71,7 +71,7 @@ def test_a_data_set_saved_to_disk(tmp_path):
 @pytest.mark.parametrize(
     ("made", "declared", "said"),
     [
-        (table([5], [0]), None, ["private labels must not tell"]),
+        (table([5], [0]), None, ["must not be read off private labels"]),
         (table([5], [3]), 2, ["label 3 occurs, but 2 classes are declared"]),
         (table([5], [0.5]), 2, ["`label` must hold one integer a row"]),
         (table([5, 6], [0, None]), 2, ["`label` must hold one integer a row"]),

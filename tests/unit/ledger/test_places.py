@@ -82,7 +82,7 @@ def rewrite(path, change):
     with sqlite3.connect(path) as connection:
         (key,) = connection.execute("SELECT key FROM dpdm_ledger").fetchone()
         made = []
-        for entry in Storage(f"sqlite:///{path}").entries():
+        for entry in Storage(path).entries():
             text = json.dumps(change(entry.content), ensure_ascii=False, sort_keys=True)
             made.append(entry._replace(digest=chained(key, made, text)))
             connection.execute(

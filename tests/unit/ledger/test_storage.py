@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import stat
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from dpdm.ledger import Ledger, Records, storage
 from dpdm.ledger.entries import Entered, Registered, decode_statement, encode_statement
 from dpdm.ledger.storage import Storage
-from dpdm.privacy import DPSGD
+from dpdm.privacy import DPSGD, accounting
 from dpdm.types import InputError
 
 IMAGES = np.zeros((3, 8, 8, 1), np.uint8)
@@ -59,7 +60,7 @@ def test_a_changed_entry_is_noticed(path, statement):
 
 
 def test_a_newer_schema_is_refused(path):
-    change(path, "UPDATE dpdm_ledger SET schema = 3")
+    change(path, "UPDATE dpdm_ledger SET schema = 9")
     with pytest.raises(InputError, match="newer version"):
         Ledger(str(path)).reserve("b", RUN, Records("scans", IMAGES), place="runs/b")
 
@@ -68,18 +69,18 @@ def test_an_older_schema_is_brought_up_to_date_and_keeps_its_entries(path, monke
     before = Ledger(str(path)).storage.entries()
 
     def add_column(connection):
-        connection.exec_driver_sql("ALTER TABLE dpdm_ledger ADD COLUMN note TEXT")
+        connection.execute("ALTER TABLE dpdm_ledger ADD COLUMN note TEXT")
 
     monkeypatch.setattr(storage, "_MIGRATIONS", (*storage._MIGRATIONS, add_column))
     assert Ledger(str(path)).storage.entries() == before
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT schema, note FROM dpdm_ledger").fetchall() == [(3, None)]
+        assert connection.execute("SELECT schema, note FROM dpdm_ledger").fetchall() == [(4, None)]
     connection.close()
 
 
 def test_a_migration_that_fails_changes_nothing(path, monkeypatch):
     def half(connection):
-        connection.exec_driver_sql("ALTER TABLE dpdm_ledger ADD COLUMN note TEXT")
+        connection.execute("ALTER TABLE dpdm_ledger ADD COLUMN note TEXT")
         raise RuntimeError("in the middle")
 
     monkeypatch.setattr(storage, "_MIGRATIONS", (*storage._MIGRATIONS, half))
@@ -165,7 +166,7 @@ def test_nothing_is_appended_if_the_decision_raises(path):
         yield {"kind": "one"}
         raise InputError("no")
 
-    chain = Storage(f"sqlite:///{path}")
+    chain = Storage(path)
     with pytest.raises(InputError, match="no"):
         chain.append(decide)
     assert len(chain.entries()) == 4
@@ -187,7 +188,7 @@ VALID = encode_statement(Entered(dataset="scans", what="a table", epsilon=0.5, d
     ],
 )
 def test_an_entry_that_nobody_can_account_for_stops_everything(path, wrong):
-    chain = Storage(f"sqlite:///{path}")
+    chain = Storage(path)
     chain.append(lambda entries: [VALID])
     assert Ledger(str(path)).account("scans").entered
     chain.append(lambda entries: [VALID | wrong])
@@ -234,3 +235,59 @@ def test_an_export_holds_no_key(path):
     connection.close()
     assert len(bytes.fromhex(key)) == 32
     assert key not in json.dumps([entry._asdict() for entry in Ledger(str(path)).storage.entries()])
+
+
+def test_figures_that_are_shown_are_computed_once_and_decide_nothing(path, monkeypatch):
+    """A ledger is looked at again without dp-accounting; what is kept beside the chain lets no run in."""
+    ledger = Ledger(str(path))
+    ledger.complete("a", RUN.events())
+    before = ledger.shown()["scans"]
+    assert [spent.what for spent in before.history] == ["reserved", "completed runs/a"]
+    account = ledger.account("scans")
+    assert (before.share, before.epsilon_if_planned) == (account.share, account.epsilon_if_planned)
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    accounting._renyi_divergence.cache_clear()
+    accounting._epsilon.cache_clear()
+    assert Ledger(str(path)).shown()["scans"] == before
+    monkeypatch.undo()
+    change(path, "UPDATE dpdm_ledger_figures SET value = 0.0")
+    assert Ledger(str(path)).shown()["scans"].share == 0.0
+    assert Ledger(str(path)).account("scans").share == account.share
+    with pytest.raises(InputError, match="does not fit"):
+        Ledger(str(path)).reserve("b", RUN, Records("scans", IMAGES), place="runs/b")
+
+
+def test_figures_follow_the_entries_after_which_they_hold(path):
+    ledger = Ledger(str(path))
+    first = ledger.shown("scans")["scans"]
+    ledger.change_total("scans", epsilon=9.0)
+    ledger.reserve("b", RUN, Records("scans", IMAGES), place="runs/b")
+    second = ledger.shown()["scans"]
+    assert second.history[:1] == first.history
+    assert second.share == ledger.account("scans").share != first.share
+    assert second.epsilon_if_planned == ledger.account("scans").epsilon_if_planned > first.epsilon_if_planned
+    with pytest.raises(InputError, match="no data set 'photos'"):
+        ledger.shown("photos")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://team:se:cr@et@server:5432/dpdm", "postgresql+psycopg://team:***@server:5432/dpdm"),
+        ("postgresql://team@server/dpdm?password=secret&sslmode=require", "***&sslmode=require"),
+        ("postgresql://server/dpdm", "postgresql://server/dpdm"),
+    ],
+)
+def test_a_password_is_never_shown(url, shown):
+    said = Ledger(url).storage.shown
+    assert shown in said
+    assert "se:cr" not in said
+    assert "secret" not in said
+
+
+def test_a_url_that_the_server_cannot_read_is_refused_without_its_password():
+    pytest.importorskip("psycopg")
+    ledger = Ledger("postgresql+psycopg://team:secret@server/dpdm?no_such_option=1")
+    with pytest.raises(InputError, match="is not written as PostgreSQL has it") as error:
+        ledger.accounts()
+    assert "secret" not in str(error.value)

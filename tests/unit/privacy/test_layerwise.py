@@ -281,7 +281,7 @@ def test_an_output_changed_in_place():
 @pytest.mark.parametrize("body", [PastItsLayer, Interleaved])
 def test_what_would_be_wrong_is_refused_and_not_computed(body):
     torch.manual_seed(3)
-    with pytest.raises(InputError, match="take the strategy Vectorized"):
+    with pytest.raises(InputError, match="LayerWise computes wrong"):
         clipped_grad_sum(loss, Copies(body()), (torch.randn(4, 2, 4),), max_grad_norm=1.0, strategy=LayerWise())
 
 
@@ -377,13 +377,13 @@ def test_each_loss_and_each_choice_of_parameters_is_checked():
     torch.manual_seed(6)
     module, batch, strategy = Copies(nn.Linear(4, 4)), (torch.randn(4, 2, 4),), LayerWise()
     clipped_grad_sum(loss, module, batch, max_grad_norm=1.0, strategy=strategy)
-    with pytest.raises(InputError, match="moves the copies of an example apart"):
+    with pytest.raises(InputError, match="reorders an example's copies"):
         clipped_grad_sum(mixing, module, batch, max_grad_norm=1.0, strategy=strategy)
     body = PastItsLayer()
     body.layer.weight.requires_grad_(False)
     clipped_grad_sum(loss, Copies(body), batch, max_grad_norm=1.0, strategy=strategy)
     body.layer.weight.requires_grad_()
-    with pytest.raises(InputError, match="uses a parameter past its layer"):
+    with pytest.raises(InputError, match="uses a parameter outside its layer"):
         clipped_grad_sum(loss, Copies(body), batch, max_grad_norm=1.0, strategy=strategy)
 
 
@@ -425,7 +425,7 @@ class Detached(nn.Module):
 
 
 def test_a_small_gradient_that_is_wrong_is_refused():
-    with pytest.raises(InputError, match="take the strategy Vectorized"):
+    with pytest.raises(InputError, match="LayerWise computes wrong"):
         clipped_grad_sum(
             loss, Copies(SmallAndWrong()), (torch.randn(4, 2, 4),), max_grad_norm=1.0, strategy=LayerWise()
         )
@@ -446,7 +446,7 @@ def test_what_cannot_run_layer_by_layer_is_refused_in_one_line():
         def forward(self, x):
             return x + self.table(torch.arange(4)).mean(0)
 
-    with pytest.raises(InputError, match="take the strategy Vectorized"):
+    with pytest.raises(InputError, match="LayerWise computes wrong"):
         clipped_grad_sum(loss, Copies(Positions()), (torch.randn(5, 2, 4),), max_grad_norm=1.0, strategy=LayerWise())
 
 
