@@ -83,7 +83,7 @@ def output_of(script, *arguments):
 def test_however_many_reserve_at_once_the_total_is_not_passed_and_none_is_lost(url):
     ledger = Ledger(url)
     ledger.register(SCANS, epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
-    room, _ = ledger.account("scans").more_runs(epsilon=RUN.epsilon())
+    room = ledger.account("scans").more_runs(epsilon=RUN.epsilon())
     assert 5 < room < PROCESSES
     let_in = json.loads(output_of("many_at_once.py", url))
     assert len(let_in) == PROCESSES
@@ -111,7 +111,7 @@ def test_a_servers_default_isolation_changes_nothing(postgresql, level):
     url = with_database(postgresql, f"default_transaction_isolation = '{level}'")
     ledger = Ledger(url)
     ledger.register(SCANS, epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
-    room, _ = ledger.account("scans").more_runs(epsilon=RUN.epsilon())
+    room = ledger.account("scans").more_runs(epsilon=RUN.epsilon())
     let_in = json.loads(output_of("many_at_once.py", url))
     assert len(let_in) == PROCESSES
     assert set(let_in) == {"0", "1"}, let_in

@@ -1,6 +1,6 @@
 """Noise is calibrated once and kept: another processor, or another numpy, comes to other last digits.
 
-So whoever goes on, takes a reservation, or is one of several processes compares what a person asked for.
+So whoever goes on, or is one of several processes, compares what a person asked for.
 """
 
 import json
@@ -78,27 +78,6 @@ def test_what_was_asked_for_must_still_be_the_same(dpdm, photos, tmp_path, anoth
     code, _, err = dpdm("train", photos, "--run", tmp_path / "run", *SMALL, *given)
     assert code == 2
     assert "holds another run" in err
-
-
-def test_a_reservation_that_another_processor_made_is_taken(dpdm, photos, book, tmp_path, another_processor):
-    assert dpdm("ledger", "register", photos, "--epsilon", 1, "--delta", DELTA, SMALL[0])[0] == 0
-    assert dpdm("ledger", "reserve", photos, "--times", 1, *SMALL)[0] == 0
-    another_processor()
-    code, _, err = dpdm("train", photos, "--run", "run", *SMALL)
-    assert code == 0, err
-    (reservation,) = book.account("photos").reservations.values()
-    assert reservation.completed, "ε is counted once"
-    privacy = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
-    assert [decode_event(event) for event in privacy["events"]] == reservation.events
-    assert privacy["epsilon"] <= 1
-
-
-def test_a_reservation_for_another_delta_is_not_taken(dpdm, photos, book):
-    assert dpdm("ledger", "register", photos, "--epsilon", 3, "--delta", DELTA, SMALL[0])[0] == 0
-    assert dpdm("ledger", "reserve", photos, "--times", 1, *SMALL)[0] == 0
-    code, _, err = dpdm("train", photos, "--run", "run", *SMALL, "--set=privacy.delta=5e-14")
-    assert code == 0, err
-    assert [r.state for r in book.account("photos").reservations.values()] == ["reserved", "completed"]
 
 
 def test_a_search_goes_on_on_another_processor(dpdm, photos, book, tmp_path, monkeypatch, another_processor):

@@ -212,7 +212,6 @@ def test_other_peoples_images_of_the_same_name_are_told_of_the_name_first(dpdm, 
         ("train", there, "--set=data.size=8", "--run=second", *PRIOR_ALONE),
         ("train", there, "--set=data.size=8", "--run=second", "--dataset-size=20", *PRIOR_ALONE),
         ("ledger", "register", there, "--set=data.size=8", "--epsilon=1"),
-        ("ledger", "reserve", there, "--set=data.size=8", "--times=2", *PRIOR_ALONE),
     )
     for line in lines:
         code, _, err = dpdm(*line)

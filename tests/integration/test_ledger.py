@@ -131,27 +131,6 @@ def test_what_claims_nothing_is_not_counted(photos, book, tmp_path):
     assert book.accounts() == {}
 
 
-def test_runs_reserved_beforehand_are_taken_by_the_runs_that_come(dpdm, photos, book):
-    assert dpdm("ledger", "register", photos, "--epsilon", 2, "--delta", 1e-3, *PRIOR_ALONE[:1])[0] == 0
-    code, out, err = dpdm("ledger", "reserve", photos, "--epsilon", 1, "--times", 2, *PRIOR_ALONE)
-    assert code == 0, err
-    assert "2 runs are reserved" in out
-    for number in (1, 2):
-        code, _, err = dpdm("train", photos, "--epsilon", 1, "--run", f"run-{number}", *PRIOR_ALONE)
-        assert code == 0, err
-    runs = list(book.account("photos").reservations.values())
-    assert [run.completed for run in runs] == [True, True]
-    code, _, err = dpdm("ledger", "cancel", "photos")
-    assert code == 2
-    assert "nothing to give back" in err
-    assert dpdm("ledger", "total", "photos", "--epsilon", 9)[0] == 0
-    assert dpdm("ledger", "reserve", photos, "--epsilon", 1, "--times", 2, *PRIOR_ALONE)[0] == 0
-    code, out, err = dpdm("ledger", "cancel", "photos")
-    assert code == 0, err
-    assert "2 reservations given back; 2 runs" in out
-    assert dpdm("ledger", "show", "photos")[1].count("given back") == 2
-
-
 def test_the_book_can_be_read(dpdm, photos, book, tmp_path):
     code, out, _ = dpdm("ledger")
     assert code == 0
@@ -618,20 +597,13 @@ def test_runs_about_persons_are_counted_in_persons_and_apart_from_runs_about_ima
     written = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert written["dataset_size"] == 10
     about_images = ("--set=data.num_classes=2", "--set=data.name=visits", *SMALL)
-    for line in (
-        ("train", "images.npz", "--run", "another", *about_images),
-        ("ledger", "reserve", "images.npz", "--times", 2, *about_images),
-    ):
-        code, _, err = dpdm(*line)
-        assert code == 2, err
-        assert "registered for claims about blanking out one group of images" in err
-        assert "about blanking out one image: claims of two kinds do not add up; give data.group as before" in err
-        assert sum("dpdm:" in row for row in err.splitlines()) == 1
+    code, _, err = dpdm("train", "images.npz", "--run", "another", *about_images)
+    assert code == 2, err
+    assert "registered for claims about blanking out one group of images" in err
+    assert "about blanking out one image: claims of two kinds do not add up; give data.group as before" in err
+    assert sum("dpdm:" in row for row in err.splitlines()) == 1
     assert not (tmp_path / "another").exists()
-    code, out, err = dpdm("ledger", "reserve", *visits, "--times", 2, *SMALL)
-    assert code == 0, err
-    assert "blank out one group of images" in out
-    assert len(book.account("visits").reservations) == 3
+    assert len(book.account("visits").reservations) == 1
 
 
 def test_an_interrupted_run_about_persons_is_settled(dpdm, visits, book, tmp_path):

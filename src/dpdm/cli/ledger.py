@@ -70,8 +70,7 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
         part = f"ε {bound(spent.epsilon)}" if spent.share is None else f"{whole_percent(spent.share):4} %"
         say(f"{spent.at[:16]}  {bar} {part}  {spent.what}")
     for key, reservation in account.reservations.items():
-        what = reservation.place or ("" if reservation.completed else "waits for its run")
-        say(f"{reservation.state:10} {key[:8]}  {what}".rstrip())
+        say(f"{reservation.state:10} {key[:8]}  {reservation.place}".rstrip())
     say(_used(shown))
     if account.epsilon is not None:
         say("% is of the budget for runs that are chosen one after another, which a filter counts")
@@ -117,38 +116,6 @@ def regroup(dataset: Dataset, place: LedgerPlace = None) -> None:
 
 
 @ledger.command()
-def reserve(
-    target: Target,
-    times: Annotated[int, typer.Option(help="Number of runs.")],
-    epsilon: Epsilon = None,
-    dataset_size: Size = None,
-    set: Set = None,
-    place: LedgerPlace = None,
-) -> None:
-    """Reserve several runs of the same settings together, which costs less than one by one."""
-    book = _open(place)
-    records, plan = _records(target, epsilon, dataset_size, set)
-    book.reserve_together(plan, records, times=times)
-    say(f"{times} runs are reserved: {plan.statement}")
-    say(f"each begins by dpdm train with these same settings; {_used(book.shown(records.dataset)[records.dataset])}")
-
-
-@ledger.command()
-def cancel(
-    dataset: Dataset,
-    reservations: Annotated[
-        list[str] | None,
-        typer.Argument(help="Reservations, as dpdm ledger show names them (default: all)."),
-    ] = None,
-    place: LedgerPlace = None,
-) -> None:
-    """Give back reservations that no run has taken."""
-    book = _open(place)
-    count = book.cancel(dataset, reservations or [])
-    say(f"{count:,} reservation{'' if count == 1 else 's'} given back; {_used(book.shown(dataset)[dataset])}")
-
-
-@ledger.command()
 def enter(
     dataset: Dataset,
     what: Annotated[str, typer.Option(help="What was released, in words.")],
@@ -188,11 +155,9 @@ def plan(
 ) -> None:
     """Say how many more runs at a given ε fit into the budget."""
     shown = _open(place).shown(dataset)[dataset]
-    one_by_one, together = shown.account.more_runs(epsilon=epsilon)
+    more = shown.account.more_runs(epsilon=epsilon)
     say(f"{dataset}: {_total(shown.account)}; {_used(shown)}")
-    say(f"at ε = {bound(epsilon)} each: {one_by_one:,} more, each chosen after the results of those before it")
-    if together > one_by_one:
-        say(f"                 {together:,} if they are reserved together now: dpdm ledger reserve ... --times")
+    say(f"at ε = {bound(epsilon)} each: {more:,} more, each chosen after the results of those before it")
 
 
 @ledger.command()

@@ -147,7 +147,7 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
             tell("finishing this step, then saving (once more to stop at once)")
         stopped.append(number)
 
-    trainer = as_begun(trainer, data)
+    trainer = as_begun(trainer)
     before = {number: signal.signal(number, stop) for number in _stopping()}
     steps = trainer.steps(data)
     plan, shown = trainer.plan, 0

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from dpdm.ledger.entries import (
     Completed,
-    Entered,
+    GroupsReleased,
+    OtherReleaseEntered,
     RecordsSeen,
     Registered,
-    Regrouped,
+    ReservationTaken,
     Reserved,
     Statement,
-    Taken,
     TotalChanged,
 )
 from dpdm.privacy.accounting import (
@@ -38,11 +38,10 @@ class Reservation:
     Args:
         name: Its own.
         at: When it was made.
-        planned: The same for reservations that were made together; empty for one that was made by itself.
+        planned: The same for what PLD composed as one plan; empty for what the filter let in.
         events: What is counted.
         allowed: What was reserved.
-        asked: The (ε, δ) that its noise was calibrated to; None if it was given.
-        run: The run that took it; None as long as none has.
+        run: The run that took it.
         token: By which its process of now is told from copies and earlier ones.
         place: That run's folder.
         completed: Whether the run will release nothing more.
@@ -53,7 +52,6 @@ class Reservation:
     planned: str
     events: list[Event]
     allowed: list[Event]
-    asked: tuple[float, float] | None = None
     run: str | None = None
     token: str = ""
     place: str = ""
@@ -62,7 +60,7 @@ class Reservation:
     @property
     def state(self) -> str:
         """For people."""
-        if self.run is None:
+        if self.run is None:  # which a ledger of an earlier version may hold
             return "given back" if self.completed else "reserved"
         return "completed" if self.completed else "running"
 
@@ -88,7 +86,7 @@ class Account:
     registered: str
     records: dict[str, str] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)
-    entered: list[Entered] = field(default_factory=list)
+    entered: list[OtherReleaseEntered] = field(default_factory=list)
 
     @property
     def filter(self) -> RenyiFilter | None:
@@ -97,16 +95,15 @@ class Account:
             return None
         return RenyiFilter(epsilon=self.epsilon, delta=self.delta, order=self.order)
 
-    def require_room(self, reserved: Sequence[Reservation] = (), entered: Sequence[Entered] = ()) -> None:
+    def require_room(self, events: Sequence[Event] = (), entered: Sequence[OtherReleaseEntered] = ()) -> None:
         """Raise InputError unless these fit into the total together with all that is there.
 
-        Either by the filter, which allows for adaptive choice; or, if all there ever was are runs that were reserved
-        together, by PLD, which is tighter.
+        The filter decides, which allows for adaptive choice. The first run on a data set is planned, by itself: PLD may
+        let it in, which is tighter.
         """
         budget = self.filter
         if budget is None:
             return
-        events = [event for reservation in reserved for event in reservation.events]
         spent = self._divergence(budget)
         more = budget.divergence(events, self.relation) + sum(entry.epsilon for entry in entered)
         own = sum(entry.delta for entry in [*self.entered, *entered])
@@ -117,11 +114,8 @@ class Account:
                 f"{self.dataset} has a total of δ = {self.delta}, of which a tenth is for releases with a δ of their "
                 f"own. These would have {own} together: it does not fit"
             )
-        whole = [*(run for runs in self.groups for run in runs), *reserved]
-        together = {reservation.planned for reservation in whole}
-        if len(together) == 1 and together != {""} and not self.entered and not entered:
-            allowed = [event for reservation in whole for event in reservation.allowed]
-            ways = (merged(allowed), allowed) if len(whole) == 1 else (merged(allowed),)  # equal but for round-off
+        if self.untouched and not entered:
+            ways = (merged(events), events)  # equal but for round-off
             if any(epsilon(way, delta=self.delta, relation=self.relation) <= self.total for way in ways):
                 return
         raise InputError(
@@ -144,7 +138,7 @@ class Account:
 
     @property
     def groups(self) -> list[list[Reservation]]:
-        """Reservations that were made together, but for those of which nothing was released, or ever will be."""
+        """Reservations as they were planned, but for those of which nothing was released, or ever will be."""
         together: dict[str, list[Reservation]] = {}
         for reservation in self.reservations.values():
             together.setdefault(reservation.planned or reservation.name, []).append(reservation)
@@ -164,15 +158,15 @@ class Account:
     @property
     def epsilon_if_planned(self) -> float:
         """What all of it would cost at the total's δ, had it been planned beforehand; by PLD."""
-        return _planned(self.events, self.entered, self.delta, self.relation, "pld")
+        return self._cost_if_planned("pld")
 
     @property
     def epsilon_by_rdp(self) -> float:
         """The same by RDP, which takes no time."""
-        return _planned(self.events, self.entered, self.delta, self.relation, "rdp")
+        return self._cost_if_planned("rdp")
 
-    def more_runs(self, *, epsilon: float) -> tuple[int, int]:
-        """Return how many more runs at `epsilon` fit: chosen one after another; and if planned together, now.
+    def more_runs(self, *, epsilon: float) -> int:
+        """Return how many more runs at `epsilon` fit, each chosen after the results of those before it.
 
         A run counts as one Gaussian release of (epsilon, total's δ); one of small batches can take more.
         """
@@ -183,17 +177,21 @@ class Account:
         own = sum(entry.delta for entry in self.entered)
         each, spent = budget.divergence([run], self.relation), self._divergence(budget)
         room = (budget.budget - spent) / each if budget.allows(spent, delta=own) else 0.0
-        adaptive = min(_MOST_RUNS, max(0, int(room + 1e-9)))
-        if self.groups or self.entered:
-            return adaptive, adaptive
-        planned = int(gaussian_mu(epsilon=self.total, delta=self.delta) ** 2 * run.noise_multiplier**2 + 1e-9)
-        return adaptive, min(_MOST_RUNS, max(adaptive, planned))
+        first = int(self.untouched and epsilon <= self.total)
+        return min(_MOST_RUNS, max(first, int(room + 1e-9)))
+
+    def _cost_if_planned(self, accountant: Accountant) -> float:
+        left = self.delta - sum(entry.delta for entry in self.entered)
+        if left <= 0:
+            return float("inf")
+        of_events = epsilon(merged(self.events), delta=left, relation=self.relation, accountant=accountant)
+        return of_events + sum(entry.epsilon for entry in self.entered)
 
     def _divergence(self, budget: RenyiFilter) -> float:
         """Return what is spent or reserved of the budget.
 
-        Runs that PLD alone let in, together, count in full even if they released less: whether they would was not known
-        when they began, and then no filter covered them.
+        Runs that PLD alone let in count in full even if they released less: whether they would was not known when they
+        began, and then no filter covered them.
         """
         spent = sum(entry.epsilon for entry in self.entered)
         for runs in self.groups:
@@ -211,49 +209,60 @@ def read_accounts(statements: Iterable[Statement]) -> dict[str, Account]:
     return accounts
 
 
-def apply(statement: Statement, accounts: dict[str, Account]) -> None:
-    """Enter a statement into its account; a statement about something unknown raises KeyError."""
+def apply(statement: Statement, accounts: dict[str, Account]) -> Account:
+    """Enter a statement into its account, and return that; one about something unknown raises KeyError."""
     match statement:
         case Registered():
-            before = accounts.get(statement.dataset)
-            if before is not None and not before.untouched:
-                raise InputError(f"the ledger is damaged: {statement.dataset} is registered twice; restore a backup")
-            accounts[statement.dataset] = Account(
-                dataset=statement.dataset,
-                epsilon=statement.epsilon,
-                delta=statement.delta,
-                relation=statement.relation,
-                unit=statement.unit,
-                order=statement.order,
-                registered=statement.at,
-                records={} if before is None else before.records,
-                reservations={} if before is None else before.reservations,
-            )
+            return _register(statement, accounts)
+        case ReservationTaken() | Completed():
+            name = statement.reservation
+            account = next((a for a in accounts.values() if name in a.reservations), None)
+            if account is None:
+                raise KeyError(name)
+            reservation = account.reservations[name]
+            if isinstance(statement, Completed):
+                reservation.events, reservation.completed = statement.made, True
+            else:
+                reservation.run, reservation.token, reservation.place = statement.run, statement.token, statement.place
+            return account
+    account = accounts[statement.dataset]
+    match statement:
         case RecordsSeen():
-            accounts[statement.dataset].records |= statement.records
+            account.records |= statement.records
         case TotalChanged():
-            accounts[statement.dataset].epsilon = statement.epsilon
-            accounts[statement.dataset].order = statement.order
-        case Regrouped():
-            accounts[statement.dataset].records = dict.fromkeys(accounts[statement.dataset].records, "")
-        case Entered():
-            accounts[statement.dataset].entered.append(statement)
-        case Reserved():
-            made = statement.made
-            epsilon, delta = statement.epsilon, statement.delta
-            asked = None if epsilon is None or delta is None else (epsilon, delta)
-            reservation = Reservation(statement.reservation, statement.at, statement.planned, made, made, asked)
-            accounts[statement.dataset].reservations[statement.reservation] = reservation
-        case Taken():
-            reservation = _find(statement.reservation, accounts)
-            reservation.run, reservation.token, reservation.place = statement.run, statement.token, statement.place
-        case Completed():
-            reservation = _find(statement.reservation, accounts)
-            reservation.events, reservation.completed = statement.made, True
+            account.epsilon, account.order = statement.epsilon, statement.order
+        case GroupsReleased():
+            account.records = dict.fromkeys(account.records, "")
+        case OtherReleaseEntered():
+            account.entered.append(statement)
+        case Reserved(reservation=name, made=made):
+            account.reservations[name] = Reservation(name, statement.at, statement.planned, made, made)
+    return account
 
 
-def _share(divergence: float, budget: RenyiFilter) -> float:
-    return min(1.0, divergence / budget.budget) if budget.budget > 0 else 1.0
+def _register(statement: Registered, accounts: dict[str, Account]) -> Account:
+    name = statement.dataset
+    before = accounts.get(name)
+    if before is not None and not before.untouched:
+        raise InputError(f"the ledger is damaged: {name} is registered twice; restore a backup")
+    kept = () if before is None else (before.records, before.reservations)
+    total = statement.epsilon, statement.delta, statement.relation, statement.unit, statement.order
+    accounts[name] = Account(name, *total, statement.at, *kept)
+    return accounts[name]
+
+
+def find_run(accounts: dict[str, Account], run: str) -> tuple[Account, Reservation] | None:
+    """Return the reservation that a run has taken, with its account; None if it has none."""
+    found = ((account, r) for account in accounts.values() for r in account.reservations.values() if r.run == run)
+    return next(found, None)
+
+
+def require_account(accounts: dict[str, Account], dataset: str) -> Account:
+    """Return the account of a data set, or raise InputError."""
+    if dataset not in accounts:
+        known = f"it has {', '.join(sorted(accounts))}" if accounts else "register it first"
+        raise InputError(f"the ledger has no data set {dataset!r}: {known}")
+    return accounts[dataset]
 
 
 def whole_percent(share: float) -> int:
@@ -261,15 +270,5 @@ def whole_percent(share: float) -> int:
     return math.ceil(100 * share - 1e-9)  # less the round-off of sums
 
 
-def _find(reservation: str, accounts: dict[str, Account]) -> Reservation:
-    return next(a.reservations[reservation] for a in accounts.values() if reservation in a.reservations)
-
-
-def _planned(
-    events: Sequence[Event], entered: Sequence[Entered], delta: float, relation: Relation, accountant: Accountant
-) -> float:
-    left = delta - sum(entry.delta for entry in entered)
-    if left <= 0:
-        return float("inf")
-    of_events = epsilon(merged(events), delta=left, relation=relation, accountant=accountant)
-    return of_events + sum(entry.epsilon for entry in entered)
+def _share(divergence: float, budget: RenyiFilter) -> float:
+    return min(1.0, divergence / budget.budget) if budget.budget > 0 else 1.0

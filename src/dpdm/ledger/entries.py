@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,18 +13,35 @@ from dpdm.privacy.accounting import Event, Relation, decode_event, encode_event
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError, require_positive
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """What all entries have: when they were made, in UTC."""
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", strict=True)
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Registered:
+class _OfEvents(_Entry):
+    """What is said of the events of one reservation; those that cannot be accounted for are refused."""
+
+    reservation: str
+    events: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        _ = self.made
+
+    @property
+    def made(self) -> list[Event]:
+        """The events."""
+        return [decode_event(event) for event in self.events]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered(_Entry):
     """A data set, its total (ε, δ), and what the total is about; no ε for a public one, on which nothing is limited."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
     epsilon: float | None
     delta: float
@@ -31,7 +49,6 @@ class Registered:
     unit: str
     order: float | None
     kind: Literal["registered"] = "registered"
-    at: str = field(default_factory=_now)
 
     def __post_init__(self) -> None:
         require_positive(delta=self.delta)
@@ -48,63 +65,41 @@ class Registered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordsSeen:
+class RecordsSeen(_Entry):
     """The records of a data set, by digests under the ledger's key; for each, one of their groups, or nothing."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
     records: dict[str, str]
     kind: Literal["records"] = "records"
-    at: str = field(default_factory=_now)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TotalChanged:
+class TotalChanged(_Entry):
     """Its owner gave a data set another total, and with it the order at which most runs fit into that."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
     epsilon: float
     order: float
     kind: Literal["total"] = "total"
-    at: str = field(default_factory=_now)
 
     def __post_init__(self) -> None:
         require_positive(epsilon=self.epsilon, order=self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regrouped:
+class GroupsReleased(_Entry):
     """Its owner allows the records of a data set to be in other groups than before."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
     kind: Literal["regrouped"] = "regrouped"
-    at: str = field(default_factory=_now)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OfEvents:
-    """What is said of the events of one reservation; those that cannot be accounted for are refused."""
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
-    reservation: str
-    events: tuple[dict[str, Any], ...]
-
-    def __post_init__(self) -> None:
-        _ = self.made
-
-    @property
-    def made(self) -> list[Event]:
-        """The events."""
-        return [decode_event(event) for event in self.events]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reserved(_OfEvents):
-    """What a run may release at most; `planned` names the runs that were reserved together, beforehand, or is empty.
+    """What a run may release at most.
 
-    Its noise may have been calibrated to `epsilon` at `delta`: that is what a person asked for, here or elsewhere.
+    `planned` is empty, or names what PLD composed as one plan: the first run on a data set by itself. Earlier versions
+    composed several runs, and kept the (ε, δ) that their noise was calibrated to.
     """
 
     dataset: str
@@ -112,20 +107,17 @@ class Reserved(_OfEvents):
     epsilon: float | None = None
     delta: float | None = None
     kind: Literal["reserved"] = "reserved"
-    at: str = field(default_factory=_now)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class ReservationTaken(_Entry):
     """A run took a reservation, or goes on with it under a new `token`; `place` is its folder, for people."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     reservation: str
     run: str
     token: str
     place: str
     kind: Literal["taken"] = "taken"
-    at: str = field(default_factory=_now)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +125,17 @@ class Completed(_OfEvents):
     """A run will release nothing more; these events are what it has released."""
 
     kind: Literal["completed"] = "completed"
-    at: str = field(default_factory=_now)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entered:
+class OtherReleaseEntered(_Entry):
     """What was released of a data set by other means, as its own (ε, δ), about the same unit and relation."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
     dataset: str
     what: str
     epsilon: float
     delta: float
     kind: Literal["entered"] = "entered"
-    at: str = field(default_factory=_now)
 
     def __post_init__(self) -> None:
         require_positive(epsilon=self.epsilon)
@@ -154,7 +143,16 @@ class Entered:
             raise InputError(f"delta must be in [0, 1), not {self.delta}")
 
 
-Statement = Registered | RecordsSeen | TotalChanged | Regrouped | Reserved | Taken | Completed | Entered
+Statement = (
+    Registered
+    | RecordsSeen
+    | TotalChanged
+    | GroupsReleased
+    | Reserved
+    | ReservationTaken
+    | Completed
+    | OtherReleaseEntered
+)
 _STATEMENT: pydantic.TypeAdapter[Statement] = pydantic.TypeAdapter(
     Annotated[Statement, pydantic.Field(discriminator="kind")]
 )
@@ -175,11 +173,6 @@ def decode_statement(content: dict[str, Any], *, number: int) -> Statement:
         ) from None
 
 
-def encode_statement(statement: Statement) -> dict[str, Any]:
-    """Return the content that `decode_statement` takes."""
-    return asdict(statement)
-
-
-def encode_events(events: list[Event]) -> tuple[dict[str, Any], ...]:
+def encode_events(events: Sequence[Event]) -> tuple[dict[str, Any], ...]:
     """Return events as entries hold them."""
     return tuple(map(encode_event, events))

@@ -96,7 +96,9 @@ def account_of(accounts: dict[str, Account], plan: "Plan", records: Records) -> 
     return records.dataset if same else f"{records.dataset} ({plan.relation} of {plan.one_unit})"
 
 
-def newly_seen(accounts: dict[str, Account], account: Account, seen: RecordsSeen, told: list[str]) -> list[Statement]:
+def record_new_fingerprint(
+    accounts: dict[str, Account], account: Account, seen: RecordsSeen, told: list[str]
+) -> list[Statement]:
     """Return the entry for records that this data set has not had before: they count for the same total."""
     before = {digest: account.records[digest] for digest in seen.records if digest in account.records}
     for digest, groups in before.items():
@@ -116,7 +118,7 @@ def newly_seen(accounts: dict[str, Account], account: Account, seen: RecordsSeen
     news = {
         digest: groups
         for digest, groups in seen.records.items()
-        if digest not in before or (groups and not before[digest])
+        if not before.get(digest) and (groups or digest not in before)
     }
     return [replace(seen, records=news)] if news else []
 
@@ -169,21 +171,17 @@ def require_same_kind(account: Account, plan: "Plan", records: Records) -> None:
             *(["data.group"] if account.unit != plan.one_unit else []),
             *(["--dataset-size, or none,"] if account.relation != plan.relation else []),
         ]
+        otherwise = (
+            "register it again with the settings of this run: dpdm ledger register ... --epsilon ... (nothing of its "
+            "budget is spent)"
+            if account.untouched
+            else "take images that nothing was spent on, under a name of their own: what is spent cannot be undone"
+        )
         raise InputError(
             f"{account.dataset} is registered for claims about {_in_words(account.relation)} {account.unit}, and this "
             f"run's is about {_in_words(plan.relation)} {plan.one_unit}: claims of two kinds do not add up; give "
-            f"{' and '.join(as_before)} as before, or {_for_another_kind(account)}"
+            f"{' and '.join(as_before)} as before, or {otherwise}"
         )
-
-
-def _for_another_kind(account: Account) -> str:
-    """Say what can be done to claim something of another kind."""
-    anew = "register it again with the settings of this run: dpdm ledger register ... --epsilon ..."
-    if account.untouched:
-        return f"{anew} (nothing of its budget is spent)"
-    if not account.entered and all(r.state in ("reserved", "given back") for r in account.reservations.values()):
-        return f"give its reservations back (dpdm ledger cancel {account.dataset!r}) and {anew}"
-    return "take images that nothing was spent on, under a name of their own: what is spent cannot be undone"
 
 
 def _in_words(relation: Relation) -> str:

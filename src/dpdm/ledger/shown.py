@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 from dpdm.ledger.account import Account, apply
-from dpdm.ledger.entries import Completed, Entered, Regrouped, Reserved, Statement, TotalChanged
+from dpdm.ledger.entries import Completed, GroupsReleased, OtherReleaseEntered, Reserved, Statement, TotalChanged
 from dpdm.ledger.storage import Entry, Storage
 from dpdm.privacy.accounting import upwards
 
@@ -53,11 +53,11 @@ def show_accounts(
         return kept[name]
 
     for entry, statement in zip(entries, statements, strict=True):
-        apply(statement, accounts)
-        name, what = _change(statement, accounts)
+        account = apply(statement, accounts)
+        name, what = account.dataset, _what_changed(statement, account)
         if not what or only not in (None, name):
             continue
-        account, last[name] = accounts[name], entry
+        last[name] = entry
         share = figure(account, "share", entry) if account.filter else None
         epsilon = figure(account, "epsilon_by_rdp", entry)
         histories.setdefault(name, []).append(Spent(statement.at, what, share, epsilon))
@@ -78,21 +78,19 @@ def show_accounts(
     return shown
 
 
-def _change(statement: Statement, accounts: dict[str, Account]) -> tuple[str, str]:
-    """Return which data set's history has a statement, and in what words; no words for one that changes nothing."""
+def _what_changed(statement: Statement, account: Account) -> str:
+    """Say what a statement is in its account's history; nothing if it changes no figure."""
     match statement:
         case Completed(reservation=name):
-            account = next(a for a in accounts.values() if name in a.reservations)
             reservation = account.reservations[name]
-            done = "gave a reservation back" if reservation.run is None else f"completed {reservation.place}"
-            return account.dataset, done
-        case Reserved(dataset=of):
-            return of, "reserved"
-        case Entered(dataset=of, what=what):
-            return of, what
-        case TotalChanged(dataset=of, epsilon=total):
-            return of, f"total of ε = {upwards(total)}"
-        case Regrouped(dataset=of):
-            return of, "other groups are allowed"
+            return "gave a reservation back" if reservation.run is None else f"completed {reservation.place}"
+        case Reserved():
+            return "reserved"
+        case OtherReleaseEntered(what=what):
+            return what
+        case TotalChanged(epsilon=total):
+            return f"total of ε = {upwards(total)}"
+        case GroupsReleased():
+            return "other groups are allowed"
         case _:
-            return "", ""
+            return ""

@@ -11,12 +11,13 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from dpdm.ledger.entries import Completed
 from dpdm.types import InputError
 
 _SECONDS_TO_CONNECT = 10
@@ -109,7 +110,26 @@ def _with_figures(transaction: Transaction) -> None:
     )
 
 
-_MIGRATIONS: tuple[Callable[[Transaction], None], ...] = (_first_tables, _without_sums, _with_figures)
+def _without_waiting(transaction: Transaction) -> None:
+    """Give back reservations that no run has taken: earlier versions made some beforehand, and this one takes none.
+
+    What counts of runs that PLD let in together is all of it, as before.
+    """
+    place = "the ledger"
+    entries = _read(transaction, place)
+    taken = {entry.content["reservation"] for entry in entries if entry.content["kind"] in ("taken", "completed")}
+    for content in [entry.content for entry in entries]:
+        if content["kind"] == "reserved" and content["reservation"] not in taken:
+            given_back = Completed(reservation=content["reservation"], events=())
+            _append(transaction, entries, asdict(given_back), place)
+
+
+_MIGRATIONS: tuple[Callable[[Transaction], None], ...] = (
+    _first_tables,
+    _without_sums,
+    _with_figures,
+    _without_waiting,
+)
 """Step n leads from schema n to n + 1."""
 
 
@@ -158,15 +178,7 @@ class Storage:
         with self._locked() as transaction:
             entries = _read(transaction, self.shown)
             for content in decide(entries):
-                text = _text(content)
-                entry = Entry(len(entries) + 1, content, chained(_key(transaction, self.shown), entries, text))
-                transaction.execute(
-                    "INSERT INTO dpdm_ledger_entries (number, content, digest) VALUES (?, ?, ?)",
-                    entry.number,
-                    text,
-                    entry.digest,
-                )
-                entries.append(entry)
+                _append(transaction, entries, content, self.shown)
             return entries
 
     def figures(self) -> dict[str, float]:
@@ -293,6 +305,15 @@ def _read(transaction: Transaction, place: str) -> list[Entry]:
             raise InputError(f"{place} is damaged: entry {len(entries) + 1} is not what was written; restore a backup")
         entries.append(Entry(number, json.loads(text), digest))
     return entries
+
+
+def _append(transaction: Transaction, entries: list[Entry], content: dict[str, Any], place: str) -> None:
+    """Append one entry to the chain, and to `entries`, which are all before it."""
+    text = _text(content)
+    entry = Entry(len(entries) + 1, content, chained(_key(transaction, place), entries, text))
+    inserted = "INSERT INTO dpdm_ledger_entries (number, content, digest) VALUES (?, ?, ?)"
+    transaction.execute(inserted, entry.number, text, entry.digest)
+    entries.append(entry)
 
 
 def _driver(place: Path | str) -> ModuleType:

@@ -4,7 +4,7 @@ Before a method can reach the mechanism, all that may be released is reserved in
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,9 @@ from torch import nn
 
 from dpdm.config import Machine, encode
 from dpdm.data import ImageDataset
-from dpdm.ledger import InLedger, Ledger, Records
-from dpdm.methods import ImageFacts, ImageGenerator, Progress
+from dpdm.ledger import Records, RunIdentity
+from dpdm.ledger.counting import counted
+from dpdm.methods import ImageGenerator, Progress
 from dpdm.privacy import MechanismRun, Noisy, Plan
 from dpdm.privacy.figures import figures_of
 from dpdm.privacy.mechanism import Diagnostics
@@ -231,7 +232,24 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
     )
     keep_freed_memory()
     mechanism = plan.start(folder.journal, entropy=trainer.entropy, strategy=trainer.machine.clipping)
-    counted = _Reservation(trainer, mechanism, data, folder)
+    counting = ExitStack()
+
+    def reserve() -> None:
+        with processes.refused_together():
+            if isinstance(plan, Plan) and trainer.entropy.secure and processes.first:
+                counting.enter_context(
+                    counted(
+                        trainer.ledger,
+                        plan,
+                        Records.of(data),
+                        run=None if trainer.run is None else Path(trainer.run),
+                        begun=mechanism.spent > 0,
+                        finished=mechanism.finished,
+                        spent=lambda: mechanism.spent,
+                        undo=folder.remove,
+                    )
+                )
+
     run = Run(
         mechanism,
         machine=trainer.machine,
@@ -241,94 +259,36 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         folder=folder,
         watch=watch,
         num_records=own.num_units,
-        begin=counted.reserve,
+        begin=reserve,
     )
     run._as_release = lambda made: Release(made, claim, settings)
-    try:
-        if not mechanism.finished:
-            with counted.leaving_the_folder_free(), processes.refused_together():
-                rehearse(trainer, run, run.release(generator), mechanism, folder.path)
-        folder.report_duplicates(data)
-        yield run, generator, own
-        folder.save(run._state, run.updates)
-    except GeneratorExit:
-        # A clean stop: nothing is in flight, so what was reserved beyond can be given back.
-        folder.save(run._state, run.updates)
-        mechanism.settle()
-        if trainer.run is None:  # which nobody can go on with
-            counted.complete()
-        raise
-    except BaseException:
-        if trainer.run is None:
-            counted.complete()
-        raise
-    finally:
-        folder.record_disclosures(mechanism)
-        mechanism.close()
-        folder.close()
-        watch.close()
-    counted.complete()  # The ledger first: if it cannot be told, nothing is released.
-
-
-class _Reservation:
-    """What a run has reserved in a ledger, if anything counts it there."""
-
-    def __init__(self, trainer: "Trainer", mechanism: MechanismRun, data: ImageDataset, folder: PrivateFolder) -> None:
-        self._trainer, self._mechanism, self._data, self._folder = trainer, mechanism, data, folder
-        self._name: InLedger | None = None
-        self._ledger: Ledger | None = None
-
-    def reserve(self) -> None:
-        """Reserve the plan before anything is spent."""
-        with self.leaving_the_folder_free(), self._mechanism.processes.refused_together():
-            self._reserve()
-
-    def _reserve(self) -> None:
-        trainer, mechanism, folder = self._trainer, self._mechanism, self._folder
-        plan, ledger = trainer.plan, trainer.ledger
-        if not isinstance(plan, Plan) or not trainer.entropy.secure or not mechanism.processes.first:
-            return
-        before = None if folder.path is None else InLedger.read(folder.path)
-        if ledger is None or (mechanism.finished and before is None):  # the latter began without a ledger
-            if before is not None and not mechanism.finished:
-                raise InputError(f"{trainer.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
-            return
-        name = before or InLedger.new()
-        tokens_before = name.tokens
-        if not mechanism.finished:
-            name = name.started(folder.path)
-            head = ledger.reserve(
-                name.run,
-                plan,
-                Records.of(self._data),
-                place="a run in memory" if trainer.run is None else str(Path(trainer.run).absolute()),
-                token=name.tokens[-1],
-                tokens_before=tokens_before,
-                begun=before is not None and mechanism.spent > 0,
-                head=name.head,
-            )
-            name = name.saw(head, folder.path)
-        self._name, self._ledger = name, ledger
-
-    def complete(self) -> None:
-        """Tell the ledger what the run has spent, now that it will not go on."""
-        if self._name is not None and self._ledger is not None:
-            made = self._trainer.plan.events(made=self._mechanism.spent)  # type: ignore[union-attr]
-            self._ledger.complete(self._name.run, made, tokens=self._name.tokens, head=self._name.head)
-
-    @contextmanager
-    def leaving_the_folder_free(self) -> Iterator[None]:
-        """Remove a run's folder if what happens within refuses the run, and nothing is spent or reserved."""
-        folder = self._folder
-        known = self._mechanism.spent > 0 or (folder.path is not None and InLedger.read(folder.path) is not None)
+    with counting:  # the ledger hears of the end last, and before anything is released
         try:
-            yield
-        except InputError:
-            if not known:
-                folder.remove()
+            if not mechanism.finished:
+                with _leaving_the_folder_free(folder, mechanism), processes.refused_together():
+                    rehearse(trainer, run, run.release(generator), mechanism, folder.path)
+            folder.report_duplicates(data)
+            yield run, generator, own
+            folder.save(run._state, run.updates)
+        except GeneratorExit:
+            # A clean stop: nothing is in flight, so what was reserved beyond can be given back.
+            folder.save(run._state, run.updates)
+            mechanism.settle()
             raise
+        finally:
+            folder.record_disclosures(mechanism)
+            mechanism.close()
+            folder.close()
+            watch.close()
 
 
-def facts_of(data: ImageDataset) -> ImageFacts:
-    """Return what a generator needs to know of images."""
-    return ImageFacts(data.shape, data.class_names)
+@contextmanager
+def _leaving_the_folder_free(folder: PrivateFolder, mechanism: MechanismRun) -> Iterator[None]:
+    """Remove a run's folder if what happens within refuses the run, and nothing is spent or reserved."""
+    known = mechanism.spent > 0 or (folder.path is not None and RunIdentity.read(folder.path) is not None)
+    try:
+        yield
+    except InputError:
+        if not known:
+            folder.remove()
+        raise

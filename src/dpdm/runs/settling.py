@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dpdm.config import decode_plan, read_toml
-from dpdm.ledger import InLedger, Ledger
+from dpdm.ledger import Ledger, RunIdentity
 from dpdm.privacy import Plan
 from dpdm.types import InputError
 
@@ -27,7 +27,7 @@ def settle_run(run: Path | str, ledger: Ledger, *, only_copy: bool = False) -> t
     private = Path(run) / "private"
     if (private / "search.json").is_file():
         raise InputError(f"{run} is a search, which costs its whole price once it has begun: nothing is to be had back")
-    name = InLedger.read(private)
+    name = RunIdentity.read(private)
     if name is None or not (private / "journal.jsonl").is_file():
         raise InputError(f"{run} holds no run that a ledger counts: is the path right?")
     plan = decode_plan(read_toml(private / "config.toml")["plan"])
@@ -35,7 +35,7 @@ def settle_run(run: Path | str, ledger: Ledger, *, only_copy: bool = False) -> t
         raise InputError(f"{run} claims nothing: there is nothing to settle")
     place = Path(ledger.reservation(name.run).place)
     moved = not (place.exists() and place.samefile(run))
-    there = InLedger.read(place / "private") if moved else None
+    there = RunIdentity.read(place / "private") if moved else None
     if there is not None and there.run == name.run:
         raise InputError(f"{run} is a copy of {place}: settle that one")
     if moved and not only_copy:

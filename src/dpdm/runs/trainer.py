@@ -10,9 +10,9 @@ import torch
 
 from dpdm.config import Config, Machine, require_exact_size, require_same_unit
 from dpdm.data import ImageDataset, read_location, require_outside
-from dpdm.ledger import Ledger, Records
+from dpdm.ledger import Ledger
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
-from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
+from dpdm.privacy import AnyPlan, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.figures import kept_as
@@ -173,7 +173,7 @@ class Trainer:
 
         Closing the generator between steps saves a checkpoint, and the same call goes on from it.
         """
-        trainer = as_begun(self, data)
+        trainer = as_begun(self)
         with begun(trainer, data) as (run, untrained, own):
             generator = yield from trainer.method.train(untrained, own, run)
             release = run.release(generator.eval())
@@ -188,8 +188,8 @@ class Trainer:
         return release_settings(self.method.said(generator), self.plan, self.seed, data.name, generator.facts)
 
 
-def as_begun(trainer: Trainer, data: ImageDataset) -> Trainer:
-    """Return the trainer with the plan that its run began with, or that was reserved for it; else as it is.
+def as_begun(trainer: Trainer) -> Trainer:
+    """Return the trainer with the plan that its run began with; else as it is.
 
     A plan's noise is computed once. What is kept is taken wherever a person asks for the same, since another processor
     would come to other last digits; and all processes take the first one's.
@@ -197,15 +197,12 @@ def as_begun(trainer: Trainer, data: ImageDataset) -> Trainer:
     Raises:
         InputError: The processes of this run were asked for different plans.
     """
-    processes, plan, ledger = Processes.joined(), trainer.plan, trainer.ledger
+    processes, plan = Processes.joined(), trainer.plan
     kept: AnyPlan | None = None
     with processes.refused_together():
         private = None if trainer.run is None else Path(trainer.run) / "private"
         if processes.first and private is not None:
             kept = PrivateFolder.kept_plan(private, plan)
-        new = private is None or not private.exists()
-        if processes.first and new and ledger is not None and isinstance(plan, Plan) and trainer.entropy.secure:
-            kept = ledger.reserved_plan(plan, Records.of(data))
     first = processes.object_from_first(kept or plan)
     processes.require(kept_as(plan, first) is not None, "their settings")
     return replace(trainer, plan=first)

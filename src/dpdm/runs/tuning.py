@@ -21,7 +21,7 @@ from dpdm.data import ImageDataset, blank_equal
 from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
 from dpdm.files import held, read_json, write_json
-from dpdm.ledger import InLedger, Ledger, Records
+from dpdm.ledger import Ledger, Records, RunIdentity
 from dpdm.methods import Budget
 from dpdm.privacy import AnyPlan, FullSum, GaussianRelease, Plan
 from dpdm.privacy.accounting import epsilon
@@ -125,7 +125,7 @@ class Tuner:
         """
         if data.labels is None:
             raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
-        plan = self._as_begun(self.plan(data), data)
+        plan = self._as_begun(self.plan(data))
         if self.reference is not None and (
             self.reference.labels is None or self.reference.num_classes != data.num_classes
         ):
@@ -153,11 +153,11 @@ class Tuner:
         private = self.run / "private"
         if data.blank is not None:
             write_json(private / "blanked.json", {"records": np.flatnonzero(data.blank).tolist()})
-        known = InLedger.read(private)
+        known = RunIdentity.read(private)
         if self.ledger is None and known is not None and not (self.run / "release").exists():
             raise InputError(f"{self.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
         if self.ledger is not None and len(state["scores"]) < len(state["choices"]):
-            before = known or InLedger.new()
+            before = known or RunIdentity.new()
             known = before.started(private)
             try:
                 head = self.ledger.reserve(
@@ -209,8 +209,8 @@ class Tuner:
             raise InputError(f"{self.run}: crashes took every run of this search, whose price is spent: begin another")
         return max(found)[2]
 
-    def _as_begun(self, plan: Plan, data: ImageDataset) -> Plan:
-        """Return the plan that the search began with, or that was reserved for it; else `plan`."""
+    def _as_begun(self, plan: Plan) -> Plan:
+        """Return the plan that the search began with; else `plan`."""
         path = self.run / "private" / "search.json"
         kept: AnyPlan | None = None
         if path.exists():
@@ -220,8 +220,6 @@ class Tuner:
                 kept = kept_as(plan, keep(began, figures_of(began)._replace(asked=what["epsilon"])) or began)
             except (InputError, LookupError, TypeError):  # what is wrong with it shows where all is compared
                 return plan
-        elif self.ledger is not None:
-            kept = self.ledger.reserved_plan(plan, Records.of(data))
         return plan if kept is None else cast(Plan, kept)
 
     def _begin(self, plan: Plan) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """What a ledger lets pass, refuses, and remembers."""
 
+from datetime import datetime, timedelta
+
 import numpy as np
 import pytest
 
-from dpdm.ledger import InLedger, Ledger, Records
+from dpdm.ledger import Ledger, Records, RunIdentity
 from dpdm.ledger.account import whole_percent
 from dpdm.ledger.records import fingerprint
 from dpdm.privacy import DPSGD, GaussianRelease
@@ -29,6 +31,14 @@ def plan(*multipliers, relation="add_or_remove_one", steps=0, noise=None, unit="
 
 
 RUN = plan(10.0)  # ε of about 0.38
+
+
+class Later(datetime):
+    """A clock that shows next year."""
+
+    @classmethod
+    def now(cls, zone):
+        return super().now(zone) + timedelta(days=366)
 
 
 @pytest.fixture
@@ -87,59 +97,6 @@ def test_runs_pass_until_the_total_is_reached_and_stay_within_it(of_two):
         of_two.reserve("one more", RUN, SCANS, place="runs/more")
 
 
-def test_more_fit_if_they_are_planned_together(of_two, tmp_path):
-    one_by_one, together = of_two.account("scans").more_runs(epsilon=RUN.epsilon())
-    with pytest.raises(InputError, match="does not fit"):
-        of_two.reserve_together(RUN, SCANS, times=together + 1)
-    of_two.reserve_together(RUN, SCANS, times=together)
-    assert until_full(of_two) == together > one_by_one
-    other = Ledger(str(tmp_path / "other.sqlite"))
-    other.register(SCANS, epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
-    assert until_full(other) == one_by_one, "what `more_runs` says is what passes"
-
-
-def test_runs_that_pld_alone_let_in_count_in_full_although_they_released_less(of_two):
-    """No filter covered the first of them while it might still have released all."""
-    _, together = of_two.account("scans").more_runs(epsilon=RUN.epsilon())
-    of_two.reserve_together(RUN, SCANS, times=together)
-    assert until_full(of_two) == together
-    of_two.complete("run 0", RUN.events())
-    for number in range(1, together):
-        of_two.complete(f"run {number}", [])
-    with pytest.raises(InputError, match="100 % is spent"):
-        of_two.reserve("again", RUN, SCANS, place="runs/again")
-
-
-def test_runs_that_pld_alone_let_in_are_given_back_as_long_as_none_has_begun(of_two):
-    _, together = of_two.account("scans").more_runs(epsilon=RUN.epsilon())
-    of_two.reserve_together(RUN, SCANS, times=together)
-    assert of_two.account("scans").share == 1.0
-    assert of_two.cancel("scans") == together
-    assert of_two.account("scans").share == 0.0
-    of_two.reserve_together(RUN, SCANS, times=together)
-    of_two.reserve("a", RUN, SCANS, place="runs/a")
-    with pytest.raises(InputError, match="would free nothing"):
-        of_two.cancel("scans")
-    assert sum(r.state == "reserved" for r in of_two.account("scans").reservations.values()) == together - 1
-
-
-def test_a_reservation_is_given_back_by_its_name(of_two):
-    of_two.reserve_together(RUN, SCANS, times=2)
-    one, other = of_two.account("scans").reservations
-    assert of_two.cancel("scans", [one[:8]]) == 1
-    states = {name: reservation.state for name, reservation in of_two.account("scans").reservations.items()}
-    assert states == {one: "given back", other: "reserved"}
-    with pytest.raises(InputError, match="no such reservation"):
-        of_two.cancel("scans", [one[:8]])
-
-
-def test_a_lowered_total_stops_runs_that_wait(of_two):
-    of_two.reserve_together(RUN, SCANS, times=3)
-    of_two.change_total("scans", epsilon=0.05)
-    with pytest.raises(InputError, match="does not fit"):
-        of_two.reserve("a", RUN, SCANS, place="runs/a")
-
-
 def test_a_run_is_of_one_data_set(of_two):
     faces = Records("faces", IMAGES + 1)
     of_two.register(faces, epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
@@ -161,7 +118,7 @@ def test_a_total_that_is_raised_fits_as_many_runs_as_one_that_was_given_at_first
     at_once = Ledger(str(tmp_path / "other.sqlite"))
     at_once.register(SCANS, epsilon=10.0, delta=1e-5, relation="add_or_remove_one")
     at_once.reserve("first", RUN, SCANS, place="")
-    more, of_other = (book.account("scans").more_runs(epsilon=1.0)[0] for book in (ledger, at_once))
+    more, of_other = (book.account("scans").more_runs(epsilon=1.0) for book in (ledger, at_once))
     assert more == of_other > 20
 
 
@@ -186,7 +143,7 @@ def test_how_long_a_search_took_is_not_in_the_book(of_two, monkeypatch):
     )
     of_two.reserve("a", search, SCANS, place="")
     (began,) = [e.content["at"] for e in of_two.storage.entries() if e.content["kind"] == "reserved"]
-    monkeypatch.setattr(entries, "_now", lambda: "later")
+    monkeypatch.setattr(entries, "datetime", Later)
     of_two.complete("a", search.events())
     assert of_two.storage.entries()[-1].content["at"] == began
 
@@ -257,10 +214,10 @@ def test_steps_on_batches_are_counted_too(of_two):
 
 
 def test_what_others_released_enters_as_it_is(of_two):
-    before, _ = of_two.account("scans").more_runs(epsilon=0.38)
+    before = of_two.account("scans").more_runs(epsilon=0.38)
     of_two.enter("scans", what="a table of counts", epsilon=0.5, delta=5e-7)
     account = of_two.account("scans")
-    assert account.more_runs(epsilon=0.38)[0] < before
+    assert account.more_runs(epsilon=0.38) < before
     assert account.epsilon_if_planned == pytest.approx(0.5)
     with pytest.raises(InputError, match="of which a tenth is for releases with a δ of their own"):
         of_two.enter("scans", what="too large a δ", epsilon=0.1, delta=6e-7)
@@ -351,25 +308,6 @@ def test_public_data_is_counted_for_each_kind_of_claim(ledger):
     }
 
 
-def test_reservations_that_no_run_took_can_be_given_back(of_two):
-    of_two.reserve_together(RUN, SCANS, times=3)
-    of_two.reserve("a", RUN, SCANS, place="runs/a")
-    share = of_two.account("scans").share
-    assert of_two.cancel("scans") == 2
-    account = of_two.account("scans")
-    assert account.share == pytest.approx(share / 3)
-    assert sorted(reservation.state for reservation in account.reservations.values()) == [
-        "given back",
-        "given back",
-        "running",
-    ]
-    assert [spent.what for spent in of_two.history("scans")].count("gave a reservation back") == 2
-    with pytest.raises(InputError, match="nothing to give back"):
-        of_two.cancel("scans")
-    of_two.reserve("b", RUN, SCANS, place="runs/b")
-    assert sum(r.state == "running" for r in of_two.account("scans").reservations.values()) == 2
-
-
 def test_a_total_is_given_once_and_changed_by_its_own_verb(of_two):
     with pytest.raises(InputError, match="registered already"):
         of_two.register(SCANS, epsilon=9.0, delta=1e-5, relation="add_or_remove_one")
@@ -381,13 +319,6 @@ def test_a_total_is_given_once_and_changed_by_its_own_verb(of_two):
     assert [spent.what for spent in of_two.history("scans")].count("total of ε = 4") == 1
     with pytest.raises(InputError, match="epsilon"):
         of_two.change_total("scans", epsilon=float("nan"))
-
-
-def test_reservations_beforehand_need_a_data_set_and_a_number(ledger):
-    with pytest.raises(InputError, match="no data set 'scans'"):
-        ledger.reserve_together(RUN, SCANS, times=2)
-    with pytest.raises(InputError, match="times"):
-        ledger.reserve_together(RUN, SCANS, times=0)
 
 
 def test_the_default_place(monkeypatch, tmp_path):
@@ -414,27 +345,23 @@ def test_claims_about_images_and_about_groups_are_of_two_kinds(ledger, first):
     ledger.reserve("a", plan(10.0, unit=first), SCANS, place="runs/a")
     assert ledger.account("scans").unit == plan(10.0, unit=first).one_unit
     ledger.change_total("scans", epsilon=2.0)
-    for reserve in (
-        lambda: ledger.reserve("b", plan(10.0, unit=second), SCANS, place="runs/b"),
-        lambda: ledger.reserve_together(plan(10.0, unit=second), SCANS, times=2),
-    ):
-        with pytest.raises(InputError, match=r"claims of two kinds do not add up.*data\.group") as caught:
-            reserve()
-        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"claims of two kinds do not add up.*data\.group") as caught:
+        ledger.reserve("b", plan(10.0, unit=second), SCANS, place="runs/b")
+    assert "\n" not in str(caught.value)
     assert len(ledger.account("scans").reservations) == 1
 
 
 def test_a_copied_run_is_refused_and_a_moved_one_goes_on(of_two, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     (old / "private").mkdir(parents=True)
-    began = InLedger("a", []).started(old / "private")
+    began = RunIdentity("a", []).started(old / "private")
     of_two.reserve("a", RUN, SCANS, place=str(old), token="1")
     with pytest.raises(InputError, match="is a copy of"):
         of_two.reserve("a", RUN, SCANS, place=str(new), token="2", tokens_before=["1"], begun=True)
     old.rename(new)
     (old / "private").mkdir(parents=True)
-    InLedger("another run", []).started(old / "private")
-    assert InLedger.read(new / "private") == began
+    RunIdentity("another run", []).started(old / "private")
+    assert RunIdentity.read(new / "private") == began
     of_two.reserve("a", RUN, SCANS, place=str(new), token="2", tokens_before=["1"], begun=True)
     (reservation,) = of_two.account("scans").reservations.values()
     assert (reservation.run, reservation.place, reservation.token) == ("a", str(new), "2")
@@ -476,12 +403,29 @@ def test_pld_lets_one_run_in_by_itself_if_it_is_the_first_of_which_something_is_
     of_two.reserve("c", large, SCANS, place="")
 
 
+def test_a_run_that_pld_alone_let_in_counts_in_full_once_anything_is_released(ledger):
+    """No filter covered it while it might still have released all."""
+    run = plan(2.0, 2.0)
+    ledger.reserve("a", run, SCANS, place="")
+    ledger.complete("a", run.events(made=1))
+    assert ledger.account("scans").share == 1.0
+    with pytest.raises(InputError, match="does not fit"):
+        ledger.reserve("b", plan(100.0), SCANS, place="")
+
+
+def test_how_many_more_runs_fit_is_what_passes(of_two, tmp_path):
+    """Of the first run PLD decides, even where the filter lets in none."""
+    account = of_two.account("scans")
+    assert account.more_runs(epsilon=RUN.epsilon()) == until_full(of_two)
+    assert [account.more_runs(epsilon=each) for each in (1.99, 2.0, 2.01)] == [1, 1, 0]
+
+
 def test_a_total_that_is_lowered_lets_nothing_more_in(of_two):
     of_two.reserve("a", RUN, SCANS, place="")
     of_two.change_total("scans", epsilon=0.01)
     account = of_two.account("scans")
     assert account.share == 1.0
-    assert account.more_runs(epsilon=0.1) == (0, 0)
+    assert account.more_runs(epsilon=0.1) == 0
     with pytest.raises(InputError, match="it does not fit"):
         of_two.reserve("b", plan(1000.0), SCANS, place="")
 
@@ -504,7 +448,7 @@ BY_PERSON = plan(10.0, unit="group")
 
 
 def test_a_run_about_persons_after_images_were_registered_says_what_can_be_done(of_two):
-    """Nothing spent: register anew. Reserved only: give back first. Spent: another ledger, which sees nothing of it."""
+    """Nothing spent: register anew. Reserved or spent: other images, on which nothing is."""
 
     def refused():
         with pytest.raises(InputError, match=r"do not add up; give data\.group as before, or") as error:
@@ -512,11 +456,6 @@ def test_a_run_about_persons_after_images_were_registered_says_what_can_be_done(
         return str(error.value)
 
     assert "or register it again with the settings of this run: dpdm ledger register" in refused()
-    of_two.reserve_together(RUN, SCANS, times=2)
-    with pytest.raises(InputError, match="registered already"):
-        of_two.register(PERSONS, epsilon=2.0, delta=1e-5, relation="add_or_remove_one", unit=BY_PERSON.one_unit)
-    assert "give its reservations back (dpdm ledger cancel 'scans') and register it again" in refused()
-    of_two.cancel("scans")
     of_two.register(PERSONS, epsilon=3.0, delta=1e-5, relation="add_or_remove_one", unit=BY_PERSON.one_unit)
     account = of_two.account("scans")
     assert (account.unit, account.epsilon, account.untouched) == (BY_PERSON.one_unit, 3.0, True)

@@ -8,9 +8,12 @@ import sqlite3
 import numpy as np
 import pytest
 
-from dpdm.ledger import InLedger, Ledger, Records
-from dpdm.ledger.storage import Storage, chained
-from dpdm.privacy import DPSGD
+from dpdm.ledger import Ledger, Records, RunIdentity
+from dpdm.ledger.account import read_accounts
+from dpdm.ledger.entries import decode_statement
+from dpdm.ledger.storage import Head, Storage, chained
+from dpdm.privacy import DPSGD, GaussianRelease, gaussian_mu
+from dpdm.privacy.accounting import encode_event
 from dpdm.types import InputError
 
 SCANS = Records("scans", np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8, 1))
@@ -117,16 +120,16 @@ def test_a_run_that_goes_on_notices_a_chain_that_was_made_anew(path):
 
 
 def test_a_run_keeps_the_head_in_its_folder(tmp_path, path):
-    name = InLedger.new().started(tmp_path)
-    assert InLedger.read(tmp_path) == name
+    name = RunIdentity.new().started(tmp_path)
+    assert RunIdentity.read(tmp_path) == name
     seen = name.saw(reserve(path, "a"), tmp_path)
-    assert InLedger.read(tmp_path) == seen
+    assert RunIdentity.read(tmp_path) == seen
     assert seen.head == (len(Ledger(str(path)).storage.entries()), Ledger(str(path)).storage.entries()[-1].digest)
     assert seen.started(tmp_path).head == seen.head
     for wrong in ({"head": [0, "x"]}, {"head": "x"}, {"tokens": "x"}, {"run": 7}):
         (tmp_path / "ledger.json").write_text(json.dumps(seen._asdict() | wrong))
         with pytest.raises(InputError, match="is damaged"):
-            InLedger.read(tmp_path)
+            RunIdentity.read(tmp_path)
 
 
 def test_a_ledger_of_the_schema_before_loses_its_sums_and_nothing_that_was_spent(path):
@@ -164,3 +167,44 @@ def test_a_damaged_ledger_of_the_schema_before_is_refused(path):
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT schema FROM dpdm_ledger").fetchall() == [(1,)]
     connection.close()
+
+
+def planned_together(path, noise, times):
+    """Bring a ledger to what it was before schema 4: runs reserved together, of which the first has begun."""
+    events = [encode_event(GaussianRelease(noise_multiplier=noise))]
+    made = [
+        {"kind": "reserved", "dataset": "scans", "reservation": name, "planned": "p", "events": events, "at": "2026"}
+        for name in map(str, range(times))
+    ]
+    made[0] |= {"epsilon": 1.0, "delta": 1e-5}  # which the last versions kept
+    taken = {"kind": "taken", "reservation": "0", "run": "a", "token": "", "place": "runs/a", "at": "2026"}
+    entries = Storage(path).append(lambda entries: [*made, taken])
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE dpdm_ledger SET schema = 3")
+    connection.close()
+    return [decode_statement(entry.content, number=entry.number) for entry in entries]
+
+
+def test_runs_that_wait_in_an_older_ledger_are_given_back_and_what_was_spent_stays(path):
+    reserve(path, "before")
+    head = Head(len(Storage(path).entries()), Storage(path).entries()[-1].digest)
+    before = read_accounts(planned_together(path, 10.0, 3))["scans"]
+    after = Ledger(str(path)).account("scans")
+    assert after.share == pytest.approx(before.share / 2), "two of four runs"
+    assert after.events == before.events[:2]
+    assert [r.state for r in after.reservations.values()] == ["running", "running", "given back", "given back"]
+    assert Ledger(str(path)).storage.entries() == Ledger(str(path)).storage.entries(), "they are given back once"
+    reserve(path, "before", head=head)
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_runs_that_pld_let_in_together_count_in_full_as_before(path, released):
+    """No filter covered the first of them while the others might still have released all."""
+    order, times = Ledger(str(path)).account("scans").filter.order, 2
+    noise = 1 / gaussian_mu(epsilon=3.0 / 2**0.5, delta=1e-5)
+    before = read_accounts(planned_together(path, noise, times))["scans"]
+    assert before.share == 1.0
+    after = Ledger(str(path)).account("scans")
+    assert (after.order, after.share) == (order, 1.0)
+    Ledger(str(path)).complete("a", [GaussianRelease(noise_multiplier=noise)] if released else [])
+    assert Ledger(str(path)).account("scans").share == (1.0 if released else 0.0)

@@ -4,12 +4,13 @@ import json
 import sqlite3
 import stat
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from dpdm.ledger import Ledger, Records, storage
-from dpdm.ledger.entries import Entered, Registered, decode_statement, encode_statement
+from dpdm.ledger.entries import OtherReleaseEntered, Registered, decode_statement
 from dpdm.ledger.storage import Storage
 from dpdm.privacy import DPSGD, accounting
 from dpdm.types import InputError
@@ -74,7 +75,7 @@ def test_an_older_schema_is_brought_up_to_date_and_keeps_its_entries(path, monke
     monkeypatch.setattr(storage, "_MIGRATIONS", (*storage._MIGRATIONS, add_column))
     assert Ledger(str(path)).storage.entries() == before
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT schema, note FROM dpdm_ledger").fetchall() == [(4, None)]
+        assert connection.execute("SELECT schema, note FROM dpdm_ledger").fetchall() == [(5, None)]
     connection.close()
 
 
@@ -172,7 +173,7 @@ def test_nothing_is_appended_if_the_decision_raises(path):
     assert len(chain.entries()) == 4
 
 
-VALID = encode_statement(Entered(dataset="scans", what="a table", epsilon=0.5, delta=0.0))
+VALID = asdict(OtherReleaseEntered(dataset="scans", what="a table", epsilon=0.5, delta=0.0))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_an_event_that_nobody_can_account_for_is_refused(event):
 
 
 def test_half_a_total_is_refused():
-    whole = encode_statement(Registered.total("scans", 1.0, 1e-5, "add_or_remove_one", "one image"))
+    whole = asdict(Registered.total("scans", 1.0, 1e-5, "add_or_remove_one", "one image"))
     assert decode_statement(whole, number=1)
     for wrong in ({"epsilon": None}, {"order": None}, {"order": 0.5}, {"relation": "neighbours"}):
         with pytest.raises(InputError, match="entry 1"):

@@ -11,7 +11,7 @@ from dpdm.types import InputError
 _FILE = "ledger.json"
 
 
-class InLedger(NamedTuple):
+class RunIdentity(NamedTuple):
     """What a ledger knows a run by, the tokens of its starts, the newest last, and the ledger's head as it saw it."""
 
     run: str
@@ -19,12 +19,12 @@ class InLedger(NamedTuple):
     head: Head | None = None
 
     @staticmethod
-    def new() -> "InLedger":
+    def new() -> "RunIdentity":
         """Return what no other run has, before its first start."""
-        return InLedger(uuid.uuid4().hex, [])
+        return RunIdentity(uuid.uuid4().hex, [])
 
     @staticmethod
-    def read(private: Path) -> "InLedger | None":
+    def read(private: Path) -> "RunIdentity | None":
         """Return what a folder `private/` holds, if it holds a run that a ledger counts.
 
         Raises:
@@ -34,23 +34,23 @@ class InLedger(NamedTuple):
             return None
         match read_json(private / _FILE):
             case {"run": str(run), "tokens": [*tokens], "head": None}:
-                return InLedger(run, [*map(str, tokens)])
+                return RunIdentity(run, [*map(str, tokens)])
             case {"run": str(run), "tokens": [*tokens], "head": [int(number), str(digest)]} if number > 0:
-                return InLedger(run, [*map(str, tokens)], Head(number, digest))
+                return RunIdentity(run, [*map(str, tokens)], Head(number, digest))
         raise InputError(f"{private / _FILE} is damaged: start a new run, and count this one in full")
 
-    def started(self, private: Path | None) -> "InLedger":
+    def started(self, private: Path | None) -> "RunIdentity":
         """Return the same run with one more token, written down before the ledger hears of it.
 
         So, whatever a crash in between leaves, the ledger's token is one of the folder's.
         """
         return self._replace(tokens=[*self.tokens, uuid.uuid4().hex])._written(private)
 
-    def saw(self, head: Head, private: Path | None) -> "InLedger":
+    def saw(self, head: Head, private: Path | None) -> "RunIdentity":
         """Return the same run with the ledger's head of now, written down: a ledger that lacks it is an old copy."""
         return self._replace(head=head)._written(private)
 
-    def _written(self, private: Path | None) -> "InLedger":
+    def _written(self, private: Path | None) -> "RunIdentity":
         if private is not None:
             write_json(private / _FILE, self._asdict())
         return self
