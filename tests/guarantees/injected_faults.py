@@ -65,7 +65,7 @@ from dpdm.privacy import (
     Vectorized,
     clipped_grad_sum,
     clipping,
-    layerwise,
+    layer_rules,
     mechanism,
     sums,
 )
@@ -604,13 +604,13 @@ def layers_unchecked(patch: Patch) -> None:
 
 def rounded_products(patch: Patch) -> None:
     """Round the operands of products to ten bits, as TF32 does, after norms were taken without."""
-    sound = layerwise._Factored.weighted_sum
+    sound = layer_rules.Factored.weighted_sum
 
     def rounded(t: torch.Tensor) -> torch.Tensor:
         return ((t.float().contiguous().view(torch.int32) + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
 
     patch.setattr(
-        layerwise._Factored,
+        layer_rules.Factored,
         "weighted_sum",
         lambda self, factors: sound(self._replace(a=rounded(self.a), g=rounded(self.g)), factors),
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from dpdm.privacy import LayerWise, OneBackwardEach, clipped_grad_sum, layerwise
+from dpdm.privacy import LayerWise, OneBackwardEach, clipped_grad_sum, layer_rules, layerwise
 from dpdm.types import InputError
 
 with warnings.catch_warnings():
@@ -95,11 +95,11 @@ def test_random_convolutions(drawn):
 def test_every_way_of_a_convolution(layout, way, inputs, outputs, geometry, monkeypatch):
     torch.manual_seed(7)
     products, narrow, worth = {"patches": (10**9, 0, 0), "call each": (0, 0, 0), "groups": (0, 0, 10**12)}[way]
-    monkeypatch.setattr(layerwise, "_few_products", lambda *_, **__: products)
-    monkeypatch.setattr(layerwise, "_NARROW", narrow)
-    monkeypatch.setattr(layerwise, "_WORTH_A_CALL", worth)
+    monkeypatch.setattr(layer_rules, "_few_products", lambda *_, **__: products)
+    monkeypatch.setattr(layer_rules, "_NARROW", narrow)
+    monkeypatch.setattr(layer_rules, "_WORTH_A_CALL", worth)
     monkeypatch.setattr(layerwise, "_LARGE", 0)  # norms at once, of each parameter by itself
-    monkeypatch.setattr(layerwise, "_CACHED", 100)  # in several blocks
+    monkeypatch.setattr(layer_rules, "_CACHED", 100)  # in several blocks
     body = nn.Sequential(nn.Conv2d(2, inputs, 1), nn.Tanh(), nn.Conv2d(inputs, outputs, **geometry)).double()
     x = torch.randn(5, 3, 2, 7, 8, dtype=torch.float64)
     agree(Copies(body.to(memory_format=layout)), (x,))
@@ -479,7 +479,7 @@ def test_rows_that_fill_a_batch_up_take_no_part(examples, spoiled, grid):
 def test_sums_are_those_of_what_is_written_out_whatever_the_blocks(dtype, monkeypatch):
     """Large parameters of more examples than one block holds, widened in one buffer."""
     torch.manual_seed(3)
-    monkeypatch.setattr(layerwise, "_CACHED", 20_000)
+    monkeypatch.setattr(layer_rules, "_CACHED", 20_000)
     body = nn.Sequential(
         nn.Conv2d(16, 24, 3), nn.GroupNorm(2, 24), nn.Conv2d(24, 16, 3), nn.Flatten(), nn.Linear(256, 40)
     )
