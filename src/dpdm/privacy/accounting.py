@@ -113,14 +113,14 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
 def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, accountant: Accountant) -> float:
     if all(isinstance(event, PoissonGaussianSteps) and not event.steps for event in events):
         return 0.0
-    rdp = _epsilon_by(_rdp_accountant(relation), events, delta)
+    rdp = float(_compose(_rdp_accountant(relation), events).get_epsilon(delta))
     pure, end = _PLD_ENDS
     if accountant == "rdp" or rdp > end or any(isinstance(event, RepeatedSelection) for event in events):
         return rdp
     if delta < _PLD_REACHES and rdp > _RDP_ROUNDS_BELOW:
         return rdp
     interval = 1e-5 if rdp < 0.55 else 1e-4 if rdp < 15 else 1e-3 * max(1, rdp / 50) ** 3  # of ever wider distributions
-    pld = _epsilon_by(_pld_accountant(relation, interval=interval), events, delta)
+    pld = float(_compose(_pld_accountant(relation, interval=interval), events).get_epsilon(delta))
     if rdp > pure:
         pld += max(0.0, rdp - pld) * (rdp - pure) / (end - pure)
     return min(pld, rdp) if rdp > _RDP_ROUNDS_BELOW else pld
@@ -139,7 +139,7 @@ def merged(events: Sequence[Event]) -> list[Event]:
                 precision += noise**-2
             case PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=taken):
                 steps[noise, rate] += taken
-            case _:
+            case RepeatedSelection():
                 others.append(event)
     # At the least noise there can be, ε is 10³⁸ already.
     whole: list[Event] = [GaussianRelease(noise_multiplier=max(precision**-0.5, 2.0**-64))] if precision else []
@@ -171,15 +171,6 @@ def _renyi_divergence(event: Event, order: float, relation: Relation) -> float:
     found: Any = _compose(_rdp_accountant(relation, orders=orders), [event])
     divergence = float(found._rdp[-1])  # which dp-accounting computes and has no public name for
     return divergence if divergence >= 0 else math.inf  # "not a number" too: nothing is known
-
-
-def noise_of(events: Sequence[Event]) -> tuple[float, ...]:
-    """Return the noise multipliers of events, in their order; those of each run of a selection in its place."""
-    return tuple(
-        noise
-        for event in events
-        for noise in (noise_of(event.events) if isinstance(event, RepeatedSelection) else [event.noise_multiplier])
-    )
 
 
 def decode_event(table: dict[str, Any]) -> Event:
@@ -279,41 +270,35 @@ def gaussian_mu(*, epsilon: float, delta: float) -> float:
         Dong, Roth & Su 2022, corollary 1 (δ of μ and ε) and corollary 2 (composition).
     """
     from scipy.optimize import brentq
-    from scipy.special import log_ndtr
 
     require_positive(epsilon=epsilon, delta=delta)
     if delta >= 1:
         raise InputError(f"delta must be below 1, not {delta}")
-
-    def excess(mu: float) -> float:
-        gained = math.exp(log_ndtr(mu / 2 - epsilon / mu))
-        lost = math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
-        return gained - lost - delta
-
     high = 1.0
-    while excess(high) < 0:
+    while _gaussian_delta(high, epsilon) < delta:
         high *= 2
     low = high / 2
-    while excess(low) > 0:
+    while _gaussian_delta(low, epsilon) > delta:
         low /= 2
-    return float(brentq(excess, low, high, rtol=1e-12))
+    return float(brentq(lambda mu: _gaussian_delta(mu, epsilon) - delta, low, high, rtol=1e-12))
 
 
 def gaussian_epsilon(*, mu: float, delta: float) -> float:
     """Return the ε at which the μ-Gaussian mechanism is exactly (ε, δ)-DP: the inverse of `gaussian_mu`."""
     from scipy.optimize import brentq
-    from scipy.special import log_ndtr
 
-    def excess(epsilon: float) -> float:
-        gained = math.exp(log_ndtr(mu / 2 - epsilon / mu))
-        return gained - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu)) - delta
-
-    if mu <= 0 or excess(0.0) <= 0:
+    if mu <= 0 or _gaussian_delta(mu, 0.0) <= delta:
         return 0.0
     high = 1.0
-    while excess(high) > 0:
+    while _gaussian_delta(mu, high) > delta:
         high *= 2
-    return float(brentq(excess, 0.0, high, xtol=1e-12))
+    return float(brentq(lambda epsilon: _gaussian_delta(mu, epsilon) - delta, 0.0, high, xtol=1e-12))
+
+
+def _gaussian_delta(mu: float, epsilon: float) -> float:
+    from scipy.special import log_ndtr
+
+    return math.exp(log_ndtr(mu / 2 - epsilon / mu)) - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
 
 
 def true_positive_rates(
@@ -371,10 +356,6 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
     return math.exp(brentq(lambda x: function(math.exp(x)), math.log(low), math.log(high), xtol=_TOLERANCE / 4))
 
 
-def _epsilon_by(accountant: object, events: Sequence[Event], delta: float) -> float:
-    return float(_compose(accountant, events).get_epsilon(delta))
-
-
 def _compose(accountant: object, events: Sequence[Event]) -> Any:  # noqa: ANN401 (dp-accounting has no types)
     import dp_accounting
     from dp_accounting import dp_event
@@ -397,22 +378,16 @@ def _compose(accountant: object, events: Sequence[Event]) -> Any:  # noqa: ANN40
     return accountant
 
 
-def _relation(relation: Relation) -> object:
-    from dp_accounting import NeighboringRelation
-
-    return NeighboringRelation[relation.upper()]
-
-
 def _pld_accountant(relation: Relation, *, interval: float) -> object:
-    from dp_accounting import pld
+    from dp_accounting import NeighboringRelation, pld
 
-    return pld.PLDAccountant(_relation(relation), value_discretization_interval=interval)
+    return pld.PLDAccountant(NeighboringRelation[relation.upper()], value_discretization_interval=interval)
 
 
 def _rdp_accountant(relation: Relation, *, orders: Sequence[float] | None = None) -> object:
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of orders that it leaves out, which is harmless
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        from dp_accounting import rdp
+        from dp_accounting import NeighboringRelation, rdp
 
-    return rdp.RdpAccountant(orders, neighboring_relation=_relation(relation))
+    return rdp.RdpAccountant(orders, neighboring_relation=NeighboringRelation[relation.upper()])

@@ -1,13 +1,23 @@
 """Releases that a filter lets pass stay within the total, whichever they are."""
 
 import math
+from typing import get_args
 
 import pytest
-from dp_accounting.rdp import rdp_privacy_accountant
+from dp_accounting import NeighboringRelation
+from dp_accounting.rdp import RdpAccountant, rdp_privacy_accountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon, renyi_divergence
+from dpdm.privacy import accounting
+from dpdm.privacy.accounting import (
+    GaussianRelease,
+    PoissonGaussianSteps,
+    Relation,
+    RepeatedSelection,
+    epsilon,
+    renyi_divergence,
+)
 from dpdm.privacy.filter import RenyiFilter
 from dpdm.types import InputError
 
@@ -27,6 +37,27 @@ def test_every_step_at_rate_one_is_a_gaussian():
     assert renyi_divergence([steps], order=8.0, relation=RELATION) == pytest.approx(
         renyi_divergence(same, order=8.0, relation=RELATION)
     )
+
+
+STEPS = PoissonGaussianSteps(noise_multiplier=4.0, sample_rate=0.05, steps=30)
+
+
+@pytest.mark.parametrize("relation", get_args(Relation))
+@pytest.mark.parametrize(
+    "event", [GaussianRelease(noise_multiplier=3.0), STEPS, RepeatedSelection(events=(STEPS,), mean=3.0, shape=1.0)]
+)
+def test_the_divergence_that_is_read_from_dp_accounting_is_the_one_its_epsilon_comes_from(event, relation):
+    """`RdpAccountant._rdp` has no public name: here it must be what the public `get_epsilon` converts."""
+    order, delta = 8.0, 1e-5
+    accountant = RdpAccountant([order], neighboring_relation=NeighboringRelation[relation.upper()])
+    found = accounting._compose(accountant, [event])
+    assert [*found._orders] == [order]
+    assert found.get_epsilon(delta) == pytest.approx(
+        found._rdp[-1] + math.log1p(-1 / order) - math.log(delta * order) / (order - 1)
+    )
+    assert renyi_divergence([event], order=order, relation=relation) <= found._rdp[-1] * (1 + 1e-9)
+    if not isinstance(event, RepeatedSelection):  # whose bound is a minimum over other orders as well
+        assert renyi_divergence([event], order=order, relation=relation) == found._rdp[-1]
 
 
 @pytest.mark.parametrize("total", [0.2, 1.0, 3.0, 10.0])
