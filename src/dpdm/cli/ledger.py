@@ -25,8 +25,7 @@ from dpdm.cli.options import (
 from dpdm.terminal import tell
 
 if TYPE_CHECKING:
-    from dpdm.ledger import Account, Ledger, Records, Shown
-    from dpdm.privacy import Plan
+    from dpdm.ledger import Account, Ledger, Shown
 
 _BAR = 30  # characters
 
@@ -41,11 +40,12 @@ def list_all(context: typer.Context, place: LedgerPlace = None, as_json: AsJson 
     if context.invoked_subcommand is not None:
         if place is not None or as_json:
             fail("give --ledger and --json after the verb: dpdm ledger show NAME --ledger FILE --json")
-        return None
+        return
     book = _open(place, must_exist=False)
     found = book.shown() if book.storage.exists else {}
     if as_json:
-        return print_json({"ledger": book.storage.shown, "datasets": [_facts(shown) for shown in found.values()]})
+        print_json({"ledger": book.storage.shown, "datasets": [_facts(shown) for shown in found.values()]})
+        return
     say(f"ledger   {book.storage.shown}")
     for name, shown in found.items():
         say(f"{name}: {_total(shown.account)}; {_used(shown)}")
@@ -56,18 +56,16 @@ def list_all(context: typer.Context, place: LedgerPlace = None, as_json: AsJson 
 @ledger.command()
 def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -> None:
     """Show what was spent on a data set, when, and by which run."""
-    from dpdm.ledger.account import whole_percent
-
-    book = _open(place)
-    shown = book.shown(dataset)[dataset]
+    shown = _open(place).shown(dataset)[dataset]
     account = shown.account
     if as_json:
-        return print_json(_facts(shown) | {"history": [spent._asdict() for spent in shown.history]})
+        print_json(_facts(shown) | {"history": [spent._asdict() for spent in shown.history]})
+        return
     say(f"{account.dataset}: {_total(account)}, registered {account.registered[:10]}")
     say(f"one unit of protection is {account.unit}, {account.relation}")
     for spent in shown.history:
         bar = "" if spent.share is None else ("█" * round(_BAR * spent.share)).ljust(_BAR, "·")
-        part = f"ε {bound(spent.epsilon)}" if spent.share is None else f"{whole_percent(spent.share):4} %"
+        part = f"ε {bound(spent.epsilon)}" if spent.share is None else f"{_percent(spent.share):4} %"
         say(f"{spent.at[:16]}  {bar} {part}  {spent.what}")
     for key, reservation in account.reservations.items():
         say(f"{reservation.state:10} {key[:8]}  {reservation.place}".rstrip())
@@ -88,8 +86,15 @@ def register(
     """Give a data set its total (ε, δ) before the first run on it."""
     if epsilon is None:
         fail("give the total: --epsilon 3")
-    records, plan = _records(target, epsilon, dataset_size, set)
-    book = _open(place, must_exist=False)
+    config = load_settings(target, epsilon, dataset_size, set)
+    from dpdm.ledger import Records
+    from dpdm.privacy import Plan
+
+    data = config.data.open()
+    plan = config.plan(lambda: data.num_units)
+    if not isinstance(plan, Plan):
+        fail("privacy.kind = non-private claims nothing: there is nothing to count")
+    records, book = Records.of(data), _open(place, must_exist=False)
     if records.public:
         fail(f"{records.dataset} is public: nothing limits its runs")
     book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.one_unit)
@@ -170,12 +175,14 @@ def export(
     """Write all entries with their digests, one a line, without the ledger's key."""
     entries = [entry._asdict() for entry in _open(place).storage.entries()]
     if output is None:
-        return print("".join(json_line(entry, sort_keys=True) + "\n" for entry in entries), end="")
+        for entry in entries:
+            print(json_line(entry, sort_keys=True))
+        return
     from dpdm.files import write_atomically
 
     lines = "".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n" for entry in entries)
     write_atomically(output, lambda path: path.write_text(lines, encoding="utf-8"))
-    return say(f"{len(entries):,} entries in {output}")
+    say(f"{len(entries):,} entries in {output}")
 
 
 @ledger.command()
@@ -188,14 +195,12 @@ def verify(
     entries = book.storage.entries()
     book.accounts()
     if earlier is not None:
-        from dpdm.types import InputError
-
         try:
             rows = [json.loads(line) for line in earlier.read_text(encoding="utf-8").splitlines()]
         except (OSError, ValueError):
             rows = []
         if not rows or not all(isinstance(row, dict) and "digest" in row for row in rows):
-            raise InputError(f"{earlier} is not what dpdm ledger export writes: is the path right?")
+            fail(f"{earlier} is not what dpdm ledger export writes: is the path right?")
         if rows != [entry._asdict() for entry in entries[: len(rows)]]:
             fail(f"{book.storage.shown} does not go on from {earlier}: entries were changed or taken out since")
     head = entries[-1].digest if entries else "none"
@@ -224,50 +229,31 @@ def _open(place: str | None, *, must_exist: bool = True) -> "Ledger":
     return book
 
 
-def _records(
-    target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None
-) -> tuple["Records", "Plan"]:
-    """Return the records that settings speak of, and their plan."""
-    config = load_settings(target, epsilon, dataset_size, overrides)
-    from dpdm.ledger import Records
-    from dpdm.privacy import Plan
-
-    data = config.data.open()
-    plan = config.plan(lambda: data.num_units)
-    if not isinstance(plan, Plan):
-        fail("privacy.kind = non-private claims nothing: there is nothing to count")
-    return Records.of(data), plan
-
-
 def _facts(shown: "Shown") -> dict[str, Any]:
     account = shown.account
+    kept = "dataset", "epsilon", "delta", "relation", "unit", "order", "registered"
+    of_runs, of_entered = ("state", "at", "place", "completed"), ("what", "epsilon", "delta")
     return {
-        "dataset": account.dataset,
-        "epsilon": account.epsilon,
-        "delta": account.delta,
-        "relation": account.relation,
-        "unit": account.unit,
-        "order": account.order,
-        "registered": account.registered,
+        **{name: getattr(account, name) for name in kept},
         "share": shown.share,
         "epsilon_if_planned": finite(shown.epsilon_if_planned),
-        "runs": [
-            {"state": r.state, "at": r.at, "place": r.place, "completed": r.completed}
-            for r in account.reservations.values()
-        ],
-        "entered": [{"what": e.what, "epsilon": e.epsilon, "delta": e.delta} for e in account.entered],
+        "runs": [{name: getattr(run, name) for name in of_runs} for run in account.reservations.values()],
+        "entered": [{name: getattr(entry, name) for name in of_entered} for entry in account.entered],
     }
 
 
+def _percent(share: float) -> int:
+    from dpdm.ledger.account import whole_percent
+
+    return whole_percent(share)
+
+
 def _total(account: "Account") -> str:
-    return (
-        "public, not limited" if account.epsilon is None else f"a total of ({bound(account.epsilon)}, {account.delta})"
-    )
+    total = account.epsilon
+    return "public, not limited" if total is None else f"a total of ({bound(total)}, {account.delta})"
 
 
 def _used(shown: "Shown") -> str:
-    from dpdm.ledger.account import whole_percent
-
     count = sum(reservation.state != "given back" for reservation in shown.account.reservations.values())
     runs = f"{count:,} run{'' if count == 1 else 's'}, ε {bound(shown.epsilon_if_planned)} if planned together"
-    return runs if shown.share is None else f"{runs}; {100 - whole_percent(shown.share)} % of the budget is left"
+    return runs if shown.share is None else f"{runs}; {100 - _percent(shown.share)} % of the budget is left"

@@ -60,10 +60,12 @@ class Transaction:
     Args:
         connection: The driver's.
         driver: sqlite3 or psycopg.
+        place: The ledger's, for messages.
     """
 
     connection: Any
     driver: ModuleType
+    place: str
 
     def execute(self, statement: str, *values: object) -> Any:  # noqa: ANN401 (the driver's cursor)
         """Run one statement, with `?` where values belong, and return the cursor."""
@@ -73,6 +75,34 @@ class Transaction:
     def commit(self) -> None:
         """Make all of it durable."""
         self.connection.commit()
+
+    def key(self) -> str:
+        """Return the key that the chain begins with, in hexadecimal digits."""
+        rows = self.execute("SELECT key FROM dpdm_ledger").fetchall()
+        if len(rows) != 1 or not re.fullmatch("[0-9a-f]{64}", str(rows[0][0])):
+            raise InputError(f"{self.place} is damaged: its key is not one; restore it from a backup")
+        return str(rows[0][0])
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, after checking their chain."""
+        entries, key = list[Entry](), self.key()
+        for number, text, digest in self.execute(
+            "SELECT number, content, digest FROM dpdm_ledger_entries ORDER BY number"
+        ):
+            if number != len(entries) + 1 or digest != chained(key, entries, text):
+                raise InputError(
+                    f"{self.place} is damaged: entry {len(entries) + 1} is not what was written; restore a backup"
+                )
+            entries.append(Entry(number, json.loads(text), digest))
+        return entries
+
+    def append(self, entries: list[Entry], content: dict[str, Any]) -> None:
+        """Append one entry to the chain, and to `entries`, which are all before it."""
+        text = _text(content)
+        entry = Entry(len(entries) + 1, content, chained(self.key(), entries, text))
+        inserted = "INSERT INTO dpdm_ledger_entries (number, content, digest) VALUES (?, ?, ?)"
+        self.execute(inserted, entry.number, text, entry.digest)
+        entries.append(entry)
 
 
 def _first_tables(transaction: Transaction) -> None:
@@ -90,16 +120,13 @@ def _without_sums(transaction: Transaction) -> None:
 
     The chain is made anew. The next run on a data set enters its records again; what was spent stays as it is.
     """
-    place = "the ledger"
-    before, after = _read(transaction, place), list[Entry]()
+    before, after = transaction.entries(), list[Entry]()
+    transaction.execute("DELETE FROM dpdm_ledger_entries")
     for entry in before:
-        old = entry.content
-        content = {**old, "records": {}} if old["kind"] == "records" else old
-        content = {key: value for key, value in content.items() if (old["kind"], key) != ("records", "groups")}
-        text = _text(content)
-        after.append(Entry(entry.number, content, chained(_key(transaction, place), after, text)))
-        changed = "UPDATE dpdm_ledger_entries SET content = ?, digest = ? WHERE number = ?"
-        transaction.execute(changed, text, after[-1].digest, entry.number)
+        content = entry.content
+        if content["kind"] == "records":
+            content = {key: value for key, value in content.items() if key != "groups"} | {"records": {}}
+        transaction.append(after, content)
 
 
 def _with_figures(transaction: Transaction) -> None:
@@ -115,13 +142,12 @@ def _without_waiting(transaction: Transaction) -> None:
 
     What counts of runs that PLD let in together is all of it, as before.
     """
-    place = "the ledger"
-    entries = _read(transaction, place)
-    taken = {entry.content["reservation"] for entry in entries if entry.content["kind"] in ("taken", "completed")}
-    for content in [entry.content for entry in entries]:
+    entries = transaction.entries()
+    said = [entry.content for entry in entries]
+    taken = {content["reservation"] for content in said if content["kind"] in ("taken", "completed")}
+    for content in said:
         if content["kind"] == "reserved" and content["reservation"] not in taken:
-            given_back = Completed(reservation=content["reservation"], events=())
-            _append(transaction, entries, asdict(given_back), place)
+            transaction.append(entries, asdict(Completed(reservation=content["reservation"], events=())))
 
 
 _MIGRATIONS: tuple[Callable[[Transaction], None], ...] = (
@@ -166,19 +192,19 @@ class Storage:
     def key(self) -> bytes:
         """Return the secret under which records are told apart; it never leaves the ledger."""
         with self._locked() as transaction:
-            return bytes.fromhex(_key(transaction, self.shown))
+            return bytes.fromhex(transaction.key())
 
     def entries(self) -> list[Entry]:
         """Return all entries, after checking their chain."""
         with self._locked() as transaction:
-            return _read(transaction, self.shown)
+            return transaction.entries()
 
     def append(self, decide: Callable[[list[Entry]], Sequence[dict[str, Any]]]) -> list[Entry]:
         """Append what `decide` makes of all entries so far, or nothing if it raises; return all entries then."""
         with self._locked() as transaction:
-            entries = _read(transaction, self.shown)
+            entries = transaction.entries()
             for content in decide(entries):
-                _append(transaction, entries, content, self.shown)
+                transaction.append(entries, content)
             return entries
 
     def figures(self) -> dict[str, float]:
@@ -199,7 +225,7 @@ class Storage:
         driver = _driver(self.place)
         try:
             with closing(_connect(self.place, driver)) as connection:  # which undoes what was not committed
-                transaction = Transaction(connection, driver)
+                transaction = Transaction(connection, driver, self.shown)
                 for statement in _BEGIN[driver.__name__]:
                     transaction.execute(statement)
                 self._migrate(transaction)
@@ -286,34 +312,6 @@ def chained(key: str, entries: Sequence[Entry], text: str) -> str:
     """Return the digest of `text` and of all entries before it; the chain begins with the key's, which it protects."""
     before = entries[-1].digest if entries else hashlib.sha256(key.encode()).hexdigest()
     return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()
-
-
-def _key(transaction: Transaction, place: str) -> str:
-    rows = transaction.execute("SELECT key FROM dpdm_ledger").fetchall()
-    if len(rows) != 1 or not re.fullmatch("[0-9a-f]{64}", str(rows[0][0])):
-        raise InputError(f"{place} is damaged: its key is not one; restore it from a backup")
-    return str(rows[0][0])
-
-
-def _read(transaction: Transaction, place: str) -> list[Entry]:
-    entries: list[Entry] = []
-    key = _key(transaction, place)
-    for number, text, digest in transaction.execute(
-        "SELECT number, content, digest FROM dpdm_ledger_entries ORDER BY number"
-    ):
-        if number != len(entries) + 1 or digest != chained(key, entries, text):
-            raise InputError(f"{place} is damaged: entry {len(entries) + 1} is not what was written; restore a backup")
-        entries.append(Entry(number, json.loads(text), digest))
-    return entries
-
-
-def _append(transaction: Transaction, entries: list[Entry], content: dict[str, Any], place: str) -> None:
-    """Append one entry to the chain, and to `entries`, which are all before it."""
-    text = _text(content)
-    entry = Entry(len(entries) + 1, content, chained(_key(transaction, place), entries, text))
-    inserted = "INSERT INTO dpdm_ledger_entries (number, content, digest) VALUES (?, ?, ?)"
-    transaction.execute(inserted, entry.number, text, entry.digest)
-    entries.append(entry)
 
 
 def _driver(place: Path | str) -> ModuleType:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Float64
@@ -20,33 +20,6 @@ _NARROW = 8  # channels: below, a matrix product always beats a convolution
 _WORTH_A_CALL = 150_000_000  # products in one example's gradient: from here on it is worth its own calls
 
 
-class Part(Protocol):
-    """The gradients of one parameter."""
-
-    @property
-    def numel(self) -> int:
-        """How many numbers the parameter has."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of its arithmetic."""
-        ...
-
-    @property
-    def squared_norms(self) -> Float64[Tensor, " batch"]:
-        """The squared L2 norm of each gradient, not below the true one but for rounding."""
-        ...
-
-    def weighted_sum(self, factors: Float64[Tensor, " batch"]) -> Float64[Tensor, " numel"]:
-        """Return the sum of the gradients, each times its factor."""
-        ...
-
-    def written_out(self) -> Float[Tensor, "batch numel"]:
-        """Return the gradients, one row for each example."""
-        ...
-
-
 @dataclass(frozen=True)
 class WrittenOut:
     """One gradient of the parameter's shape for each example, in any memory layout and precision."""
@@ -55,17 +28,17 @@ class WrittenOut:
 
     @property
     def numel(self) -> int:
-        """The numbers in one row."""
+        """How many numbers the parameter has."""
         return self.rows.shape[1:].numel()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Float32 or better."""
+        """The precision of its arithmetic."""
         return _accurate(self.rows)
 
     @cached_property
     def squared_norms(self) -> Float64[Tensor, " batch"]:
-        """Norms of at most 256 numbers at a time in float32, of these norms in float64."""
+        """The squared norm of each: norms of at most 256 numbers at a time in float32, of these in float64."""
         norms = []
         for rows in _blocks(self._flat()[0]):
             whole = rows.shape[1] // 256 * 256
@@ -116,12 +89,12 @@ class Factored(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """Inputs times outputs."""
+        """How many numbers the parameter has."""
         return self.a.shape[2] * self.g.shape[2]
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of `g`."""
+        """The precision of its arithmetic."""
         return self.g.dtype
 
     @property
@@ -145,6 +118,10 @@ class Factored(NamedTuple):
     def written_out(self) -> Float[Tensor, "batch numel"]:
         """Return the products."""
         return (self.g.mT @ self.a).flatten(1)
+
+
+Part = WrittenOut | Factored
+"""The gradients of one parameter."""
 
 
 def _linear(layer: nn.Linear, a: Tensor, g: Tensor, examples: int) -> list[Part]:
@@ -290,10 +267,6 @@ def has_rule(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Embedding) and (layer.padding_idx is not None or layer.scale_grad_by_freq):
         return False
     return type(layer) in RULES
-
-
-def _sum(one: Part, other: Part) -> Part:
-    return WrittenOut(one.written_out() + other.written_out())
 
 
 def _by_example(t: Tensor, examples: int) -> Tensor:
