@@ -4,17 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dpdm.ledger.entries import (
-    Completed,
-    GroupsReleased,
-    OtherReleaseEntered,
-    RecordsSeen,
-    Registered,
-    ReservationTaken,
-    Reserved,
-    Statement,
-    TotalChanged,
-)
+from dpdm.ledger import entries
+from dpdm.ledger.entries import Statement
 from dpdm.privacy.accounting import (
     Accountant,
     Event,
@@ -86,7 +77,7 @@ class Account:
     registered: str
     records: dict[str, str] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)
-    entered: list[OtherReleaseEntered] = field(default_factory=list)
+    entered: list[entries.OtherReleaseEntered] = field(default_factory=list)
 
     @property
     def filter(self) -> RenyiFilter | None:
@@ -95,7 +86,7 @@ class Account:
             return None
         return RenyiFilter(epsilon=self.epsilon, delta=self.delta, order=self.order)
 
-    def require_room(self, events: Sequence[Event] = (), entered: Sequence[OtherReleaseEntered] = ()) -> None:
+    def require_room(self, events: Sequence[Event] = (), entered: Sequence[entries.OtherReleaseEntered] = ()) -> None:
         """Raise InputError unless these fit into the total together with all that is there.
 
         The filter decides, which allows for adaptive choice. The first run on a data set is planned, by itself: PLD may
@@ -201,46 +192,50 @@ class Account:
         return spent
 
 
-def read_accounts(statements: Iterable[Statement]) -> dict[str, Account]:
+Accounts = dict[str, Account]
+"""The account of each data set, by name."""
+
+
+def read_accounts(statements: Iterable[Statement]) -> Accounts:
     """Return the account of each data set."""
-    accounts: dict[str, Account] = {}
+    accounts = Accounts()
     for statement in statements:
         apply(statement, accounts)
     return accounts
 
 
-def apply(statement: Statement, accounts: dict[str, Account]) -> Account:
+def apply(statement: Statement, accounts: Accounts) -> Account:
     """Enter a statement into its account, and return that; one about something unknown raises KeyError."""
     match statement:
-        case Registered():
+        case entries.Registered():
             return _register(statement, accounts)
-        case ReservationTaken() | Completed():
+        case entries.ReservationTaken() | entries.Completed():
             name = statement.reservation
             account = next((a for a in accounts.values() if name in a.reservations), None)
             if account is None:
                 raise KeyError(name)
             reservation = account.reservations[name]
-            if isinstance(statement, Completed):
+            if isinstance(statement, entries.Completed):
                 reservation.events, reservation.completed = statement.made, True
             else:
                 reservation.run, reservation.token, reservation.place = statement.run, statement.token, statement.place
             return account
     account = accounts[statement.dataset]
     match statement:
-        case RecordsSeen():
+        case entries.RecordsSeen():
             account.records |= statement.records
-        case TotalChanged():
+        case entries.TotalChanged():
             account.epsilon, account.order = statement.epsilon, statement.order
-        case GroupsReleased():
+        case entries.GroupsReleased():
             account.records = dict.fromkeys(account.records, "")
-        case OtherReleaseEntered():
+        case entries.OtherReleaseEntered():
             account.entered.append(statement)
-        case Reserved(reservation=name, made=made):
+        case entries.Reserved(reservation=name, made=made):
             account.reservations[name] = Reservation(name, statement.at, statement.planned, made, made)
     return account
 
 
-def _register(statement: Registered, accounts: dict[str, Account]) -> Account:
+def _register(statement: entries.Registered, accounts: Accounts) -> Account:
     name = statement.dataset
     before = accounts.get(name)
     if before is not None and not before.untouched:
@@ -251,13 +246,13 @@ def _register(statement: Registered, accounts: dict[str, Account]) -> Account:
     return accounts[name]
 
 
-def find_run(accounts: dict[str, Account], run: str) -> tuple[Account, Reservation] | None:
+def find_run(accounts: Accounts, run: str) -> tuple[Account, Reservation] | None:
     """Return the reservation that a run has taken, with its account; None if it has none."""
     found = ((account, r) for account in accounts.values() for r in account.reservations.values() if r.run == run)
     return next(found, None)
 
 
-def require_account(accounts: dict[str, Account], dataset: str) -> Account:
+def require_account(accounts: Accounts, dataset: str) -> Account:
     """Return the account of a data set, or raise InputError."""
     if dataset not in accounts:
         known = f"it has {', '.join(sorted(accounts))}" if accounts else "register it first"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from dpdm.ledger import decisions
-from dpdm.ledger.account import Account, Reservation, find_run, read_accounts, require_account, whole_percent
+from dpdm.ledger.account import Account, Accounts, Reservation, find_run, read_accounts, require_account, whole_percent
 from dpdm.ledger.entries import GroupsReleased, OtherReleaseEntered, Registered, Statement, decode_statement
 from dpdm.ledger.records import Records, fingerprint, require_own_name
 from dpdm.ledger.shown import Shown, Spent, show_accounts
@@ -108,7 +108,7 @@ class Ledger:
                 ) from None
         return Storage(path)
 
-    def accounts(self) -> dict[str, Account]:
+    def accounts(self) -> Accounts:
         """Return the account of each data set, by name."""
         return read_accounts(_statements(self.storage.entries()))
 
@@ -162,7 +162,7 @@ class Ledger:
         Only the owner can know that the new groups still mean the same thing (persons, not visits).
         """
 
-        def decide(accounts: dict[str, Account]) -> list[Statement]:
+        def decide(accounts: Accounts) -> list[Statement]:
             require_account(accounts, dataset)
             return [GroupsReleased(dataset=dataset)]
 
@@ -233,19 +233,19 @@ class Ledger:
         """Enter what was released of a data set by other means, as its own (ε, δ)."""
         entry = OtherReleaseEntered(dataset=dataset, what=what, epsilon=epsilon, delta=delta)
 
-        def decide(accounts: dict[str, Account]) -> list[Statement]:
+        def decide(accounts: Accounts) -> list[Statement]:
             require_account(accounts, dataset).require_room(entered=[entry])
             return [entry]
 
         self._append(decide)
 
-    def _require_run(self, accounts: dict[str, Account], run: str) -> tuple[Account, Reservation]:
+    def _require_run(self, accounts: Accounts, run: str) -> tuple[Account, Reservation]:
         found = find_run(accounts, run)
         if found is None:
             raise InputError(f"the ledger {self.storage.shown} has no reservation of this run: is it the right one?")
         return found
 
-    def _append(self, decide: Callable[[dict[str, Account]], list[Statement]], head: Head | None = None) -> Head:
+    def _append(self, decide: Callable[[Accounts], list[Statement]], head: Head | None = None) -> Head:
         """Append what `decide` makes of all accounts, in a ledger that goes on from `head`; return the head of then."""
 
         def checked(entries: list[Entry]) -> list[dict[str, Any]]:

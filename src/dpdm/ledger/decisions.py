@@ -6,17 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dpdm.ledger.account import Account, Reservation, find_run, read_accounts, require_account
-from dpdm.ledger.entries import (
-    Completed,
-    RecordsSeen,
-    Registered,
-    ReservationTaken,
-    Reserved,
-    Statement,
-    TotalChanged,
-    encode_events,
-)
+from dpdm.ledger import entries
+from dpdm.ledger.account import Accounts, Reservation, find_run, read_accounts, require_account
+from dpdm.ledger.entries import Statement
 from dpdm.ledger.identity import RunIdentity
 from dpdm.ledger.records import (
     Records,
@@ -41,18 +33,18 @@ class Request(NamedTuple):
     run: str
     plan: "Plan"
     records: Records
-    seen: RecordsSeen
+    seen: entries.RecordsSeen
     place: str
     token: str
     tokens_before: Sequence[str]
     begun: bool
 
-    def taking(self, reservation: str) -> ReservationTaken:
+    def taking(self, reservation: str) -> entries.ReservationTaken:
         """Return the entry by which the run takes a reservation."""
-        return ReservationTaken(reservation=reservation, run=self.run, token=self.token, place=self.place)
+        return entries.ReservationTaken(reservation=reservation, run=self.run, token=self.token, place=self.place)
 
 
-def register(accounts: dict[str, Account], new: Registered, seen: RecordsSeen) -> list[Statement]:
+def register(accounts: Accounts, new: entries.Registered, seen: entries.RecordsSeen) -> list[Statement]:
     """Give a data set a total; one of another kind than before, if nothing is spent or reserved."""
     known = accounts.get(new.dataset)
     with naming_first(known, seen):
@@ -70,16 +62,16 @@ def register(accounts: dict[str, Account], new: Registered, seen: RecordsSeen) -
     return [new, seen]
 
 
-def change_total(accounts: dict[str, Account], dataset: str, epsilon: float) -> list[Statement]:
+def change_total(accounts: Accounts, dataset: str, epsilon: float) -> list[Statement]:
     """Give a data set another ε, with the order at which most runs fit into it."""
     account = require_account(accounts, dataset)
     if account.epsilon is None:
         raise InputError(f"{dataset} is public: it has no total")
     order = RenyiFilter.for_gaussians(epsilon=epsilon, delta=account.delta).order
-    return [TotalChanged(dataset=dataset, epsilon=epsilon, order=order)]
+    return [entries.TotalChanged(dataset=dataset, epsilon=epsilon, order=order)]
 
 
-def reserve(accounts: dict[str, Account], request: Request, told: list[str], *, ledger: str) -> list[Statement]:
+def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: str) -> list[Statement]:
     """Reserve what a run may release, or let it go on under its reservation; `told` gets lines for people."""
     dataset, place = account_of(accounts, request.plan, request.records), request.place
     seen, known = replace(request.seen, dataset=dataset), accounts.get(dataset)
@@ -103,12 +95,14 @@ def reserve(accounts: dict[str, Account], request: Request, told: list[str], *, 
         made += record_new_fingerprint(accounts, account, seen, told)
         account.require_room(events)
     name, planned = uuid.uuid4().hex, uuid.uuid4().hex if account.untouched else ""
-    reserved = Reserved(dataset=dataset, reservation=name, planned=planned, events=encode_events(events))
+    reserved = entries.Reserved(
+        dataset=dataset, reservation=name, planned=planned, events=entries.encode_events(events)
+    )
     return [*made, reserved, request.taking(name)]
 
 
 def _registration(
-    accounts: dict[str, Account], request: Request, seen: RecordsSeen, told: list[str], ledger: str
+    accounts: Accounts, request: Request, seen: entries.RecordsSeen, told: list[str], ledger: str
 ) -> list[Statement]:
     """Return the registration of a data set that is not there, with the plan's own claim for its total."""
     require_unknown(accounts, seen)
@@ -122,7 +116,7 @@ def _registration(
         "another, before the first run)"
     )
     told.append(f"ledger: {seen.dataset} is new in {ledger}: {total}")
-    return [Registered.total(seen.dataset, epsilon, plan.delta, plan.relation, plan.one_unit), seen]
+    return [entries.Registered.total(seen.dataset, epsilon, plan.delta, plan.relation, plan.one_unit), seen]
 
 
 def _require_going_on(mine: Reservation, request: Request, ledger: str) -> None:
@@ -150,7 +144,7 @@ def complete(mine: Reservation, events: Sequence[Event], tokens: Sequence[str]) 
         raise InputError(f"{mine.place} was completed or settled in the ledger and cannot go on: start anew")
     if not is_prefix_of(events, mine.allowed):
         raise InputError(f"{mine.place} cannot have released this: it has reserved less")
-    done = Completed(reservation=mine.name, events=encode_events(events))
+    done = entries.Completed(reservation=mine.name, events=entries.encode_events(events))
     # How long a search took would tell how many runs it had, which nobody may know.
     search = any(isinstance(event, RepeatedSelection) for event in mine.allowed)
     return [replace(done, at=mine.at) if search else done]

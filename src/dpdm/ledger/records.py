@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dpdm.data import is_built_in
-from dpdm.ledger.account import Account
+from dpdm.ledger.account import Account, Accounts
 from dpdm.ledger.entries import RecordsSeen, Statement
 from dpdm.privacy.accounting import Relation
 from dpdm.types import InputError
@@ -84,7 +84,7 @@ def _keyed(key: bytes, content: bytes) -> int:
     return int.from_bytes(hmac.digest(key, content, "sha256"), "big")
 
 
-def account_of(accounts: dict[str, Account], plan: "Plan", records: Records) -> str:
+def account_of(accounts: Accounts, plan: "Plan", records: Records) -> str:
     """Return the name of a run's account.
 
     A public data set has one account for each kind of claim, since claims of different kinds do not add up.
@@ -96,9 +96,7 @@ def account_of(accounts: dict[str, Account], plan: "Plan", records: Records) -> 
     return records.dataset if same else f"{records.dataset} ({plan.relation} of {plan.one_unit})"
 
 
-def record_new_fingerprint(
-    accounts: dict[str, Account], account: Account, seen: RecordsSeen, told: list[str]
-) -> list[Statement]:
+def record_new_fingerprint(accounts: Accounts, account: Account, seen: RecordsSeen, told: list[str]) -> list[Statement]:
     """Return the entry for records that this data set has not had before: they count for the same total."""
     before = {digest: account.records[digest] for digest in seen.records if digest in account.records}
     for digest, groups in before.items():
@@ -142,7 +140,7 @@ def naming_first(account: Account | None, seen: RecordsSeen) -> Iterator[None]:
         ) from None
 
 
-def require_unknown(accounts: dict[str, Account], seen: RecordsSeen) -> None:
+def require_unknown(accounts: Accounts, seen: RecordsSeen) -> None:
     """Raise InputError if these records are those of another data set whose total is limited."""
     for account in accounts.values():
         others = account.dataset != seen.dataset and account.epsilon is not None

@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import NamedTuple
 
-from dpdm.ledger.account import Account, apply
+from dpdm.ledger.account import Account, Accounts, apply
 from dpdm.ledger.entries import Completed, GroupsReleased, OtherReleaseEntered, Reserved, Statement, TotalChanged
 from dpdm.ledger.storage import Entry, Storage
 from dpdm.privacy.accounting import upwards
@@ -44,7 +44,7 @@ def show_accounts(
         only: The data set whose figures are asked for (default: all of them).
     """
     kept, new = storage.figures(), dict[str, float]()
-    accounts, histories, last = dict[str, Account](), dict[str, list[Spent]](), dict[str, Entry]()
+    accounts, histories, last = Accounts(), dict[str, list[Spent]](), dict[str, Entry]()
 
     def figure(account: Account, what: str, entry: Entry) -> float:
         name = f"{entry.digest} {what} by dp-accounting {version('dp-accounting')}"

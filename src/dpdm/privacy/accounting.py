@@ -1,8 +1,7 @@
 """What a sequence of Gaussian releases costs: ε(δ), and the noise that meets a target ε.
 
-Events are data: what happened, no more than accounting needs. dp-accounting interprets them, by privacy loss
-distributions (PLD, the number that is claimed) and by Rényi divergences (RDP, the second opinion). Both are upper
-bounds; PLD is the tighter one.
+Events are data. dp-accounting interprets them, by privacy loss distributions (PLD, the number that is claimed) and by
+Rényi divergences (RDP, the second opinion). Both are upper bounds; PLD is the tighter one.
 """
 
 import dataclasses
@@ -151,12 +150,7 @@ def merged(events: Sequence[Event]) -> list[Event]:
 
 
 def renyi_divergence(events: Sequence[Event], *, order: float, relation: Relation) -> float:
-    """Return the Rényi divergence of `order` that all `events` together are within: it adds up over events.
-
-    Args:
-        events: What is released.
-        order: Above 1.
-        relation: The neighbouring relation.
+    """Return the Rényi divergence of `order`, above 1, that all `events` together are within: it adds up over events.
 
     Source:
         Mironov 2017; Zhu & Wang 2019 (Poisson sampling); Papernot & Steinke 2022 (selection).

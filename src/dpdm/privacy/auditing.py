@@ -105,13 +105,9 @@ def one_run_epsilon(canaries: int, guesses: int, correct: int, *, delta: float, 
 
 
 def one_run_mu(canaries: int, guesses: int, correct: int, *, significance: float = 0.05) -> float:
-    """Return the largest μ of a Gaussian mechanism at which so many correct guesses "took part" would be too lucky.
+    """Return the largest μ of a Gaussian mechanism at which so many correct guesses would be too lucky.
 
-    Args:
-        canaries: How many took part by the toss of a coin.
-        guesses: How many were guessed to have taken part.
-        correct: How many of these had.
-        significance: Probability that the bound is wrong.
+    Other than for `one_run_epsilon`, all guesses are "took part".
 
     Source:
         Mahloujifar, Melis & Chaudhuri 2025 (arXiv 2410.22235), for Gaussian trade-offs.
