@@ -34,13 +34,13 @@ from dpdm.types import InputError, is_of_memory
 _LARGE = 2**11  # numbers in a parameter from which on it is worth its own calls
 _CHECKED_AGAIN = frozenset(8**i for i in range(1, 12))  # calls: what a network learns may change what it does
 _NOT_LAYER_WISE = (
-    "layer-wise gradients of this module are not those of its examples: it uses a parameter past its layer, moves the "
-    "copies of an example apart, gives a layer some rows and not others, mixes examples, or is random; "
-    "take the strategy Vectorized or OneBackwardEach (training.strategy=one-backward-each)"
+    "LayerWise computes wrong per-example gradients for this module: it uses a parameter outside its layer, reorders "
+    "an example's copies, gives a layer some rows and not others, mixes examples, or is random. "
+    "Use Vectorized or OneBackwardEach (machine.strategy=one-backward-each)"
 )
 _ROUTED = (
-    "layer-wise gradients need all rows of all examples in every layer, and this module gives a layer some of them: "
-    "take the strategy OneBackwardEach (training.strategy=one-backward-each)"
+    "LayerWise needs all rows of all examples in every layer, and this module gives a layer some of them: "
+    "use OneBackwardEach (machine.strategy=one-backward-each)"
 )
 
 
