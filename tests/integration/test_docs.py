@@ -123,7 +123,7 @@ def folder(tmp_path, monkeypatch):
 def known_speed(monkeypatch):
     """A machine that need not be measured: 0.1 ms a noisy copy."""
     speed = lambda self, loss, _, **within: (1e-4 * loss.noise_multiplicity, 0.0)  # noqa: E731
-    monkeypatch.setattr(step_cost._Stopwatch, "seconds", speed)
+    monkeypatch.setattr("dpdm.runs.cost._Stopwatch.seconds", speed)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from dpdm.cli.options import (
     AsJson,
     Epsilon,
     LedgerPlace,
+    MethodName,
     Set,
     Size,
     Target,
@@ -118,6 +119,7 @@ def regroup(dataset: Dataset, place: LedgerPlace = None) -> None:
 def reserve(
     target: Target,
     times: Annotated[int, typer.Option(help="Number of runs.")],
+    method: MethodName = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     set: Set = None,
@@ -125,7 +127,7 @@ def reserve(
 ) -> None:
     """Reserve several runs of the same settings together, which costs less than one by one."""
     book = _open(place)
-    records, plan = _records(target, epsilon, dataset_size, set)
+    records, plan = _records(target, epsilon, dataset_size, set, method)
     book.reserve_together(plan, records, times=times)
     say(f"{times} runs are reserved: {plan.statement}")
     say(f"each begins by dpdm train with these same settings; {_used(book.account(records.dataset))}")
@@ -249,10 +251,14 @@ def _open(place: str | None, *, must_exist: bool = True) -> "Ledger":
 
 
 def _records(
-    target: str, epsilon: float | None, dataset_size: int | None, overrides: list[str] | None
+    target: str,
+    epsilon: float | None,
+    dataset_size: int | None,
+    overrides: list[str] | None,
+    method: str | None = None,
 ) -> tuple["Records", "Plan"]:
     """Return the records that settings speak of, and their plan."""
-    config = load_settings(target, epsilon, dataset_size, overrides)
+    config = load_settings(target, epsilon, dataset_size, overrides, method=method)
     from dpdm.ledger import Records
     from dpdm.privacy import Plan
 
