@@ -31,13 +31,13 @@ TEN_MINUTES = (
 )  # on one core
 MANY_COPIES = (SMALL, "privacy.steps=240", "privacy.expected_batch_size=192", "privacy.epsilon=1")  # K = 32: the same
 DDIM = ("sampler.kind=ddim", "sampler.steps=25")
-PRIOR_ALONE = ("privacy.steps=0", "privacy.dataset_size=50000")
+PRIOR_ALONE = "privacy.dataset_size=50000"
 WITH_NETWORK = (SMALL, "privacy.steps=250", "privacy.dataset_size=50000", "privacy.epsilon=1")  # minutes on two cores
 FASTEST_TO_LEARN = "preconditioning.kind=v"  # EDM learns next to nothing from so few steps, whatever K
 
 
 class Cell(NamedTuple):
-    """One row: a run by its name, the settings that make it, and the sampler if it is not the run's own.
+    """One row: a run by its name, the settings that make it, and sampler and method if they are not the preset's.
 
     What settings were chosen by (`search`) trains on 50,000 of the training images and tests on the other 10,000.
     """
@@ -47,6 +47,7 @@ class Cell(NamedTuple):
     overrides: tuple[str, ...]
     sampler: Sampler | None = None
     search: bool = False
+    method: str | None = None
 
 
 def cells() -> list[Cell]:
@@ -82,14 +83,14 @@ def _prior_cells() -> list[Cell]:
     rows = []
     for epsilon in ("0.2", "1", "10"):
         for centres in (1, 3, 10, 30):
-            settings = (*PRIOR_ALONE, f"privacy.epsilon={epsilon}", f"prior.centres={centres}")
+            settings = (PRIOR_ALONE, f"privacy.epsilon={epsilon}", f"prior.centres={centres}")
             name = f"prior alone, ε = {epsilon}, centres = {centres}"
-            rows.append(Cell(name, f"prior-{epsilon}-{centres}", settings, search=True))
+            rows.append(Cell(name, f"prior-{epsilon}-{centres}", settings, search=True, method="prior"))
     for key, values in {"max_deviation": ("0.35", "0.7", "1.0"), "rounds": ("1", "6")}.items():
         for value in values:
-            settings = (*PRIOR_ALONE, "privacy.epsilon=1", "prior.centres=10", f"prior.{key}={value}")
+            settings = (PRIOR_ALONE, "privacy.epsilon=1", "prior.centres=10", f"prior.{key}={value}")
             name = f"prior alone, ε = 1, centres = 10, {key} = {value}"
-            rows.append(Cell(name, f"prior-{key}-{value}", settings, search=True))
+            rows.append(Cell(name, f"prior-{key}-{value}", settings, search=True, method="prior"))
     prior = ("prior.centres=10", "prior.share=0.2", "preconditioning.noise_levels.mean=-0.4")
     networks = {
         "network without a prior, V": ("preconditioning.kind=v", "sampler.sigma_max=80"),
@@ -111,7 +112,7 @@ def measure(cell: Cell, data: dpdm.ImageDataset, test: dpdm.ImageDataset) -> dic
     """Train, unless that is done, sample and evaluate."""
     if cell.search:
         data, test = (replace(data, images=data.images[p], labels=data.labels[p]) for p in (FIRST, LAST))
-    config = dpdm.load_config("fashion-mnist-cpu", overrides=cell.overrides)
+    config = dpdm.load_config("fashion-mnist-cpu", method=cell.method, overrides=cell.overrides)
     trainer = dpdm.Trainer.from_config(config, data, run=FOLDER / cell.run)
     steps, started, told = trainer.steps(data), time.monotonic(), 0.0
     while True:

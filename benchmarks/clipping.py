@@ -33,8 +33,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dpdm.config import Machine
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.methods import ImageFacts
+from dpdm.methods.made_up import bytes_of_one
 from dpdm.networks import CompactUNet, Network, UNet
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.privacy.clipping import clip_factors, map_batch
@@ -137,7 +139,8 @@ def measure_case(
     batch, copies = drawn.sigma.shape
     plain = list(nonprivate(denoiser, loss, drawn))
     ways = [("nonprivate", step) for step in plain]
-    at_once = physical_batch_size(Training(precision=dtype), loss, denoiser, ImageFacts(SHAPE, ("",) * CLASSES))  # type: ignore[arg-type]
+    machine, facts = Machine(precision=dtype), ImageFacts(SHAPE, ("",) * CLASSES)  # type: ignore[arg-type]
+    at_once = physical_batch_size(machine, drawn.x.device, copies, lambda: bytes_of_one(loss, denoiser, facts))
     ways += [("layer-wise", ours(LayerWise(), denoiser, loss, drawn, at_once))]
     on_grid = ours(LayerWise(), denoiser, loss, drawn, at_once, grid=grid_step(1.0))
     ways += [("layer-wise, grid", on_grid)]

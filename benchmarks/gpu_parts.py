@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,8 +27,9 @@ import dpdm
 from clipping import CLASSES, CPU, DTYPES, NETWORKS, SHAPE, Cases, made_up, peak_bytes
 from clipping import measure as measure_clipping
 from dpdm.config import Machine, load_config
-from dpdm.diffusion import NoisyBatch
+from dpdm.diffusion import EDM, NoisyBatch
 from dpdm.methods import Diffusion, ImageFacts
+from dpdm.methods.made_up import bytes_of_one
 from dpdm.networks import Network, UNet
 from dpdm.privacy import DPSGD, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.runs import Trainer
@@ -124,11 +126,9 @@ def agreement(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, A
             rows.append(row)
     data, _ = fashion_mnist(16)
     plan = DPSGD(dataset_size=16, expected_batch_size=16, steps=2, noise_multiplier=2.0, delta=1e-5)
-    paper = sizes.networks["paper U-Net"]
+    method = Diffusion(network=sizes.networks["paper U-Net"], preconditioning=EDM())
     claims = [
-        Trainer(method=Diffusion(network=paper), plan=plan, machine=Machine(device=where), ledger=None)
-        .fit(data)
-        .privacy  # type: ignore[arg-type]
+        Trainer(method=method, plan=plan, machine=Machine(device=where), ledger=None).fit(data).claim  # type: ignore[arg-type]
         for where in (device.type, "cpu")
     ]
     return {"rows": rows, "claims_equal": claims[0] == claims[1], "claim": claims[0]["statement"]}
@@ -142,8 +142,8 @@ def memory(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]
             denoiser, loss, _ = made_up(sizes.networks["paper U-Net"], 1, copies, device)
             torch.cuda.empty_cache()  # what it keeps would count as used; does nothing where no GPU is
             planned = memory_for_a_batch(device)
-            training = Training(strategy=called, physical_batch_size=sizes.at_once)  # type: ignore[arg-type]
-            at_once = physical_batch_size(training, loss, denoiser, FACTS)
+            machine = Machine(strategy=called, physical_batch_size=sizes.at_once)  # type: ignore[arg-type]
+            at_once = physical_batch_size(machine, device, copies, partial(bytes_of_one, loss, denoiser, FACTS))
             denoiser, loss, drawn = made_up(sizes.networks["paper U-Net"], at_once, copies, device)
 
             def step(loss: Any = loss, module: Any = denoiser, batch: Any = drawn, strategy: Any = strategy) -> object:
@@ -168,11 +168,13 @@ def run(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]:
     plan = configs[names[0]].plan(lambda: data.num_units)
     expected = {s: measure_step(config, FACTS, plan).seconds_per_step for s, config in configs.items()}
     quickest = min(expected, key=expected.__getitem__)
+    method = configs[quickest].method
+    assert isinstance(method, Diffusion)
     taken: list[float] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer.from_config(configs[quickest], data, run=Path(folder) / "run", mechanism=plan)
+        trainer = Trainer.from_config(configs[quickest], data, run=Path(folder) / "run", plan=plan)
         trainer = replace(trainer, ledger=None)  # nobody's budget
         began = last = time.perf_counter()
         with contextlib.closing(trainer.steps(data)) as steps:
@@ -188,7 +190,7 @@ def run(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]:
         "images": images,
         "strategy": quickest,
         "expected_batch_size": plan.expected_batch_size,
-        "noise_multiplicity": configs[quickest].loss.noise_multiplicity,
+        "noise_multiplicity": method.loss.noise_multiplicity,
         "steps_taken": len(taken),
         "seconds_to_first_step": round(taken[0], 2),
         "seconds_per_step": step,

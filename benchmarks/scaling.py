@@ -53,6 +53,11 @@ def worker(images: int, steps: int, result: Path) -> None:
     torch.set_num_threads(1)
     pixels = np.random.default_rng(0).integers(0, 256, (4096, 28, 28, 1), dtype=np.uint8)
     data = dpdm.ImageDataset(images=pixels, labels=np.arange(4096) % 10, num_classes=10, name="random")
+    method = dpdm.Diffusion(
+        network=dpdm.CompactUNet(width=32),
+        preconditioning=dpdm.EDM(),
+        loss=dpdm.DenoisingLoss(noise_multiplicity=1),
+    )
     with joined_processes() as processes:
         plan = dpdm.DPSGD(
             dataset_size=4096,
@@ -61,11 +66,7 @@ def worker(images: int, steps: int, result: Path) -> None:
             noise_multiplier=1.0,
             delta=1e-5,
         )
-        trainer = dpdm.Trainer(
-            method=dpdm.Diffusion(network=dpdm.CompactUNet(width=32), loss=dpdm.DenoisingLoss(noise_multiplicity=1)),
-            ledger=None,
-            plan=plan,
-        )
+        trainer = dpdm.Trainer(method=method, plan=plan, ledger=None)
         times, before = [], time.perf_counter()
         for _ in trainer.steps(data):
             times.append(time.perf_counter() - before)

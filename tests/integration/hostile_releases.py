@@ -31,7 +31,8 @@ from dpdm.runs.release import FILES, SCHEMA, digest
 from dpdm.runs.weights import _head as header
 from dpdm.runs.weights import layout_of, save_weights
 
-PRIOR = "preconditioning.prior."
+PRIOR = "denoiser.preconditioning.prior."
+MIXTURE = "mixture."  # in the release of a prior alone
 
 
 def digested(release, **claim):
@@ -75,11 +76,36 @@ def settings(**values):
             else:
                 inner[last] = value
         path.write_bytes(tomli_w.dumps(table).encode())
+        digested(release)
+
+    return forge
+
+
+def plan(**values):
+    """A forgery of the plan, or of its steps, with the claim that follows from it where one does."""
+
+    def forge(release):
+        path = release / "config.toml"
+        table = tomllib.loads(path.read_text())
+        whole, steps = table["plan"], table["plan"]["releases"][-1]
+        for key, value in values.items():
+            (steps if key in steps else whole)[key] = value
+        assert table != tomllib.loads(path.read_text())
+        path.write_bytes(tomli_w.dumps(table).encode())
         claim = {}
-        if any(key.startswith("privacy__") and key != "privacy__releases" for key in values):
-            with contextlib.suppress(Exception):
-                claim = decode_plan(table["plan"]).claim(entropy=OperatingSystemEntropy())
+        with contextlib.suppress(Exception):
+            claim = decode_plan(whole).claim(entropy=OperatingSystemEntropy())
         digested(release, **claim)
+
+    return forge
+
+
+def sums(change):
+    """A forgery of the plan's list of sums, with the claim that follows from it where one does."""
+
+    def forge(release):
+        entries = tomllib.loads((release / "config.toml").read_text())["plan"]["releases"]
+        plan(releases=change(entries))(release)
 
     return forge
 
@@ -148,8 +174,8 @@ def words(text):
     return {
         f"{what} {len(text)} {ascii(text)[:12]}": forge
         for what, forge in {
-            "a data set's name": settings(data__name=text),
-            "a class's name": settings(data__class_names=["ant", text, "cat"]),
+            "a data set's name": settings(facts__name=text),
+            "a class's name": settings(facts__class_names=["ant", text, "cat"]),
             "a sampler's name": settings(samplers={text: {"kind": "ddim", "steps": 3}}),
         }.items()
     }
@@ -173,26 +199,26 @@ def unet(**values):
 
 
 def zeros(shape, kept):
-    """A forgery that is a prior without steps, of directions that take no place on a disk, and are zero."""
+    """A forgery that is a prior alone, of directions that take no place on a disk, and are zero."""
 
     def forge(release):
         table = tomllib.loads((release / "config.toml").read_text())
         table["facts"] |= {"shape": shape, "class_names": []}
         names = PRIOR_SUMS
         table["plan"]["releases"] = [{"kind": "full", "name": name, "noise_multiplier": 20.0} for name in names]
-        table |= {"network": {"kind": "zero"}, "sampler": {"kind": "prior"}}
+        table = {"method": "prior"} | {key: table[key] for key in ("seed", "facts", "plan", "prior")}
         table["prior"]["centres"] = 1
         (release / "config.toml").write_bytes(tomli_w.dumps(table).encode())
         with torch.device("meta"):
             sizes = {"kept": kept, "lead": kept, "centres": 1}
             mixture = GaussianMixture.placeholder(math.prod(shape), num_classes=0, **sizes)
-            layout = {f"{PRIOR}{name}": entry for name, entry in layout_of(mixture.state_dict()).items()}
+            layout = {f"{MIXTURE}{name}": entry for name, entry in layout_of(mixture.state_dict()).items()}
         begin = header(layout)
         with (release / "model.safetensors").open("wb") as file:
             file.write(begin)
             file.truncate(len(begin) + sum(t.itemsize * math.prod(sides) for t, sides in layout.values()))
-        plan = decode_plan(table["plan"]).claim(entropy=OperatingSystemEntropy())
-        (release / "privacy.json").write_text(json_text({"schema": SCHEMA, **plan, "sha256": {}}))
+        claimed = decode_plan(table["plan"]).claim(entropy=OperatingSystemEntropy())
+        (release / "privacy.json").write_text(json_text({"schema": SCHEMA, **claimed, "sha256": {}}))
         digested(release)
 
     return forge
@@ -202,13 +228,13 @@ HUGE = 10**12
 DIGITS = "9" * 399
 HOSTILE = {
     # numbers without end
-    "steps without end": settings(privacy__steps=HUGE, privacy__noise_multiplier=1e6),
-    "many steps": settings(privacy__steps=10**6 + 1, privacy__noise_multiplier=1e4),
-    "no noise": settings(privacy__noise_multiplier=1e-300),
-    "noise beyond numbers": settings(privacy__noise_multiplier=1e300),
-    "a delta of nothing": settings(privacy__delta=1e-320),
-    "records without end": settings(privacy__dataset_size=10**400),
-    "a batch without end": settings(privacy__expected_batch_size=10**300, privacy__dataset_size=10**301),
+    "steps without end": plan(count=HUGE, noise_multiplier=1e6),
+    "many steps": plan(count=10**6 + 1, noise_multiplier=1e4),
+    "no noise": plan(noise_multiplier=1e-300),
+    "noise beyond numbers": plan(noise_multiplier=1e300),
+    "a delta of nothing": plan(delta=1e-320),
+    "records without end": plan(dataset_size=10**400),
+    "a batch without end": plan(expected_batch_size=10**300, dataset_size=10**301),
     "rounds without end": settings(prior__rounds=10**9, prior__centres=2),
     "centres without end": settings(prior__centres=10**9),
     "many centres": settings(prior__centres=1000),
@@ -222,17 +248,17 @@ HOSTILE = {
     "a sampler without end": settings(sampler__steps=HUGE),
     "samplers without end": settings(samplers=one_more(2000)),
     "17 samplers": settings(samplers=one_more(17)),
-    "classes without end": settings(data__class_names=[str(number) for number in range(10**6)]),
-    "10,001 classes": settings(data__class_names=[str(number) for number in range(10_001)]),
-    "images without end": settings(data__shape=[10**9, 8, 8]),
-    "large images": settings(data__shape=[3, 4096, 4096]),
-    "an image of two sides": settings(data__shape=[8, 8]),
-    "an image of no side": settings(data__shape=[3, 0, 8]),
-    "5,000 digits": replaced("steps = 6", f"steps = {'6' * 5000}"),
-    "4,000 digits": replaced("steps = 6", f"steps = {'6' * 4000}"),
+    "classes without end": settings(facts__class_names=[str(number) for number in range(10**6)]),
+    "10,001 classes": settings(facts__class_names=[str(number) for number in range(10_001)]),
+    "images without end": settings(facts__shape=[10**9, 8, 8]),
+    "large images": settings(facts__shape=[3, 4096, 4096]),
+    "an image of two sides": settings(facts__shape=[8, 8]),
+    "an image of no side": settings(facts__shape=[3, 0, 8]),
+    "5,000 digits": replaced("count = 6", f"count = {'6' * 5000}"),
+    "4,000 digits": replaced("count = 6", f"count = {'6' * 4000}"),
     "a number of 400 digits below zero": replaced("seed = 0", f"seed = -{'6' * 399}"),
-    "nested lists": replaced("steps = 6", f"steps = 6\nmore = {'[' * 100_000}"),
-    "nested tables": replaced("steps = 6", f"steps = 6\n{'a.' * 100_000}a = 1"),
+    "nested lists": replaced("count = 6", f"count = 6\nmore = {'[' * 100_000}"),
+    "nested tables": replaced("count = 6", f"count = 6\n{'a.' * 100_000}a = 1"),
     "nested heads": replaced("[network]", f"[{'a.' * 100_000}a]\n[network]"),
     "nested tables in lines": as_text(
         lambda text: text + "\n".join(f"k{i}." + "a." * 500 + "a = 1" for i in range(999))
@@ -250,17 +276,17 @@ HOSTILE = {
     "claims without end": claim(lambda c: c | {str(number): 0 for number in range(100_000)}),
     "digests without end": claim(lambda c: c | {"sha256": c["sha256"] | {str(n): "" for n in range(50_000)}}),
     "a release before the steps without end": settings(
-        privacy__releases=[{"kind": "full", "name": f"{i}", "noise_multiplier": 50.0} for i in range(50_000)]
+        plan__releases=[{"kind": "full", "name": f"{i}", "noise_multiplier": 50.0} for i in range(50_000)]
     ),
     "copies of 399 digits": replaced("noise_multiplicity = 2", f"noise_multiplicity = {DIGITS}"),
-    "examples of 399 digits": replaced('physical_batch_size = "auto"', f"physical_batch_size = {DIGITS}"),
+    "examples of 399 digits": replaced("expected_batch_size = 8", f"expected_batch_size = {DIGITS}"),
     "copies without end": settings(loss__noise_multiplicity=2**16 + 1),
-    "examples without end": settings(training__physical_batch_size=2**20 + 1),
+    "examples without end": settings(machine={"physical_batch_size": 2**20 + 1}),
     "a claim of 399 digits": as_text(lambda t: t.replace('"schema": ', f'"schema": {DIGITS}'), "privacy.json"),
     "a deviation whose square is no number": settings(prior__max_deviation=1e200),
     "a deviation that no pixel has": settings(prior__max_deviation=2.1),
     "a split without sense": settings(prior__split=[1e300, 1e-300, 1.0, 1.0, 1.0]),
-    "a learning rate without sense": settings(training__learning_rate=1.2345e300),
+    "a learning rate without sense": settings(optimizer__learning_rate=1.2345e300),
     "guidance without sense": settings(sampler__guidance=1e300, loss__label_dropout=0.1),
     "spread noise levels": settings(preconditioning__noise_levels__std=1e308),
     "noise levels far away": settings(preconditioning__noise_levels__mean=-1e300),
@@ -317,6 +343,23 @@ HOSTILE = {
         release.rename(release.parent / "free words"),
         release.symlink_to("free words"),
     ),
+    # plans and methods that no run has
+    "a method that is none": replaced('method = "diffusion"', 'method = "gan"'),
+    "another method": replaced('method = "diffusion"', 'method = "prior"'),
+    "no method": replaced('method = "diffusion"\n', ""),
+    "a method of numbers": replaced('method = "diffusion"', "method = 7"),
+    "a plan of no kind": replaced('kind = "private"', 'kind = "gaussian"'),
+    "a plan without noise": replaced('kind = "private"', 'kind = "non-private"'),
+    "sums that are a table": plan(releases={"first": 1.0}),
+    "no sums": plan(releases=[]),
+    "sums of no kind": sums(lambda entries: [entry | {"kind": "free"} for entry in entries]),
+    "a sum of another name": sums(lambda entries: [entries[0] | {"name": "the losses were 0.5"}, *entries[1:]]),
+    "sums in another order": sums(lambda entries: [entries[1], entries[0], *entries[2:]]),
+    "a sum twice": sums(lambda entries: [entries[0], *entries]),
+    "a sum that is left out": sums(lambda entries: entries[1:]),
+    "a sum too many": sums(lambda entries: [*entries, entries[0] | {"name": "more"}]),
+    "a sum with a key": sums(lambda entries: [entries[0] | {"note": 0.5}, *entries[1:]]),
+    "a sum over all that is of batches": sums(lambda entries: [entries[-1] | {"name": "mean of all"}, *entries[1:]]),
     # words
     **words("a" * 256),
     **words("a" * 74_000),
@@ -333,13 +376,13 @@ HOSTILE = {
     **words("ant\U00016fe4\U00016fe4"),
     **words("ant\ufffc"),
     **words("ant\U00013441"),
-    "a class's name twice": settings(data__class_names=["ant", "ant", "cat"]),
+    "a class's name twice": settings(facts__class_names=["ant", "ant", "cat"]),
     "a sampler of capitals": settings(samplers={"Losses05": {"kind": "ddim", "steps": 3}}),
     "a sampler with a key": settings(samplers={"ant": {"kind": "ddim", "steps": 3, "note": 1}}),
-    "a key that moves the cursor": replaced("steps = 6", 'steps = 6\n"\\u001b[2J" = 1'),
-    "one class of numbers": settings(data__class_names=["ant", 5, "cat"]),
+    "a key that moves the cursor": replaced("count = 6", 'count = 6\n"\\u001b[2J" = 1'),
+    "one class of numbers": settings(facts__class_names=["ant", 5, "cat"]),
     # free digits
-    "noise of no step": settings(privacy__steps=0),
+    "noise of no step": plan(count=0),
     "fifteen digits of epsilon": claim(lambda c: c | {"epsilon": c["epsilon"] + 1e-9}),
     "an epsilon of the least digit below": claim(lambda c: c | {"epsilon": round(c["epsilon"] - 1e-4, 4)}),
     "an epsilon of two digits above": claim(lambda c: c | {"epsilon": round(c["epsilon"] + 2e-4, 4)}),
@@ -347,7 +390,9 @@ HOSTILE = {
     "an epsilon that is whole": as_text(lambda t: t.replace('"epsilon": 1.0,', '"epsilon": 1,'), "privacy.json"),
     "an epsilon that is true": claim(lambda c: c | {"epsilon": True}),
     "a size that is no whole number": claim(lambda c: c | {"dataset_size": 30.0}),
-    "a norm that is whole": claim(lambda c: c | {"max_grad_norm": 1}),
+    "a norm that is whole": claim(
+        lambda c: c | {"releases": [*c["releases"][:-1], c["releases"][-1] | {"max_norm": 1}]}
+    ),
     "a setting that is whole": replaced("guidance = 0.0", "guidance = 0"),
     "less than nothing": replaced("guidance = 0.0", "guidance = -0.0"),
     "another spelling of a number": replaced("learning_rate = 0.004", "learning_rate = 4e-3"),

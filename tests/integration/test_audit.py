@@ -105,7 +105,7 @@ def test_the_test_part_is_held_out_unless_another_is_given(dpdm, photos, tmp_pat
     (tmp_path / "both").mkdir()
     photos.rename(tmp_path / "both" / "train")
     shutil.copytree(tmp_path / "both" / "train", tmp_path / "both" / "test")
-    alone = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--epsilon", 2)
+    alone = ("--set=data.size=8", "--method=prior", "--set=privacy.delta=1e-3", "--epsilon", 2)
     assert dpdm("train", tmp_path / "both", *alone, "--run", "both_run")[0] == 0
     found = audit_run(tmp_path / "both_run")
     assert len(found.nearness.of_held_out) == 30
@@ -113,7 +113,7 @@ def test_the_test_part_is_held_out_unless_another_is_given(dpdm, photos, tmp_pat
 
 
 def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):
-    alone = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--epsilon", 2)
+    alone = ("--set=data.size=8", "--method=prior", "--set=privacy.delta=1e-3", "--epsilon", 2)
     assert dpdm("train", photos, *alone, "--run", "alone")[0] == 0
     found = audit_run(tmp_path / "alone")
     assert found.findings == []

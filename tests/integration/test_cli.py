@@ -21,7 +21,7 @@ from dpdm.evaluation import UtilityScore, confusion_of
 from dpdm.ledger import Ledger, Records
 from dpdm.privacy import DPSGD
 from dpdm.runs import Release
-from dpdm.runs import folder as private_folder
+from dpdm.runs.folder import PrivateFolder
 
 
 def files(folder):
@@ -65,7 +65,7 @@ def test_minutes_choose_the_settings_once(dpdm, photos, tmp_path):
     settings = tomllib.loads((tmp_path / "short" / "private" / "config.toml").read_text())
     code, _, err = dpdm(*line, 5)
     assert code == 0, err
-    assert f"begun with: {settings['privacy']['steps']:,} steps" in err
+    assert f"begun with: {settings['plan']['releases'][-1]['count']:,} steps" in err
     assert dpdm(*line, -1)[0] == 2
 
 
@@ -270,7 +270,7 @@ def test_a_signal_saves_and_the_same_line_goes_on(photos, tmp_path, number):
     assert again.returncode == 0, again.stderr
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 301))
-    assert Release.load(tmp_path / "r").privacy["steps"] == 300
+    assert Release.load(tmp_path / "r").claim["steps"] == 300
 
 
 def test_a_full_disk_says_how_to_go_on_and_leaves_the_checkpoint_whole(dpdm, photos, tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_a_full_disk_says_how_to_go_on_and_leaves_the_checkpoint_whole(dpdm, pho
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(private_folder, "save_checkpoint", full)
+        patch.setattr(PrivateFolder, "save", full)
         code, _, err = dpdm("train", photos, "--run", "r", *SMALL)
     assert code == 1
     assert "No space left on device" in err
@@ -416,10 +416,25 @@ WRONG = {
     "unknown key": (["plan", "digits", "--set", "privacy.epsilonn=1"], "did you mean epsilon?"),
     "unknown preset": (["plan", "digitz"], "did you mean digits?"),
     "steps negative": (["train", "digits", "--set", "privacy.steps=-1"], "steps must be"),
-    "nothing to release": (
-        ["train", "digits", "--set", "privacy.steps=0", "--set", "preconditioning.kind=v"],
-        "steps must be a number above 0",
+    "nothing to train": (
+        ["train", "digits", "--set", "privacy.steps=0"],
+        "privacy.steps = 0 trains no network: take the method prior (--method prior)",
     ),
+    "steps of a method without": (
+        ["train", "digits", "--method", "prior", "--set", "privacy.steps=5"],
+        "the method prior takes no steps: leave out privacy.steps",
+    ),
+    "a sampler of a method without": (
+        ["train", "digits", "--method", "prior", "--set", "sampler.steps=5"],
+        "unknown key sampler (method = prior)",
+    ),
+    "a network of a method without": (
+        ["train", "digits", "--method", "prior", "--set", "network.width=5"],
+        "unknown key network (method = prior)",
+    ),
+    "a sampler that is gone": (["train", "digits", "--set", "sampler.kind=prior"], "sampler.kind must be one of"),
+    "a network that is gone": (["train", "digits", "--set", "network.kind=zero"], "network.kind must be one of"),
+    "no such method": (["train", "digits", "--method", "piror"], "did you mean prior?"),
     "guidance without dropout": (
         ["train", "digits", "--set", "sampler.guidance=1"],
         "sampler.guidance = 1 needs images without label in training: set loss.label_dropout",
@@ -561,7 +576,7 @@ def test_a_non_private_run_says_so_everywhere(dpdm, photos, tmp_path):
 
 
 def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
-    alone = ("--set=data.size=8", "--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--epsilon", 2)
+    alone = ("--set=data.size=8", "--method=prior", "--set=privacy.delta=1e-3", "--epsilon", 2)
     code, out, _ = dpdm("plan", photos, *alone)
     assert code == 0
     assert "7 sums first" in out
@@ -770,18 +785,18 @@ def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_a_disk_that_is_full_after_the_prior_says_that_it_is_lost(dpdm, photos, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_after_a_noisy_sum_says_that_it_is_lost(dpdm, photos, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(private_folder, "save_prior", full)
+        patch.setattr(PrivateFolder, "keep_sum", full)
         code, _, err = dpdm("train", photos, "--run", "r", *SMALL)
     assert code == 1
-    assert "the prior was released and could not be saved; mend this, and start a new run" in err
+    assert "'mean of all': this sum was released and could not be saved; mend this, and start a new run" in err
     code, _, err = dpdm("train", photos, "--run", "r", *SMALL)
     assert code == 2
-    assert "a crash spent the prior" in err
+    assert "a crash spent 'mean of all' before it was saved" in err
 
 
 @pytest.mark.proof

@@ -37,20 +37,20 @@ SMALL = {  # added to every line of plan and train on the photos; presets are pl
     "machine.physical_batch_size": "64",
     "sampler.steps": "2",
 }
+OF_STEPS = ("network.", "privacy.", "loss.", "sampler.")  # settings of a method that takes steps
 SMALLER = {  # options whose value is replaced, in these lines too
     "--minutes": "1",
     "-n": "30",
 }
 MORE = {  # options of a verb that are added
     "prepare": ["--set", "data.size=8"],
-    "tune": ["--set", "data.size=8", "--set", "privacy.steps=0"],
     "evaluate": ["--quick"],
     "compare": ["--quick", "-n", "30"],
     "audit": ["--minutes", "0.05"],
 }
 IN_PYTHON = {  # replaced in Python blocks
     "dpdm.Synthesizer(": "dpdm.Synthesizer(steps=4, expected_batch_size=60000, noise_multiplicity=1, ",
-    '"privacy.steps=300"': '"privacy.steps=0"',
+    '"privacy.steps=300"': '"privacy.steps=4"',
     "    steps=500,\n": "    steps=4,\n",
     "expected_batch_size=1024": "expected_batch_size=60000",
     "size=28": "size=8",
@@ -89,11 +89,11 @@ def small(verb, arguments):
         if option in given:
             given[given.index(option) + 1] = value
     given += MORE.get(verb, [])
-    if verb not in ("plan", "train"):
+    if verb not in ("plan", "train", "tune"):
         return given
     own = [text.partition("=")[0] for flag, text in itertools.pairwise(given) if flag == "--set"]
     for key, value in SMALL.items():
-        if key == "privacy.steps" and "privacy.steps=0" in given:
+        if "prior" in given and key.startswith(OF_STEPS):
             continue  # the prior alone, which is quick as it is
         if key.startswith("network.") and any(name.startswith("network.") for name in own):
             continue  # a network of the page's own
@@ -123,7 +123,7 @@ def folder(tmp_path, monkeypatch):
 def known_speed(monkeypatch):
     """A machine that need not be measured: 0.1 ms a noisy copy."""
     speed = lambda self, loss, _, **within: (1e-4 * loss.noise_multiplicity, 0.0)  # noqa: E731
-    monkeypatch.setattr(step_cost._Stopwatch, "seconds", speed)
+    monkeypatch.setattr("dpdm.runs.cost._Stopwatch.seconds", speed)
 
 
 @pytest.fixture(autouse=True)

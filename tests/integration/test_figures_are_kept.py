@@ -50,7 +50,7 @@ def began(photos, run):
     steps = trainer.steps(data)
     next(steps), next(steps)
     steps.close()
-    return trainer.mechanism
+    return trainer.plan
 
 
 def test_a_run_goes_on_on_another_processor_with_the_figure_it_began_with(
@@ -63,7 +63,7 @@ def test_a_run_goes_on_on_another_processor_with_the_figure_it_began_with(
     privacy = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert [decode_event(event) for event in privacy["events"]] == plan.events(), "the claim is of what was used"
     settings = tomllib.loads((tmp_path / "run" / "release" / "config.toml").read_text())
-    assert settings["plan"]["noise_multiplier"] == plan.noise_multiplier
+    assert settings["plan"]["releases"][-1]["noise_multiplier"] == plan.noise_multiplier
     (reservation,) = book.account("photos").reservations.values()
     assert reservation.completed
     assert reservation.events == plan.events()

@@ -10,8 +10,8 @@ import torch
 
 from dpdm.config import Privacy
 from dpdm.data import ImageDataset
-from dpdm.diffusion import DDIM, Churn, DenoisingLoss, MomentMatched
-from dpdm.methods import Diffusion, Prior
+from dpdm.diffusion import DDIM, Churn, DenoisingLoss, MatchedSolver
+from dpdm.methods import Diffusion, Optimizer, Prior, PriorAlone
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD
 from dpdm.privacy.accounting import downwards, round_up, upwards
@@ -35,22 +35,20 @@ def images(count=40, shape=(8, 8, 1), classes=2, **facts):
 
 
 def trained(data, run, *, prior=None, steps=0, **settings):
-    """Train on `data` as its owner would in Python."""
+    """Train on `data` as its owner would in Python: the prior alone, unless there are steps."""
     prior = prior or Prior(centres=2, rounds=2)
-    of_plan = {"epsilon": 1.0, "delta": 1e-3, "expected_batch_size": 8, "max_grad_norm": 1}
-    chosen = of_plan | settings.pop("privacy", {})
+    privacy = {"epsilon": 1.0, "delta": 1e-3, "max_grad_norm": 1} | settings.pop("privacy", {})
+    method = PriorAlone(prior=prior)
+    if steps:
+        privacy = {"expected_batch_size": 8, "steps": steps} | privacy
+        settings = {"network": MLP(width=8, blocks=1), "sampler": DDIM(steps=2)} | settings
+        of_method = {
+            key: settings.pop(key) for key in ("network", "sampler", "samplers", "optimizer") if key in settings
+        }
+        method = Diffusion(prior=prior, loss=DenoisingLoss(noise_multiplicity=1), **of_method)
     unit = "image" if data.groups is None else "group"
-    plan = Privacy(**chosen, steps=steps).plan(lambda: data.num_units, prior, unit=unit)
-    network = settings.pop("network", MLP(width=8, blocks=1))
-    trainer = Trainer(
-        method=Diffusion(
-            network=network, preconditioning=MomentMatched(), prior=prior, loss=DenoisingLoss(noise_multiplicity=1)
-        ),
-        plan=plan,
-        run=run,
-        **{"sampler": DDIM(steps=2)} | settings,
-    )
-    return trainer.fit(data)
+    plan = Privacy(**privacy).plan(method, lambda: data.num_units, unit=unit)
+    return Trainer(method=method, plan=plan, run=run, **settings).fit(data)
 
 
 HONEST = {
@@ -58,7 +56,7 @@ HONEST = {
     "colour": (lambda: images(shape=(16, 16, 3)), {}),
     "more pixels than coordinates": (lambda: images(shape=(32, 32, 3)), {}),
     "large": (lambda: images(shape=(48, 40, 1)), {}),
-    "five images": (lambda: images(5, classes=0), {"privacy": {"delta": 1e-2, "expected_batch_size": 2}}),
+    "five images": (lambda: images(5, classes=0), {"privacy": {"delta": 1e-2}}),
     "no classes": (lambda: images(classes=0), {}),
     "one class": (lambda: images(classes=1), {}),
     "many classes": (lambda: images(classes=12), {}),
@@ -76,13 +74,16 @@ HONEST = {
         images,
         {
             "steps": 2,
-            "training": Training(learning_rate=1, decay=1, warmup=0),
+            "optimizer": Optimizer(learning_rate=1, decay=1, warmup=0),
             "prior": Prior(centres=2, max_deviation=1),
         },
     ),
     "whole numbers of another library": (images, {"steps": np.int64(2), "network": MLP(width=np.int64(8), blocks=1)}),
     "letters of two spellings": (lambda: images(class_names=("a\u0308nt", "bee"), name="mu\u0308cken"), {}),
-    "samplers": (images, {"steps": 2, "samplers": {"slow": DDIM(steps=3, guidance=0), "prior-alone": FromPrior()}}),
+    "samplers": (
+        images,
+        {"steps": 2, "samplers": {"slow": DDIM(steps=3, guidance=0), "near-the-prior": MatchedSolver(steps=2)}},
+    ),
 }
 
 
@@ -146,7 +147,7 @@ def test_a_sampler_of_such_a_name_is_refused_before_anything_is_spent(name, tmp_
 
 def test_more_samplers_than_a_release_may_hold_are_refused(tmp_path):
     with pytest.raises(InputError, match="at most 16"):
-        trained(images(), tmp_path / "run", samplers={f"s{number}": FromPrior() for number in range(17)})
+        trained(images(), tmp_path / "run", steps=2, samplers={f"s{number}": DDIM(steps=2) for number in range(17)})
 
 
 @pytest.mark.parametrize("name", ["ant", "Ameise ä", "蟻", "🐜", "T-shirt/top", "..", "a" * 255])
@@ -156,15 +157,15 @@ def test_what_a_person_can_read_is_a_name(name):
 
 def test_verify_says_all_that_it_cannot_check(dpdm, tmp_path):
     data = images(class_names=("ant, or bee", "ünd"), name="two kinds")
-    trained(data, tmp_path / "run", training=Training(seed=2**63 - 1), samplers={"prior-alone": FromPrior()})
+    trained(data, tmp_path / "run", steps=2, seed=2**63 - 1, samplers={"near-the-prior": MatchedSolver(steps=2)})
     code, out, err = dpdm("verify", tmp_path / "run")
     assert code == 0, err
-    for said in ('"two kinds"', '"ant, or bee", "ünd"', '"prior-alone"', str(2**63 - 1), "declared"):
+    for said in ('"two kinds"', '"ant, or bee", "ünd"', '"near-the-prior"', str(2**63 - 1), "declared"):
         assert said in out
     found = json.loads(dpdm("verify", tmp_path / "run", "--json")[1])
     assert found["name"] == "two kinds"
     assert found["class_names"] == ["ant, or bee", "ünd"]
-    assert (found["samplers"], found["seed"]) == (["prior-alone"], 2**63 - 1)
+    assert (found["samplers"], found["seed"]) == (["near-the-prior"], 2**63 - 1)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_a_release_of_300_megabytes_is_verified_in_little_memory(tmp_path):
     small = Release.load(tmp_path / "run")
     network = MLP(width=4300, blocks=1)
     torch.manual_seed(0)
-    small.denoiser.network = network.build((1, 8, 8), num_classes=2, images_in=2)
+    small.generator.denoiser.network = network.build((1, 8, 8), num_classes=2, images_in=2)
     small.settings["network"] |= {"width": 4300}
     small.save(tmp_path / "large")
     assert (tmp_path / "large" / "model.safetensors").stat().st_size > 290_000_000

@@ -12,7 +12,7 @@ from dpdm.data import open_dataset
 from dpdm.ledger import Ledger
 from dpdm.types import InputError
 
-PRIOR_ALONE = ("--set=privacy.steps=0", "--set=privacy.delta=1e-3", "--set=prior.centres=1", "--epsilon=1")
+PRIOR_ALONE = ("--method=prior", "--set=privacy.delta=1e-3", "--set=prior.centres=1", "--epsilon=1")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from dpdm.types import InputError
 PRIOR_ALONE = (
     "--set=data.size=8",
     "--set=privacy.epsilon=10",
-    "--set=privacy.steps=0",
+    "--method=prior",
     "--set=privacy.delta=1e-3",
     "--set=prior.centres=1",
 )
@@ -125,9 +125,9 @@ def test_what_claims_nothing_is_not_counted(photos, book, tmp_path):
     data = config.data.open()
     seeded = Trainer.from_config(config, data)
     next(Trainer(**{**vars(seeded), "entropy": InsecureSeededEntropy(b"known")}).steps(data))
-    plan = seeded.mechanism
+    plan = seeded.plan
     open_plan = NonPrivate(dataset_size=30, releases=plan.releases)
-    next(Trainer(**{**vars(seeded), "mechanism": open_plan}).steps(data))
+    next(Trainer(**{**vars(seeded), "plan": open_plan}).steps(data))
     assert book.accounts() == {}
 
 
@@ -255,11 +255,11 @@ def test_a_search_goes_on_without_a_run_that_a_crash_took(
     runs_of(monkeypatch, 2)
     line = ("tune", photos, *TUNE, "--reference", public, *SMALL)
 
-    def killed(self, prior):
+    def killed(self, name, noisy):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as crash:
-        crash.setattr(PrivateFolder, "save_prior", killed)
+        crash.setattr(PrivateFolder, "keep_sum", killed)
         assert dpdm(*line)[0] != 0
     assert not (tmp_path / "best" / "release").exists()
     code, _, err = dpdm(*line)
@@ -527,7 +527,7 @@ def test_a_private_score_is_noisy_and_part_of_the_price(
     [
         (("--try=privacy.steps=6,7", "--reference=photos"), "differ in [privacy]"),
         (("--try=prior.centres=1,2", "--reference=photos"), "differ in [privacy]"),
-        (("--try=data.fit=crop,pad", "--reference=photos"), "differ in [privacy], [prior] or [data]"),
+        (("--try=data.fit=crop,pad", "--reference=photos"), "differ in [privacy], [data] or what their method rel"),
         (("--try=optimizer.learning_rate", "--reference=photos"), "--try takes"),
         (("--try=optimizer.learning_rate=1e-3,", "--reference=photos"), "--try takes"),
         (("--try=optimizer.learning_rate=1e-3",), "--reference with public images"),

@@ -23,13 +23,14 @@ from dpdm.cli import options
 from dpdm.cli import training as verbs
 from dpdm.files import held, write_atomically
 from dpdm.privacy import journal
-from dpdm.runs import Release, Trainer, hardware, private_folder
+from dpdm.runs import Release, Trainer, hardware
+from dpdm.runs.folder import PrivateFolder
 from dpdm.types import InputError, is_of_memory
 
 PRIOR_ALONE = (
     "--epsilon=1",
     "--set=data.size=8",
-    "--set=privacy.steps=0",
+    "--method=prior",
     "--set=privacy.delta=1e-3",
     "--set=prior.centres=1",
 )
@@ -74,12 +75,12 @@ def test_a_run_saves_again_and_again_where_there_are_no_links(photos, tmp_path, 
         next(steps), next(steps)
         steps.close()
     Trainer.from_config(config, data, run=tmp_path / "run").fit(data)
-    assert Release.load(tmp_path / "run").privacy["steps"] == 6
+    assert Release.load(tmp_path / "run").claim["steps"] == 6
     assert (tmp_path / "run" / "private" / "checkpoint.before.safetensors").exists()
 
 
 def test_where_no_checkpoint_can_take_the_place_of_another_nothing_is_spent(dpdm, photos, tmp_path, monkeypatch):
-    save, calls = private_folder.save_checkpoint, []
+    save, calls = PrivateFolder.save, []
 
     def once(*arguments, **keywords):
         calls.append(None)
@@ -87,7 +88,7 @@ def test_where_no_checkpoint_can_take_the_place_of_another_nothing_is_spent(dpdm
             no_links()
         save(*arguments, **keywords)
 
-    monkeypatch.setattr(private_folder, "save_checkpoint", once)
+    monkeypatch.setattr(PrivateFolder, "save", once)
     book = package.Ledger(str(tmp_path / "ledger.sqlite"))
     code, _, err = dpdm("train", photos, "--run", "r", "--ledger", book.url, *SMALL)
     assert (code, err.count("dpdm: ")) == (1, 1)

@@ -114,7 +114,7 @@ def test_it_is_opened_with_its_code_and_draws(own):
     for network in (Linear, Linear((1, 8, 8), num_classes=2, images_in=2)):
         release = Release.load(own, network=network)
         assert release.sample(5, seed=0)[0].shape == (5, 8, 8, 1)
-        assert not any(p.requires_grad for p in release.denoiser.parameters())
+        assert not any(p.requires_grad for p in release.generator.parameters())
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def rewritten(folder, **tensors):
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({"network.a note of a secret": torch.zeros(1)}, "letters, digits and _"),
-        ({f"network.{'a' * 300}": torch.zeros(1)}, "letters, digits and _"),
+        ({"denoiser.network.a note of a secret": torch.zeros(1)}, "letters, digits and _"),
+        ({f"denoiser.network.{'a' * 300}": torch.zeros(1)}, "letters, digits and _"),
         ({"of_an_audit": torch.ones(())}, "do not fit together"),
-        ({"preconditioning.prior.more": torch.zeros(1)}, "do not fit together"),
-        ({"preconditioning.prior.floor": None}, "do not fit together"),
-        ({"network.layer.bias": torch.full((1,), float("nan"))}, "not finite"),
+        ({"denoiser.preconditioning.prior.more": torch.zeros(1)}, "do not fit together"),
+        ({"denoiser.preconditioning.prior.floor": None}, "do not fit together"),
+        ({"denoiser.network.layer.bias": torch.full((1,), float("nan"))}, "not finite"),
     ],
     ids=["a name that is text", "a long name", "the stamp of an audit", "more of a prior", "less of one", "NaN"],
 )

@@ -1,5 +1,6 @@
 """Images of several persons, several of each, from the folder to a claim about persons."""
 
+import dataclasses
 import json
 import tomllib
 
@@ -14,6 +15,7 @@ from dpdm.audit.canaries import train_with_canaries
 from dpdm.config import Config, Data
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM
+from dpdm.methods import Diffusion, diffusion
 from dpdm.networks import MLP
 from dpdm.privacy import DPSGD
 from dpdm.runs.private_classifier import train_private_classifier
@@ -47,7 +49,7 @@ def test_the_claim_is_about_persons_from_plan_to_report(dpdm, persons, tmp_path)
     claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert (claim["unit"], claim["dataset_size"]) == ("one group of images", 20)
     written = tomllib.loads((tmp_path / "run" / "release" / "config.toml").read_text())
-    assert written["privacy"]["unit"] == "group"
+    assert written["plan"]["unit"] == "group"
     assert "70" not in json.dumps({key: claim[key] for key in claim if key != "sha256"})
     code, out, err = dpdm("verify", "run")
     assert code == 0, err
@@ -141,24 +143,23 @@ def test_an_audit_plants_and_accuses_whole_persons(dpdm, persons, tmp_path, smal
 
 
 def test_a_person_whose_coin_says_no_is_not_there_with_any_image(monkeypatch):
-    from dpdm.audit import canaries
-
-    seen, loader = [], canaries._Loader
+    seen, loader = [], diffusion.Loader
 
     def spy(data, *others):
         seen.append(data)
         return loader(data, *others)
 
-    monkeypatch.setattr(canaries, "_Loader", spy)
+    monkeypatch.setattr(diffusion, "Loader", spy)
     data = made_up(np.arange(90) % 30)
     plan = DPSGD(dataset_size=30, expected_batch_size=10, steps=3, noise_multiplier=0.05, delta=1e-3, unit="group")
-    config = Config(data=Data(source="made up"), network=MLP(width=8, blocks=1), preconditioning=EDM())
-    *_, played = train_with_canaries(config, plan, data, canaries=30, members=12, coins=np.random.default_rng(0))
+    method = Diffusion(network=MLP(width=8, blocks=1), preconditioning=EDM())
+    config = Config(data=Data(source="made up"), method=method)
+    *_, audited = train_with_canaries(config, plan, data, canaries=30, members=12, coins=np.random.default_rng(0))
     there = {image.tobytes() for image in seen[0].images}
-    for person, was_in in zip(played.members, played.were_in, strict=True):
+    for person, was_in in zip(audited.members, audited.were_in, strict=True):
         assert {image.tobytes() in there for image in data.images[data.groups == person]} == {was_in}
-    assert seen[0].num_units == 30 - (~played.were_in).sum()
-    assert not ((played.scores > 0) & ~played.took_part).any()
+    assert seen[0].num_units == 30 - (~audited.were_in).sum()
+    assert not ((audited.scores > 0) & ~audited.took_part).any()
+    of_images = dataclasses.replace(plan, unit="image")
     with pytest.raises(InputError, match="unit is one image"):
-        next(train_with_canaries(config, DPSGD(dataset_size=30, expected_batch_size=10, steps=3, noise_multiplier=1.0, delta=1e-3),
-                  data, canaries=5, members=4, coins=np.random.default_rng(0)))  # fmt: skip
+        next(train_with_canaries(config, of_images, data, canaries=5, members=4, coins=np.random.default_rng(0)))

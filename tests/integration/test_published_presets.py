@@ -14,7 +14,7 @@ from dpdm.config import preset_names
 from dpdm.networks import UNet
 
 RECORDS = 6
-PUBLISHED = [name for name in preset_names() if isinstance(dpdm.load_config(name).network, UNet)]
+PUBLISHED = [name for name in preset_names() if isinstance(dpdm.load_config(name).method.network, UNet)]
 
 
 def write_idx(folder, images, labels):
@@ -79,10 +79,10 @@ def test_a_published_preset_takes_two_steps_and_samples(name, shelf):
         ],
     )
     published = dpdm.load_config(name)
-    assert (config.network, config.loss, config.preconditioning) == (
-        published.network,
-        published.loss,
-        published.preconditioning,
+    assert (config.method.network, config.method.loss, config.method.preconditioning) == (
+        published.method.network,
+        published.method.loss,
+        published.method.preconditioning,
     )
     data = config.data.open()
     assert data.shape == (config.data.channels, config.data.size, config.data.size)
@@ -91,7 +91,7 @@ def test_a_published_preset_takes_two_steps_and_samples(name, shelf):
     images, _ = release.sample(3)
     assert images.shape == (3, config.data.size, config.data.size, config.data.channels)
     assert release.claim["epsilon"] <= published.privacy.epsilon
-    for sampler in config.samplers.values():
+    for sampler in config.method.samplers.values():
         assert sampler.steps == 1000
         quick = type(sampler)(**{**vars(sampler), "steps": 2})
         assert release.sample(2, sampler=quick)[0].shape == (2, *images.shape[1:])
@@ -105,8 +105,8 @@ def test_a_published_preset_has_the_published_figures(name):
     copies = 8 if name in ("celeba-64", "cifar10", "imagenet-32") else 32
     assert config.privacy.expected_batch_size == batch
     assert config.privacy.steps == round(epochs * config.privacy.dataset_size / batch)
-    assert config.loss.noise_multiplicity == copies
-    assert config.training.learning_rate_at(0) == config.training.learning_rate_at(0.7) == 3e-4
+    assert config.method.loss.noise_multiplicity == copies
+    assert config.method.optimizer.learning_rate_at(0) == config.method.optimizer.learning_rate_at(0.7) == 3e-4
     assert config.privacy.delta < 1 / config.privacy.dataset_size
     kind = "V" if name.endswith("0.2") else "EDM"
-    assert type(config.preconditioning).__name__ == kind
+    assert type(config.method.preconditioning).__name__ == kind

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from small_run import SMALL
 
+from dpdm.methods.prior import PRIOR_SUMS
 from dpdm.runs import Release
 
 
@@ -37,7 +38,8 @@ def test_a_public_page_says_the_claim_and_nothing_secret(dpdm, run, tmp_path):
     spent = [row["epsilon"] for row in facts["spent"]]
     assert spent == sorted(spent)
     assert spent[-1] <= facts["claim"]["epsilon"]
-    assert facts["budget"][-1]["part"].endswith("steps of training")
+    rounds = [f"centres, round {number}" for number in (1, 2, 3)]
+    assert [row["part"] for row in facts["budget"]] == [*PRIOR_SUMS, *rounds, "6 steps"]
     assert all(0 < row["epsilon_alone"] < facts["claim"]["epsilon"] for row in facts["budget"])
 
 

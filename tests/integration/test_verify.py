@@ -146,7 +146,7 @@ TAMPERED = {
     "not private": (edit_claim(private=False), "NOT PRIVATE"),
     "newer schema": (edit_claim(schema=99), "another version"),
     "no digests": (edit_claim(sha256={}), "its digest differs"),
-    "settings": (edit("config.toml", lambda t: t.replace("steps = 6", "steps = 5")), "its digest differs"),
+    "settings": (edit("config.toml", lambda t: t.replace("count = 6", "count = 5")), "its digest differs"),
     "weights": (swap_weights, "its digest differs"),
     "a picture": (lambda r: (r / "samples.png").write_bytes(b"private"), "does not belong"),
     "weights missing": (lambda r: (r / "model.safetensors").unlink(), "is missing"),
@@ -204,7 +204,7 @@ def test_whatever_was_changed_is_refused_in_one_line(dpdm, release, name):
 def test_settings_and_claim_changed_together_do_not_get_by(release):
     """Who knows the format can forge a release, but not one whose own numbers contradict each other."""
     settings = release / "config.toml"
-    settings.write_text(settings.read_text().replace("steps = 6", "steps = 3"))
+    settings.write_text(settings.read_text().replace("count = 6", "count = 3"))
     claim = json.loads((release / "privacy.json").read_text())
     claim["sha256"]["config.toml"] = digest(settings)
     claim["steps"] = claim["events"][-1]["steps"] = 3
@@ -226,13 +226,13 @@ def rewritten(release, old, new, **claim):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("[data]", "# the losses were 0.5 and 0.4\n[data]"),
-        ("[data]", "[data]\ncounts = [3, 2]"),
-        ("[data]", "losses = [0.5]\n[data]"),
+        ("[facts]", "# the losses were 0.5 and 0.4\n[facts]"),
+        ("[facts]", "[facts]\ncounts = [3, 2]"),
+        ("[facts]", "losses = [0.5]\n[facts]"),
         ("[prior]", "[another]"),
         ("noise_multiplier = ", "noise_multiplier = 1e-200 # "),
-        ("steps = 6", "steps = 6.5"),
-        ("steps = 6", 'steps = "many"'),
+        ("count = 6", "count = 6.5"),
+        ("count = 6", 'count = "many"'),
     ],
 )
 def test_settings_that_no_run_writes_are_refused(dpdm, release, old, new):
@@ -291,11 +291,11 @@ def of_weights(change):
 
 
 def one_prior_of(name, make):
-    return of_weights(lambda tensors: tensors | {f"preconditioning.prior.{name}": make(tensors)})
+    return of_weights(lambda tensors: tensors | {f"denoiser.preconditioning.prior.{name}": make(tensors)})
 
 
 def more_centres(tensors):
-    centres = {f"preconditioning.prior.{name}": 2 for name in ("centres", "classes", "log_weights")}
+    centres = {f"denoiser.preconditioning.prior.{name}": 2 for name in ("centres", "classes", "log_weights")}
     return {k: t.repeat_interleave(centres[k], 0) if k in centres else t for k, t in tensors.items()}
 
 
@@ -315,13 +315,13 @@ def header(change):
 
 
 def claim_without_steps(release):
-    from dpdm.config import decode_plan, read_toml
+    from dpdm.config import decode_plan, encode, read_toml
     from dpdm.privacy import OperatingSystemEntropy
 
     text, table = (release / "config.toml").read_text(), read_toml(release / "config.toml")
-    plan = dataclasses.replace(decode_plan(table["plan"]), steps=0, noise_multiplier=None)
-    table["plan"]["steps"] = 0
-    del table["plan"]["noise_multiplier"]
+    plan = decode_plan(table["plan"])
+    plan = dataclasses.replace(plan, releases=plan.full)
+    table["plan"] = encode(plan)
     rewritten(release, text, tomli_w.dumps(table), **plan.claim(entropy=OperatingSystemEntropy()))
 
 
@@ -331,7 +331,7 @@ def facts(**changes):
 
         table = read_toml(release / "config.toml")
         rewritten(
-            release, (release / "config.toml").read_text(), tomli_w.dumps(table | {"data": table["facts"] | changes})
+            release, (release / "config.toml").read_text(), tomli_w.dumps(table | {"facts": table["facts"] | changes})
         )
 
     return forge
@@ -339,14 +339,14 @@ def facts(**changes):
 
 LOSSES = b"the losses were 0.5 and 0.4"
 FORGED = {
-    "steps that nobody paid for": (claim_without_steps, "its plan pays for no step"),
+    "steps that nobody paid for": (claim_without_steps, "centres, round 3, and its settings need mean of all"),
     "more centres than the settings have": (of_weights(more_centres), "do not fit together"),
     "classes that do not exist": (
-        one_prior_of("classes", lambda t: t["preconditioning.prior.classes"] + 123456789),
+        one_prior_of("classes", lambda t: t["denoiser.preconditioning.prior.classes"] + 123456789),
         "lacks centres of its classes",
     ),
     "a table of another rank": (
-        one_prior_of("axes", lambda t: t["preconditioning.prior.axes"][0]),
+        one_prior_of("axes", lambda t: t["denoiser.preconditioning.prior.axes"][0]),
         "do not fit together",
     ),
     "weights with more digits": (
@@ -362,20 +362,20 @@ FORGED = {
         "holds more than weights",
     ),
     "spaces in the weights' header": (header(lambda text: text + b" " * 800), "holds more than weights"),
-    "a histogram of labels": (facts(class_names={"cat": 100, "dog": 101}), "holds something in data"),
+    "a histogram of labels": (facts(class_names={"cat": 100, "dog": 101}), "holds something in facts"),
     "a histogram in names": (facts(class_names=[["cat", {"count": 100}], "dog"]), "not as a run writes it"),
-    "a size that is true": (facts(shape=[True, 8, 8]), "holds something in data"),
+    "a size that is true": (facts(shape=[True, 8, 8]), "holds something in facts"),
     "numbers without end": (
-        lambda release: rewritten(release, "steps = 6", f"steps = {'6' * 5000}"),
+        lambda release: rewritten(release, "count = 6", f"count = {'6' * 5000}"),
         "is not valid TOML",
     ),
     "tables without end": (
-        lambda release: rewritten(release, "steps = 6", f"steps = 6\nmore = {'[' * 100_000}"),
+        lambda release: rewritten(release, "count = 6", f"count = 6\nmore = {'[' * 100_000}"),
         "is not valid TOML",
     ),
     "half an image": (
         lambda release: rewritten(release, "dataset_size = 30", "dataset_size = 30.5"),
-        "privacy.dataset_size = 30.5",
+        "plan.dataset_size = 30.5",
     ),
 }
 
@@ -459,7 +459,7 @@ def test_an_error_of_arithmetic_in_the_weights_is_one_line(trained, monkeypatch)
     def fails(*_, **__):
         raise OverflowError
 
-    monkeypatch.setattr("dpdm.runs.verification.require_possible", fails)
+    monkeypatch.setattr("dpdm.methods.prior.require_possible", fails)
     with pytest.raises(InputError, match=r"is damaged \(OverflowError\)"):
         verify_release(trained)
 

@@ -1,20 +1,43 @@
-import tomllib
+import math
 
 import numpy as np
 import pytest
 import tomli_w
 
-from dpdm.config import Config, Data, choose_sampler, decode, decode_plan, encode, load_config, preset_names
-from dpdm.diffusion import DDIM, Churn, MomentMatched
+from dpdm.config import (
+    Data,
+    Privacy,
+    choose_sampler,
+    decode,
+    decode_plan,
+    encode,
+    encode_config,
+    load_config,
+    preset_names,
+)
+from dpdm.diffusion import DDIM, EDM, Churn, MomentMatched
+from dpdm.methods import Diffusion, PriorAlone
+from dpdm.methods.prior import PRIOR_SUMS
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD, NonPrivate, Plan
 from dpdm.types import InputError
 
 
+@pytest.fixture
+def load_table(tmp_path):
+    """Return what reads a table as the file that holds it is read."""
+
+    def load(table, **asked):
+        (tmp_path / "table.toml").write_text(tomli_w.dumps(table))
+        return load_config(str(tmp_path / "table.toml"), **asked)
+
+    return load
+
+
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_decodes_and_survives_the_round_trip(name):
+def test_every_preset_decodes_and_survives_the_round_trip(name, load_table):
     config = load_config(name)
-    assert decode(Config, encode(config)) == config
+    assert load_table(encode_config(config)) == config
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -71,24 +94,24 @@ def test_overrides_reach_every_level_and_parse_as_toml_or_text():
     )
     assert config.privacy.steps == 7
     assert config.machine.precision == "float32"
-    assert config.preconditioning.noise_levels.mean == -0.5
+    assert config.method.preconditioning.noise_levels.mean == -0.5
 
 
 def test_a_new_kind_drops_the_settings_of_the_old_one_whatever_the_order():
     config = load_config("fashion-mnist-cpu", overrides=["network.width=64", "network.kind=mlp"])
-    assert config.network == MLP(width=64)
-    assert isinstance(load_config("digits", overrides=["network.kind=compact-unet"]).network, CompactUNet)
+    assert config.method.network == MLP(width=64)
+    assert isinstance(load_config("digits", overrides=["network.kind=compact-unet"]).method.network, CompactUNet)
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
         ("privacy.stepz=3", "unknown key privacy.stepz: did you mean steps?"),
-        ("privacyy.steps=3", "unknown key privacyy: did you mean privacy?"),
-        ("network.kind=gan", "network.kind must be one of compact-unet, mlp, unet, zero, not 'gan'"),
+        ("privacyy.steps=3", "unknown key privacyy (method = diffusion): did you mean privacy?"),
+        ("network.kind=gan", "network.kind must be one of compact-unet, mlp, unet, not 'gan'"),
         ("privacy.steps=many", "privacy.steps = 'many'"),
         ("machine.device=tpu", "machine.device = 'tpu'"),
-        ("optimizer.warmup=2", "training: warmup must be in [0, 1), not 2"),
+        ("optimizer.warmup=2", "optimizer: warmup must be in [0, 1), not 2"),
         ("network=5", "network is a table"),
         ("privacy.steps.more=5", "--set privacy.steps.more: steps is a value"),
         ("nonsense", "--set takes key=value"),
@@ -123,18 +146,22 @@ def test_a_declared_size_is_add_or_remove_and_an_undeclared_one_is_public_and_re
     declared = load_config(
         "digits", overrides=["privacy.dataset_size=1000", "privacy.steps=5", "privacy.epsilon=1"]
     ).privacy
-    plan = declared.plan(lambda: pytest.fail("the data must not be counted"))
+    plan = declared.plan(Diffusion(preconditioning=EDM()), lambda: pytest.fail("the data must not be counted"))
     assert isinstance(plan, Plan)
     assert (plan.dataset_size, plan.relation) == (1000, "add_or_remove_one")
     undeclared = decode(type(declared), {"steps": 5, "delta": 1e-5, "epsilon": 1.0})
-    plan = undeclared.plan(lambda: 640)
+    plan = undeclared.plan(Diffusion(preconditioning=EDM()), lambda: 640)
     assert isinstance(plan, Plan)
     assert (plan.dataset_size, plan.relation, plan.expected_batch_size) == (640, "replace_special", 64)
 
 
 def test_the_null_object_is_a_setting_that_keeps_size_batch_and_steps():
-    privacy = load_config("digits", overrides=["privacy.kind=non-private"]).privacy
-    assert privacy.plan(lambda: 0) == NonPrivate.dp_sgd(dataset_size=1438, expected_batch_size=256, steps=300)
+    config = load_config("digits", overrides=["privacy.kind=non-private"])
+    sums = dict.fromkeys(PRIOR_SUMS)
+    expected = NonPrivate.dp_sgd(releases=sums, dataset_size=1438, expected_batch_size=256, steps=300)
+    plan = config.plan(lambda: 0)
+    assert [(r.name, r.count) for r in plan.releases] == [(r.name, r.count) for r in expected.releases]
+    assert (plan.dataset_size, plan.expected_batch_size, plan.max_grad_norm) == (1438, 256, math.inf)
 
 
 @pytest.mark.parametrize("key", ["epsilon", "delta", "max_grad_norm"])
@@ -149,9 +176,9 @@ def test_naming_the_kind_that_a_preset_has_anyway_changes_nothing():
 
 @pytest.mark.parametrize("kind", ["dp-sgd", "non-private"])
 def test_a_batch_size_of_zero_is_refused_and_not_replaced(kind):
-    privacy = load_config("digits", overrides=["privacy.expected_batch_size=0", f"privacy.kind={kind}"]).privacy
+    config = load_config("digits", overrides=["privacy.expected_batch_size=0", f"privacy.kind={kind}"])
     with pytest.raises(InputError, match="expected_batch_size must be"):
-        privacy.plan(lambda: 0)
+        config.plan(lambda: 0)
 
 
 def test_only_the_sampler_can_be_set_after_training():
@@ -165,38 +192,105 @@ def test_only_the_sampler_can_be_set_after_training():
         choose_sampler(settings, name="acuracy")
 
 
-def test_named_samplers_survive_the_round_trip_and_are_decoded_strictly():
+def test_named_samplers_survive_the_round_trip_and_are_decoded_strictly(load_table):
     table = {"data": {"source": "digits"}, "samplers": {"fid": {"kind": "churn", "guidance": 1.0}}}
-    config = decode(Config, table)
-    assert config.samplers == {"fid": Churn(guidance=1.0)}
-    assert decode(Config, encode(config)) == config
+    config = load_table(table)
+    assert config.method.samplers == {"fid": Churn(guidance=1.0)}
+    assert load_table(encode_config(config)) == config
     table["samplers"]["fid"]["guidence"] = 1.0
     with pytest.raises(InputError, match=r"unknown key samplers.fid.guidence: did you mean guidance"):
-        decode(Config, table)
+        load_table(table)
 
 
-def test_an_array_becomes_a_tuple_and_survives_the_round_trip(tmp_path):
+def test_an_array_becomes_a_tuple_and_survives_the_round_trip(tmp_path, load_table):
     (tmp_path / "c.toml").write_text('data.source = "digits"\nnetwork = {kind = "unet", multipliers = [1, 1, 2, 2]}\n')
     config = load_config(str(tmp_path / "c.toml"), overrides=["network.attention=[]"])
-    assert config.network == UNet(multipliers=(1, 1, 2, 2), attention=())
-    assert decode(Config, tomllib.loads(tomli_w.dumps(encode(config)))) == config
+    assert config.method.network == UNet(multipliers=(1, 1, 2, 2), attention=())
+    assert load_table(encode_config(config)) == config
     with pytest.raises(InputError, match=r"network\.attention = 7: input should be a valid tuple"):
         load_config(str(tmp_path / "c.toml"), overrides=["network.attention=7"])
 
 
-def test_a_table_in_part_keeps_the_other_defaults():
-    levels = load_config(
-        "fashion-mnist-cpu-epsilon-1", overrides=["preconditioning.noise_levels.std=1.0"]
-    ).preconditioning
+def test_a_table_in_part_keeps_the_other_defaults(load_table):
+    levels = load_config("digits", overrides=["preconditioning.noise_levels.std=1.0"]).method.preconditioning
     assert (levels.noise_levels.mean, levels.noise_levels.std) == (-0.4, 1.0)
-    config = decode(Config, {"data": {"source": "x"}, "preconditioning": {"noise_levels": {"mean": -0.5}}})
-    assert isinstance(config.preconditioning, MomentMatched)
+    config = load_table({"data": {"source": "x"}, "preconditioning": {"noise_levels": {"mean": -0.5}}})
+    assert isinstance(config.method.preconditioning, MomentMatched)
 
 
-def test_another_preconditioning_drops_what_needs_a_prior():
-    config = load_config("fashion-mnist-cpu", overrides=["preconditioning.kind=edm"])
-    assert config.prior is None
-    assert "prior" not in config.samplers
+def test_another_preconditioning_drops_what_needs_a_prior(load_table):
+    matched = {"kind": "matched-solver"}
+    table = encode_config(load_config("fashion-mnist-cpu")) | {"sampler": matched, "samplers": {"near": matched}}
+    method = load_table(table, overrides=["preconditioning.kind=edm"]).method
+    assert (method.prior, method.samplers, method.sampler) == (None, {}, Diffusion().sampler)
+
+
+@pytest.mark.parametrize("target", ["fashion-mnist-cpu", "fashion-mnist", "digits", "fashion-mnist-cpu-epsilon-1"])
+def test_another_method_keeps_images_machine_epsilon_and_delta_and_takes_the_rest_from_its_own_preset(target):
+    asked, config = load_config(target), load_config(target, method="prior")
+    assert isinstance(config.method, PriorAlone)
+    assert (config.data, config.machine, config.seed) == (asked.data, asked.machine, asked.seed)
+    assert config.privacy == Privacy(
+        epsilon=asked.privacy.epsilon, delta=asked.privacy.delta, dataset_size=asked.privacy.dataset_size
+    )
+
+
+def test_a_method_without_steps_spends_all_of_epsilon_on_its_sums():
+    config = load_config("fashion-mnist-cpu-epsilon-1", method="prior")
+    plan = config.plan(lambda: pytest.fail("the data must not be counted"))
+    assert (plan.steps, [release.name for release in plan.full[:4]]) == (0, [*PRIOR_SUMS])
+    assert 0.99 < plan.epsilon() <= 1
+
+
+@pytest.mark.parametrize("method", ["prior", "diffusion"])
+def test_a_run_of_another_method_survives_the_round_trip(method, load_table):
+    config = load_config("digits", method=method)
+    assert load_table(encode_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"method": "piror"}, "method = 'piror' is none of diffusion, prior: did you mean prior?"),
+        ({"overrides": ["method=7"]}, "method = 7 is none of diffusion, prior"),
+        ({"method": "prior", "overrides": ["network.width=3"]}, "unknown key network (method = prior)"),
+        ({"method": "prior", "overrides": ["prior.centers=3"]}, "unknown key prior.centers: did you mean centres?"),
+    ],
+)
+def test_a_method_that_is_none_and_a_table_of_another_are_refused(asked, says):
+    with pytest.raises(InputError) as error:
+        load_config("digits", **asked)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "override", "says"),
+    [
+        ("diffusion", "privacy.steps=0", "privacy.steps = 0 trains no network: take the method prior"),
+        ("prior", "privacy.steps=5", "the method prior takes no steps: leave out privacy.steps"),
+        ("prior", "privacy.expected_batch_size=64", "the method prior takes no steps: leave out privacy.steps"),
+    ],
+)
+def test_steps_that_a_method_has_no_use_for_are_refused_and_never_ignored(method, override, says):
+    config = load_config("digits", method=method, overrides=[override])
+    with pytest.raises(InputError) as error:
+        config.plan(lambda: 0)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_run_writes_is_read_as_settings(load_table):
+    """Beside what was asked for, a run writes declared facts, its plan, its ε and where the images were."""
+    config = load_config("digits")
+    facts = {"name": "digits", "shape": [1, 8, 8], "class_names": []}
+    follows = {
+        "facts": facts,
+        "plan": encode(Plan.dp_sgd(dataset_size=60, steps=4, noise_multiplier=2.0, delta=1e-3)),
+        "opened": "digits",
+        "epsilon": 10.0,
+    }
+    assert load_table({**encode_config(config), **follows}) == config
 
 
 def test_a_plan_comes_back_to_the_letter():

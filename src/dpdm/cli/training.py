@@ -182,6 +182,8 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
 
 @contextmanager
 def _say_how_to_go_on(folder: Path, processes: "Processes") -> Iterator[None]:
+    from dpdm.runs.run import SumLost
+
     try:
         yield
     except RuntimeError as error:
@@ -194,11 +196,7 @@ def _say_how_to_go_on(folder: Path, processes: "Processes") -> Iterator[None]:
         saved = any(private.glob("checkpoint*.safetensors"))
         state = "the last checkpoint is whole" if saved else "nothing was saved yet"
         next_step = "mend this, and the same command goes on"
-        if (
-            saved
-            and '"spent"' in (private / "journal.jsonl").read_text()
-            and not (private / "prior.safetensors").exists()
-        ):
-            state, next_step = "the prior was released and could not be saved", "mend this, and start a new run"
+        if isinstance(error, SumLost):
+            state, next_step = "this sum was released and could not be saved", "mend this, and start a new run"
         print(f"dpdm: {error}: {state}; {next_step}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -12,6 +12,7 @@ from dpdm.cli.options import (
     AsJson,
     Epsilon,
     LedgerPlace,
+    MethodName,
     Set,
     Size,
     Target,
@@ -38,6 +39,7 @@ def tune(
         list[str],
         typer.Option("--try", help="A setting to search, as key=value,value,... (may be given several times)."),
     ],
+    method: MethodName = None,
     epsilon: Epsilon = None,
     runs: Annotated[float, typer.Option(help="Mean number of runs. The number itself is drawn at random.")] = 5.0,
     shape: Annotated[float, typer.Option(help="Distribution of that number: 1 = geometric, 0 = logarithmic.")] = 1.0,
@@ -68,7 +70,8 @@ def tune(
     if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
         fail("dpdm tune is one process: start it without torchrun")
     candidates = [
-        load_settings(target, epsilon, dataset_size, [*(set or []), *values]) for values in combinations(choices)
+        load_settings(target, epsilon, dataset_size, [*(set or []), *values], method=method)
+        for values in combinations(choices)
     ]
     first = candidates[0]
     data = first.data.open()

@@ -37,6 +37,10 @@ class RunLost(InputError):
     """Crashes have spent what a run needs to go on."""
 
 
+class SumLost(OSError):
+    """A noisy sum was released and could not be kept, and cannot be made again."""
+
+
 class Run:
     """The one run behind `methods.Run`.
 
@@ -119,6 +123,7 @@ class Run:
 
         Raises:
             RunLost: A crash spent it before it was saved.
+            SumLost: It cannot be saved, for want of room, say.
             InputError: It was kept, and the journal counts no release of it.
         """
         mechanism, made = self.mechanism, self._number_of(name)
@@ -136,7 +141,10 @@ class Run:
             )
         noisy = mechanism.release(name, make(), num_records=self._num_records)
         if self.processes.first:
-            self._folder.keep_sum(name, noisy)
+            try:
+                self._folder.keep_sum(name, noisy)
+            except OSError as error:
+                raise SumLost(error.errno, error.strerror, name) from None
         return noisy
 
     def _number_of(self, name: str) -> int:
