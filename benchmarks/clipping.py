@@ -40,7 +40,7 @@ from dpdm.methods.made_up import bytes_of_one
 from dpdm.networks import CompactUNet, Network, UNet
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.privacy.clipping import clip_factors, map_batch
-from dpdm.privacy.mechanism import grid_step
+from dpdm.privacy.noise import grid_step
 from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.hardware import autocast, keep_freed_memory
 from rendering import around, put_between, tables

@@ -17,7 +17,7 @@ from dpdm.privacy import (
     Vectorized,
     clipped_grad_sum,
 )
-from dpdm.privacy.mechanism import grid_step
+from dpdm.privacy.noise import grid_step
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs import hardware
 

@@ -72,7 +72,7 @@ from dpdm.privacy import (
 from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
-from dpdm.privacy.mechanism import grid_step
+from dpdm.privacy.noise import grid_step
 from dpdm.runs import Release, Trainer, verify_release
 from dpdm.runs.release import digest
 from dpdm.types import InputError

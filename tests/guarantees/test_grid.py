@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dpdm.privacy import DPSGD, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum, mechanism
-from dpdm.privacy.mechanism import grid_step
+from dpdm.privacy.noise import grid_step
 from dpdm.privacy.sums import BoundedSum
 from dpdm.types import InputError
 
@@ -183,4 +183,4 @@ def test_rounding_noise_beside_a_whole_number_is_rounding_their_sum(monkeypatch)
 
 def test_rounding_is_by_the_whole_part_and_what_is_left():
     values = torch.tensor([0.5, -0.5, 1.5, 0.49999999999999994, 2.0**52 + 1, -3.2], dtype=torch.float64)
-    assert mechanism._rounded(values).tolist() == [1, 0, 2, 0, 2.0**52 + 1, -3]
+    assert mechanism.rounded(values).tolist() == [1, 0, 2, 0, 2.0**52 + 1, -3]

@@ -11,14 +11,17 @@ from torch import nn
 
 from dpdm.privacy import (
     DPSGD,
+    FullSum,
     InsecureSeededEntropy,
     MechanismRun,
     NonPrivate,
     OneBackwardEach,
     OperatingSystemEntropy,
+    Plan,
+    PoissonSums,
     Vectorized,
 )
-from dpdm.privacy.mechanism import _one_ahead
+from dpdm.privacy.batch_selection import one_ahead
 from dpdm.privacy.sums import BoundedSum
 from dpdm.types import InputError
 from plans import changed
@@ -333,14 +336,80 @@ def test_the_next_batch_is_loaded_while_this_one_is_worked_on():
         loaded.append(item)
         return item
 
-    batches = _one_ahead(load, range(3))
+    batches = one_ahead(load, range(3))
     assert next(batches) == 0
     assert next_began.wait(timeout=10)
     assert list(batches) == [1, 2]
     assert loaded == [0, 1, 2]
-    assert list(_one_ahead(load, [])) == []
+    assert list(one_ahead(load, [])) == []
 
 
 def test_an_error_in_loading_is_the_callers():
     with pytest.raises(ZeroDivisionError):
-        list(_one_ahead(lambda item: 1 // item, [1, 0]))
+        list(one_ahead(lambda item: 1 // item, [1, 0]))
+
+
+TWO_SUMS = Plan(
+    dataset_size=100,
+    releases=(
+        PoissonSums(name="means", count=2, expected_batch_size=20, max_norm=0.5, noise_multiplier=2.0),
+        FullSum(name="counts", noise_multiplier=4.0),
+        PoissonSums(name="others", count=1, expected_batch_size=100, max_norm=3.0, noise_multiplier=5.0),
+    ),
+    delta=1e-3,
+)
+
+
+def vectors(data):
+    return lambda indices, draws: data[torch.from_numpy(indices)]
+
+
+def test_a_sum_over_a_batch_clips_each_record_once_by_the_norm_of_its_own_entry():
+    run, data = start(Silent, TWO_SUMS), torch.randn(100, 7, generator=torch.Generator().manual_seed(0)) * 10
+    data[3], data[4] = torch.nan, 1e30
+    for _ in range(2):
+        run.batch_sum("means", dimensions=7, num_records=100, load=vectors(data), physical_batch_size=9)
+    run.release("counts", BoundedSum(torch.ones(2).double(), 1.0), num_records=100)
+    whole, std = run.batch_sum("others", dimensions=7, num_records=100, load=vectors(data))
+    assert run.finished
+    assert std == 15.0
+    assert (torch.linalg.vector_norm(torch.stack(run.totals[:2]), dim=1) <= 40 * 0.5).all()
+    lengths = torch.linalg.vector_norm(data.double(), dim=1, keepdim=True)
+    clipped = torch.where(lengths.isfinite(), data.double() * (3.0 / lengths).clamp(max=1), 0)
+    torch.testing.assert_close(whole, clipped.sum(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("extreme", [1e30, float("nan"), float("inf"), 0.0])
+def test_one_record_moves_a_sum_over_a_batch_by_its_norm_at_most(extreme):
+    plan = Plan(
+        dataset_size=10, delta=1e-3, releases=(dataclasses.replace(TWO_SUMS.poisson[1], expected_batch_size=10),)
+    )
+    data = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    others = torch.cat([data, torch.full((1, 4), extreme)])
+    totals = []
+    for records in (data, others):
+        run = start(Silent, plan)
+        run.batch_sum("others", dimensions=4, num_records=len(records), load=vectors(records))
+        totals += run.totals
+    assert torch.linalg.vector_norm(totals[0] - totals[1]) <= 3.0
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(200, 7), torch.zeros(1, 8), torch.zeros(1, 7, 1)])
+def test_vectors_of_another_shape_are_refused_and_nothing_is_released(wrong):
+    run = start(MechanismRun, TWO_SUMS)
+    with pytest.raises(InputError, match="give each record one of 7 numbers"):
+        run.batch_sum("means", dimensions=7, num_records=100, load=lambda indices, draws: wrong)
+    assert run.spent == 0
+
+
+def test_sums_are_made_under_their_names_and_in_their_order():
+    run, data = TWO_SUMS.start(), torch.zeros(100, 7)
+    bounded = BoundedSum(torch.zeros(2).double(), 1.0)
+    said = "next release is 'means', a sum over a random batch, and not"
+    with pytest.raises(InputError, match=said):
+        run.release("counts", bounded, num_records=100)
+    with pytest.raises(InputError, match=said):
+        run.batch_sum("others", dimensions=7, num_records=100, load=vectors(data))
+    with pytest.raises(InputError, match="not 'steps'"):
+        run.backward(dot, Dot(7), num_records=100, load=rows(data))
+    assert run.spent == 0

@@ -156,3 +156,44 @@ def test_a_group_over_several_cells_moves_their_second_moments_by_the_sensitivit
         [(rows[:1], torch.tensor([2]), torch.ones(1).double())], cells=3, dimensions=DIMENSIONS, max_norm=max_norm
     )
     assert one.total.norm() == pytest.approx(one.sensitivity), "the bound is met"
+
+
+@given(record=row, max_norm=st.floats(1e-3, 1e3))
+@settings(deadline=None)
+def test_one_record_moves_a_clipped_sum_by_the_sensitivity_at_most(record, max_norm):
+    rows, _ = common()
+    parts = [(rows, ones(rows)), (torch.from_numpy(record)[None], ONE)]
+    shape = {"dimensions": DIMENSIONS, "max_norm": max_norm}
+    without, with_one = sums.clipped_sum(parts[:1], **shape), sums.clipped_sum(parts, **shape)
+    assert without.sensitivity == with_one.sensitivity == max_norm
+    assert distance(without, with_one) <= max_norm
+
+
+@given(
+    choices=st.lists(st.integers(-2, 12), min_size=1, max_size=9),
+    weight=st.floats(0, 1),
+    members=st.integers(1, 3),
+)
+@settings(deadline=None)
+def test_one_record_moves_votes_by_one_at_most_whatever_it_votes_for(choices, weight, members):
+    """Votes that coincide, none, or for no bin there is; and a group whose members share its weight."""
+    others = (torch.randint(10, (20, 3), generator=torch.Generator().manual_seed(0)), torch.ones(20).double())
+    one = (torch.tensor([choices] * members), torch.full((members,), weight / members, dtype=torch.float64))
+    without, with_one = sums.votes([others], bins=10), sums.votes([others, one], bins=10)
+    assert without.sensitivity == with_one.sensitivity == 1.0
+    assert distance(without, with_one) <= 1.0
+
+
+def test_distinct_votes_reach_the_bound_and_each_bin_counts_its_records():
+    votes = sums.votes([(torch.tensor([[0, 1, 2, 3]]), ONE)], bins=6)
+    assert torch.linalg.vector_norm(votes.total).item() == pytest.approx(1, rel=1e-9)
+    single = sums.votes([(torch.tensor([[4], [4], [0]]), torch.ones(3).double())], bins=6)
+    torch.testing.assert_close(single.total, torch.tensor([1.0, 0, 0, 0, 2, 0]).double(), rtol=1e-9, atol=0)
+
+
+def test_the_order_of_records_does_not_move_votes():
+    choices = torch.randint(10, (50, 3), generator=torch.Generator().manual_seed(1))
+    weights = torch.ones(50).double()
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(2))
+    one, other = (sums.votes([(choices[o], weights)], bins=10).total for o in (torch.arange(50), order))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

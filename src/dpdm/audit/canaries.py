@@ -27,7 +27,8 @@ from dpdm.diffusion import NoisyBatch
 from dpdm.methods import ImageFacts, ImageGenerator
 from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, PoissonSums, Strategy
 from dpdm.privacy.clipping import PerExampleLoss
-from dpdm.privacy.mechanism import Diagnostics, LoadBatch
+from dpdm.privacy.diagnostics import Diagnostics
+from dpdm.privacy.mechanism import LoadBatch
 from dpdm.privacy.releases import STEPS, noise_of
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.hardware import choose_device

@@ -33,7 +33,7 @@ from dpdm.audit.repetition import (
 )
 from dpdm.privacy import MechanismRun, OperatingSystemEntropy, Plan
 from dpdm.privacy.entropy import Entropy
-from dpdm.privacy.mechanism import grid_step
+from dpdm.privacy.noise import grid_step
 from dpdm.privacy.releases import noise_of
 from dpdm.privacy.sums import BoundedSum
 from dpdm.types import InputError

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dpdm.data import ImageDataset
 from dpdm.privacy import AnyPlan, MechanismRun, Noisy, Plan
-from dpdm.privacy.mechanism import Diagnostics
+from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.releases import FullSum, PoissonSums
 from dpdm.privacy.sums import BoundedSum

@@ -4,12 +4,17 @@ Privacy amplification by subsampling holds for exactly this selection, not for s
 (Chua et al. 2024, arXiv 2411.04205). The size of a batch is therefore random, and an empty one is an ordinary batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpdm.types import RandomBytes
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def poisson(num_records: int, *, sample_rate: float, random_bytes: RandomBytes) -> NDArray[np.int64]:
@@ -38,3 +43,15 @@ def physical_batches(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[
     """Split one selected batch into the parts that are on the device at once; the sum does not depend on `size`."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
+
+
+def one_ahead(load: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Yield `load` of each item in order; a thread is at the next one while the caller works on this one."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead: Future[B] | None = None
+        for item in items:
+            before, ahead = ahead, pool.submit(load, item)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()

@@ -7,9 +7,7 @@ pass its `_release`.
 import math
 import os
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +18,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from dpdm.generators import no_shared_draws
-from dpdm.privacy.batch_selection import physical_batches, poisson
+from dpdm.privacy.batch_selection import one_ahead, physical_batches, poisson
 from dpdm.privacy.clipping import (
     Batch,
     OneBackwardEach,
@@ -32,28 +30,19 @@ from dpdm.privacy.clipping import (
     require_trainable,
     trainable_parameters,
 )
+from dpdm.privacy.diagnostics import Diagnostics, Joined
 from dpdm.privacy.entropy import Entropy, OperatingSystemEntropy
 from dpdm.privacy.figures import Figures, figures_of, fingerprint, keep, kept_as
 from dpdm.privacy.journal import Journal
-from dpdm.privacy.layerwise import LayerWise
-from dpdm.privacy.noise import gaussian
+from dpdm.privacy.noise import GRID_BITS, gaussian, grid_step, rounded
 from dpdm.privacy.plan import AnyPlan, Plan
 from dpdm.privacy.processes import Processes
-from dpdm.privacy.rehearsal import (
-    CannotRun,
-    MadeUp,
-    made_up,
-    moved_copy,
-    rehearse,
-    require_same_gradients,
-)
+from dpdm.privacy.rehearsal import Rehearsals
 from dpdm.privacy.releases import STEPS, FullSum, PoissonSums, noise_of
 from dpdm.privacy.sums import BoundedSum
 from dpdm.privacy.unchanged import unchanged
-from dpdm.types import InputError, RandomBytes, Sensitive, refusing, require_in_range, require_positive
+from dpdm.types import InputError, RandomBytes, require_in_range, require_positive
 
-A = TypeVar("A")
-B = TypeVar("B")
 E = TypeVar("E", FullSum, PoissonSums)
 LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 """Maps the indices of a physical batch, and one step's random bytes for the diffusion, to the tensors of a loss."""
@@ -61,21 +50,12 @@ LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
 LoadRows = Callable[[Int64[ndarray, " batch"], RandomBytes], Float[Tensor, "batch coordinates"]]
 """Maps the indices of a physical batch, and one step's random bytes, to one vector for each of these records."""
 
-_GRID_BITS = 24  # a clipped vector's coordinates stay whole numbers in float32, and sums of 10^8 in float64
-
 
 class Noisy(NamedTuple):
     """A noisy sum, which may be published, and the standard deviation of its noise."""
 
     values: Float64[Tensor, " coordinates"]
     std: float
-
-
-class Diagnostics(NamedTuple):
-    """What one step saw of the private records, for the data owner's eyes: per example, before clipping."""
-
-    losses: Sensitive[Float[Tensor, " batch"]]
-    grad_norms: Sensitive[Float[Tensor, " batch"]]
 
 
 class MechanismRun:
@@ -135,7 +115,7 @@ class MechanismRun:
         self._strategy = strategy or OneBackwardEach()
         self._process = os.getpid()
         self._using = threading.RLock()
-        self._rehearsed: weakref.WeakKeyDictionary[nn.Module, set[object]] = weakref.WeakKeyDictionary()
+        self._rehearsals = Rehearsals(self._strategy)
         self.disclosures: list[str] = []
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -168,34 +148,11 @@ class MechanismRun:
         Raises:
             InputError: See `rehearsal.rehearse`; or the strategy gives other gradients than one backward pass each.
         """
-        self._rehearse(loss, module, MadeUp(batch, rounding=1e-4))
-        self._rehearsed.setdefault(module, set()).add(_case(loss, module))
-
-    def _rehearse(self, loss: PerExampleLoss, module: nn.Module, example: MadeUp) -> None:
-        example = example._replace(rows=rehearse(loss, module, example.batch))
-        if isinstance(self._strategy, LayerWise):
-            self._strategy.check(loss, module, example)
-        elif not isinstance(self._strategy, OneBackwardEach):
-            wrong = f"the strategy {self._strategy!r} gives other gradients than one backward pass for each example"
-            with refusing("the strategy fails on a made-up batch", CannotRun):
-                require_same_gradients(self._strategy, loss, moved_copy(module), example, otherwise=wrong)
+        self._rehearsals.rehearse(loss, module, batch)
 
     def _require_rehearsed(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
-        """Rehearse what nobody has rehearsed, on made-up examples of the shapes of `batch` that the network takes."""
-        rehearsed = self._rehearsed.setdefault(module, set())
-        if not len(batch[0]) or (case := _case(loss, module)) in rehearsed:
-            return
-        failed: CannotRun | None = None
-        for example in made_up(batch):
-            try:
-                self._rehearse(loss, module, example)
-                rehearsed.add(case)
-            except CannotRun as error:  # what is made up knows nothing of what a loss demands of its numbers
-                failed = failed or error
-        if case not in rehearsed:
-            raise InputError(
-                f"{failed}: call MechanismRun.rehearse with made-up examples of your own first"
-            ) from failed
+        """Rehearse what nobody has rehearsed."""
+        self._rehearsals.require(loss, module, batch)
 
     def backward(
         self,
@@ -215,25 +172,23 @@ class MechanismRun:
         Args:
             loss: One number for each example, averaged over its noisy copies; may not mix examples.
             module: The network, or the denoiser around it.
-            num_records: The real number of this process's records (images, or groups, whichever is the plan's unit);
-                secret, used for batch selection only.
+            num_records: The real number of this process's records; secret, used for batch selection only.
             load: Maps the selected indices to the tensors that `loss` takes, one row for each index, or fewer where
-                some records contribute nothing; called once for each physical batch, with random bytes for noisy copies
-                that a seed of the config cannot repeat.
+                some records contribute nothing. Its random bytes are of the operating system.
             physical_batch_size: Examples on the device at once; changes speed and memory only.
             name: What the plan calls this sum.
 
         Returns:
-            Losses and gradient norms, as `Sensitive`.
+            Losses and gradient norms.
 
         Raises:
-            InputError: The plan's next sum is another one, the plan is spent, or `num_records` is not the
-                declared size under "replace_special"; or the module, the loss or what `load` gives is not as
-                `clipped_grad_sum` wants it; or the module's tensors change as it is called. Nothing is released then.
+            InputError: The plan's next sum is another one, the plan is spent, or `num_records` is not the declared size
+                under "replace_special"; the module, the loss or what `load` gives is not as `clipped_grad_sum` wants
+                it; or the module's tensors change as it is called. Nothing is released then.
         """
         with self._alone():
             require_trainable(module)
-            parameters, diagnostics = trainable_parameters(module), _Joined(self.disclosures)
+            parameters, diagnostics = trainable_parameters(module), Joined(self.disclosures)
 
             def clipped(batch: Batch, records: int, entry: PoissonSums, grid: float | None) -> Tensor:
                 require_rows(batch, records)
@@ -269,8 +224,6 @@ class MechanismRun:
         physical_batch_size: int = 64,
     ) -> Noisy:
         """Return the noisy sum of one clipped vector for each record of a freshly selected batch.
-
-        Divided by the plan's expected batch size it is a private mean.
 
         Args:
             name: What the plan calls this sum.
@@ -321,16 +274,15 @@ class MechanismRun:
         grid = grid_step(entry.max_norm) if self.plan.noise == "grid" else None
         batches = physical_batches(selected, physical_batch_size)
         with no_shared_draws():
-            for records, loaded in _one_ahead(lambda indices: (len(indices), load(indices, draws)), batches):
+            for records, loaded in one_ahead(lambda indices: (len(indices), load(indices, draws)), batches):
                 total += clipped(loaded, records, entry, grid)
 
     def release(self, name: str, bounded: BoundedSum, *, num_records: int) -> Noisy:
-        """Return a sum over all records with the noise that the plan has for it; what follows from it may be published.
+        """Return a sum over all records with the plan's noise; what follows from it may be published.
 
         Args:
             name: What the plan calls this sum.
-            bounded: The sum over this process's records, and its sensitivity, as the functions of `sums` state it. The
-                noise has standard deviation noise_multiplier · sensitivity.
+            bounded: The sum over this process's records, and its sensitivity, as the functions of `sums` state it.
             num_records: The real number of this process's records; secret.
 
         Raises:
@@ -345,7 +297,7 @@ class MechanismRun:
             self.processes.require_same(repr((name, total.shape, sensitivity)), "the shape or the sensitivity of a sum")
             self._require_declared_size(num_records)
             if self.plan.noise == "grid":  # rounding moves each of two neighbouring sums by half a step a coordinate
-                sensitivity /= 1 - math.sqrt(len(total)) * 2.0**-_GRID_BITS
+                sensitivity /= 1 - math.sqrt(len(total)) * 2.0**-GRID_BITS
             noisy = self._release(total, sensitivity=sensitivity)
             return Noisy(noisy, self.plan.noise_std(self._made - 1, sensitivity))
 
@@ -375,7 +327,7 @@ class MechanismRun:
                 noise = gaussian(len(total), std=std, random_bytes=random_bytes).to(total.device)
                 if self.plan.noise == "grid":
                     step = grid_step(sensitivity)  # sums of truncated gradients are whole numbers of steps before
-                    total, noise = (total / step).round() * step, _rounded(noise / step) * step
+                    total, noise = (total / step).round() * step, rounded(noise / step) * step
                 if noise.shape != total.shape:  # broadcast, one noise would cover several numbers, and cancel
                     raise AssertionError(f"noise of shape {tuple(noise.shape)} for a sum of shape {tuple(total.shape)}")
                 total = total + noise
@@ -434,17 +386,6 @@ class MechanismRun:
         return self._entropy.stream(mine, self._made)
 
 
-def grid_step(sensitivity: float) -> float:
-    """Return the step of the grid for sums of this sensitivity: a power of two, at least 2^24 times smaller."""
-    return 2.0 ** (math.floor(math.log2(sensitivity)) - _GRID_BITS)
-
-
-def _rounded(noise: Float64[Tensor, " coordinates"]) -> Float64[Tensor, " coordinates"]:
-    """Round with halves up: so that rounding noise beside a whole number is rounding their sum, ties included."""
-    whole = noise.floor()
-    return whole + (noise - whole >= 0.5)
-
-
 def _require_vector(total: Tensor, sensitivity: float) -> None:
     """Raise InputError unless `total` is a float64 vector, each of whose numbers gets noise of its own."""
     if not isinstance(total, Tensor) or total.ndim != 1 or total.dtype != torch.float64 or total.requires_grad:
@@ -457,37 +398,3 @@ def _require_vector(total: Tensor, sensitivity: float) -> None:
         raise InputError(f"sensitivity must be one number, not {type(sensitivity).__name__}")
     if sensitivity != math.inf:  # that of steps without clipping, which are not private
         require_positive(sensitivity=sensitivity)
-
-
-class _Joined:
-    """Losses and norms of physical batches, joined to those of one step."""
-
-    def __init__(self, disclosures: list[str]) -> None:
-        self._disclosures = disclosures
-        self._losses, self._norms = [torch.zeros(0)], [torch.zeros(0)]
-
-    def add(self, losses: Sensitive[Tensor], norms: Sensitive[Tensor]) -> None:
-        self._losses.append(losses.reveal(because="joined over physical batches"))
-        self._norms.append(norms.reveal(because="joined over physical batches"))
-
-    def joined(self) -> Diagnostics:
-        losses, norms = (torch.cat(parts[1:] or parts) for parts in (self._losses, self._norms))
-        return Diagnostics(Sensitive(losses, self._disclosures), Sensitive(norms, self._disclosures))
-
-
-def _case(loss: PerExampleLoss, module: nn.Module) -> tuple[object, ...]:
-    """Return what a rehearsal holds for: the loss, what is trained, and the mode of every layer."""
-    trained = tuple(p.requires_grad for p in module.parameters())
-    return loss, trained, tuple(layer.training for layer in module.modules())
-
-
-def _one_ahead(load: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Yield `load` of each item in order; a thread is at the next one while the caller works on this one."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead: Future[B] | None = None
-        for item in items:
-            before, ahead = ahead, pool.submit(load, item)
-            if before is not None:
-                yield before.result()
-        if ahead is not None:
-            yield ahead.result()

@@ -1,8 +1,10 @@
-"""Gaussian noise for the mechanism, in float64.
+"""Gaussian noise for the mechanism, in float64, and the grid that it may be rounded to.
 
 Box-Muller on 53-bit uniforms reaches 8.57 standard deviations; the 24-bit uniforms behind float32 generators stop at
 5.77, which one training run's 10^9 coordinates would notice.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from dpdm.types import RandomBytes
+
+GRID_BITS = 24
+"""A clipped vector's coordinates stay whole numbers in float32, and sums of 10^8 of them in float64."""
 
 _PAIRS_AT_ONCE = 1 << 18  # 4 MB of keystream: stays in the cache
 
@@ -40,3 +45,14 @@ def gaussian(num_coordinates: int, *, std: float, random_bytes: RandomBytes) -> 
         np.multiply(radius, np.cos(angle), out=part[:, 0])
         np.multiply(radius, np.sin(angle), out=part[:, 1])
     return torch.from_numpy(normals.reshape(-1)[:num_coordinates])
+
+
+def grid_step(sensitivity: float) -> float:
+    """Return the step of the grid for sums of this sensitivity: a power of two, at least 2^24 times smaller."""
+    return 2.0 ** (math.floor(math.log2(sensitivity)) - GRID_BITS)
+
+
+def rounded(noise: Float64[Tensor, " coordinates"]) -> Float64[Tensor, " coordinates"]:
+    """Round with halves up: so that rounding noise beside a whole number is rounding their sum, ties included."""
+    whole = noise.floor()
+    return whole + (noise - whole >= 0.5)

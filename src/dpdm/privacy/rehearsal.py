@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -204,3 +205,48 @@ def _exactly(t: Tensor) -> Iterator[None]:
             yield
     finally:
         setattr(of, name, before)
+
+
+class Rehearsals:
+    """What a run has rehearsed with its strategy: networks, with what is trained of them and the mode of each layer."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._done: weakref.WeakKeyDictionary[nn.Module, set[object]] = weakref.WeakKeyDictionary()
+
+    def rehearse(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
+        """Rehearse on made-up examples that a person has given."""
+        self._rehearse(loss, module, MadeUp(batch, rounding=1e-4))
+        self._done.setdefault(module, set()).add(_case(loss, module))
+
+    def require(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> None:
+        """Rehearse what nobody has rehearsed, on made-up examples of the shapes of `batch` that the network takes."""
+        done = self._done.setdefault(module, set())
+        if not len(batch[0]) or (case := _case(loss, module)) in done:
+            return
+        failed: CannotRun | None = None
+        for example in made_up(batch):
+            try:
+                self._rehearse(loss, module, example)
+                done.add(case)
+            except CannotRun as error:  # what is made up knows nothing of what a loss demands of its numbers
+                failed = failed or error
+        if case not in done:
+            raise InputError(
+                f"{failed}: call MechanismRun.rehearse with made-up examples of your own first"
+            ) from failed
+
+    def _rehearse(self, loss: PerExampleLoss, module: nn.Module, example: MadeUp) -> None:
+        example = example._replace(rows=rehearse(loss, module, example.batch))
+        if (check := getattr(self._strategy, "check", None)) is not None:  # a strategy that knows its own limits
+            check(loss, module, example)
+        elif not isinstance(self._strategy, OneBackwardEach):
+            wrong = f"the strategy {self._strategy!r} gives other gradients than one backward pass for each example"
+            with refusing("the strategy fails on a made-up batch", CannotRun):
+                require_same_gradients(self._strategy, loss, moved_copy(module), example, otherwise=wrong)
+
+
+def _case(loss: PerExampleLoss, module: nn.Module) -> tuple[object, ...]:
+    """Return what a rehearsal holds for: the loss, what is trained, and the mode of every layer."""
+    trained = tuple(p.requires_grad for p in module.parameters())
+    return loss, trained, tuple(layer.training for layer in module.modules())

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from dpdm.config import decode_plan, read_toml
 from dpdm.data import ImageDataset, find_duplicates
 from dpdm.files import write_atomically, write_json, write_toml
+from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of, keep, kept_as
-from dpdm.privacy.mechanism import Diagnostics, MechanismRun, Noisy
+from dpdm.privacy.mechanism import MechanismRun, Noisy
 from dpdm.privacy.plan import AnyPlan
 from dpdm.runs.watch import tensorboard_writer, write_scalars
 from dpdm.runs.weights import differences, layout_of
@@ -30,6 +31,7 @@ State = Mapping[str, nn.Module | torch.optim.Optimizer]
 """What a run goes on with, by name: no state of any noise or selection is among it."""
 
 _NOISE = (ASKED, "plan.releases")  # what epsilon decides, if nothing else differs
+_MAY_DIFFER = ("machine.", "data.", "privacy.")  # speed, and what facts and plan say of what was asked for
 _MOST_SAID = 3  # settings, in one line
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
 _DAMAGED = "checkpoint.damaged.safetensors"
@@ -40,7 +42,7 @@ class PrivateFolder:
 
     Args:
         path: The folder.
-        settings: All settings of the run; those in `[machine]` may be others when it goes on.
+        settings: All settings of the run; `[machine]`, and what was asked for, may be said otherwise when it goes on.
         asked: The ε that its plan was calibrated to, if it was.
         seconds_between_saves: Of `save_now_and_then`.
 
@@ -85,7 +87,7 @@ class PrivateFolder:
 
     def _require_same(self, path: Path, settings: dict[str, Any]) -> None:
         there, here = _flat(read_toml(path / "config.toml")), _flat(settings)
-        keys = [key for key in there.keys() | here.keys() if not key.startswith("machine.")]
+        keys = [key for key in there.keys() | here.keys() if not key.startswith(_MAY_DIFFER)]
         other = [key for key in keys if there.get(key) != here.get(key)]
         if not other:
             return

@@ -17,8 +17,8 @@ from dpdm.ledger import Records, RunIdentity
 from dpdm.ledger.counting import counted
 from dpdm.methods import ImageGenerator, Progress
 from dpdm.privacy import MechanismRun, Noisy, Plan
+from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of
-from dpdm.privacy.mechanism import Diagnostics
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.cost import physical_batch_size
@@ -241,23 +241,6 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
     keep_freed_memory()
     mechanism = plan.start(folder.journal, entropy=trainer.entropy, strategy=trainer.machine.clipping)
     counting = ExitStack()
-
-    def reserve() -> None:
-        with processes.refused_together():
-            if isinstance(plan, Plan) and trainer.entropy.secure and processes.first:
-                counting.enter_context(
-                    counted(
-                        trainer.ledger,
-                        plan,
-                        Records.of(data),
-                        run=None if trainer.run is None else Path(trainer.run),
-                        begun=mechanism.spent > 0,
-                        finished=mechanism.finished,
-                        spent=lambda: mechanism.spent,
-                        undo=folder.remove,
-                    )
-                )
-
     run = Run(
         mechanism,
         machine=trainer.machine,
@@ -267,7 +250,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         folder=folder,
         watch=watch,
         num_records=own.num_units,
-        begin=reserve,
+        begin=lambda: _reserve(trainer, data, mechanism, folder, counting),
     )
     run._as_release = lambda made: Release(made, claim, settings)
     with counting:  # the ledger hears of the end last, and before anything is released
@@ -288,6 +271,26 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
             mechanism.close()
             folder.close()
             watch.close()
+
+
+def _reserve(
+    trainer: "Trainer", data: ImageDataset, mechanism: MechanismRun, folder: PrivateFolder, counting: ExitStack
+) -> None:
+    """Reserve the plan in the ledger, if it claims anything, for as long as `counting` lasts."""
+    plan, processes = trainer.plan, mechanism.processes
+    with processes.refused_together():
+        if isinstance(plan, Plan) and trainer.entropy.secure and processes.first:
+            reservation = counted(
+                trainer.ledger,
+                plan,
+                Records.of(data),
+                run=None if trainer.run is None else Path(trainer.run),
+                begun=mechanism.spent > 0,
+                finished=mechanism.finished,
+                spent=lambda: mechanism.spent,
+                undo=folder.remove,
+            )
+            counting.enter_context(reservation)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import torch
 
-from dpdm.config import Config, Machine, require_exact_size, require_same_unit
+from dpdm.config import Config, Machine, encode, require_exact_size, require_same_unit
 from dpdm.data import ImageDataset, read_location, require_outside
 from dpdm.ledger import Ledger
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
@@ -93,6 +93,7 @@ class Trainer:
             seed=config.seed,
             run=run,
             ledger=ledger(),
+            asked={"data": encode(config.data), "privacy": encode(config.privacy)},
         )
 
     def __post_init__(self) -> None:
