@@ -584,7 +584,8 @@ def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     code, out, err = dpdm("train", photos, *alone, "--run", "alone")
     assert code == 0, err
     assert "7 Gaussian releases, PLD" in out
-    assert "images are drawn from the prior" in out
+    written = tomllib.loads((tmp_path / "alone" / "release" / "config.toml").read_text())
+    assert (written["method"], {*written}) == ("prior", {"method", "seed", "facts", "plan", "prior"})
     claim = json.loads((tmp_path / "alone" / "release" / "privacy.json").read_text())
     assert [event["type"] for event in claim["events"]] == 7 * ["GaussianRelease"]
     assert 1.9 < claim["epsilon"] <= 2
