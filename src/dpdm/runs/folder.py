@@ -26,6 +26,9 @@ from dpdm.types import InputError, is_of_memory
 ASKED = "epsilon"
 """The key of what a run's noise was calibrated to: a person's figure, where a noise multiplier is a processor's."""
 
+ASKED_FOR = ("data", "privacy")
+"""The tables of what a person asked for: `facts`, `plan`, `opened` and ε follow from them, and are compared instead."""
+
 State = Mapping[str, nn.Module | torch.optim.Optimizer]
 """What a run goes on with, by name: no state of any noise or selection is among it."""
 
@@ -40,7 +43,7 @@ class PrivateFolder:
 
     Args:
         path: The folder.
-        settings: All settings of the run; those in `[machine]` may be others when it goes on.
+        settings: All settings of the run. Those in `[machine]` may be others when it goes on.
         asked: The ε that its plan was calibrated to, if it was.
         seconds_between_saves: Of `save_now_and_then`.
 
@@ -85,7 +88,7 @@ class PrivateFolder:
 
     def _require_same(self, path: Path, settings: dict[str, Any]) -> None:
         there, here = _flat(read_toml(path / "config.toml")), _flat(settings)
-        keys = [key for key in there.keys() | here.keys() if not key.startswith("machine.")]
+        keys = [key for key in there.keys() | here.keys() if key.partition(".")[0] not in ("machine", *ASKED_FOR)]
         other = [key for key in keys if there.get(key) != here.get(key)]
         if not other:
             return
