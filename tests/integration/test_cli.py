@@ -15,7 +15,7 @@ from PIL import Image
 from small_run import SMALL
 
 from dpdm import evaluation
-from dpdm.config import Data
+from dpdm.config import Data, load_config
 from dpdm.data import load_npz, read_claim, save_npz
 from dpdm.evaluation import UtilityScore, confusion_of
 from dpdm.ledger import Ledger, Records
@@ -584,7 +584,8 @@ def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     code, out, err = dpdm("train", photos, *alone, "--run", "alone")
     assert code == 0, err
     assert "7 Gaussian releases, PLD" in out
-    assert "images are drawn from the prior" in out
+    written = tomllib.loads((tmp_path / "alone" / "release" / "config.toml").read_text())
+    assert (written["method"], {*written}) == ("prior", {"method", "seed", "facts", "plan", "prior"})
     claim = json.loads((tmp_path / "alone" / "release" / "privacy.json").read_text())
     assert [event["type"] for event in claim["events"]] == 7 * ["GaussianRelease"]
     assert 1.9 < claim["epsilon"] <= 2
@@ -597,6 +598,23 @@ def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     code, _, err = dpdm("train", photos, *alone, "--run", "timed", "--minutes", 1)
     assert code == 2
     assert "leave out --minutes" in err
+
+
+def test_a_runs_own_file_can_be_trained_again(dpdm, photos, tmp_path):
+    alone = ("--set=data.size=8", "--method=prior", "--set=privacy.delta=1e-13", "--epsilon", 2)
+    code, out, err = dpdm("train", photos, *alone, "--run", "first", "--set=seed=7")
+    assert code == 0, err
+    written = tmp_path / "first" / "private" / "config.toml"
+    assert load_config(str(written)) == load_config(str(photos), method="prior", overrides=[
+        "data.size=8", "privacy.delta=1e-13", "privacy.epsilon=2", "seed=7",
+    ])  # fmt: skip
+    code, again, err = dpdm("train", written, "--run", "second")
+    assert code == 0, err
+    assert again.splitlines()[0] == out.splitlines()[0]
+    first, second = (tmp_path / run / "release" / "config.toml" for run in ("first", "second"))
+    assert first.read_text() == second.read_text()
+    code, _, err = dpdm("train", written, "--run", "first")  # the folder has the same run, which is finished
+    assert code == 0, err
 
 
 @pytest.mark.proof

@@ -27,11 +27,13 @@ from dpdm.types import InputError, is_of_memory
 ASKED = "epsilon"
 """The key of what a run's noise was calibrated to: a person's figure, where a noise multiplier is a processor's."""
 
+ASKED_FOR = ("data", "privacy")
+"""The tables of what a person asked for: `facts`, `plan`, `opened` and ε follow from them, and are compared instead."""
+
 State = Mapping[str, nn.Module | torch.optim.Optimizer]
 """What a run goes on with, by name: no state of any noise or selection is among it."""
 
 _NOISE = (ASKED, "plan.releases")  # what epsilon decides, if nothing else differs
-_MAY_DIFFER = ("machine.", "data.", "privacy.")  # speed, and what facts and plan say of what was asked for
 _MOST_SAID = 3  # settings, in one line
 _CHECKPOINT, _BEFORE = "checkpoint.safetensors", "checkpoint.before.safetensors"
 _DAMAGED = "checkpoint.damaged.safetensors"
@@ -42,7 +44,7 @@ class PrivateFolder:
 
     Args:
         path: The folder.
-        settings: All settings of the run; `[machine]`, and what was asked for, may be said otherwise when it goes on.
+        settings: All settings of the run. `[machine]` may be another when it goes on.
         asked: The ε that its plan was calibrated to, if it was.
         seconds_between_saves: Of `save_now_and_then`.
 
@@ -87,7 +89,7 @@ class PrivateFolder:
 
     def _require_same(self, path: Path, settings: dict[str, Any]) -> None:
         there, here = _flat(read_toml(path / "config.toml")), _flat(settings)
-        keys = [key for key in there.keys() | here.keys() if not key.startswith(_MAY_DIFFER)]
+        keys = [key for key in there.keys() | here.keys() if key.partition(".")[0] not in ("machine", *ASKED_FOR)]
         other = [key for key in keys if there.get(key) != here.get(key)]
         if not other:
             return

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import torch
 
-from dpdm.config import Config, Machine, encode, require_exact_size, require_same_unit
+from dpdm.config import Config, Machine, encode_config, require_exact_size, require_same_unit
 from dpdm.data import ImageDataset, read_location, require_outside
 from dpdm.ledger import Ledger
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
@@ -17,7 +17,7 @@ from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.figures import kept_as
 from dpdm.privacy.processes import Processes
-from dpdm.runs.folder import PrivateFolder
+from dpdm.runs.folder import ASKED_FOR, PrivateFolder
 from dpdm.runs.hardware import choose_device
 from dpdm.runs.rehearsal import rehearse, require_memory, require_names, require_readable
 from dpdm.runs.release import Release
@@ -86,14 +86,15 @@ class Trainer:
             plan: The plan (default: that of `config`, for which `data` is counted if no size is declared).
             ledger: Opens the ledger (default: the user's own).
         """
+        asked = encode_config(config)
         return cls(
             method=config.method,
+            asked={key: asked[key] for key in ASKED_FOR},
             plan=plan or config.plan(lambda: data.num_units),
             machine=config.machine,
             seed=config.seed,
             run=run,
             ledger=ledger(),
-            asked={"data": encode(config.data), "privacy": encode(config.privacy)},
         )
 
     def __post_init__(self) -> None:
