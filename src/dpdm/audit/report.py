@@ -208,15 +208,56 @@ def audit_run(
         raise InputError(
             "an audit needs at least two canaries, and two members: those that take part and those that do not"
         )
+    release, plan, config, location = _finished(run)
+    data, held_out = _images_of(run, release, plan, location, data, held_out)
+    audited = _within(minutes, config, plan, release.facts, canaries)
+
+    on_progress("checking the mechanism", 0, 1)
+    checks = check_mechanism(plan)
+    on_progress("checking the mechanism", 1, 1)
+    members = max(2, min(members, data.num_units // 4))
+    coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
+    played: AuditedRun | None = None
+    for outcome in train_with_canaries(config, audited, data, canaries=canaries, members=members, coins=coins):
+        if isinstance(outcome, int):
+            on_progress("training with canaries", outcome, audited.steps)
+        else:
+            played = outcome
+    assert played is not None
+    black_box = _attacked(played, data.part(played.members), on_progress)
+    on_progress("looking for copies", 0, 1)
+    made, _ = release.sample(generated)
+    near = nearness(made, data.images, None if held_out is None else held_out.images)
+    on_progress("looking for copies", 1, 1)
+    allowed = true_positive_rates(audited.events(), false_positive_rates=_FALSE_ALARMS, relation=audited.relation)
+    found = Audit(
+        claim=release.statement,
+        claimed=plan,
+        epsilon=plan.epsilon(),
+        checks=checks + check_sums(played.sums),
+        plan=audited,
+        audited_epsilon=audited.epsilon(),
+        canaries=canaries,
+        white_box=lower_bounds(played.scores, played.took_part, delta=audited.delta),
+        members=members,
+        black_box=black_box,
+        ceiling=(_FALSE_ALARMS, allowed),
+        nearness=near,
+    )
+    _write(found, Path(run) / "private" / "audit", made, data)
+    return found
+
+
+def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
+    """Return a finished run's release, plan and settings, and where its images were opened."""
     verify_release(run)
-    release, folder = Release.load(run), Path(run) / "private"
-    if not (folder / "config.toml").is_file():
+    release, file = Release.load(run), Path(run) / "private" / "config.toml"
+    if not file.is_file():
         raise InputError(f"{run} has no private/ folder: an audit needs all of the run's folder, where its images are")
     try:
-        settings = read_toml(folder / "config.toml")
-        location = settings["opened"]
+        settings = read_toml(file)
         if settings["plan"] != release.settings["plan"]:
-            raise InputError(f"{folder}/config.toml is of another run than {run}/release")
+            raise InputError(f"{file} is of another run than {run}/release")
         plan = decode_plan(settings["plan"])
         assert isinstance(plan, Plan)
         config = Config(
@@ -225,8 +266,20 @@ def audit_run(
             seed=settings["seed"],
             machine=decode(Machine, settings["machine"], path="machine."),
         )
+        return release, plan, config, settings["opened"]
     except (LookupError, TypeError, AssertionError) as error:
-        raise InputError(f"{folder}/config.toml is damaged ({type(error).__name__})") from None
+        raise InputError(f"{file} is damaged ({type(error).__name__})") from None
+
+
+def _images_of(
+    run: Path | str,
+    release: Release,
+    plan: Plan,
+    location: str,
+    data: ImageDataset | None,
+    held_out: ImageDataset | str | None,
+) -> tuple[ImageDataset, ImageDataset | None]:
+    """Return the images of a run, opened where they were opened then unless given, and those held out."""
     if data is None:
         if not location:
             raise InputError(f"{run} was trained on arrays: give them to dpdm.audit.audit_run(run, data=...)")
@@ -241,57 +294,22 @@ def audit_run(
         held_out = _test_part(data, location)
     if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
         raise InputError(f"{run} is about images of shape {release.facts.shape}: give images of that shape")
-    audited = _within(minutes, config, plan, release.facts, canaries)
+    return data, held_out
 
-    on_progress("checking the mechanism", 0, 1)
-    checks = check_mechanism(plan)
-    on_progress("checking the mechanism", 1, 1)
-    coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    members = max(2, min(members, data.num_units // 4))
-    played: AuditedRun | None = None
-    for outcome in train_with_canaries(config, audited, data, canaries=canaries, members=members, coins=coins):
-        if isinstance(outcome, int):
-            on_progress("training with canaries", outcome, audited.steps)
-        else:
-            played = outcome
-    assert played is not None
-    checks += check_sums(played.sums)
-    accused = data.part(played.members)
-    images = images_to_tensor(accused.images)
-    labels = torch.zeros(len(images), dtype=torch.long)
-    if accused.labels is not None:
-        labels = torch.from_numpy(accused.labels)
-    black_box = {}
-    attacked, device = played.generator, played.generator.device
+
+def _attacked(played: AuditedRun, accused: ImageDataset, on_progress: OnProgress) -> dict[str, Attacked]:
+    """Return how well each attack that the generator is open to tells its members from the others."""
+    generator, found = played.generator, {}
+    if not isinstance(generator, DenoisingGenerator):  # which each of these attacks needs
+        return {}
+    images = images_to_tensor(accused.images).to(generator.device)
+    known = np.zeros(len(images), np.int64) if accused.labels is None else accused.labels
+    labels = torch.from_numpy(known).to(generator.device)
     for done, (name, attack) in enumerate(ATTACKS.items(), start=1):
-        if not isinstance(attacked, DenoisingGenerator):  # which each of these attacks needs
-            break
-        of_images = attack_scores(attack, attacked.denoiser, images.to(device), labels.to(device))
+        of_images = attack_scores(attack, generator.denoiser, images, labels)
         scores = np.bincount(accused.units, accused.weights * of_images)  # a group's is the mean of its images'
-        black_box[name] = judge(scores, played.were_in, delta=audited.delta)
+        found[name] = judge(scores, played.were_in, delta=played.plan.delta)
         on_progress("attacking the generator", done, len(ATTACKS))
-    on_progress("looking for copies", 0, 1)
-    made, _ = release.sample(generated)
-    near = nearness(made, data.images, None if held_out is None else held_out.images)
-    on_progress("looking for copies", 1, 1)
-    found = Audit(
-        claim=release.statement,
-        claimed=plan,
-        epsilon=plan.epsilon(),
-        checks=checks,
-        plan=audited,
-        audited_epsilon=audited.epsilon(),
-        canaries=canaries,
-        white_box=lower_bounds(played.scores, played.took_part, delta=audited.delta),
-        members=members,
-        black_box=black_box,
-        ceiling=(
-            _FALSE_ALARMS,
-            true_positive_rates(audited.events(), false_positive_rates=_FALSE_ALARMS, relation=audited.relation),
-        ),
-        nearness=near,
-    )
-    _write(found, folder / "audit", made, data)
     return found
 
 

@@ -1,5 +1,6 @@
 """`dpdm plan`, and what `--minutes` chooses."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dpdm.methods import ImageFacts
     from dpdm.privacy import AnyPlan
     from dpdm.privacy.processes import Processes
-    from dpdm.runs.cost import Fitted
+    from dpdm.runs.cost import Fitted, StepCost
 
 
 def plan(
@@ -39,76 +40,90 @@ def plan(
 ) -> None:
     """Show what a run would claim, and the time and memory it needs, before any training."""
     config = load_settings(target, epsilon, dataset_size, set, minutes, method=method)
-    from dpdm.config import encode_config
     from dpdm.runs import measure_sampling, measure_step
-    from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay
 
-    facts, mechanism = _declared(config)
+    facts, asked = _declared(config)
     if minutes is not None:
-        config, cost, sampling = _measured(config, facts, mechanism, minutes, first=True)
-        mechanism = config.plan(lambda: mechanism.dataset_size)
+        config, cost, sampling = _measured(config, facts, asked, minutes, first=True)
+        asked = config.plan(lambda: asked.dataset_size)
     else:
-        cost, sampling = measure_step(config, facts, mechanism), measure_sampling(config, facts)
-    quarters = [mechanism.steps * part // 4 for part in (1, 2, 3, 4)] if mechanism.steps else []
-    report: dict[str, Any] = {
-        "statement": mechanism.statement,
-        "sample_rate": mechanism.sample_rate,
-        "noise_multipliers": {release.name: release.noise_multiplier for release in mechanism.full},
-        "steps": mechanism.steps,
-        "expected_batch_size": mechanism.expected_batch_size,
+        cost, sampling = measure_step(config, facts, asked), measure_sampling(config, facts)
+    report = _report(config, asked, cost, sampling)
+    if as_json:
+        return print_json(report)
+    for line in _lines(report, config, asked, sampling):
+        say(line)
+    if minutes is not None:
+        chosen = {
+            "privacy.steps": asked.steps,
+            "privacy.expected_batch_size": asked.expected_batch_size,
+            "loss.noise_multiplicity": _noise_multiplicity(config),
+        }
+        these = " ".join(f"--set {key}={value}" for key, value in chosen.items())
+        say(f"to train    exactly this: {these} (train --minutes measures again)")
+
+
+def _report(config: "Config", plan: "AnyPlan", cost: "StepCost", sampling: float) -> dict[str, Any]:
+    """Return what a plan claims and costs, for machines."""
+    from dpdm.config import encode_config
+    from dpdm.runs.worth import noise_to_signal
+
+    quarters = [plan.steps * part // 4 for part in (1, 2, 3, 4)] if plan.steps else []
+    return {
+        "statement": plan.statement,
+        "sample_rate": plan.sample_rate,
+        "noise_multipliers": {release.name: release.noise_multiplier for release in plan.full},
+        "steps": plan.steps,
+        "expected_batch_size": plan.expected_batch_size,
         "noise_multiplicity": _noise_multiplicity(config),
-        "noise_multiplier": mechanism.noise_multiplier,
-        "delta": mechanism.delta,
-        "epsilon": finite(mechanism.epsilon()),
-        "epsilon_rdp": finite(mechanism.epsilon(accountant="rdp")),
-        "epsilon_at": {str(steps): finite(mechanism.epsilon(made=mechanism.made_after(steps))) for steps in quarters},
+        "noise_multiplier": plan.noise_multiplier,
+        "delta": plan.delta,
+        "epsilon": finite(plan.epsilon()),
+        "epsilon_rdp": finite(plan.epsilon(accountant="rdp")),
+        "epsilon_at": {str(steps): finite(plan.epsilon(made=plan.made_after(steps))) for steps in quarters},
         "parameters": cost.parameters,
-        "noise_to_signal": noise_to_signal(mechanism, cost.parameters),
+        "noise_to_signal": noise_to_signal(plan, cost.parameters),
         "seconds_per_step": round(cost.seconds_per_step, 3),
-        "minutes": round(cost.seconds_per_step * mechanism.steps / 60, 1),
+        "minutes": round(cost.seconds_per_step * plan.steps / 60, 1),
         "physical_batch_size": cost.physical_batch_size,
         "memory_gib": round(cost.memory_gib, 2),
         "minutes_for_10000_images": round(sampling / 60, 2),
         "settings": encode_config(config),
     }
-    if as_json:
-        return print_json(report)
-    unit = mechanism.unit
-    say(f"claim       {report['statement']}")
-    if mechanism.full and report["epsilon"] is not None:
+
+
+def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: float) -> Iterator[str]:
+    """Say what a plan claims and costs, for people."""
+    from dpdm.runs.worth import why_it_cannot_pay
+
+    unit = plan.unit
+    yield f"claim       {report['statement']}"
+    if plan.full and report["epsilon"] is not None:
         noise = ", ".join(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values())
-        say(f"prior       {len(mechanism.full)} sums first; noise {noise} times what one {mechanism.unit} can change")
+        yield f"prior       {len(plan.full)} sums first; noise {noise} times what one {unit} can change"
     if report["epsilon"] is not None:
-        if mechanism.steps:
+        if plan.steps:
             curve = ", ".join(f"{bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
-            say(f"noise       {report['noise_multiplier']:.4g} times the clipping norm, on {mechanism.steps:,} steps")
-            say(f"epsilon     {curve}")
+            yield f"noise       {report['noise_multiplier']:.4g} times the clipping norm, on {plan.steps:,} steps"
+            yield f"epsilon     {curve}"
         loose = report["epsilon_rdp"] > 1.25 * report["epsilon"]
         remark = ", which is loose for few steps or tiny batches" if loose else ""
-        say(f"check       {bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}")
-    drawn = f"sampling    about {duration(sampling)} for 10,000 images here"
-    if not mechanism.steps:
-        say("time        seconds: no network is trained")
-        return say(drawn)
-    say(
-        f"batches     {mechanism.expected_batch_size:,} {unit}s a step on average, each in {_copies(config)}; "
-        f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {mechanism.sample_rate:.4g}"
-    )
-    say(f"network     {cost.parameters:,} parameters")
-    if advice := why_it_cannot_pay(mechanism, cost.parameters):
-        say(f"            {advice}")
-    say(f"time        about {duration(cost.seconds_per_step * mechanism.steps)} here, measured on random images")
-    beside = "" if unit == "image" else ", and what the images take"
-    say(f"memory      about {cost.memory_gib:.1f} GiB, for {cost.physical_batch_size:,} {unit}s at once{beside}")
-    say(drawn)
-    if minutes is not None:
-        chosen = {
-            "privacy.steps": mechanism.steps,
-            "privacy.expected_batch_size": mechanism.expected_batch_size,
-            "loss.noise_multiplicity": _noise_multiplicity(config),
-        }
-        these = " ".join(f"--set {key}={value}" for key, value in chosen.items())
-        say(f"to train    exactly this: {these} (train --minutes measures again)")
+        yield f"check       {bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}"
+    if plan.steps:
+        yield (
+            f"batches     {plan.expected_batch_size:,} {unit}s a step on average, each in {_copies(config)}; "
+            f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {plan.sample_rate:.4g}"
+        )
+        yield f"network     {report['parameters']:,} parameters"
+        if advice := why_it_cannot_pay(plan, report["parameters"]):
+            yield f"            {advice}"
+        yield f"time        about {duration(60 * report['minutes'])} here, measured on random images"
+        beside = "" if unit == "image" else ", and what the images take"
+        at_once = f"{report['physical_batch_size']:,} {unit}s at once"
+        yield f"memory      about {report['memory_gib']:.1f} GiB, for {at_once}{beside}"
+    else:
+        yield "time        seconds: no network is trained"
+    yield f"sampling    about {duration(sampling)} for 10,000 images here"
 
 
 def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes") -> "Config":

@@ -21,7 +21,7 @@ from dpdm.data import ImageDataset, blank_equal
 from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
 from dpdm.files import held, read_json, write_json
-from dpdm.ledger import Ledger, Records, RunIdentity
+from dpdm.ledger import Ledger, Records, RunIdentity, counted
 from dpdm.methods import Budget
 from dpdm.privacy import AnyPlan, FullSum, GaussianRelease, Plan
 from dpdm.privacy.accounting import epsilon
@@ -153,50 +153,51 @@ class Tuner:
         private = self.run / "private"
         if data.blank is not None:
             write_json(private / "blanked.json", {"records": np.flatnonzero(data.blank).tolist()})
-        known = RunIdentity.read(private)
-        if self.ledger is None and known is not None and not (self.run / "release").exists():
+        released = (self.run / "release").exists()
+        if self.ledger is None and not released and RunIdentity.read(private) is not None:
             raise InputError(f"{self.run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
-        if self.ledger is not None and len(state["scores"]) < len(state["choices"]):
-            before = known or RunIdentity.new()
-            known = before.started(private)
-            try:
-                head = self.ledger.reserve(
-                    known.run,
-                    plan,
-                    Records.of(data),
-                    place=str(self.run.absolute()),
-                    token=known.tokens[-1],
-                    tokens_before=before.tokens,
-                    begun=state["begun"] and bool(before.tokens),
-                    head=before.head,
-                )
-            except InputError:
-                if not state["begun"]:  # so that the folder is free for a search that fits
-                    shutil.rmtree(self.run)
-                raise
-            known = known.saw(head, private)
-        for number, choice in enumerate(state["choices"], start=1):
-            if len(state["scores"]) >= number:
-                continue
-            state["begun"] = True
-            write_json(private / "search.json", state)
-            folder = private / "runs" / str(number)
-            config = self.candidates[choice]  # the whole search is reserved, and its runs reserve nothing more
-            trainer = Trainer.from_config(config, data, run=folder, plan=plan, ledger=lambda: None)
-            try:
-                release = on_run(number, len(state["choices"]), trainer, data)
-                score = self._score(release, data, plan, folder)
-            except RunLost:  # in a crash, which says nothing of its images: the others go on without it
-                score = None
-            state["scores"].append(score)
-            write_json(private / "search.json", state)
-        if self.ledger is not None and known is not None:
-            self.ledger.complete(known.run, plan.events(), tokens=known.tokens, head=known.head)
+        reservation = counted(
+            self.ledger,
+            plan,
+            Records.of(data),
+            run=self.run,
+            begun=state["begun"],
+            finished=len(state["scores"]) == len(state["choices"]),
+            spent=lambda: None,  # a search costs its whole price once it has begun
+            undo=lambda: shutil.rmtree(self.run),  # so that the folder is free for a search that fits
+        )
+        with reservation:
+            for number in range(len(state["scores"]) + 1, len(state["choices"]) + 1):
+                self._one_run(number, data, plan, state, on_run)
         if not (self.run / "release").exists():
             self._best(state["scores"]).rename(self.run / "release")
         for folder in (private / "runs").glob("*/release"):  # whose claim holds for the best of them alone
             shutil.rmtree(folder)
         return Release.load(self.run)
+
+    def _one_run(
+        self,
+        number: int,
+        data: ImageDataset,
+        plan: Plan,
+        state: dict[str, Any],
+        on_run: Callable[[int, int, Trainer, ImageDataset], Release],
+    ) -> None:
+        """Make one run of the search, and keep its score."""
+        private = self.run / "private"
+        state["begun"] = True
+        write_json(private / "search.json", state)
+        folder = private / "runs" / str(number)
+        config = self.candidates[state["choices"][number - 1]]
+        # The whole search is reserved, and its runs reserve nothing more.
+        trainer = Trainer.from_config(config, data, run=folder, plan=plan, ledger=lambda: None)
+        try:
+            release = on_run(number, len(state["choices"]), trainer, data)
+            score = self._score(release, data, plan, folder)
+        except RunLost:  # in a crash, which says nothing of its images: the others go on without it
+            score = None
+        state["scores"].append(score)
+        write_json(private / "search.json", state)
 
     def _best(self, scores: Sequence[float | None]) -> Path:
         """Return the release of the best score's run, the first of equals; one without a score if no run has one."""
