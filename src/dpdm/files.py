@@ -1,17 +1,18 @@
-"""How files are written: whole or not at all."""
+"""How files and folders are written: whole or not at all; and how one that is damaged is refused."""
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import safetensors
 import tomli_w
 
-from dpdm.types import InputError, is_of_memory
+from dpdm.types import InputError, explained, is_of_memory
 
 _MOST_DIGITS = 19  # of an integer
 
@@ -40,6 +41,39 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, before: Pat
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a new folder beside `path`, then put it in place; a failure leaves nothing.
+
+    Args:
+        path: The folder; it may exist if it is empty. Missing folders above it are made.
+        write: What fills it.
+
+    Raises:
+        OSError: The folder cannot be written; the disk may be full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name[:200]}.", dir=path.parent) as temporary:
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        write(whole)
+        if path.exists():
+            path.rmdir()
+        whole.rename(path)
+
+
+def damaged(path: object, remedy: str, *, what: str = "cannot be read") -> AbstractContextManager[None]:
+    """Turn whatever goes wrong while a file is read into one line: the file, what is wrong with it, and what to do.
+
+    Raises:
+        InputError: One that is raised within stays as it is, and so does an error for lack of memory.
+    """
+
+    def why(error: Exception) -> str:
+        return f"{path} {what} ({getattr(error, 'strerror', None) or type(error).__name__}): {remedy}"
+
+    return explained(why, Exception)  # decoders answer damaged bytes with nearly any exception
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dpdm.data import (
     Framing,
     ImageDataset,
     find_duplicates,
-    load_npz,
     open_dataset,
     pixel_digests,
     save_folder,
@@ -58,7 +57,7 @@ def in_file(x, path):
     save_npz(path / "a.npz", x)
     with np.load(path / "a.npz") as archive:
         assert archive["images"].ndim == 4
-    return load_npz(path / "a.npz").images
+    return open_dataset(path / "a.npz").images
 
 
 TAKES = {

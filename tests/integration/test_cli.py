@@ -16,7 +16,7 @@ from small_run import SMALL
 
 from dpdm import evaluation
 from dpdm.config import Data, load_config
-from dpdm.data import load_npz, read_claim, save_npz
+from dpdm.data import open_dataset, read_claim, save_npz
 from dpdm.evaluation import UtilityScore, confusion_of
 from dpdm.ledger import Ledger, Records
 from dpdm.privacy import DPSGD
@@ -87,7 +87,7 @@ def test_from_a_folder_of_images_to_publishable_ones(dpdm, trained, photos, tmp_
         assert archive["class_names"].tolist() == ["ant", "bee", "cat"]
         assert json.loads(str(archive["claim"]))["statement"] == privacy["statement"]
     assert read_claim(tmp_path / "out.npz") == privacy["statement"]
-    assert load_npz(tmp_path / "out.npz").class_names == ("ant", "bee", "cat")
+    assert open_dataset(tmp_path / "out.npz").class_names == ("ant", "bee", "cat")
     code, out, err = dpdm("sample", trained, "-n", 8, "-o", "two.npz", "--classes", "cat, ant", "--json")
     assert (code, json.loads(out)["counts"]) == (0, [4, 0, 4]), err
     code, out, err = dpdm("sample", trained, "-n", 8, "-o", "more_cats.npz", "--frequencies", "1,0,3", "--json")

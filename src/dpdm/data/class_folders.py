@@ -1,98 +1,60 @@
 """Images in folders or an archive with labels and groups: of class folders, or as a listing says."""
 
+from pathlib import PurePosixPath
+
 import numpy as np
 
-from dpdm.data.dataset import ImageDataset, group_indices, require_same_num_classes
-from dpdm.data.image_files import ImageFile, ReadImages, is_image_name, may_list_labels, no_images, why_no_image
-from dpdm.data.layout import Split, part_in, require_whole
-from dpdm.data.listing import read_listing
-from dpdm.data.tree import FOLDER, Chosen, Tree, choose
+from dpdm.data.declared import Asked, Records
+from dpdm.data.image_files import FilesByKind, ImageFile, may_list_labels, why_no_image
+from dpdm.data.layout import part_in
+from dpdm.data.listing import load_listed
+from dpdm.data.tree import FOLDER, Tree, choose
 from dpdm.types import InputError
 
 
-def load_tree(
-    tree: Tree, split: Split, read: ReadImages, *, num_classes: int | None, group: str | None, chosen: bool = False
-) -> ImageDataset:
+def load_tree(tree: Tree, asked: Asked) -> Records:
     """Return the images of a part of a tree, in the order of classes and of names, with their labels and groups.
 
-    Args:
-        tree: All files.
-        split: Which part; a tree without parts is its own train part.
-        read: Decodes and frames the images.
-        num_classes: As in `load_folder`.
-        group: As in `load_folder`.
-        chosen: Whether the tree is this part already.
+    The names of class folders are the declaration of the classes, so nothing is read off the records. With a listing
+    (see `load_listed`) images may lie at any depth. A single folder around all images is looked through; it is a class
+    only if one class is declared. In an archive, folders without an entry of their own are known by their images only,
+    which must not tell the classes: these must then be declared. Files that are no images by their names come back as
+    `others`: no record vanishes unnoticed.
 
-    Raises:
-        InputError: The part is missing, or names do not say which class, part or group each image belongs to.
+    No classes declared (`num_classes` of 0) takes images at any depth. The group "folder" is the folder that an image
+    lies in, inside of a class folder (one name in two classes is one group), or anywhere if there are no classes.
     """
-    part = choose(tree, split, num_classes=num_classes, group=group, is_part=chosen)
-    images, others = part.tree.found(part.tree.images())
+    part = choose(tree, asked)
+    images, others = part.tree.images(), part.tree.others()
     if not images:
-        raise InputError(why_no_image(others[0]) if others else no_images(tree.where))
+        raise InputError(why_no_image(others[0]) if others else f"{tree.where} holds no images: put some in")
     if part.listing is not None:
-        return _load_listed(part, split, read, num_classes, group, tree.where)
-    if not part.is_part:
-        require_whole(split, tree.where)
-    require_folder(group, tree.where)
-    names = {"": part.tree.images()} if num_classes == 0 else _by_class(part.tree, num_classes, group)
-    classes = [name for name in names if name]
-    if num_classes and len(classes) != num_classes and (listing := next(filter(may_list_labels, others), None)):
-        raise InputError(why_no_image(listing))  # or else the number of classes would seem to be wrong
-    require_same_num_classes(len(classes), num_classes, tree.where)
-    ordered = [name for inside in names.values() for name in inside]
-    groups = None if group is None else group_indices([_folder_of(part.tree, name) for name in ordered], tree.where)
-    return ImageDataset(
-        images=read(*part.tree.found(ordered)),
-        labels=np.repeat(np.arange(len(classes)), [len(names[name]) for name in classes]) if classes else None,
-        num_classes=len(classes),
-        class_names=tuple(classes),
-        groups=groups,
-        name=tree.where,
-    )
-
-
-def require_folder(group: str | None, where: str) -> None:
-    """Raise InputError if what shall name the groups of images in folders is something else than folders."""
-    if group not in (None, FOLDER):
+        return load_listed(part)
+    part.asked.require_whole(tree.where)
+    if asked.group not in (None, FOLDER):
         raise InputError(
-            f"{where} has no labels.csv with a column {group!r}: add it, or set data.group=folder, if there is a "
-            "folder for each group inside the class folders"
+            f"{tree.where} has no labels.csv with a column {asked.group!r}: add it, or set data.group=folder, if there "
+            "is a folder for each group inside the class folders"
         )
-
-
-def _load_listed(
-    part: Chosen, split: Split, read: ReadImages, num_classes: int | None, group: str | None, where: str
-) -> ImageDataset:
-    """Return the images at any depth of a part, with the labels of its listing."""
-    assert part.listing is not None
-    assert part.listed is not None
-    listed = read_listing(
-        part.listing,
-        part.classes,
-        [f"{part.between}{name}" for name in part.tree.images()],
-        elsewhere=part.listed.images(),
-        split=None if part.is_part else split,
-        num_classes=num_classes,
-        group=group,
-        where=where,
-    )
-    _, others = part.tree.found([])
-    return ImageDataset(
-        images=read([part.listed.files[name] for name in listed.images], others),
-        labels=listed.labels,
-        num_classes=listed.num_classes,
-        class_names=listed.class_names,
-        groups=listed.groups,
-        name=where,
+    names = {"": images} if asked.num_classes == 0 else _by_class(part.tree, asked)
+    classes = tuple(name for name in names if name)
+    if asked.num_classes not in (None, len(classes)) and (listing := next(filter(may_list_labels, others), None)):
+        raise InputError(why_no_image(listing))  # or else the number of classes would seem to be wrong
+    ordered = [name for inside in names.values() for name in inside]
+    return Records(
+        tree.where,
+        FilesByKind([part.tree.files[name] for name in ordered], others),
+        labels=np.repeat(np.arange(len(classes)), [len(names[name]) for name in classes]) if classes else None,
+        class_names=classes,
+        groups=None if asked.group is None else [_folder_of(part.tree, name) for name in ordered],
     )
 
 
-def _by_class(tree: Tree, num_classes: int | None, group: str | None) -> dict[str, list[str]]:
+def _by_class(tree: Tree, asked: Asked) -> dict[str, list[str]]:
     """Return the names of the images of each class, in the order of classes; of "" where there are no classes."""
-    top, loose = tree.top(), next(filter(is_image_name, tree.loose()), None)
+    top, loose = tree.top(), tree.loose_image()
     if loose is not None:
-        if group is not None:
+        if asked.group is not None:
             raise InputError(_in_no_group(tree.files[loose]))
         if top:
             raise InputError(
@@ -100,29 +62,32 @@ def _by_class(tree: Tree, num_classes: int | None, group: str | None) -> dict[st
                 "move every image into a class folder, or all of them out"
             )
         return {"": tree.images()}
-    above: set[str] = set()  # all folders that something lies in
-    for name in (*tree.files, *tree.folders):
-        folder = name.rpartition("/")[0]
-        while folder and folder not in above:
-            above.add(folder)
-            folder = folder.rpartition("/")[0]
+    _check_folders(tree, asked)
+    names: dict[str, list[str]] = {name: [] for name in top}
+    for name in tree.images():
+        if asked.group is not None and name.count("/") == 1:
+            raise InputError(_in_no_group(tree.files[name]))
+        names[name.partition("/")[0]].append(name)
+    return names
+
+
+def _check_folders(tree: Tree, asked: Asked) -> None:
+    """Raise InputError unless all folders are those of classes, or of groups in them, and are declared."""
+    holding = {name.rpartition("/")[0] for name in (*tree.files, *tree.folders)}
+    above = {str(folder) for inner in holding for folder in (PurePosixPath(inner), *PurePosixPath(inner).parents)} - {
+        "."
+    }
     for folder in sorted(tree.folders | above):
-        if folder.count("/") > int(group is not None):
+        if folder.count("/") > int(asked.group is not None):
             raise InputError(_too_deep(f"{tree.where}/{folder}", folder))
         if folder not in above:
             raise InputError(f"{tree.where}/{folder} is empty: put images in it, or remove it")
-    for folder in sorted(above):
-        if num_classes is None and "/" not in folder and folder not in tree.folders:
+    for folder in tree.top():
+        if asked.num_classes is None and folder not in tree.folders:
             raise InputError(
                 f"{tree.where}/{folder} has no entry of its own, and classes must not be read off the images: declare "
                 "how many there are, --set data.num_classes=10, or make the archive with entries for folders (zip -r)"
             )
-    names: dict[str, list[str]] = {name: [] for name in top}
-    for name in tree.images():
-        if group is not None and name.count("/") == 1:
-            raise InputError(_in_no_group(tree.files[name]))
-        names[name.partition("/")[0]].append(name)
-    return names
 
 
 def _folder_of(tree: Tree, name: str) -> str:

@@ -2,8 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,6 @@ MIN_SIDE = 8
 
 MAX_SIDE = 4096
 """Pixels: a release states its images' size, and whoever reads it must be able to trust that there is an end."""
-
-_PART = 4096  # images read at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -63,35 +62,31 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         if self.images.ndim == 3:
-            object.__setattr__(self, "images", self.images[..., np.newaxis])
+            self._set(images=self.images[..., np.newaxis])
         self._check_images()
-        labels = self.labels
-        if labels is not None:
-            if labels.ndim == 2 and labels.shape[1] == 1:  # a column, as MedMNIST has it
-                labels = labels[:, 0]
-            self._check_labels(labels)
-            object.__setattr__(self, "labels", labels.astype(np.int64))
-        elif self.num_classes != 0:
-            raise InputError(
-                f"{self.name}: {self.num_classes} classes are declared, but there are no labels: "
-                "add labels or leave data.num_classes out"
-            )
-        if self.num_classes > MOST_CLASSES:
-            raise InputError(f"{self.name}: there may be {MOST_CLASSES:,} classes at most, not {self.num_classes:,}")
+        self._check_labels()
         names = tuple(map(normal_form, self.class_names or range(self.num_classes)))
-        if len(names) != self.num_classes:
-            raise InputError(f"{self.name}: {len(names)} class names for {self.num_classes} classes: give one each")
+        self._require(
+            len(names) == self.num_classes, f"{len(names)} class names for {self.num_classes} classes: give one each"
+        )
         require_names_of_classes(names, f"a class of {self.name}")
-        object.__setattr__(self, "class_names", names)
-        object.__setattr__(self, "name", normal_form(self.name))
+        self._set(class_names=names, name=normal_form(self.name))
         if self.groups is not None:
-            self._check_groups(self.groups)
-            object.__setattr__(self, "groups", self.groups.astype(np.int64))
-        if self.sources is not None and self.sources.shape != (len(self), 2, 32):
-            raise InputError(f"{self.name}: sources have shape {self.sources.shape}, not ({len(self)}, 2, 32)")
-        if self.blank is not None and (self.blank.dtype != bool or self.blank.shape != (len(self),)):
-            raise InputError(
-                f"{self.name}: blank is {self.blank.dtype} of shape {self.blank.shape}: give one boolean for each image"
+            groups = self._one_each("groups", self.groups)
+            numbered = groups.min() >= 0 and groups.max() < len(groups) and np.bincount(groups).all()
+            self._require(
+                bool(numbered), "groups must be numbered from 0 without a gap: dpdm.data.group_indices(...) does it"
+            )
+            self._set(groups=groups)
+        sources, blank = self.sources, self.blank
+        if sources is not None:
+            self._require(
+                sources.shape == (len(self), 2, 32), f"sources have shape {sources.shape}, not ({len(self)}, 2, 32)"
+            )
+        if blank is not None:
+            self._require(
+                blank.dtype == bool and blank.shape == (len(self),),
+                f"blank is {blank.dtype} of shape {blank.shape}: give one boolean for each image",
             )
 
     def __len__(self) -> int:
@@ -127,18 +122,16 @@ class ImageDataset:
         """
         if isinstance(chosen, range) and chosen == range(self.num_units):
             return self
-        part, groups = copy.copy(self), None
+        part = copy.copy(self)  # possibly without images, which no whole data set may be
         images = slice(chosen.start, chosen.stop, chosen.step) if isinstance(chosen, range) else chosen
         if self.groups is not None:
             renumbered = np.full(self.num_units, -1)
             renumbered[images] = np.arange(len(chosen))
             images = np.flatnonzero(renumbered[self.groups] >= 0)
-            groups = renumbered[self.groups[images]]
-        object.__setattr__(part, "images", self.images[images])  # possibly none, which no whole data set may be
-        object.__setattr__(part, "labels", None if self.labels is None else self.labels[images])
-        object.__setattr__(part, "groups", groups)
-        object.__setattr__(part, "sources", None if self.sources is None else self.sources[images])
-        object.__setattr__(part, "blank", None if self.blank is None else self.blank[images])
+            part._set(groups=renumbered[self.groups[images]])
+        for name in ("images", "labels", "sources", "blank"):
+            whole = getattr(self, name)
+            part._set(**{name: None if whole is None else whole[images]})
         return part
 
     def digest(self) -> str:
@@ -151,8 +144,8 @@ class ImageDataset:
         others = (self.labels, self.groups, self.blank)
         given = repr((self.images.shape, [numbers is not None for numbers in others]))
         found = hashlib.sha256(given.encode())
-        for start in range(0, len(self), _PART):
-            found.update(np.ascontiguousarray(self.images[start : start + _PART]).data)
+        for part in in_parts(len(self)):
+            found.update(np.ascontiguousarray(self.images[part]).data)
         for numbers in others:
             found.update(b"" if numbers is None else numbers.tobytes())
         return found.hexdigest()
@@ -160,60 +153,67 @@ class ImageDataset:
     def __repr__(self) -> str:
         return f"ImageDataset(name={self.name!r}, shape={self.shape}, num_classes={self.num_classes})"
 
+    def _set(self, **fields: Any) -> None:  # noqa: ANN401
+        """Set fields of a value that is frozen to everybody else."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
     def _check_images(self) -> None:
         """Raise InputError unless there are images, and they are what the class says."""
         dtype, shape = self.images.dtype, self.images.shape
-        if dtype != np.uint8:
-            raise InputError(f"{self.name}: images are {dtype}: convert them to uint8 with levels 0 to 255")
-        if len(shape) != 4 or shape[3] not in (1, 3, 4):
-            raise InputError(
-                f"{self.name}: images have shape {shape}: rearrange them to (number, height, width, channel) "
-                "with 1, 3 or 4 channels"
-            )
-        if shape[0] == 0:
-            raise InputError(f"{self.name}: there are no images: give at least one")
-        if max(shape[1:3]) > MAX_SIDE:
-            raise InputError(
-                f"{self.name}: images of {shape[2]} x {shape[1]} pixels are too large: choose data.size, "
-                f"at most {MAX_SIDE:,}"
-            )
-        if min(shape[1:3]) < MIN_SIDE:
-            raise InputError(
-                f"{self.name}: images of {shape[2]} x {shape[1]} pixels are too small: "
-                f"give images of at least {MIN_SIDE} x {MIN_SIDE}"
-            )
+        self._require(dtype == np.uint8, f"images are {dtype}: convert them to uint8 with levels 0 to 255")
+        self._require(
+            len(shape) == 4 and shape[3] in (1, 3, 4),
+            f"images have shape {shape}: rearrange them to (number, height, width, channel) with 1, 3 or 4 channels",
+        )
+        self._require(shape[0] > 0, "there are no images: give at least one")
+        pixels = f"images of {shape[2]} x {shape[1]} pixels are too"
+        self._require(max(shape[1:3]) <= MAX_SIDE, f"{pixels} large: choose data.size, at most {MAX_SIDE:,}")
+        self._require(min(shape[1:3]) >= MIN_SIDE, f"{pixels} small: give images of at least {MIN_SIDE} x {MIN_SIDE}")
 
-    def _check_labels(self, labels: Labels) -> None:
-        """Raise InputError unless there is one label for each image, within the declared classes."""
-        if labels.ndim == 2 and len(labels) == len(self):
-            raise InputError(
-                f"{self.name}: labels have {labels.shape[1]} columns: give one label for each image, not a column for "
-                "each class"
+    def _check_labels(self) -> None:
+        """Raise InputError unless there is one label for each image, within the declared classes, or none at all."""
+        labels, count = self.labels, self.num_classes
+        self._require(count <= MOST_CLASSES, f"there may be {MOST_CLASSES:,} classes at most, not {count:,}")
+        if labels is None:
+            self._require(
+                count == 0,
+                f"{count} classes are declared, but there are no labels: add labels or leave data.num_classes out",
             )
-        if not np.issubdtype(labels.dtype, np.integer) or labels.shape != self.images.shape[:1]:
-            raise InputError(
-                f"{self.name}: labels are {labels.dtype} of shape {labels.shape}: give one integer for each "
-                f"image, shape ({len(self)},)"
+            return
+        if labels.ndim == 2:
+            columns = f"labels have {labels.shape[1]} columns"
+            self._require(
+                labels.shape[1] == 1, f"{columns}: give one label for each image, not a column for each class"
             )
-        require_declared(self.num_classes, self.name)
-        outside = labels[(labels < 0) | (labels >= self.num_classes)]
+            labels = labels[:, 0]  # a column, as MedMNIST has it
+        self._set(labels=self._one_each("labels", labels))
+        require_declared(count, self.name)
+        outside = labels[(labels < 0) | (labels >= count)]
         if outside.size:
             raise InputError(
-                f"{self.name}: label {outside[0]} occurs, but {self.num_classes} classes are declared "
-                f"(labels 0 to {self.num_classes - 1}): correct the labels or data.num_classes"
+                f"{self.name}: label {outside[0]} occurs, but {count} classes are declared (labels 0 to {count - 1}): "
+                "correct the labels or data.num_classes"
             )
 
-    def _check_groups(self, groups: NDArray[np.int64]) -> None:
-        """Raise InputError unless there is one group for each image, and an image for each group."""
-        if not np.issubdtype(groups.dtype, np.integer) or groups.shape != self.images.shape[:1]:
-            raise InputError(
-                f"{self.name}: groups are {groups.dtype} of shape {groups.shape}: give one integer for each "
-                f"image, shape ({len(self)},)"
-            )
-        if groups.min() < 0 or groups.max() >= len(groups) or not np.bincount(groups).all():
-            raise InputError(
-                f"{self.name}: groups must be numbered from 0 without a gap: dpdm.data.group_indices(...) does it"
-            )
+    def _one_each(self, what: str, numbers: NDArray[Any]) -> NDArray[np.int64]:
+        """Return `numbers` as int64, or raise InputError unless they are one integer for each image."""
+        self._require(
+            np.issubdtype(numbers.dtype, np.integer) and numbers.shape == (len(self),),
+            f"{what} are {numbers.dtype} of shape {numbers.shape}: give one integer for each image, "
+            f"shape ({len(self)},)",
+        )
+        return numbers.astype(np.int64)
+
+    def _require(self, fits: bool, otherwise: str) -> None:
+        if not fits:
+            raise InputError(f"{self.name}: {otherwise}")
+
+
+def in_parts(number: int, most: int = 4096) -> Iterator[slice]:
+    """Yield slices of at most `most` records that together are the first `number` of them, in order."""
+    for start in range(0, number, most):
+        yield slice(start, min(start + most, number))
 
 
 def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> NDArray[np.int64]:
@@ -237,26 +237,10 @@ def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> 
     return indices
 
 
-def require_no_groups(group: str | None, where: str) -> None:
-    """Raise InputError if groups are declared of a source that has none."""
-    if group is not None:
-        raise InputError(f"{where} does not say which images form a group: leave data.group out")
-
-
-class UndeclaredError(InputError):
-    """Nobody declared the number of classes, which must not be read off private labels."""
-
-
 def require_declared(num_classes: int, where: str) -> None:
-    """Raise UndeclaredError if nobody declared how many classes there are."""
+    """Raise InputError if nobody declared how many classes there are."""
     if num_classes < 1:
-        raise UndeclaredError(
+        raise InputError(
             f"{where}: declare the number of classes, which must not be read off private labels: "
             "--set data.num_classes=10 if there are ten (dpdm evaluate: --num-classes 10)"
         )
-
-
-def require_same_num_classes(actual: int, declared: int | None, where: str) -> None:
-    """Raise InputError if the caller declares another number of classes than the source itself does."""
-    if declared not in (None, actual):
-        raise InputError(f"{where} has {actual} classes, but {declared} are declared: leave data.num_classes out")

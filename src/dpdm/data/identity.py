@@ -1,12 +1,17 @@
-"""What a record is known by, whatever size and channels it is given: digests of what was stored."""
+"""What a record is known by, whatever size and channels it is given, and which records are the same to the last pixel.
+
+In several units of protection equal images may be one person's after all; in public data, they are not private.
+"""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dpdm.types import Images, as_images
+from dpdm.data.dataset import ImageDataset
+from dpdm.types import Images, InputError, as_images
 
 DIGEST = 32
 """Bytes of a SHA-256."""
@@ -14,7 +19,7 @@ DIGEST = 32
 
 def pixel_digests(images: Images) -> NDArray[np.uint8]:
     """Return the SHA-256 of the shape and pixels of each image, (number, 32)."""
-    found = b"".join(_of_pixels(image) for image in as_images("all", images))
+    found = b"".join(map(_of_pixels, as_images("all", images)))
     return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
 
 
@@ -28,6 +33,55 @@ def file_digests(encoded: bytes, decoded: Image.Image) -> NDArray[np.uint8]:
 def array_digests(images: Images) -> NDArray[np.uint8]:
     """Return the same of images that lie in no files of their own, (number, 2, 32): pixels are all there is."""
     return pixel_digests(images)[:, None].repeat(2, axis=1)
+
+
+def blank_equal(data: ImageDataset, public: ImageDataset) -> ImageDataset:
+    """Return the private `data` in which images that are in the `public` data too, to the last pixel, are blank.
+
+    To refuse them, or to leave the public image out, would tell who is in the data. So each image that equals a public
+    one adds zero to every sum that follows, by the same code whether there are such images or not. The claim does not
+    protect that image. A near copy is not found, nor the same image if it was framed in another way.
+
+    Guarantees:
+        * Whether an image is blank depends on this image and on public ones alone.
+
+    Raises:
+        InputError: The images are of different shapes.
+    """
+    if public.shape != data.shape:
+        raise InputError(
+            f"{public.name} has images of shape {public.shape}, and {data.name} of {data.shape}: give both the same "
+            "size and channels"
+        )
+    equal = np.isin(_keys(data.images), _keys(public.images))
+    return replace(data, blank=equal if data.blank is None else data.blank | equal)
+
+
+def find_duplicates(
+    images: Images, units: NDArray[np.int64] | None = None, blank: NDArray[np.bool_] | None = None
+) -> list[list[int]]:
+    """Return the indices of images that are equal in every pixel, one list for each such image.
+
+    Args:
+        images: `uint8` (number, height, width[, channel]).
+        units: Which unit of protection each image belongs to; those that are equal within one unit only are left out.
+            None makes each image a unit.
+        blank: Images that take no part, and so are left out.
+
+    Privacy:
+        The result is secret: what two records have in common is not covered by ε.
+    """
+    kept = np.arange(len(images)) if blank is None else np.flatnonzero(~blank)
+    _, which, counts = np.unique(_keys(images)[kept], return_inverse=True, return_counts=True)
+    equal: dict[int, list[int]] = {}
+    for at in np.flatnonzero(counts[which] > 1):
+        equal.setdefault(int(which[at]), []).append(int(kept[at]))
+    return [same for same in equal.values() if units is None or len({*units[same].tolist()}) > 1]
+
+
+def _keys(images: Images) -> NDArray[np.bytes_]:
+    """Return one value for each image, which is the same for images that are equal in every pixel."""
+    return pixel_digests(images).view(f"S{DIGEST}")[:, 0]
 
 
 def _of_pixels(image: Images) -> bytes:

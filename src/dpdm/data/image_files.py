@@ -5,8 +5,7 @@ import io
 import re
 import warnings
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, file_digests
+from dpdm.files import damaged
 from dpdm.types import Images, InputError, explained
 
 
@@ -41,63 +41,48 @@ ImageFile = Path | zipfile.Path
 """A file in a folder, or one in an archive: both open, and both say in messages where they are."""
 
 
-class ReadImages(Protocol):
-    """From all image files of a source, in order, to its images: `read_images`, or what prepares them."""
+class ImageFiles(Protocol):
+    """Image files in their order, at least one; a list is this, or what reads them from a table, at each pass anew."""
 
-    def __call__(self, files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
-        """Return the images of `files`, at least one; `others` lie among them and are no images by their names."""
-        ...
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[ImageFile | EncodedImage]: ...
 
 
-class Found(NamedTuple):
+class FilesByKind(NamedTuple):
     """Files, by their names: those that are images, and the others."""
 
-    images: list[ImageFile]
-    others: list[ImageFile]
+    images: ImageFiles
+    others: Sequence[ImageFile] = ()
+
+
+class ReadImages(Protocol):
+    """From all image files of a source, in order, to its images: `Reader`, or what prepares them."""
+
+    def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
+        """Return the images of `files`, at least one; `others` lie among them and are no images by their names."""
+        ...
 
 
 _EXTENSIONS: Final = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
     *(".pgm", ".ppm", ".pbm", ".pnm"),
 )
-_LISTS: Final = (".csv", ".tsv", ".jsonl", ".json", ".xls", ".xlsx")
+_LISTS: Final = ".csv .tsv .jsonl .json .xls .xlsx"
 # Names decide nothing, and some formats that Pillow knows start other programs: only these are tried.
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _BITS_PER_SAMPLE = 258  # the tag of a TIFF
 _LARGEST_OF_PPM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d+)")
+_DICOM: Final = "convert its images to PNG of 8 bits, all by one fixed window"
 _INSTEAD: Final = {  # of files that no one meant to be decoded as they are
-    (
-        ".dcm",
-        ".ima",
-        ".nii",
-        ".nii.gz",
-        ".mha",
-        ".mhd",
-        ".nrrd",
-    ): "convert its images to PNG of 8 bits, all by one fixed window",
-    (
-        ".csv",
-        ".tsv",
-        ".jsonl",
-        ".json",
-        ".xls",
-        ".xlsx",
-    ): "a list of labels must be called labels.csv, with the columns "
-    "file,label, or dataset.json; move other lists elsewhere",
-    (".heic", ".heif", ".avif", ".svg", ".psd", ".jp2", ".dng", ".cr2", ".nef", ".arw"): "convert it to PNG or JPEG",
-    (".zip", ".npz", ".npy", ".parquet"): "give its own path to open it, or move it elsewhere",
-    (".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"): "unpack it into a folder",
-    (
-        ".h5",
-        ".hdf5",
-        ".mat",
-        ".pt",
-        ".pth",
-        ".pkl",
-        ".tfrecord",
-        ".tfrecords",
-        ".lmdb",
-    ): "save its images as PNG files, or with their labels by numpy.savez",
+    ".dcm .ima .nii .nii.gz .mha .mhd .nrrd": _DICOM,
+    _LISTS: "a list of labels must be called labels.csv, with the columns file,label, or dataset.json; "
+    "move other lists elsewhere",
+    ".heic .heif .avif .svg .psd .jp2 .dng .cr2 .nef .arw": "convert it to PNG or JPEG",
+    ".zip .npz .npy .parquet": "give its own path to open it, or move it elsewhere",
+    ".tar .gz .tgz .7z .rar .bz2 .xz": "unpack it into a folder",
+    ".h5 .hdf5 .mat .pt .pth .pkl .tfrecord .tfrecords .lmdb": "save its images as PNG files, or with their labels by "
+    "numpy.savez",
 }
 
 
@@ -108,21 +93,19 @@ def is_image_name(name: str) -> bool:
 
 def may_list_labels(file: ImageFile) -> bool:
     """Whether a file may be a list of labels by another name than those that are read."""
-    return file.name.lower().endswith(_LISTS)
+    return file.name.lower().endswith(tuple(_LISTS.split()))
 
 
 def what_instead(file: ImageFile) -> str | None:
     """Return what to do about a file that is known by its ending, or as DICOM by its content, and is not opened."""
     name = file.name.lower()
-    if not name.endswith(tuple(ending for endings in _INSTEAD for ending in endings)) and _is_dicom(file):
-        name = ".dcm"
-    return next((advice for endings, advice in _INSTEAD.items() if name.endswith(endings)), None)
+    advice = next((advice for endings, advice in _INSTEAD.items() if name.endswith(tuple(endings.split()))), None)
+    return _DICOM if advice is None and _is_dicom(file) else advice
 
 
 def _is_dicom(file: ImageFile | EncodedImage) -> bool:
     """Whether a file begins as DICOM does: scanners and archives of clinics give theirs no ending."""
-    unreadable = (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
-    with contextlib.suppress(*unreadable), file.open("rb") as stream:
+    with contextlib.suppress(InputError), damaged(file, ""), file.open("rb") as stream:
         return bytes(stream.read(132)[128:]) == b"DICM"
     return False
 
@@ -130,11 +113,6 @@ def _is_dicom(file: ImageFile | EncodedImage) -> bool:
 def why_no_image(file: ImageFile) -> str:
     """Say that a file is no image by its name: it is refused, so that no record vanishes unnoticed."""
     return f"{file} is no image ({', '.join(_EXTENSIONS)}): {what_instead(file) or 'move it elsewhere'}"
-
-
-def no_images(where: str) -> str:
-    """Say that a source holds no images."""
-    return f"{where} holds no images ({', '.join(_EXTENSIONS)}): put some in"
 
 
 class Reader:
@@ -147,29 +125,17 @@ class Reader:
         self._framing = framing
         self.sources: NDArray[np.uint8] | None = None
 
-    def __call__(self, files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
+    def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
         """Return the images of all files."""
         if others:
             raise InputError(why_no_image(others[0]))
-        first = files[0]
-        like = read_image(first, self._framing).image
+        first = next(iter(files))
+        like, _ = read_image(first, self._framing)
         images = np.empty((len(files), *like.shape), np.uint8)
         self.sources = np.empty((len(files), 2, DIGEST), np.uint8)
         for index, file in enumerate(files):
             images[index], self.sources[index] = read_image(file, self._framing, like=like, which=first)
         return images
-
-
-def read_images(files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
-    """Return the images of all files as they are, which must agree on size and channels; there may be no `others`."""
-    return Reader(Framing())(files, others)
-
-
-class ReadImage(NamedTuple):
-    """A framed image, (height, width, channel), and digests of what it was before (`file_digests`)."""
-
-    image: Images
-    source: NDArray[np.uint8]
 
 
 def read_image(
@@ -178,8 +144,11 @@ def read_image(
     *,
     like: Images | None = None,
     which: ImageFile | EncodedImage | None = None,
-) -> ReadImage:
-    """Return one framed image, which must be of the shape of `like`, the image of `which`."""
+) -> tuple[Images, NDArray[np.uint8]]:
+    """Return one framed image, (height, width, channel), and digests of what it was before (`file_digests`).
+
+    It must be of the shape of `like`, the image of `which`, if given.
+    """
     decoded, encoded = decode_image(file)
     image = framing.frame(decoded)
     if like is not None and image.shape[2] != like.shape[2]:
@@ -192,7 +161,7 @@ def read_image(
             f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but {which} is "
             f"{like.shape[1]} x {like.shape[0]}: choose one size for all with --set data.size=28"
         )
-    return ReadImage(image, file_digests(encoded, decoded))
+    return image, file_digests(encoded, decoded)
 
 
 def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
@@ -202,7 +171,7 @@ def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:
         if isinstance(error, Image.DecompressionBombError):
             return f"{file} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: scale it down, it is whole"
         if isinstance(error, UnidentifiedImageError) and _is_dicom(file):
-            return f"{file} is DICOM by its content: {what_instead(Path('.dcm'))}"
+            return f"{file} is DICOM by its content: {_DICOM}"
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         return f"{file} is no image that can be decoded ({reason}): repair or remove it"
 

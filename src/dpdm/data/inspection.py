@@ -10,7 +10,7 @@ import numpy as np
 from dpdm.data.dataset import ImageDataset
 from dpdm.data.framing import Framing
 from dpdm.data.identity import file_digests, pixel_digests
-from dpdm.data.image_files import EncodedImage, ImageFile, decode_image, why_no_image
+from dpdm.data.image_files import ImageFile, ImageFiles, decode_image, why_no_image
 from dpdm.data.layout import NoSuchPart, Split
 from dpdm.data.location import split_of
 from dpdm.data.open import open_dataset
@@ -53,11 +53,8 @@ def inspect(
 ) -> dict[Split, PartFound]:
     """Return what each part of a source holds, as `open_dataset` reads it; of `photos:test`, this part alone.
 
-    Args:
-        source: As in `open_dataset`.
-        num_classes: As in `open_dataset`.
-        group: As in `open_dataset`.
-        on_progress: Called after each image with their number, and the number of all in this part.
+    All that is given is as in `open_dataset`. `on_progress` is called after each image with the number of images so
+    far, and the number of all in this part.
 
     Raises:
         InputError: The source cannot be opened, whatever its images are.
@@ -82,20 +79,25 @@ def inspect(
     return found
 
 
+class _Seen(NamedTuple):
+    """What an image is that can be used."""
+
+    size: tuple[int, int]
+    channels: int
+    digest: bytes
+
+
 class _Look:
     """Looks at image files, keeps what they are, and returns stand-ins of 8 x 8 pixels for them."""
 
     def __init__(self, on_progress: Callable[[int, int], None]) -> None:
         self._on_progress = on_progress
-        self._usable: list[int] | None = None  # None: the source does not consist of image files
-        self._sizes: Counter[tuple[int, int]] = Counter()
-        self._channels: Counter[int] = Counter()
-        self._pixels: list[bytes] = []
+        self._seen: dict[int, _Seen] | None = None  # None: the source does not consist of image files
         self._refused: list[str] = []
 
-    def __call__(self, files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
+    def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
         """Return an image for each file, black for those that cannot be used."""
-        self._usable, self._refused = [], [*map(why_no_image, others)]
+        self._seen, self._refused = {}, [*map(why_no_image, others)]
         images = np.zeros((len(files), 8, 8, 1), np.uint8)
         for index, file in enumerate(files):
             try:
@@ -104,29 +106,27 @@ class _Look:
             except InputError as error:
                 self._refused.append(str(error))
             else:
-                self._usable.append(index)
-                self._sizes[decoded.size] += 1
-                self._channels[len(decoded.getbands())] += 1
-                self._pixels.append(file_digests(encoded, decoded)[-1].tobytes())
+                digest = file_digests(encoded, decoded)[-1].tobytes()
+                self._seen[index] = _Seen(decoded.size, len(decoded.getbands()), digest)
             self._on_progress(index + 1, len(files))
         return images
 
     def found(self, opened: ImageDataset) -> PartFound:
         """Return what was found, of a part that was opened with this to read its files."""
-        usable = range(len(opened)) if self._usable is None else self._usable
-        if self._usable is None:
+        seen = self._seen
+        if seen is None:
             height, width, channels = opened.images.shape[1:]
-            self._sizes[width, height] = self._channels[channels] = len(opened)
-            self._pixels = [digest.tobytes() for digest in pixel_digests(opened.images)]
-        labels, groups = (None if of is None else of[[*usable]] for of in (opened.labels, opened.groups))
+            digests = enumerate(pixel_digests(opened.images))
+            seen = {index: _Seen((width, height), channels, digest.tobytes()) for index, digest in digests}
+        labels, groups = (None if of is None else of[[*seen]] for of in (opened.labels, opened.groups))
         counts = np.bincount([] if labels is None else labels, minlength=opened.num_classes)
         return PartFound(
-            images=len(usable),
+            images=len(seen),
             classes={name: int(count) for name, count in zip(opened.class_names, counts, strict=True)},
             groups=None if groups is None else [int(count) for count in np.bincount(groups) if count],
-            sizes=self._sizes,
-            channels=Counter({_CHANNELS[number]: count for number, count in self._channels.items()}),
+            sizes=Counter(image.size for image in seen.values()),
+            channels=Counter(_CHANNELS[image.channels] for image in seen.values()),
             refused=self._refused,
-            equal=len(self._pixels) - len({*self._pixels}),
+            equal=len(seen) - len({image.digest for image in seen.values()}),
             public=opened.public,
         )

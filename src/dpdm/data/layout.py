@@ -1,7 +1,4 @@
-"""What the names in a source mean: which are a system's own, which are parts, and in what order classes come.
-
-Functions over names alone, so that folders, archives, tables and arrays are read by the same rules.
-"""
+"""What names mean in any source: which are a system's own, which are parts, and in what order classes come."""
 
 import os
 import re
@@ -14,32 +11,26 @@ from dpdm.types import InputError
 
 Split = Literal["train", "val", "test"]
 
-PARTS: Final[dict[str, Split]] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+_NAMES_OF_PARTS: Final[tuple[tuple[Split, str], ...]] = (
+    ("train", "train training"),
+    ("val", "val valid validation"),
+    ("test", "test testing"),
+)
+PARTS: Final = {name: part for part, names in _NAMES_OF_PARTS for name in names.split()}
 """The names of parts, in lower case: they count in any case."""
 
+LISTINGS: Final = ("labels.csv", "metadata.csv", "dataset.json")
+"""What a list of labels may be called; the second name is that of Hugging Face's `imagefolder`."""
+
+CLASSES: Final = "classes.txt"
+"""What a list of the names of classes is called."""
+
 _LEFT_BY_SYSTEMS: Final = frozenset(
-    {
-        "__macosx",
-        "icon\r",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-        "$recycle.bin",
-        "system volume information",
-        "@eadir",
-        "@tmp",
-        "#recycle",
-        "#snapshot",
-        "lost+found",
-    }
+    [
+        *("__macosx", "icon\r", "lost+found"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+        *("@eadir", "@tmp", "#recycle", "#snapshot"),
+    ]
 )
 
 
@@ -54,11 +45,7 @@ def is_hidden(name: str) -> bool:
 
 
 def plain_name(name: str, where: str | Path) -> str:
-    """Return a name as text in Unicode's form NFC, however a file system spells its letters.
-
-    Args:
-        name: One name, or a path.
-        where: The folder it lies in, for messages.
+    """Return a name, or path, in a folder `where` as text in Unicode's form NFC, however a file system spells it.
 
     Raises:
         InputError: Its bytes are not UTF-8, or are not read so: it could be written into no list and no release.
@@ -66,19 +53,13 @@ def plain_name(name: str, where: str | Path) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raw = os.fsencode(name)
-        shown = as_text(Path(where) / name)
+        shown = os.fsencode(Path(where) / name).decode(errors="backslashreplace")
         try:
-            raw.decode()
+            os.fsencode(name).decode()
         except UnicodeDecodeError:
             raise InputError(f"{shown} has a name that is not UTF-8: rename it (convmv renames many at once)") from None
         raise InputError(f"{shown} has a name that this locale cannot read: set PYTHONUTF8=1") from None
     return normal_form(name)
-
-
-def as_text(path: Path) -> str:
-    """Return a path as text that can be written anywhere; bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def part_in(name: str) -> Split | None:
@@ -92,14 +73,7 @@ def find_parts(names: Collection[str], where: str, *, classes_if: bool = False) 
 
     They are parts if all of them are called so, or two of different parts are; what lies beside these is in no part.
     Names of several words are those of parts only if all of them have one of these words, and not the same.
-
-    Args:
-        names: The names of all folders there.
-        where: The source, for messages.
-        classes_if: Whether one that is called like a part, among others that are not, is known to be a class.
-
-    Raises:
-        InputError: Two are the same part, or one is called like a part among others that are not.
+    `classes_if` says that one that is called like a part, among others that are not, is known to be a class.
     """
     called = {name: PARTS[name.casefold()] for name in names if name.casefold() in PARTS}
     alike = {name: part for name in names if (part := part_in(name)) is not None}  # seg_train and seg_test, say
@@ -113,6 +87,15 @@ def find_parts(names: Collection[str], where: str, *, classes_if: bool = False) 
             f"beside it; if it is a class, declare how many there are, --set data.num_classes={len(names)}"
         )
     return one_of_each(known, where)
+
+
+def find_listing(names: Iterable[str], where: str) -> tuple[str | None, str | None]:
+    """Return which of the files in a folder is its list of labels, and which has its class names."""
+    found = {name: name.lower() for name in names}
+    listings = [name for name, lower in found.items() if lower in LISTINGS]
+    if len(listings) > 1:
+        raise InputError(f"{where} has both {listings[0]} and {listings[1]}: remove one")
+    return next(iter(listings), None), next((name for name, lower in found.items() if lower == CLASSES), None)
 
 
 def one_of_each(parts: Mapping[str, Split], where: str) -> dict[Split, str]:
@@ -137,15 +120,6 @@ def choose_part(parts: Iterable[Split], split: Split, where: str) -> Split:
             f"{where} has no part {split}, only {' and '.join(known)}: say {' or '.join(f'{where}:{p}' for p in known)}"
         )
     return split
-
-
-def require_whole(split: Split, where: str | Path) -> None:
-    """Raise NoSuchPart if another part than `train` is asked of a source without parts, which is its own train part."""
-    if split != "train":
-        raise NoSuchPart(
-            f"{where} has no folders train/, val/ and test/, and so no part {split}: "
-            f"give the path of the {split} images themselves"
-        )
 
 
 def in_order_of_classes(names: Iterable[str]) -> list[str]:

@@ -5,124 +5,72 @@ The classes themselves are declared: by their number, or by `classes.txt`, a nam
 
 import json
 from collections.abc import Sequence
-from typing import Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dpdm.data.csv_rows import CSV, Row, is_csv, read_csv, read_text, says_parts
-from dpdm.data.dataset import group_indices, require_declared, require_no_groups, require_same_num_classes
-from dpdm.data.image_files import ImageFile
-from dpdm.data.labels import read_labels
-from dpdm.data.layout import PARTS, Split, choose_part, normal_form, require_whole
-from dpdm.types import InputError, Labels, explained
-
-JSON: Final = "dataset.json"
-CLASSES: Final = "classes.txt"
+from dpdm.data.csv_rows import Row, is_csv, read_csv, read_text, says_parts
+from dpdm.data.dataset import require_declared
+from dpdm.data.declared import Records, count_classes, read_labels
+from dpdm.data.image_files import FilesByKind, ImageFile
+from dpdm.data.layout import CLASSES, PARTS, Split, choose_part, normal_form
+from dpdm.data.tree import Chosen
+from dpdm.files import damaged
+from dpdm.types import MOST_CLASSES, InputError, Labels
 
 
-class Listed(NamedTuple):
-    """The names of images, with their labels, if any, the declared classes, and their groups, if any."""
+def load_listed(part: Chosen) -> Records:
+    """Return the images at any depth of a part, with the label that its listing has for each, and its group.
 
-    images: list[str]
-    labels: Labels | None = None
-    num_classes: int = 0
-    class_names: tuple[str, ...] = ()
-    groups: NDArray[np.int64] | None = None
-
-
-def find_listing(names: Sequence[str], where: str) -> tuple[str | None, str | None]:
-    """Return which of the files in a folder is its listing, and which has its class names."""
-    found = [name for name in names if name.lower() in (JSON, *CSV)]
-    if len(found) > 1:
-        raise InputError(f"{where} has both {found[0]} and {found[1]}: remove one")
-    return found[0] if found else None, next((name for name in names if name.lower() == CLASSES), None)
-
-
-def read_listing(
-    listing: ImageFile,
-    classes: ImageFile | None,
-    images: Sequence[str],
-    *,
-    elsewhere: Sequence[str] = (),
-    split: Split | None = None,
-    num_classes: int | None,
-    group: str | None = None,
-    where: str,
-) -> Listed:
-    """Return the label of each image that a listing has, and its group.
-
-    Args:
-        listing: JSON, {"labels": [["00000/img00000000.png", 3], ...]} or {"labels": null}; or CSV with one line of
-            headings first, separated by commas, semicolons or tabs: of two columns, the names of images and their
-            labels, or of any that are called `file` and `label`. A column `split` says which part each image is in.
-        classes: A text file of class names, one a line, or None.
-        images: The names of all images, relative to the listing, with / between folders.
-        elsewhere: Those of images in other parts, which a listing of all parts has as well.
-        split: Which part is asked for; None if its images were chosen by their names.
-        num_classes: The caller's declaration of how many classes there are; 0 leaves labels aside.
-        group: The heading of a further column of a CSV, which names the group of each image.
-        where: The source, for messages.
-
-    Raises:
-        InputError: The listing does not give each image one label within the declared classes, and one group.
+    The listing, in the part or above, is JSON, {"labels": [["00000/img00000000.png", 3], ...]} or {"labels": null}; or
+    CSV with one line of headings first, separated by commas, semicolons or tabs: of two columns, the names of images
+    and their labels, or of any that are called `file` and `label`. A column `split` says which part each image is in,
+    a further one, that `group` names, its group. Names of images are relative to the listing, with / between folders.
     """
-    if not is_csv(listing):
-        require_no_groups(group, str(listing))
-    known = {*images, *elsewhere}
-    in_parts = split is not None and is_csv(listing) and says_parts(listing)
-    if split is not None and not in_parts:
-        require_whole(split, where)
-    if num_classes == 0 and group is None and not in_parts:
-        return Listed([*images])
-    rows = read_csv(listing, group, known) if is_csv(listing) else _from_json(listing)
+    listing, listed, asked = part.listing, part.listed, part.asked
+    assert listing is not None
+    images = [f"{part.between}{name}" for name in part.tree.images()]
+    known = {*listed.images()}
+    if asked.group is not None and not is_csv(listing):
+        raise InputError(f"{listing} does not say which images form a group: leave data.group out")
+    in_parts = not asked.is_part and is_csv(listing) and says_parts(listing)
+    if not in_parts:
+        asked.require_whole(part.where)
+    rows: Sequence[Row] | None = None
+    if asked.num_classes != 0 or asked.group is not None or in_parts:
+        rows = read_csv(listing, asked.group, known) if is_csv(listing) else _from_json(listing)
     if rows is None:
-        require_same_num_classes(0, num_classes, str(listing))
-        return Listed([*images])
-    names = read_class_names(classes) if num_classes != 0 else ()
-    if names:
-        require_same_num_classes(len(names), num_classes, str(classes))
-    count = num_classes or len(names)
-    if num_classes != 0:
-        require_declared(count, str(listing))
-    at = _rows_of_images(rows, known, listing)
-    labels = None
-    if num_classes != 0:  # of all rows, so that they mean the same in every part
-        stated = [row.label for row in rows]
-        labels = read_labels(
-            stated,
-            names,
-            count,
-            of=lambda row: f"{listing}: the label of {rows[row].name!r}",
-            where=str(listing),
-            named_in=f"{CLASSES} beside it",
-        )
+        return Records(part.where, FilesByKind([listed.files[name] for name in images], part.tree.others()))
+    index = _rows_of_images(rows, known, listing)
+    labels, names = _labels(rows, part) if asked.num_classes != 0 else (None, ())
     for name in images:
-        if name not in at:
+        if name not in index:
             raise InputError(f"{listing} has no label for {name!r}: add it")
-    kept = [*images]
-    if in_parts and split is not None:
-        parts = {name: _part(rows[row], listing) for name, row in at.items()}
-        choose_part(parts.values(), split, where)
-        kept = [name for name in images if parts[name] == split]
-    chosen = [at[name] for name in kept]
-    if group is not None:
-        for row in chosen:
-            if not rows[row].group:
-                raise InputError(f"{listing} has no {group} for {rows[row].name!r}: add it")
-    groups = None if group is None else group_indices([rows[row].group for row in chosen], str(listing))
-    if labels is None:
-        return Listed(kept, groups=groups)
-    return Listed(kept, labels[chosen], count, names, groups)
+    if in_parts:
+        parts = {name: _part(rows[row], listing) for name, row in index.items()}
+        choose_part(parts.values(), asked.split, part.where)
+        images = [name for name in images if parts[name] == asked.split]
+    chosen = [index[name] for name in images]
+    groups = None if asked.group is None else [rows[row].group for row in chosen]
+    if groups and "" in groups:
+        nameless = rows[chosen[groups.index("")]].name
+        raise InputError(f"{listing} has no {asked.group} for {nameless!r}: add it")
+    files = FilesByKind([listed.files[name] for name in images], part.tree.others())
+    return Records(part.where, files, None if labels is None else labels[chosen], names, groups=groups)
+
+
+def _labels(rows: Sequence[Row], part: Chosen) -> tuple[Labels, tuple[str, ...]]:
+    """Return the labels of all rows, so that they mean the same in every part, and the names of the classes."""
+    names, listing = read_class_names(part.classes), str(part.listing)
+    count = count_classes(names, part.asked.num_classes, str(part.classes)) or MOST_CLASSES * part.asked.public
+    require_declared(count, listing)
+    stated, images = [row.label for row in rows], [row.name for row in rows]
+    beside = f"{CLASSES} beside it"
+    return read_labels(stated, names, count, where=listing, named_in=beside, images=images), names
 
 
 def read_class_names(classes: ImageFile | None) -> tuple[str, ...]:
     """Return the names in a text file, one a line; none if there is no file."""
     if classes is None:
         return ()
-    with explained(lambda e: f"{classes} cannot be read as text ({type(e).__name__}): correct it", OSError, ValueError):
-        lines = read_text(classes).split("\n")
-    names = tuple(normal_form(line).strip() for line in lines if line.strip())
+    names = tuple(normal_form(line).strip() for line in read_text(classes).split("\n") if line.strip())
     if len(set(names)) != len(names) or not names:
         raise InputError(f"{classes} must have one name for each class, a line each, and none twice")
     return names
@@ -130,8 +78,7 @@ def read_class_names(classes: ImageFile | None) -> tuple[str, ...]:
 
 def _from_json(listing: ImageFile) -> list[Row] | None:
     form = '{"labels": [["a.png", 3], ...]} or {"labels": null}'
-    # Damage to an archive, or whatever else JSON can hold.
-    with explained(lambda _: f"{listing} cannot be read as {form}: correct it", Exception):
+    with damaged(listing, "correct it", what=f"cannot be read as {form}"):
         stated = json.loads(listing.read_bytes())["labels"]
         return None if stated is None else [Row(str(name), label) for name, label in stated]
 

@@ -13,29 +13,31 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.dataset import ImageDataset, group_indices, require_no_groups, require_same_num_classes
+from dpdm.data.dataset import ImageDataset, group_indices, in_parts
+from dpdm.data.declared import Asked, Records
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, array_digests
-from dpdm.data.image_files import EncodedImage, ImageFile, ReadImages, read_image, why_no_image
+from dpdm.data.image_files import EncodedImage, ImageFile, ImageFiles, ReadImages, read_image, why_no_image
 from dpdm.data.layout import is_hidden
-from dpdm.files import digest, held, read_json, write_json
-from dpdm.types import Images, InputError, is_of_memory
+from dpdm.files import damaged, digest, held, read_json, write_atomically, write_json
+from dpdm.types import Images, InputError
 
 _DONE: Final = "prepared.json"
 _PROGRESS: Final = "progress.json"
 _IMAGES, _SOURCES, _LABELS, _GROUPS = "images.bin", "sources.bin", "labels.npy", "groups.npy"
 _REFUSED = "refused.txt"
+_OURS: Final = {_DONE, _PROGRESS, _IMAGES, _SOURCES, _LABELS, _GROUPS, _REFUSED}
 _LOCK = ".lock"
 _SCHEMA: Final = 2
 _NOTHING: Final[dict[str, Any]] = {"source": "", "done": 0, "refused": []}  # progress when nothing is done
 _SECONDS_BETWEEN_SAVES = 2.0
-_PART = 4096  # images copied at a time
 _OF_ONE: Final = 2, DIGEST  # shape of the digests of one image
 _Mapped = np.memmap[Any, np.dtype[np.uint8]]
 
@@ -91,12 +93,11 @@ def prepare(
             raise InputError(f"{folder} is prepared already: use it, or remove it first")
         writer = _Writer(folder, framing, on_progress)
         data = open_source(writer)
-        if writer.images is None:
+        if not writer.arrays:
             writer.copy(data)
-        assert writer.images is not None
         refused = [*writer.not_images, *(reason for _, reason in sorted(writer.refused.items()))]
+        _list_refused(folder, refused)
         if refused and not leave_out:
-            (folder / _REFUSED).write_text("\n".join(refused) + "\n", encoding="utf-8")
             raise InputError(
                 f"{len(refused)} of the records cannot be used, the first one because {refused[0]}; "
                 f"{folder / _REFUSED} lists all: mend them, or leave them out with --leave-out"
@@ -104,7 +105,7 @@ def prepare(
         kept = np.setdiff1d(np.arange(len(data.images)), list(writer.refused))
         if not len(kept):
             raise InputError(f"{data.name}: no record can be used")
-        _finish(folder, writer, kept, data, refused)
+        _finish(folder, writer, kept, data)
         return Prepared(len(kept), refused)
 
 
@@ -123,210 +124,166 @@ def is_prepared(path: Path) -> bool:
     return path.is_dir() and ((path / _DONE).is_file() or (path / _PROGRESS).is_file()) and _ours(path)
 
 
-def load_prepared(
-    path: Path, framing: Framing, *, num_classes: int | None = None, group: str | None = None
-) -> ImageDataset:
+def load_prepared(path: Path, asked: Asked) -> Records:
     """Return the images and labels of a prepared folder; the images stay on disk, and are read as they are needed.
 
-    Args:
-        path: The folder.
-        framing: The size and channels that its images must have: to frame them anew would take them all into memory.
-        num_classes: If given, it must have this many classes; 0 leaves labels aside.
-        group: "groups" if it was prepared with groups, None if not.
-
-    Raises:
-        InputError: It is not finished, or damaged, or was prepared at another size.
+    The framing that is asked for must be that of the images: to frame them anew would take them all into memory.
     """
+    asked.require_whole(path)
     if not (path / _DONE).is_file():
         raise InputError(f"{path} is not prepared to the end: repeat its dpdm prepare command")
-    facts = read_json(path / _DONE)
+    facts: dict[str, Any] = read_json(path / _DONE)
     if facts.get("schema") != _SCHEMA:
         raise InputError(f"{path} was prepared by another version of dpdm: prepare it again")
-    try:
-        shape, names, digests = _shape(facts["shape"]), facts["class_names"], facts["sha256"]
-        assert isinstance(digests, dict)
-        assert isinstance(names, list)
-        _, height, width, channels = shape
-        if not framing.keeps(height, width, channels):
+    with damaged(path, "prepare it again", what="is damaged"):
+        number, height, width, channels = map(int, facts["shape"])
+        if not asked.framing.keeps(height, width, channels):
             raise InputError(
                 f"{path} was prepared at {width} x {height} with {channels} channels: "
                 "leave data.size and data.channels out, or prepare it again with them"
             )
-        for name, stated in digests.items():
+        for name, stated in facts["sha256"].items():
             if digest(path / name) != stated:
                 raise InputError(f"{path / name} is damaged, its digest differs: prepare the folder again")
-        images = np.memmap(path / _IMAGES, np.uint8, "r", shape=shape)
-        sources = np.memmap(path / _SOURCES, np.uint8, "r", shape=(shape[0], *_OF_ONE))
-        name, public = facts["name"], facts["public"]
-        assert isinstance(name, str)
-        assert isinstance(public, bool)
-        labels = np.load(path / _LABELS, allow_pickle=False) if names else None
-        groups = np.load(path / _GROUPS, allow_pickle=False) if _GROUPS in digests else None
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        if is_of_memory(error):
-            raise
-        raise InputError(f"{path} is damaged ({type(error).__name__}): prepare it again") from None
-    if groups is None:
-        require_no_groups(group, str(path))
-    elif group != "groups":
-        raise InputError(f"{path} was prepared with groups of images, the units of privacy: set data.group=groups")
-    if num_classes == 0:
-        return ImageDataset(images=images, groups=groups, sources=sources, name=name, public=public)
-    require_same_num_classes(len(names), num_classes, str(path))
-    return ImageDataset(
-        images=images,
-        labels=labels,
-        num_classes=len(names),
-        class_names=tuple(map(str, names)),
-        groups=groups,
-        sources=sources,
-        name=name,
-        public=public,
-    )
+        has_groups = _GROUPS in facts["sha256"]
+        if has_groups and asked.group != "groups":
+            raise InputError(f"{path} was prepared with groups of images, the units of privacy: set data.group=groups")
+        return Records(
+            str(path),
+            np.memmap(path / _IMAGES, np.uint8, "r", shape=(number, height, width, channels)),
+            labels=np.load(path / _LABELS, allow_pickle=False) if facts["class_names"] else None,
+            class_names=tuple(map(str, facts["class_names"])),
+            groups=np.load(path / _GROUPS, allow_pickle=False) if has_groups else None,
+            name=str(facts["name"]),
+            sources=np.memmap(path / _SOURCES, np.uint8, "r", shape=(number, *_OF_ONE)),
+            public=facts["public"] is True,
+        )
 
 
 class _Writer:
-    """Reads image files into `images.bin` and `sources.bin`, from where an earlier process stopped."""
+    """Reads images into `images.bin` and `sources.bin`, from where an earlier process stopped.
+
+    `arrays` are these two files, once they are written, and `refused` has the reason for each image that cannot be
+    used.
+    """
 
     def __init__(self, folder: Path, framing: Framing, on_progress: OnProgress) -> None:
         self._folder, self._framing, self._on_progress = folder, framing, on_progress
-        self.images: _Mapped | None = None
-        self.sources: _Mapped | None = None
+        self.arrays: dict[str, _Mapped] = {}
         self.refused: dict[int, str] = {}
         self.not_images: list[str] = []
 
-    def __call__(self, files: Sequence[ImageFile | EncodedImage], others: Sequence[ImageFile] = ()) -> Images:
+    def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
+        """Return the images of all files; those that cannot be used are noted, and what is in their place is not."""
         self.not_images = [*map(why_no_image, others)]
-        source = _digest_of(files, self._framing)
-        known: dict[str, Any] = read_json(self._folder / _PROGRESS) if (self._folder / _PROGRESS).exists() else {}
-        first = files[0]
-        like = read_image(first, self._framing).image if self._open_frame else None
-        shape = len(files), *(self._frame if like is None else like.shape)
-        if known.get("source") != source or not self._there(shape):
-            known = _NOTHING
-        images, sources = self._map(shape, fresh=not known["done"])
-        done, saved = int(known["done"]), time.monotonic()
-        self.refused = {index: reason for index, reason in known["refused"]}
-        for index in range(done, len(files)):
-            file = files[index]
-            try:
-                images[index], sources[index] = read_image(file, self._framing, like=like, which=first)
-            except InputError as error:
-                self.refused[index] = str(error)
-            done = index + 1
-            self._on_progress(done, len(files))
-            if done == len(files) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                saved = time.monotonic()
-                images.flush()
-                sources.flush()
-                refused = list(self.refused.items())
-                write_json(self._folder / _PROGRESS, {"source": source, "done": done, "refused": refused})
-        return images
+        size, channels, first, like = self._framing.size, self._framing.channels, next(iter(files)), None
+        if size is None or channels is None:
+            like, _ = read_image(first, self._framing)
+        shape = (size, size, channels) if like is None else like.shape
+        return self._write(
+            files, lambda file: read_image(file, self._framing, like=like, which=first), shape, _digest_of(files)
+        )
 
     def copy(self, data: ImageDataset) -> None:
         """Write images that come as an array."""
-        images = data.images
-        framed = self._framing.frame_all(images[:1]).shape[1:]
-        copy, sources = self._map((len(images), *framed), fresh=True)
-        for start in range(0, len(images), _PART):
-            part = np.asarray(images[start : start + _PART])
-            here = slice(start, start + len(part))
-            copy[here] = self._framing.frame_all(part)
-            sources[here] = array_digests(part) if data.sources is None else data.sources[here]
-            self._on_progress(start + len(part), len(images))
 
-    @property
-    def _open_frame(self) -> bool:
-        return None in (self._framing.size, self._framing.channels)
+        def read(index: int) -> tuple[Images, NDArray[np.uint8]]:
+            image = data.images[index : index + 1]
+            source = array_digests(image)[0] if data.sources is None else data.sources[index]
+            return self._framing.frame_all(image)[0], source
 
-    @property
-    def _frame(self) -> tuple[int, int, int]:
-        size, channels = self._framing.size, self._framing.channels
-        assert size is not None
-        assert channels is not None
-        return size, size, channels
+        self._write(range(len(data)), read, read(0)[0].shape, data.digest())
 
-    def _there(self, shape: tuple[int, ...]) -> bool:
-        paths = {self._folder / _IMAGES: shape, self._folder / _SOURCES: (shape[0], *_OF_ONE)}
-        return all(path.is_file() and path.stat().st_size == math.prod(of) for path, of in paths.items())
+    def _write(
+        self,
+        items: ImageFiles | range,
+        read: Callable[[Any], tuple[Images, NDArray[np.uint8]]],
+        shape: tuple[Any, ...],
+        digest_of_items: str,
+    ) -> Images:
+        """Write what is read of all items; digest and framing must be the same to go on."""
+        source = hashlib.sha256(f"{self._framing} {digest_of_items}".encode()).hexdigest()
+        shapes = {_IMAGES: (len(items), *shape), _SOURCES: (len(items), *_OF_ONE)}
+        progress = self._folder / _PROGRESS
+        known: dict[str, Any] = read_json(progress) if progress.exists() else _NOTHING
+        if known.get("source") != source or any(_size(self._folder / n) != math.prod(of) for n, of in shapes.items()):
+            known = _NOTHING
+            write_json(progress, known)
+        done, saved, self.refused = int(known["done"]), time.monotonic(), dict(known["refused"])
+        self.arrays = {name: _mapped(self._folder / name, of, fresh=done == 0) for name, of in shapes.items()}
+        images, sources = self.arrays.values()
+        for index, item in enumerate(islice(items, done, None), done):
+            try:
+                images[index], sources[index] = read(item)
+            except InputError as error:
+                self.refused[index] = str(error)
+            done = index + 1
+            self._on_progress(done, len(items))
+            if done == len(items) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                saved = time.monotonic()
+                images.flush()
+                sources.flush()
+                write_json(progress, {"source": source, "done": done, "refused": [*self.refused.items()]})
+        return images
 
-    def _map(self, shape: tuple[int, ...], *, fresh: bool) -> "tuple[_Mapped, _Mapped]":
-        """Return `images.bin` and `sources.bin` as arrays that are written through."""
-        if fresh:
-            write_json(self._folder / _PROGRESS, _NOTHING)
-        self.images = self._mapped(_IMAGES, shape, fresh=fresh)
-        self.sources = self._mapped(_SOURCES, (shape[0], *_OF_ONE), fresh=fresh)
-        return self.images, self.sources
 
-    def _mapped(self, name: str, shape: tuple[int, ...], *, fresh: bool) -> "_Mapped":
-        path = self._folder / name
-        if fresh:
-            with path.open("wb") as file:
-                file.truncate(math.prod(shape))
-        return np.memmap(path, np.uint8, "r+", shape=shape)
+def _size(path: Path) -> int:
+    """Return the bytes of a file; -1 if there is none."""
+    return path.stat().st_size if path.is_file() else -1
 
 
-def _finish(
-    folder: Path, written: _Writer, kept: NDArray[np.int64], data: ImageDataset, refused: Sequence[str]
-) -> None:
-    """Close the gaps that refused records leave, and write labels, list and, last, facts and digests."""
-    if refused:  # what is moved now must not be taken for what stands where it was read to
-        write_json(folder / _PROGRESS, _NOTHING)
-    assert written.images is not None
-    assert written.sources is not None
-    for name, array in ((_IMAGES, written.images), (_SOURCES, written.sources)):
-        for start in range(0, len(kept), _PART):
-            chosen = kept[start : start + _PART]
-            array[start : start + len(chosen)] = array[chosen]
-        array.flush()
-        os.truncate(folder / name, len(kept) * math.prod(array.shape[1:]))
-    shape = len(kept), *written.images.shape[1:]
-    names = [_IMAGES, _SOURCES]
+def _mapped(path: Path, shape: tuple[int, ...], *, fresh: bool) -> _Mapped:
+    """Return a file as an array that is written through."""
+    if fresh:
+        with path.open("wb") as file:
+            file.truncate(math.prod(shape))
+    return np.memmap(path, np.uint8, "r+", shape=shape)
+
+
+def _finish(folder: Path, written: _Writer, kept: NDArray[np.int64], data: ImageDataset) -> None:
+    """Close the gaps that refused records leave, and write labels, groups and, last, facts and digests."""
+    if written.refused:
+        write_json(folder / _PROGRESS, _NOTHING)  # what is moved must not be taken for what stood there before
+        for name, array in written.arrays.items():
+            for part in in_parts(len(kept)):
+                array[part] = array[kept[part]]
+            array.flush()
+            os.truncate(folder / name, len(kept) * math.prod(array.shape[1:]))
+    names = [*written.arrays]
     if data.labels is not None:
         np.save(folder / _LABELS, data.labels[kept], allow_pickle=False)
         names.append(_LABELS)
     if data.groups is not None:  # of which one vanishes if all of its images are refused
         np.save(folder / _GROUPS, group_indices(data.groups[kept], data.name), allow_pickle=False)
         names.append(_GROUPS)
-    (folder / _REFUSED).unlink(missing_ok=True)
-    if refused:
-        (folder / _REFUSED).write_text("\n".join(refused) + "\n", encoding="utf-8")
-    digests = {name: digest(folder / name) for name in names}
     facts = {
         "schema": _SCHEMA,
         "name": data.name,
         "public": data.public,
-        "shape": list(shape),
+        "shape": [len(kept), *written.arrays[_IMAGES].shape[1:]],
         "class_names": list(data.class_names),
-        "sha256": digests,
+        "sha256": {name: digest(folder / name) for name in names},
     }
     write_json(folder / _DONE, facts)
     (folder / _PROGRESS).unlink()
 
 
+def _list_refused(folder: Path, refused: Sequence[str]) -> None:
+    """Write which records are refused, and why; nothing if none are."""
+    if refused:
+        write_atomically(folder / _REFUSED, lambda path: path.write_text("\n".join(refused) + "\n", encoding="utf-8"))
+    else:
+        (folder / _REFUSED).unlink(missing_ok=True)
+
+
 def _ours(folder: Path) -> bool:
     """Whether a folder holds nothing but what `prepare` writes."""
-    return {entry.name for entry in folder.iterdir() if not is_hidden(entry.name)} <= {
-        _DONE,
-        _PROGRESS,
-        _IMAGES,
-        _SOURCES,
-        _LABELS,
-        _GROUPS,
-        _REFUSED,
-    }
+    return {entry.name for entry in folder.iterdir() if not is_hidden(entry.name)} <= _OURS
 
 
-def _shape(stated: object) -> tuple[int, int, int, int]:
-    number, height, width, channels = map(int, stated)  # type: ignore[call-overload]
-    return number, height, width, channels
-
-
-def _digest_of(files: Sequence[ImageFile | EncodedImage], framing: Framing) -> str:
-    """Return a digest of names, sizes and times of all files, and of the framing: what must be the same to go on."""
-    found = hashlib.sha256(repr(framing).encode())
+def _digest_of(files: ImageFiles) -> str:
+    """Return a digest of names, sizes and times of all files."""
+    found = hashlib.sha256()
     for file in files:
         if isinstance(file, Path):
             status = file.stat() if file.exists() else None  # a link may lead nowhere

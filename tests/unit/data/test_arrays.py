@@ -4,7 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dpdm.data import load_npz, open_dataset, save_npz
+from dpdm.data import open_dataset, save_npz
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
@@ -17,7 +17,7 @@ def npz(folder, **arrays):
 
 
 def test_grey_images_need_no_channel_axis(tmp_path):
-    opened = load_npz(npz(tmp_path, images=COLOUR[..., 0]))
+    opened = open_dataset(npz(tmp_path, images=COLOUR[..., 0]))
     assert np.array_equal(opened.images, COLOUR[..., :1])
     assert (opened.labels, opened.num_classes) == (None, 0)
 
@@ -25,14 +25,14 @@ def test_grey_images_need_no_channel_axis(tmp_path):
 def test_labels_need_a_declared_number_of_classes(tmp_path, refused):
     path = npz(tmp_path, images=COLOUR, labels=LABELS)
     with refused(path, "--set data.num_classes=10"):
-        load_npz(path)
-    assert load_npz(path, num_classes=5).class_names == ("0", "1", "2", "3", "4")
+        open_dataset(path)
+    assert open_dataset(path, num_classes=5).class_names == ("0", "1", "2", "3", "4")
 
 
 def test_the_file_may_declare_the_classes_and_the_caller_goes_before_it(tmp_path):
     path = npz(tmp_path, images=COLOUR, labels=LABELS, num_classes=7)
-    assert load_npz(path).num_classes == 7
-    assert load_npz(path, num_classes=3).num_classes == 3
+    assert open_dataset(path).num_classes == 7
+    assert open_dataset(path, num_classes=3).num_classes == 3
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_file_may_declare_the_classes_and_the_caller_goes_before_it(tmp_path
 def test_arrays_of_another_form_are_refused(tmp_path, refused, arrays, words):
     path = npz(tmp_path, **arrays)
     with refused(path, *words):
-        load_npz(path)
+        open_dataset(path)
 
 
 class Trap:
@@ -67,26 +67,26 @@ def test_pickled_objects_are_refused_and_never_run(tmp_path, refused, monkeypatc
     monkeypatch.setenv("TRAP", str(tmp_path / "sprung"))
     path = npz(tmp_path, images=np.array([Trap()], object))
     with refused(path, "no .npz file of plain arrays"):
-        load_npz(path)
+        open_dataset(path)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_files_that_are_no_npz_are_refused(tmp_path, refused):
     path = tmp_path / "images.npz"
     with refused(path):
-        load_npz(path)
+        open_dataset(path)
     for content in (b"", b"no zip at all", npz(tmp_path, images=COLOUR).read_bytes()[:-30]):
         path.write_bytes(content)
         with refused(path, "no .npz file"):
-            load_npz(path)
+            open_dataset(path)
     with path.open("wb") as file:
         np.save(file, COLOUR)
     with refused(path, "no .npz file"):
-        load_npz(path)
+        open_dataset(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images", b"raw bytes")
     with refused(path, "uint8"):
-        load_npz(path)
+        open_dataset(path)
 
 
 def test_what_is_saved_is_read_back_with_its_declaration(tmp_path):
@@ -166,7 +166,7 @@ def test_arrays_of_parts_may_have_groups_and_names(tmp_path, refused):
     with refused("has no part val, only train and test"):
         open_dataset(f"{path}:val", group="patients")
     with refused("for one part"):
-        load_npz(npz(tmp_path, train_images=GREY, training_images=GREY))
+        open_dataset(npz(tmp_path, train_images=GREY, training_images=GREY))
 
 
 def test_names_of_classes_declare_them_and_labels_may_be_names(tmp_path, refused):
@@ -181,7 +181,7 @@ def test_names_of_classes_declare_them_and_labels_may_be_names(tmp_path, refused
     for wrong in ([1, 2, 3], [["ant"], ["bee"], ["cat"]], "ant"):
         with refused("class_names is", "one word for each class"):
             open_dataset(npz(tmp_path, images=GREY, labels=LABELS, class_names=wrong))
-    with refused("label 0, 'ant'", "an array class_names"):
+    with refused("the label of row 0, 'ant'", "an array class_names"):
         open_dataset(npz(tmp_path, images=GREY, labels=words), num_classes=3)
     with refused("must not be read off private labels", "an array class_names"):
         open_dataset(npz(tmp_path, images=GREY, labels=words))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dpdm.data import load_cifar_directory, open_dataset
+from dpdm.data import open_dataset
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -39,7 +39,7 @@ def write_cifar100(folder, names=NAMES):
 @pytest.mark.parametrize(("write", "last"), [(write_cifar10, 5), (write_cifar100, 4)])
 def test_images_and_labels_are_read_as_they_were_written(tmp_path, write, last):
     folder = write(tmp_path / "cifar")
-    train, test = load_cifar_directory(folder), load_cifar_directory(folder, "test")
+    train, test = open_dataset(folder), open_dataset(f"{folder}:test")
     assert np.array_equal(train.images, IMAGES[:last])
     assert np.array_equal(test.images, IMAGES[last:])
     assert train.labels.tolist() == LABELS[:last]
@@ -51,7 +51,7 @@ def test_images_and_labels_are_read_as_they_were_written(tmp_path, write, last):
 def test_a_file_may_hold_many_records(tmp_path):
     folder = write_cifar10(tmp_path / "cifar")
     (folder / "data_batch_1.bin").write_bytes(records(IMAGES, LABELS))
-    assert load_cifar_directory(folder).labels.tolist() == LABELS + LABELS[1:5]
+    assert open_dataset(folder).labels.tolist() == LABELS + LABELS[1:5]
 
 
 @pytest.mark.parametrize("write", [write_cifar10, write_cifar100])
@@ -62,6 +62,7 @@ def test_a_folder_opens_by_its_path(tmp_path, refused, write):
     assert (test.shape, test.name) == ((1, 16, 16), "small:test")
     with refused(folder, "3 classes", "10 are declared"):
         open_dataset(folder, num_classes=10)
+    assert open_dataset(folder, num_classes=0).labels is None
 
 
 @pytest.mark.parametrize("folder", ["cifar10", "cifar-10-batches-bin"])

@@ -5,7 +5,7 @@ import pytest
 from made_sources import zipped
 from PIL import Image
 
-from dpdm.data import load_folder, open_dataset, save_folder
+from dpdm.data import open_dataset, save_folder
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (5, 9, 8, 3), dtype=np.uint8)
@@ -21,7 +21,7 @@ def picture(file, mode="RGB", size=(8, 9), colour=RED, **options):
 def test_class_folders_in_sorted_order_are_the_classes(tmp_path):
     for index, (folder, file) in enumerate([("10", "b.png"), ("10", "a.png"), ("2", "z.png"), ("cat", "c.PNG")]):
         picture(tmp_path / folder / file, colour=(index, 0, 0))
-    opened = load_folder(tmp_path)
+    opened = open_dataset(tmp_path)
     assert opened.class_names == ("10", "2", "cat")
     assert opened.labels.tolist() == [0, 0, 1, 2]
     assert opened.images[:, 0, 0, 0].tolist() == [1, 0, 2, 3]
@@ -29,7 +29,7 @@ def test_class_folders_in_sorted_order_are_the_classes(tmp_path):
 
 def test_a_flat_folder_has_no_labels(tmp_path):
     picture(tmp_path / "one.png")
-    opened = load_folder(tmp_path)
+    opened = open_dataset(tmp_path)
     assert (opened.labels, opened.num_classes, opened.class_names) == (None, 0, ())
     assert opened.shape == (3, 9, 8)
 
@@ -37,14 +37,14 @@ def test_a_flat_folder_has_no_labels(tmp_path):
 @pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff"])
 def test_every_format_keeps_its_colours(tmp_path, ending):
     picture(tmp_path / f"one.{ending}")
-    image = load_folder(tmp_path).images[0]
+    image = open_dataset(tmp_path).images[0]
     assert np.abs(image.astype(int) - RED).max() <= 6
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("RGB", 3), ("P", 3), ("LA", 4), ("RGBA", 4)])
 def test_the_kind_of_file_decides_the_channels(tmp_path, mode, channels):
     picture(tmp_path / "one.png", mode)
-    assert load_folder(tmp_path).shape[0] == channels
+    assert open_dataset(tmp_path).shape[0] == channels
 
 
 def test_a_palette_with_a_transparent_colour_counts_as_rgba(tmp_path):
@@ -52,7 +52,7 @@ def test_a_palette_with_a_transparent_colour_counts_as_rgba(tmp_path):
     palette.putpalette([200, 10, 20, 0, 255, 0])
     palette.putpixel((3, 0), 1)
     palette.save(tmp_path / "one.png", transparency=b"\x00\xff")
-    image = load_folder(tmp_path).images[0]
+    image = open_dataset(tmp_path).images[0]
     assert image[0, 3].tolist() == [0, 255, 0, 255]
     assert image[0, 0, 3] == 0
     assert open_dataset(tmp_path, channels=3).images[0, 0, 0].tolist() == [0, 0, 0]
@@ -60,7 +60,7 @@ def test_a_palette_with_a_transparent_colour_counts_as_rgba(tmp_path):
 
 def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
     picture(tmp_path / "one.jpg", "CMYK", colour=(255, 255, 255))
-    assert (load_folder(tmp_path).images >= 250).all()
+    assert (open_dataset(tmp_path).images >= 250).all()
 
 
 def test_a_photo_is_turned_upright(tmp_path):
@@ -69,7 +69,7 @@ def test_a_photo_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise: left becomes top
     image.save(tmp_path / "one.jpg", exif=exif)
-    upright = load_folder(tmp_path).images[0, ..., 0]
+    upright = open_dataset(tmp_path).images[0, ..., 0]
     assert upright.shape == (16, 8)
     assert upright[:6].min() > 240
     assert upright[-6:].max() < 15
@@ -87,24 +87,24 @@ def test_another_size_is_refused_by_the_first_file_that_has_it(tmp_path, refused
     for name, size in (("a", (8, 9)), ("b", (8, 9)), ("c", (9, 9)), ("d", (10, 9))):
         picture(tmp_path / f"{name}.png", size=size)
     with refused(tmp_path / "c.png", "9 x 9", "8 x 9", "--set data.size=28"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_another_number_of_channels_is_refused_by_the_first_file_that_has_it(tmp_path, refused):
     for name, mode in (("a", "RGB"), ("b", "L"), ("c", "RGBA")):
         picture(tmp_path / f"{name}.png", mode)
     with refused(tmp_path / "b.png", "has 1 channels", "has 3", "--set data.channels=3"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_more_than_eight_bits_of_grey_are_refused(tmp_path, refused):
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "one.png")
     with refused(tmp_path / "one.png", "8 bits"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
     (tmp_path / "one.png").unlink()
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "one.tif")
     with refused(tmp_path / "one.tif", "8 bits"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["one.gif", "one.tif"])
@@ -112,20 +112,20 @@ def test_files_of_several_pictures_are_refused(tmp_path, refused, name):
     frames = [Image.new("L", (8, 8), level) for level in (0, 99, 200)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     with refused(tmp_path / name, "3 pictures"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_the_preview_in_a_cameras_file_is_no_second_picture(tmp_path):
     preview = Image.new("L", (8, 8), 9)
     Image.new("L", (8, 8), 200).save(tmp_path / "one.jpg", "MPO", save_all=True, append_images=[preview])
-    assert (load_folder(tmp_path).images == 200).all()
+    assert (open_dataset(tmp_path).images == 200).all()
 
 
 def test_images_beside_class_folders_are_refused(tmp_path, refused):
     picture(tmp_path / "cat" / "a.png")
     picture(tmp_path / "b.png")
     with refused(tmp_path, "b.png", "beside class folders", "cat"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("where", [".", "cat"])
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_image_is_refused_by_name(tmp_path, refused, where):
     picture(tmp_path / where / "a.png")
     (tmp_path / where / "notes.txt").write_text("hello")
     with refused(tmp_path / where / "notes.txt", "is no image"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_files_that_only_look_like_images_are_refused_by_name(tmp_path, refused):
@@ -142,13 +142,13 @@ def test_files_that_only_look_like_images_are_refused_by_name(tmp_path, refused)
     for content in (b"", b"text", whole[: len(whole) // 2], whole[:40] + b"\xff" * 60):
         file.write_bytes(content)
         with refused(file, "is no image"):
-            load_folder(tmp_path)
+            open_dataset(tmp_path)
 
 
 def test_a_format_that_starts_other_programs_is_not_decoded_under_an_innocent_name(tmp_path, refused):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="EPS")
     with refused(tmp_path / "a.png", "is no image", "unknown format"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_hidden_files_and_folders_are_ignored(tmp_path):
@@ -157,21 +157,21 @@ def test_hidden_files_and_folders_are_ignored(tmp_path):
     picture(tmp_path / "__MACOSX" / "a.png")
     (tmp_path / ".DS_Store").write_bytes(b"x")
     (tmp_path / "cat" / "._a.png").write_bytes(b"x")
-    assert load_folder(tmp_path, num_classes=1).class_names == ("cat",)
+    assert open_dataset(tmp_path, num_classes=1).class_names == ("cat",)
 
 
 def test_nothing_to_read_is_refused(tmp_path, refused):
-    with refused(tmp_path / "nowhere", "no folder"):
-        load_folder(tmp_path / "nowhere")
+    with refused(tmp_path / "nowhere", "neither a path that exists"):
+        open_dataset(tmp_path / "nowhere")
     with refused(tmp_path, "is empty"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
     picture(tmp_path / "cat" / "a.png")
     (tmp_path / "dog").mkdir()
     with refused(tmp_path / "dog", "is empty"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
     picture(tmp_path / "dog" / "puppies" / "a.png")
     with refused(tmp_path / "dog" / "puppies", "inside a class folder"):
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_a_declared_number_of_classes_must_be_that_of_the_folders(tmp_path, refused):
@@ -189,7 +189,7 @@ def test_odd_metadata_is_no_reason_to_say_anything(tmp_path, capfd):
     with pytest.warns(UserWarning, match="EXIF"), Image.open(file) as image:
         image.getexif().get(0x0112)
     with warnings.catch_warnings(record=True) as spoken:
-        load_folder(tmp_path)
+        open_dataset(tmp_path)
     assert not spoken
     assert capfd.readouterr() == ("", "")
 
@@ -198,7 +198,7 @@ def test_odd_metadata_is_no_reason_to_say_anything(tmp_path, capfd):
 def test_saved_images_are_read_back_exactly(tmp_path, channels):
     images = RNG.integers(0, 256, (12, 8, 9, channels), dtype=np.uint8)
     save_folder(tmp_path / "new" / "flat", images)
-    opened = load_folder(tmp_path / "new" / "flat")
+    opened = open_dataset(tmp_path / "new" / "flat")
     assert np.array_equal(opened.images, images)
     assert opened.labels is None
 
@@ -218,7 +218,7 @@ def test_saved_images_are_read_back_exactly(tmp_path, channels):
 def test_saved_labels_are_read_back_whatever_the_classes_are_called(tmp_path, class_names, folders):
     labels = np.array([2, 0, 1, 2, 0])
     save_folder(tmp_path / "synthetic", COLOUR, labels, class_names)
-    opened = load_folder(tmp_path / "synthetic")
+    opened = open_dataset(tmp_path / "synthetic")
     order = np.argsort(labels, kind="stable")
     assert list(opened.class_names) == folders
     assert np.array_equal(opened.labels, labels[order])
@@ -250,7 +250,7 @@ def test_one_class_is_read_back_as_one(tmp_path, name, folder):
 def test_the_labels_of_many_numbered_classes_keep_their_order(tmp_path):
     names = [str(label) for label in range(11)]
     save_folder(tmp_path / "synthetic", COLOUR[np.zeros(11, int)], np.arange(11), names)
-    assert load_folder(tmp_path / "synthetic").class_names == tuple(names)
+    assert open_dataset(tmp_path / "synthetic").class_names == tuple(names)
 
 
 def test_a_folder_that_holds_something_is_never_written_to(tmp_path, refused):
@@ -262,7 +262,7 @@ def test_a_folder_that_holds_something_is_never_written_to(tmp_path, refused):
     assert (tmp_path / "full" / "thesis.tex").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     save_folder(tmp_path / "empty", COLOUR)
-    assert len(load_folder(tmp_path / "empty")) == 5
+    assert len(open_dataset(tmp_path / "empty")) == 5
 
 
 def test_a_failed_save_leaves_no_folder(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import struct
 import numpy as np
 import pytest
 
-from dpdm.data import load_idx_directory, open_dataset, read_idx
+from dpdm.data import open_dataset
+from dpdm.data.binary import read_idx
 
 IMAGES = np.arange(3 * 8 * 9, dtype=np.uint8).reshape(3, 8, 9)
 LABELS = np.array([0, 1, 1], np.uint8)
@@ -61,11 +62,10 @@ def test_a_missing_file_is_refused_by_name(tmp_path, refused):
 @pytest.mark.parametrize(("compress", "ending"), [(gzip.compress, ".gz"), (bytes, "")])
 def test_the_parts_of_a_directory_are_told_apart(tmp_path, compress, ending):
     write_mnist(tmp_path, compress, ending)
-    train = load_idx_directory(tmp_path, num_classes=2, class_names=("a", "b"))
-    test = load_idx_directory(tmp_path, "test", num_classes=2)
+    train = open_dataset(tmp_path, num_classes=2)
+    test = open_dataset(f"{tmp_path}:test", num_classes=2)
     assert np.array_equal(train.images, IMAGES[..., np.newaxis])
     assert train.labels.tolist() == [0, 1, 1]
-    assert train.class_names == ("a", "b")
     assert np.array_equal(test.images, IMAGES[:2, ..., np.newaxis])
     assert test.labels.tolist() == [0, 1]
 
@@ -83,11 +83,11 @@ def test_a_directory_without_one_of_its_files_is_refused_by_its_name(tmp_path, r
     write_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with refused(tmp_path, "t10k-labels-idx1-ubyte"):
-        load_idx_directory(tmp_path, "test", num_classes=2)
+        open_dataset(f"{tmp_path}:test", num_classes=2)
 
 
 def test_images_and_labels_that_do_not_belong_together_are_refused(tmp_path, refused):
     write_mnist(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(idx(LABELS[:1]))
     with refused(tmp_path, "(1,)", "(3,)"):
-        load_idx_directory(tmp_path, num_classes=2)
+        open_dataset(tmp_path, num_classes=2)

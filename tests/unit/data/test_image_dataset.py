@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dpdm.data import ImageDataset
+from dpdm.data import ImageDataset, in_parts
 
 GREY = np.zeros((3, 8, 10, 1), np.uint8)
 
@@ -86,3 +86,10 @@ def test_names_of_classes_are_text():
     images = np.zeros((2, 8, 8, 1), dtype=np.uint8)
     data = ImageDataset(images=images, labels=np.array([0, 1]), num_classes=2, class_names=(3, 7), name="two")
     assert data.class_names == ("3", "7")
+
+
+def test_parts_are_all_records_once_and_in_order():
+    for number in (0, 1, 4, 5, 9):
+        parts = [[*range(9)[part]] for part in in_parts(number, 4)]
+        assert [at for part in parts for at in part] == [*range(number)]
+        assert all(0 < len(part) <= 4 for part in parts)

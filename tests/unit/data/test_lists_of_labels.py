@@ -2,8 +2,9 @@
 
 import codecs
 
+import numpy as np
 import pytest
-from made_sources import classes, shown, write, write_table, zipped
+from made_sources import classes, picture, shown, write, write_table, zipped
 
 from dpdm.data import open_dataset
 
@@ -213,3 +214,34 @@ def test_a_table_whose_labels_may_be_called_otherwise_is_refused(tmp_path, refus
     parquet.write_table(pyarrow.table({"image": made["image"]}), tmp_path / "a.parquet")
     with refused("has 0 classes, but 2 are declared"):
         open_dataset(tmp_path / "a.parquet", num_classes=2)
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "parquet"])
+def test_labels_of_public_images_tell_how_many_classes_there_are(tmp_path, refused, kind):
+    if kind == "npz":
+        np.savez(tmp_path / "a.npz", images=np.stack([*map(picture, range(3))]), labels=[2, 0, 1])
+        source = tmp_path / "a.npz"
+    elif kind == "csv":
+        source = listed(tmp_path, ["a.png,2", "b.png,0", "x/c.png,1"])
+    else:
+        pytest.importorskip("pyarrow")
+        source = write_table(tmp_path / "a.parquet", [1, 2, 3], [2, 0, 1])
+    with refused("must not be read off private labels"):
+        open_dataset(source)
+    data = open_dataset(source, public=True)
+    assert (data.num_classes, data.class_names, data.public) == (3, ("0", "1", "2"), True)
+    assert data.labels.tolist() == [2, 0, 1]
+    assert open_dataset(source, public=True, num_classes=5).num_classes == 5
+    assert open_dataset(source, public=True, num_classes=0).labels is None
+
+
+def test_public_labels_that_are_no_numbers_are_refused_as_private_ones_are(tmp_path, refused):
+    images = np.stack([picture(1), picture(2)])
+    for labels, said in (
+        ([0.5, np.nan], "labels are float64"),
+        ([-1, 0], "label -1 occurs"),
+        (["a", "b"], "class_names"),
+    ):
+        np.savez(tmp_path / "a.npz", images=images, labels=labels)
+        with refused(said):
+            open_dataset(tmp_path / "a.npz", public=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dpdm.data.open
+import dpdm.data.built_in
 from dpdm.data import open_dataset, save_npz
 from dpdm.types import InputError
 
@@ -31,7 +31,7 @@ def write_picture(file, level=0):
 @pytest.fixture
 def bare_machine(tmp_path, monkeypatch):
     """A machine without installed data sets."""
-    monkeypatch.setattr(dpdm.data.open, "_SYSTEM_FOLDER", tmp_path / "system")
+    monkeypatch.setattr(dpdm.data.built_in, "_SYSTEM_FOLDER", tmp_path / "system")
     monkeypatch.delenv("DPDM_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -119,7 +119,7 @@ def test_a_source_without_parts_is_its_own_train_part_and_has_no_test_part(tmp_p
     save_npz(tmp_path / "photos.npz", np.zeros((1, 8, 8, 1), np.uint8))
     for source in (tmp_path / "photos", tmp_path / "photos.npz"):
         assert len(open_dataset(f"{source}:train")) == 1
-        with refused(source, "train/ and test/"):
+        with refused(source, "train/, val/ and test/"):
             open_dataset(f"{source}:test")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_sources import classes, picture, save_to_disk, shown, write, write_table, zipped
 
-from dpdm.data import Framing, load_digits, open_dataset, prepare, save_folder
+from dpdm.data import Framing, open_dataset, prepare, save_folder
 
 FORMS = pytest.mark.parametrize("form", [lambda folder: folder, zipped], ids=["folder", "zip"])
 
@@ -228,8 +228,6 @@ def test_data_sets_that_have_no_part_val_say_so(tmp_path, refused):
     for source in ("digits:val", "digits:validation"):
         with refused("digits has no part val, only train and test"):
             open_dataset(source)
-    with refused("digits has no part val"):
-        load_digits("val")
     with refused("no part val"):
         open_dataset(f"{write(tmp_path / 'photos', {'1.png': 1})}:val")
 

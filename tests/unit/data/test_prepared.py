@@ -106,6 +106,30 @@ def test_it_goes_on_where_it_was_stopped(form, photos, tmp_path, monkeypatch):
     assert np.array_equal(open_dataset(tmp_path / "ready").images, open_dataset(photos, size=12, channels=3).images)
 
 
+def test_arrays_go_on_too_unless_they_are_others_by_then(photos, tmp_path, monkeypatch):
+    images = open_dataset(photos).images.copy()
+    np.save(tmp_path / "a.npy", images)
+    seen = []
+
+    def stop_at_the_fifth(done, total):
+        seen.append(done)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_SAVES", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "ready", opener(tmp_path / "a.npy"), FRAMING, on_progress=stop_at_the_fifth)
+    shutil.copytree(tmp_path / "ready", tmp_path / "others")
+    prepare(tmp_path / "ready", opener(tmp_path / "a.npy"), FRAMING, on_progress=stop_at_the_fifth)
+    assert seen == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]  # what was done, but not saved, is done again
+    images[0] = 255 - images[0]
+    np.save(tmp_path / "a.npy", images)
+    prepare(tmp_path / "others", opener(tmp_path / "a.npy"), FRAMING)
+    for ready, changed in (("ready", False), ("others", True)):
+        there = open_dataset(tmp_path / ready).images[0]
+        assert np.array_equal(there, open_dataset(tmp_path / "a.npy", size=12, channels=3).images[0]) == changed
+
+
 def test_images_that_were_lost_meanwhile_are_read_again(photos, tmp_path, monkeypatch):
     prepare_until_killed(opener(photos), tmp_path / "ready", monkeypatch)
     pixels = tmp_path / "ready" / "images.bin"

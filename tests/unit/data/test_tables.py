@@ -1,6 +1,7 @@
 """Parquet files and saved data sets of Hugging Face's `datasets`, written here in their format."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -114,19 +115,18 @@ def test_encoded_bytes_are_never_all_in_memory(form, tmp_path):
     rng = np.random.default_rng(0)
     rows = [rng.bytes(4000) for _ in range(8000)]
     path = write_large(form, tmp_path, rows)
-    before, held, order = pyarrow.total_allocated_bytes(), [], [*range(8000), 0, 5000, 5001, 7]
+    before, held = pyarrow.total_allocated_bytes(), []
 
     def read(files, others=()):
         assert len(files) == len(rows)
-        for index in order:
-            file = files[index]
+        for index, file in itertools.chain(itertools.islice(enumerate(files), 3), enumerate(files)):
             assert file.encoded == rows[index]
             assert f"row {index if form != 'arrow directory' else index % 4000}," in str(file)
             held.append(pyarrow.total_allocated_bytes() - before)
         return np.zeros((len(rows), 8, 8, 1), np.uint8)
 
     open_dataset(path, read=read)
-    assert len(held) == len(order)
+    assert len(held) == 3 + len(rows)
     assert max(held) < sum(map(len, rows)) / 2
 
 
