@@ -456,7 +456,7 @@ WRONG = {
     "a preset's epsilon for a folder": (["train", "digits", "--set", "data.source=labelled.npz"], "epsilon is missing"),
     "a preset's epsilon in a plan": (["plan", "digits", "--set", "data.source=empty"], "epsilon is missing"),
     "a preset's epsilon in a search": (
-        ["tune", "digits", "--run=r", "--try=training.seed=1,2", "--score-noise=50", "--set=data.source=empty"],
+        ["tune", "digits", "--run=r", "--try=seed=1,2", "--score-noise=50", "--set=data.source=empty"],
         "epsilon is missing",
     ),
     "no reference": (["evaluate", "labelled.npz", "--num-classes", "4", "--reference", "nowhere"], "nowhere"),

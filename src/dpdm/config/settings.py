@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from dpdm.data import Channels, Fit, ImageDataset, open_dataset
+from dpdm.data import Channels, Fit, ImageDataset, is_built_in, open_dataset
 from dpdm.methods import Budget, Diffusion, Method, PriorAlone
 from dpdm.privacy import AnyPlan, LayerWise, NonPrivate, OneBackwardEach, Plan, Strategy, Vectorized
 from dpdm.privacy.plan import Noise
@@ -69,6 +69,10 @@ class Data:
         """Return the images under the name that is declared for them, and as public as they are declared."""
         if self.name is None:
             return dataclasses.replace(opened, public=opened.public or self.public)
+        if self.public and is_built_in(self.name) and opened.name != self.name:
+            raise InputError(
+                f"data.name = {self.name} is the name of a public data set, and these are not it: take another"
+            )
         return dataclasses.replace(opened, name=self.name, public=self.public)
 
 

@@ -70,8 +70,9 @@ def counted(
                 begun=begun and before is not None,
                 head=identity.head,
             )
-        except InputError:
-            if before is None and not begun:
+        except (InputError, OSError) as error:
+            # Where a ledger was not reached, it may have reserved all the same, unless there is none.
+            if before is None and not begun and (isinstance(error, InputError) or not _is_there(ledger)):
                 undo()
             raise
         identity = identity.saw(head, private)
@@ -82,3 +83,10 @@ def counted(
             complete()
         raise
     complete()
+
+
+def _is_there(ledger: Ledger) -> bool:
+    try:
+        return ledger.storage.exists
+    except OSError:  # not even its folder could be made
+        return False

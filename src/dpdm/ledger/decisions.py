@@ -58,7 +58,7 @@ def register(accounts: Accounts, new: entries.Registered, seen: entries.RecordsS
                 f"{new.dataset} is registered already: change its total by "
                 f"dpdm ledger total {new.dataset!r} --epsilon ..."
             )
-    require_unknown(accounts, seen)
+    require_unknown(accounts, seen, private=True)
     return [new, seen]
 
 
@@ -105,7 +105,7 @@ def _registration(
     accounts: Accounts, request: Request, seen: entries.RecordsSeen, told: list[str], ledger: str
 ) -> list[Statement]:
     """Return the registration of a data set that is not there, with the plan's own claim for its total."""
-    require_unknown(accounts, seen)
+    require_unknown(accounts, seen, private=not request.records.public)
     plan = request.plan
     # A hair above: another processor, on which the same plan is reserved again, may compute other last digits.
     epsilon = None if request.records.public else plan.epsilon() * (1 + 1e-7)

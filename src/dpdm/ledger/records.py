@@ -106,8 +106,7 @@ def record_new_fingerprint(accounts: Accounts, account: Account, seen: RecordsSe
                 "do not add up: give data.group as before; if names were only corrected, who owns the data may allow "
                 f"it, by dpdm ledger regroup {account.dataset!r}"
             )
-    if account.epsilon is not None or not before:
-        require_unknown(accounts, seen)
+    require_unknown(accounts, seen, private=account.epsilon is not None)
     if has_others(account, seen) and account.epsilon is not None:
         told.append(
             f"ledger: {account.dataset} has other records than before. If these are other people's, stop and "
@@ -140,14 +139,23 @@ def naming_first(account: Account | None, seen: RecordsSeen) -> Iterator[None]:
         ) from None
 
 
-def require_unknown(accounts: Accounts, seen: RecordsSeen) -> None:
-    """Raise InputError if these records are those of another data set whose total is limited."""
+def require_unknown(accounts: Accounts, seen: RecordsSeen, *, private: bool) -> None:
+    """Raise InputError if these records are another data set's, whose total is limited.
+
+    Where they are `private`, the same holds if a person declared them public: no total counts what was spent there.
+    """
     for account in accounts.values():
-        others = account.dataset != seen.dataset and account.epsilon is not None
-        if others and account.records.keys() & seen.records.keys():
+        if account.dataset == seen.dataset or not account.records.keys() & seen.records.keys():
+            continue
+        if account.epsilon is not None:
             raise InputError(
                 f"the records of {seen.dataset} are registered as {account.dataset}: go on under that name, by "
                 f"--set data.name={account.dataset!r}"
+            )
+        if private and not is_built_in(account.dataset.partition(" (")[0]):
+            raise InputError(
+                f"the records of {seen.dataset} were declared public as {account.dataset}, and nothing limited its "
+                "runs: no total can count what they spent. Take records on which nothing was spent"
             )
 
 

@@ -249,6 +249,26 @@ def test_public_data_is_counted_and_not_limited(ledger):
         ledger.change_total("digits", epsilon=1.0)
 
 
+def test_no_total_is_given_to_images_that_were_declared_public(ledger):
+    """What was spent on them, nobody limited; and images with a total are not made public by another name."""
+    ours = Records("ours", IMAGES, public=True)
+    ledger.reserve("a", RUN, ours, place="")
+    with pytest.raises(InputError, match="were declared public as ours"):
+        ledger.register(Records("new", IMAGES), epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
+    with pytest.raises(InputError, match="were declared public as ours"):
+        ledger.reserve("b", RUN, Records("new", IMAGES[::-1].copy()), place="")
+    ledger.reserve("c", RUN, ours, place="")
+    ledger.register(Records("faces", IMAGES + 1), epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
+    for name in ("ours", "others"):
+        with pytest.raises(InputError, match="are registered as faces"):
+            ledger.reserve("d", RUN, Records(name, IMAGES + 1, public=True), place="")
+
+
+def test_images_of_a_built_in_data_set_may_have_a_total_under_another_name(ledger):
+    ledger.reserve("a", RUN, Records("digits", IMAGES, public=True), place="")
+    ledger.register(Records("a demonstration", IMAGES), epsilon=2.0, delta=1e-5, relation="add_or_remove_one")
+
+
 def test_records_are_known_again_under_another_name_and_in_another_order(of_two):
     with pytest.raises(InputError, match="registered as scans"):
         of_two.reserve("a", RUN, Records("other", IMAGES[::-1].copy()), place="runs/a")
