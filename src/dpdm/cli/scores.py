@@ -68,7 +68,7 @@ def evaluate(
     for remark in remarks:
         tell(remark)
     with joined_processes() as processes:
-        judge = Judge(features=chosen, quick=quick, limit=fewest, seed=seed, processes=processes)
+        judge = Judge(features=chosen, quick=quick, at_most=fewest, seed=seed, processes=processes)
         cards = [judged(judge, data, test, name) for name, data in sides]
     if not processes.first:
         return
@@ -170,7 +170,7 @@ def compare(
         tell(remark)
     rows, cards = [], []
     with joined_processes() as processes:
-        judge = Judge(features=chosen, quick=quick, limit=fewest, seed=seed, processes=processes)
+        judge = Judge(features=chosen, quick=quick, at_most=fewest, seed=seed, processes=processes)
         for one in entrants:
             made = one.images(count, seed, processes)
             cards.append(judged(judge, made, one.test, one.source))

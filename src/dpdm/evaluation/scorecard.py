@@ -24,6 +24,7 @@ TITLES = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
 """What people call the classifiers of `CLASSIFIERS`."""
 
 _MOST_SHOWN = 20  # classes
+_MOST_COMPARED = 10_000  # images of a side, by distances
 
 
 class _Processes(Protocol):
@@ -133,14 +134,14 @@ class Judge:
     Args:
         features: Where images are compared; None for classifiers alone.
         quick: Whether classifiers are trained by `QUICK`, and distances have no intervals.
-        limit: Most images of each side that are compared.
+        at_most: Images that all sides have, so that distances are comparable; 10,000 are compared at most.
         seed: Fixes everything.
         processes: Those that share the work. The first one has the scores, the others have empty scorecards.
     """
 
     features: Features | None
     quick: bool
-    limit: int
+    at_most: int
     seed: int
     processes: _Processes
 
@@ -175,7 +176,7 @@ class Judge:
     def _fidelity(
         self, features: Features, made: Labelled, test: Labelled, num_classes: int, on_progress: Progress
     ) -> Fidelity | None:
-        ours, theirs = draw_equally(len(made[0]), len(test[0]), limit=self.limit, seed=self.seed)
+        ours, theirs = draw_equally(len(made[0]), len(test[0]), limit=min(self.at_most, _MOST_COMPARED), seed=self.seed)
         images, labels, real, real_labels = made[0][ours], made[1][ours], test[0][theirs], test[1][theirs]
         seen = [
             self._features(images, features, partial(on_progress, "features")),
