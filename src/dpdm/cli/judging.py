@@ -31,7 +31,7 @@ class Real:
         self.source, self._fit, self._group = source, fit, group
         self._opened: dict[tuple[object, ...], ImageDataset] = {}
 
-    def like(self, made: "ImageDataset | ImageFacts", name: str) -> "ImageDataset":
+    def like(self, made: "ImageDataset", name: str) -> "ImageDataset":
         """Return the real images."""
         from dpdm.types import InputError
 
@@ -69,20 +69,11 @@ def named_alike(
 
     places, remark = places_by_name(made.class_names, test.class_names, name, reference)
     remarks += [] if remark is None or remark in remarks else [remark]
-    assert made.labels is not None
-    return replace(made, labels=places[made.labels], class_names=test.class_names)
+    return replace(made, labels=places[_labelled(made)[1]], class_names=test.class_names)
 
 
 class Entrant(NamedTuple):
-    """Images to be judged, or a run that will draw some, beside the real images of their size.
-
-    Args:
-        source: What a person calls them.
-        made: The images; of a run, black ones of the same shape and classes.
-        test: The real images.
-        release: The run's release.
-        claim: What the images say of themselves, or the run's claim.
-    """
+    """Images to be judged, and the real images of their size; of a run, black images stand for those it will draw."""
 
     source: str
     made: "ImageDataset"
@@ -94,8 +85,6 @@ class Entrant(NamedTuple):
         """Return the images; all processes share the work of drawing a run's."""
         import numpy as np
 
-        from dpdm.evaluation import places_by_name
-
         if self.release is None:
             return self.made
         parts = []
@@ -105,9 +94,8 @@ class Entrant(NamedTuple):
                 advance(len(part[0]) * processes.size, "")
         parts = processes.object_from_first(processes.in_turn(parts))
         images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        names = self.release.facts.class_names, self.test.class_names
-        places, _ = places_by_name(*names, self.source, self.test.name)  # what is to be told was told before
-        drawn = replace(self.made, images=images, labels=places[labels])
+        drawn = replace(self.made, images=images, labels=labels, class_names=self.release.facts.class_names)
+        drawn = named_alike(drawn, self.test, self.source, self.test.name, [])  # what is to be told was told before
         require_fit(drawn, self.test, seed)
         return drawn
 
@@ -122,18 +110,17 @@ def enter(
     from dpdm.data import open_dataset, read_claim
     from dpdm.runs import Release
 
+    release = claim = None
     if is_run(source):
         release = Release.load(source)
-        test = real.like(release.facts, source)
-        made = named_alike(_made_up(release.facts, count, source), test, source, real.source, remarks)
-        require_fit(made, test, seed, stand_in=True)
-        return Entrant(source, made, test, release, release.statement)
-    opened = open_dataset(source, num_classes=num_classes)
-    claim = read_claim(Path(opened.location)) if opened.location.endswith(".npz") else None
-    test = real.like(opened, source)
-    made = named_alike(opened, test, source, real.source, remarks)
-    require_fit(made, test, seed)
-    return Entrant(source, made, test, None, claim)
+        made, claim = _made_up(release.facts, count, source), release.statement
+    else:
+        made = open_dataset(source, num_classes=num_classes)
+        claim = read_claim(Path(made.location)) if made.location.endswith(".npz") else None
+    test = real.like(made, source)
+    made = named_alike(made, test, source, real.source, remarks)
+    require_fit(made, test, seed, stand_in=release is not None)
+    return Entrant(source, made, test, release, claim)
 
 
 def _made_up(facts: "ImageFacts", count: int, name: str) -> "ImageDataset":
@@ -143,9 +130,9 @@ def _made_up(facts: "ImageFacts", count: int, name: str) -> "ImageDataset":
     from dpdm.data import ImageDataset
 
     channels, height, width = facts.shape
-    images = np.zeros((min(count, _ENOUGH), height, width, channels), np.uint8)
-    labels, names = np.arange(len(images)) % facts.num_classes, facts.class_names
-    return ImageDataset(images=images, labels=labels, num_classes=facts.num_classes, class_names=names, name=name)
+    images, classes = np.zeros((min(count, _ENOUGH), height, width, channels), np.uint8), facts.num_classes
+    labels = np.arange(len(images)) % classes if classes else None
+    return ImageDataset(images=images, labels=labels, num_classes=classes, class_names=facts.class_names, name=name)
 
 
 def require_fit(data: "ImageDataset", test: "ImageDataset", seed: int, *, stand_in: bool = False) -> None:
@@ -160,25 +147,22 @@ def require_fit(data: "ImageDataset", test: "ImageDataset", seed: int, *, stand_
 def features_of(
     named: str | None, beside: "ImageDataset | None", tests: "list[ImageDataset]", fewest: int
 ) -> "Features | None":
-    """Return the features of that name, once it is sure that they work here: before the classifiers' hours.
-
-    `fewest` is the number of images to be judged, of the smallest source.
-    """
+    """Return the features of that name, once it is sure that they work here for `fewest` images: before the hours."""
     from dpdm.evaluation import ClassifierFeatures, features_by_name, image_features, require_comparable
 
     if named is None:
         return None
     for test in tests:
         require_comparable(fewest, len(test))
-    if named != "classifier":
-        features = features_by_name(named)
-        for test in tests:
-            image_features(test.images[:1], features)
-        return features
-    if beside is None:
-        fail("the features of a classifier need real images to train it on: name them with --baseline")
-    images, labels = _labelled(beside)
-    return ClassifierFeatures(images=images, labels=labels, num_classes=beside.num_classes)
+    if named == "classifier":
+        if beside is None:
+            fail("the features of a classifier need real images to train it on: name them with --baseline")
+        images, labels = _labelled(beside)
+        return ClassifierFeatures(images=images, labels=labels, num_classes=beside.num_classes)
+    features = features_by_name(named)
+    for test in tests:
+        image_features(test.images[:1], features)
+    return features
 
 
 def judged(judge: "Judge", data: "ImageDataset", test: "ImageDataset", name: str) -> "Scorecard":

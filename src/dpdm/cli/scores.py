@@ -76,10 +76,10 @@ def evaluate(
     report: dict[str, Any] = {"reference": test.name, "quick": quick, "claim": entrant.claim} | cards[0].as_json()
     if baseline is not None:
         report["baseline"] = {"source": sides[1][1].name, **cards[1].as_json()}
-    said = ""
+    claimed = ""
     if dp_sgd is not None:
-        report["dp_sgd"], said = _by_dp_sgd(sides[1][1], test, dp_sgd, str(baseline))
-    text = _evaluated(entrant, reference, str(baseline), cards, said)
+        report["dp_sgd"], claimed = _by_dp_sgd(sides[1][1], test, dp_sgd)
+    text = _evaluated(entrant, reference, str(baseline), cards, report.get("dp_sgd"), claimed)
     show(report | {"covered_by_epsilon": False}, text, as_json)
 
 
@@ -98,26 +98,26 @@ def _refuse(synthetic: str, baseline: str | None, dp_sgd: float | None, group: s
     require_positive(dp_sgd=dp_sgd)
 
 
-def _by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float, name: str) -> tuple[dict[str, Any], str]:
-    """Return how well a CNN does that DP-SGD trained on the real images themselves, and a line with its claim."""
-    from dpdm.evaluation import by_class, percent
+def _by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float) -> tuple[dict[str, Any], str]:
+    """Return how well a CNN does that DP-SGD trained on the real images themselves, and its claim."""
+    from dpdm.evaluation import by_class
     from dpdm.runs import train_private_classifier
 
     with show_progress(f"DP-SGD on {train.name}", None) as advance:
         trained = train_private_classifier(train, epsilon=epsilon, on_step=lambda total: advance(1, "", total))
     confusion = trained.confusion(test)
-    classes, accuracy = by_class(confusion), sum(row[place] for place, row in enumerate(confusion)) / len(test)
-    said = f"dp-sgd  {percent(accuracy)}, balanced {percent(classes.balanced_accuracy)}: a CNN on {name} itself, "
-    return {
-        "epsilon": epsilon,
-        "accuracy": accuracy,
-        "confusion": confusion,
-        **classes._asdict(),
-    }, said + trained.statement
+    accuracy = sum(row[place] for place, row in enumerate(confusion)) / len(test)
+    found = {"epsilon": epsilon, "accuracy": accuracy, "confusion": confusion}
+    return found | by_class(confusion)._asdict(), trained.statement
 
 
 def _evaluated(
-    entrant: Entrant, reference: str, baseline: str, cards: "Sequence[Scorecard]", dp_sgd: str
+    entrant: Entrant,
+    reference: str,
+    baseline: str,
+    cards: "Sequence[Scorecard]",
+    dp_sgd: dict[str, Any] | None,
+    claimed: str,
 ) -> Iterator[str]:
     """Yield the lines of `evaluate`: what the images scored and, in remarks, what those of the baseline did."""
     from dpdm.evaluation import percent
@@ -126,8 +126,9 @@ def _evaluated(
     if entrant.claim is not None:
         yield f"{entrant.source} says of itself, which nothing here has verified: {entrant.claim}"
     yield from card.accuracies(beside)
-    if dp_sgd:
-        yield dp_sgd
+    if dp_sgd is not None:
+        shown = f"{percent(dp_sgd['accuracy'])}, balanced {percent(dp_sgd['balanced_accuracy'])}"
+        yield f"dp-sgd  {shown}: a CNN on {baseline} itself, {claimed}"
     yield f"always answering the largest class of {reference} would be right for {percent(card.largest_class)}"
     yield from card.recalls(entrant.test.class_names)
     yield from card.distances(beside)

@@ -82,7 +82,7 @@ def built_features(features: "Features", shape: tuple[int, ...]) -> Compute:
 def feature_vectors(
     name: str, compute: Compute, images: Images, *, like: Tensor | None = None
 ) -> Float[Tensor, "images features"]:
-    """Return the vectors that `compute` gives; InputError if they are none, or not as long as those of `like`."""
+    """Return the vectors that `compute` gives; raise InputError if they are none, or not as long as `like`'s."""
     with refusing(f"features {name!r} of uint8 images of shape {images.shape} failed"), torch.inference_mode():
         found: object = compute(images)
     if not isinstance(found, Tensor):

@@ -99,9 +99,8 @@ def kernel_distance(
     if subset_size < 2:
         raise InputError(f"subset_size must be 2 or more, not {subset_size}")
     check_features(a, b, fewest=2)
-    size = min(subset_size, len(a), len(b))
+    rng, size = np.random.default_rng(seed), min(subset_size, len(a), len(b))
     subsets = 1 if size == len(a) == len(b) else subsets
-    rng = np.random.default_rng(seed)
     of_a, of_b = _subsets(len(a), size, rng), _subsets(len(b), size, rng)
     discrepancy = torchmetrics("kid").poly_mmd
     return sum(float(discrepancy(a[next(of_a)].double(), b[next(of_b)].double())) for _ in range(subsets)) / subsets
@@ -123,19 +122,13 @@ def precision_recall(
     An image is among others if it is as near to one of these as that one's `neighbours`-th nearest of its own kind, or
     nearer. One outlier thus claims much room for its kind: `density_coverage` is less easily misled.
 
-    Args:
-        made: Features of synthetic images, more than `neighbours`.
-        real: Features of real images, more than `neighbours`.
-        neighbours: >= 1.
-
     Raises:
-        InputError: A set is too small, or the sets do not fit together.
+        InputError: A set has no more images than `neighbours`, or the sets do not fit together.
 
     Source:
         Kynkäänniemi et al. 2019.
     """
-    precision, recall, _, _ = neighbourhood_scores(made, real, support=neighbours, density=neighbours)
-    return precision, recall
+    return neighbourhood_scores(made, real, support=neighbours, density=neighbours)[:2]
 
 
 def density_coverage(
@@ -148,56 +141,49 @@ def density_coverage(
     distribution, but it may exceed 1. Coverage is the share of balls with a synthetic image in them; for equal numbers
     of images of one distribution it is about 1 - 2^-neighbours.
 
-    Args:
-        made: Features of synthetic images, at least one.
-        real: Features of real images, more than `neighbours`.
-        neighbours: >= 1.
-
     Raises:
-        InputError: A set is too small, or the sets do not fit together.
+        InputError: There are no more real images than `neighbours`, or the sets do not fit together.
 
     Source:
         Naeem et al. 2020.
     """
-    _, _, density, coverage = neighbourhood_scores(made, real, support=None, density=neighbours)
-    return density, coverage
+    return neighbourhood_scores(made, real, support=0, density=neighbours)[2:]
 
 
 def neighbourhood_scores(
     made: Float[Tensor, "images features"],
     real: Float[Tensor, "others features"],
     *,
-    support: int | None = 3,
+    support: int = 3,
     density: int = 5,
 ) -> tuple[float, float, float, float]:
     """Return precision, recall, density and coverage, all from one pass over the distances.
 
-    `support` is the number of neighbours of `precision_recall` (None spares its work, and gives 0 for both), `density`
+    `support` is the number of neighbours of `precision_recall` (0 spares its work, and gives 0 for both), `density`
     that of `density_coverage`. It raises what these raise.
     """
-    require_positive(neighbours=density if support is None else min(support, density))
+    require_positive(neighbours=density)
     check_features(made, real, fewest=1)
-    need = {"real": max(support or 0, density), "synthetic": support or 0}
-    for what, points in (("real", real), ("synthetic", made)):
-        if len(points) <= need[what]:
-            raise InputError(f"{need[what]} neighbours need more {what} images than that, not {len(points)}")
+    for what, points, need in (("real", real, max(support, density)), ("synthetic", made, support)):
+        if len(points) <= need:
+            raise InputError(f"{need} neighbours need more {what} images than that, not {len(points)}")
     # Centred, as squared distances come as differences of squared norms, which lose digits where these are large.
     centre = real.mean(0)
     made, real = made - centre, real - centre
-    reach = _reach(real, max(support or 0, density))
+    reach = _reach(real, max(support, density))
     dense = reach[:, density - 1]
-    near = torch.full_like(dense, torch.inf)
     among_real, among_made = torch.zeros(len(made), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
-    in_balls = 0
-    if support is not None:
+    covered, in_balls = torch.zeros(len(real), dtype=torch.bool), 0
+    if support:
         real_reach, made_reach = reach[:, support - 1], _reach(made, support)[:, -1]
     for rows, squared in _squared_distances(real, made):
-        in_balls += int((squared < dense[rows, None]).sum())
-        near[rows] = squared.amin(1)
-        if support is not None:
+        inside = squared < dense[rows, None]
+        in_balls += int(inside.sum())
+        covered[rows] = inside.any(1)
+        if support:
             among_real |= (squared <= real_reach[rows, None]).any(0)
             among_made[rows] = (squared <= made_reach).any(1)
-    precision, recall, coverage = (float(yes.double().mean()) for yes in (among_real, among_made, near < dense))
+    precision, recall, coverage = (float(yes.double().mean()) for yes in (among_real, among_made, covered))
     return precision, recall, in_balls / (density * len(made)), coverage
 
 

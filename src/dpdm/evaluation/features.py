@@ -64,14 +64,9 @@ def prepared(
     - Quantisation: images come as uint8, clamped and rounded when they were made (`tensor_to_images`), so that both
       sides have the levels that files have. What is resized is not rounded again.
     - Grey: with `colour`, the one channel three times; without, as it is.
-    - Resizing: to `side` × `side` whatever the proportions, by "bilinear" interpolation, antialiased where it shrinks;
-      or by "average" over the pixels that fall together, which never enlarges a side.
-
-    Args:
-        images: uint8 (number, height, width[, channel]), grey or colour.
-        side: Pixels of a side; the images' own if None.
-        how: How to resize.
-        colour: Whether grey becomes three channels.
+    - Resizing: none without a `side`. With one, to `side` × `side` whatever the proportions, by "bilinear"
+      interpolation, antialiased where it shrinks; or by "average" over the pixels that fall together, which never
+      enlarges a side.
 
     Raises:
         InputError: The images are neither grey nor colour, or no images.
@@ -163,11 +158,7 @@ class TorchScriptFeatures:
             return f"file sha256:{files.digest(self.path)}, colour"
 
     def build(self) -> Compute:
-        """Return the function.
-
-        Raises:
-            InputError: The file is not there, or no TorchScript; when used, if it does not take such images.
-        """
+        """Return the function, which raises InputError for images that the file does not take."""
         with explained(self._unreadable, RuntimeError, ValueError, OSError):
             network = torch.jit.load(self.path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
         known = {argument.name for argument in network.forward.schema.arguments}
