@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from small_run import SMALL
 
-from dpdm import evaluation
 from dpdm.config import Data, load_config
 from dpdm.data import open_dataset, read_claim, save_npz
-from dpdm.evaluation import UtilityScore, confusion_of
+from dpdm.evaluation import UtilityScore, confusion_of, scorecard
 from dpdm.ledger import Ledger, Records
 from dpdm.privacy import DPSGD
 from dpdm.runs import Release
@@ -135,7 +134,7 @@ def quick_scores(monkeypatch):
         return {name: UtilityScore(right, 0.0, 1.0, len(test_labels), 1, 1, 0.5, confusion) for name in classifiers}
 
     scores = []
-    monkeypatch.setattr(evaluation, "evaluate_utility", answers_zero)
+    monkeypatch.setattr(scorecard, "evaluate_utility", answers_zero)
     return scores
 
 
@@ -694,7 +693,7 @@ def no_work(trained, monkeypatch):
     def never(*arguments, **named):
         raise AssertionError("work was begun that would be lost")
 
-    monkeypatch.setattr(evaluation, "evaluate_utility", never)
+    monkeypatch.setattr(scorecard, "evaluate_utility", never)
     monkeypatch.setattr(Release, "sample_in_parts", never)
 
 

@@ -42,8 +42,10 @@ def run(*line, cwd):
 
 def test_a_wheel_has_all_its_files(wheel):
     inside = zipfile.ZipFile(wheel).namelist()
-    for name in ("dpdm/py.typed", "dpdm/report/page.css", "dpdm/report/page.js", "dpdm/presets/digits.toml"):
-        assert name in inside
+    for name in ("py.typed", "evaluation/charts.svg", "presets/digits.toml"):
+        assert f"dpdm/{name}" in inside
+    for name in ("page.html", "page.css", "page.js"):
+        assert f"dpdm/report/{name}" in inside
     assert not [name for name in inside if name.startswith("tests")]
 
 

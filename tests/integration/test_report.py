@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from small_run import SMALL
 
+from dpdm.evaluation import UtilityScore
 from dpdm.methods.prior import PRIOR_SUMS
 from dpdm.runs import Release
 
@@ -58,10 +60,10 @@ def test_a_private_page_has_losses_norms_and_the_audit(dpdm, run):
 
 
 def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
-    score = {"accuracy": 0.8125, "low": 0.8, "high": 0.825, "confusion": [[5, 1], [2, 4]]}
-    report = {"reference": "photos:test", "quick": True, "covered_by_epsilon": False}
     classes = len(Release.load(run).facts.class_names)
-    score["confusion"] = [[3] * classes] * classes
+    score = UtilityScore(0.8125, 0.8, 0.825, 27, 2, 1, 0.9, ((3,) * classes,) * classes)
+    score = asdict(score) | {"recalls": "loss 0.123456789"}
+    report = {"reference": "photos:test", "quick": True, "covered_by_epsilon": False}
     report |= {key: score for key in ("logreg", "mlp", "cnn")}
     (tmp_path / "scores.json").write_text(json.dumps(report))
     code, out, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
@@ -82,7 +84,8 @@ def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
     assert (code, err.count("\n")) == (2, 1)
     assert "is no report's" in err
     assert json.loads((tmp_path / "scores.json").read_text()) == report
-    for damage in ({}, report | {"cnn": {}}, report | {"cnn": score | {"confusion": [[1, 2]]}}, {"rows": []}):
+    damages = ({}, report | {"cnn": {}}, report | {"cnn": score | {"confusion": [[1, 2]]}}, {"rows": []})
+    for damage in (*damages, report | {"cnn": score | {"low": float("nan")}}):
         (tmp_path / "scores.json").write_text(json.dumps(damage))
         code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
         assert (code, err.count("\n")) == (2, 1)

@@ -12,11 +12,11 @@ from numpy import ndarray
 from scipy.stats import norm
 from torch import Tensor
 
+from dpdm.evaluation import nearest as neighbours
 from dpdm.types import Images, images_to_tensor
 
 _NEIGHBOURS = 50  # over which Carlini's score averages
 _ALPHA = 0.5
-_PART = 500  # generated images at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +90,10 @@ def _nearest(
     images: Images, others: Images, *, count: int
 ) -> tuple[Float[ndarray, "images count"], Int64[ndarray, "images count"]]:
     """Return distances and indices of the `count` nearest of `others`, the nearest first."""
-    points = _flat(others)
-    squares = points.square().sum(1)
+    points, flat = _flat(others), _flat(images)
     distances, indices = [], []
-    for start in range(0, len(images), _PART):
-        some = _flat(images[start : start + _PART])
-        squared = some.square().sum(1)[:, None] + squares - 2 * some @ points.T
-        chosen = squared.topk(count, largest=False).indices
-        exact = (some[:, None] - points[chosen]).square().mean(2).sqrt()  # the product's rounding is no distance
+    for rows, _, chosen in neighbours(flat, points, count=count):
+        exact = (flat[rows, None] - points[chosen]).square().mean(2).sqrt()  # a difference of squares is no distance
         order = exact.argsort(dim=1)
         distances.append(exact.gather(1, order) / 2)  # tensors go from −1 to 1
         indices.append(chosen.gather(1, order))

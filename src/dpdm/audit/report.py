@@ -15,10 +15,9 @@ from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, nearness
 from dpdm.audit.parametric import Check, check_mechanism, check_sums
-from dpdm.audit.roc import roc_picture
 from dpdm.config import Config, Data, Machine, decode, decode_method, decode_plan, read_toml, require_same_unit
 from dpdm.data import ImageDataset, open_again, open_dataset, read_location
-from dpdm.evaluation import side_by_side
+from dpdm.evaluation import roc_chart, side_by_side
 from dpdm.files import write_atomically, write_json
 from dpdm.methods import DenoisingGenerator, ImageFacts
 from dpdm.privacy import Plan
@@ -341,8 +340,8 @@ def _write(found: Audit, folder: Path, made: ndarray, data: ImageDataset) -> Non
     """Write report, ROC curves, and the generated images that are nearest to a training image beside it."""
     report = found.to_json()
     folder.mkdir(exist_ok=True)
-    curves = {name: attacked.roc for name, attacked in found.black_box.items()}
-    text = roc_picture(curves, found.ceiling)
+    curves = {name: [*zip(*attacked.roc, strict=True)] for name, attacked in found.black_box.items()}
+    text = roc_chart(curves, [*zip(*found.ceiling, strict=True)])
     write_atomically(folder / "roc.svg", lambda path: path.write_text(text, encoding="utf-8"))
     nearest = np.argsort(found.nearness.nearest, kind="stable")[:_SHOWN]
     side_by_side(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -126,6 +127,15 @@ def say(text: str) -> None:
 def print_json(content: dict[str, Any]) -> None:
     """Print a verb's result for machines."""
     print(json_line(content, indent=2), flush=True)
+
+
+def show(result: dict[str, Any], text: Iterable[str], as_json: bool) -> None:
+    """Print a verb's result: for machines, or as the lines that `text` makes for people."""
+    if as_json:
+        return print_json(result)
+    for line in text:
+        say(line)
+    return None
 
 
 def json_line(content: dict[str, Any], **style: Any) -> str:  # noqa: ANN401 (of json.dumps)

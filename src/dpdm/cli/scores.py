@@ -1,18 +1,18 @@
 """`dpdm evaluate | compare`: how good images are, by classifiers and by distances of features."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.judging import Real, by_dp_sgd, draw, features_of, is_run, judging, made_up, named_alike, require_fit
-from dpdm.cli.options import AsJson, fail, print_json, require_found, require_run, say
-from dpdm.terminal import tell
+from dpdm.cli.judging import Entrant, Real, enter, features_of, is_run, judged, named_alike, require_fit
+from dpdm.cli.options import AsJson, fail, require_found, require_run, show
+from dpdm.terminal import show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
-    from dpdm.runs import Release
+    from dpdm.evaluation import Scorecard
 
 Reference = Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")]
 FitTo = Annotated[
@@ -31,10 +31,6 @@ Named = Annotated[
 Group = Annotated[str | None, typer.Option(help="What names the groups of real images, as data.group does.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Train for fewer epochs. Not comparable with papers.")]
 Seed = Annotated[int, typer.Option(help="Seed of the classifiers' weights and batches.")]
-
-_CLASSIFIERS = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
-_MOST_SHOWN = 20  # classes
-_DISTANCES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 
 def evaluate(
@@ -55,70 +51,89 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Train classifiers on synthetic images and test them on real ones."""
-    if is_run(synthetic):
-        fail(f"{synthetic} is a run: make images first, dpdm sample {synthetic} -n 60000 -o synthetic.npz")
-    if dp_sgd is not None and group is not None:
-        fail("--dp-sgd makes a claim about single images, and --group names groups: leave out one of the two")
-    if dp_sgd is not None and baseline is None:
-        fail("--dp-sgd trains on real images: name them with --baseline")
+    _refuse(synthetic, baseline, dp_sgd, group)
     require_found(synthetic, reference, baseline)
-    from dpdm.data import open_dataset
+    from dpdm.evaluation import Judge
     from dpdm.runs.hardware import joined_processes
-    from dpdm.types import require_positive
 
-    if dp_sgd is not None:
-        require_positive(dp_sgd=dp_sgd)
-    made = open_dataset(synthetic, num_classes=num_classes)
-    claim = _claim_of(made)
-    test = Real(reference, fit, group).like(made, synthetic)
     remarks = list[str]()
-    made = named_alike(made, test, synthetic, reference, remarks)
-    beside = None if baseline is None else Real(baseline, fit, group).like(made, synthetic)
-    if beside is not None:
-        beside = named_alike(beside, test, str(baseline), reference, remarks)
-    at_most = None if beside is None else len(beside)
-    for data in [made] if beside is None else [made, beside]:
-        require_fit(data, test, seed)
-    chosen = features_of(features, beside, [test], len(made) if at_most is None else min(len(made), at_most))
+    entrant = enter(synthetic, Real(reference, fit, group), num_classes=num_classes, seed=seed, remarks=remarks)
+    test, sides = entrant.test, [(synthetic, entrant.made)]
+    if baseline is not None:
+        beside = Real(baseline, fit, group).like(entrant.made, synthetic)
+        sides.append((baseline, named_alike(beside, test, baseline, reference, remarks)))
+        require_fit(sides[1][1], test, seed)
+    fewest = min(len(data) for _, data in sides)
+    chosen = features_of(features, sides[1][1] if baseline else None, [test], fewest)
     for remark in remarks:
         tell(remark)
-    # Names, not paths: a report shows them.
-    report: dict[str, Any] = {"reference": test.name, "quick": quick, "claim": claim}
     with joined_processes() as processes:
-        judge = judging(chosen, quick, seed, processes, at_most)
-        report |= judge(made, test, synthetic)
-        if beside is not None:
-            report["baseline"] = {"source": beside.name, **judge(beside, test, str(baseline))}
+        judge = Judge(features=chosen, quick=quick, at_most=fewest, seed=seed, processes=processes)
+        cards = [judged(judge, data, test, name) for name, data in sides]
     if not processes.first:
-        return None
-    if dp_sgd is not None and beside is not None:
-        report["dp_sgd"], statement = by_dp_sgd(beside, test, dp_sgd)
-    report["covered_by_epsilon"] = False
-    if as_json:
-        return print_json(report)
-    if claim is not None:
-        say(f"{synthetic} says of itself, which nothing here has verified: {claim}")
-    for key in _CLASSIFIERS:
-        remark = f"   (trained on {baseline}: {100 * report['baseline'][key]['accuracy']:.1f} %)" if baseline else ""
-        score = report[key]
-        interval = f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
-        balanced = _percent(score["balanced_accuracy"])
-        say(f"{key:7} {_percent(score['accuracy'])} {interval}, balanced {balanced}{remark}")
+        return
+    # Names, not paths: a report shows them.
+    report: dict[str, Any] = {"reference": test.name, "quick": quick, "claim": entrant.claim} | cards[0].as_json()
+    if baseline is not None:
+        report["baseline"] = {"source": sides[1][1].name, **cards[1].as_json()}
+    claimed = ""
     if dp_sgd is not None:
-        found = report["dp_sgd"]
-        balanced = _percent(found["balanced_accuracy"])
-        say(f"dp-sgd  {_percent(found['accuracy'])}, balanced {balanced}: a CNN on {baseline} itself, {statement}")
-    largest = report[next(iter(_CLASSIFIERS))]["largest_class"]
-    say(f"always answering the largest class of {reference} would be right for {_percent(largest)}")
-    _say_recalls(report, test.class_names)
-    if features is not None:
-        found = report["fidelity"]
-        say(f"on {found['num_images']:,} images of each, {found['features']}:")
-        for key in [key for key in (*_DISTANCES, "inception") if key in found]:
-            remark = f"   ({baseline}: {report['baseline']['fidelity'][key]['value']:.4g})" if baseline else ""
-            say(f"{key:9} {_interval(found[key])}{remark}")
-    seen = f"{reference} and {baseline}" if baseline else reference
-    say(f"These scores were computed from {seen}. If those images are private, so are they: ε does not cover them.")
+        report["dp_sgd"], claimed = _by_dp_sgd(sides[1][1], test, dp_sgd)
+    text = _evaluated(entrant, reference, str(baseline), cards, report.get("dp_sgd"), claimed)
+    show(report | {"covered_by_epsilon": False}, text, as_json)
+
+
+def _refuse(synthetic: str, baseline: str | None, dp_sgd: float | None, group: str | None) -> None:
+    """Raise InputError for what `evaluate` cannot do, before the heavy imports."""
+    from dpdm.types import require_positive
+
+    if is_run(synthetic):
+        fail(f"{synthetic} is a run: make images first, dpdm sample {synthetic} -n 60000 -o synthetic.npz")
+    if dp_sgd is None:
+        return
+    if group is not None:
+        fail("--dp-sgd makes a claim about single images, and --group names groups: leave out one of the two")
+    if baseline is None:
+        fail("--dp-sgd trains on real images: name them with --baseline")
+    require_positive(dp_sgd=dp_sgd)
+
+
+def _by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float) -> tuple[dict[str, Any], str]:
+    """Return how well a CNN does that DP-SGD trained on the real images themselves, and its claim."""
+    from dpdm.evaluation import by_class
+    from dpdm.runs import train_private_classifier
+
+    with show_progress(f"DP-SGD on {train.name}", None) as advance:
+        trained = train_private_classifier(train, epsilon=epsilon, on_step=lambda total: advance(1, "", total))
+    confusion = trained.confusion(test)
+    accuracy = sum(row[place] for place, row in enumerate(confusion)) / len(test)
+    found = {"epsilon": epsilon, "accuracy": accuracy, "confusion": confusion}
+    return found | by_class(confusion)._asdict(), trained.statement
+
+
+def _evaluated(
+    entrant: Entrant,
+    reference: str,
+    baseline: str,
+    cards: "Sequence[Scorecard]",
+    dp_sgd: dict[str, Any] | None,
+    claimed: str,
+) -> Iterator[str]:
+    """Yield the lines of `evaluate`: what the images scored and, in remarks, what those of the baseline did."""
+    from dpdm.evaluation import percent
+
+    card, beside = cards[0], (baseline, cards[1]) if len(cards) > 1 else None
+    if entrant.claim is not None:
+        yield f"{entrant.source} says of itself, which nothing here has verified: {entrant.claim}"
+    yield from card.accuracies(beside)
+    if dp_sgd is not None:
+        shown = f"{percent(dp_sgd['accuracy'])}, balanced {percent(dp_sgd['balanced_accuracy'])}"
+        yield f"dp-sgd  {shown}: a CNN on {baseline} itself, {claimed}"
+    yield f"always answering the largest class of {reference} would be right for {percent(card.largest_class)}"
+    yield from card.recalls(entrant.test.class_names)
+    yield from card.distances(beside)
+    seen = f"{reference} and {baseline}" if beside else reference
+    yield f"These scores were computed from {seen}. If those images are private, so are they: ε does not cover them."
 
 
 def compare(
@@ -138,90 +153,49 @@ def compare(
     require_found(*(source for source in sources if source not in runs), reference)
     for run in runs:
         require_run(Path(run))
-    from dpdm.runs import Release, verify_release
+    from dpdm.evaluation import Judge
+    from dpdm.runs import verify_release
     from dpdm.runs.hardware import joined_processes
     from dpdm.types import require_positive
 
     require_positive(count=count)
-    opened = [_open(source, num_classes) for source in sources]
-    claims = [it.statement if isinstance(it, Release) else _claim_of(it) for it in opened]
-    real, tests, remarks = Real(reference, fit, group), [], list[str]()
-    for place, (source, it) in enumerate(zip(sources, opened, strict=True)):
-        tests.append(test := real.like(it.facts if isinstance(it, Release) else it, source))
-        made = made_up(it.facts, count, source) if isinstance(it, Release) else it
-        made = named_alike(made, test, source, reference, remarks)
-        require_fit(made, test, seed, stand_in=isinstance(it, Release))
-        opened[place] = it if isinstance(it, Release) else made
+    real, remarks = Real(reference, fit, group), list[str]()
+    entrants = [
+        enter(source, real, count=count, num_classes=num_classes, seed=seed, remarks=remarks) for source in sources
+    ]
     for run in runs:
         verify_release(run)  # raises, too, if it claims nothing
-    fewest = min(count if isinstance(it, Release) else len(it) for it in opened)
-    chosen = features_of(features, None, tests, fewest)
-    for remark in dict.fromkeys(remarks):
+    fewest = min(len(one.made) if one.release is None else count for one in entrants)
+    chosen = features_of(features, None, [one.test for one in entrants], fewest)
+    for remark in remarks:
         tell(remark)
-    rows = []
+    rows, cards = [], []
     with joined_processes() as processes:
-        judge = judging(chosen, quick, seed, processes, fewest)
-        for source, it, test, claim in zip(sources, opened, tests, claims, strict=True):
-            made = draw(it, source, count, seed, processes, test) if isinstance(it, Release) else it
-            require_fit(made, test, seed)
-            about: dict[str, Any] = {"source": source, "claim": claim, "verified": source in runs}
-            rows.append(about | {"images": len(made)} | judge(made, test, source))
+        judge = Judge(features=chosen, quick=quick, at_most=fewest, seed=seed, processes=processes)
+        for one in entrants:
+            made = one.images(count, seed, processes)
+            cards.append(judged(judge, made, one.test, one.source))
+            verified = one.release is not None
+            rows.append({"source": one.source, "claim": one.claim, "verified": verified, "images": len(made)})
     if not processes.first:
-        return None
-    if as_json:
-        return print_json({"reference": reference, "quick": quick, "rows": rows, "covered_by_epsilon": False})
-    distances = _DISTANCES if features is not None else ()
-    table = [["", *_CLASSIFIERS.values(), *distances, "images", "claim"]]
-    for row in rows:
-        scores = [f"{100 * row[key]['accuracy']:.1f}" for key in _CLASSIFIERS]
-        near = [f"{row['fidelity'][key]['value']:.4g}" for key in distances]
+        return
+    found = [row | card.as_json() for row, card in zip(rows, cards, strict=True)]
+    report = {"reference": reference, "quick": quick, "rows": found, "covered_by_epsilon": False}
+    show(report, _compared(rows, cards, reference), as_json)
+
+
+def _compared(rows: Sequence[dict[str, Any]], cards: "Sequence[Scorecard]", reference: str) -> Iterator[str]:
+    """Yield the lines of `compare`: a table, and what to know of its numbers."""
+    from dpdm.evaluation import percent
+
+    table = [["", *cards[0].headings(), "images", "claim"]]
+    for row, card in zip(rows, cards, strict=True):
         stated = row["claim"] if row["verified"] else f"unverified: {row['claim']}" if row["claim"] else "none stated"
-        table.append([row["source"], *scores, *near, f"{row['images']:,}", stated])
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        table.append([row["source"], *card.cells(), f"{row['images']:,}", stated])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    if features is not None:
-        found = rows[0]["fidelity"]
-        say(f"Distances on {found['num_images']:,} images of each, {found['features']}; accuracies in %.")
-    largest = rows[0][next(iter(_CLASSIFIERS))]["largest_class"]
-    say(f"Always answering the largest class of {reference} would be right for {_percent(largest)}.")
-    say(f"These scores were computed from {reference}: if that is private, so are they.")
-
-
-def _open(source: str, num_classes: int | None) -> "Release | ImageDataset":
-    """Return a run's release, or images."""
-    from dpdm.data import open_dataset
-    from dpdm.runs import Release
-
-    return Release.load(source) if is_run(source) else open_dataset(source, num_classes=num_classes)
-
-
-def _claim_of(made: "ImageDataset") -> str | None:
-    """Return what a file of images says of itself."""
-    from dpdm.data import read_claim
-
-    return read_claim(Path(made.location)) if made.location.endswith(".npz") else None
-
-
-def _say_recalls(report: dict[str, Any], names: Sequence[str]) -> None:
-    """Print how many of each class each classifier got right; of many classes, those that the best knows least."""
-    recalls = [report[key]["recalls"] for key in _CLASSIFIERS]
-    known = [place for place in range(len(names)) if recalls[0][place] is not None]
-    shown = known if len(known) <= _MOST_SHOWN else sorted(known, key=lambda place: max(of[place] for of in recalls))
-    shown = shown[:_MOST_SHOWN]
-    width = max(len(names[place]) for place in shown)
-    more = "" if len(shown) == len(known) else f", the {len(shown)} least known of {len(known)} classes"
-    say(f"recall of each class in %{more}:")
-    say("  ".join([" " * width, *(f"{title:>6}" for title in _CLASSIFIERS.values())]))
-    for place in shown:
-        say("  ".join([names[place].ljust(width), *(f"{100 * of[place]:6.1f}" for of in recalls)]))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _interval(score: dict[str, Any]) -> str:
-    if score["low"] is None:
-        return f"{score['value']:.4g}"
-    return f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}]"
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    if (fidelity := cards[0].fidelity) is not None:
+        yield f"Distances on {fidelity.num_images:,} images of each, {fidelity.features}; accuracies in %."
+    yield f"Always answering the largest class of {reference} would be right for {percent(cards[0].largest_class)}."
+    yield f"These scores were computed from {reference}: if that is private, so are they."

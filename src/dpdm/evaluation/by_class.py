@@ -17,10 +17,10 @@ _SHOWN = 5  # names in a line
 class ByClass(NamedTuple):
     """How right the answers are for each class of the test images.
 
-    Attributes:
-        largest_class: share of the test images that are of the largest class: the accuracy of always answering it.
-        balanced_accuracy: mean of the recalls, each class counting the same, 0..1.
-        recalls: share of each class's test images that were classified correctly; None for a class without any.
+    Args:
+        largest_class: Share of the test images that are of the largest class: the accuracy of always answering it.
+        balanced_accuracy: Mean of the recalls, each class counting the same, 0..1.
+        recalls: Share of each class's test images that were classified correctly; None for a class without any.
     """
 
     largest_class: float
@@ -47,13 +47,13 @@ def confusion_of(labels: Labels, answers: Labels, num_classes: int) -> tuple[tup
 def places_by_name(
     names: Sequence[str], reference: Sequence[str], what: str, where: str
 ) -> tuple[NDArray[np.int64], str | None]:
-    """Return the place that each class has on the other side, and a line for people if that is not plain.
+    """Return the place that each class of one side has on the other, and a line for people if that is not plain.
 
     Args:
-        names: Those of one side's classes; 0, 1, 2, ... where they have none.
-        reference: Those of the other side's.
+        names: The classes of one side; 0, 1, 2, ... where they have no names.
+        reference: The classes of the other side.
         what: What one side is called.
-        where: What the other one is called.
+        where: What the other side is called.
 
     Raises:
         InputError: The names differ.
@@ -68,11 +68,10 @@ def places_by_name(
         bare, named, known = (what, where, theirs) if nameless[0] else (where, what, ours)
         remark = f"{bare} names no classes: its labels 0, 1, ... are taken as the classes of {named}: {_few(known)}"
         return np.arange(len(ours)), remark
-    only = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
     said = " and ".join(
         f"{side} has {_few(extra)}, which {other} lacks"
-        for side, other, extra in ((what, where, only[0]), (where, what, only[1]))
-        if extra
+        for side, other, mine, known in ((what, where, ours, theirs), (where, what, theirs, ours))
+        if (extra := [name for name in mine if name not in known])
     )
     raise InputError(f"the classes differ: {said}; give images of the same classes, under the same names")
 

@@ -4,20 +4,22 @@ Fréchet and kernel distance mix quality and variety into one number; precision 
 look like real ones, recall and coverage whether all real ones have something like them. All are pure functions.
 """
 
+import importlib
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from dpdm.evaluation.checks import check_features
 from dpdm.types import InputError, require_positive, require_seed
 
-if TYPE_CHECKING:
-    from torchmetrics.image.fid import FrechetInceptionDistance
+FEWEST_IMAGES = 50
+"""Fewer images, of a set or of a class, have no Fréchet distance worth the name."""
 
-_FEWEST_IMAGES = 50
 _ROWS = 500  # of a matrix of distances at once: 40 MB for 10,000 columns in float64
 
 
@@ -33,31 +35,30 @@ def frechet_distance(a: Float[Tensor, "images features"], b: Float[Tensor, "othe
         Heusel et al. 2017, eq. 6, computed by torchmetrics.
     """
     check_features(a, b, fewest=1)
-    if min(len(a), len(b)) < _FEWEST_IMAGES:
-        raise InputError(f"a Fréchet distance of fewer than {_FEWEST_IMAGES} images says nothing")
+    if min(len(a), len(b)) < FEWEST_IMAGES:
+        raise InputError(f"a Fréchet distance of fewer than {FEWEST_IMAGES} images says nothing")
     return frechet_distance_of_any_number(a, b)
 
 
 def frechet_distance_of_any_number(a: Float[Tensor, "images features"], b: Float[Tensor, "others features"]) -> float:
     """Return `frechet_distance`, of two images or more: for spreads, to which its bias does not matter."""
-    metric = frechet_metric(a.shape[1])
+    # Alone, where there are several processes too: whoever calls has the features of all.
+    metric = torchmetrics("fid").FrechetInceptionDistance(feature=_Given(a.shape[1]), sync_on_compute=False)
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
     return float(metric.compute())
 
 
-def frechet_metric(num_features: int) -> "FrechetInceptionDistance":
-    """Return torchmetrics' Fréchet distance of features that are there already; raise InputError if it is missing."""
+def torchmetrics(module: str) -> Any:  # noqa: ANN401 (a module)
+    """Return a module of torchmetrics' metrics of images; raise InputError if it is not installed."""
     try:
-        from torchmetrics.image.fid import FrechetInceptionDistance
+        return importlib.import_module(f"torchmetrics.image.{module}")
     except ImportError:
-        raise InputError("the Fréchet distance needs torchmetrics: pip install 'dpdm[fidelity]'") from None
-    # Alone, where there are several processes too: whoever calls has the features of all.
-    return FrechetInceptionDistance(feature=_Given(num_features), sync_on_compute=False)
+        raise InputError("distances of features need torchmetrics: pip install 'dpdm[fidelity]'") from None
 
 
 class _Given(nn.Module):
-    """Takes features for features."""
+    """Takes features for features, where torchmetrics wants a network."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -91,24 +92,18 @@ def kernel_distance(
         InputError: A set is too small, or the sets do not fit together.
 
     Source:
-        Bińkowski et al. 2018 (the kernel Inception distance).
+        Bińkowski et al. 2018 (the kernel Inception distance), each subset computed by torchmetrics.
     """
     require_positive(subsets=subsets)
     require_seed(seed=seed)
     if subset_size < 2:
         raise InputError(f"subset_size must be 2 or more, not {subset_size}")
     check_features(a, b, fewest=2)
-    size = min(subset_size, len(a), len(b))
-    if size == len(a) == len(b):
-        subsets = 1
-    rng = np.random.default_rng(seed)
+    rng, size = np.random.default_rng(seed), min(subset_size, len(a), len(b))
+    subsets = 1 if size == len(a) == len(b) else subsets
     of_a, of_b = _subsets(len(a), size, rng), _subsets(len(b), size, rng)
-    total = 0.0
-    for _ in range(subsets):
-        x, y = a[next(of_a)].double(), b[next(of_b)].double()
-        within = _kernel_sum(x, x, diagonal=False) + _kernel_sum(y, y, diagonal=False)
-        total += within / (size * (size - 1)) - 2 * _kernel_sum(x, y, diagonal=True) / size**2
-    return total / subsets
+    discrepancy = torchmetrics("kid").poly_mmd
+    return sum(float(discrepancy(a[next(of_a)].double(), b[next(of_b)].double())) for _ in range(subsets)) / subsets
 
 
 def _subsets(number: int, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
@@ -119,37 +114,21 @@ def _subsets(number: int, size: int, rng: np.random.Generator) -> Iterator[Tenso
             yield order[start : start + size]
 
 
-def _kernel_sum(x: Tensor, y: Tensor, *, diagonal: bool) -> float:
-    """Return the sum of the kernel over all pairs, or over all but those of an image with itself."""
-    total = 0.0
-    for start in range(0, len(x), _ROWS):
-        total += float((x[start : start + _ROWS] @ y.T).div_(x.shape[1]).add_(1).pow_(3).sum())
-    if not diagonal:
-        total -= float(x.square().sum(1).div_(x.shape[1]).add_(1).pow_(3).sum())
-    return total
-
-
 def precision_recall(
     made: Float[Tensor, "images features"], real: Float[Tensor, "others features"], *, neighbours: int = 3
 ) -> tuple[float, float]:
-    """Return the share of synthetic images among the real ones, and that of real images among the synthetic.
+    """Return the share of synthetic images among the real ones, and the share of real images among the synthetic.
 
     An image is among others if it is as near to one of these as that one's `neighbours`-th nearest of its own kind, or
     nearer. One outlier thus claims much room for its kind: `density_coverage` is less easily misled.
 
-    Args:
-        made: Features of synthetic images, more than `neighbours`.
-        real: Features of real images, more than `neighbours`.
-        neighbours: >= 1.
-
     Raises:
-        InputError: A set is too small, or the sets do not fit together.
+        InputError: A set has no more images than `neighbours`, or the sets do not fit together.
 
     Source:
         Kynkäänniemi et al. 2019.
     """
-    precision, recall, _, _ = neighbourhood_scores(made, real, support=neighbours, density=neighbours)
-    return precision, recall
+    return neighbourhood_scores(made, real, support=neighbours, density=neighbours)[:2]
 
 
 def density_coverage(
@@ -162,62 +141,79 @@ def density_coverage(
     distribution, but it may exceed 1. Coverage is the share of balls with a synthetic image in them; for equal numbers
     of images of one distribution it is about 1 - 2^-neighbours.
 
-    Args:
-        made: Features of synthetic images, at least one.
-        real: Features of real images, more than `neighbours`.
-        neighbours: >= 1.
-
     Raises:
-        InputError: A set is too small, or the sets do not fit together.
+        InputError: There are no more real images than `neighbours`, or the sets do not fit together.
 
     Source:
         Naeem et al. 2020.
     """
-    _, _, density, coverage = neighbourhood_scores(made, real, support=None, density=neighbours)
-    return density, coverage
+    return neighbourhood_scores(made, real, support=0, density=neighbours)[2:]
 
 
 def neighbourhood_scores(
     made: Float[Tensor, "images features"],
     real: Float[Tensor, "others features"],
     *,
-    support: int | None = 3,
+    support: int = 3,
     density: int = 5,
 ) -> tuple[float, float, float, float]:
     """Return precision, recall, density and coverage, all from one pass over the distances.
 
-    Args:
-        made: Features of synthetic images.
-        real: Features of real images.
-        support: Neighbours of `precision_recall`; None spares its work, and gives 0 for both.
-        density: Neighbours of `density_coverage`.
-
-    Raises:
-        InputError: A set is too small, or the sets do not fit together.
+    `support` is the number of neighbours of `precision_recall` (0 spares its work, and gives 0 for both), `density`
+    that of `density_coverage`. It raises what these raise.
     """
-    require_positive(neighbours=density if support is None else min(support, density))
+    require_positive(neighbours=density)
     check_features(made, real, fewest=1)
-    need = {"real": max(support or 0, density), "synthetic": support or 0}
-    for what, points in (("real", real), ("synthetic", made)):
-        if len(points) <= need[what]:
-            raise InputError(f"{need[what]} neighbours need more {what} images than that, not {len(points)}")
+    for what, points, need in (("real", real, max(support, density)), ("synthetic", made, support)):
+        if len(points) <= need:
+            raise InputError(f"{need} neighbours need more {what} images than that, not {len(points)}")
     # Centred, as squared distances come as differences of squared norms, which lose digits where these are large.
     centre = real.mean(0)
     made, real = made - centre, real - centre
-    reach = _nearest(real, max(support or 0, density))
+    reach = _reach(real, max(support, density))
     dense = reach[:, density - 1]
-    near = torch.full_like(dense, torch.inf)
     among_real, among_made = torch.zeros(len(made), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
-    in_balls = 0
-    if support is not None:
-        real_reach, made_reach = reach[:, support - 1], _nearest(made, support)[:, -1]
+    covered, in_balls = torch.zeros(len(real), dtype=torch.bool), 0
+    if support:
+        real_reach, made_reach = reach[:, support - 1], _reach(made, support)[:, -1]
     for rows, squared in _squared_distances(real, made):
-        in_balls += int((squared < dense[rows, None]).sum())
-        near[rows] = squared.amin(1)
-        if support is not None:
+        inside = squared < dense[rows, None]
+        in_balls += int(inside.sum())
+        covered[rows] = inside.any(1)
+        if support:
             among_real |= (squared <= real_reach[rows, None]).any(0)
             among_made[rows] = (squared <= made_reach).any(1)
-    return _share(among_real), _share(among_made), in_balls / (density * len(made)), _share(near < dense)
+    precision, recall, coverage = (float(yes.double().mean()) for yes in (among_real, among_made, covered))
+    return precision, recall, in_balls / (density * len(made)), coverage
+
+
+def nearest(
+    points: Float[Tensor, "points features"], others: Float[Tensor, "others features"], *, count: int
+) -> Iterator[tuple[slice, Float[Tensor, "rows count"], Int64[Tensor, "rows count"]]]:
+    """Yield, for some rows of `points` at a time, squared distances and indices of the nearest of `others`, rising.
+
+    Where `points` and `others` are one tensor, no point is its own neighbour. Distances come as differences of squared
+    norms, which lose digits where these are large.
+    """
+    for rows, squared in _squared_distances(points, others):
+        if points is others:
+            squared[:, rows].fill_diagonal_(torch.inf)
+        found = squared.topk(count, dim=1, largest=False)
+        yield rows, found.values, found.indices
+
+
+def _reach(points: Tensor, count: int) -> Float[Tensor, "points count"]:
+    """Return the squared distances of each point from its nearest other ones, rising."""
+    return torch.cat([squared for _, squared, _ in nearest(points, points, count=count)])
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Float[Tensor, "rows others"]]]:
+    """Yield, for some rows of `a` at a time, their squared distances from all of `b`."""
+    norms = b.square().sum(1)
+    for start in range(0, len(a), _ROWS):
+        part = a[start : start + _ROWS]
+        squared = torch.addmm(norms, part, b.T, alpha=-2).add_(part.square().sum(1, keepdim=True)).clamp_min_(0)
+        yield slice(start, start + len(part)), squared
 
 
 def inception_score(probabilities: Float[Tensor, "images classes"]) -> float:
@@ -233,45 +229,15 @@ def inception_score(probabilities: Float[Tensor, "images classes"]) -> float:
         InputError: These are no probabilities.
 
     Source:
-        Salimans et al. 2016.
+        Salimans et al. 2016, computed by torchmetrics.
     """
     if probabilities.ndim != 2 or not len(probabilities):
         raise InputError(f"probabilities must be (images, classes), not of shape {tuple(probabilities.shape)}")
     p = probabilities.double()
     if not ((p >= 0).all() and torch.allclose(p.sum(1), torch.ones(len(p), dtype=p.dtype), atol=1e-4)):
         raise InputError("each image's class probabilities must be 0 or more and sum to 1: were these logits?")
-    return float((torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1).mean().exp())
-
-
-def check_features(a: Tensor, b: Tensor, *, fewest: int) -> None:
-    """Raise InputError unless these are feature vectors of the same features, finite, and of enough images."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise InputError(f"both sets must be (images, features) of the same features, not {shapes}")
-    if min(len(a), len(b)) < fewest:
-        raise InputError(f"at least {fewest} images of each set are needed, not {len(a)} and {len(b)}")
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise InputError("features are not finite: look at the extractor, and at the images given to it")
-
-
-def _nearest(points: Tensor, neighbours: int) -> Float[Tensor, "images neighbours"]:
-    """Return the squared distances of each point from its nearest other ones, rising."""
-    reach = points.new_empty((len(points), neighbours))
-    for rows, squared in _squared_distances(points, points):
-        squared[torch.arange(len(squared)), torch.arange(rows.start, rows.stop)] = torch.inf
-        reach[rows] = squared.topk(neighbours, dim=1, largest=False).values
-    return reach
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Float[Tensor, "rows others"]]]:
-    """Yield, for some rows of `a` at a time, their squared distances from all of `b`."""
-    norms = b.square().sum(1)
-    for start in range(0, len(a), _ROWS):
-        part = a[start : start + _ROWS]
-        squared = torch.addmm(norms, part, b.T, alpha=-2).add_(part.square().sum(1, keepdim=True)).clamp_min_(0)
-        yield slice(start, start + len(part)), squared
-
-
-def _share(yes: Bool[Tensor, " images"]) -> float:
-    """Return the share of those that are true."""
-    return float(yes.double().mean())
+    # It warns that it keeps its features and has no spread over one part, and shuffles by torch's own generator.
+    with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
+        metric = torchmetrics("inception").InceptionScore(feature=_Given(p.shape[1]), splits=1, sync_on_compute=False)
+        metric.set_dtype(torch.float64).update(p.clamp_min(torch.finfo(p.dtype).tiny).log())  # 0 · log 0 counts as 0
+        return float(metric.compute()[0])

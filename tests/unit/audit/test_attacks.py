@@ -9,10 +9,10 @@ import torch
 
 from dpdm.audit.membership import ATTACKS, attack_scores, judge
 from dpdm.audit.memorisation import nearness
-from dpdm.audit.roc import roc_picture
 from dpdm.config import Machine
 from dpdm.data import ImageDataset, open_dataset
 from dpdm.diffusion import EDM, DenoisingLoss, V
+from dpdm.evaluation import roc_chart
 from dpdm.methods import Diffusion, Optimizer
 from dpdm.networks import MLP
 from dpdm.privacy import NonPrivate
@@ -101,8 +101,8 @@ def test_a_distance_is_a_root_mean_square_of_levels():
 
 
 def test_curves_are_drawn_between_the_axes():
-    ceiling = ([1e-3, 1e-2, 1.0], [1e-2, 0.1, 1.0])
-    picture = roc_picture({"loss": (np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.7, 1.0]))}, ceiling)
+    ceiling = [(1e-3, 1e-2), (1e-2, 0.1), (1.0, 1.0)]
+    picture = roc_chart({"loss <": [(0.0, 0.0), (0.5, 0.7), (1.0, 1.0)]}, ceiling)
     root = ElementTree.fromstring(picture)
     lines = [element.get("points") for element in root.iter("{http://www.w3.org/2000/svg}polyline")]
     assert len(lines) == 3
@@ -111,6 +111,10 @@ def test_curves_are_drawn_between_the_axes():
         assert 12 <= float(y) <= 372
     assert lines[0].startswith("54.0,252.0")  # 0.001 at the left edge, 0.01 a third of the way up
     assert "what the audited sums allow" in picture
+    assert "loss &lt;" in picture
+    points = roc_chart({"loss": [(0.01, 0.3), (0.001, 0.1)]}, ceiling)
+    assert "loss: 30 % at 1 %" in points
+    assert points.count("<polyline") == 2
 
 
 def test_v_has_attacks_too():

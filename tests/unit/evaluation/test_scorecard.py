@@ -1,0 +1,119 @@
+"""Scores as JSON that can be read back, as lines, and the same from one process or several."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dpdm.evaluation import Judge, Pixels, Scorecard, UtilityScore, compare_features, image_features, scorecard
+
+RNG = np.random.default_rng(0)
+IMAGES, REFERENCE = (RNG.integers(0, 256, (71, 4, 4, 1), dtype=np.uint8) for _ in range(2))
+LABELS = np.arange(71) % 3
+
+
+def utility(confusion):
+    table = np.array(confusion)
+    return UtilityScore(
+        table.trace() / table.sum(), 0.4, 0.6, int(table.sum()), 2, 1, 0.5, tuple(map(tuple, confusion))
+    )
+
+
+def card(confusion=((5, 1), (2, 4)), *, fidelity=False):
+    sides = [image_features(images, Pixels(side=2)) for images in (IMAGES, REFERENCE)]
+    found = compare_features(*sides, features=Pixels(side=2), resamples=2) if fidelity else None
+    return Scorecard(dict.fromkeys(("logreg", "mlp", "cnn"), utility(confusion)), found)
+
+
+@pytest.mark.parametrize("fidelity", [False, True])
+def test_a_scorecard_comes_back_from_its_json_whatever_else_is_there(fidelity):
+    one = card(fidelity=fidelity)
+    found = json.loads(json.dumps(one.as_json() | {"note": "loss 0.1"}))
+    assert found["cnn"]["recalls"] == [5 / 6, 4 / 6]
+    assert ("fidelity" in found) == fidelity
+    assert Scorecard.from_json(found, num_classes=2) == one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mlp": None},
+        {"mlp": {"accuracy": 0.5}},
+        {"mlp": card().as_json()["mlp"] | {"confusion": [[1, 2]]}},
+        {"mlp": card().as_json()["mlp"] | {"accuracy": "many"}},
+        {"fidelity": {"features": "pixels"}},
+    ],
+)
+def test_json_of_something_else_is_refused(change):
+    with pytest.raises((LookupError, ValueError)):
+        Scorecard.from_json(card().as_json() | change, num_classes=2)
+    with pytest.raises(ValueError, match="another number of classes"):
+        Scorecard.from_json(card().as_json(), num_classes=3)
+
+
+def test_what_other_images_scored_stands_in_remarks():
+    one, other = card(fidelity=True), card([[6, 0], [0, 6]], fidelity=True)
+    assert next(one.accuracies(("real.npz", other))) == (
+        "logreg  75.0 % [40.0, 60.0], balanced 75.0 %   (trained on real.npz: 100.0 %)"
+    )
+    heading, frechet, *_ = one.distances(("real.npz", other))
+    assert heading == "on 71 images of each, pixels at 2 × 2:"
+    assert frechet.startswith(f"frechet   {one.fidelity.frechet}   (real.npz: ")
+    assert list(card().distances()) == []
+    assert len(one.headings()) == len(one.cells()) == 9
+    assert len(card().headings()) == len(card().cells()) == 3
+
+
+def test_of_many_classes_the_least_known_are_shown_and_none_without_test_images():
+    confusion = np.diag([10] * 30)
+    confusion[7], confusion[9, 10] = 0, 5
+    names = [f"class {number}" for number in range(30)]
+    heading, _, first, *rest = card(confusion.tolist()).recalls(names)
+    assert heading == "recall of each class in %, the 20 least known of 29 classes:"
+    assert first.split() == ["class", "9", "66.7", "66.7", "66.7"]
+    assert len(rest) == 19
+    assert not any("class 7 " in line for line in rest)
+
+
+class Together:
+    """Processes one after the other: the first, which comes last, takes what the others have left."""
+
+    def __init__(self, rank, size, left):
+        self.rank, self.size, self._left, self._calls = rank, size, left, 0
+
+    def in_turn(self, mine):
+        self._calls += 1
+        left = self._left.setdefault(self._calls, {})
+        left[self.rank] = mine
+        if self.rank:
+            return []
+        longest = max(map(len, left.values()))
+        return [item for turn in range(longest) for rank in range(self.size) for item in left[rank][turn : turn + 1]]
+
+
+def test_processes_score_together_what_one_does_alone(monkeypatch):
+    monkeypatch.setattr(
+        scorecard,
+        "evaluate_utility",
+        lambda *_, classifiers, **__: {name: utility([[1, 2]] * 2) for name in classifiers},
+    )
+    told = []
+
+    def scored(rank, size, left):
+        processes = Together(rank, size, left)
+        judge = Judge(features=Pixels(side=2), quick=True, at_most=60, seed=3, processes=processes)
+        told.clear()
+        return judge.score((IMAGES, LABELS), (REFERENCE, LABELS), 3, lambda *progress: told.append(progress))
+
+    alone = scored(0, 1, {})
+    assert told == [
+        ("features", 60, 60),
+        ("features of real images", 60, 60),
+        *[("scores", n, 4) for n in (1, 2, 3, 4)],
+    ]
+    left = {}
+    assert scored(1, 2, left) == Scorecard({}, None)
+    together = scored(0, 2, left)
+    assert together == alone
+    assert list(together.utility) == ["logreg", "mlp", "cnn"]
+    assert together.fidelity.num_images == 60
