@@ -45,7 +45,7 @@ CASES = {
         None,
         "a smaller network",
     ),
-    "a network without code": (["network.kind=own", "network.type=package.Net"], None, "Trainer(network=...)"),
+    "a network without code": (["network.kind=own", "network.type=package.Net"], None, "Diffusion(network=...)"),
 }
 
 
