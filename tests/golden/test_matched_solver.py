@@ -60,6 +60,7 @@ def test_one_gaussian_takes_one_step(steps):
     torch.testing.assert_close(x.flatten(1), expected, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.proof
 def test_a_mixture_is_integrated_with_order_two():
     matched, prior = denoiser(centres=3)
     levels = {"sigma_max": 20.0, "sigma_min": 0.01}

@@ -649,6 +649,7 @@ def test_delta_is_never_stated_below_what_epsilon_was_computed_at(delta):
     assert float(stated) >= delta
 
 
+@pytest.mark.proof
 def test_asserts_that_are_switched_off_leave_the_last_line_of_defence():
     code = (
         "import torch; from dpdm.privacy import DPSGD, mechanism; from dpdm.privacy.sums import BoundedSum\n"

@@ -50,6 +50,7 @@ for _ in range(rounds):
 """
 
 
+@pytest.mark.proof
 def test_kill_9_never_leaves_a_release_uncounted(tmp_path):
     journal, side = tmp_path / "journal", tmp_path / "side"
     result = subprocess.run(

@@ -319,6 +319,7 @@ def test_a_release_without_a_sensitivity_is_refused_and_not_counted(sensitivity)
     assert not torch.equal(run.release("first", BoundedSum(ones, 1.0), num_records=100).values, ones)
 
 
+@pytest.mark.proof
 def test_the_statement_names_the_accountant_whose_bound_it_is():
     plan = DPSGD(dataset_size=1000, expected_batch_size=100, steps=50, delta=1e-4)
     assert plan.calibrate(epsilon=3.0).statement.endswith("PLD accountant")

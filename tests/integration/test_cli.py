@@ -217,6 +217,7 @@ def test_another_configuration_is_refused_and_performance_settings_are_not(dpdm,
     assert code == 0, err
 
 
+@pytest.mark.proof
 def test_a_release_holds_the_declared_size_and_nothing_of_the_real_one(dpdm, photos, tmp_path):
     code, _, err = dpdm("train", photos, "--dataset-size", 41, "--run", "r", *SMALL)
     assert code == 0, err

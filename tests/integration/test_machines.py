@@ -346,6 +346,7 @@ def test_an_empty_number_of_processes_is_one(monkeypatch):
         assert processes.size == 1
 
 
+@pytest.mark.proof
 def test_a_terminal_that_is_closed_stops_a_run_with_a_checkpoint(photos, tmp_path):
     """As when ssh ends: the system sends SIGHUP, and nothing can be written any more."""
     line = [sys.executable, "-m", "dpdm", "train", str(photos), "--run", "r", *SMALL, "--set=privacy.steps=900"]

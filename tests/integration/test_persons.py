@@ -73,6 +73,7 @@ def test_add_or_remove_is_said_of_a_group_too(dpdm, persons):
     assert "ε limits how surely anyone can tell whether they were among the training images at all" in out
 
 
+@pytest.mark.proof
 def test_a_prepared_folder_trains_the_same_persons_and_a_run_goes_on(dpdm, persons):
     facts = ("--set=data.size=8", "--set=data.channels=3", "--set=data.group=folder")
     code, out, err = dpdm("prepare", persons, "-o", "ready", *facts)
@@ -87,6 +88,7 @@ def test_a_prepared_folder_trains_the_same_persons_and_a_run_goes_on(dpdm, perso
         assert "one group of images" in out
 
 
+@pytest.mark.proof
 def test_scores_are_computed_from_images_whatever_their_groups(dpdm, persons):
     rng = np.random.default_rng(1)
     np.savez("made.npz", images=rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8), labels=np.arange(40) % 2,

@@ -26,6 +26,7 @@ def test_every_public_name_is_there():
         assert getattr(dpdm, name) is not None
 
 
+@pytest.mark.proof
 def test_the_same_seed_gives_the_same_images():
     digits = dpdm.open_dataset("digits")
     release = dpdm.Synthesizer(

@@ -142,6 +142,7 @@ def test_a_path_becomes_a_data_source_and_a_toml_file_is_read(tmp_path):
         load_config(str(tmp_path / "c.toml"))
 
 
+@pytest.mark.proof
 def test_a_declared_size_is_add_or_remove_and_an_undeclared_one_is_public_and_replaced():
     declared = load_config(
         "digits", overrides=["privacy.dataset_size=1000", "privacy.steps=5", "privacy.epsilon=1"]

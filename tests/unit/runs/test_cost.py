@@ -105,6 +105,7 @@ def test_what_is_planned_fits_where_most_of_a_step_is_not_its_examples(fit, besi
     assert min(steps, batch) > 0
 
 
+@pytest.mark.proof
 def test_all_measuring_takes_a_tenth_of_the_time(monkeypatch):
     """Each measurement uses up what it is given, by a clock that stands still in between."""
     now, given = [0.0], []

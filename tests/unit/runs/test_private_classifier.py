@@ -29,6 +29,7 @@ def test_it_learns_whatever_the_size_and_states_its_claim(shape):
     assert "blank out one image, 30 Poisson steps at q = 0.25" in trained.statement
 
 
+@pytest.mark.proof
 def test_the_defaults_beat_guessing_by_far_where_images_are_few():
     trained = train_private_classifier(shaded(8, 8, 1, number=100), epsilon=10, steps=100)
     assert trained.accuracy(shaded(8, 8, 1)) > 0.9
