@@ -14,7 +14,9 @@ from dpdm.config import preset_names
 from dpdm.networks import UNet
 
 RECORDS = 6
-PUBLISHED = [name for name in preset_names() if isinstance(getattr(dpdm.load_config(name).method, "network", None), UNet)]
+PUBLISHED = [
+    name for name in preset_names() if isinstance(getattr(dpdm.load_config(name).method, "network", None), UNet)
+]
 
 
 def write_idx(folder, images, labels):
