@@ -46,7 +46,7 @@ from two_worlds import (
 
 from dpdm.audit import parametric
 from dpdm.audit.canaries import AuditedRun, WatchedRun, train_with_canaries
-from dpdm.config import Config, Data, Machine
+from dpdm.config import Config, Data, Machine, encode
 from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.files import json_text
@@ -197,7 +197,7 @@ from dpdm.privacy.noise import gaussian
 
 def release(self, total, *, sensitivity):
     if self._made == self._journal.spent:
-        self._journal.reserve(self._block)
+        self._journal.reserve(self._at_once())
     std = self.plan.noise_std(self._made, sensitivity) * (SHARE)
     self._made += 1
     return self.processes.sum(total + gaussian(len(total), std=std, random_bytes=self._stream("noise")))
@@ -253,9 +253,9 @@ def verification(folder: Path, *, tamper=None) -> list[str]:
     plan = DPSGD(dataset_size=12, expected_batch_size=5, steps=2, noise_multiplier=4.0, delta=1e-3)
     sound = fit(World(), IMAGES, folder / "run", plan=PLAN | {"steps": 2})
     release = Release.load(folder / "run")
-    settings = release.settings | {"privacy": sound_privacy(plan)}
+    settings = release.settings | {"plan": encode(plan)}
     claim = plan.claim(entropy=mechanism.OperatingSystemEntropy())
-    release = dataclasses.replace(release, settings=settings, privacy=claim)
+    release = dataclasses.replace(release, settings=settings, claim=claim)
     assert sound.calls
     release.save(folder / "release")
     if tamper is not None:
@@ -265,12 +265,6 @@ def verification(folder: Path, *, tamper=None) -> list[str]:
     except InputError as error:
         return [str(error)]
     return []
-
-
-def sound_privacy(plan: DPSGD) -> dict[str, Any]:
-    from dpdm.config import encode
-
-    return encode(plan)
 
 
 def one_row_each(indices, random_bytes) -> tuple[torch.Tensor, ...]:
@@ -528,9 +522,11 @@ def prior_of_matrices(patch: Patch) -> None:
     one_noise_for_each_row(patch)
     release = WatchedRun.release
 
-    def as_matrix(self, total, *, sensitivity, num_records):
-        rows = next(rows for rows in (8, 5, 3, 2, 1) if len(total) % rows == 0)
-        return release(self, total.view(rows, -1), sensitivity=sensitivity, num_records=num_records).flatten()
+    def as_matrix(self, name, bounded, *, num_records):
+        rows = next(rows for rows in (8, 5, 3, 2, 1) if len(bounded.total) % rows == 0)
+        matrix = bounded._replace(total=bounded.total.view(rows, -1))
+        noisy = release(self, name, matrix, num_records=num_records)
+        return noisy._replace(values=noisy.values.flatten())
 
     patch.setattr(WatchedRun, "release", as_matrix)
 
@@ -618,9 +614,7 @@ def rounded_products(patch: Patch) -> None:
 
 def delta_rounded_to_nearest(patch: Patch) -> None:
     sound = Plan.statement.fget
-    patch.setattr(
-        DPSGD, "statement", property(lambda self: sound(self).replace(repr(self.delta), f"{self.delta:g}", 1))
-    )
+    patch.setattr(Plan, "statement", property(lambda self: sound(self).replace(repr(self.delta), f"{self.delta:g}", 1)))
 
 
 def batches_by_step(key: Callable[[int], int]) -> Callable[[Patch], None]:

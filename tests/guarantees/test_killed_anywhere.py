@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch
     steps = trainer(tmp_path / "run", steps=12).steps(IMAGES)
     progress = next(steps)
     assert progress.steps_spent == 7
-    assert 5 <= progress.updates <= 6  # the one before had seen a step less, or as many
+    assert 6 <= progress.updates <= 7  # the one before had seen a step less, or as many
     steps.close()
     for path in (last, before):
         path.write_bytes(b"")
