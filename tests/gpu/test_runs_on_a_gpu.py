@@ -10,7 +10,7 @@ import torch
 from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, attack_scores
 from dpdm.config import Machine, load_config
-from dpdm.diffusion import DDIM, Churn, DenoisingLoss, DPMSolver, MatchedSolver, MomentMatched, StochasticDDIM
+from dpdm.diffusion import DDIM, EDM, Churn, DenoisingLoss, DPMSolver, MatchedSolver, MomentMatched, StochasticDDIM
 from dpdm.methods import Diffusion, Prior
 from dpdm.networks import CompactUNet
 from dpdm.privacy import DPSGD, InsecureSeededEntropy, OperatingSystemEntropy
@@ -29,24 +29,24 @@ ON_A_PRIOR = {
     "prior": PRIOR,
     "preconditioning": MomentMatched(),
     "sampler": MatchedSolver(steps=2, sigma_max=20),
-    "mechanism": changed(PLAN, before=PRIOR.releases(epsilon=2.0, delta=1e-3)),
+    "plan": changed(PLAN, before=PRIOR.releases(epsilon=2.0, delta=1e-3)),
 }
 
 
-def trainer(device, *, seeded=True, run=None, precision="float32", strategy="layer-wise", **settings):
-    fields = {"mechanism": PLAN, "sampler": DDIM(steps=3), "loss": DenoisingLoss(noise_multiplicity=2)} | settings
+def trainer(device, *, seeded=True, run=None, precision="float32", strategy="layer-wise", plan=PLAN, **settings):
+    common = {"preconditioning": EDM(), "sampler": DDIM(steps=3), "loss": DenoisingLoss(noise_multiplicity=2)}
     return Trainer(
-        method=Diffusion(network=CompactUNet(width=16)),
+        method=Diffusion(network=CompactUNet(width=16), **common | settings),
+        plan=plan,
         machine=Machine(device=device.type, precision=precision, strategy=strategy),
         entropy=InsecureSeededEntropy(0) if seeded else OperatingSystemEntropy(),
         run=run,
         ledger=None,
-        **fields,
     )
 
 
 def weights(release):
-    return torch.cat([p.detach().flatten().cpu() for p in release.denoiser.network.parameters()])
+    return torch.cat([p.detach().flatten().cpu() for p in release.generator.denoiser.network.parameters()])
 
 
 def alike(found, expected, untrained):
@@ -74,14 +74,14 @@ def release(device, data, tmp_path_factory):
 @pytest.mark.parametrize("strategy", ["layer-wise", "one-backward-each"])
 def test_training_under_a_known_seed_goes_where_the_processors_does(device, data, strategy, untrained, full_float32):
     found, expected = (trainer(where, strategy=strategy).fit(data) for where in (device, CPU))
-    assert next(found.denoiser.parameters()).device == device
+    assert next(found.generator.denoiser.parameters()).device == device
     assert alike(found, expected, untrained)
 
 
 def test_training_about_a_prior_goes_where_the_processors_does(device, data, full_float32):
     found, expected = (trainer(where, **ON_A_PRIOR).fit(data) for where in (device, CPU))
-    for name, tensor in expected.denoiser.preconditioning.prior.state_dict().items():
-        assert torch.equal(found.denoiser.preconditioning.prior.state_dict()[name].cpu(), tensor)
+    for name, tensor in expected.generator.denoiser.preconditioning.prior.state_dict().items():
+        assert torch.equal(found.generator.denoiser.preconditioning.prior.state_dict()[name].cpu(), tensor)
     assert alike(found, expected, untrained_weights(data, **ON_A_PRIOR))
     images, _ = found.sample(5, seed=0)
     assert images.shape == (5, 8, 8, 1)
@@ -90,7 +90,7 @@ def test_training_about_a_prior_goes_where_the_processors_does(device, data, ful
 def test_groups_are_drawn_on_the_device(device, data):
     grouped = dataclasses.replace(data, groups=np.arange(24) // 3)
     plan = changed(PLAN, dataset_size=8, expected_batch_size=8, unit="group")
-    assert weights(trainer(device, mechanism=plan).fit(grouped)).isfinite().all()
+    assert weights(trainer(device, plan=plan).fit(grouped)).isfinite().all()
 
 
 def test_a_private_run_claims_what_the_processors_does_and_verifies(device, data, release, tmp_path):
@@ -112,7 +112,7 @@ def test_sampling_on_the_device_repeats_itself_and_survives_saving(device, relea
         assert labels.tolist() == [0, 1, 2, 0, 1]
     release.save(tmp_path / "release")
     opened = Release.load(tmp_path)
-    opened.denoiser.to(device)
+    opened.generator.to(device)
     assert np.array_equal(opened.sample(5, seed=0)[0], release.sample(5, seed=0)[0])
 
 
@@ -122,7 +122,7 @@ def test_from_one_start_the_device_draws_the_images_of_the_processor(device, rel
     for sampler in (DDIM(steps=5), Churn(steps=3, s_churn=0.0), DPMSolver(steps=4, guidance=1.0)):
         images = []
         for where in (device, CPU):
-            denoiser = Release.load(tmp_path).denoiser.to(where)
+            denoiser = Release.load(tmp_path).generator.denoiser.to(where)
             generator = torch.Generator(where).manual_seed(0)
             with torch.no_grad():
                 x = sampler(denoiser, start.to(where), labels.to(where), generator=generator, null_label=3)
@@ -151,7 +151,7 @@ def test_an_audit_trains_and_attacks_on_the_device(device, data):
     overrides = ["network.width=16", f"machine.device={device.type}", "loss.noise_multiplicity=1"]
     config = load_config("digits", overrides=overrides)
     config = dataclasses.replace(config, prior=PRIOR)
-    plan = ON_A_PRIOR["mechanism"]
+    plan = ON_A_PRIOR["plan"]
     *_, played = train_with_canaries(config, plan, data, canaries=4, members=4, coins=np.random.default_rng(0))
     assert isinstance(played, AuditedRun)
     assert np.isfinite(played.scores).all()

@@ -121,10 +121,8 @@ from dpdm.runs.hardware import joined_processes
 torch.set_num_threads(1)
 with joined_processes() as processes:
     plan = dpdm.DPSGD(dataset_size=1438, expected_batch_size=32, steps=5, noise_multiplier=2.0, delta=1e-4)
-    trainer = dpdm.Trainer(
-        network=dpdm.MLP(width=16, blocks=1), preconditioning=dpdm.EDM(), mechanism=plan,
-        training=Training(strategy="vectorized"),
-    )
+    method = dpdm.Diffusion(network=dpdm.MLP(width=16, blocks=1), preconditioning=dpdm.EDM())
+    trainer = dpdm.Trainer(method=method, plan=plan, machine=dpdm.Machine(strategy="vectorized"))
     weights = [t.numpy().tobytes() for t in trainer.fit(dpdm.open_dataset("digits")).generator.state_dict().values()]
     everyones = [None] * processes.size
     distributed.all_gather_object(everyones, weights)
@@ -282,8 +280,8 @@ with joined_processes() as processes:
     data = dpdm.ImageDataset(images=images, labels=labels, num_classes=2, groups=groups, name="images")
     plan = dpdm.DPSGD(dataset_size=10, expected_batch_size=5, steps=2, noise_multiplier=2.0, delta=1e-3,
                       relation="add_or_remove_one", unit="group")
-    trainer = dpdm.Trainer(network=dpdm.MLP(width=8, blocks=1), preconditioning=dpdm.EDM(), mechanism=plan, run="run",
-                           ledger=dpdm.Ledger("ledger.sqlite"))
+    method = dpdm.Diffusion(network=dpdm.MLP(width=8, blocks=1), preconditioning=dpdm.EDM())
+    trainer = dpdm.Trainer(method=method, plan=plan, run="run", ledger=dpdm.Ledger("ledger.sqlite"))
     try:
         trainer.fit(data)
     except dpdm.InputError as error:
@@ -321,10 +319,11 @@ with joined_processes() as processes:
     images = np.arange(20, dtype=np.uint8)[:, None, None, None] + np.zeros((8, 8, 1), np.uint8)
     data = dpdm.ImageDataset(images=images, name="images")
     plan = dpdm.DPSGD(dataset_size=20, expected_batch_size=5, steps=2, delta=1e-13).calibrate(epsilon=3.0)
-    trainer = dpdm.Trainer(network=dpdm.MLP(width=8, blocks=1), preconditioning=dpdm.EDM(), mechanism=plan, run="run")
+    method = dpdm.Diffusion(network=dpdm.MLP(width=8, blocks=1), preconditioning=dpdm.EDM())
+    trainer = dpdm.Trainer(method=method, plan=plan, run="run")
     release = trainer.fit(data)
     with open(f"saw{processes.rank}.json", "w") as file:
-        json.dump([plan.noise_multiplier, release.settings["plan"]["noise_multiplier"]], file)
+        json.dump([plan.noise_multiplier, release.settings["plan"]["releases"][-1]["noise_multiplier"]], file)
 """
 
 
@@ -384,7 +383,7 @@ with joined_processes() as processes:
     fitted, _, _ = fit_to_time(config, facts, config.plan(lambda: 0), minutes=50 * 51 * 0.02 * 0.25 / 51)
     with open(f"saw{processes.rank}.json", "w") as file:
         privacy = fitted.privacy
-        json.dump([taken, privacy.steps, privacy.expected_batch_size, fitted.loss.noise_multiplicity], file)
+        json.dump([taken, privacy.steps, privacy.expected_batch_size, fitted.method.loss.noise_multiplicity], file)
 """
 
 
