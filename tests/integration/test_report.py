@@ -62,7 +62,7 @@ def test_a_private_page_has_losses_norms_and_the_audit(dpdm, run):
 def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
     classes = len(Release.load(run).facts.class_names)
     score = UtilityScore(0.8125, 0.8, 0.825, 27, 2, 1, 0.9, ((3,) * classes,) * classes)
-    score = asdict(score) | {"recalls": "loss 0.123456789"}
+    score = json.loads(json.dumps(asdict(score))) | {"recalls": "loss 0.123456789"}
     report = {"reference": "photos:test", "quick": True, "covered_by_epsilon": False}
     report |= {key: score for key in ("logreg", "mlp", "cnn")}
     (tmp_path / "scores.json").write_text(json.dumps(report))
