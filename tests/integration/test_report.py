@@ -62,14 +62,16 @@ def test_a_private_page_has_losses_norms_and_the_audit(dpdm, run):
 def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
     classes = len(Release.load(run).facts.class_names)
     score = UtilityScore(0.8125, 0.8, 0.825, 27, 2, 1, 0.9, ((3,) * classes,) * classes)
-    score = asdict(score) | {"recalls": "loss 0.123456789"}
-    report = {"reference": "photos:test", "quick": True, "covered_by_epsilon": False}
+    score = json.loads(json.dumps(asdict(score))) | {"recalls": "loss 0.123456789"}
+    report = {"reference": "<b>photos</b>:test", "quick": True, "covered_by_epsilon": False}
     report |= {key: score for key in ("logreg", "mlp", "cnn")}
     (tmp_path / "scores.json").write_text(json.dumps(report))
     code, out, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
     assert code == 0, err
     page = (tmp_path / "page.html").read_text()
     assert "81.2 [80.0, 82.5]" in page
+    assert "&lt;b&gt;photos&lt;/b&gt;:test" in page
+    assert "<b>photos" not in page
     assert "ε does not cover them" in page
     assert "unless the scores of scores.json come of private images" in out
     report |= {"note": "loss 0.123456789", "dp_sgd": {"epsilon": 1.0, "accuracy": 0.5, "note": "loss 0.123456789"}}

@@ -1,15 +1,14 @@
 """How the verbs of scores open both sides of a comparison: what does not fit is refused before the first minute."""
 
-import typing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpdm.cli.options import fail
 from dpdm.terminal import show_progress, show_stages
 
 if TYPE_CHECKING:
-    from dpdm.data import Channels, Fit, ImageDataset
+    from dpdm.data import ImageDataset
     from dpdm.evaluation import Features, Judge, Labelled, Scorecard
     from dpdm.methods import ImageFacts
     from dpdm.privacy.processes import Processes
@@ -28,37 +27,27 @@ class Real:
     """Opens real images at the size of synthetic ones, once for each size; both sides need labels."""
 
     def __init__(self, source: str, fit: str, group: str | None) -> None:
-        self.source, self._fit, self._group = source, fit, group
+        self.source, self._options = source, {"fit": fit, "group": group}
         self._opened: dict[tuple[object, ...], ImageDataset] = {}
 
     def like(self, made: "ImageDataset", name: str) -> "ImageDataset":
         """Return the real images."""
+        from dpdm.data import open_dataset
         from dpdm.types import InputError
 
         if not made.num_classes:
             fail(f"{name} has no labels: classifiers need them on both sides")
+        channels, height, width = made.shape
+        options: dict[str, Any] = {**self._options, "size": height if height == width else None, "channels": channels}
         key = (made.shape, made.num_classes)
         if key not in self._opened:
             try:
-                self._opened[key] = self._open(made.shape, None)
+                self._opened[key] = open_dataset(self.source, **options)
             except InputError:  # perhaps nobody declared how many classes there are
-                self._opened[key] = self._open(made.shape, made.num_classes)
+                self._opened[key] = open_dataset(self.source, num_classes=made.num_classes, **options)
         if not self._opened[key].num_classes:
             fail(f"{self.source} has no labels: classifiers need them on both sides")
         return self._opened[key]
-
-    def _open(self, shape: tuple[int, int, int], num_classes: int | None) -> "ImageDataset":
-        from dpdm.data import open_dataset
-
-        channels, height, width = shape
-        return open_dataset(
-            self.source,
-            size=height if height == width else None,
-            fit=typing.cast("Fit", self._fit),
-            channels=typing.cast("Channels", channels),
-            num_classes=num_classes,
-            group=self._group,
-        )
 
 
 def named_alike(

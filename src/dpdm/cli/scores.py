@@ -188,10 +188,10 @@ def _compared(rows: Sequence[dict[str, Any]], cards: "Sequence[Scorecard]", refe
     """Yield the lines of `compare`: a table, and what to know of its numbers."""
     from dpdm.evaluation import percent
 
-    table = [["", *cards[0].headings(), "images", "claim"]]
+    table = [["", *cards[0].cells(), "images", "claim"]]
     for row, card in zip(rows, cards, strict=True):
         stated = row["claim"] if row["verified"] else f"unverified: {row['claim']}" if row["claim"] else "none stated"
-        table.append([row["source"], *card.cells(), f"{row['images']:,}", stated])
+        table.append([row["source"], *card.cells().values(), f"{row['images']:,}", stated])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

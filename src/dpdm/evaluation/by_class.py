@@ -49,11 +49,7 @@ def places_by_name(
 ) -> tuple[NDArray[np.int64], str | None]:
     """Return the place that each class of one side has on the other, and a line for people if that is not plain.
 
-    Args:
-        names: The classes of one side; 0, 1, 2, ... where they have no names.
-        reference: The classes of the other side.
-        what: What one side is called.
-        where: What the other side is called.
+    Classes without names are called 0, 1, 2, ...; `what` and `where` are what the two sides are called.
 
     Raises:
         InputError: The names differ.

@@ -47,12 +47,11 @@ DISTANCES = tuple(_RANGES)
 class Score:
     """A score, and a 95 % interval around it; low and high are None if there were no resamples.
 
-    The interval is the score ± t standard errors, cut to the range of the score, so that it always contains it. The
-    standard error is the standard deviation of the same score over random halves of both sets: a half drawn without
-    replacement varies around the whole as the whole varies around the truth, for scores that are about linear in their
-    images. A bootstrap would not do: images drawn twice are each other's nearest neighbours, and a Fréchet distance of
-    fewer different images is larger, so that its percentiles can all lie above the score. Halves are larger too, but
-    only their spread is used.
+    The interval is the score ± t standard errors, cut to the range of the score. The standard error is the standard
+    deviation of the score over random halves of both sets: a half drawn without replacement varies around the whole as
+    the whole varies around the truth, for scores that are about linear in their images. A bootstrap would not do:
+    images drawn twice are each other's nearest neighbours, and a Fréchet distance of fewer different images is larger.
+    Halves are larger too, but only their spread is used.
 
     It covers which images happened to be drawn on both sides. It covers neither the generator's training and seed, nor
     the choice of features, nor the bias of a Fréchet distance: that of the distributions may well lie below.

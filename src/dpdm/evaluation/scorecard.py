@@ -76,15 +76,11 @@ class Scorecard:
         """Share of the test images that are of the largest class, 0..1."""
         return next(iter(self.utility.values())).by_class.largest_class
 
-    def headings(self) -> list[str]:
-        """Return what the columns of `cells` are called."""
-        return [*(TITLES[key] for key in self.utility), *(DISTANCES if self.fidelity else ())]
-
-    def cells(self) -> list[str]:
-        """Return accuracies in % and distances, as a row of a table."""
-        near = [getattr(self.fidelity, key) for key in DISTANCES] if self.fidelity else []
-        accuracies = [f"{100 * one.accuracy:.1f}" for one in self.utility.values()]
-        return accuracies + [f"{score.value:.4g}" for score in near]
+    def cells(self) -> dict[str, str]:
+        """Return accuracies in % and distances, as a row of a table with its headings."""
+        accuracies = {TITLES[key]: f"{100 * one.accuracy:.1f}" for key, one in self.utility.items()}
+        near = DISTANCES if self.fidelity else ()
+        return accuracies | {key: f"{getattr(self.fidelity, key).value:.4g}" for key in near}
 
     def accuracies(self, beside: "Beside | None" = None) -> Iterator[str]:
         """Yield a line for each classifier, with a remark on what other images scored."""

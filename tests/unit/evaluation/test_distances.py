@@ -6,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpdm.evaluation import density_coverage, frechet_distance, inception_score, kernel_distance, precision_recall
+from dpdm.evaluation import (
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
 from dpdm.types import InputError
 
 
@@ -129,6 +136,20 @@ def test_features_that_do_not_fit_together_are_refused_in_one_line(distance, wro
 def test_what_cannot_be_computed_is_refused(call, said):
     with pytest.raises(InputError, match=said):
         call(cloud())
+
+
+def test_the_nearest_are_in_order_and_no_point_is_its_own_neighbour(monkeypatch):
+    monkeypatch.setattr("dpdm.evaluation.distances._ROWS", 7)  # several blocks, the last of them shorter
+    a, b = cloud(20), cloud(30, seed=1)
+    for points, others in ((a, b), (a, a)):
+        expected = torch.cdist(points, others).square()
+        if points is others:
+            expected.fill_diagonal_(torch.inf)
+        found = expected.sort(dim=1)
+        rows, squared, indices = zip(*nearest(points, others, count=4), strict=True)
+        assert [(row.start, row.stop) for row in rows] == [(0, 7), (7, 14), (14, 20)]
+        torch.testing.assert_close(torch.cat(squared), found.values[:, :4])
+        assert torch.equal(torch.cat(indices), found.indices[:, :4])
 
 
 def test_one_synthetic_image_has_a_density_and_a_coverage():
