@@ -56,8 +56,8 @@ def alike(found, expected, untrained):
 
 
 def untrained_weights(data, **settings):
-    _, _, denoiser = trainer(CPU, **settings).build(data)
-    return torch.cat([p.detach().flatten() for p in denoiser.network.parameters()])
+    generator, _ = trainer(CPU, **settings).build(data)
+    return torch.cat([p.detach().flatten() for p in generator.denoiser.network.parameters()])
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +95,12 @@ def test_groups_are_drawn_on_the_device(device, data):
 
 def test_a_private_run_claims_what_the_processors_does_and_verifies(device, data, release, tmp_path):
     expected = trainer(CPU, seeded=False).fit(data)
-    assert release.claim == expected.privacy
+    assert release.claim == expected.claim
     assert release.claim["private"] is True
     run = tmp_path / "run"
     release.save(run / "release")
     verify_release(run)
-    assert json.loads((run / "release" / "privacy.json").read_text())["statement"] == expected.statement
+    assert json.loads((run / "release" / "privacy.json").read_text())["statement"] == expected.claim["statement"]
 
 
 def test_sampling_on_the_device_repeats_itself_and_survives_saving(device, release, tmp_path):
@@ -144,17 +144,17 @@ def test_a_run_that_was_stopped_goes_on_to_where_one_that_was_not_ends(
     with pytest.raises(StopIteration) as end:
         next(steps)
     assert alike(end.value.value, expected, untrained)
-    assert end.value.value.privacy == expected.privacy
+    assert end.value.value.claim == expected.claim
 
 
 def test_an_audit_trains_and_attacks_on_the_device(device, data):
     overrides = ["network.width=16", f"machine.device={device.type}", "loss.noise_multiplicity=1"]
     config = load_config("digits", overrides=overrides)
-    config = dataclasses.replace(config, prior=PRIOR)
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, prior=PRIOR))
     plan = ON_A_PRIOR["plan"]
     *_, played = train_with_canaries(config, plan, data, canaries=4, members=4, coins=np.random.default_rng(0))
     assert isinstance(played, AuditedRun)
     assert np.isfinite(played.scores).all()
     x, labels = images_to_tensor(data.images[:4]).to(device), torch.from_numpy(data.labels[:4]).to(device)
     for attack in ATTACKS.values():
-        assert np.isfinite(attack_scores(attack, played.average, x, labels)).all()
+        assert np.isfinite(attack_scores(attack, played.generator.denoiser, x, labels)).all()

@@ -22,9 +22,7 @@ from dpdm.config.target import Table, preset_names, read_preset, read_target
 from dpdm.diffusion import MatchedSolver, MomentMatched
 from dpdm.methods import AnySampler, Diffusion, Method
 from dpdm.networks import Own
-from dpdm.privacy import AnyPlan, NonPrivate, Plan
-from dpdm.privacy.releases import Release
-from dpdm.privacy.search import Search
+from dpdm.privacy import AnyPlan
 from dpdm.types import InputError
 
 T = TypeVar("T")
@@ -156,16 +154,8 @@ def decode(cls: type[T], table: Table, *, path: str = "", default: object = None
 
 def decode_plan(table: Table) -> AnyPlan:
     """Return the plan that `encode` made `table` of, as a run's settings hold it."""
-    rest = dict(table)
-    plan = {Plan.kind: Plan, NonPrivate.kind: NonPrivate}[rest.pop("kind")]
-    entries = [_decode_value(Release, entry, "plan.releases") for entry in rest.pop("releases")]
-    search = Search(**rest.pop("search")) if "search" in rest else None
-    hints = typing.get_type_hints(plan)
-    values = {key: _check(hints[key], value, f"plan.{key}") for key, value in rest.items()}
-    if search is not None:
-        values["search"] = search
-    decoded: AnyPlan = plan(releases=tuple(entries), **values)
-    return decoded
+    plan: AnyPlan = _decode_value(AnyPlan, table, "plan")
+    return plan
 
 
 def encode(value: object) -> Table:
@@ -190,7 +180,9 @@ def _default(field: "dataclasses.Field[Any]") -> object:
 def _decode_value(hint: Any, value: Any, path: str, default: object = None) -> Any:  # noqa: ANN401 (as TOML has it)
     if typing.get_origin(hint) is dict and isinstance(value, dict):
         return {name: _decode_value(typing.get_args(hint)[1], entry, f"{path}.{name}") for name, entry in value.items()}
-    choices = [c for c in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(c)]
+    if typing.get_origin(hint) is tuple and isinstance(value, list) and _choices(each := typing.get_args(hint)[0]):
+        return tuple(_decode_value(each, entry, f"{path}.{number}") for number, entry in enumerate(value))
+    choices = _choices(hint)
     if not choices:
         return _check(hint, value, path)
     if not isinstance(value, dict):
@@ -204,6 +196,11 @@ def _decode_value(hint: Any, value: Any, path: str, default: object = None) -> A
         named = [name for name in kinds if name != Own.kind]  # which has no code that settings could name
         raise InputError(f"{path}.kind must be one of {', '.join(named)}, not {kind!r}")
     return decode(typing.cast(Any, kinds[kind]), rest, path=f"{path}.", default=default)
+
+
+def _choices(hint: Any) -> list[Any]:  # noqa: ANN401
+    """Return the frozen values among what `hint` allows."""
+    return [choice for choice in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(choice)]
 
 
 def _check(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
