@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpdm.config import METHODS, Machine
+from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
-from dpdm.methods import Diffusion, Prior, PriorAlone
+from dpdm.methods import METHODS, Diffusion, Evolution, Prior, PriorAlone
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
@@ -33,7 +33,13 @@ TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
+    "evolution": Evolution(rounds=3, population=4),
 }
+PUBLIC = ImageDataset(
+    images=np.concatenate([np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8), IMAGES.images[:1]]),
+    name="drawn at random",
+    public=True,
+)
 BUDGET = {
     "epsilon": 3.0,
     "dataset_size": 12,
@@ -52,7 +58,8 @@ def trainer(name, folder=None, *, plan=None, unit="image", **others):
     method = TOYS[name]
     machine = Machine(device="cpu", precision="float32", strategy="vectorized", physical_batch_size=4)
     plan = plan or plan_of(method, unit)
-    return Trainer(method=method, plan=plan, machine=machine, run=folder, ledger=None, **others)
+    public = PUBLIC if method.starts_from_images else None
+    return Trainer(method=method, plan=plan, machine=machine, public=public, run=folder, ledger=None, **others)
 
 
 def test_every_method_is_among_the_toys():
@@ -86,8 +93,8 @@ def test_two_worlds_that_differ_in_one_unit_agree(name, unit, tmp_path):
         with stopped_clock():
             entropy = InsecureSeededEntropy(0)
             made = trainer(name, folder, plan=RecordingPlan.of(seen, **fields), entropy=entropy).fit(images)
-        of_the_owner = ("metrics.jsonl", "duplicates.json")
-        files = [path for path in folder.rglob("*") if path.is_file() and path.name not in of_the_owner]
+        of_the_owner = {"metrics.jsonl", "duplicates.json", "kept"}
+        files = [path for path in folder.rglob("*") if path.is_file() and not of_the_owner & {*path.parts}]
         seen.observed = {str(path.relative_to(folder)): path.read_bytes() for path in files}
         seen.observed["claim"] = repr(made.claim)
         return seen

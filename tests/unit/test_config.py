@@ -60,7 +60,7 @@ def test_the_presets_are_those_that_are_promised():
         "mnist",
     ]
     published += ["mnist-epsilon-0.2", "mnist-epsilon-1"]
-    for_a_laptop = ["digits", "fashion-mnist-cpu", "fashion-mnist-cpu-epsilon-0.2", "fashion-mnist-cpu-epsilon-1"]
+    for_a_laptop = ["digits", "fashion-mnist-cpu", "fashion-mnist-cpu-epsilon-0.2", "fashion-mnist-cpu-epsilon-1", "mnist-cpu"]
     assert preset_names() == sorted([*published, *for_a_laptop])
 
 
@@ -252,8 +252,8 @@ def test_a_run_of_another_method_survives_the_round_trip(method, load_table):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"method": "piror"}, "method = 'piror' is none of diffusion, prior: did you mean prior?"),
-        ({"overrides": ["method=7"]}, "method = 7 is none of diffusion, prior"),
+        ({"method": "piror"}, "method = 'piror' is none of diffusion, prior, evolution: did you mean prior?"),
+        ({"overrides": ["method=7"]}, "method = 7 is none of diffusion, prior, evolution"),
         ({"method": "prior", "overrides": ["network.width=3"]}, "unknown key network (method = prior)"),
         ({"method": "prior", "overrides": ["prior.centers=3"]}, "unknown key prior.centers: did you mean centres?"),
     ],

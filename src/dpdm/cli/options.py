@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -11,13 +12,24 @@ import typer
 if TYPE_CHECKING:
     from dpdm.config import Config
 
+METHOD_NAMES = sorted(  # by their presets: a help waits for no library
+    file.name.removesuffix(".toml") for file in (resources.files("dpdm") / "presets" / "methods").iterdir()
+)
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a path to images.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help="diffusion or prior. Data, machine, ε and δ stay the target's; the rest is the method's own preset.",
+        help=f"{', '.join(METHOD_NAMES)}. Data, machine, ε and δ stay the target's; the rest is the method's own "
+        "preset.",
+    ),
+]
+PublicImages = Annotated[
+    str | None,
+    typer.Option(
+        "--public",
+        help="Images declared public, for a method that starts from some: a path or a name. No ε protects them.",
     ),
 ]
 Epsilon = Annotated[
@@ -57,6 +69,7 @@ def load_settings(
     minutes: float | None = None,
     *,
     method: str | None = None,
+    public: str | None = None,
     claims: bool = True,
 ) -> "Config":
     """Return the settings that a target and options make; `claims` is whether a run is planned, which needs an ε."""
@@ -69,7 +82,7 @@ def load_settings(
     require_target(target)
     from dpdm.config import Privacy, load_config, require_epsilon
 
-    given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size}
+    given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size, "public.source": public}
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     config = load_config(target, method=method, overrides=settings)
     if claims and isinstance(config.privacy, Privacy):

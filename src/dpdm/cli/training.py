@@ -18,6 +18,7 @@ from dpdm.cli.options import (
     LedgerPlace,
     MethodName,
     Minutes,
+    PublicImages,
     Set,
     Size,
     Target,
@@ -89,6 +90,7 @@ def train(
         Path | None, typer.Option("--run", "-r", help="Folder of the run. The same command again resumes it.")
     ] = None,
     method: MethodName = None,
+    public: PublicImages = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     minutes: Minutes = None,
@@ -97,11 +99,13 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a private generator. Ctrl-C stops it, and the same command resumes it."""
-    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method)
+    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public)
+    from dpdm.config import require_public_source
     from dpdm.ledger import Ledger
     from dpdm.runs import Trainer
     from dpdm.runs.hardware import joined_processes
 
+    require_public_source(config.method, given=config.public is not None)
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file: choose another --run folder")
@@ -151,25 +155,26 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
     before = {number: signal.signal(number, stop) for number in _stopping()}
     steps = trainer.steps(data)
     plan, shown = trainer.plan, 0
+    counted, what = (plan.steps, "step") if plan.steps else (plan.planned, "noisy sum")
     begun = False
     try:
-        with show_progress("training", plan.steps if processes.first else None) as advance:
+        with show_progress("training", counted if processes.first else None) as advance:
             while True:
                 progress = next(steps)
                 if processes.first and not begun:
                     begun = True
                     tell(plan.statement)
-                    if progress.steps_spent > 1:
+                    if progress.steps_spent > 1 and plan.steps:
                         tell(f"going on from step {progress.steps_spent - 1:,} of {plan.steps:,}")
                     if lost := progress.steps_spent - progress.updates:
                         tell(f"{lost} steps were lost when an earlier process was killed: they stay spent")
-                epsilon = float("inf") if progress.epsilon is None else progress.epsilon
-                advance(progress.steps_spent - shown, f"ε ≤ {bound(finite(epsilon))}")
+                said = "" if progress.epsilon is None else f"ε ≤ {bound(finite(progress.epsilon))}"
+                advance(progress.steps_spent - shown, said)
                 shown = progress.steps_spent
                 if processes.any(bool(stopped)):
                     steps.close()
                     if processes.first:
-                        tell(f"stopped at step {shown} of {plan.steps}; the same command goes on from here")
+                        tell(f"stopped at {what} {shown} of {counted}; the same command goes on from here")
                     raise typer.Exit(128 + (stopped or [signal.SIGTERM])[0])
     except StopIteration as end:
         release: Release = end.value

@@ -6,14 +6,15 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.config.settings import (
-        METHODS,
         Config,
         Data,
         Machine,
         NoPrivacy,
         Privacy,
+        Public,
         require_epsilon,
         require_exact_size,
+        require_public_source,
         require_same_unit,
     )
     from dpdm.config.target import Table, preset_names, read_target, read_toml
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "METHODS",
     "Config",
     "Data",
     "Machine",
     "NoPrivacy",
     "Privacy",
+    "Public",
     "Table",
     "choose_sampler",
     "decode",
@@ -49,14 +50,15 @@ __all__ = [
     "read_toml",
     "require_epsilon",
     "require_exact_size",
+    "require_public_source",
     "require_same_unit",
 ]
 
 __getattr__ = lazily(
     __name__,
     {
-        "settings": "METHODS Config Data Machine NoPrivacy Privacy require_epsilon"
-        " require_exact_size require_same_unit",
+        "settings": "Config Data Machine NoPrivacy Privacy Public require_epsilon"
+        " require_exact_size require_public_source require_same_unit",
         "toml": "choose_sampler decode decode_method decode_plan encode encode_config encode_method load_config",
         "target": "Table preset_names read_target read_toml",
     },

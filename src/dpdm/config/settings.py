@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from dpdm.data import Channels, Fit, ImageDataset, is_built_in, open_dataset
-from dpdm.methods import Budget, Diffusion, Method, PriorAlone
+from dpdm.data import Channels, Fit, ImageDataset, is_built_in, open_dataset, open_public
+from dpdm.methods import Budget, Diffusion, Method
 from dpdm.privacy import AnyPlan, LayerWise, NonPrivate, OneBackwardEach, Plan, Strategy, Vectorized
 from dpdm.privacy.plan import Noise
 from dpdm.privacy.releases import Unit
 from dpdm.privacy.search import Search
 from dpdm.types import InputError, require_at_most, require_positive, require_seed
-
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (Diffusion, PriorAlone)}
-"""The methods by their names."""
 
 _MOST_AT_ONCE = 2**20
 
@@ -74,6 +71,22 @@ class Data:
                 f"data.name = {self.name} is the name of a public data set, and these are not it: take another"
             )
         return dataclasses.replace(opened, name=self.name, public=self.public)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Public:
+    """`[public]`: images that are declared public, for methods that start from some.
+
+    They are framed as the private images are. `name` is what the claim calls them (default: that of the source).
+    """
+
+    source: str
+    name: str | None = None
+
+    def open(self, shape: tuple[int, int, int], class_names: tuple[str, ...]) -> ImageDataset:
+        """Return the images at the shape of private ones, which have these classes."""
+        opened = open_public(self.source, shape=shape, class_names=class_names)
+        return opened if self.name is None else dataclasses.replace(opened, name=self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +188,7 @@ class Config:
         method: How a generator is made. In a file, `method` is its name, and its settings are tables beside `[data]`.
         seed: Of first weights and the like, and of nothing that keeps a secret.
         data: Which images.
+        public: Which images that are declared public a method starts from, if it does.
         privacy: The claim that is asked for.
         machine: What makes it fast here.
     """
@@ -182,6 +196,7 @@ class Config:
     data: Data
     method: Method = field(default_factory=Diffusion)
     seed: int = 0
+    public: Public | None = None
     privacy: Privacy | NoPrivacy = field(default_factory=Privacy)
     machine: Machine = field(default_factory=Machine)
 
@@ -201,6 +216,16 @@ def require_epsilon(privacy: Privacy) -> float:
             "about one unit of privacy, such as --epsilon 1 (a strong promise) or --epsilon 10 (a weak one)"
         )
     return privacy.epsilon
+
+
+def require_public_source(method: Method, *, given: bool) -> None:
+    """Raise InputError unless public images are given exactly where a method starts from some."""
+    if method.starts_from_images and not given:
+        raise InputError(
+            f"the method {method.kind} starts from public images: name some, by --public PATH (in Python, public=...)"
+        )
+    if given and not method.starts_from_images:
+        raise InputError(f"the method {method.kind} starts from no public images: leave out --public")
 
 
 def require_same_unit(mechanism: AnyPlan, data: ImageDataset) -> None:

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from dpdm.config.settings import METHODS, Config, NoPrivacy, Privacy
+from dpdm.config.settings import Config, NoPrivacy, Privacy
 from dpdm.config.target import Table, preset_names, read_preset, read_target
 from dpdm.diffusion import MatchedSolver, MomentMatched
-from dpdm.methods import AnySampler, Diffusion, Method
+from dpdm.methods import METHODS, AnySampler, Diffusion, Method
 from dpdm.networks import Own
 from dpdm.privacy import AnyPlan
 from dpdm.types import InputError
@@ -94,7 +94,7 @@ def decode_method(table: Table) -> Method:
 
 def encode_config(config: Config) -> Table:
     """Return the tables that `load_config` would read `config` from."""
-    common = {name: _plain(getattr(config, name)) for name in _COMMON}
+    common = {name: _plain(value) for name in _COMMON if (value := getattr(config, name)) is not None}
     return {"method": config.method.kind, **common, **encode_method(config.method)}
 
 

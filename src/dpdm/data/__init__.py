@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dpdm.data.identity import blank_equal as blank_equal
     from dpdm.data.identity import find_duplicates as find_duplicates
     from dpdm.data.identity import pixel_digests as pixel_digests
+    from dpdm.data.identity import require_same_shape as require_same_shape
     from dpdm.data.image_files import ReadImages as ReadImages
     from dpdm.data.inspection import PartFound as PartFound
     from dpdm.data.inspection import inspect as inspect
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dpdm.data.open import read_location as read_location
     from dpdm.data.prepared import Prepared as Prepared
     from dpdm.data.prepared import prepare as prepare
+    from dpdm.data.public import open_public as open_public
     from dpdm.data.saving import save_folder as save_folder
     from dpdm.data.saving import save_npz as save_npz
 
@@ -40,7 +42,8 @@ __getattr__ = lazily(
         "arrays": "read_claim",
         "dataset": "ImageDataset group_indices in_parts",
         "framing": "Channels Fit Framing",
-        "identity": "blank_equal find_duplicates pixel_digests",
+        "public": "open_public",
+        "identity": "blank_equal find_duplicates pixel_digests require_same_shape",
         "image_files": "ReadImages",
         "inspection": "PartFound inspect",
         "layout": "Split",

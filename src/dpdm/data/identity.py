@@ -48,13 +48,18 @@ def blank_equal(data: ImageDataset, public: ImageDataset) -> ImageDataset:
     Raises:
         InputError: The images are of different shapes.
     """
+    require_same_shape(data, public)
+    equal = np.isin(_keys(data.images), _keys(public.images))
+    return replace(data, blank=equal if data.blank is None else data.blank | equal)
+
+
+def require_same_shape(data: ImageDataset, public: ImageDataset) -> None:
+    """Raise InputError unless private and public images are of one shape."""
     if public.shape != data.shape:
         raise InputError(
             f"{public.name} has images of shape {public.shape}, and {data.name} of {data.shape}: give both the same "
             "size and channels"
         )
-    equal = np.isin(_keys(data.images), _keys(public.images))
-    return replace(data, blank=equal if data.blank is None else data.blank | equal)
 
 
 def find_duplicates(

@@ -175,6 +175,7 @@ class Ledger:
         records: Records,
         *,
         place: str,
+        public: Records | None = None,
         token: str = "",
         tokens_before: Sequence[str] = ("",),
         begun: bool = False,
@@ -189,6 +190,7 @@ class Ledger:
             plan: What it may release.
             records: The data set.
             place: The run's folder, for people.
+            public: Images that it starts from and that are declared public.
             token: New at every start of the run, and kept in its folder before this is called.
             tokens_before: Those that the folder held before: a copy that stayed behind lacks the last one.
             begun: Whether it has made noisy sums under its reservation before, which must then be there.
@@ -196,11 +198,13 @@ class Ledger:
 
         Raises:
             InputError: The total allows no more, or is about another relation or unit; or the run was settled, or began
-                in another ledger, or in a newer state of this one.
+                in another ledger, or in a newer state of this one; or images declared public are those of a total.
         """
         require_own_name(records)
-        seen, told, shown = fingerprint(records, self.storage.key()), list[str](), self.storage.shown
-        request = decisions.Request(run, plan, records, seen, place, token, tokens_before, begun)
+        key = self.storage.key()
+        seen, told, shown = fingerprint(records, key), list[str](), self.storage.shown
+        public_seen = None if public is None else fingerprint(public, key)
+        request = decisions.Request(run, plan, records, seen, public_seen, place, token, tokens_before, begun)
         seen_head = self._append(lambda accounts: decisions.reserve(accounts, request, told, ledger=shown), head)
         account = self.account_of(run)
         if account.epsilon is not None:

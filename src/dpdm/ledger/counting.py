@@ -20,6 +20,7 @@ def counted(
     plan: "Plan",
     records: Records,
     *,
+    public: Records | None = None,
     run: Path | None,
     begun: bool,
     finished: bool,
@@ -34,6 +35,7 @@ def counted(
         ledger: Where the run is counted; None counts nothing.
         plan: What the run may release.
         records: The data set.
+        public: Images that the run starts from and that are declared public: no data set with a total may hold them.
         run: The run's folder, which has `private/`; None for a run in memory.
         begun: Whether the run has made noisy sums before.
         finished: Whether it has made all of them: then nothing is reserved, and what it made is told on leaving.
@@ -65,6 +67,7 @@ def counted(
                 plan,
                 records,
                 place="a run in memory" if run is None else str(run.absolute()),
+                public=public,
                 token=identity.tokens[-1],
                 tokens_before=tokens_before,
                 begun=begun and before is not None,

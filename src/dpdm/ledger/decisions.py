@@ -16,6 +16,7 @@ from dpdm.ledger.records import (
     has_others,
     naming_first,
     record_new_fingerprint,
+    require_no_total,
     require_same_kind,
     require_unknown,
 )
@@ -34,6 +35,7 @@ class Request(NamedTuple):
     plan: "Plan"
     records: Records
     seen: entries.RecordsSeen
+    public: entries.RecordsSeen | None
     place: str
     token: str
     tokens_before: Sequence[str]
@@ -73,6 +75,8 @@ def change_total(accounts: Accounts, dataset: str, epsilon: float) -> list[State
 
 def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: str) -> list[Statement]:
     """Reserve what a run may release, or let it go on under its reservation; `told` gets lines for people."""
+    if request.public is not None:
+        require_no_total(accounts, request.public)
     dataset, place = account_of(accounts, request.plan, request.records), request.place
     seen, known = replace(request.seen, dataset=dataset), accounts.get(dataset)
     found = find_run(accounts, request.run)

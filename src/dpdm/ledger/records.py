@@ -159,6 +159,16 @@ def require_unknown(accounts: Accounts, seen: RecordsSeen, *, private: bool) -> 
             )
 
 
+def require_no_total(accounts: Accounts, public: RecordsSeen) -> None:
+    """Raise InputError if images that a run starts from, as public ones, are those of a data set with a total."""
+    for account in accounts.values():
+        if account.epsilon is not None and account.records.keys() & public.records.keys():
+            raise InputError(
+                f"the images of {public.dataset} are registered as {account.dataset}, which has a total: they are "
+                "private, and no run can start from them as public ones"
+            )
+
+
 def require_own_name(records: Records) -> None:
     """Raise InputError if private records go by the name of a public data set."""
     if not records.public and is_built_in(records.dataset):

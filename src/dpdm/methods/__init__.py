@@ -13,23 +13,29 @@ if TYPE_CHECKING:
         Optimizer,
         require_sampler_names,
     )
-    from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress
+    from dpdm.methods.evolution import Evolution, PopulationGenerator
+    from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
+    from dpdm.methods.registry import METHODS
 
 __all__ = [
+    "METHODS",
     "AnyPreconditioning",
     "AnySampler",
     "Budget",
     "DenoisingGenerator",
     "Diffusion",
+    "Evolution",
     "ImageFacts",
     "ImageGenerator",
     "Method",
     "MixtureGenerator",
     "Optimizer",
+    "PopulationGenerator",
     "Prior",
     "PriorAlone",
     "Progress",
+    "PublicPart",
     "require_sampler_names",
 ]
 
@@ -37,7 +43,9 @@ __getattr__ = lazily(
     __name__,
     {
         "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
-        "interface": "Budget ImageFacts ImageGenerator Method Progress",
+        "evolution": "Evolution PopulationGenerator",
+        "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "prior": "MixtureGenerator Prior PriorAlone",
+        "registry": "METHODS",
     },
 )

@@ -7,10 +7,12 @@ it learns of private images has passed the run's mechanism: a method writes no f
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
+from numpy import ndarray
 from torch import Tensor, nn
 
 from dpdm.data import ImageDataset
@@ -19,7 +21,7 @@ from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.releases import FullSum, PoissonSums
 from dpdm.privacy.sums import BoundedSum
-from dpdm.types import InputError
+from dpdm.types import Images, InputError
 
 Sizes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor of a generator, as a file has them."""
@@ -59,25 +61,44 @@ class Budget(NamedTuple):
         given = self.expected_batch_size
         return min(self.dataset_size, max(64, min(2048, self.dataset_size // 16))) if given is None else given
 
+    def require_no_steps(self, kind: str) -> None:
+        """Raise InputError if steps are asked of a method that takes none."""
+        if self.steps or self.expected_batch_size is not None:
+            raise InputError(
+                f"the method {kind} takes no steps: leave out privacy.steps and privacy.expected_batch_size"
+            )
+
 
 class Progress(NamedTuple):
-    """One step taken. `diagnostics` are secret, all else is public.
+    """One step taken, or for a method without steps one noisy sum made. `diagnostics` are secret, all else is public.
 
-    `epsilon` is an upper bound for the steps so far: the value at the next of twenty points of the plan. None for a run
-    that is kept in memory.
+    `epsilon` is an upper bound for what is made so far: the value at the next of twenty points of the plan. None for a
+    run that is kept in memory, and for a method without steps.
     """
 
     steps_spent: int
     steps: int
     updates: int
     epsilon: float | None
-    diagnostics: Diagnostics
+    diagnostics: Diagnostics | None
+
+
+class PublicPart(NamedTuple):
+    """Something public that a release was made with, by the name a person gave it and its SHA-256.
+
+    That it is public is declared: no file can show it, and no claim protects it.
+    """
+
+    name: str
+    sha256: str
 
 
 class ImageGenerator(nn.Module, ABC):
     """What a run releases. Its `state_dict` is all there is of it: what is saved, digested, verified and loaded."""
 
     facts: ImageFacts
+    parts: tuple[PublicPart, ...] = ()
+    """Public files that drawing needs and that `state_dict` does not hold: whoever loads a release supplies them."""
 
     @abstractmethod
     def draw(
@@ -96,9 +117,21 @@ class ImageGenerator(nn.Module, ABC):
         """How frequent each class is among the training images, if that was released."""
         return None
 
+    def supply(self, part: PublicPart, path: Path) -> None:
+        """Take one of `parts` from a file, which has its digest."""
+        raise NotImplementedError(f"a {type(self).__name__} has no public parts")
+
     def shortened(self) -> tuple["ImageGenerator", float]:
         """Return a generator that draws alike in fewer steps, to be tried or timed, and how many times fewer."""
         return self, 1.0
+
+
+class Kept(Protocol):
+    """One row of numbers for each private image: secret, and read part by part."""
+
+    def __getitem__(self, images: slice) -> Float32[ndarray, "images columns"]:
+        """Return the rows of some images."""
+        ...
 
 
 class Run(Protocol):
@@ -107,6 +140,7 @@ class Run(Protocol):
     processes: Processes
     device: torch.device
     seed: int  # of what is public: first weights, the start of a search for centres
+    public: ImageDataset | None  # images declared public, for a method that `starts_from_images`
 
     @property
     def mechanism(self) -> MechanismRun:
@@ -125,6 +159,17 @@ class Run(Protocol):
         """Return the planned release `name`: made now, or as it was made before the run was interrupted."""
         ...
 
+    def keep(self, name: str, images: Images, make: Callable[[Images], Tensor], *, made_by: str) -> "Kept":
+        """Return one row of numbers for each private image: as kept in private/, or made now and kept there.
+
+        Args:
+            name: What the rows are called.
+            images: All images of this process.
+            make: Returns rows (number, columns) of float32 for so many images; a row depends on its image alone.
+            made_by: What `make` is, by name, settings and digest of its weights: rows of another one are not taken.
+        """
+        ...
+
     def resume(self, **state: nn.Module | torch.optim.Optimizer) -> int:
         """Load what was saved of these; return how many updates they have seen. They are what is saved from now on."""
         ...
@@ -137,11 +182,17 @@ class Run(Protocol):
         """Note a step: losses in private/, ε and pictures in watch/, and a checkpoint now and then."""
         ...
 
+    def made_sum(self, generator: ImageGenerator) -> Progress:
+        """Note a noisy sum of a method that takes no steps, and draw what it has come to, into watch/."""
+        ...
+
 
 class Method(ABC):
     """A way from private images to a generator. Every field of it is public."""
 
     kind: ClassVar[str]
+    starts_from_images: ClassVar[bool] = False
+    """Whether it needs images that are declared public."""
 
     @abstractmethod
     def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:

@@ -156,7 +156,7 @@ class PriorAlone(Method):
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
         """Return the prior's sums, whose noise is scaled to the whole budget."""
-        require_no_steps(budget, self.kind)
+        budget.require_no_steps(self.kind)
         return self.prior.planned(budget, alone=True)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> MixtureGenerator:
@@ -166,21 +166,16 @@ class PriorAlone(Method):
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, MixtureGenerator]:
-        """Release the prior; there is no step that could be yielded."""
+        """Release the prior, and yield once."""
         run.resume()
         mixture = release_prior(run, data, self.prior)
-        return MixtureGenerator(mixture, generator.facts).to(run.device)
-        yield
+        released = MixtureGenerator(mixture, generator.facts).to(run.device)
+        yield run.made_sum(released)
+        return released
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless the mixture is one that a run of this plan can come to."""
         self.prior.require_possible(read, plan, facts, below="mixture.", where=where)
-
-
-def require_no_steps(budget: Budget, kind: str) -> None:
-    """Raise InputError if steps are asked of a method that takes none."""
-    if budget.steps or budget.expected_batch_size is not None:
-        raise InputError(f"the method {kind} takes no steps: leave out privacy.steps and privacy.expected_batch_size")
 
 
 def release_prior(run: Run, data: ImageDataset, settings: Prior) -> GaussianMixture:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -27,7 +28,7 @@ from dpdm.types import InputError, is_of_memory
 ASKED = "epsilon"
 """The key of what a run's noise was calibrated to: a person's figure, where a noise multiplier is a processor's."""
 
-ASKED_FOR = ("data", "privacy")
+ASKED_FOR = ("data", "privacy", "public")
 """The tables of what a person asked for: `facts`, `plan`, `opened` and ε follow from them, and are compared instead."""
 
 State = Mapping[str, nn.Module | torch.optim.Optimizer]
@@ -204,10 +205,14 @@ class PrivateFolder:
         self.record_disclosures(mechanism)
 
     def report_duplicates(self, data: ImageDataset) -> None:
-        """List images that are equal in every pixel and lie in several units of protection, once in a run."""
+        """List images that are equal in every pixel and lie in several units, and those that are blank, once in a run.
+
+        Blank are those that are among the public images too.
+        """
         if self.path is not None and not (self.path / "duplicates.json").exists():
             equal = find_duplicates(data.images, data.groups, data.blank)
-            write_json(self.path / "duplicates.json", {"equal_records": equal})
+            blank = [] if data.blank is None else np.flatnonzero(data.blank).tolist()
+            write_json(self.path / "duplicates.json", {"equal_records": equal, "blank_records": blank})
 
     def close(self) -> None:
         """Write what TensorBoard's writer still holds."""

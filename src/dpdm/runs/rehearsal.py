@@ -56,7 +56,7 @@ def require_readable(trainer: "Trainer", settings: dict[str, Any], generator: Im
     said = trainer.method.said(generator)
     for name, value in vars(said).items():
         for each in value.values() if isinstance(value, dict) else [value]:
-            if each is not None and type(each).__module__.partition(".")[0] != "dpdm":
+            if type(each).__module__.partition(".")[0] not in ("dpdm", "builtins"):
                 raise InputError(
                     f"{name} is a {type(each).__name__}, which no release can name: give one of dpdm's own"
                 )

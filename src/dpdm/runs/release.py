@@ -3,7 +3,7 @@
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from torch import nn
 from dpdm.config import decode_method
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
-from dpdm.methods import AnySampler, DenoisingGenerator, ImageFacts, ImageGenerator, Method
+from dpdm.methods import AnySampler, DenoisingGenerator, ImageFacts, ImageGenerator, Method, PublicPart
 from dpdm.networks import OwnNetwork
 from dpdm.privacy.processes import Processes
 from dpdm.runs.hardware import Precision, autocast, choose_device
+from dpdm.runs.public import read_parts, require_needed
 from dpdm.runs.run_folder import release_folder
 from dpdm.runs.weights import (
     Layout,
@@ -47,7 +48,7 @@ FILES = ("config.toml", "model.safetensors")
 
 _NO_RUNS = 2**62 + 11  # a seed: what a state_dict lacks must not come back by that of the run
 
-SCHEMA = 6
+SCHEMA = 7
 """Of a release's files."""
 
 _MOST_TEXT = 2**22  # bytes of settings or of a claim: ten thousand long names of classes
@@ -121,7 +122,7 @@ def _require_digest(path: Path, privacy: dict[str, Any], found: str) -> None:
         raise InputError(f"{path} is not the file that privacy.json was written for: its digest differs")
 
 
-def require_layout(path: Path, method: Method, facts: ImageFacts) -> Layout:
+def require_layout(path: Path, method: Method, facts: ImageFacts, public: Sequence[PublicPart]) -> Layout:
     """Return the layout of a file of weights, or raise InputError if it is not that of the settings' generator.
 
     Nothing of the size of the weights is made: whoever writes settings may ask for a network without end.
@@ -134,7 +135,9 @@ def require_layout(path: Path, method: Method, facts: ImageFacts) -> Layout:
             require_plain(foreign)
             method = method.with_code(nn.Identity())
         with torch.device("meta"):
-            expected = layout_of(method.untrained(facts, sizes=_sizes(layout)).state_dict())
+            generator = method.untrained(facts, sizes=_sizes(layout))
+        require_needed(public, method, generator)
+        expected = layout_of(generator.state_dict())
         if expected | foreign != layout:
             raise ValueError("other weights than the settings'")
     except (LookupError, TypeError, RuntimeError, ValueError) as error:
@@ -247,23 +250,26 @@ class Release:
         write_json(folder / "privacy.json", {"schema": SCHEMA, **self.claim, "sha256": digests})
 
     @staticmethod
-    def load(run: Path | str, *, network: OwnNetwork | None = None) -> "Release":
+    def load(
+        run: Path | str, *, network: OwnNetwork | None = None, public: Mapping[str, Path | str] | None = None
+    ) -> "Release":
         """Return the release of a finished run's folder, or of the folder `release/` itself.
 
         Args:
             run: The folder.
             network: The code of a network that is not one of dpdm's: a module, which is copied, or what makes one.
+            public: The files of public parts that the release needs and does not hold, by the names it gives them.
 
         Raises:
-            InputError: There is no finished run, its release is damaged, or the network is not what it was trained
-                with: the names, shapes and kinds of its weights.
+            InputError: There is no finished run, its release is damaged, the network is not what it was trained
+                with (the names, shapes and kinds of its weights), or a public part is missing or another.
         """
         folder = release_folder(run)
         claim = read_claim(folder)
         settings, path = read_settings(folder, claim), folder / "model.safetensors"
         try:
             method, facts = decode_method(settings), facts_of(settings["facts"])
-            layout = require_layout(path, method, facts)
+            layout = require_layout(path, method, facts, read_parts(settings["facts"]["public"]))
             require_weights_digest(folder, claim)
             if network is not None:
                 method = method.with_code(network)
@@ -271,6 +277,7 @@ class Release:
             if other := differences(layout_of(generator.state_dict()), layout):
                 raise InputError(f"{folder} was trained with another network than the one given: {other}")
             generator.load_state_dict(read_weights(path, layout))
+            _supply(generator, public or {}, folder)
             generator.requires_grad_(False).eval()
             claim["statement"]
         except InputError:
@@ -280,6 +287,17 @@ class Release:
                 raise
             raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
         return Release(generator.to(choose_device("auto")), claim, settings)
+
+
+def _supply(generator: ImageGenerator, public: Mapping[str, Path | str], folder: Path) -> None:
+    """Give a generator its public parts, or raise InputError if one is missing, or is another file."""
+    for part in generator.parts:
+        if part.name not in public:
+            raise InputError(f"{folder} needs the public file {part.name} (SHA-256 {part.sha256}): name its path")
+        path = Path(public[part.name])
+        if not path.is_file() or digest(path) != part.sha256:
+            raise InputError(f"{path} is not the public file {part.name} of {folder}: its SHA-256 is {part.sha256}")
+        generator.supply(part, path)
 
 
 def _sampled_by(generator: ImageGenerator, sampler: AnySampler) -> ImageGenerator:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpdm.config import Machine, encode
-from dpdm.data import ImageDataset
+from dpdm.data import ImageDataset, blank_equal
 from dpdm.ledger import Records, RunIdentity
 from dpdm.ledger.counting import counted
 from dpdm.methods import ImageGenerator, Progress
@@ -24,10 +24,12 @@ from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.folder import PrivateFolder, State
 from dpdm.runs.hardware import autocast, keep_freed_memory
+from dpdm.runs.kept import KeptRows, keep_rows
+from dpdm.runs.public import claim_of, read_parts
 from dpdm.runs.rehearsal import rehearse, require_memory
 from dpdm.runs.release import Release
 from dpdm.runs.watch import Watch
-from dpdm.types import InputError
+from dpdm.types import Images, InputError
 
 if TYPE_CHECKING:
     from dpdm.runs.trainer import Trainer
@@ -50,6 +52,7 @@ class Run:
         device: Where networks are.
         seed: Of what is public.
         place: How messages call the run.
+        public: Images that are declared public, for a method that starts from some.
         folder: What it keeps to itself.
         watch: What anyone may see while it goes.
         num_records: Returns the number of this process's records: secret.
@@ -69,12 +72,13 @@ class Run:
         device: torch.device,
         seed: int,
         place: str,
+        public: ImageDataset | None,
         folder: PrivateFolder,
         watch: Watch,
         num_records: int,
         begin: Callable[[], None] = lambda: None,
     ) -> None:
-        self.processes, self.device, self.seed = mechanism.processes, device, seed
+        self.processes, self.device, self.seed, self.public = mechanism.processes, device, seed, public
         self._mechanism, self._machine, self._place = mechanism, machine, place
         self._folder, self._watch, self._num_records = folder, watch, num_records
         self._begin, self._begun = begin, False
@@ -84,7 +88,14 @@ class Run:
 
     @classmethod
     def in_memory(
-        cls, mechanism: MechanismRun, *, machine: Machine, device: torch.device, seed: int, num_records: int
+        cls,
+        mechanism: MechanismRun,
+        *,
+        machine: Machine,
+        device: torch.device,
+        seed: int,
+        num_records: int,
+        public: ImageDataset | None = None,
     ) -> "Run":
         """Return a run that nothing is kept of: no folder, no ledger, nothing to watch."""
         return cls(
@@ -93,6 +104,7 @@ class Run:
             device=device,
             seed=seed,
             place="a run in memory",
+            public=public,
             folder=PrivateFolder(None, {}),
             watch=Watch(None, mechanism.plan, private=False, tensorboard=False),
             num_records=num_records,
@@ -146,6 +158,11 @@ class Run:
             except OSError as error:
                 raise SumLost(error.errno, error.strerror, name) from None
         return noisy
+
+    def keep(self, name: str, images: Images, make: Callable[[Images], Tensor], *, made_by: str) -> KeptRows:
+        """Return one row of numbers for each private image: as kept in private/, or made now and kept there."""
+        path = self._folder.path
+        return keep_rows(None if path is None else path / "kept" / name, images, make, made_by=made_by)
 
     def _number_of(self, name: str) -> int:
         before = 0
@@ -201,9 +218,11 @@ class Run:
         self._folder.save_now_and_then(self._state, self.updates)
         return Progress(spent, plan.steps, self.updates, self._watch.epsilon(spent), diagnostics)
 
-    def show(self, release: Release) -> None:
-        """Write a picture of what a run without steps draws, into watch/."""
-        self._watch.draw(0, release)
+    def made_sum(self, generator: ImageGenerator) -> Progress:
+        """Note a noisy sum of a method that takes no steps, and draw what it has come to, into watch/."""
+        spent, planned = self._mechanism.spent, self._mechanism.plan.planned
+        self._watch.draw(spent, lambda: self.release(generator))
+        return Progress(spent, planned, spent, None, None)
 
     def release(self, generator: ImageGenerator) -> Release:
         """Return what would be published if the run ended now."""
@@ -221,13 +240,14 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
     processes, plan = Processes.joined(), trainer.plan
     with processes.refused_together():
         generator, device = trainer.build(data)
-        claim = plan.claim(entropy=trainer.entropy)
         settings = trainer.settings(data, generator)
+        claim = claim_of(plan, read_parts(settings["facts"]["public"]), entropy=trainer.entropy)
     weights = [(name, t.shape, t.dtype) for name, t in generator.state_dict().items()]
     processes.require_same(repr((settings, weights)), "their settings")
     if processes.size > 1:
         processes.require_same(data.digest(), "their images")
-    own = data.part(processes.shard(data.num_units))
+    taking_part = data if trainer.public is None else blank_equal(data, trainer.public)
+    own = taking_part.part(processes.shard(data.num_units))
     place = None if trainer.run is None or not processes.first else Path(trainer.run)
     with processes.refused_together():
         kept = {**settings, **trainer.asked, "machine": encode(trainer.machine), "opened": data.location}
@@ -247,6 +267,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         device=device,
         seed=trainer.seed,
         place=str(trainer.run),
+        public=trainer.public,
         folder=folder,
         watch=watch,
         num_records=own.num_units,
@@ -258,7 +279,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
             if not mechanism.finished:
                 with _leaving_the_folder_free(folder, mechanism), processes.refused_together():
                     rehearse(trainer, run, run.release(generator), mechanism, folder.path)
-            folder.report_duplicates(data)
+            folder.report_duplicates(taking_part)
             yield run, generator, own
             folder.save(run._state, run.updates)
         except GeneratorExit:
@@ -284,6 +305,7 @@ def _reserve(
                 trainer.ledger,
                 plan,
                 Records.of(data),
+                public=None if trainer.public is None else Records.of(trainer.public),
                 run=None if trainer.run is None else Path(trainer.run),
                 begun=mechanism.spent > 0,
                 finished=mechanism.finished,

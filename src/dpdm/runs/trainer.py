@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 
 from dpdm.config import Config, Machine, encode_config, require_exact_size, require_same_unit
-from dpdm.data import ImageDataset, read_location, require_outside
+from dpdm.data import ImageDataset, read_location, require_outside, require_same_shape
 from dpdm.ledger import Ledger
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy
@@ -19,6 +19,7 @@ from dpdm.privacy.figures import kept_as
 from dpdm.privacy.processes import Processes
 from dpdm.runs.folder import ASKED_FOR, PrivateFolder
 from dpdm.runs.hardware import choose_device
+from dpdm.runs.public import parts_of, require_public
 from dpdm.runs.rehearsal import rehearse, require_memory, require_names, require_readable
 from dpdm.runs.release import Release
 from dpdm.runs.run import Run, begun
@@ -37,6 +38,8 @@ class Trainer:
         plan: What may be released: `method.plan(epsilon=...)`, or `NonPrivate(...)`.
         machine: Device, precision and memory: may be others when a run goes on.
         seed: Of first weights and the like, and of nothing that keeps a secret.
+        public: Images that are declared public, for a method that starts from some (`Evolution`). A private image that
+            equals one of them is blanked before the first sum: it takes no part, and no claim protects it.
         run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `watch/` what may be
             seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
             be resumed.
@@ -62,6 +65,7 @@ class Trainer:
     plan: AnyPlan
     machine: Machine = field(default_factory=Machine)
     seed: int = 0
+    public: ImageDataset | None = None
     run: Path | str | None = None
     entropy: Entropy = field(default_factory=OperatingSystemEntropy)
     ledger: Ledger | None = field(default_factory=Ledger.default)
@@ -89,10 +93,11 @@ class Trainer:
         asked = encode_config(config)
         return cls(
             method=config.method,
-            asked={key: asked[key] for key in ASKED_FOR},
+            asked={key: asked[key] for key in ASKED_FOR if key in asked},
             plan=plan or config.plan(lambda: data.num_units),
             machine=config.machine,
             seed=config.seed,
+            public=None if config.public is None else config.public.open(data.shape, data.class_names),
             run=run,
             ledger=ledger(),
         )
@@ -113,6 +118,7 @@ class Trainer:
             raise InputError("entropy must be a source of random bytes")
         require_seed(seed=self.seed)
         require_planned(self.method, self.plan)
+        require_public(self.method, self.public)
 
     def build(self, data: ImageDataset) -> tuple[ImageGenerator, torch.device]:
         """Return the untrained generator, and where it is trained.
@@ -130,6 +136,8 @@ class Trainer:
         if self.machine.tensorboard:
             require_tensorboard()
         facts = ImageFacts(data.shape, data.class_names)
+        if self.public is not None:
+            require_same_shape(data, self.public)
         self.method.require_images(facts)
         device = choose_device(self.machine.device)
         if self.method.code is None:
@@ -155,7 +163,9 @@ class Trainer:
         with Processes.joined().refused_together():
             generator, device = self.build(data)
         mechanism = self.plan.start(entropy=self.entropy, strategy=self.machine.clipping)
-        run = Run.in_memory(mechanism, machine=self.machine, device=device, seed=self.seed, num_records=0)
+        run = Run.in_memory(
+            mechanism, machine=self.machine, device=device, seed=self.seed, public=self.public, num_records=0
+        )
         with mechanism.processes.refused_together():
             release = Release(generator, {"statement": "of nothing"}, self.settings(data, generator))
             rehearse(self, run, release, mechanism, None)
@@ -179,15 +189,14 @@ class Trainer:
         with begun(trainer, data) as (run, untrained, own):
             generator = yield from trainer.method.train(untrained, own, run)
             release = run.release(generator.eval())
-            if not trainer.plan.steps:
-                run.show(release)
         if self.run is not None and run.processes.first:
             release.save(Path(self.run) / "release")
         return release
 
     def settings(self, data: ImageDataset, generator: ImageGenerator) -> dict[str, Any]:
         """Return all settings and declared facts, as a release's `config.toml` holds them."""
-        return release_settings(self.method.said(generator), self.plan, self.seed, data.name, generator.facts)
+        method, public = self.method.said(generator), parts_of(self.public, generator)
+        return release_settings(method, self.plan, self.seed, data.name, generator.facts, public)
 
 
 def as_begun(trainer: Trainer) -> Trainer:

@@ -6,6 +6,7 @@ bounds, the cheapest refusals come first, and whatever is understood is written 
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,10 @@ import tomli_w
 
 from dpdm.config import decode_method, decode_plan, encode, encode_method
 from dpdm.files import json_text
-from dpdm.methods import Budget, ImageFacts, Method
+from dpdm.methods import Budget, ImageFacts, Method, PublicPart
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
 from dpdm.privacy.accounting import round_up, true_positive_rates
+from dpdm.runs.public import as_settings, claim_of, read_parts
 from dpdm.runs.release import (
     FILES,
     SCHEMA,
@@ -52,6 +54,7 @@ class Verified:
         class_names: What it calls the classes.
         samplers: What it calls its samplers beside the usual one.
         seed: The declared seed of the initial weights.
+        public: What it was made with that is declared public, which no claim protects.
         own_network: The declared name of the network's class, if its code is not dpdm's; "" if it is.
         own_weights: What it calls its weights, with types and shapes.
     """
@@ -67,6 +70,7 @@ class Verified:
     class_names: tuple[str, ...] = ()
     samplers: tuple[str, ...] = ()
     seed: int = 0
+    public: tuple[PublicPart, ...] = ()
     own_network: str = ""
     own_weights: tuple[str, ...] = ()
 
@@ -109,6 +113,7 @@ class Settings(NamedTuple):
     method: Method
     facts: ImageFacts
     seed: int
+    public: tuple[PublicPart, ...]
     text: str
 
 
@@ -123,21 +128,28 @@ def understood(settings: dict[str, Any]) -> Settings:
     if type(seed) is not int:
         raise InputError(f"config.toml holds a seed that is no whole number: {seed!r}")
     require_seed(seed=seed)
-    method = decode_method(settings)
+    method, public = decode_method(settings), read_parts(settings["facts"]["public"])
     require_planned(method, plan)
-    whole = release_settings(method, plan, seed, name, facts)
+    whole = release_settings(method, plan, seed, name, facts, public)
     if settings != whole:
         unknown = sorted(key for key in settings.keys() | whole.keys() if settings.get(key) != whole.get(key))
         raise InputError(f"config.toml holds something in {', '.join(unknown)} that no run writes there")
-    return Settings(plan, method, facts, seed, tomli_w.dumps(whole))
+    return Settings(plan, method, facts, seed, public, tomli_w.dumps(whole))
 
 
-def release_settings(method: Method, plan: AnyPlan, seed: int, name: str, facts: ImageFacts) -> dict[str, Any]:
+def release_settings(
+    method: Method, plan: AnyPlan, seed: int, name: str, facts: ImageFacts, public: Sequence[PublicPart]
+) -> dict[str, Any]:
     """Return what a release's `config.toml` holds: what verification asks for, and nothing else."""
     return {
         "method": method.kind,
         "seed": seed,
-        "facts": {"name": name, "shape": list(facts.shape), "class_names": list(facts.class_names)},
+        "facts": {
+            "name": name,
+            "shape": list(facts.shape),
+            "class_names": list(facts.class_names),
+            "public": as_settings(public),
+        },
         "plan": encode(plan),
         **encode_method(method),
     }
@@ -178,11 +190,11 @@ def verify_release(run: Path | str) -> Verified:
     _require_files(folder, privacy)
     settings = read_settings(folder, privacy)
     try:
-        plan, method, facts, seed, text = understood(settings)
+        plan, method, facts, seed, public, text = understood(settings)
         _require_as_written(folder / "config.toml", text)
-        layout = require_layout(folder / "model.safetensors", method, facts)
+        layout = require_layout(folder / "model.safetensors", method, facts, public)
         assert isinstance(plan, Plan)
-        _require_same_claim(folder, privacy, plan)
+        _require_same_claim(folder, privacy, plan, public)
         _require_weights(folder, privacy, layout, plan, method, facts)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except InputError as error:
@@ -204,6 +216,7 @@ def verify_release(run: Path | str) -> Verified:
         class_names=facts.class_names,
         samplers=tuple(getattr(method, "samplers", ())),
         seed=seed,
+        public=public,
         own_network="" if method.foreign is None else str(settings["network"]["type"]),
         own_weights=() if method.foreign is None else _said(layout, method.foreign),
     )
@@ -273,14 +286,14 @@ def _require_weights(
     method.require_possible(reader(path, layout), plan, facts, str(path))
 
 
-def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: Plan) -> None:
+def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: Plan, public: Sequence[PublicPart]) -> None:
     """Raise InputError unless `privacy.json` is what a run with this plan writes."""
     stated = {key: value for key, value in privacy.items() if key not in ("schema", "sha256")}
     costs = {"epsilon_rdp": plan.epsilon(accountant="rdp"), "epsilon": plan.epsilon()}
     for key, cost in costs.items():
         if not _may_be_stated(stated.get(key), cost, plan.delta):
             raise InputError(f"{folder}/privacy.json states {key} = {stated.get(key)}, and its events cost {cost}")
-    expected = plan.claim(entropy=OperatingSystemEntropy())
+    expected = claim_of(plan, public, entropy=OperatingSystemEntropy())
     if expected.keys() != stated.keys():
         raise InputError(
             f"{folder}/privacy.json states {', '.join(sorted(expected.keys() ^ stated.keys()))}, or lacks it"

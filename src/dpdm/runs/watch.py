@@ -64,15 +64,17 @@ class Watch:
                 file.write(json.dumps(row) + "\n")
             write_scalars(self._writer, row)
         if step in {self._plan.steps * quarter // _PICTURES for quarter in range(1, _PICTURES + 1)}:
-            self.draw(step, release())
+            self.draw(step, release)
 
-    def draw(self, step: int, release: Release) -> None:
+    def draw(self, step: int, make: Callable[[], Release]) -> None:
         """Write a picture of what the average draws: ten images of each class, of the first ten classes."""
         if self._path is None or not self._private:
             return
+        release = make()
         rows = max(1, min(_MOST_CLASSES, release.facts.num_classes))
         images, labels = release.sample(_PER_CLASS * rows, labels=np.arange(_PER_CLASS * rows) % rows, seed=0)
-        name = self._path / f"step-{step:0{len(str(self._plan.steps))}d}.png"
+        last = self._plan.steps or self._plan.planned
+        name = self._path / f"step-{step:0{len(str(last))}d}.png"
         save_grid(name, images, labels, num_classes=rows, per_class=_PER_CLASS)
         if self._writer is not None:
             self._writer.add_image("samples", np.asarray(Image.open(name)), step, walltime=step, dataformats="HWC")

@@ -1,0 +1,71 @@
+"""What a release was made with that is public by declaration: named in its settings and in its claim."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dpdm.config import require_public_source
+from dpdm.data import ImageDataset
+from dpdm.methods import ImageGenerator, Method, PublicPart
+from dpdm.privacy import AnyPlan
+from dpdm.privacy.entropy import Entropy
+from dpdm.types import InputError, require_name
+
+_MOST_PARTS = 16
+_SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
+
+
+def parts_of(public: ImageDataset | None, generator: ImageGenerator) -> tuple[PublicPart, ...]:
+    """Return the public images of a run, then what its generator needs beside its weights."""
+    images = () if public is None else (PublicPart(public.name, public.digest()),)
+    return (*images, *generator.parts)
+
+
+def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, str]]:
+    """Return the parts as `facts.public` of a release's settings, and `public` of its claim, have them."""
+    return [part._asdict() for part in parts]
+
+
+def read_parts(declared: object) -> tuple[PublicPart, ...]:
+    """Return what `as_settings` made `declared` of.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not isinstance(declared, list) or len(declared) > _MOST_PARTS:
+        raise InputError(f"config.toml holds something in facts.public that is no list of up to {_MOST_PARTS} parts")
+    parts = []
+    for entry in declared:
+        digest = entry.get("sha256") if isinstance(entry, dict) else None
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise InputError("config.toml holds a part in facts.public without its name and sha256")
+        require_name(entry.get("name", ""), "config.toml: public data")
+        parts.append(PublicPart(entry["name"], digest))
+    if len({part.name for part in parts}) < len(parts):
+        raise InputError("config.toml names public data twice: give each a name of its own")
+    return tuple(parts)
+
+
+def require_needed(parts: Sequence[PublicPart], method: Method, generator: ImageGenerator) -> None:
+    """Raise InputError unless a release names as many public parts as its method has, and those of its generator."""
+    images = parts[:1] if method.starts_from_images else ()
+    if (*images, *generator.parts) != tuple(parts) or len(images) != method.starts_from_images:
+        raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
+
+
+def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) -> dict[str, Any]:
+    """Return the claim for machines, with the public parts, which it does not protect."""
+    claim = plan.claim(entropy=entropy)
+    if parts:
+        names = ", ".join(f"{part.name} (SHA-256 {part.sha256[:16]}…)" for part in parts)
+        claim["statement"] = f"{claim['statement']}; it does not protect what was declared public: {names}"
+    return claim | {"public": as_settings(parts)}
+
+
+def require_public(method: Method, public: object) -> None:
+    """Raise InputError unless there are public images exactly where a method starts from some."""
+    if not isinstance(public, ImageDataset | None):
+        raise InputError(f"public must be an ImageDataset (dpdm.open_dataset), not {type(public).__name__}")
+    require_public_source(method, given=public is not None)
+    if public is not None:
+        require_name(public.name, "the public data (public.name)")
