@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         image_features,
     )
     from dpdm.ledger import Ledger
-    from dpdm.methods import Diffusion, ImageGenerator, Method, Optimizer, Prior, PriorAlone
+    from dpdm.methods import Diffusion, Evolution, ImageGenerator, Method, Optimizer, Prior, PriorAlone
     from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.runs import Release, Synthesizer, Trainer
@@ -67,6 +67,7 @@ _HOME = {
     "image_features": "evaluation",
     "Ledger": "ledger",
     "Diffusion": "methods",
+    "Evolution": "methods",
     "ImageGenerator": "methods",
     "Method": "methods",
     "Optimizer": "methods",
@@ -101,6 +102,7 @@ __all__ = [
     "DPMSolver",
     "DenoisingLoss",
     "Diffusion",
+    "Evolution",
     "Features",
     "FullSum",
     "ImageDataset",

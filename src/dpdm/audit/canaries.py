@@ -176,14 +176,22 @@ def log_likelihood_ratio(
 
 
 def train_with_canaries(
-    config: Config, plan: Plan, data: ImageDataset, *, canaries: int, members: int, coins: np.random.Generator
+    config: Config,
+    plan: Plan,
+    data: ImageDataset,
+    *,
+    public: ImageDataset | None = None,
+    canaries: int,
+    members: int,
+    coins: np.random.Generator,
 ) -> Iterator[int | AuditedRun]:
-    """Train by `plan` with canaries planted; yield the number of steps taken after each, and in the end the outcome.
+    """Train by `plan` with canaries planted; yield how far it is after each step, and in the end the outcome.
 
     Args:
         config: Method and machine of the run that is audited.
         plan: What is audited. Its relation is add-or-remove here: a canary that does not take part is not there.
         data: The images; `members` of them, or of their groups, take part only if their coin says so.
+        public: The public images that the method starts from, if it does.
         canaries: How many Dirac canaries, at least 2.
         members: How many member canaries, at least 2.
         coins: Tosses all coins; from the operating system's entropy.
@@ -195,7 +203,14 @@ def train_with_canaries(
     seen = data.part(np.delete(np.arange(data.num_units), chosen[~were_in]))
     facts, device = ImageFacts(data.shape, data.class_names), choose_device(config.machine.device)
     mechanism = WatchedRun(plan, took_part=took_part, strategy=config.machine.clipping)
-    run = Run.in_memory(mechanism, machine=config.machine, device=device, seed=config.seed, num_records=seen.num_units)
+    run = Run.in_memory(
+        mechanism,
+        machine=config.machine,
+        device=device,
+        seed=config.seed,
+        public=public,
+        num_records=seen.num_units,
+    )
     untrained = config.method.untrained(facts, seed=config.seed).to(device)
     training = config.method.train(untrained, seen, run)
     while True:

@@ -15,8 +15,8 @@ from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, nearness
 from dpdm.audit.parametric import Check, check_mechanism, check_sums
-from dpdm.config import Config, Data, Machine, decode, decode_method, decode_plan, read_toml, require_same_unit
-from dpdm.data import ImageDataset, open_again, open_dataset, read_location
+from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
+from dpdm.data import ImageDataset, blank_equal, open_again, open_dataset, read_location
 from dpdm.evaluation import roc_chart, side_by_side
 from dpdm.files import write_atomically, write_json
 from dpdm.methods import DenoisingGenerator, ImageFacts
@@ -73,10 +73,10 @@ class Audit:
     def part(self) -> str:
         """What of the run's plan was audited."""
         if not self.claimed.steps:
-            return "the prior alone"
+            return f"all {len(self.claimed.full)} sums"
         all_steps = "the only step" if self.claimed.steps == 1 else f"all {self.claimed.steps:,} steps"
         steps = all_steps if self.whole else f"{self.plan.steps:,} of {self.claimed.steps:,} steps"
-        return f"the prior and {steps}" if self.plan.full else steps
+        return f"the sums before and {steps}" if self.plan.full else steps
 
     @property
     def whole(self) -> bool:
@@ -174,6 +174,7 @@ def audit_run(
     run: Path | str,
     *,
     data: ImageDataset | None = None,
+    public: ImageDataset | None = None,
     held_out: ImageDataset | str | None = None,
     minutes: float = 8.0,
     canaries: int = _CANARIES,
@@ -189,6 +190,7 @@ def audit_run(
     Args:
         run: The folder of a finished run, `private/` included.
         data: Its images; opened where they were opened then unless given.
+        public: The public images that it started from, if it did; opened as they were then unless given.
         held_out: Images of the same population that it was not trained on, or where they are: a measure for how near
             an image that was not copied comes. The test part of what was trained on, unless given, if it has one.
         minutes: About how long the second training run may take. If that is too short for the plan, it has fewer
@@ -209,6 +211,8 @@ def audit_run(
         )
     release, plan, config, location = _finished(run)
     data, held_out = _images_of(run, release, plan, location, data, held_out)
+    public = _public_of(run, release, config, public)
+    data = data if public is None else blank_equal(data, public)
     audited = _within(minutes, config, plan, release.facts, canaries)
 
     on_progress("checking the mechanism", 0, 1)
@@ -217,9 +221,11 @@ def audit_run(
     members = max(2, min(members, data.num_units // 4))
     coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     played: AuditedRun | None = None
-    for outcome in train_with_canaries(config, audited, data, canaries=canaries, members=members, coins=coins):
+    for outcome in train_with_canaries(
+        config, audited, data, public=public, canaries=canaries, members=members, coins=coins
+    ):
         if isinstance(outcome, int):
-            on_progress("training with canaries", outcome, audited.steps)
+            on_progress("training with canaries", outcome, audited.steps or audited.planned)
         else:
             played = outcome
     assert played is not None
@@ -261,6 +267,7 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
         assert isinstance(plan, Plan)
         config = Config(
             data=Data(source="?"),
+            public=decode(Public, settings["public"], path="public.") if "public" in settings else None,
             method=decode_method(settings),
             seed=settings["seed"],
             machine=decode(Machine, settings["machine"], path="machine."),
@@ -294,6 +301,20 @@ def _images_of(
     if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
         raise InputError(f"{run} is about images of shape {release.facts.shape}: give images of that shape")
     return data, held_out
+
+
+def _public_of(run: Path | str, release: Release, config: Config, public: ImageDataset | None) -> ImageDataset | None:
+    """Return the public images that a run started from, opened as they were then unless given; None if it did not."""
+    if not config.method.starts_from_images:
+        return None
+    if public is None:
+        if config.public is None:
+            raise InputError(f"{run} started from public arrays: give them to dpdm.audit.audit_run(run, public=...)")
+        public = config.public.open(release.facts.shape, release.facts.class_names)
+    started = release.public[0]
+    if public.digest() != started.sha256:
+        raise InputError(f"{public.name} is not {started.name}, which {run} started from: its digest is another")
+    return public
 
 
 def _attacked(played: AuditedRun, accused: ImageDataset, on_progress: OnProgress) -> dict[str, Attacked]:

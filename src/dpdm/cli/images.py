@@ -12,7 +12,7 @@ from dpdm.terminal import show_progress
 if TYPE_CHECKING:
     from dpdm.runs.labels import Frequencies
 
-_CLAIMED = ("private", "epsilon", "delta", "relation", "unit")  # of a run's claim, beside its statement
+_CLAIMED = ("private", "epsilon", "delta", "relation", "unit", "public")  # of a run's claim, beside its statement
 _NOT_PRIVATE = "NOT PRIVATE: never publish what comes of private images"
 
 

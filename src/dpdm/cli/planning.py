@@ -100,7 +100,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
     yield f"claim       {report['statement']}"
     if plan.full and report["epsilon"] is not None:
         noise = ", ".join(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values())
-        yield f"prior       {len(plan.full)} sums first; noise {noise} times what one {unit} can change"
+        first = " first" if plan.steps else ""
+        yield f"sums        {len(plan.full)}{first}; noise {noise} times what one {unit} can change"
     if report["epsilon"] is not None:
         if plan.steps:
             curve = ", ".join(f"{bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
@@ -122,7 +123,7 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         at_once = f"{report['physical_batch_size']:,} {unit}s at once"
         yield f"memory      about {report['memory_gib']:.1f} GiB, for {at_once}{beside}"
     else:
-        yield "time        seconds: no network is trained"
+        yield "time        seconds to minutes: no network is trained"
     yield f"sampling    about {duration(sampling)} for 10,000 images here"
 
 

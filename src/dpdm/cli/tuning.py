@@ -13,6 +13,7 @@ from dpdm.cli.options import (
     Epsilon,
     LedgerPlace,
     MethodName,
+    PublicImages,
     Set,
     Size,
     Target,
@@ -40,6 +41,7 @@ def tune(
         typer.Option("--try", help="A setting to search, as key=value,value,... (may be given several times)."),
     ],
     method: MethodName = None,
+    public: PublicImages = None,
     epsilon: Epsilon = None,
     runs: Annotated[float, typer.Option(help="Mean number of runs. The number itself is drawn at random.")] = 5.0,
     shape: Annotated[float, typer.Option(help="Distribution of that number: 1 = geometric, 0 = logarithmic.")] = 1.0,
@@ -61,6 +63,7 @@ def tune(
         fail("choose how runs are compared: --reference with public images, or --score-noise 50 for the private ones")
     require_target(target)
     require_found(reference)
+    from dpdm.config import require_public_source
     from dpdm.data import open_dataset
     from dpdm.ledger import Ledger
     from dpdm.privacy.processes import Processes
@@ -70,10 +73,12 @@ def tune(
     if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
         fail("dpdm tune is one process: start it without torchrun")
     candidates = [
-        load_settings(target, epsilon, dataset_size, [*(set or []), *values], method=method)
+        load_settings(target, epsilon, dataset_size, [*(set or []), *values], method=method, public=public)
         for values in combinations(choices)
     ]
     first = candidates[0]
+    for config in candidates:
+        require_public_source(config.method, given=config.public is not None)
     data = first.data.open()
     compared = None
     if reference is not None:

@@ -85,6 +85,7 @@ class _Store:
             stay = [number for number, key in enumerate(kept) if key in wanted]
             left = np.array(rows[stay])
             shutil.rmtree(folder)
+            self._columns = 0
             self.append([kept[number] for number in stay], left)
         else:
             self.places = {key: number for number, key in enumerate(kept)}

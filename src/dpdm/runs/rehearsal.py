@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dpdm.methods import ImageGenerator, Method
 from dpdm.privacy import MechanismRun
 from dpdm.runs.hardware import memory_there
-from dpdm.runs.release import Release
+from dpdm.runs.release import Release, open_without_public
 from dpdm.runs.verification import understood
 from dpdm.runs.weights import layout_of, require_plain
 from dpdm.types import InputError, refusing
@@ -120,7 +120,7 @@ def _save_and_open(release: Release, method: Method, folder: Path | None) -> Non
         except OSError as error:
             raise InputError(f"{place} cannot hold a release ({error.strerror}): make room there") from None
         try:
-            opened = Release.load(Path(place), network=method.code).generator
+            opened = open_without_public(Path(place), method.code).generator
         except InputError as error:
             said = str(error).replace(str(place), "it")
             raise InputError(f"a release of this network could not be opened again: {said}") from error

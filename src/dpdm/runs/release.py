@@ -4,7 +4,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,11 @@ class Release:
         """Shape (channel, height, width) and class names of its images."""
         return self.generator.facts
 
+    @property
+    def public(self) -> tuple[PublicPart, ...]:
+        """What it was made with that is public by declaration: no claim protects it."""
+        return read_parts(self.settings["facts"]["public"])
+
     def __repr__(self) -> str:
         return f"Release({self.claim.get('statement')!r}, shape={self.facts.shape}, classes={self.facts.num_classes})"
 
@@ -265,32 +270,40 @@ class Release:
                 with (the names, shapes and kinds of its weights), or a public part is missing or another.
         """
         folder = release_folder(run)
-        claim = read_claim(folder)
-        settings, path = read_settings(folder, claim), folder / "model.safetensors"
-        try:
-            method, facts = decode_method(settings), facts_of(settings["facts"])
-            layout = require_layout(path, method, facts, read_parts(settings["facts"]["public"]))
-            require_weights_digest(folder, claim)
-            if network is not None:
-                method = method.with_code(network)
-            generator = method.untrained(facts, seed=_NO_RUNS, sizes=_sizes(layout))
-            if other := differences(layout_of(generator.state_dict()), layout):
-                raise InputError(f"{folder} was trained with another network than the one given: {other}")
-            generator.load_state_dict(read_weights(path, layout))
-            _supply(generator, public or {}, folder)
-            generator.requires_grad_(False).eval()
-            claim["statement"]
-        except InputError:
+        release = open_without_public(folder, network)
+        _supply(release.generator, public or {}, folder)
+        return replace(release, generator=release.generator.to(choose_device("auto")))
+
+
+def open_without_public(folder: Path, network: OwnNetwork | None) -> Release:
+    """Return the release in a folder, as `Release.load` does, but on the CPU and without its public parts."""
+    claim = read_claim(folder)
+    settings, path = read_settings(folder, claim), folder / "model.safetensors"
+    try:
+        method, facts = decode_method(settings), facts_of(settings["facts"])
+        layout = require_layout(path, method, facts, read_parts(settings["facts"]["public"]))
+        require_weights_digest(folder, claim)
+        if network is not None:
+            method = method.with_code(network)
+        generator = method.untrained(facts, seed=_NO_RUNS, sizes=_sizes(layout))
+        if other := differences(layout_of(generator.state_dict()), layout):
+            raise InputError(f"{folder} was trained with another network than the one given: {other}")
+        generator.load_state_dict(read_weights(path, layout))
+        generator.requires_grad_(False).eval()
+        claim["statement"]
+    except InputError:
+        raise
+    except (LookupError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
+        if is_of_memory(error):
             raise
-        except (LookupError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
-            if is_of_memory(error):
-                raise
-            raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
-        return Release(generator.to(choose_device("auto")), claim, settings)
+        raise InputError(f"{folder} is damaged ({type(error).__name__}): its files do not fit together") from None
+    return Release(generator, claim, settings)
 
 
 def _supply(generator: ImageGenerator, public: Mapping[str, Path | str], folder: Path) -> None:
-    """Give a generator its public parts, or raise InputError if one is missing, or is another file."""
+    """Give a generator its public parts, or raise InputError if one is missing, another file, or not needed."""
+    if unknown := public.keys() - {part.name for part in generator.parts}:
+        raise InputError(f"{folder} needs no public file {', '.join(sorted(unknown))}: leave it out")
     for part in generator.parts:
         if part.name not in public:
             raise InputError(f"{folder} needs the public file {part.name} (SHA-256 {part.sha256}): name its path")

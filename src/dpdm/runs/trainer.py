@@ -34,7 +34,7 @@ class Trainer:
     """Trains a generator under a plan.
 
     Args:
-        method: How: `Diffusion(...)`, `PriorAlone(...)`.
+        method: How: `Diffusion(...)`, `PriorAlone(...)`, `Evolution(...)`.
         plan: What may be released: `method.plan(epsilon=...)`, or `NonPrivate(...)`.
         machine: Device, precision and memory: may be others when a run goes on.
         seed: Of first weights and the like, and of nothing that keeps a secret.

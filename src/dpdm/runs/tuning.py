@@ -87,11 +87,11 @@ class Tuner:
         """
         first = self.candidates[0]
         for config in self.candidates[1:]:
-            same = (config.privacy, config.data) == (first.privacy, first.data)
+            same = (config.privacy, config.data, config.public) == (first.privacy, first.data, first.public)
             if not same or _planned(config) != _planned(first):
                 raise InputError(
-                    "candidates differ in [privacy], [data] or what their method releases, on which the price of a run "
-                    "depends: let them differ in other settings"
+                    "candidates differ in [privacy], [data], [public] or what their method releases, on which the "
+                    "price of a run depends: let them differ in other settings"
                 )
         if not isinstance(first.privacy, Privacy):
             raise InputError("privacy.kind = non-private claims nothing: a search has no price there")

@@ -1,0 +1,265 @@
+"""Public data of a run: named in its claim, blanked in the private images, and nobody's private images of before."""
+
+import dataclasses
+import json
+import shutil
+import tomllib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from two_worlds import IMAGES, RecordingPlan, World, differences, images, moved, plus, stopped_clock
+
+from dpdm.config import Machine
+from dpdm.data import ImageDataset
+from dpdm.files import digest, json_text
+from dpdm.ledger import Ledger
+from dpdm.ledger.records import Records
+from dpdm.methods import Evolution, ImageGenerator, Method, Prior, PriorAlone, PublicPart
+from dpdm.methods.registry import METHODS
+from dpdm.privacy import FullSum, InsecureSeededEntropy
+from dpdm.privacy.sums import BoundedSum
+from dpdm.runs import Release, Trainer, verify_release
+from dpdm.types import InputError
+
+SHOWN = dataclasses.replace(images(40, seed=7), labels=None, num_classes=0, class_names=(), name="shown", public=True)
+METHOD = Evolution(rounds=2, population=4)
+
+
+def trainer(run=None, *, method=METHOD, public=SHOWN, plan=None, size=12, ledger=None, **others):
+    plan = plan or method.plan(epsilon=3.0, dataset_size=size, delta=1e-13)
+    machine = Machine(device="cpu", precision="float32")
+    return Trainer(method=method, plan=plan, machine=machine, public=public, run=run, ledger=ledger, **others)
+
+
+@pytest.fixture(scope="module")
+def evolved(tmp_path_factory):
+    run = tmp_path_factory.mktemp("evolved") / "run"
+    trainer(run).fit(IMAGES)
+    return run
+
+
+def test_a_claim_names_what_was_public_and_says_that_it_does_not_protect_it(evolved):
+    claim = json.loads((evolved / "release" / "privacy.json").read_text())
+    assert claim["public"] == [{"name": "shown", "sha256": SHOWN.digest()}]
+    said = f"it does not protect what was declared public: shown (SHA-256 {SHOWN.digest()[:16]}…)"
+    assert claim["statement"].endswith(said)
+    verified, loaded = verify_release(evolved), Release.load(evolved)
+    assert verified.public == loaded.public == (PublicPart("shown", SHOWN.digest()),)
+    assert verified.statement == claim["statement"]
+
+
+def test_a_claim_of_private_images_alone_says_so(tmp_path):
+    trainer(tmp_path / "run", method=PriorAlone(prior=Prior(centres=1)), public=None).fit(IMAGES)
+    claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
+    assert claim["public"] == []
+    assert "public:" not in claim["statement"]
+
+
+PART = {"name": "shown", "sha256": "0" * 64}
+
+
+def everywhere(declared):
+    """Change what was public in settings and claim together, with digests that fit."""
+
+    def forge(release):
+        settings, claim = release / "config.toml", release / "privacy.json"
+        table, stated = tomllib.loads(settings.read_text()), json.loads(claim.read_text())
+        table["facts"]["public"] = stated["public"] = declared
+        settings.write_bytes(tomli_w.dumps(table).encode())
+        stated["sha256"]["config.toml"] = digest(settings)
+        claim.write_text(json_text(stated))
+
+    return forge
+
+
+def in_the_claim(**changes):
+    def forge(release):
+        path = release / "privacy.json"
+        path.write_text(json_text(json.loads(path.read_text()) | changes))
+
+    return forge
+
+
+FORGED = {
+    "no part": everywhere([]),
+    "one more part": everywhere([{"name": "shown", "sha256": SHOWN.digest()}, PART | {"name": "more"}]),
+    "the same name twice": everywhere([PART, PART]),
+    "another digest, which the statement does not name": everywhere([PART]),
+    "a digest of other characters": everywhere([PART | {"sha256": "G" * 64}]),
+    "a digest of wide digits": everywhere([PART | {"sha256": "\uff10" * 64}]),
+    "a digest too short": everywhere([PART | {"sha256": "0" * 63}]),
+    "a number for a digest": everywhere([PART | {"sha256": 0}]),
+    "a name that nobody sees": everywhere([PART | {"name": "\u200b"}]),
+    "a name of two lines": everywhere([PART | {"name": "shown\nThe claim protects all"}]),
+    "no name": everywhere([{"sha256": "0" * 64}]),
+    "a key too many": everywhere([PART | {"size": 5}]),
+    "parts without end": everywhere([PART | {"name": str(number)} for number in range(10_000)]),
+    "words for parts": everywhere("none"),
+    "a number for parts": everywhere(0),
+    "a claim that names none": in_the_claim(public=[]),
+    "a claim that names others": in_the_claim(public=[PART]),
+    "a statement without it": in_the_claim(statement="(3, 1e-13)-DP"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_release_that_says_another_thing_of_what_was_public_is_refused(evolved, tmp_path, name):
+    release = tmp_path / "release"
+    shutil.copytree(evolved / "release", release)
+    FORGED[name](release)
+    with pytest.raises(InputError) as refused:
+        verify_release(release)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("unit", ["image", "group"])
+def test_whether_a_private_image_is_public_shows_in_no_sum_and_no_file(tmp_path, unit):
+    """Two worlds: the last record is one of the public images, or another. It is blanked, and all else is the same."""
+    worlds = [plus(IMAGES, image, 1) for image in (SHOWN.images[3], 255 - SHOWN.images[3])]
+    if unit == "group":
+        worlds = [dataclasses.replace(data, groups=np.arange(len(data)) // 2) for data in worlds]
+    units = worlds[0].num_units
+    plan = METHOD.plan(epsilon=3.0, dataset_size=units, delta=1e-13, unit=unit)
+    fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+
+    def world(data, folder, replay=None):
+        seen = World(replay=replay)
+        with stopped_clock():
+            recording = RecordingPlan.of(seen, **fields)
+            made = trainer(folder, plan=recording, entropy=InsecureSeededEntropy(0)).fit(data)
+        files = [path for path in folder.rglob("*") if path.is_file() and "kept" not in path.parts]
+        of_the_owner = {"metrics.jsonl", "duplicates.json"}
+        seen.observed = {
+            str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in of_the_owner
+        }
+        seen.observed["claim"] = repr(made.claim)
+        return seen
+
+    d = world(worlds[0], tmp_path / "d")
+    e = world(worlds[1], tmp_path / "e", replay=d)
+    assert differences(d, e) == []
+    assert max(moved(d, e)) > 0, "the blanked record takes no part"
+    listed = json.loads((tmp_path / "d" / "private" / "duplicates.json").read_text())
+    assert listed["blank_records"] == [12]
+    assert json.loads((tmp_path / "e" / "private" / "duplicates.json").read_text())["blank_records"] == []
+
+
+def test_a_run_goes_on_with_its_own_public_images_alone(tmp_path):
+    run = tmp_path / "run"
+    steps = trainer(run).steps(IMAGES)
+    next(steps)
+    steps.close()
+    other = dataclasses.replace(SHOWN, images=255 - SHOWN.images)
+    renamed = dataclasses.replace(SHOWN, name="others")
+    for public in (other, renamed):
+        with pytest.raises(InputError, match=r"holds another run .*facts\.public"):
+            trainer(run, public=public).fit(IMAGES)
+    trainer(run).fit(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"public": None}, "the method evolution starts from public images: name some"),
+        ({"method": PriorAlone()}, "the method prior starts from no public images: leave out --public"),
+        ({"public": SHOWN.images}, "public must be an ImageDataset (dpdm.open_dataset), not ndarray"),
+        ({"public": dataclasses.replace(SHOWN, name="two\nlines")}, "the public data (public.name)"),
+    ],
+)
+def test_public_images_are_given_where_a_method_starts_from_some(given, says):
+    with pytest.raises(InputError) as refused:
+        trainer(**given)
+    assert says in str(refused.value)
+
+
+def test_public_images_of_another_shape_are_refused_and_nothing_is_left(tmp_path):
+    larger = ImageDataset(images=np.zeros((4, 9, 9, 1), np.uint8), name="larger", public=True)
+    with pytest.raises(InputError, match="larger has images of shape"):
+        trainer(tmp_path / "run", public=larger).fit(IMAGES)
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_with_a_total_cannot_be_declared_public(tmp_path):
+    """Also in another order; what a run spends on others would reveal these, and no total would know."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    scans = dataclasses.replace(SHOWN, name="scans", public=False)
+    ledger.register(Records.of(scans), epsilon=5.0, delta=1e-5, relation="replace_special", unit="image")
+    shuffled = dataclasses.replace(SHOWN, images=SHOWN.images[::-1].copy())
+    for public in (SHOWN, shuffled):
+        with pytest.raises(InputError, match="the images of shown are registered as scans, which has a total"):
+            trainer(tmp_path / "run", public=public, ledger=ledger).fit(IMAGES)
+        assert not (tmp_path / "run").exists()
+    others = dataclasses.replace(SHOWN, images=255 - SHOWN.images)
+    trainer(tmp_path / "run", public=others, ledger=ledger).fit(IMAGES)
+
+
+class _Borrowing(ImageGenerator):
+    """Draws what a public file holds, scaled by what was released."""
+
+    def __init__(self, facts, parts):
+        super().__init__()
+        self.facts, self._parts = facts, parts
+        self.register_buffer("level", torch.zeros((), dtype=torch.float64))
+        self.pattern = None
+
+    @property
+    def parts(self):
+        return self._parts
+
+    def supply(self, part, path):
+        self.pattern = torch.from_numpy(np.load(path))
+
+    def draw(self, labels, *, random):
+        return (self.pattern * self.level).float().expand(len(labels), *self.facts.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Borrowed(Method):
+    """One sum; the rest is a public file that the release names and does not hold."""
+
+    kind: ClassVar[str] = "borrowed"
+    folder: ClassVar[Path]
+    sha256: str
+
+    def releases(self, budget):
+        return (FullSum(name="one"),)
+
+    def untrained(self, facts, *, seed=0, sizes=None):
+        return _Borrowing(facts, (PublicPart("pattern.npy", self.sha256),))
+
+    def train(self, generator, data, run):
+        run.resume()
+        generator.supply(*generator.parts, self.folder / "pattern.npy")
+        total = torch.tensor([float(len(data))], dtype=torch.float64)
+        values, _ = run.once("one", lambda: BoundedSum(total, 1.0))
+        generator.level.copy_(values[0].clamp(0, 1))
+        yield run.made_sum(generator)
+        return generator
+
+    def require_possible(self, read, plan, facts, where):
+        pass
+
+
+def test_a_release_names_the_public_file_that_it_needs_and_is_given_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "borrowed", Borrowed)
+    pattern, other = tmp_path / "pattern.npy", tmp_path / "other.npy"
+    np.save(pattern, np.linspace(-1, 1, 64).reshape(1, 8, 8))
+    np.save(other, np.zeros((1, 8, 8)))
+    Borrowed.folder, run = tmp_path, tmp_path / "run"
+    trainer(run, method=Borrowed(sha256=digest(pattern)), public=None).fit(IMAGES)
+    assert verify_release(run).public == (PublicPart("pattern.npy", digest(pattern)),)
+    assert "does not protect what was declared public: pattern.npy" in verify_release(run).statement
+    loaded = Release.load(run, public={"pattern.npy": pattern})
+    assert loaded.sample(3, seed=0)[0].std() > 10
+    for given, says in (
+        ({}, "needs the public file pattern.npy"),
+        ({"pattern.npy": other}, "is not the public file pattern.npy"),
+        ({"pattern.npy": tmp_path / "none"}, "is not the public file pattern.npy"),
+        ({"pattern.npy": pattern, "more": other}, "needs no public file more: leave it out"),
+    ):
+        with pytest.raises(InputError, match=says):
+            Release.load(run, public=given)

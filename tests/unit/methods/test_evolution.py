@@ -1,0 +1,144 @@
+"""What a vote of private images for public ones is, and where the next candidates come from."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.data import ImageDataset
+from dpdm.methods import Evolution, ImageFacts
+from dpdm.methods.evolution import _nearest_votes, chosen_by, perplexity
+from dpdm.methods.nearest import neighbours, squared_distances, whole_features
+from dpdm.runs import Trainer
+from dpdm.types import InputError
+
+
+def noise(count, shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "numbers"),
+    [((8, 8, 1), 64), ((16, 16, 3), 768), ((28, 28, 1), 196), ((32, 32, 3), 768), ((33, 100, 1), 11 * 34)],
+)
+def test_features_are_sums_of_pixels_in_squares(shape, numbers):
+    images = noise(5, shape)
+    features = whole_features(images)
+    assert features.shape == (5, numbers)
+    assert torch.equal(features, features.round())
+    assert np.array_equal(features.sum(1).numpy(), images.reshape(5, -1).sum(1))
+
+
+def test_distances_are_exact_in_any_order():
+    x, y = (whole_features(noise(50, (32, 32, 3), seed)).double() for seed in (0, 1))
+    found = squared_distances(x, y) + x.square().sum(1, keepdim=True)
+    assert torch.equal(found, (x[:, None] - y).square().sum(2))
+    assert torch.equal(squared_distances(x[:1], y), squared_distances(x, y)[:1])
+
+
+def test_a_private_image_votes_for_the_nearest_candidate_of_its_class():
+    private = noise(30, (8, 8, 1))
+    labels, weights = np.arange(30) % 3, np.ones(30)
+    data = ImageDataset(images=private, labels=labels, num_classes=3, name="private")
+    candidates = whole_features(noise(12, (8, 8, 1), 1)).view(3, 4, 64)
+    (bins, weighed), *others = _nearest_votes(data, whole_features(private).numpy(), candidates)
+    assert not others
+    assert np.array_equal(weighed, weights)
+    assert np.array_equal(bins[:, 0] // 4, labels)
+    for x, label, chosen in zip(whole_features(private), labels, bins[:, 0] % 4, strict=True):
+        assert (candidates[label] - x).square().sum(1).argmin() == chosen
+
+
+def test_counts_below_the_threshold_are_none():
+    assert chosen_by(torch.tensor([5.0, 1.0, 15.0]).double(), least=2.0).tolist() == [0.25, 0, 0.75]
+    assert chosen_by(torch.tensor([1.0, -1.0, 3.0]).double(), least=4.0).tolist() == [0.25, 0, 0.75]
+    assert chosen_by(torch.tensor([-1.0, -1.0]).double(), least=4.0).tolist() == [0.5, 0.5]
+
+
+def test_perplexity_counts_equal_candidates():
+    assert perplexity(torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0]).double()) == pytest.approx(4)
+    assert perplexity(torch.tensor([1.0, 0.0]).double()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("reach", [1, 3, 100])
+def test_neighbours_are_near(reach):
+    features = torch.arange(20.0)[:, None] ** 2
+    known, parents = torch.arange(0, 20, 2), torch.tensor([0, 4, 18] * 200)
+    children = neighbours(features, known, parents, reach, torch.Generator().manual_seed(0))
+    for parent in (0, 4, 18):
+        near = sorted(range(0, 20, 2), key=lambda other: abs(other**2 - parent**2))[:reach]
+        assert set(children[parents == parent].tolist()) == set(near)
+
+
+def evolved(epsilon, **changes):
+    """Dark private images, of two classes by their top; public ones are dark and bright."""
+    random = np.random.default_rng(0)
+    dark, bright = (random.integers(low, low + 60, (400, 8, 8, 1), np.uint8) for low in (0, 180))
+    labels = np.arange(800) % 2
+    private = np.concatenate([dark, dark])
+    private[labels == 1, :4] += 60
+    public = np.concatenate([dark, bright, dark])
+    public[800:, :4] += 60
+    data = ImageDataset(images=private, labels=labels, num_classes=2, name="private", public=False)
+    shown = ImageDataset(images=public + np.uint8(1), name="grey", public=True)
+    method = Evolution(**{"rounds": 3, "population": 20} | changes)
+    plan = method.plan(epsilon=epsilon, dataset_size=800, delta=1e-5)
+    return Trainer(method=method, plan=plan, public=shown, run=None, ledger=None).fit(data)
+
+
+def test_the_population_moves_to_what_private_images_look_like():
+    images, labels = evolved(epsilon=20).sample(200, seed=0)
+    tops, bottoms = images[:, :4].mean((1, 2, 3)), images[:, 4:].mean((1, 2, 3))
+    assert (bottoms < 90).mean() > 0.95  # none of the bright third
+    assert ((tops > 60) == (labels == 1)).mean() > 0.95
+
+
+def test_with_hardly_any_budget_the_population_is_as_the_public_images_are():
+    images, _ = evolved(epsilon=0.01, rounds=1, population=200).sample(400, seed=0)
+    assert 0.15 < (images[:, 4:].mean((1, 2, 3)) > 120).mean() < 0.55
+
+
+def test_shares_of_classes_are_released_with_the_votes():
+    shares = evolved(epsilon=20).generator.class_shares
+    assert shares == pytest.approx((0.5, 0.5), abs=0.05)
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_a_class_of_no_public_image_is_refused_before_the_first_sum():
+    data = ImageDataset(
+        images=noise(10, (8, 8, 1)), labels=np.arange(10) % 2, num_classes=2, class_names=("ant", "bee"), name="few"
+    )
+    ants = ImageDataset(
+        images=noise(9, (8, 8, 1), 1), labels=np.zeros(9, int), num_classes=2, class_names=("ant", "bee"), name="ants"
+    )
+    method = Evolution(rounds=2, population=3)
+    plan = method.plan(epsilon=3.0, dataset_size=10, delta=1e-3)
+    with pytest.raises(InputError, match="ants has no image of the class bee"):
+        Trainer(method=method, plan=plan, public=ants, run=None, ledger=None).fit(data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rounds": 0}, "rounds must be"),
+        ({"rounds": 101}, "rounds"),
+        ({"population": 0}, "population must be"),
+        ({"population": 10**6 + 1}, "population × classes"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, says):
+    with pytest.raises(InputError, match=says):
+        Evolution(**changes).require_images(ImageFacts((1, 8, 8), ()))
+
+
+def test_a_run_of_it_takes_no_steps():
+    with pytest.raises(InputError, match="evolution"):
+        Evolution().plan(epsilon=1.0, dataset_size=100, delta=1e-3, steps=5)
+
+
+def test_each_round_has_the_same_noise():
+    plan = Evolution(rounds=3).plan(epsilon=1.0, dataset_size=100, delta=1e-5)
+    first, *others = plan.full
+    assert first.name == "votes, round 1"
+    assert all(dataclasses.replace(other, name=first.name) == first for other in others)
