@@ -5,6 +5,7 @@ import json
 import shutil
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
