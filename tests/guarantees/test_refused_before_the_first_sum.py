@@ -277,10 +277,10 @@ def release_unwritable(patch):
 
 
 def release_unreadable(patch):
-    def load(*arguments, **options):
+    def damaged(*arguments):
         raise InputError("the release is damaged")
 
-    patch.setattr(Release, "load", load)
+    patch.setattr(rehearsal, "open_without_public", damaged)
 
 
 def tf32(patch):

@@ -305,7 +305,7 @@ def _reserve(
                 trainer.ledger,
                 plan,
                 Records.of(data),
-                public=None if trainer.public is None else Records.of(trainer.public),
+                public=[Records.of(images) for images in trainer.public_images],
                 run=None if trainer.run is None else Path(trainer.run),
                 begun=mechanism.spent > 0,
                 finished=mechanism.finished,
