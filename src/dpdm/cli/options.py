@@ -29,7 +29,8 @@ PublicImages = Annotated[
     str | None,
     typer.Option(
         "--public",
-        help="Images declared public, for a method that starts from some: a path or a name. No ε protects them.",
+        help="Images declared public, for a method that starts from some: fonts or shapes, which are drawn, a path or "
+        "a name, or several joined by +. No ε protects them.",
     ),
 ]
 Epsilon = Annotated[
