@@ -60,7 +60,13 @@ def test_the_presets_are_those_that_are_promised():
         "mnist",
     ]
     published += ["mnist-epsilon-0.2", "mnist-epsilon-1"]
-    for_a_laptop = ["digits", "fashion-mnist-cpu", "fashion-mnist-cpu-epsilon-0.2", "fashion-mnist-cpu-epsilon-1", "mnist-cpu"]
+    for_a_laptop = [
+        "digits",
+        "fashion-mnist-cpu",
+        "fashion-mnist-cpu-epsilon-0.2",
+        "fashion-mnist-cpu-epsilon-1",
+        "mnist-cpu",
+    ]
     assert preset_names() == sorted([*published, *for_a_laptop])
 
 
