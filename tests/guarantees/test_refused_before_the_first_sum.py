@@ -367,6 +367,7 @@ def _precision():
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("unchecked")
 def test_what_can_refuse_a_run_does_so_before_anything_is_spent_counted_or_left(case, tmp_path, ledger, monkeypatch):
     changes, patch, said = CASES[case]
     before = ledger.storage.entries()

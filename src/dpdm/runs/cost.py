@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 
 from dpdm.config import Config, Machine, require_timed
 from dpdm.diffusion import DenoisingLoss, NoisyBatch
@@ -173,7 +174,9 @@ def sampling_seconds(generator: ImageGenerator, *, within: float = _UNHURRIED / 
     return taken * times * SAMPLED / number
 
 
-def random_batch(method: Diffusion, loss: DenoisingLoss, facts: ImageFacts, images: torch.Tensor) -> NoisyBatch:
+def random_batch(
+    method: Diffusion, loss: DenoisingLoss, facts: ImageFacts, images: Float[torch.Tensor, "batch channel height width"]
+) -> NoisyBatch:
     """Draw noisy copies of made-up images."""
     return loss.draw(
         images,
