@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
@@ -17,6 +18,7 @@ from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "guarantees"))
+from test_processes import launch
 from two_worlds import (
     GROUP_NEIGHBOURS,
     GROUPED,
@@ -158,3 +160,35 @@ def test_a_generator_is_its_state(name):
     drawn = [generator.draw(labels, random=torch.Generator().manual_seed(0)) for generator in (one, other)]
     assert torch.equal(*drawn)
     assert drawn[0].shape == (3, *facts.shape)
+
+
+WORKER = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+import torch
+from dpdm.privacy import InsecureSeededEntropy
+from dpdm.runs.hardware import joined_processes
+from test_methods import IMAGES, trainer
+torch.set_num_threads(1)
+with joined_processes() as processes:
+    made = trainer(sys.argv[3], "run", entropy=InsecureSeededEntropy(0)).fit(IMAGES)
+    torch.save(dict(made.generator.state_dict()), f"state{processes.rank}.pt")
+"""
+
+
+@pytest.mark.proof
+@every_method
+def test_two_processes_are_one_run(name, tmp_path):
+    """Both come to the same generator; of the same sums over all records as one alone, but for what rounding takes."""
+    here = Path(__file__).parent
+    done = launch(2, WORKER, here, here.parent, name, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"state{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    trainer(name, tmp_path / "alone", entropy=InsecureSeededEntropy(0)).fit(IMAGES)
+    together, alone = (
+        {file.name: load_file(file)["values"] for file in (tmp_path / run / "private").glob("sums/*.safetensors")}
+        for run in ("run", "alone")
+    )
+    assert len(alone) == len(plan_of(TOYS[name]).full)
+    assert all(torch.allclose(alone[key], together[key], atol=1e-6) for key in alone | together)
