@@ -1,9 +1,21 @@
 import os
 
+import jaxtyping
 import pytest
 import torch
 
+import shapes
+
 os.environ.setdefault("DPDM_LEDGER", "none")  # what tests train is not for the user's own ledger
+shapes.install()  # before any test imports the package
+
+
+@pytest.fixture
+def unchecked():
+    """For arguments that the package itself refuses: nobody but the tests checks shapes before it does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -144,7 +144,12 @@ class Denoiser(Protocol):
     denoised image, of the shape of `x`.
     """
 
-    def __call__(self, x: "Tensor", sigma: "Tensor", labels: "Tensor") -> "Tensor":
+    def __call__(
+        self,
+        x: "Float[Tensor, 'batch channel height width']",
+        sigma: "Float[Tensor, ' batch']",
+        labels: "Int[Tensor, ' batch']",
+    ) -> "Float[Tensor, 'batch channel height width']":
         """Return the denoised images."""
         ...
 

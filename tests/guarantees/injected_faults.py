@@ -34,12 +34,14 @@ from two_worlds import (
     NUM_CLASSES,
     PLAN,
     D,
+    RecordingPlan,
     World,
     differences,
     extreme,
     fit,
     loader,
     moved,
+    plus,
     records,
     train,
 )
@@ -52,7 +54,7 @@ from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoise
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Diffusion, Prior, prior
+from dpdm.methods import Diffusion, Evolution, Prior, evolution, prior
 from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
 from dpdm.privacy import (
@@ -73,8 +75,11 @@ from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.noise import grid_step
+from dpdm.privacy.sums import BoundedSum
 from dpdm.runs import Release, Trainer, verify_release
+from dpdm.runs.public import claim_of
 from dpdm.runs.release import digest
+from dpdm.runs.run import Run
 from dpdm.types import InputError
 from plans import in_memory
 
@@ -134,6 +139,33 @@ def public_images_among_the_private(folder: Path) -> list[str]:
     found = differences(d, e)
     if max(moved(d, e)) > 1e-7:  # what rounding takes, with one example more in a physical batch
         found.append("an image that is blank moved a sum")
+    return found
+
+
+def two_worlds_of_votes(folder: Path) -> list[str]:
+    """Private evolution in worlds that differ in an image, in a group, and in whether an image is public too."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    last, method, found = len(IMAGES) - 1, Evolution(rounds=2, population=4), []
+    pairs = {
+        "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES, IMAGE_NEIGHBOURS["white"])],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], 255 - public.images[0]))],
+    }
+    for name, both in pairs.items():
+        unit = "group" if name == "group" else "image"
+        sound = method.plan(epsilon=3.0, dataset_size=12, delta=1e-13, unit=unit)
+        fields = {field.name: getattr(sound, field.name) for field in dataclasses.fields(sound)}
+        for number, (one, other) in enumerate(both):
+            d, e = World(), World()
+            e.replay = d
+            for world, data in ((d, one), (e, other)):
+                plan = RecordingPlan.of(world, **fields)
+                entropy = InsecureSeededEntropy(0)
+                place = folder / f"{name} {number} {world is d}"
+                trainer = Trainer(method=method, plan=plan, public=public, run=place, entropy=entropy, ledger=None)
+                world.observed = {"weights": dict(trainer.fit(data).generator.state_dict())}
+            found += differences(d, e)
     return found
 
 
@@ -254,7 +286,7 @@ def verification(folder: Path, *, tamper=None) -> list[str]:
     sound = fit(World(), IMAGES, folder / "run", plan=PLAN | {"steps": 2})
     release = Release.load(folder / "run")
     settings = release.settings | {"plan": encode(plan)}
-    claim = plan.claim(entropy=mechanism.OperatingSystemEntropy())
+    claim = claim_of(plan, (), entropy=mechanism.OperatingSystemEntropy())
     release = dataclasses.replace(release, settings=settings, claim=claim)
     assert sound.calls
     release.save(folder / "release")
@@ -806,6 +838,43 @@ def black_in_place_of_blank(patch: Patch) -> None:
     patch.setattr(Loader, "_draw", shown)
 
 
+def blank_images_vote(patch: Patch) -> None:
+    sound = ImageDataset.weights.fget
+    shown = lambda self: sound(dataclasses.replace(self, blank=None))  # noqa: E731
+    patch.setattr(ImageDataset, "weights", property(shown))
+
+
+def two_whole_votes(patch: Patch) -> None:
+    sound = evolution.votes
+
+    def twice(parts, *, bins):
+        both = ((torch.cat([chosen, (chosen + 1) % bins], dim=1), weights) for chosen, weights in parts)
+        return BoundedSum(sound(both, bins=bins).total * math.sqrt(2), 1.0)
+
+    patch.setattr(evolution, "votes", twice)
+
+
+def counts_without_noise(patch: Patch) -> None:
+    sound = Run.once
+
+    def once(self, name, make):
+        bounded = make()
+        return sound(self, name, lambda: bounded)._replace(values=bounded.total)
+
+    patch.setattr(Run, "once", once)
+
+
+def noise_where_there_are_votes(patch: Patch) -> None:
+    sound = Run.once
+
+    def once(self, name, make):
+        bounded = make()
+        noisy = sound(self, name, lambda: bounded)
+        return noisy._replace(values=torch.where(bounded.total > 0, noisy.values, 0))
+
+    patch.setattr(Run, "once", once)
+
+
 def sources_forgotten(patch: Patch) -> None:
     sound = Records.of
     patch.setattr(Records, "of", lambda data: sound(dataclasses.replace(data, sources=None)))
@@ -1027,6 +1096,11 @@ FAULTS = [
     Fault("each image of a group at full weight in the prior", images_at_full_weight, two_worlds_of_groups),
     Fault("a group's images chosen by the size of the batch", images_chosen_by_the_batch, two_worlds_of_groups),
     Fault("a black image in place of a blank one", black_in_place_of_blank, public_images_among_the_private),
+    Fault("a whole vote for each image of a group", images_at_full_weight, two_worlds_of_votes),
+    Fault("a black image that votes in place of a blank one", blank_images_vote, two_worlds_of_votes),
+    Fault("two whole votes of each image", two_whole_votes, two_worlds_of_votes),
+    Fault("candidates that follow counts without noise", counts_without_noise, two_worlds_of_votes, said="weights"),
+    Fault("noise on bins with votes alone", noise_where_there_are_votes, two_worlds_of_votes, said="weights"),
     Fault("a ledger that looks at framed images alone", sources_forgotten, known_again),
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
     Fault("steps counted in memory only", reserve_in_memory, journal),
@@ -1054,6 +1128,7 @@ CHECKS = {
     two_worlds_of_the_trainer: "two worlds, the trainer with its files",
     two_worlds_of_groups: "two worlds that differ in a group of images",
     public_images_among_the_private: "two worlds that differ in an image that is public",
+    two_worlds_of_votes: "two worlds of votes for public images",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",
     noise_of_the_prior: "`dpdm audit`, noise on a prior's sums",

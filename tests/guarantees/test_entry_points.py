@@ -100,6 +100,7 @@ def test_a_sensitivity_is_one_number(sensitivity):
         released(torch.zeros(3, dtype=torch.float64), sensitivity=sensitivity)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_last_line_of_defence_stands_beside_the_noise(monkeypatch):
     """Even with nothing refused before, noise is never broadcast."""
     monkeypatch.setattr(mechanism, "_require_vector", lambda total, sensitivity: None)
@@ -661,6 +662,7 @@ def test_asserts_that_are_switched_off_leave_the_last_line_of_defence():
     assert "AssertionError: noise of shape" in result.stderr
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_sums_of_a_run_are_vectors_everywhere():
     """The one method that every noisy sum passes refuses too: whoever calls it, by whatever way."""
     run = DPSGD(**FIELDS).start()

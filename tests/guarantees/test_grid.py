@@ -175,7 +175,8 @@ def test_rounding_noise_beside_a_whole_number_is_rounding_their_sum(monkeypatch)
     step = grid_step(1.0)
     released = []
     for whole_steps, noise in ((1.0, 0.5), (0.0, 1.5), (-1.0, 2.5), (3.0, -1.5)):
-        monkeypatch.setattr(mechanism, "gaussian", lambda number, noise=noise, **_: torch.full((number,), noise * step))
+        drawn = torch.tensor([noise * step], dtype=torch.float64)
+        monkeypatch.setattr(mechanism, "gaussian", lambda number, drawn=drawn, **_: drawn)
         run = DPSGD(**FIELDS, noise="grid").start()
         released.append(run._release(torch.full((1,), whole_steps * step, dtype=torch.float64), sensitivity=1.0))
     assert len(set(map(float, released))) == 1

@@ -277,10 +277,10 @@ def release_unwritable(patch):
 
 
 def release_unreadable(patch):
-    def load(*arguments, **options):
+    def damaged(*arguments):
         raise InputError("the release is damaged")
 
-    patch.setattr(Release, "load", load)
+    patch.setattr(rehearsal, "open_without_public", damaged)
 
 
 def tf32(patch):
@@ -367,6 +367,7 @@ def _precision():
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("unchecked")
 def test_what_can_refuse_a_run_does_so_before_anything_is_spent_counted_or_left(case, tmp_path, ledger, monkeypatch):
     changes, patch, said = CASES[case]
     before = ledger.storage.entries()

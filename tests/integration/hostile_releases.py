@@ -27,6 +27,7 @@ from dpdm.diffusion import GaussianMixture
 from dpdm.files import json_text
 from dpdm.methods.prior import PRIOR_SUMS
 from dpdm.privacy import OperatingSystemEntropy
+from dpdm.runs.public import claim_of
 from dpdm.runs.release import FILES, SCHEMA, digest
 from dpdm.runs.weights import _head as header
 from dpdm.runs.weights import layout_of, save_weights
@@ -217,7 +218,7 @@ def zeros(shape, kept):
         with (release / "model.safetensors").open("wb") as file:
             file.write(begin)
             file.truncate(len(begin) + sum(t.itemsize * math.prod(sides) for t, sides in layout.values()))
-        claimed = decode_plan(table["plan"]).claim(entropy=OperatingSystemEntropy())
+        claimed = claim_of(decode_plan(table["plan"]), (), entropy=OperatingSystemEntropy())
         (release / "privacy.json").write_text(json_text({"schema": SCHEMA, **claimed, "sha256": {}}))
         digested(release)
 

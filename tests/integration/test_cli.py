@@ -579,7 +579,7 @@ def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     alone = ("--set=data.size=8", "--method=prior", "--set=privacy.delta=1e-3", "--epsilon", 2)
     code, out, _ = dpdm("plan", photos, *alone)
     assert code == 0
-    assert "sums        7 first" in out
+    assert "sums        7; noise" in out
     assert "no network is trained" in out
     code, out, err = dpdm("train", photos, *alone, "--run", "alone")
     assert code == 0, err

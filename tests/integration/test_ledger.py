@@ -235,6 +235,9 @@ def test_the_best_of_several_runs_is_released_with_the_price_of_all(
     assert [event["type"] for event in privacy["events"]] == ["RepeatedSelection"]
     assert 1.98 < privacy["epsilon"] <= 2
     assert not {"scores", "choices", "runs"} & privacy.keys(), "how many runs there were is told to nobody"
+    (reference,) = privacy["public"]
+    assert f"does not protect what was declared public: {reference['name']} (" in privacy["statement"]
+    assert f"public   {json.dumps(reference['name'])}, SHA-256 {reference['sha256']}" in dpdm("verify", "best")[1]
     (reservation,) = book.account("photos").reservations.values()
     assert reservation.completed
     code, _, err = dpdm(*line)
@@ -342,10 +345,12 @@ def test_nothing_shows_of_a_search_whether_images_of_its_reference_are_private(
         known = prepare(photos, public)
         monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / f"ledger-{number}.sqlite"))
         code, out, err = dpdm("tune", photos, *TUNE, "--reference", public, *SMALL)
-        said = re.sub(r"ledger-\d|\d+:\d+|\d+(\.\d+)? ?(s|min)\b|[█▏▎▍▌▋▊▉ ]+", "", out + err)
+        said = re.sub(r"ledger-\d|SHA-256 \w+|\d+:\d+|\d+(\.\d+)? ?(s|min)\b|[█▏▎▍▌▋▊▉ ]+", "", out + err)
         public_files = sorted(str(f.relative_to(tmp_path)) for f in (tmp_path / "best" / "release").iterdir())
         released = (tmp_path / "best" / "release" / "privacy.json").read_text()
         claim = {key: value for key, value in json.loads(released).items() if key != "sha256"}
+        (reference,) = claim["public"]
+        assert claim.pop("statement").endswith(f"{reference['name']} (SHA-256 {reference.pop('sha256')[:16]}…)")
         seen.append((code, said, public_files, claim))
         listed = json.loads((tmp_path / "best" / "private" / "blanked.json").read_text())["records"]
         assert len(listed) == known
@@ -365,6 +370,15 @@ def test_a_search_does_not_go_on_with_another_reference(
     code, _, err = dpdm(*line)
     assert code == 2
     assert "another search" in err
+
+
+def test_images_with_a_total_cannot_be_the_reference_of_a_search(dpdm, photos, public, book, tmp_path):
+    code, _, err = dpdm("ledger", "register", public, "--epsilon", 5)
+    assert code == 0, err
+    code, _, err = dpdm("tune", photos, *TUNE, "--reference", public, *SMALL)
+    assert code == 2
+    assert "which has a total: they are private" in err
+    assert not (tmp_path / "best").exists()
 
 
 def test_a_copy_of_a_search_cannot_spend_its_reservation_once_more(
@@ -527,7 +541,7 @@ def test_a_private_score_is_noisy_and_part_of_the_price(
     [
         (("--try=privacy.steps=6,7", "--reference=photos"), "differ in [privacy]"),
         (("--try=prior.centres=1,2", "--reference=photos"), "differ in [privacy]"),
-        (("--try=data.fit=crop,pad", "--reference=photos"), "differ in [privacy], [data] or what their method rel"),
+        (("--try=data.fit=crop,pad", "--reference=photos"), "differ in [privacy], [data], [public] or what"),
         (("--try=optimizer.learning_rate", "--reference=photos"), "--try takes"),
         (("--try=optimizer.learning_rate=1e-3,", "--reference=photos"), "--try takes"),
         (("--try=optimizer.learning_rate=1e-3",), "--reference with public images"),

@@ -21,7 +21,10 @@ from dpdm.privacy.auditing import LowerBounds, clopper_pearson, lower_bounds
 _FALSE_ALARMS = (0.01, 0.001)
 _PART = 256  # images at a time
 
-Attack = Callable[[PreconditionedDenoiser, Tensor, Tensor], Tensor]
+Attack = Callable[
+    [PreconditionedDenoiser, Float[Tensor, "batch channel height width"], Int[Tensor, " batch"]],
+    Float[Tensor, " batch"],
+]
 """Maps (denoiser, images (batch, channel, height, width), labels) to scores (batch,)."""
 
 
@@ -56,7 +59,12 @@ class LossThreshold:
     levels: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
     draws: int = 6
 
-    def __call__(self, denoiser: PreconditionedDenoiser, x: Tensor, labels: Tensor) -> Float[Tensor, " batch"]:
+    def __call__(
+        self,
+        denoiser: PreconditionedDenoiser,
+        x: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, " batch"]:
         """Return the scores."""
         generator = torch.Generator().manual_seed(0)
         total = torch.zeros(len(x), device=x.device)
@@ -82,7 +90,12 @@ class StepwiseError:
     level: float = 0.35
     steps: int = 10
 
-    def __call__(self, denoiser: PreconditionedDenoiser, x: Tensor, labels: Tensor) -> Float[Tensor, " batch"]:
+    def __call__(
+        self,
+        denoiser: PreconditionedDenoiser,
+        x: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, " batch"]:
         """Return the scores."""
         levels = np.geomspace(self.lowest, self.level, self.steps + 1).tolist()
         levels.append(levels[-1] ** 2 / levels[-2])
@@ -104,7 +117,12 @@ class ProximalInitialization:
     lowest: float = 0.02
     level: float = 0.7
 
-    def __call__(self, denoiser: PreconditionedDenoiser, x: Tensor, labels: Tensor) -> Float[Tensor, " batch"]:
+    def __call__(
+        self,
+        denoiser: PreconditionedDenoiser,
+        x: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, " batch"]:
         """Return the scores."""
         own = _noise_seen(denoiser, x, labels, self.lowest)
         again = _noise_seen(denoiser, x + self.level * own, labels, self.level)
@@ -153,11 +171,22 @@ def judge(
     )
 
 
-def _along_the_path(denoiser: PreconditionedDenoiser, x: Tensor, labels: Tensor, here: float, there: float) -> Tensor:
+def _along_the_path(
+    denoiser: PreconditionedDenoiser,
+    x: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+    here: float,
+    there: float,
+) -> Float[Tensor, "batch channel height width"]:
     """Take one step of the deterministic path from noise level `here` to `there` (DDIM)."""
     return x + (there - here) * _noise_seen(denoiser, x, labels, here)
 
 
-def _noise_seen(denoiser: PreconditionedDenoiser, x: Tensor, labels: Tensor, level: float) -> Tensor:
+def _noise_seen(
+    denoiser: PreconditionedDenoiser,
+    x: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+    level: float,
+) -> Float[Tensor, "batch channel height width"]:
     seen: Tensor = (x - denoiser(x, x.new_full((len(x),), level), labels)) / level
     return seen

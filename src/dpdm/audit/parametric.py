@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from numpy import ndarray
 from scipy.fft import next_fast_len
 from scipy.stats import chi2, gamma, kstest, kstwobign, norm, poisson
@@ -213,7 +213,7 @@ def _steps_alone(plan: Plan, count: int) -> Plan:
     return dataclasses.replace(plan, releases=plan.poisson[-1:]).with_steps(count)
 
 
-def as_sum(noise: torch.Tensor, plan: Plan, noise_multiplier: float, *, sensitivity: float) -> Sum:
+def as_sum(noise: Float64[torch.Tensor, "..."], plan: Plan, noise_multiplier: float, *, sensitivity: float) -> Sum:
     """Return the noise of one release of the plan in units of what is accounted."""
     step = grid_step(sensitivity) / (noise_multiplier * sensitivity) if plan.noise == "grid" else 0.0
     return Sum(noise.flatten().numpy() / (noise_multiplier * sensitivity), step)
@@ -311,14 +311,14 @@ def _checks_of_selection(plan: Plan, entropy: Entropy) -> list[Check]:
     return [*checks, _check_of_overlap(series, records, rate), _check_of_sizes(sizes, records, rate)]
 
 
-def _check_of_overlap(batches: list[ndarray], records: int, rate: float) -> Check:
+def _check_of_overlap(batches: list[Int64[ndarray, " batch"]], records: int, rate: float) -> Check:
     """Return a check of what batches have in common with later ones, if records are moved or turned round."""
     found, mean = farthest_overlap(batches, records=records, rate=rate)
     most = 1 + poisson.isf(_SIGNIFICANCE / found.tests, mean)  # 1: the most that centring adds
     return Check("batches: largest overlap, records moved or turned round", found.value, mean, 0, float(most))
 
 
-def _check_of_sizes(sizes: ndarray, records: int, rate: float) -> Check:
+def _check_of_sizes(sizes: Int64[ndarray, " batches"], records: int, rate: float) -> Check:
     """Return a check that no size follows from another one, however much earlier."""
     variance = records * rate * (1 - rate)
     rarity = (1 - 2 * rate) ** 2 / variance  # squared skewness of a binomial number
@@ -337,12 +337,14 @@ def _around_one(name: str, value: float, variance: float) -> Check:
     return Check(f"batches: {name}", float(value), 1, float(min(limits[0])), float(max(limits[1])))
 
 
-def _selections(plan: Plan, entropy: Entropy, *, count: int) -> list[ndarray]:
+def _selections(plan: Plan, entropy: Entropy, *, count: int) -> list[Int64[ndarray, " batch"]]:
     """Return the batches of the first `count` steps of a new run."""
     return _chosen(_steps_alone(plan, count).start(entropy=entropy), count)
 
 
-def _selections_around_resuming(plan: Plan, entropy: Entropy) -> tuple[list[ndarray], list[ndarray]]:
+def _selections_around_resuming(
+    plan: Plan, entropy: Entropy
+) -> tuple[list[Int64[ndarray, " batch"]], list[Int64[ndarray, " batch"]]]:
     """Return the batches of a run before it is stopped, and as many after it goes on."""
     plan = _steps_alone(plan, 2 * _REPEATED)
     parts = []
@@ -355,7 +357,7 @@ def _selections_around_resuming(plan: Plan, entropy: Entropy) -> tuple[list[ndar
     return parts[0], parts[1]
 
 
-def _chosen(run: MechanismRun, count: int) -> list[ndarray]:
+def _chosen(run: MechanismRun, count: int) -> list[Int64[ndarray, " batch"]]:
     """Take steps on blank records; return which of them were chosen in each."""
     block, batches = nn.Linear(1, 1, bias=False), []
     for _ in range(count):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from numpy import ndarray
 
 _FINEST = 2.0**-46  # standard deviations within which two draws are equal: rounding differs by less
@@ -114,7 +114,9 @@ def equal_values(sums: Iterable[Sum], fold: Fold) -> Equal:
     return Equal(pairs, expected, variance)
 
 
-def farthest_overlap(batches: Sequence[ndarray], *, records: int, rate: float) -> tuple[Farthest, float]:
+def farthest_overlap(
+    batches: Sequence[Int64[ndarray, " batch"]], *, records: int, rate: float
+) -> tuple[Farthest, float]:
     """Return the most that batches overlap with later ones whose records are moved or turned round, and its mean.
 
     All batches with those a fixed number later are taken together, for each such number and each distance of records.

@@ -29,7 +29,8 @@ PublicImages = Annotated[
     str | None,
     typer.Option(
         "--public",
-        help="Images declared public, for a method that starts from some: a path or a name. No ε protects them.",
+        help="Images declared public, for a method that starts from some: fonts or shapes, which are drawn, a path or "
+        "a name, or several joined by +. No ε protects them.",
     ),
 ]
 Epsilon = Annotated[
@@ -80,13 +81,16 @@ def load_settings(
         if any(text.startswith("loss.noise_multiplicity=") for text in overrides or []):
             fail("--minutes chooses loss.noise_multiplicity: leave out one of the two")
     require_target(target)
-    from dpdm.config import Privacy, load_config, require_epsilon
+    from dpdm.config import Privacy, load_config, require_epsilon, require_timed
 
-    given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size, "public.source": public}
+    named = None if public is None else json.dumps(public)  # as text, whatever it looks like
+    given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size, "public.source": named}
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     config = load_config(target, method=method, overrides=settings)
     if claims and isinstance(config.privacy, Privacy):
         require_epsilon(config.privacy)
+    if minutes is not None:
+        require_timed(config.method)
     return config
 
 

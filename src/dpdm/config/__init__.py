@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         require_exact_size,
         require_public_source,
         require_same_unit,
+        require_timed,
     )
     from dpdm.config.target import Table, preset_names, read_target, read_toml
     from dpdm.config.toml import (
@@ -52,13 +53,14 @@ __all__ = [
     "require_exact_size",
     "require_public_source",
     "require_same_unit",
+    "require_timed",
 ]
 
 __getattr__ = lazily(
     __name__,
     {
         "settings": "Config Data Machine NoPrivacy Privacy Public require_epsilon"
-        " require_exact_size require_public_source require_same_unit",
+        " require_exact_size require_public_source require_same_unit require_timed",
         "toml": "choose_sampler decode decode_method decode_plan encode encode_config encode_method load_config",
         "target": "Table preset_names read_target read_toml",
     },

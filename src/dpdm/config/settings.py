@@ -218,6 +218,13 @@ def require_epsilon(privacy: Privacy) -> float:
     return privacy.epsilon
 
 
+def require_timed(method: Method) -> Diffusion:
+    """Return a method that takes steps, which can be fitted to a time."""
+    if not isinstance(method, Diffusion):
+        raise InputError(f"the method {method.kind} takes no steps that could be timed: leave out --minutes")
+    return method
+
+
 def require_public_source(method: Method, *, given: bool) -> None:
     """Raise InputError unless public images are given exactly where a method starts from some."""
     if method.starts_from_images and not given:

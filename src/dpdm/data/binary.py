@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import UInt8
+from numpy import ndarray
 
 from dpdm.data.declared import Asked, Records
 from dpdm.data.layout import Split, choose_part, part_in
@@ -38,7 +39,7 @@ def load_idx(path: Path, asked: Asked) -> Records:
     return Records(str(path), images, labels)
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
+def read_idx(path: Path) -> UInt8[ndarray, "..."]:
     """Return the array in an IDX file of unsigned bytes, gzipped or plain.
 
     Source: http://yann.lecun.com/exdb/mnist/ ("The IDX file format").
@@ -133,7 +134,7 @@ def _version_of(path: Path) -> _Version | None:
     return None
 
 
-def _cifar_records(file: Path, version: _Version, num_classes: int) -> NDArray[np.uint8]:
+def _cifar_records(file: Path, version: _Version, num_classes: int) -> UInt8[ndarray, "images bytes"]:
     """Return the records of one file: (number, labels and pixels)."""
     content, size = _content(file), version.labels + math.prod(_PLANES)
     if not content or len(content) % size:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from dpdm.data.layout import normal_form
@@ -99,7 +100,7 @@ class ImageDataset:
         return channels, height, width
 
     @property
-    def units(self) -> NDArray[np.int64]:
+    def units(self) -> Int64[np.ndarray, " images"]:
         """For each image the index of the unit of protection it belongs to: of its group, or its own."""
         return np.arange(len(self)) if self.groups is None else self.groups
 
@@ -109,13 +110,13 @@ class ImageDataset:
         return len(self) if self.groups is None else int(self.groups.max(initial=-1)) + 1
 
     @property
-    def weights(self) -> NDArray[np.float64]:
+    def weights(self) -> Float64[np.ndarray, " images"]:
         """For each image 1 ÷ the number of images in its unit, or 0 if it is blank: a unit's add up to one at most."""
         units = self.units
-        weights: NDArray[np.float64] = 1 / np.bincount(units)[units]
+        weights: Float64[np.ndarray, " images"] = 1 / np.bincount(units)[units]
         return weights if self.blank is None else np.where(self.blank, 0.0, weights)
 
-    def part(self, chosen: range | NDArray[np.int64]) -> "ImageDataset":
+    def part(self, chosen: range | Int64[np.ndarray, " units"]) -> "ImageDataset":
         """Return the units of these indices, numbered anew in their order, with the facts declared about all.
 
         Images of a range of units are no copy, unless there are groups and some of them are left out.
@@ -196,7 +197,7 @@ class ImageDataset:
                 "correct the labels or data.num_classes"
             )
 
-    def _one_each(self, what: str, numbers: NDArray[Any]) -> NDArray[np.int64]:
+    def _one_each(self, what: str, numbers: NDArray[Any]) -> Int64[np.ndarray, " images"]:
         """Return `numbers` as int64, or raise InputError unless they are one integer for each image."""
         self._require(
             np.issubdtype(numbers.dtype, np.integer) and numbers.shape == (len(self),),
@@ -216,7 +217,7 @@ def in_parts(number: int, most: int = 4096) -> Iterator[slice]:
         yield slice(start, min(start + most, number))
 
 
-def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> NDArray[np.int64]:
+def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> Int64[np.ndarray, " images"]:
     """Number the groups that images are in by the names of these, in sorted order.
 
     Args:
@@ -233,7 +234,7 @@ def group_indices(names: Sequence[object] | NDArray[np.generic], where: str) -> 
         listed = [normal_form(name).strip() for name in listed]
     if not (all(listed) if words else all(type(name) is int or isinstance(name, np.integer) for name in listed)):
         raise InputError(f"{where} must name a group for each image, all by integers or all by words: correct it")
-    indices: NDArray[np.int64] = np.unique(np.array(listed), return_inverse=True)[1].astype(np.int64)
+    indices: Int64[np.ndarray, " images"] = np.unique(np.array(listed), return_inverse=True)[1].astype(np.int64)
     return indices
 
 

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Bool, Int64, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -17,20 +18,20 @@ DIGEST = 32
 """Bytes of a SHA-256."""
 
 
-def pixel_digests(images: Images) -> NDArray[np.uint8]:
+def pixel_digests(images: Images) -> UInt8[np.ndarray, "images 32"]:
     """Return the SHA-256 of the shape and pixels of each image, (number, 32)."""
     found = b"".join(map(_of_pixels, as_images("all", images)))
     return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
 
 
-def file_digests(encoded: bytes, decoded: Image.Image) -> NDArray[np.uint8]:
+def file_digests(encoded: bytes, decoded: Image.Image) -> UInt8[np.ndarray, "2 32"]:
     """Return the SHA-256 of an image's file, and that of shape and pixels before framing, (2, 32)."""
     pixels = np.asarray(decoded).reshape(decoded.height, decoded.width, -1)
     found = hashlib.sha256(encoded).digest() + _of_pixels(pixels)
     return np.frombuffer(found, np.uint8).reshape(2, DIGEST)
 
 
-def array_digests(images: Images) -> NDArray[np.uint8]:
+def array_digests(images: Images) -> UInt8[np.ndarray, "images 2 32"]:
     """Return the same of images that lie in no files of their own, (number, 2, 32): pixels are all there is."""
     return pixel_digests(images)[:, None].repeat(2, axis=1)
 
@@ -63,7 +64,9 @@ def require_same_shape(data: ImageDataset, public: ImageDataset) -> None:
 
 
 def find_duplicates(
-    images: Images, units: NDArray[np.int64] | None = None, blank: NDArray[np.bool_] | None = None
+    images: Images,
+    units: Int64[np.ndarray, " images"] | None = None,
+    blank: Bool[np.ndarray, " images"] | None = None,
 ) -> list[list[int]]:
     """Return the indices of images that are equal in every pixel, one list for each such image.
 

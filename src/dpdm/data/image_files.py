@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpdm.data.framing import Framing
@@ -123,7 +123,7 @@ class Reader:
 
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
-        self.sources: NDArray[np.uint8] | None = None
+        self.sources: UInt8[np.ndarray, "images 2 32"] | None = None
 
     def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
         """Return the images of all files."""
@@ -144,7 +144,7 @@ def read_image(
     *,
     like: Images | None = None,
     which: ImageFile | EncodedImage | None = None,
-) -> tuple[Images, NDArray[np.uint8]]:
+) -> tuple[UInt8[np.ndarray, "height width channel"], UInt8[np.ndarray, "2 32"]]:
     """Return one framed image, (height, width, channel), and digests of what it was before (`file_digests`).
 
     It must be of the shape of `like`, the image of `which`, if given.

@@ -1,17 +1,138 @@
-"""Images that are declared public, framed as private ones are."""
+"""One way in to images that are nobody's: drawn by a program, or published and declared so."""
 
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, cast
+
+import numpy as np
+
+from dpdm.data.arrays import read_claim
 from dpdm.data.dataset import ImageDataset
+from dpdm.data.fonts import render_fonts
+from dpdm.data.framing import Channels
+from dpdm.data.location import BUILT_IN, found, is_source, split_of
 from dpdm.data.open import open_dataset
-from dpdm.types import InputError
+from dpdm.data.procedural import Shape, require_frame
+from dpdm.data.shapes import draw_shapes
+from dpdm.types import InputError, require_positive
+
+DRAWN: Final = ("fonts", "shapes")
+"""The sources that a program draws."""
+
+COUNT: Final = 30_000
+"""Images that are drawn by default."""
 
 
 def open_public(
-    source: str, *, shape: tuple[int, int, int], class_names: tuple[str, ...], count: int | None = None
+    source: str | Path, *, shape: Shape, class_names: Sequence[str] = (), count: int | None = None
 ) -> ImageDataset:
-    """Return images that are declared public, at the shape (channel, height, width) of private ones."""
+    """Return public images of a shape, with labels if the source has any.
+
+    Args:
+        source: `fonts`, glyphs of the fonts on this machine; `shapes`, leaves, strokes, blobs and textures; whatever
+            `open_dataset` opens, which is declared public thereby; or several of these, joined by `+`, as in
+            `fonts+shapes`. These names go before a path: write `./fonts`, or pass a Path, for a folder of that name.
+            Several sources keep labels if all have the same class names.
+        shape: Channels, height and width of each image. Images of a source are cropped to a square; where `shape` is
+            none, they must have it already.
+        class_names: Those of the images that these shall help: if each is one character, `fonts` draws them.
+        count: How many images are taken of each source: drawn, or chosen at random, by a public seed, where it has
+            more. Default: 30,000 are drawn, and all are taken of other sources.
+
+    Raises:
+        InputError: If a source cannot be opened so, or says that it was drawn from a private release.
+
+    Guarantees:
+        * The same arguments make the same images, as long as sources and fonts are the same.
+    """
+    require_frame("public images", 1, shape)
+    if count is not None:
+        require_positive(count=count)
+    sources = _sources(source)
+    for one in sources:  # before the first image is drawn
+        if one not in DRAWN:
+            _require_there(one)
+            _require_no_claim(one)
+    opened = [_open(one, shape, class_names, count) for one in sources]
+    return opened[0] if len(opened) == 1 else _joined(opened)
+
+
+def _sources(source: str | Path) -> list[str | Path]:
+    """Return the sources that are joined by `+`; what exists by this name as a whole is one."""
+    if isinstance(source, Path) or "+" not in source or is_source(source):
+        return [source]
+    names = [name.strip() for name in source.split("+")]
+    for number, name in enumerate(names):
+        if not name:
+            raise InputError(f"public images {source!r} name an empty source: give names or paths, joined by +")
+        if name in names[:number]:
+            raise InputError(f"public images {source!r} name {name} twice: name it once")
+    return [*names]
+
+
+def _open(source: str | Path, shape: Shape, class_names: Sequence[str], count: int | None) -> ImageDataset:
+    """Return the images of one source."""
+    if source == "fonts":
+        return render_fonts(count or COUNT, shape, class_names)
+    if source == "shapes":
+        return draw_shapes(count or COUNT, shape)
     channels, height, width = shape
     size = height if height == width else None
-    opened = open_dataset(source, size=size, channels=channels, public=True)  # type: ignore[arg-type]
+    opened = open_dataset(source, size=size, fit="crop", channels=cast(Channels, channels), public=True)
     if opened.shape != shape:
-        raise InputError(f"{opened.name} has images of shape {opened.shape}, not {shape}")
-    return opened
+        raise InputError(
+            f"{opened.name} has images of shape {opened.shape}, and {shape} is needed: bring them to this size, since "
+            "only squares are cropped"
+        )
+    if count is None or count >= len(opened):
+        return opened
+    return opened.part(np.sort(np.random.default_rng(0).choice(len(opened), count, replace=False)))
+
+
+def _joined(opened: Sequence[ImageDataset]) -> ImageDataset:
+    """Return the images of all sources, one after the other."""
+    first, *others = opened
+    same = all(other.class_names == first.class_names for other in others)
+    labels = [data.labels for data in opened if data.labels is not None] if same else []
+    joined = ImageDataset(
+        images=np.concatenate([data.images for data in opened]),
+        name="+".join(data.name for data in opened),
+        public=True,
+    )
+    if not labels:
+        return joined
+    return replace(joined, labels=np.concatenate(labels), num_classes=first.num_classes, class_names=first.class_names)
+
+
+def _require_there(source: str | Path) -> None:
+    """Raise InputError, with what may be meant, if there is no such source."""
+    if is_source(str(source)):
+        return
+    close = difflib.get_close_matches(str(source), [*DRAWN, *BUILT_IN], n=1)
+    raise InputError(
+        f"{str(source) or 'an empty name'} is neither a path that exists (here or where DPDM_DATA points) nor one of "
+        f"{', '.join([*DRAWN, *BUILT_IN])}: {f'did you mean {close[0]}?' if close else 'check the path'}"
+    )
+
+
+def _require_no_claim(source: str | Path) -> None:
+    """Raise InputError if an .npz file that is opened says that its images were drawn from a private release."""
+    place, _ = split_of(source)
+    if isinstance(source, str) and place in BUILT_IN:
+        return
+    for path in _npz_files(found(Path(place).expanduser())):
+        claim = read_claim(path)
+        if claim is not None:
+            raise InputError(f"{path} was drawn from a private release ({claim}): its images are not public data")
+
+
+def _npz_files(path: Path) -> Iterator[Path]:
+    """Yield the .npz file at a path, or those in the folder."""
+    if path.is_dir():
+        inside = (Path(above) / name for above, _, names in os.walk(path) for name in names)
+        yield from sorted(file for file in inside if file.suffix.lower() == ".npz")
+    elif path.suffix.lower() == ".npz":
+        yield path

@@ -25,11 +25,17 @@ class Preconditioning(Protocol):
         """The distribution of σ in training."""
         ...
 
-    def denoise(self, network: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    def denoise(
+        self,
+        network: nn.Module,
+        x: Float[Tensor, "batch channel height width"],
+        sigma: Float[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
         """Return D(x; σ, labels) from the raw network."""
         ...
 
-    def loss_weight(self, sigma: Tensor) -> Tensor:
+    def loss_weight(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return λ(σ)."""
         ...
 
@@ -37,10 +43,10 @@ class Preconditioning(Protocol):
 class Coefficients(NamedTuple):
     """The four functions of σ in D(x; σ) = c_skip x + c_out F(c_in x; c_noise)."""
 
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
-    c_noise: Tensor
+    c_skip: Float[Tensor, "*shape"]
+    c_out: Float[Tensor, "*shape"]
+    c_in: Float[Tensor, "*shape"]
+    c_noise: Float[Tensor, "*shape"]
 
 
 class ScalarPreconditioning(ABC):
@@ -241,7 +247,9 @@ class PreconditionedDenoiser(nn.Module):
         return self.preconditioning.denoise(self.network, x, sigma, labels)
 
 
-def _one_image_each(raw: Tensor, x: Tensor) -> Tensor:
+def _one_image_each(
+    raw: object, x: Float[Tensor, "batch channel height width"]
+) -> Float[Tensor, "batch channel height width"]:
     """Return a network's output, of the shape of `x`: any other would be spread over the batch by broadcasting."""
     if not isinstance(raw, Tensor) or raw.shape != x.shape or not raw.is_floating_point():
         found = f"{tuple(raw.shape)} {raw.dtype}" if isinstance(raw, Tensor) else type(raw).__name__
@@ -249,5 +257,5 @@ def _one_image_each(raw: Tensor, x: Tensor) -> Tensor:
     return raw
 
 
-def _per_image(values: Tensor) -> Tensor:
+def _per_image(values: Float[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
     return values[:, None, None, None]

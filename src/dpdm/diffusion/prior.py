@@ -216,7 +216,9 @@ class GaussianMixture(nn.Module):
         everybodys = torch.ones_like(of_class[:, :1]).expand(-1, rest)
         return torch.cat([of_class.repeat_interleave(lead, dim=1), everybodys], dim=1)
 
-    def _of_class(self, logits: Float64[Tensor, "batch centre"], labels: Int[Tensor, " batch"]) -> Tensor:
+    def _of_class(
+        self, logits: Float64[Tensor, "batch centre"], labels: Int[Tensor, " batch"]
+    ) -> Float64[Tensor, "batch centre"]:
         """Leave each image the centres of its class, and one of the null class all of them."""
         others = (self.classes != labels[:, None]) & (labels[:, None] != self.num_classes)
         return logits.masked_fill(others, -math.inf)

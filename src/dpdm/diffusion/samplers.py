@@ -121,7 +121,12 @@ class Guided:
     guidance: float
     null_label: int
 
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self,
+        x: Float[Tensor, "batch channel height width"],
+        sigma: Float[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
         """Return the guided denoised images."""
         conditional = self.denoiser(x, sigma, labels)
         unconditional = self.denoiser(x, sigma, torch.full_like(labels, self.null_label))

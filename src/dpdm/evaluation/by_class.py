@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int64
 
 from dpdm.types import InputError, Labels
 
@@ -30,7 +30,7 @@ class ByClass(NamedTuple):
 
 def by_class(confusion: Sequence[Sequence[int]]) -> ByClass:
     """Return what a table of answers says; it has a row for each true class, in it a column for each answered one."""
-    counts: NDArray[np.int64] = np.asarray(confusion, np.int64)
+    counts: Int64[np.ndarray, "classes classes"] = np.asarray(confusion, np.int64)
     sizes = counts.sum(1)
     recalls = [int(right) / int(size) if size else None for right, size in zip(counts.diagonal(), sizes, strict=True)]
     known = [recall for recall in recalls if recall is not None]
@@ -46,7 +46,7 @@ def confusion_of(labels: Labels, answers: Labels, num_classes: int) -> tuple[tup
 
 def places_by_name(
     names: Sequence[str], reference: Sequence[str], what: str, where: str
-) -> tuple[NDArray[np.int64], str | None]:
+) -> tuple[Int64[np.ndarray, " classes"], str | None]:
     """Return the place that each class of one side has on the other, and a line for people if that is not plain.
 
     Classes without names are called 0, 1, 2, ...; `what` and `where` are what the two sides are called.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dpdm.types import Images, InputError, Labels, refusing
@@ -33,7 +33,7 @@ def check_labels(what: str, labels: Labels, number: int, num_classes: int) -> No
         raise InputError(f"{what} labels must lie in 0..{num_classes - 1}, but run from {low} to {high}")
 
 
-def check_features(a: Tensor, b: Tensor, *, fewest: int) -> None:
+def check_features(a: Shaped[Tensor, "..."], b: Shaped[Tensor, "..."], *, fewest: int) -> None:
     """Raise InputError unless these are feature vectors of the same features, finite, and of enough images."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not a.shape[1]:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
@@ -80,7 +80,7 @@ def built_features(features: "Features", shape: tuple[int, ...]) -> Compute:
 
 
 def feature_vectors(
-    name: str, compute: Compute, images: Images, *, like: Tensor | None = None
+    name: str, compute: Compute, images: Images, *, like: Float[Tensor, "others features"] | None = None
 ) -> Float[Tensor, "images features"]:
     """Return the vectors that `compute` gives; raise InputError if they are none, or not as long as `like`'s."""
     with refusing(f"features {name!r} of uint8 images of shape {images.shape} failed"), torch.inference_mode():

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dpdm.evaluation.checks import built_features, check_described, check_features, check_labels
@@ -227,7 +226,7 @@ def compare_features(
 
 def draw_equally(
     number: int, others: int, *, limit: int = 10_000, seed: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Int64[np.ndarray, " compared"], Int64[np.ndarray, " compared"]]:
     """Draw which images to compare, as folders come class by class: as many of `number` as of `others`.
 
     Raises:

@@ -58,13 +58,15 @@ class Pupil:
             raise InputError(f"classifier {self.name!r} must give floating-point logits of shape {wanted}, not {wrong}")
         return found
 
-    def add_gradients(self, x: Tensor, y: Int64[Tensor, " images"]) -> None:
+    def add_gradients(self, x: Float[Tensor, "images channel height width"], y: Int64[Tensor, " images"]) -> None:
         """Add the gradients of one batch's cross entropy to `.grad`."""
         logits = self.logits(x)
         with refusing(f"classifier {self.name!r}, learning from {len(x)} images failed"):
             torch.autograd.backward(nn.functional.cross_entropy(logits, y))
 
-    def learn(self, x: Tensor, y: Int64[Tensor, " images"], learning_rate: float) -> None:
+    def learn(
+        self, x: Float[Tensor, "images channel height width"], y: Int64[Tensor, " images"], learning_rate: float
+    ) -> None:
         """Make one update on a batch."""
         self.module.train()
         self.optimizer.param_groups[0]["lr"] = learning_rate
@@ -99,7 +101,9 @@ class Pupil:
         return self
 
 
-def check_learns(spare: Pupil, x: Tensor, y: Tensor, *, alone: bool) -> None:
+def check_learns(
+    spare: Pupil, x: Float[Tensor, "images channel height width"], y: Int64[Tensor, " images"], *, alone: bool
+) -> None:
     """Raise InputError unless a pupil, who is of no use afterwards, takes these few images and can learn from them.
 
     `alone` is whether it will have to learn from one image by itself, which batch normalisation cannot.

@@ -175,7 +175,7 @@ class Ledger:
         records: Records,
         *,
         place: str,
-        public: Records | None = None,
+        public: Sequence[Records] = (),
         token: str = "",
         tokens_before: Sequence[str] = ("",),
         begun: bool = False,
@@ -190,7 +190,7 @@ class Ledger:
             plan: What it may release.
             records: The data set.
             place: The run's folder, for people.
-            public: Images that it starts from and that are declared public.
+            public: What it uses of images that are declared public.
             token: New at every start of the run, and kept in its folder before this is called.
             tokens_before: Those that the folder held before: a copy that stayed behind lacks the last one.
             begun: Whether it has made noisy sums under its reservation before, which must then be there.
@@ -203,7 +203,7 @@ class Ledger:
         require_own_name(records)
         key = self.storage.key()
         seen, told, shown = fingerprint(records, key), list[str](), self.storage.shown
-        public_seen = None if public is None else fingerprint(public, key)
+        public_seen = [fingerprint(images, key) for images in public]
         request = decisions.Request(run, plan, records, seen, public_seen, place, token, tokens_before, begun)
         seen_head = self._append(lambda accounts: decisions.reserve(accounts, request, told, ledger=shown), head)
         account = self.account_of(run)

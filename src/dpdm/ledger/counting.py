@@ -1,6 +1,6 @@
 """A run as a ledger counts it: reserved before its first noisy sum, completed after its last."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ def counted(
     plan: "Plan",
     records: Records,
     *,
-    public: Records | None = None,
+    public: Sequence[Records] = (),
     run: Path | None,
     begun: bool,
     finished: bool,
@@ -35,7 +35,7 @@ def counted(
         ledger: Where the run is counted; None counts nothing.
         plan: What the run may release.
         records: The data set.
-        public: Images that the run starts from and that are declared public: no data set with a total may hold them.
+        public: What the run uses of images that are declared public: no data set with a total may be these.
         run: The run's folder, which has `private/`; None for a run in memory.
         begun: Whether the run has made noisy sums before.
         finished: Whether it has made all of them: then nothing is reserved, and what it made is told on leaving.

@@ -35,7 +35,7 @@ class Request(NamedTuple):
     plan: "Plan"
     records: Records
     seen: entries.RecordsSeen
-    public: entries.RecordsSeen | None
+    public: Sequence[entries.RecordsSeen]
     place: str
     token: str
     tokens_before: Sequence[str]
@@ -75,8 +75,6 @@ def change_total(accounts: Accounts, dataset: str, epsilon: float) -> list[State
 
 def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: str) -> list[Statement]:
     """Reserve what a run may release, or let it go on under its reservation; `told` gets lines for people."""
-    if request.public is not None:
-        require_no_total(accounts, request.public)
     dataset, place = account_of(accounts, request.plan, request.records), request.place
     seen, known = replace(request.seen, dataset=dataset), accounts.get(dataset)
     found = find_run(accounts, request.run)
@@ -92,6 +90,8 @@ def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: st
             f"{place} began in another ledger than {ledger}, or that was lost: name the one that it began in by "
             "--ledger"
         )
+    for public in request.public:  # of a run that goes on it was asked when it began
+        require_no_total(accounts, public)
     made = [] if known else _registration(accounts, request, seen, told, ledger)
     account, events = known or read_accounts(made)[dataset], request.plan.events()
     with naming_first(known, seen):

@@ -160,12 +160,12 @@ def require_unknown(accounts: Accounts, seen: RecordsSeen, *, private: bool) -> 
 
 
 def require_no_total(accounts: Accounts, public: RecordsSeen) -> None:
-    """Raise InputError if images that a run starts from, as public ones, are those of a data set with a total."""
+    """Raise InputError if images that a run uses as public ones are those of a data set with a total."""
     for account in accounts.values():
         if account.epsilon is not None and account.records.keys() & public.records.keys():
             raise InputError(
                 f"the images of {public.dataset} are registered as {account.dataset}, which has a total: they are "
-                "private, and no run can start from them as public ones"
+                "private, and no run can use them as public ones"
             )
 
 

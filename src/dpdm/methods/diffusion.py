@@ -283,12 +283,12 @@ class Diffusion(Method):
         assert isinstance(generator, DenoisingGenerator)
         return replace(self, network=said_of(self.network, generator.denoiser.network))
 
-    def answers(self, generator: ImageGenerator) -> Tensor:
+    def answers(self, generator: ImageGenerator) -> Float[Tensor, "2 channel height width"]:
         """Return what the denoiser makes of two noisy copies of made-up images."""
         assert isinstance(generator, DenoisingGenerator)
         denoiser, one = generator.denoiser, replace(self.loss, noise_multiplicity=1)
         x, labels, sigma, noise = made_up.first(2, made_up.made_up_batch(one, denoiser, generator.facts))
-        answers: Tensor = denoiser(x + noise[:, 0], sigma[:, 0], labels[:, 0])
+        answers: Float[Tensor, "2 channel height width"] = denoiser(x + noise[:, 0], sigma[:, 0], labels[:, 0])
         return answers
 
     def with_code(self, network: OwnNetwork) -> Method:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int, UInt8
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -31,8 +31,8 @@ _MOST_ROUNDS = 100
 class PopulationGenerator(ImageGenerator):
     """Public images that private ones voted for; one is drawn at random for each label."""
 
-    images: Tensor
-    shares: Tensor
+    images: UInt8[Tensor, "class population channel height width"]
+    shares: Float64[Tensor, " class"]
 
     def __init__(self, facts: ImageFacts, population: int) -> None:
         super().__init__()

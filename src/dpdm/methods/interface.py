@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Shaped
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ from dpdm.types import Images, InputError
 Sizes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor of a generator, as a file has them."""
 
-Read = Callable[..., Tensor]
+Read = Callable[..., Shaped[Tensor, "..."]]
 """Returns a tensor of a file by its name, or those of its rows that a slice asks for."""
 
 
@@ -159,7 +159,9 @@ class Run(Protocol):
         """Return the planned release `name`: made now, or as it was made before the run was interrupted."""
         ...
 
-    def keep(self, name: str, images: Images, make: Callable[[Images], Tensor], *, made_by: str) -> "Kept":
+    def keep(
+        self, name: str, images: Images, make: Callable[[Images], Float32[Tensor, "images columns"]], *, made_by: str
+    ) -> "Kept":
         """Return one row of numbers for each private image: as kept in private/, or made now and kept there.
 
         Args:
@@ -275,7 +277,7 @@ class Method(ABC):
         """Return the method as settings can say it: a network of one's own by the name of its class."""
         return self
 
-    def answers(self, generator: ImageGenerator) -> Tensor:
+    def answers(self, generator: ImageGenerator) -> Float[Tensor, "made_up channel height width"]:
         """Return what a generator with a network of one's own answers to made-up images."""
         raise NotImplementedError(f"{self.kind} has no network of one's own")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
@@ -95,7 +96,7 @@ def bytes_of_one(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: I
     return one + (loss.noise_multiplicity - 1) * each + sum(4 * p.numel() for p in denoiser.parameters())
 
 
-def bytes_for_backward(forward: Callable[[], Tensor], module: nn.Module) -> int:
+def bytes_for_backward(forward: Callable[[], Shaped[Tensor, "..."]], module: nn.Module) -> int:
     """Return the bytes of what one forward pass keeps for its backward pass, parameters aside."""
     kept: dict[int, int] = {}
 

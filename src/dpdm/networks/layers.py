@@ -22,7 +22,7 @@ class ConditionEmbedding(nn.Module):
     without classes has that row alone, so conditional and unconditional networks are one code path.
     """
 
-    frequencies: Tensor
+    frequencies: Float[Tensor, " 16"]
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()

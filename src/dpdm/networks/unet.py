@@ -94,7 +94,7 @@ class _UNet(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch channel height width"],
+        x: Float[Tensor, "batch channel_in height width"],
         c_noise: Float[Tensor, " batch"],
         labels: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch channel height width"]:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int64
 
 from dpdm.types import RandomBytes
 
@@ -17,7 +17,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def poisson(num_records: int, *, sample_rate: float, random_bytes: RandomBytes) -> NDArray[np.int64]:
+def poisson(num_records: int, *, sample_rate: float, random_bytes: RandomBytes) -> Int64[np.ndarray, " batch"]:
     """Select each of `num_records` records independently with probability `sample_rate`.
 
     Args:
@@ -39,7 +39,7 @@ def poisson(num_records: int, *, sample_rate: float, random_bytes: RandomBytes) 
     return np.flatnonzero(words < np.uint64(threshold))
 
 
-def physical_batches(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+def physical_batches(indices: Int64[np.ndarray, " batch"], size: int) -> Iterator[Int64[np.ndarray, " part"]]:
     """Split one selected batch into the parts that are on the device at once; the sum does not depend on `size`."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]

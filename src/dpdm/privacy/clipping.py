@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from dpdm.generators import no_shared_draws
 from dpdm.types import InputError, Sensitive
 
-Batch = tuple[Tensor, ...]
+Batch = tuple[Shaped[Tensor, "batch ..."], ...]
 """Tensors with one row for each example; a NamedTuple keeps its type."""
 
-PerExampleLoss = Callable[[nn.Module, Any], Tensor]
+PerExampleLoss = Callable[[nn.Module, Any], Float[Tensor, " batch"]]
 """Maps (module, batch) to one loss for each example, (batch,). Deterministic; may not mix examples."""
 
 
@@ -359,7 +359,7 @@ class _Bound(nn.Module):
         return self._loss(self.module, batch).sum()
 
 
-def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+def map_batch(function: Callable[[Shaped[Tensor, "batch ..."]], Shaped[Tensor, "..."]], batch: Batch) -> Batch:
     """Apply `function` to each tensor, keeping a NamedTuple's type."""
     make = getattr(type(batch), "_make", tuple)
     return cast(Batch, make(function(t) for t in batch))

@@ -23,7 +23,7 @@ class Joined:
         self._disclosures = disclosures
         self._losses, self._norms = [torch.zeros(0)], [torch.zeros(0)]
 
-    def add(self, losses: Sensitive[Tensor], norms: Sensitive[Tensor]) -> None:
+    def add(self, losses: Sensitive[Float[Tensor, " batch"]], norms: Sensitive[Float[Tensor, " batch"]]) -> None:
         """Take those of one more physical batch."""
         self._losses.append(losses.reveal(because="joined over physical batches"))
         self._norms.append(norms.reveal(because="joined over physical batches"))

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor, nn
 
 _CACHED = 2**20  # numbers that are read again from a cache
@@ -274,7 +274,7 @@ def _by_example(t: Tensor, examples: int) -> Tensor:
     return t.reshape(examples, -1, *t.shape[1:])
 
 
-def exactly(t: Tensor) -> torch.autocast:
+def exactly(t: Shaped[Tensor, "..."]) -> torch.autocast:
     """Return a context in which nothing is cast to bfloat16: factors never multiply rounded operands."""
     return torch.autocast(t.device.type, enabled=False)
 

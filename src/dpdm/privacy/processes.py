@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, distributed
 
 from dpdm.types import InputError
@@ -44,14 +45,14 @@ class Processes:
         """Return the indices of this process's records among `records`."""
         return range(self.rank, records, self.size)
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum(self, value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Return the sum of all processes' tensors, the same on each."""
         if self.size > 1:
             value = value.clone()
             distributed.all_reduce(value)
         return value
 
-    def from_first(self, value: Tensor) -> Tensor:
+    def from_first(self, value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Return the first process's tensor; the others' give shape and type only."""
         if self.size > 1:
             value = value.clone()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 
 from dpdm.generators import no_shared_draws
@@ -38,10 +39,10 @@ class MadeUp(NamedTuple):
 
     batch: Batch
     rounding: float = 1e-5
-    rows: Tensor | None = None
+    rows: Float64[Tensor, "batch loss_and_gradient"] | None = None
 
 
-def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Tensor:
+def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Float64[Tensor, "batch loss_and_gradient"]:
     """Refuse a network and a loss that private gradients cannot be computed of.
 
     Args:
@@ -85,7 +86,7 @@ class CannotRun(InputError):
     """A network or a loss fails on made-up examples, which may be the fault of what was made up."""
 
 
-def _rows(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Tensor:
+def _rows(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Float64[Tensor, "batch loss_and_gradient"]:
     """Return losses and gradients of single examples, a row for each."""
     groups = [*OneBackwardEach()(loss, module, batch)]
     return torch.cat([torch.cat([group.losses[:, None].double(), group.rows.double()], dim=1) for group in groups])
@@ -177,7 +178,7 @@ def moved_copy(module: nn.Module) -> nn.Module:
     return moved
 
 
-def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors(module: nn.Module) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """Yield all parameters and buffers with their names."""
     yield from module.named_parameters()
     yield from module.named_buffers()

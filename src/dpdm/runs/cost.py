@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 
-from dpdm.config import Config, Machine
+from dpdm.config import Config, Machine, require_timed
 from dpdm.diffusion import DenoisingLoss, NoisyBatch
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator
 from dpdm.methods.made_up import bytes_of_one
@@ -173,7 +174,9 @@ def sampling_seconds(generator: ImageGenerator, *, within: float = _UNHURRIED / 
     return taken * times * SAMPLED / number
 
 
-def random_batch(method: Diffusion, loss: DenoisingLoss, facts: ImageFacts, images: torch.Tensor) -> NoisyBatch:
+def random_batch(
+    method: Diffusion, loss: DenoisingLoss, facts: ImageFacts, images: Float[torch.Tensor, "batch channel height width"]
+) -> NoisyBatch:
     """Draw noisy copies of made-up images."""
     return loss.draw(
         images,
@@ -194,7 +197,7 @@ def measure_step(config: Config, facts: ImageFacts, plan: AnyPlan) -> StepCost:
     """
     if not plan.steps:
         return StepCost(0, 0.0, _records_gib(facts, plan), 0)
-    method = _of_steps(config)
+    method = require_timed(config.method)
     stopwatch = _Stopwatch(method, config.machine, facts)
     return _cost(stopwatch, method.loss, facts, plan, *stopwatch.seconds(method.loss, plan.expected_batch_size))
 
@@ -202,13 +205,6 @@ def measure_step(config: Config, facts: ImageFacts, plan: AnyPlan) -> StepCost:
 def measure_sampling(config: Config, facts: ImageFacts) -> float:
     """Return the seconds that one process takes to draw `SAMPLED` images with the run's own sampler."""
     return sampling_seconds(config.method.untrained(facts).to(choose_device(config.machine.device)))
-
-
-def _of_steps(config: Config) -> Diffusion:
-    """Return the method whose steps are timed."""
-    if not isinstance(config.method, Diffusion):
-        raise InputError(f"the method {config.method.kind} takes no steps that could be timed: leave out --minutes")
-    return config.method
 
 
 def _cost(
@@ -262,7 +258,7 @@ def fit_to_time(
         InputError: There is not even time for one step on one image, or half of the free memory is too little.
     """
     require_positive(minutes=minutes)
-    method = _of_steps(config)
+    method = require_timed(config.method)
     until = time.perf_counter() + _MEASURING * 60 * minutes
     seconds = (1 - _MEASURING - _BESIDE_STEPS) * 60 * minutes
     _require_half_free(method, config.machine, facts)

@@ -37,7 +37,7 @@ class KeptRows:
 def keep_rows(
     folder: Path | None,
     images: Images,
-    make: Callable[[Images], Tensor],
+    make: Callable[[Images], Float32[Tensor, "images columns"]],
     *,
     made_by: str,
 ) -> KeptRows:

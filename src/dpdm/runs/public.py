@@ -7,7 +7,7 @@ from typing import Any
 from dpdm.config import require_public_source
 from dpdm.data import ImageDataset
 from dpdm.methods import ImageGenerator, Method, PublicPart
-from dpdm.privacy import AnyPlan
+from dpdm.privacy import AnyPlan, Plan
 from dpdm.privacy.entropy import Entropy
 from dpdm.types import InputError, require_name
 
@@ -15,10 +15,9 @@ _MOST_PARTS = 16
 _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
-def parts_of(public: ImageDataset | None, generator: ImageGenerator) -> tuple[PublicPart, ...]:
-    """Return the public images of a run, then what its generator needs beside its weights."""
-    images = () if public is None else (PublicPart(public.name, public.digest()),)
-    return (*images, *generator.parts)
+def parts_of(images: Sequence[ImageDataset], generator: ImageGenerator) -> tuple[PublicPart, ...]:
+    """Return the public images that a run uses, then what its generator needs beside its weights."""
+    return (*(PublicPart(public.name, public.digest()) for public in images), *generator.parts)
 
 
 def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, str]]:
@@ -46,10 +45,11 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
     return tuple(parts)
 
 
-def require_needed(parts: Sequence[PublicPart], method: Method, generator: ImageGenerator) -> None:
-    """Raise InputError unless a release names as many public parts as its method has, and those of its generator."""
-    images = parts[:1] if method.starts_from_images else ()
-    if (*images, *generator.parts) != tuple(parts) or len(images) != method.starts_from_images:
+def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, generator: ImageGenerator) -> None:
+    """Raise InputError unless a release names as many public images as it is made with, and its generator's parts."""
+    searched = isinstance(plan, Plan) and plan.search is not None and plan.search.score_noise_multiplier is None
+    images = method.starts_from_images + searched
+    if tuple(parts[images:]) != generator.parts or len(parts) != images + len(generator.parts):
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
 
 

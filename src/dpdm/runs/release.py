@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from dpdm.config import decode_method
+from dpdm.config import decode_method, decode_plan
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
 from dpdm.methods import AnySampler, DenoisingGenerator, ImageFacts, ImageGenerator, Method, PublicPart
 from dpdm.networks import OwnNetwork
+from dpdm.privacy import AnyPlan
 from dpdm.privacy.processes import Processes
 from dpdm.runs.hardware import Precision, autocast, choose_device
 from dpdm.runs.public import read_parts, require_needed
@@ -122,7 +123,9 @@ def _require_digest(path: Path, privacy: dict[str, Any], found: str) -> None:
         raise InputError(f"{path} is not the file that privacy.json was written for: its digest differs")
 
 
-def require_layout(path: Path, method: Method, facts: ImageFacts, public: Sequence[PublicPart]) -> Layout:
+def require_layout(
+    path: Path, method: Method, plan: AnyPlan, facts: ImageFacts, public: Sequence[PublicPart]
+) -> Layout:
     """Return the layout of a file of weights, or raise InputError if it is not that of the settings' generator.
 
     Nothing of the size of the weights is made: whoever writes settings may ask for a network without end.
@@ -136,7 +139,7 @@ def require_layout(path: Path, method: Method, facts: ImageFacts, public: Sequen
             method = method.with_code(nn.Identity())
         with torch.device("meta"):
             generator = method.untrained(facts, sizes=_sizes(layout))
-        require_needed(public, method, generator)
+        require_needed(public, method, plan, generator)
         expected = layout_of(generator.state_dict())
         if expected | foreign != layout:
             raise ValueError("other weights than the settings'")
@@ -281,7 +284,8 @@ def open_without_public(folder: Path, network: OwnNetwork | None) -> Release:
     settings, path = read_settings(folder, claim), folder / "model.safetensors"
     try:
         method, facts = decode_method(settings), facts_of(settings["facts"])
-        layout = require_layout(path, method, facts, read_parts(settings["facts"]["public"]))
+        plan, parts = decode_plan(settings["plan"]), read_parts(settings["facts"]["public"])
+        layout = require_layout(path, method, plan, facts, parts)
         require_weights_digest(folder, claim)
         if network is not None:
             method = method.with_code(network)

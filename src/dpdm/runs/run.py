@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float32
 from torch import Tensor, nn
 
 from dpdm.config import Machine, encode
@@ -159,7 +160,9 @@ class Run:
                 raise SumLost(error.errno, error.strerror, name) from None
         return noisy
 
-    def keep(self, name: str, images: Images, make: Callable[[Images], Tensor], *, made_by: str) -> KeptRows:
+    def keep(
+        self, name: str, images: Images, make: Callable[[Images], Float32[Tensor, "images columns"]], *, made_by: str
+    ) -> KeptRows:
         """Return one row of numbers for each private image: as kept in private/, or made now and kept there."""
         path = self._folder.path
         return keep_rows(None if path is None else path / "kept" / name, images, make, made_by=made_by)
@@ -305,7 +308,7 @@ def _reserve(
                 trainer.ledger,
                 plan,
                 Records.of(data),
-                public=None if trainer.public is None else Records.of(trainer.public),
+                public=[Records.of(images) for images in trainer.public_images],
                 run=None if trainer.run is None else Path(trainer.run),
                 begun=mechanism.spent > 0,
                 finished=mechanism.finished,

@@ -40,6 +40,7 @@ class Trainer:
         seed: Of first weights and the like, and of nothing that keeps a secret.
         public: Images that are declared public, for a method that starts from some (`Evolution`). A private image that
             equals one of them is blanked before the first sum: it takes no part, and no claim protects it.
+        reference: Public images by which a search compares its runs (`Tuner`): the claim names them.
         run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `watch/` what may be
             seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
             be resumed.
@@ -66,6 +67,7 @@ class Trainer:
     machine: Machine = field(default_factory=Machine)
     seed: int = 0
     public: ImageDataset | None = None
+    reference: ImageDataset | None = None
     run: Path | str | None = None
     entropy: Entropy = field(default_factory=OperatingSystemEntropy)
     ledger: Ledger | None = field(default_factory=Ledger.default)
@@ -79,6 +81,7 @@ class Trainer:
         *,
         run: Path | str | None = None,
         plan: AnyPlan | None = None,
+        reference: ImageDataset | None = None,
         ledger: Callable[[], Ledger | None] = Ledger.default,
     ) -> "Trainer":
         """Return the trainer that `config` describes.
@@ -88,6 +91,7 @@ class Trainer:
             data: The images.
             run: The run's folder.
             plan: The plan (default: that of `config`, for which `data` is counted if no size is declared).
+            reference: Public images by which a search compares its runs.
             ledger: Opens the ledger (default: the user's own).
         """
         asked = encode_config(config)
@@ -98,6 +102,7 @@ class Trainer:
             machine=config.machine,
             seed=config.seed,
             public=None if config.public is None else config.public.open(data.shape, data.class_names),
+            reference=reference,
             run=run,
             ledger=ledger(),
         )
@@ -119,6 +124,11 @@ class Trainer:
         require_seed(seed=self.seed)
         require_planned(self.method, self.plan)
         require_public(self.method, self.public)
+
+    @property
+    def public_images(self) -> tuple[ImageDataset, ...]:
+        """What it uses of images that are declared public."""
+        return tuple(images for images in (self.public, self.reference) if images is not None)
 
     def build(self, data: ImageDataset) -> tuple[ImageGenerator, torch.device]:
         """Return the untrained generator, and where it is trained.
@@ -195,7 +205,7 @@ class Trainer:
 
     def settings(self, data: ImageDataset, generator: ImageGenerator) -> dict[str, Any]:
         """Return all settings and declared facts, as a release's `config.toml` holds them."""
-        method, public = self.method.said(generator), parts_of(self.public, generator)
+        method, public = self.method.said(generator), parts_of(self.public_images, generator)
         return release_settings(method, self.plan, self.seed, data.name, generator.facts, public)
 
 

@@ -136,11 +136,13 @@ class Tuner:
         if self.reference is not None:  # the same code whether there are equal images or not: it must not show
             data = blank_equal(data, self.reference)
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
-            Trainer.from_config(config, data, run=self.run, plan=plan, ledger=lambda: None).rehearse(data)
+            trainer = self._trainer(config, data, plan, self.run)
+            trainer.rehearse(data)
+        public = trainer.public_images  # of all candidates the same
         self._begin(plan)
         busy = f"{self.run} is in use: another process is searching; wait for it"
         with held(self.run / "private" / ".lock", otherwise=busy):
-            return self._go_on(data, plan, self._begin(plan), on_run)
+            return self._go_on(data, plan, self._begin(plan), on_run, public)
 
     def _go_on(
         self,
@@ -148,6 +150,7 @@ class Tuner:
         plan: Plan,
         state: dict[str, Any],
         on_run: Callable[[int, int, Trainer, ImageDataset], Release],
+        public: Sequence[ImageDataset],
     ) -> Release:
         """Make the runs that are left, and release the best of all."""
         private = self.run / "private"
@@ -160,6 +163,7 @@ class Tuner:
             self.ledger,
             plan,
             Records.of(data),
+            public=[Records.of(images) for images in public],
             run=self.run,
             begun=state["begun"],
             finished=len(state["scores"]) == len(state["choices"]),
@@ -189,8 +193,7 @@ class Tuner:
         write_json(private / "search.json", state)
         folder = private / "runs" / str(number)
         config = self.candidates[state["choices"][number - 1]]
-        # The whole search is reserved, and its runs reserve nothing more.
-        trainer = Trainer.from_config(config, data, run=folder, plan=plan, ledger=lambda: None)
+        trainer = self._trainer(config, data, plan, folder)
         try:
             release = on_run(number, len(state["choices"]), trainer, data)
             score = self._score(release, data, plan, folder)
@@ -198,6 +201,10 @@ class Tuner:
             score = None
         state["scores"].append(score)
         write_json(private / "search.json", state)
+
+    def _trainer(self, config: Config, data: ImageDataset, plan: Plan, run: Path) -> Trainer:
+        """Return the trainer of one run. The whole search is reserved, and its runs reserve nothing more."""
+        return Trainer.from_config(config, data, run=run, plan=plan, reference=self.reference, ledger=lambda: None)
 
     def _best(self, scores: Sequence[float | None]) -> Path:
         """Return the release of the best score's run, the first of equals; one without a score if no run has one."""

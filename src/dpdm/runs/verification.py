@@ -192,7 +192,7 @@ def verify_release(run: Path | str) -> Verified:
     try:
         plan, method, facts, seed, public, text = understood(settings)
         _require_as_written(folder / "config.toml", text)
-        layout = require_layout(folder / "model.safetensors", method, facts, public)
+        layout = require_layout(folder / "model.safetensors", method, plan, facts, public)
         assert isinstance(plan, Plan)
         _require_same_claim(folder, privacy, plan, public)
         _require_weights(folder, privacy, layout, plan, method, facts)

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from dpdm.files import write_atomically
@@ -40,12 +41,12 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Type and shape of each tensor by its name."""
 
 
-def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+def layout_of(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> Layout:
     """Return the layout of a module's state."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def require_storable(tensors: Mapping[str, Tensor]) -> None:
+def require_storable(tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
     """Raise InputError if no file of weights could hold the tensors: of what type they are, and how large."""
     size = sum(_bytes(*entry) for entry in layout_of(tensors).values())
     _in_order(layout_of(tensors))
@@ -75,7 +76,7 @@ def require_plain(layout: Layout) -> None:
             raise InputError(f"a weight is called {name[:80]!a}: let its name be of letters, digits and _")
 
 
-def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_weights(path: Path, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
     """Write the tensors' one file, atomically.
 
     Raises:
@@ -129,7 +130,7 @@ def read_layout(path: Path) -> Layout:
     return layout
 
 
-def read_weights(path: Path, layout: Layout, *, below: str = "") -> dict[str, Tensor]:
+def read_weights(path: Path, layout: Layout, *, below: str = "") -> dict[str, Shaped[Tensor, "..."]]:
     """Return the tensors of a file of this layout, whose names begin with `below`, without that beginning."""
     places = _places(layout)  # once: a stranger's file may have ten thousand tensors
     return {
@@ -139,7 +140,7 @@ def read_weights(path: Path, layout: Layout, *, below: str = "") -> dict[str, Te
     }
 
 
-def reader(path: Path, layout: Layout) -> Callable[..., Tensor]:
+def reader(path: Path, layout: Layout) -> Callable[..., Shaped[Tensor, "..."]]:
     """Return what reads one tensor of a file of this layout by its name, or those of its rows that are asked for."""
     places = _places(layout)  # once: a prior is read class by class
 

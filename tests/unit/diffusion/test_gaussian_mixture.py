@@ -124,7 +124,7 @@ def test_about_one_isotropic_gaussian_at_zero_it_is_edm():
     sigma_data = 0.7
     prior = GaussianMixture(
         centres=torch.zeros(1, 12),
-        classes=torch.zeros(1),
+        classes=torch.zeros(1, dtype=torch.long),
         weights=torch.ones(1),
         vectors=torch.eye(12, 4),
         axes=torch.eye(2)[None],

@@ -110,6 +110,7 @@ def test_a_frechet_distance_of_too_few_images_is_refused():
         (torch.full((200, 6), torch.nan), "not finite"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_features_that_do_not_fit_together_are_refused_in_one_line(distance, wrong, said):
     with pytest.raises(InputError, match=said) as refused:
         distance(cloud(), wrong)
@@ -133,6 +134,7 @@ def test_features_that_do_not_fit_together_are_refused_in_one_line(distance, wro
         (lambda a: inception_score(a[:0]), r"\(images, classes\), not of shape \(0, 6\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_computed_is_refused(call, said):
     with pytest.raises(InputError, match=said):
         call(cloud())

@@ -231,6 +231,7 @@ def test_a_missing_torchmetrics_is_found_before_the_features(monkeypatch):
         evaluate_fidelity(noise(60), noise(60, seed=1), features=NeverBuilt())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_sets_of_different_numbers_and_features_that_are_not_numbers_are_refused():
     a = gaussian(100, seed=0)
     for b, said in (

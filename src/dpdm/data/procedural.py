@@ -1,0 +1,50 @@
+"""What images that a program draws have in common: a frame, and a seed for each image, which everybody knows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
+from dpdm.types import Images, InputError, require_positive
+
+Shape = tuple[int, int, int]
+"""Of one image: (channel, height, width)."""
+
+Levels = NDArray[np.floating[Any]]
+"""Of one image: (height, width) or (height, width, 3), from 0 to 1; what lies outside is cut off."""
+
+
+def draw_images(draw: Callable[[int, np.random.Generator], Levels], count: int, shape: Shape, *, source: str) -> Images:
+    """Return what `draw` draws for each index, as `uint8` (number, height, width, channel).
+
+    Every image has a generator of its own, seeded by the source's name and the index. So no image depends on how many
+    others there are, and whoever draws them again has the same.
+
+    Args:
+        draw: Returns the image of an index.
+        count: How many images there are.
+        shape: Channels, height and width of each.
+        source: Its name.
+    """
+    channels, height, width = shape
+    images = np.empty((count, height, width, channels), np.uint8)
+    name = int.from_bytes(source.encode())
+    for index in range(count):
+        levels = draw(index, np.random.default_rng([name, index]))
+        pixels = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
+        images[index, ..., :3] = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
+        images[index, ..., 3:] = 255
+    return images
+
+
+def require_frame(source: str, count: int, shape: Shape) -> None:
+    """Raise InputError unless so many images of this shape can be drawn."""
+    require_positive(**{f"{source}: count": count})
+    channels, *sides = shape
+    if channels not in (1, 3, 4) or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
+        raise InputError(
+            f"{source}: images of shape {tuple(shape)} cannot be drawn: give 1, 3 or 4 channels, and sides from "
+            f"{MIN_SIDE} to {MAX_SIDE:,} pixels"
+        )
