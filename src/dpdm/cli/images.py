@@ -1,4 +1,4 @@
-"""`dpdm sample | export`."""
+"""`dpdm sample`."""
 
 import os
 from pathlib import Path
@@ -115,22 +115,3 @@ def _frequencies(text: str) -> "Frequencies":
         return [float(number) for number in text.split(",")]
     except ValueError:
         fail(f"--frequencies is equal, released, or numbers with commas between, not {text!r}")
-
-
-def export(
-    run: Run,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
-    as_json: AsJson = False,
-) -> None:
-    """Write a finished run as a pipeline of Hugging Face's diffusers, with its claim."""
-    require_run(run)
-    try:
-        from dpdm.runs.pipeline import export_pipeline
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == "dpdm":
-            raise
-        fail(f"export needs {error.name}: pip install 'dpdm[diffusers]'")
-    export_pipeline(run, output)
-    if as_json:
-        return print_json({"output": str(output)})
-    say(f"{output} holds the pipeline; its README.md says how to load it")

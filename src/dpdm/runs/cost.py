@@ -21,9 +21,8 @@ from dpdm.runs.hardware import (
     autocast,
     choose_device,
     keep_freed_memory,
-    memory_for_a_batch,
-    memory_free,
 )
+from dpdm.runs.memory import memory_for_a_batch, memory_free
 from dpdm.runs.rehearsal import BYTES_OF_A_PARAMETER
 from dpdm.types import InputError, require_positive
 
