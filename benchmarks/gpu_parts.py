@@ -34,7 +34,8 @@ from dpdm.networks import Network, UNet
 from dpdm.privacy import DPSGD, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.runs import Trainer
 from dpdm.runs.cost import measure_step, physical_batch_size
-from dpdm.runs.hardware import autocast, choose_device, keep_freed_memory, memory_for_a_batch
+from dpdm.runs.hardware import autocast, choose_device, keep_freed_memory
+from dpdm.runs.memory import memory_for_a_batch
 from dpdm.types import InputError
 
 STRATEGIES = {"layer-wise": LayerWise(), "one-backward-each": OneBackwardEach(), "vectorized": Vectorized()}

@@ -9,7 +9,8 @@ from torch.func import functional_call, grad, vmap
 
 from dpdm.diffusion import EDM, DenoisingLoss, PreconditionedDenoiser
 from dpdm.networks import MLP, CompactUNet, UNet
-from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy import clipped_grad_sum
+from strategies import every_strategy
 
 NETWORKS = [CompactUNet(width=16), MLP(width=24, blocks=2), UNet(width=8, multipliers=(1, 2), blocks=1, attention=())]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 30, 33), (4, 32, 32)]  # channel, height, width
@@ -206,9 +207,7 @@ def test_specifications_are_frozen_values():
             spec.width = 64
 
 
-@pytest.mark.parametrize(
-    "strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one backward each", "vectorized", "layer-wise"]
-)
+@every_strategy
 @pytest.mark.proof
 def test_clipped_gradients_in_bfloat16_are_those_in_float32_up_to_its_precision(network, inputs, strategy):
     x, _, labels = inputs

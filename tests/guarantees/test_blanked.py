@@ -12,8 +12,9 @@ from dpdm.data import ImageDataset, blank_equal, find_duplicates
 from dpdm.diffusion import EDM
 from dpdm.methods import Prior
 from dpdm.methods.loader import Loader
-from dpdm.privacy import InsecureSeededEntropy, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy import InsecureSeededEntropy, clipped_grad_sum
 from dpdm.types import InputError
+from strategies import every_strategy
 
 PUBLIC = images(5, seed=99)
 BOTH = plus(IMAGES, PUBLIC.images[2], 1)  # its last image is public
@@ -97,7 +98,7 @@ def test_the_others_of_a_group_keep_their_weight_and_are_all_that_is_drawn():
     assert shown <= {image.tobytes() for image in np.delete(GROUPED.images, [0, 3, 11], axis=0)}
 
 
-@pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one", "vmap", "layers"])
+@every_strategy
 def test_a_blank_record_in_a_batch_gives_no_gradient_and_changes_no_other_record(strategy):
     from two_worlds import NUM_CLASSES, Network
 

@@ -11,13 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dpdm.diffusion import EDM, DenoisingLoss, LogNormal, PreconditionedDenoiser
-from dpdm.privacy import InsecureSeededEntropy, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
+from dpdm.privacy import InsecureSeededEntropy, LayerWise, Vectorized, clipped_grad_sum
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.types import InputError
-
-STRATEGIES = pytest.mark.parametrize(
-    "strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one backward", "vectorized", "layer-wise"]
-)
+from strategies import every_strategy
 
 
 class Dot(nn.Module):
@@ -50,7 +47,7 @@ def check_one_gradient(rows, clip, strategy):
     assert (result.vector - expected).abs().max().item() <= tolerance
 
 
-@STRATEGIES
+@every_strategy
 @settings(max_examples=60, deadline=None)
 @given(
     gradient=arrays.arrays(np.float32, st.integers(1, 6), elements=st.floats(-1, 1, width=32)),
@@ -68,7 +65,7 @@ def test_one_gradient_of_any_size_keeps_its_direction_and_at_most_the_norm(
     check_one_gradient(scaled.bfloat16() if bfloat16 else scaled, clip, strategy)
 
 
-@STRATEGIES
+@every_strategy
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_million_coordinates_of_huge_range_stay_within_the_norm(strategy, dtype):
     generator = torch.Generator().manual_seed(0)
@@ -82,7 +79,7 @@ def test_two_million_coordinates_of_huge_range_stay_within_the_norm(strategy, dt
         assert norm(result.vector) > 1 - 1e-9
 
 
-@STRATEGIES
+@every_strategy
 def test_a_gradient_at_the_norm_stays_within_it(strategy):
     for seed in range(50):
         row = torch.randn(1, 100, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -113,7 +110,7 @@ def forward(module, batch):
     return module(batch[0])
 
 
-@STRATEGIES
+@every_strategy
 def test_frozen_tied_and_unused_parameters_are_counted_right(strategy):
     torch.manual_seed(0)
     module, x = Awkward(), torch.randn(5, 4, dtype=torch.float64)
@@ -143,7 +140,7 @@ def weighted(module, batch):
     return module(x).square().sum(1) * weight
 
 
-@STRATEGIES
+@every_strategy
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
 @pytest.mark.parametrize("pixels", ["one", "all"])
 def test_an_example_that_is_not_finite_contributes_exactly_nothing(strategy, bad, pixels):
@@ -164,7 +161,7 @@ def test_an_example_that_is_not_finite_contributes_exactly_nothing(strategy, bad
     assert norms.isfinite().sum() == 5
 
 
-@STRATEGIES
+@every_strategy
 def test_a_pixel_of_1e38_in_float32_is_clipped_or_dropped(strategy):
     module = small_network(torch.float32)
     x = torch.randn(1, 1, 6, 6)
@@ -173,7 +170,7 @@ def test_a_pixel_of_1e38_in_float32_is_clipped_or_dropped(strategy):
     assert norm(result.vector) <= 1
 
 
-@STRATEGIES
+@every_strategy
 def test_a_gradient_of_exactly_zero_is_zero(strategy):
     module = small_network()
     x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
@@ -182,7 +179,7 @@ def test_a_gradient_of_exactly_zero_is_zero(strategy):
     assert (result.vector == 0).all()
 
 
-@STRATEGIES
+@every_strategy
 def test_no_examples_give_zeros(strategy):
     module = small_network()
     empty = (torch.zeros(0, 1, 6, 6, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
@@ -192,7 +189,7 @@ def test_no_examples_give_zeros(strategy):
     assert len(result.losses.reveal(because="test")) == 0
 
 
-@STRATEGIES
+@every_strategy
 def test_an_example_does_not_see_the_others(strategy):
     module = small_network()
     x, weight = torch.randn(6, 1, 6, 6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
@@ -216,7 +213,7 @@ class Mixing(nn.Module):
         return self.linear(x - 0.5 * x.mean(0, keepdim=True)).square().sum(1)
 
 
-@STRATEGIES
+@every_strategy
 def test_a_network_that_would_mix_examples_is_given_them_one_by_one(strategy):
     torch.manual_seed(2)
     module, x = Mixing().double(), torch.randn(4, 3, dtype=torch.float64)
@@ -261,7 +258,7 @@ class Raw(nn.Module):
         return self.conv(x)
 
 
-@STRATEGIES
+@every_strategy
 @pytest.mark.parametrize("copies", [1, 4, 32])
 def test_noise_multiplicity_does_not_change_the_sensitivity(strategy, copies):
     torch.manual_seed(3)
@@ -274,7 +271,7 @@ def test_noise_multiplicity_does_not_change_the_sensitivity(strategy, copies):
     assert 0.1 * (1 - 1e-9) < norm(result.vector) <= 0.1
 
 
-@STRATEGIES
+@every_strategy
 @pytest.mark.parametrize("copies", [2, 32])
 def test_copies_with_opposite_gradients_cancel_before_clipping(strategy, copies):
     signs = torch.tensor([1.0, -1.0]).repeat(copies // 2)[None, :, None]

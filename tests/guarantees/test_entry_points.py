@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import strategies
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import (
@@ -38,9 +39,7 @@ from dpdm.privacy.clipping import Rows, clip_factors
 from dpdm.privacy.sums import BoundedSum, cell_sums, second_moments
 from dpdm.types import InputError
 
-STRATEGIES = pytest.mark.parametrize(
-    "strategy", [OneBackwardEach, Vectorized, LayerWise], ids=["one backward", "vectorized", "layer-wise"]
-)
+STRATEGIES = pytest.mark.parametrize("strategy", [*map(type, strategies.STRATEGIES.values())])
 FIELDS = {"dataset_size": 100, "expected_batch_size": 10, "steps": 4, "noise_multiplier": 3.0, "delta": 1e-3}
 RELEASES = {"dataset_size": 100, "expected_batch_size": 10, "steps": 0, "delta": 1e-3}
 

@@ -29,10 +29,11 @@ from dpdm.diffusion import EDM, DenoisingLoss
 from dpdm.methods import Diffusion, Prior
 from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
-from dpdm.privacy import DPSGD, InsecureSeededEntropy, LayerWise, NonPrivate, OneBackwardEach, Vectorized
+from dpdm.privacy import DPSGD, InsecureSeededEntropy, NonPrivate
 from dpdm.privacy.processes import Processes
 from dpdm.runs import Trainer
 from dpdm.types import InputError
+from strategies import every_strategy
 
 
 @pytest.mark.parametrize("strategy", ["one-backward-each", "vectorized", "layer-wise"])
@@ -91,7 +92,7 @@ class Units:
         return self.number
 
 
-@pytest.mark.parametrize("strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one", "vmap", "layers"])
+@every_strategy
 @pytest.mark.parametrize("value", [1e6, 1e200, float("nan")])
 def test_a_group_with_extreme_images_moves_a_sum_by_the_clipping_norm_at_most(value, strategy):
     groups = np.array([0, 0, 0, 1, 2, 2, 3, 4, 4, 5, 5, 5])

@@ -31,16 +31,15 @@ from two_worlds import (
 from dpdm import cli
 from dpdm.data import ImageDataset, save_npz
 from dpdm.methods import Prior
-from dpdm.privacy import InsecureSeededEntropy, LayerWise, OneBackwardEach, Vectorized
+from dpdm.privacy import InsecureSeededEntropy, LayerWise
 from dpdm.runs import Trainer
+from strategies import every_strategy
 
 BASE = records(12, classes=NUM_CLASSES - 1)  # class 2 does not occur
 NO_EFFECT = {"nan", "one nan pixel", "inf", "minus inf", "norm overflows float64"}
 
 
-@pytest.mark.parametrize(
-    "strategy", [OneBackwardEach(), Vectorized(), LayerWise()], ids=["one backward each", "vectorized", "layer-wise"]
-)
+@every_strategy
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_neighbours_cannot_be_told_apart(name, strategy):
     d = train(World(), D, strategy=strategy)

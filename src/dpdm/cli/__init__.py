@@ -13,7 +13,8 @@ import typer
 import dpdm
 from dpdm.cli.checking import check
 from dpdm.cli.claims import audit, report, verify
-from dpdm.cli.images import export, sample
+from dpdm.cli.export import export
+from dpdm.cli.images import sample
 from dpdm.cli.ledger import ledger
 from dpdm.cli.planning import plan
 from dpdm.cli.scores import compare, evaluate

@@ -1,4 +1,4 @@
-"""`dpdm sample | export`."""
+"""`dpdm sample`."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,10 @@ from dpdm.cli.options import AsJson, Run, Set, fail, print_json, require_run, sa
 from dpdm.terminal import show_progress
 
 if TYPE_CHECKING:
+    from dpdm.methods import AnySampler
+    from dpdm.runs import Release
     from dpdm.runs.labels import Frequencies
+    from dpdm.types import Images, Labels
 
 _CLAIMED = ("private", "epsilon", "delta", "relation", "unit", "public")  # of a run's claim, beside its statement
 _NOT_PRIVATE = "NOT PRIVATE: never publish what comes of private images"
@@ -33,19 +36,12 @@ def sample(
 ) -> None:
     """Make images from a finished run: as many as you like, at no further cost in privacy."""
     require_run(run)
-    as_npz = output.suffix == ".npz"
-    if output.suffix and not as_npz:
-        fail(f"{output}: give a name ending in .npz, or a folder without a dot in its name")
-    if as_npz and output.exists():
-        fail(f"{output} exists: choose another name, or remove it")
-    if not as_npz and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        fail(f"{output} is not empty: choose another folder")
+    _require_free(output)
     import numpy as np
 
     from dpdm.config import choose_sampler
     from dpdm.data import save_folder, save_npz
     from dpdm.runs import Release, verify_release
-    from dpdm.runs.hardware import joined_processes
     from dpdm.runs.labels import choose_labels
     from dpdm.types import require_positive
 
@@ -60,22 +56,13 @@ def sample(
     claims = release.claim.get("private") is not False
     if claims:  # none is stated that the files do not bear out
         verify_release(run)
-    parts = []
-    with joined_processes() as processes:
-        seed = processes.object_from_first(int.from_bytes(os.urandom(7), "little") if seed is None else seed)
-        with show_progress("sampling", count if processes.first else None) as advance:
-            drawn = release.sample_in_parts(count, sampler=chosen, labels=wanted, seed=seed, processes=processes)
-            for images, labels in drawn:
-                parts.append((images, labels))
-                advance(len(images) * processes.size, "")
-        parts = processes.in_turn(parts)
-    if not processes.first:
+    drawn = _draw(release, count, seed, sampler=chosen, labels=wanted)
+    if drawn is None:
         return None
-    images = np.concatenate([part for part, _ in parts])
-    labels = np.concatenate([part for _, part in parts])
+    images, labels = drawn
     known = labels if facts.num_classes else None
     statement = release.statement if claims else _NOT_PRIVATE
-    if as_npz:
+    if output.suffix:
         claim = {key: release.claim[key] for key in _CLAIMED if key in release.claim} | {"statement": statement}
         save_npz(output, images, known, num_classes=facts.num_classes, class_names=facts.class_names, claim=claim)
     else:
@@ -87,6 +74,39 @@ def sample(
     say(f"{count:,} images in {output}, {carried}")
 
 
+def _require_free(output: Path) -> None:
+    """Refuse a place for images that is taken, or no .npz file and no folder."""
+    as_npz = output.suffix == ".npz"
+    if output.suffix and not as_npz:
+        fail(f"{output}: give a name ending in .npz, or a folder without a dot in its name")
+    if as_npz and output.exists():
+        fail(f"{output} exists: choose another name, or remove it")
+    if not as_npz and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        fail(f"{output} is not empty: choose another folder")
+
+
+def _draw(
+    release: "Release", count: int, seed: int | None, *, sampler: "AnySampler | None", labels: "Labels | None"
+) -> "tuple[Images, Labels] | None":
+    """Return images and their labels, drawn by all processes together: in the first process alone."""
+    import numpy as np
+
+    from dpdm.runs.hardware import joined_processes
+
+    parts = []
+    with joined_processes() as processes:
+        seed = processes.object_from_first(int.from_bytes(os.urandom(7), "little") if seed is None else seed)
+        with show_progress("sampling", count if processes.first else None) as advance:
+            drawn = release.sample_in_parts(count, sampler=sampler, labels=labels, seed=seed, processes=processes)
+            for part in drawn:
+                parts.append(part)
+                advance(len(part[0]) * processes.size, "")
+        parts = processes.in_turn(parts)
+    if not processes.first:
+        return None
+    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
 def _frequencies(text: str) -> "Frequencies":
     """Return what --frequencies says."""
     if text in ("equal", "released"):
@@ -95,22 +115,3 @@ def _frequencies(text: str) -> "Frequencies":
         return [float(number) for number in text.split(",")]
     except ValueError:
         fail(f"--frequencies is equal, released, or numbers with commas between, not {text!r}")
-
-
-def export(
-    run: Run,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
-    as_json: AsJson = False,
-) -> None:
-    """Write a finished run as a pipeline of Hugging Face's diffusers, with its claim."""
-    require_run(run)
-    try:
-        from dpdm.runs.pipeline import export_pipeline
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] == "dpdm":
-            raise
-        fail(f"export needs {error.name}: pip install 'dpdm[diffusers]'")
-    export_pipeline(run, output)
-    if as_json:
-        return print_json({"output": str(output)})
-    say(f"{output} holds the pipeline; its README.md says how to load it")

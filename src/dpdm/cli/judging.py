@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpdm.cli.options import fail
-from dpdm.terminal import show_progress, show_stages
+from dpdm.terminal import show_progress, show_stages, tell
 
 if TYPE_CHECKING:
+    from dpdm.config import Data
     from dpdm.data import ImageDataset
     from dpdm.evaluation import Features, Judge, Labelled, Scorecard
     from dpdm.methods import ImageFacts
@@ -59,6 +60,27 @@ def named_alike(
     places, remark = places_by_name(made.class_names, test.class_names, name, reference)
     remarks += [] if remark is None or remark in remarks else [remark]
     return replace(made, labels=places[_labelled(made)[1]], class_names=test.class_names)
+
+
+def reference_like(data: "ImageDataset", reference: str, facts: "Data") -> "ImageDataset":
+    """Return the public images that runs are compared on, at the shape of the private ones."""
+    from dpdm.data import open_dataset
+
+    opened = open_dataset(
+        reference,
+        size=facts.size,
+        fit=facts.fit,
+        channels=data.shape[0],  # type: ignore[arg-type]
+        num_classes=data.num_classes,
+    )
+    if opened.shape != data.shape:
+        fail(f"{reference} has images of shape {opened.shape}, and {data.name} of {data.shape}: set data.size")
+    if data.num_classes and opened.num_classes:
+        remarks = list[str]()
+        opened = named_alike(opened, data, reference, data.name, remarks)
+        for remark in remarks:
+            tell(remark)
+    return opened
 
 
 class Entrant(NamedTuple):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dpdm.cli.judging import named_alike
+from dpdm.cli.judging import reference_like
 from dpdm.cli.ledger import keep_figures
 from dpdm.cli.options import (
     AsJson,
@@ -31,6 +31,7 @@ from dpdm.terminal import tell
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
     from dpdm.runs import Release, Trainer
+    from dpdm.runs.tuning import Cost, Tuner
 
 
 def tune(
@@ -57,74 +58,62 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search among settings at a stated price: of a random number of runs, only the best is released."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        fail("dpdm tune is one process: start it without torchrun")
-    if (reference is None) == (score_noise is None):
-        fail("choose how runs are compared: --reference with public images, or --score-noise 50 for the private ones")
-    require_target(target)
-    require_found(reference)
+    _require_possible(target, reference, score_noise)
     from dpdm.config import require_public_source
-    from dpdm.data import open_dataset
     from dpdm.ledger import Ledger
-    from dpdm.privacy.processes import Processes
     from dpdm.privacy.search import Search
     from dpdm.runs.tuning import Tuner, combinations
 
-    if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
-        fail("dpdm tune is one process: start it without torchrun")
     candidates = [
         load_settings(target, epsilon, dataset_size, [*(set or []), *values], method=method, public=public)
         for values in combinations(choices)
     ]
-    first = candidates[0]
     for config in candidates:
         require_public_source(config.method, given=config.public is not None)
-    data = first.data.open()
-    compared = None
-    if reference is not None:
-        facts, channels = first.data, data.shape[0]
-        compared = open_dataset(
-            reference,
-            size=facts.size,
-            fit=facts.fit,
-            channels=channels,  # type: ignore[arg-type]
-            num_classes=data.num_classes,
-        )
-        if compared.shape != data.shape:
-            fail(f"{reference} has images of shape {compared.shape}, and {data.name} of {data.shape}: set data.size")
-        if data.num_classes and compared.num_classes:
-            remarks = list[str]()
-            compared = named_alike(compared, data, reference, data.name, remarks)
-            for remark in remarks:
-                tell(remark)
-    tuner = Tuner(
-        candidates=candidates,
-        search=Search(mean=runs, shape=shape, score_noise_multiplier=score_noise),
-        reference=compared,
-        run=run,
-        ledger=Ledger.default(ledger, tell=tell),
-    )
+    data = candidates[0].data.open()
+    search = Search(mean=runs, shape=shape, score_noise_multiplier=score_noise)
+    compared = None if reference is None else reference_like(data, reference, candidates[0].data)
+    where = Ledger.default(ledger, tell=tell)
+    tuner = Tuner(candidates=candidates, search=search, reference=compared, run=run, ledger=where)
     plan = tuner.plan(data)
     cost = tuner.cost(plan)
-    tell(
-        f"{len(candidates)} candidates; one run costs ε {bound(cost.of_one)}, the best of {runs:g} on average "
-        f"{bound(cost.of_best)}, and releasing {round(runs)} would cost {bound(cost.of_all)}"
-    )
-
-    if compared is not None:
-        tell(
-            f"images of {data.name} that are among those of {reference} take no part, if there are any: "
-            f"{run / 'private' / 'blanked.json'} lists them"
-        )
-
-    def on_run(number: int, count: int, trainer: "Trainer", images: "ImageDataset") -> "Release":
-        tell(f"run {number} of {count}: secret, like which settings it has")
-        return train_with_progress(trainer, images, Processes())
-
-    release = tuner.fit(data, on_run)
+    _tell_before(tuner, cost, data.name, reference)
+    release = tuner.fit(data, _train_one)
     keep_figures(tuner.ledger)
     if as_json:
         return print_json(release.claim | {"cost": cost._asdict()})
     say(f"done: {release.statement}")
     say(f"publish {run / 'release'}; keep {run / 'private'} to yourself: the other runs, and how many there were")
     say(f"next: dpdm sample {run} -n {plan.dataset_size} -o synthetic.npz")
+
+
+def _require_possible(target: str, reference: str | None, score_noise: float | None) -> None:
+    """Refuse what no search can be made of."""
+    if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
+        fail("dpdm tune is one process: start it without torchrun")
+    if (reference is None) == (score_noise is None):
+        fail("choose how runs are compared: --reference with public images, or --score-noise 50 for the private ones")
+    require_target(target)
+    require_found(reference)
+
+
+def _tell_before(tuner: "Tuner", cost: "Cost", name: str, reference: str | None) -> None:
+    """Say what the search costs, and which images take no part."""
+    runs = tuner.search.mean
+    tell(
+        f"{len(tuner.candidates)} candidates; one run costs ε {bound(cost.of_one)}, the best of {runs:g} on average "
+        f"{bound(cost.of_best)}, and releasing {round(runs)} would cost {bound(cost.of_all)}"
+    )
+    if reference is not None:
+        tell(
+            f"images of {name} that are among those of {reference} take no part, if there are any: "
+            f"{Path(tuner.run) / 'private' / 'blanked.json'} lists them"
+        )
+
+
+def _train_one(number: int, count: int, trainer: "Trainer", images: "ImageDataset") -> "Release":
+    """Train one run of a search."""
+    from dpdm.privacy.processes import Processes
+
+    tell(f"run {number} of {count}: secret, like which settings it has")
+    return train_with_progress(trainer, images, Processes())

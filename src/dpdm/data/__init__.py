@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dpdm.data.location import require_outside as require_outside
     from dpdm.data.open import open_again as open_again
     from dpdm.data.open import open_dataset as open_dataset
-    from dpdm.data.open import read_location as read_location
+    from dpdm.data.opened import read_location as read_location
     from dpdm.data.prepared import Prepared as Prepared
     from dpdm.data.prepared import prepare as prepare
     from dpdm.data.public import open_public as open_public
@@ -48,7 +48,8 @@ __getattr__ = lazily(
         "inspection": "PartFound inspect",
         "layout": "Split",
         "location": "is_built_in is_source require_outside",
-        "open": "open_again open_dataset read_location",
+        "open": "open_again open_dataset",
+        "opened": "read_location",
         "prepared": "Prepared prepare",
         "saving": "save_folder save_npz",
     },

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple, cast, get_args
 
 from dpdm.data.built_in import load_built_in
 from dpdm.data.dataset import ImageDataset
@@ -12,10 +11,9 @@ from dpdm.data.identity import array_digests
 from dpdm.data.image_files import Reader, ReadImages
 from dpdm.data.layout import plain_name
 from dpdm.data.location import BUILT_IN, found, require_there, split_of
+from dpdm.data.opened import read_location, say_location
 from dpdm.data.sources import open_path
 from dpdm.types import InputError
-
-_GROUPED: Final = ", in groups by "
 
 
 def open_dataset(
@@ -77,40 +75,13 @@ def open_dataset(
     sources = dataset.sources if reader.sources is None else reader.sources
     if sources is None and not framing.keeps(*dataset.images.shape[1:]):
         sources = array_digests(dataset.images)
-    opened = f"{location}{part}" + ("" if group is None else f"{_GROUPED}{group}")
     return replace(
         dataset,
         public=dataset.public or public,
         sources=sources,
         images=framing.frame_all(dataset.images),
         name=name,
-        location=opened if size is None else f"{opened}, {fit} to {size}",
-    )
-
-
-class Location(NamedTuple):
-    """Where images were opened, and how."""
-
-    source: str
-    group: str | None
-    size: int | None
-    fit: Fit
-
-
-def read_location(location: str) -> Location:
-    """Return what `ImageDataset.location` says.
-
-    Raises:
-        InputError: The images were given as arrays, and have no location.
-    """
-    if not location:
-        raise InputError("this run was trained on arrays, which cannot be opened again: pass them as data=...")
-    place, comma, fitted = location.rpartition(", ")
-    fit, _, size = fitted.partition(" to ")
-    framed = bool(comma) and fit in get_args(Fit) and size.isdecimal()
-    source, grouped, group = (place if framed else location).partition(_GROUPED)
-    return Location(
-        source, group if grouped else None, int(size) if framed else None, cast(Fit, fit) if framed else "crop"
+        location=say_location(f"{location}{part}", group, size, fit),
     )
 
 

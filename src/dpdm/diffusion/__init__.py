@@ -1,13 +1,13 @@
 """The mathematics of diffusion: it knows no network, no data and no privacy."""
 
 from dpdm.diffusion.loss import DenoisingLoss, NoisyBatch
+from dpdm.diffusion.matched_solver import MatchedSolver
 from dpdm.diffusion.noise_levels import (
     Cosine,
     LogNormal,
     LogUniform,
     NoiseLevels,
     VariancePreserving,
-    karras_schedule,
 )
 from dpdm.diffusion.preconditioning import (
     EDM,
@@ -25,10 +25,10 @@ from dpdm.diffusion.samplers import (
     Churn,
     DPMSolver,
     Guided,
-    MatchedSolver,
     Sampler,
     StochasticDDIM,
 )
+from dpdm.diffusion.schedule import karras_schedule
 
 __all__ = [
     "DDIM",

@@ -1,9 +1,7 @@
 """What a report says, as one JSON object: the page shows nothing else."""
 
-import json
 import math
 import platform
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +13,7 @@ from dpdm.evaluation import Scorecard
 from dpdm.files import json_text, read_json
 from dpdm.privacy import Plan, PoissonSums
 from dpdm.privacy.accounting import round_up
+from dpdm.report.private import read_private
 from dpdm.runs import Release, verify_release
 from dpdm.runs.run_folder import release_folder
 from dpdm.types import InputError
@@ -66,7 +65,7 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
         "scores": None if scores is None else _scores(scores, num_classes=release.facts.num_classes),
     }
     if private:
-        facts["private"] = _private(run)
+        facts["private"] = read_private(run)
     return facts, release
 
 
@@ -106,28 +105,3 @@ def _scores(path: Path, *, num_classes: int) -> dict[str, Any]:
             f"{path} is not what dpdm evaluate --json prints for such images: write that into it"
         ) from None
     return scores
-
-
-def _private(run: Path) -> dict[str, Any]:
-    """Return what no noise covers: losses and norms of training, and the findings of an audit."""
-    folder = run / "private"
-    if not folder.is_dir():
-        raise InputError(f"{run} has no private/ folder: leave out --private, or name the run's own folder")
-    found: dict[str, Any] = {"metrics": [], "audit": None}
-    if (folder / "metrics.jsonl").is_file():
-        rows = list(_rows((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()))
-        every = max(1, len(rows) // 200)
-        found["metrics"] = rows[::every]
-    if (folder / "audit" / "audit.json").is_file():
-        found["audit"] = read_json(folder / "audit" / "audit.json")
-    return found
-
-
-def _rows(lines: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield what lines say: not a last one that a crash cut short, and no value that is not finite."""
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        yield {key: value for key, value in row.items() if value is not None and math.isfinite(value)}

@@ -21,9 +21,8 @@ from dpdm.runs.hardware import (
     autocast,
     choose_device,
     keep_freed_memory,
-    memory_for_a_batch,
-    memory_free,
 )
+from dpdm.runs.memory import memory_for_a_batch, memory_free
 from dpdm.runs.rehearsal import BYTES_OF_A_PARAMETER
 from dpdm.types import InputError, require_positive
 
@@ -300,11 +299,8 @@ def fit_to_time(
     if not steps or not batch:
         raise InputError(f"{minutes:g} minutes are too short for a single step here: give more, or a smaller network")
     loss = dataclasses.replace(method.loss, noise_multiplicity=copies)
-    fitted = dataclasses.replace(
-        config,
-        privacy=dataclasses.replace(config.privacy, steps=steps, expected_batch_size=batch),
-        method=dataclasses.replace(method, loss=loss),
-    )
+    privacy = dataclasses.replace(config.privacy, steps=steps, expected_batch_size=batch)
+    fitted = dataclasses.replace(config, privacy=privacy, method=dataclasses.replace(method, loss=loss))
     plan = plan.with_steps(steps, expected_batch_size=batch)
     return Fitted(fitted, _cost(stopwatch, loss, facts, plan, each, beside), sampling)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dpdm.methods import ImageGenerator, Method
 from dpdm.privacy import MechanismRun
-from dpdm.runs.hardware import memory_there
+from dpdm.runs.memory import memory_there
 from dpdm.runs.release import Release, open_without_public
 from dpdm.runs.verification import understood
 from dpdm.runs.weights import layout_of, require_plain

@@ -6,7 +6,7 @@ Before a method can reach the mechanism, all that may be released is reserved in
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float32
@@ -251,16 +251,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         processes.require_same(data.digest(), "their images")
     taking_part = data if trainer.public is None else blank_equal(data, trainer.public)
     own = taking_part.part(processes.shard(data.num_units))
-    place = None if trainer.run is None or not processes.first else Path(trainer.run)
-    with processes.refused_together():
-        kept = {**settings, **trainer.asked, "machine": encode(trainer.machine), "opened": data.location}
-        folder = PrivateFolder(None if place is None else place / "private", kept, asked=figures_of(plan).asked)
-    watch = Watch(
-        None if place is None else place / "watch",
-        plan,
-        private=claim["private"] is True,
-        tensorboard=trainer.machine.tensorboard,
-    )
+    folder, watch = _opened(trainer, data, settings, processes, private=claim["private"] is True)
     keep_freed_memory()
     mechanism = plan.start(folder.journal, entropy=trainer.entropy, strategy=trainer.machine.clipping)
     counting = ExitStack()
@@ -295,6 +286,19 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
             mechanism.close()
             folder.close()
             watch.close()
+
+
+def _opened(
+    trainer: "Trainer", data: ImageDataset, settings: dict[str, Any], processes: Processes, *, private: bool
+) -> tuple[PrivateFolder, Watch]:
+    """Open the folder of a run, of which only the first process keeps anything: `private/`, and `watch/`."""
+    place = None if trainer.run is None or not processes.first else Path(trainer.run)
+    with processes.refused_together():
+        kept = {**settings, **trainer.asked, "machine": encode(trainer.machine), "opened": data.location}
+        asked = figures_of(trainer.plan).asked
+        folder = PrivateFolder(None if place is None else place / "private", kept, asked=asked)
+    watch = None if place is None else place / "watch"
+    return folder, Watch(watch, trainer.plan, private=private, tensorboard=trainer.machine.tensorboard)
 
 
 def _reserve(

@@ -12,10 +12,8 @@ from dpdm.diffusion import (
     Churn,
     Cosine,
     DenoisingLoss,
-    DPMSolver,
     LogNormal,
     LogUniform,
-    StochasticDDIM,
     V,
     VariancePreserving,
     karras_schedule,
@@ -27,26 +25,21 @@ NOT_POSITIVE = [0, -1, math.nan, math.inf]
 
 @pytest.mark.parametrize("value", NOT_POSITIVE)
 @pytest.mark.parametrize("name", ["sigma_min", "sigma_max", "rho"])
-@pytest.mark.parametrize(
-    "make", [DDIM, StochasticDDIM, Churn, DPMSolver, lambda **fields: karras_schedule(5, **fields)]
-)
-def test_schedule_rejects_levels_that_are_not_positive_numbers(make, name, value):
+def test_schedule_rejects_levels_that_are_not_positive_numbers(name, value):
     with pytest.raises(InputError, match=name):
-        make(**{name: value})
+        karras_schedule(5, **{name: value})
 
 
-@pytest.mark.parametrize("make", [DDIM, StochasticDDIM, Churn, DPMSolver, karras_schedule])
-def test_schedule_rejects_levels_that_do_not_descend(make):
+def test_schedule_rejects_levels_that_do_not_descend():
     for sigma_min in (1.0, 2.0):
         with pytest.raises(InputError, match=r"sigma_min = .* below sigma_max"):
-            make(steps=5, sigma_min=sigma_min, sigma_max=1.0)
+            karras_schedule(5, sigma_min=sigma_min, sigma_max=1.0)
 
 
-@pytest.mark.parametrize("make", [DDIM, StochasticDDIM, Churn, DPMSolver, karras_schedule])
 @pytest.mark.parametrize("steps", [0, -3])
-def test_schedule_rejects_less_than_one_step(make, steps):
+def test_schedule_rejects_less_than_one_step(steps):
     with pytest.raises(InputError, match="steps"):
-        make(steps=steps)
+        karras_schedule(steps)
 
 
 @pytest.mark.parametrize("value", [-1, -0.001, math.nan])
@@ -59,13 +52,6 @@ def test_churn_rejects_an_amount_that_is_negative_or_no_number(value):
 def test_churn_rejects_fresh_noise_without_a_positive_scale(value):
     with pytest.raises(InputError, match="s_noise"):
         Churn(s_noise=value)
-
-
-@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
-@pytest.mark.parametrize("make", [DDIM, StochasticDDIM, Churn, DPMSolver])
-def test_guidance_that_is_negative_or_no_number_is_rejected(make, value):
-    with pytest.raises(InputError, match="guidance"):
-        make(guidance=value)
 
 
 @pytest.mark.parametrize(

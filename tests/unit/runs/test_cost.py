@@ -15,7 +15,8 @@ from dpdm.methods import ImageFacts, made_up
 from dpdm.networks import CompactUNet
 from dpdm.privacy import MechanismRun, clipped_grad_sum
 from dpdm.runs import cost as costs
-from dpdm.runs import fit_to_time, hardware
+from dpdm.runs import fit_to_time
+from dpdm.runs import memory as of_machine
 from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay
 from dpdm.types import InputError
@@ -154,8 +155,8 @@ def test_measuring_a_network_beyond_half_of_the_free_memory_is_refused_before_it
 
 
 def test_half_of_what_is_free_bounds_a_batch(monkeypatch):
-    monkeypatch.setattr(hardware, "memory_free", lambda device: 2**20)
-    assert hardware.memory_for_a_batch(torch.device("cpu")) == 2**19
+    monkeypatch.setattr(of_machine, "memory_free", lambda device: 2**20)
+    assert of_machine.memory_for_a_batch(torch.device("cpu")) == 2**19
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_what_a_backward_pass_keeps_is_counted():
 
 def test_processes_of_one_machine_share_its_memory(monkeypatch):
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.setattr(hardware, "memory_free", lambda device: 2**40)
-    alone = hardware.memory_for_a_batch(torch.device("cpu"))
+    monkeypatch.setattr(of_machine, "memory_free", lambda device: 2**40)
+    alone = of_machine.memory_for_a_batch(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert hardware.memory_for_a_batch(torch.device("cpu")) == alone // 4 > 0
+    assert of_machine.memory_for_a_batch(torch.device("cpu")) == alone // 4 > 0
