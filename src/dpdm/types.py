@@ -161,6 +161,14 @@ def require_positive(**values: float) -> None:
             raise InputError(f"{name} must be a number above 0, not {str(value)[:30]}")
 
 
+def require_counts(**values: int) -> None:
+    """Raise InputError naming the first argument that is not a whole number above zero."""
+    for name, value in values.items():
+        require_positive(**{name: value})
+        if not isinstance(value, int):
+            raise InputError(f"{name} must be a whole number, not {str(value)[:30]}")
+
+
 def require_in_range(**values: float) -> None:
     """Raise InputError naming the first argument that is not from 2^-64 to 2^64: beyond, float64 squares may vanish."""
     for name, value in values.items():

@@ -75,7 +75,7 @@ def test_a_leak_is_proved():
     ("values", "coins"),
     [([1.0, 2.0], [True]), ([1.0, 2.0], [True, True]), ([1.0, float("nan")], [True, False])],
 )
-def test_an_audit_without_both_sides_is_refused(values, coins):
+def test_an_audit_without_both_sides_is_refused(values, coins, unchecked):
     with pytest.raises(InputError, match="audit needs"):
         lower_bounds(np.array(values), np.array(coins), delta=1e-5)
 

@@ -134,7 +134,7 @@ def two_worlds_of_groups(folder: Path) -> list[str]:
 def public_images_among_the_private(folder: Path) -> list[str]:
     """A run on images of which one is public too, and so blank, beside a run without it: it may add nothing."""
     last = len(IMAGES) - 1
-    d = fit(World(), blank_equal(IMAGES, IMAGES.part([last])), folder / "d")
+    d = fit(World(), blank_equal(IMAGES, IMAGES.part(np.array([last]))), folder / "d")
     e = fit(World(replay=d), IMAGES.part(range(last)), folder / "e")
     found = differences(d, e)
     if max(moved(d, e)) > 1e-7:  # what rounding takes, with one example more in a physical batch

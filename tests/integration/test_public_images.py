@@ -27,7 +27,7 @@ def shown(tmp_path):
 def evolved(dpdm, photos, shown, tmp_path):
     code, out, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
     assert code == 0, err
-    assert "it does not protect what was declared public: shown (SHA-256" in out
+    assert 'it does not protect what was declared public: "shown" (SHA-256' in out
     return tmp_path / "run"
 
 
@@ -42,8 +42,8 @@ def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolve
     assert code == 0, err
     with np.load(tmp_path / "made.npz") as made:
         assert json.loads(str(made["claim"]))["public"] == [part]
-    assert "does not protect what was declared public: shown" in read_claim(tmp_path / "made.npz")
-    assert "does not protect what was declared public: shown" in out
+    assert 'does not protect what was declared public: "shown"' in read_claim(tmp_path / "made.npz")
+    assert 'does not protect what was declared public: "shown"' in out
     code, _, err = dpdm("report", "run")
     assert code == 0, err
     assert part["sha256"] in (evolved / "report.html").read_text()
@@ -105,6 +105,40 @@ def test_images_with_a_total_are_no_public_images(dpdm, photos, shown, tmp_path,
     assert Ledger(str(tmp_path / "ledger.sqlite")).account("shown").untouched
 
 
+def test_images_that_are_to_be_protected_are_not_declared_public_where_they_lie(dpdm, photos, tmp_path):
+    for public in (photos, f"{photos}+shapes"):
+        code, out, err = dpdm("train", photos, *EVOLVED, "--public", public, "--run", "run")
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert "photos names the images that are to be protected" in err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_mixture_does_not_hide_images_with_a_total(dpdm, photos, shown, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "ledger.sqlite"))
+    assert dpdm("ledger", "register", shown, "--epsilon", 5)[0] == 0
+    monkeypatch.setattr("dpdm.data.public.COUNT", 20)
+    code, _, err = dpdm("train", photos, *EVOLVED, "--public", f"{shown}+shapes", "--run", "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the images of shown are registered as shown, which has a total" in err
+
+
+@pytest.mark.parametrize("made", ["made.npz", "made", "ready"])
+def test_what_was_drawn_from_a_release_is_refused_as_public(dpdm, evolved, photos, tmp_path, made):
+    """Whatever carries the claim: one file, PNG files, and what was prepared from either."""
+    assert dpdm("sample", "run", "-n", 6, "-o", "made" if made == "ready" else made)[0] == 0
+    if made == "ready":
+        assert dpdm("prepare", "made", "-o", "ready")[0] == 0
+    for line in (
+        ("train", photos, *EVOLVED, "--public", made, "--run", "other"),
+        ("train", photos, *EVOLVED, "--public", f"shapes+{made}", "--run", "other"),
+        ("tune", photos, *EVOLVED, "--public", "shapes", "--try=seed=1,2", "--run", "best", "--reference", made),
+    ):
+        code, out, err = dpdm(*line)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert "was drawn from a private release ((4" in err or "was drawn from a private release ((3.99" in err
+        assert "its images are not public data" in err
+
+
 @pytest.mark.proof
 def test_a_run_that_started_from_public_images_is_audited(dpdm, evolved, shown):
     code, out, err = dpdm("audit", "run")
@@ -125,5 +159,5 @@ def test_a_search_starts_from_public_images_too(dpdm, photos, shown, tmp_path):
     assert "starts from public images" in err
     code, out, err = dpdm(*line, "--public", shown)
     assert code == 0, err
-    assert "it does not protect what was declared public: shown (" in out
+    assert 'it does not protect what was declared public: "shown" (' in out
     assert dpdm("verify", "best")[0] == 0

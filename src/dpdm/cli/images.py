@@ -62,11 +62,11 @@ def sample(
     images, labels = drawn
     known = labels if facts.num_classes else None
     statement = release.statement if claims else _NOT_PRIVATE
+    claim = {key: release.claim[key] for key in _CLAIMED if key in release.claim} | {"statement": statement}
     if output.suffix:
-        claim = {key: release.claim[key] for key in _CLAIMED if key in release.claim} | {"statement": statement}
         save_npz(output, images, known, num_classes=facts.num_classes, class_names=facts.class_names, claim=claim)
     else:
-        save_folder(output, images, known, class_names=facts.class_names)
+        save_folder(output, images, known, class_names=facts.class_names, claim=claim)
     if as_json:
         counts = np.bincount(labels, minlength=facts.num_classes).tolist() if facts.num_classes else []
         return print_json({"output": str(output), "count": count, "counts": counts, "statement": statement})

@@ -95,6 +95,10 @@ def _require_possible(target: str, reference: str | None, score_noise: float | N
         fail("choose how runs are compared: --reference with public images, or --score-noise 50 for the private ones")
     require_target(target)
     require_found(reference)
+    if reference is not None:
+        from dpdm.data import require_no_claim
+
+        require_no_claim(reference)
 
 
 def _tell_before(tuner: "Tuner", cost: "Cost", name: str, reference: str | None) -> None:

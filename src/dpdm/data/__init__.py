@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
-    from dpdm.data.arrays import read_claim as read_claim
+    from dpdm.data.claims import find_claim as find_claim
+    from dpdm.data.claims import read_claim as read_claim
     from dpdm.data.dataset import ImageDataset as ImageDataset
     from dpdm.data.dataset import group_indices as group_indices
     from dpdm.data.dataset import in_parts as in_parts
@@ -33,16 +34,17 @@ if TYPE_CHECKING:
     from dpdm.data.prepared import Prepared as Prepared
     from dpdm.data.prepared import prepare as prepare
     from dpdm.data.public import open_public as open_public
+    from dpdm.data.public import require_no_claim as require_no_claim
     from dpdm.data.saving import save_folder as save_folder
     from dpdm.data.saving import save_npz as save_npz
 
 __getattr__ = lazily(
     __name__,
     {
-        "arrays": "read_claim",
+        "claims": "find_claim read_claim",
         "dataset": "ImageDataset group_indices in_parts",
         "framing": "Channels Fit Framing",
-        "public": "open_public",
+        "public": "open_public require_no_claim",
         "identity": "blank_equal find_duplicates pixel_digests require_same_shape",
         "image_files": "ReadImages",
         "inspection": "PartFound inspect",

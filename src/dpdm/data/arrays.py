@@ -1,7 +1,5 @@
 """Images and labels as the arrays of one .npz file, or images as one .npy file."""
 
-import contextlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,6 @@ _OF_PART = re.compile("(.+)_(images|labels)|([xy])_(.+)", re.IGNORECASE)  # as M
 _ROLES: Final = {"x": "images", "y": "labels"}
 _DECLARED: Final = ("num_classes", "class_names", "claim")
 _TOO_LONG: Final = 8  # times the other side: no image is so long, but an array whose last axis is the number of images
-_LONGEST_CLAIM = 1000  # characters of it that are shown
 
 
 def load_npz(path: Path, asked: Asked) -> Records:
@@ -116,13 +113,3 @@ def load_npy(path: Path, asked: Asked) -> Records:
     with damaged(path, "write it with numpy.save", what="is no .npy file of a plain array"):
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     return Records(str(path), _in_four_axes(images, path))
-
-
-def read_claim(path: Path) -> str | None:
-    """Return the statement of the claim that an .npz file makes for its images, or None: nothing has verified it."""
-    with contextlib.suppress(InputError):
-        with damaged(path, ""), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            statement = json.loads(str(archive["claim"]))["statement"]
-        if isinstance(statement, str):
-            return "".join(c if c.isprintable() else "?" for c in statement[:_LONGEST_CLAIM])
-    return None

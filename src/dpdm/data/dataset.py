@@ -41,6 +41,7 @@ class ImageDataset:
         public: Whether these images are published already, as benchmarks are: a ledger then counts and limits nothing.
         location: Where it was opened (the resolved path, or the built-in name) and how it was fitted; for the data
             owner, never published.
+        made_of: The whole sets that it was joined from, or is a part of, for a ledger to know again.
 
     Raises:
         InputError: For whatever of this does not hold.
@@ -60,6 +61,7 @@ class ImageDataset:
     name: str
     public: bool = False
     location: str = ""
+    made_of: tuple["ImageDataset", ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.ndim == 3:

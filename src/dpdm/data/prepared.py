@@ -20,16 +20,19 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dpdm.data.claims import PREPARED, find_claim
 from dpdm.data.dataset import ImageDataset, group_indices, in_parts
 from dpdm.data.declared import Asked, Records
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, array_digests
 from dpdm.data.image_files import EncodedImage, ImageFile, ImageFiles, ReadImages, read_image, why_no_image
 from dpdm.data.layout import is_hidden
+from dpdm.data.location import split_of
+from dpdm.data.opened import read_location
 from dpdm.files import damaged, digest, held, read_json, write_atomically, write_json
 from dpdm.types import Images, InputError
 
-_DONE: Final = "prepared.json"
+_DONE: Final = PREPARED
 _PROGRESS: Final = "progress.json"
 _IMAGES, _SOURCES, _LABELS, _GROUPS = "images.bin", "sources.bin", "labels.npy", "groups.npy"
 _REFUSED = "refused.txt"
@@ -264,7 +267,9 @@ def _finish(folder: Path, written: _Writer, kept: NDArray[np.int64], data: Image
         "class_names": list(data.class_names),
         "sha256": {name: digest(folder / name) for name in names},
     }
-    write_json(folder / _DONE, facts)
+    place, _ = split_of(read_location(data.location).source if data.location else "")
+    carried = find_claim(Path(place))
+    write_json(folder / _DONE, facts if carried is None else facts | {"claim": carried[1]})
     (folder / _PROGRESS).unlink()
 
 

@@ -1,15 +1,14 @@
 """One way in to images that are nobody's: drawn by a program, or published and declared so."""
 
 import difflib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, cast
 
 import numpy as np
 
-from dpdm.data.arrays import read_claim
+from dpdm.data.claims import find_claim
 from dpdm.data.dataset import ImageDataset
 from dpdm.data.fonts import render_fonts
 from dpdm.data.framing import Channels
@@ -55,7 +54,7 @@ def open_public(
     for one in sources:  # before the first image is drawn
         if one not in DRAWN:
             _require_there(one)
-            _require_no_claim(one)
+            require_no_claim(one)
     opened = [_open(one, shape, class_names, count) for one in sources]
     return opened[0] if len(opened) == 1 else _joined(opened)
 
@@ -89,20 +88,22 @@ def _open(source: str | Path, shape: Shape, class_names: Sequence[str], count: i
         )
     if count is None or count >= len(opened):
         return opened
-    return opened.part(np.sort(np.random.default_rng(0).choice(len(opened), count, replace=False)))
+    some = np.sort(np.random.default_rng(0).choice(len(opened), count, replace=False))
+    return replace(opened.part(some), made_of=(opened,))
 
 
 def _joined(opened: Sequence[ImageDataset]) -> ImageDataset:
     """Return the images of all sources, one after the other."""
     first, *others = opened
     same = all(other.class_names == first.class_names for other in others)
-    labels = [data.labels for data in opened if data.labels is not None] if same else []
+    labels = [data.labels for data in opened if data.labels is not None and same]
     joined = ImageDataset(
         images=np.concatenate([data.images for data in opened]),
         name="+".join(data.name for data in opened),
         public=True,
+        made_of=tuple(opened),
     )
-    if not labels:
+    if len(labels) < len(opened):
         return joined
     return replace(joined, labels=np.concatenate(labels), num_classes=first.num_classes, class_names=first.class_names)
 
@@ -118,21 +119,11 @@ def _require_there(source: str | Path) -> None:
     )
 
 
-def _require_no_claim(source: str | Path) -> None:
-    """Raise InputError if an .npz file that is opened says that its images were drawn from a private release."""
+def require_no_claim(source: str | Path) -> None:
+    """Raise InputError if images say that they were drawn from a private release: .npz, PNG files, prepared folders."""
     place, _ = split_of(source)
     if isinstance(source, str) and place in BUILT_IN:
         return
-    for path in _npz_files(found(Path(place).expanduser())):
-        claim = read_claim(path)
-        if claim is not None:
-            raise InputError(f"{path} was drawn from a private release ({claim}): its images are not public data")
-
-
-def _npz_files(path: Path) -> Iterator[Path]:
-    """Yield the .npz file at a path, or those in the folder."""
-    if path.is_dir():
-        inside = (Path(above) / name for above, _, names in os.walk(path) for name in names)
-        yield from sorted(file for file in inside if file.suffix.lower() == ".npz")
-    elif path.suffix.lower() == ".npz":
-        yield path
+    if (carried := find_claim(found(Path(place).expanduser()))) is not None:
+        path, claim = carried
+        raise InputError(f"{path} was drawn from a private release ({claim}): its images are not public data")

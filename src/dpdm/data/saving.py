@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from dpdm.data.claims import png_with
 from dpdm.data.dataset import ImageDataset
 from dpdm.data.framing import to_pillow
 from dpdm.data.layout import CLASSES, LISTINGS, PARTS, in_order_of_classes, is_hidden, part_in
@@ -57,7 +58,13 @@ def save_npz(
     write_atomically(path, write)
 
 
-def save_folder(path: Path, images: Images, labels: Labels | None = None, class_names: Sequence[str] = ()) -> None:
+def save_folder(
+    path: Path,
+    images: Images,
+    labels: Labels | None = None,
+    class_names: Sequence[str] = (),
+    claim: Mapping[str, object] | None = None,
+) -> None:
     """Write images as PNG files, in class folders if there are labels, wholly or not at all.
 
     `open_dataset` gives the same labels back: names that would not sort in the order of their classes, that no file
@@ -69,6 +76,7 @@ def save_folder(path: Path, images: Images, labels: Labels | None = None, class_
         images: `uint8` (number, height, width[, channel]).
         labels: Integers (number,), 0 <= label < len(class_names), or None for a flat folder.
         class_names: One name for each class.
+        claim: What is claimed of the images, which each file carries, as `save_npz` does.
 
     Raises:
         InputError: If the folder holds something already, or the arrays make no `ImageDataset`.
@@ -80,12 +88,14 @@ def save_folder(path: Path, images: Images, labels: Labels | None = None, class_
     folders = [""] if dataset.labels is None else _folder_names(class_names)
     of_image = np.zeros(len(images), int) if dataset.labels is None else dataset.labels
     digits = len(str(len(images) - 1))
+    carried = None if claim is None else png_with(json.dumps(claim, ensure_ascii=False))
 
     def write(temporary: Path) -> None:
         for folder in folders:
             (temporary / folder).mkdir(exist_ok=True)
         for index, image in enumerate(images):
-            to_pillow(image).save(temporary / folders[of_image[index]] / f"{index:0{digits}d}.png")
+            place = temporary / folders[of_image[index]] / f"{index:0{digits}d}.png"
+            to_pillow(image).save(place, pnginfo=carried)
 
         if len(class_names) == 1:
             _list_one_class(temporary, folders[0])

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Kept, Method, Progress, Read, Run, Sizes
-from dpdm.methods.nearest import neighbours, squared_distances, whole_features
+from dpdm.methods.nearest import neighbours, parts_for, squared_distances, whole_features
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.privacy.sums import BoundedSum, Choices, votes
-from dpdm.types import InputError, require_at_most, require_positive
+from dpdm.types import InputError, require_at_most, require_counts
 
 _THRESHOLD = 2.0  # standard deviations of the noise, below which a count is taken for none
-_PART = 4096  # private images compared at a time
 _MOST_BINS = 10**6
 _MOST_ROUNDS = 100
 
@@ -76,7 +75,7 @@ class Evolution(Method):
     population: int = 500
 
     def __post_init__(self) -> None:
-        require_positive(rounds=self.rounds, population=self.population)
+        require_counts(rounds=self.rounds, population=self.population)
         require_at_most(_MOST_ROUNDS, rounds=self.rounds)
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
@@ -128,7 +127,7 @@ class Evolution(Method):
                 parents = population[label][torch.multinomial(weights, self.population, True, generator=random)]
                 population[label] = neighbours(features, known, parents, round(reach[label]), random)
             generator.images.copy_(torch.from_numpy(public.images[torch.stack(population)]).movedim(-1, -3))
-            sizes = counts.sum(1).clamp(min=noise_std)
+            sizes = counts.sum(1).clamp(min=max(noise_std, 1.0))
             generator.shares.copy_(sizes / sizes.sum())
             yield run.made_sum(generator)
         return generator
@@ -158,8 +157,7 @@ def _nearest_votes(
 ) -> Iterator[Choices]:
     """Yield the bin of the nearest candidate of its own class for each private image, and the image's weight."""
     labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
-    for start in range(0, len(data), _PART):
-        part = slice(start, start + _PART)
+    for part in parts_for(len(data), against=candidates.shape[1]):
         x, of = torch.from_numpy(rows[part]).double(), torch.from_numpy(labels[part])
         chosen = torch.zeros(len(x), dtype=torch.long)
         for label in range(len(candidates)):

@@ -1,5 +1,8 @@
 """Which images look alike, by their pixels: distances in whole numbers, which no order of a sum can change."""
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int
 from torch import Tensor
@@ -9,17 +12,22 @@ from dpdm.types import Images
 
 _SIDE = 16  # numbers at most along the shorter side of images that are compared
 _PART = 4096  # images at a time
-_QUERIES = 256  # images that are compared with all others at a time
+_DISTANCES = 2**25  # at a time: 256 MiB
 
 
 def whole_features(images: Images) -> Float32[Tensor, "images features"]:
-    """Return the pixels of images, 0 to 255, summed in squares: whole numbers, at most 16 along the shorter side."""
+    """Return the pixels of images summed in squares: whole numbers, at most 16 along the shorter side.
+
+    Sums over more than 16 pixels are divided, and rounded down: no number is above 4096, so that squared distances
+    stay below 2⁵³, where float64 has all whole numbers, for images of any size.
+    """
     height, width = images.shape[1:3]
     square = -(-min(height, width) // _SIDE)
     edges, features = (0, -width % square, 0, -height % square), []
+    divisor = -(-(square**2) // 16)
     for start in range(0, len(images), _PART):
-        x = pad(torch.from_numpy(images[start : start + _PART]).movedim(-1, 1).float(), edges)
-        features.append(avg_pool2d(x, square, divisor_override=1).flatten(1))
+        x = pad(torch.from_numpy(np.array(images[start : start + _PART])).movedim(-1, 1).float(), edges)
+        features.append((avg_pool2d(x, square, divisor_override=1) / divisor).floor().flatten(1))
     return torch.cat(features)
 
 
@@ -28,6 +36,12 @@ def squared_distances(
 ) -> Float64[Tensor, "one other"]:
     """Return the squared distances without ‖x‖², which no minimum depends on: exact for whole numbers."""
     return y.square().sum(1) - 2 * x @ y.T
+
+
+def parts_for(number: int, *, against: int) -> Iterator[slice]:
+    """Yield parts of so many images, few enough that the distances of each to so many others fit into memory."""
+    step = max(1, min(_PART, _DISTANCES // max(1, against)))
+    yield from (slice(start, start + step) for start in range(0, number, step))
 
 
 def neighbours(
@@ -40,8 +54,7 @@ def neighbours(
     """Return for each parent one of its `reach` nearest public images, itself included, at random."""
     ranks = torch.randint(min(reach, len(known)), parents.shape, generator=random)
     among, children = features[known].double(), parents.clone()
-    for start in range(0, len(parents), _QUERIES):
-        part = slice(start, start + _QUERIES)
+    for part in parts_for(len(parents), against=len(known)):
         if reach > 1:
             distances = squared_distances(features[parents[part]].double(), among)
             nearest = distances.topk(min(reach, len(known)), largest=False).indices

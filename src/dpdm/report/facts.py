@@ -47,6 +47,7 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
         "claim": {
             "statement": verified.statement,
             "protects": verified.protects,
+            "public": [part.name for part in verified.public],
             "bounds": verified.bounds,
             "epsilon": round_up(verified.epsilon),
             "epsilon_rdp": round_up(verified.epsilon_rdp),

@@ -1,5 +1,6 @@
 """Rows of numbers about single private images that take long to make, kept in `private/`: features, say."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from dpdm.files import write_atomically
 from dpdm.types import Images, InputError
 
 _PART = 256  # images at once; a last part is filled up, so that each row comes of a computation of one shape
-_KEY = 32
+_KEY = 64  # bytes: the digest of an image's pixels, and that of its row
 
 
 class KeptRows:
@@ -92,24 +93,25 @@ class _Store:
 
     def _read(self, folder: Path) -> tuple[list[bytes], Float32[ndarray, "rows columns"]]:
         """Return whole rows, and cut off what was written when a process was killed."""
-        nothing: tuple[list[bytes], Float32[ndarray, "rows columns"]] = [], np.zeros((0, 0), dtype=np.float32)
         try:
             about = json.loads((folder / "about.json").read_text())
-            columns, same = int(about["columns"]), about["made_by"] == self._made_by
-            sizes = (folder / "keys").stat().st_size // _KEY, (folder / "rows").stat().st_size // (4 * columns)
-        except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
-            same = False
-        if not same:
-            shutil.rmtree(folder, ignore_errors=True)
-            return nothing
-        whole, self._columns = min(sizes), columns
-        os.truncate(folder / "keys", whole * _KEY)
-        os.truncate(folder / "rows", whole * 4 * columns)
-        if not whole:
-            return nothing
-        content = (folder / "keys").read_bytes()
-        kept = [content[start : start + _KEY] for start in range(0, len(content), _KEY)]
-        return kept, np.memmap(folder / "rows", np.float32, "r", shape=(whole, columns))
+            columns, whole = int(about["columns"]), 0
+            if about["made_by"] == self._made_by and columns > 0:
+                sizes = (folder / "keys").stat().st_size // _KEY, (folder / "rows").stat().st_size // (4 * columns)
+                whole = min(sizes)
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
+            whole = 0
+        if whole:
+            os.truncate(folder / "keys", whole * _KEY)
+            os.truncate(folder / "rows", whole * 4 * columns)
+            content = (folder / "keys").read_bytes()
+            rows = np.memmap(folder / "rows", np.float32, "r", shape=(whole, columns))
+            entries = [content[start : start + _KEY] for start in range(0, len(content), _KEY)]
+            if [*map(_digest_of, rows)] == [entry[_KEY // 2 :] for entry in entries]:
+                self._columns = columns
+                return [entry[: _KEY // 2] for entry in entries], rows
+        shutil.rmtree(folder, ignore_errors=True)  # of another maker, or damaged: all are made anew
+        return [], np.zeros((0, 0), dtype=np.float32)
 
     def append(self, keys: Iterable[bytes], rows: Float32[ndarray, "rows columns"]) -> None:
         """Keep rows: first they, then the keys by which they count."""
@@ -121,7 +123,8 @@ class _Store:
         else:
             if not self._columns:
                 self._begin(self._folder, rows.shape[1])
-            for name, content in (("rows", rows.tobytes()), ("keys", b"".join(keys))):
+            entries = [key + _digest_of(row) for key, row in zip(keys, rows, strict=True)]
+            for name, content in (("rows", rows.tobytes()), ("keys", b"".join(entries))):
                 with (self._folder / name).open("ab") as file:
                     file.write(content)
                     file.flush()
@@ -143,3 +146,7 @@ class _Store:
         if self._folder is None:
             return np.concatenate(self._new)
         return np.memmap(self._folder / "rows", np.float32, "r", shape=(len(self.places), self._columns))
+
+
+def _digest_of(row: Float32[ndarray, " columns"]) -> bytes:
+    return hashlib.sha256(row.tobytes()).digest()

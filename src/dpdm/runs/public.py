@@ -1,11 +1,12 @@
 """What a release was made with that is public by declaration: named in its settings and in its claim."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from dpdm.config import require_public_source
-from dpdm.data import ImageDataset
+from dpdm.data import ImageDataset, read_location
 from dpdm.methods import ImageGenerator, Method, PublicPart
 from dpdm.privacy import AnyPlan, Plan
 from dpdm.privacy.entropy import Entropy
@@ -47,23 +48,43 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
 
 def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, generator: ImageGenerator) -> None:
     """Raise InputError unless a release names as many public images as it is made with, and its generator's parts."""
-    searched = isinstance(plan, Plan) and plan.search is not None and plan.search.score_noise_multiplier is None
-    images = method.starts_from_images + searched
+    images = method.starts_from_images + _searched(plan)
     if tuple(parts[images:]) != generator.parts or len(parts) != images + len(generator.parts):
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
+
+
+def _searched(plan: AnyPlan) -> bool:
+    """Whether a plan is that of a search by public images."""
+    return isinstance(plan, Plan) and plan.search is not None and plan.search.score_noise_multiplier is None
 
 
 def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) -> dict[str, Any]:
     """Return the claim for machines, with the public parts, which it does not protect."""
     claim = plan.claim(entropy=entropy)
     if parts:
-        names = ", ".join(f"{part.name} (SHA-256 {part.sha256[:16]}…)" for part in parts)
-        claim["statement"] = f"{claim['statement']}; it does not protect what was declared public: {names}"
+        named = [(json.dumps(part.name, ensure_ascii=False), part.sha256[:16]) for part in parts]
+        shown = ", ".join(f"{name} (SHA-256 {digest}…)" for name, digest in named)
+        claim["statement"] = f"{claim['statement']}; it does not protect what was declared public: {shown}"
     return claim | {"public": as_settings(parts)}
 
 
-def require_public(method: Method, public: object) -> None:
-    """Raise InputError unless there are public images exactly where a method starts from some."""
+def require_others(data: ImageDataset, public: ImageDataset) -> None:
+    """Raise InputError if private images are declared public where they lie, which needs no look at them."""
+    for images in (public, *public.made_of):
+        if data.location and images.location and read_location(images.location)[:1] == read_location(data.location)[:1]:
+            raise InputError(
+                f"{images.name} names the images that are to be protected: what starts from them would publish them. "
+                "Name other images as public ones"
+            )
+
+
+def require_public(method: Method, plan: AnyPlan, public: object, reference: object) -> None:
+    """Raise InputError unless there are public images exactly where a method starts from some, or a search needs them.
+
+    `reference` has those by which the runs of a search are compared.
+    """
+    if not isinstance(reference, ImageDataset | None) or (reference is not None) != _searched(plan):
+        raise InputError("reference is for the plan of a search (Tuner) whose score has no noise, and for no other")
     if not isinstance(public, ImageDataset | None):
         raise InputError(f"public must be an ImageDataset (dpdm.open_dataset), not {type(public).__name__}")
     require_public_source(method, given=public is not None)

@@ -85,6 +85,7 @@ class Run:
         self._begin, self._begun = begin, False
         self._state: State = {}
         self.updates = 0
+        self._seen = 0  # full sums that the method has been given
         self._as_release: Callable[[ImageGenerator], Release] | None = None
 
     @classmethod
@@ -140,6 +141,7 @@ class Run:
             InputError: It was kept, and the journal counts no release of it.
         """
         mechanism, made = self.mechanism, self._number_of(name)
+        self._seen = made + 1
         with self.processes.refused_together():
             found = self._folder.kept_sum(name)
         kept = self.processes.object_from_first(found)
@@ -223,9 +225,9 @@ class Run:
 
     def made_sum(self, generator: ImageGenerator) -> Progress:
         """Note a noisy sum of a method that takes no steps, and draw what it has come to, into watch/."""
-        spent, planned = self._mechanism.spent, self._mechanism.plan.planned
-        self._watch.draw(spent, lambda: self.release(generator))
-        return Progress(spent, planned, spent, None, None)
+        planned = self._mechanism.plan.planned
+        self._watch.draw(self._seen, lambda: self.release(generator))
+        return Progress(self._seen, planned, self._seen, None, None)
 
     def release(self, generator: ImageGenerator) -> Release:
         """Return what would be published if the run ended now."""
@@ -312,7 +314,7 @@ def _reserve(
                 trainer.ledger,
                 plan,
                 Records.of(data),
-                public=[Records.of(images) for images in trainer.public_images],
+                public=[Records.of(each) for images in trainer.public_images for each in (images, *images.made_of)],
                 run=None if trainer.run is None else Path(trainer.run),
                 begun=mechanism.spent > 0,
                 finished=mechanism.finished,

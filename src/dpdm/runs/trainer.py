@@ -19,7 +19,7 @@ from dpdm.privacy.figures import kept_as
 from dpdm.privacy.processes import Processes
 from dpdm.runs.folder import ASKED_FOR, PrivateFolder
 from dpdm.runs.hardware import choose_device
-from dpdm.runs.public import parts_of, require_public
+from dpdm.runs.public import parts_of, require_others, require_public
 from dpdm.runs.rehearsal import rehearse, require_memory, require_names, require_readable
 from dpdm.runs.release import Release
 from dpdm.runs.run import Run, begun
@@ -123,7 +123,7 @@ class Trainer:
             raise InputError("entropy must be a source of random bytes")
         require_seed(seed=self.seed)
         require_planned(self.method, self.plan)
-        require_public(self.method, self.public)
+        require_public(self.method, self.plan, self.public, self.reference)
 
     @property
     def public_images(self) -> tuple[ImageDataset, ...]:
@@ -148,6 +148,7 @@ class Trainer:
         facts = ImageFacts(data.shape, data.class_names)
         if self.public is not None:
             require_same_shape(data, self.public)
+            require_others(data, self.public)
         self.method.require_images(facts)
         device = choose_device(self.machine.device)
         if self.method.code is None:

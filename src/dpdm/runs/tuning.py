@@ -163,7 +163,7 @@ class Tuner:
             self.ledger,
             plan,
             Records.of(data),
-            public=[Records.of(images) for images in public],
+            public=[Records.of(each) for images in public for each in (images, *images.made_of)],
             run=self.run,
             begun=state["begun"],
             finished=len(state["scores"]) == len(state["choices"]),

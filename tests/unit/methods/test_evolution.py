@@ -27,7 +27,17 @@ def test_features_are_sums_of_pixels_in_squares(shape, numbers):
     features = whole_features(images)
     assert features.shape == (5, numbers)
     assert torch.equal(features, features.round())
-    assert np.array_equal(features.sum(1).numpy(), images.reshape(5, -1).sum(1))
+    if max(shape) <= 64:  # squares of up to 16 pixels
+        assert np.array_equal(features.sum(1).numpy(), images.reshape(5, -1).sum(1))
+
+
+@pytest.mark.parametrize(("shape", "least"), [((9, 9, 1), 1), ((1024, 1024, 3), 4000), ((4096, 2048, 4), 4000)])
+def test_numbers_are_small_enough_for_exact_distances_at_any_size(shape, least):
+    features = whole_features(np.full((1, *shape), 255, np.uint8))
+    assert least <= features.max() <= 4096
+    assert torch.equal(features, features.round())
+    assert 2 * features.shape[1] * 4096**2 < 2**53
+    assert 2 * 4 * 16 * 4096 * 4096**2 < 2**53  # of an image of four channels, 4096 pixels long and hardly high
 
 
 def test_distances_are_exact_in_any_order():
@@ -122,6 +132,8 @@ def test_a_class_of_no_public_image_is_refused_before_the_first_sum():
     ("changes", "says"),
     [
         ({"rounds": 0}, "rounds must be"),
+        ({"rounds": 2.0}, "rounds must be a whole number"),
+        ({"population": 10.5}, "population must be a whole number"),
         ({"rounds": 101}, "rounds"),
         ({"population": 0}, "population must be"),
         ({"population": 10**6 + 1}, "population × classes"),

@@ -61,7 +61,7 @@ def test_the_rows_of_images_that_are_gone_are_removed(tmp_path):
     assert right(keep_rows(tmp_path, IMAGES[100:], make, made_by="the first five"), IMAGES[100:])
     assert make.calls == 0
     assert (tmp_path / "rows").stat().st_size == 500 * 5 * 4
-    assert (tmp_path / "keys").stat().st_size == 500 * 32
+    assert (tmp_path / "keys").stat().st_size == 500 * 64
 
 
 def test_what_was_made_before_a_kill_is_not_made_again(tmp_path):
@@ -81,6 +81,26 @@ def test_half_a_row_that_a_power_cut_left_is_made_again(tmp_path, name, cut):
     assert right(keep_rows(tmp_path, IMAGES, make, made_by="the first five"))
     assert make.calls == 1
     assert right(keep_rows(tmp_path, IMAGES, make, made_by="the first five"))
+
+
+@pytest.mark.parametrize("name", ["rows", "keys"])
+def test_rows_that_were_changed_are_made_anew(tmp_path, name):
+    keep_rows(tmp_path, IMAGES, Made(), made_by="the first five")
+    content = bytearray((tmp_path / name).read_bytes())
+    content[5000] ^= 1
+    (tmp_path / name).write_bytes(content)
+    make = Made()
+    assert right(keep_rows(tmp_path, IMAGES, make, made_by="the first five"))
+    assert make.calls in (1, 3)
+
+
+@pytest.mark.parametrize("columns", ["6", "-1", "Infinity", "1e300", "0.5"])
+def test_a_wrong_number_of_columns_is_found(tmp_path, columns):
+    keep_rows(tmp_path, IMAGES, Made(), made_by="the first five")
+    (tmp_path / "about.json").write_text(f'{{"columns": {columns}, "made_by": "the first five"}}')
+    make = Made()
+    assert right(keep_rows(tmp_path, IMAGES, make, made_by="the first five"))
+    assert make.calls == 3
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"columns": 0, "made_by": "the first five"}', '{"columns": "5"}'])

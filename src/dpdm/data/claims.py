@@ -1,0 +1,74 @@
+"""Claims that images drawn from a release carry, so that nobody takes them for public ones."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from dpdm.files import damaged
+from dpdm.types import InputError
+
+PREPARED: Final = "prepared.json"
+_KEYWORD: Final = "dpdm-claim"
+_HEAD: Final = 128  # bytes of a PNG file: the text is the first chunk after the header
+_LONGEST: Final = 2000  # characters of a statement that are shown
+
+
+def png_with(claim: str) -> PngInfo:
+    """Return what a PNG file says beside its pixels when it carries a claim, given as JSON."""
+    info = PngInfo()
+    info.add_itxt(_KEYWORD, claim)
+    return info
+
+
+def read_claim(path: Path) -> str | None:
+    """Return the statement of the claim that a file makes for its images, or None: nothing has verified it.
+
+    Args:
+        path: An .npz file, a PNG file, or the `prepared.json` of a prepared folder.
+    """
+    with contextlib.suppress(InputError), damaged(path, ""):
+        statement = json.loads(_claim_of(path))["statement"]
+        if isinstance(statement, str):
+            return "".join(c if c.isprintable() else "?" for c in statement[:_LONGEST])
+    return None
+
+
+def find_claim(place: Path) -> tuple[Path, str] | None:
+    """Return the first file at or below a place that makes a claim for its images, and the statement."""
+    for path in _files(place):
+        if (claim := read_claim(path)) is not None:
+            return path, claim
+    return None
+
+
+def _claim_of(path: Path) -> str:
+    """Return the JSON of a claim; an empty object where there is none."""
+    if path.suffix.lower() == ".npz":
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return str(archive["claim"])
+    if path.name == PREPARED:
+        return json.dumps({"statement": json.loads(path.read_text(encoding="utf-8"))["claim"]})
+    with path.open("rb") as file:
+        if _KEYWORD.encode() not in file.read(_HEAD):
+            raise InputError(f"{path} carries no claim")
+        file.seek(0)
+        return str(PngImageFile(file).info[_KEYWORD])
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """Yield all files at or below a place that may carry a claim."""
+    if place.is_dir():
+        inside = (Path(above) / name for above, _, names in os.walk(place, followlinks=True) for name in names)
+        yield from sorted(file for file in inside if _may_carry(file))
+    elif _may_carry(place):
+        yield place
+
+
+def _may_carry(path: Path) -> bool:
+    return path.suffix.lower() in (".npz", ".png") or path.name == PREPARED
