@@ -46,7 +46,7 @@ def evolved(tmp_path_factory):
 def test_a_claim_names_what_was_public_and_says_that_it_does_not_protect_it(evolved):
     claim = json.loads((evolved / "release" / "privacy.json").read_text())
     assert claim["public"] == [{"name": "shown", "sha256": SHOWN.digest()}]
-    said = f'it does not protect what was declared public: "shown" (SHA-256 {SHOWN.digest()[:16]}…)'
+    said = f"it does not protect what was declared public: 'shown' (SHA-256 {SHOWN.digest()[:16]}…)"
     assert claim["statement"].endswith(said)
     verified, loaded = verify_release(evolved), Release.load(evolved)
     assert verified.public == loaded.public == (PublicPart("shown", SHOWN.digest()),)
@@ -253,7 +253,7 @@ def test_a_release_names_the_public_file_that_it_needs_and_is_given_it(tmp_path,
     Borrowed.folder, run = tmp_path, tmp_path / "run"
     trainer(run, method=Borrowed(sha256=digest(pattern)), public=None).fit(IMAGES)
     assert verify_release(run).public == (PublicPart("pattern.npy", digest(pattern)),)
-    assert 'does not protect what was declared public: "pattern.npy"' in verify_release(run).statement
+    assert "does not protect what was declared public: 'pattern.npy'" in verify_release(run).statement
     loaded = Release.load(run, public={"pattern.npy": pattern})
     assert loaded.sample(3, seed=0)[0].std() > 10
     for given, says in (

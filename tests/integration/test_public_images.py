@@ -27,7 +27,7 @@ def shown(tmp_path):
 def evolved(dpdm, photos, shown, tmp_path):
     code, out, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
     assert code == 0, err
-    assert 'it does not protect what was declared public: "shown" (SHA-256' in out
+    assert "it does not protect what was declared public: 'shown' (SHA-256" in out
     return tmp_path / "run"
 
 
@@ -42,8 +42,8 @@ def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolve
     assert code == 0, err
     with np.load(tmp_path / "made.npz") as made:
         assert json.loads(str(made["claim"]))["public"] == [part]
-    assert 'does not protect what was declared public: "shown"' in read_claim(tmp_path / "made.npz")
-    assert 'does not protect what was declared public: "shown"' in out
+    assert "does not protect what was declared public: 'shown'" in read_claim(tmp_path / "made.npz")
+    assert "does not protect what was declared public: 'shown'" in out
     code, _, err = dpdm("report", "run")
     assert code == 0, err
     assert part["sha256"] in (evolved / "report.html").read_text()
@@ -159,5 +159,5 @@ def test_a_search_starts_from_public_images_too(dpdm, photos, shown, tmp_path):
     assert "starts from public images" in err
     code, out, err = dpdm(*line, "--public", shown)
     assert code == 0, err
-    assert 'it does not protect what was declared public: "shown" (' in out
+    assert "it does not protect what was declared public: 'shown' (" in out
     assert dpdm("verify", "best")[0] == 0

@@ -46,7 +46,8 @@ _UsageError: Any = typer.BadParameter.__base__  # the parser's class for all mis
 
 
 def _usage(error: Any) -> str:  # noqa: ANN401 (the parser is typer's own affair)
-    return f"{' '.join(error.format_message().split())} (dpdm --help)"
+    path = error.ctx.command_path if error.ctx else "dpdm"
+    return f"{' '.join(error.format_message().split())} ({path} --help)"
 
 
 def _one_line(text: str) -> str:

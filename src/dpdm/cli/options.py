@@ -12,8 +12,9 @@ import typer
 if TYPE_CHECKING:
     from dpdm.config import Config
 
-METHOD_NAMES = sorted(  # by their presets: a help waits for no library
-    file.name.removesuffix(".toml") for file in (resources.files("dpdm") / "presets" / "methods").iterdir()
+METHODS = sorted(  # by the first lines of their presets: a help waits for no library
+    f"{file.name.removesuffix('.toml')}: {file.read_text(encoding='utf-8').splitlines()[0].strip('# ')}"
+    for file in (resources.files("dpdm") / "presets" / "methods").iterdir()
 )
 Target = Annotated[str, typer.Argument(help="A preset's name, a TOML file, or a path to images.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
@@ -21,16 +22,16 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help=f"{', '.join(METHOD_NAMES)}. Data, machine, ε and δ stay the target's; the rest is the method's own "
-        "preset.",
+        help="How images are made. Data, machine, ε and δ stay the target's; the rest is the method's own preset."
+        + "".join(f"\n\n{method}" for method in METHODS),
     ),
 ]
 PublicImages = Annotated[
     str | None,
     typer.Option(
         "--public",
-        help="Images declared public, for a method that starts from some: fonts or shapes, which are drawn, a path or "
-        "a name, or several joined by +. No ε protects them.",
+        help="Images declared public, for a method that starts from some (evolution): fonts or shapes, which are "
+        "drawn, a path or a name, or several joined by +. No ε protects them.",
     ),
 ]
 Epsilon = Annotated[

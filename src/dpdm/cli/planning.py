@@ -99,9 +99,11 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
     unit = plan.unit
     yield f"claim       {report['statement']}"
     if plan.full and report["epsilon"] is not None:
-        noise = ", ".join(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values())
+        noise = ", ".join(dict.fromkeys(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values()))
         first = " first" if plan.steps else ""
         yield f"sums        {len(plan.full)}{first}; noise {noise} times what one {unit} can change"
+    if config.method.starts_from_images:
+        yield "public      train needs --public: images that no ε protects"
     if report["epsilon"] is not None:
         if plan.steps:
             curve = ", ".join(f"{bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())

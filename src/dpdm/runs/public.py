@@ -1,6 +1,5 @@
 """What a release was made with that is public by declaration: named in its settings and in its claim."""
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -62,8 +61,7 @@ def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) ->
     """Return the claim for machines, with the public parts, which it does not protect."""
     claim = plan.claim(entropy=entropy)
     if parts:
-        named = [(json.dumps(part.name, ensure_ascii=False), part.sha256[:16]) for part in parts]
-        shown = ", ".join(f"{name} (SHA-256 {digest}…)" for name, digest in named)
+        shown = ", ".join(f"{part.name!r} (SHA-256 {part.sha256[:16]}…)" for part in parts)
         claim["statement"] = f"{claim['statement']}; it does not protect what was declared public: {shown}"
     return claim | {"public": as_settings(parts)}
 
