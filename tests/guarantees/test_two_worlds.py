@@ -175,9 +175,9 @@ def train_from_the_command_line(world: World, data: ImageDataset, folder, monkey
 
     def recorded(config, data, **how):
         trainer = from_config(config, data, **how)
-        plan = {f.name: getattr(trainer.mechanism, f.name) for f in dataclasses.fields(trainer.mechanism)}
+        plan = {f.name: getattr(trainer.plan, f.name) for f in dataclasses.fields(trainer.plan)}
         mechanism = RecordingPlan.of(world, **plan)
-        return dataclasses.replace(trainer, mechanism=mechanism, entropy=InsecureSeededEntropy(0))
+        return dataclasses.replace(trainer, plan=mechanism, entropy=InsecureSeededEntropy(0))
 
     line = "train photos.npz --dataset-size 12 --epsilon 3 --run r --set privacy.delta=1e-3 --set privacy.steps=6"
     line += " --set privacy.expected_batch_size=5 --set network.kind=mlp --set network.width=8 --set sampler.steps=2"

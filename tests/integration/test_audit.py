@@ -33,7 +33,7 @@ def test_a_sound_run_is_attacked_and_not_contradicted(dpdm, trained, photos):
         assert said in out
     assert "nearer to training than to held-out" in out
     assert STAMP in out
-    assert "audited      the prior and all 6 steps: all that the run claims (1.0, 0.001) for" in out
+    assert "audited      the sums before and all 6 steps: all that the run claims (1.0, 0.001) for" in out
     claim = json.loads((trained / "release" / "privacy.json").read_text())["statement"]
     assert out.splitlines()[-1] == f"Nothing that was found contradicts the run's claim: {claim}"
     assert "(too few images to tell) at 1 %" in out
@@ -84,13 +84,13 @@ def test_a_part_of_the_steps_is_called_a_part_and_the_last_word_is_the_runs_clai
     assert (audited["steps"], audited["of_steps"], audited["whole"], of_run["steps"]) == (2, 6, False, 6)
     assert audited["epsilon"] < of_run["epsilon"] <= 1
     by_itself = round_up(audited["epsilon"])
-    scope = f"the prior and 2 of 6 steps, which by themselves cost ε ≤ {by_itself} at the same δ"
+    scope = f"the sums before and 2 of 6 steps, which by themselves cost ε ≤ {by_itself} at the same δ"
     scope += "; the run claims (1.0, 0.001)"
     assert audited["scope"] == scope
     assert f"audited      {scope}\n" in out
     assert out.count(str(by_itself)) == 1
     conclusion = [
-        "No attack exceeded what the prior and 2 of 6 steps allow; the other 4 steps were not attacked.",
+        "No attack exceeded what the sums before and 2 of 6 steps allow; the other 4 steps were not attacked.",
         f"Nothing that was found contradicts the run's claim: {claim}",
     ]
     assert out.splitlines()[-2:] == conclusion
@@ -98,7 +98,7 @@ def test_a_part_of_the_steps_is_called_a_part_and_the_last_word_is_the_runs_clai
     assert dpdm("report", trained, "--private")[0] == 0
     page = (trained / "private" / "report.html").read_text()
     assert scope in page
-    assert "cost of what was audited by itself, the prior and 2 of 6 steps" in page
+    assert "cost of what was audited by itself, the sums before and 2 of 6 steps" in page
 
 
 def test_the_test_part_is_held_out_unless_another_is_given(dpdm, photos, tmp_path):
@@ -117,7 +117,7 @@ def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):
     assert dpdm("train", photos, *alone, "--run", "alone")[0] == 0
     found = audit_run(tmp_path / "alone")
     assert found.findings == []
-    assert found.scope.startswith("the prior alone: all that the run claims (2.0, 0.001) for")
+    assert found.scope.startswith("all 7 sums: all that the run claims (2.0, 0.001) for")
     assert found.conclusion[-1] == f"Nothing that was found contradicts the run's claim: {found.claim}"
     assert {"prior: pairs of equal sizes of draws"} <= {check.name for check in found.checks}
     assert 0.2 < found.white_box.one_run_gaussian < 2

@@ -848,6 +848,6 @@ def test_equal_records_are_told_to_the_owner_alone(dpdm, photos, tmp_path):
     code, out, err = dpdm("train", photos, *SMALL, "--epsilon", 1, "--dataset-size", 40, "--run", "run")
     assert code == 0, err
     told = json.loads((tmp_path / "run" / "private" / "duplicates.json").read_text())
-    assert told == {"equal_records": [[0, 1]]}
+    assert told == {"equal_records": [[0, 1]], "blank_records": []}
     assert "equal" not in out + err
     assert not list((tmp_path / "run" / "release").rglob("duplicates*"))

@@ -7,6 +7,7 @@ values it holds.
 import copy
 import dataclasses
 import difflib
+import functools
 import numbers
 import operator
 import tomllib
@@ -23,8 +24,9 @@ from dpdm.diffusion import MatchedSolver, MomentMatched
 from dpdm.methods import METHODS, AnySampler, Diffusion, Method
 from dpdm.networks import Own
 from dpdm.privacy import AnyPlan
-from dpdm.types import InputError
+from dpdm.types import InputError, require_at_most
 
+_MOST_ENTRIES = 1000  # of a list of tables: a plan has no more
 T = TypeVar("T")
 _FOLLOWS = ("facts", "plan", "opened", "epsilon")  # what a run writes beside what a person asked for
 _COMMON = tuple(f.name for f in dataclasses.fields(Config) if f.name != "method")  # tables of every method
@@ -181,6 +183,7 @@ def _decode_value(hint: Any, value: Any, path: str, default: object = None) -> A
     if typing.get_origin(hint) is dict and isinstance(value, dict):
         return {name: _decode_value(typing.get_args(hint)[1], entry, f"{path}.{name}") for name, entry in value.items()}
     if typing.get_origin(hint) is tuple and isinstance(value, list) and _choices(each := typing.get_args(hint)[0]):
+        require_at_most(_MOST_ENTRIES, **{f"the number of {path}": len(value)})
         return tuple(_decode_value(each, entry, f"{path}.{number}") for number, entry in enumerate(value))
     choices = _choices(hint)
     if not choices:
@@ -207,10 +210,15 @@ def _check(hint: Any, value: Any, path: str) -> Any:  # noqa: ANN401
     try:
         # Strict, so that true is no 1 and "20" no 20; TOML has lists only, and the values hold tuples.
         exact = tuple(value) if isinstance(value, list) else value
-        return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True)).validate_python(exact)
+        return _adapter(hint).validate_python(exact)
     except pydantic.ValidationError as error:
         wanted = error.errors()[-1 if value is not None and NoneType in typing.get_args(hint) else 0]["msg"]
         raise InputError(f"{path} = {value!r}: {wanted[0].lower()}{wanted[1:]}") from None
+
+
+@functools.cache
+def _adapter(hint: Any) -> "pydantic.TypeAdapter[Any]":  # noqa: ANN401
+    return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True))
 
 
 def _source(table: Table) -> object:
