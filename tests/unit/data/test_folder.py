@@ -268,7 +268,7 @@ def test_a_folder_that_holds_something_is_never_written_to(tmp_path, refused):
 def test_a_failed_save_leaves_no_folder(tmp_path, monkeypatch):
     saved = []
 
-    def disk_full_at_the_third(self, file):
+    def disk_full_at_the_third(self, file, **options):
         saved.append(file)
         if len(saved) == 3:
             raise OSError("disk full")
