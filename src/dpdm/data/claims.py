@@ -64,8 +64,13 @@ def _claim_of(path: Path) -> str:
 def _files(place: Path) -> Iterator[Path]:
     """Yield all files at or below a place that may carry a claim."""
     if place.is_dir():
-        inside = (Path(above) / name for above, _, names in os.walk(place, followlinks=True) for name in names)
-        yield from sorted(file for file in inside if _may_carry(file))
+        seen = set[str]()
+        for above, folders, names in os.walk(place, followlinks=True):
+            if (real := os.path.realpath(above)) in seen:  # a link that leads back
+                folders.clear()
+                continue
+            seen.add(real)
+            yield from sorted(Path(above) / name for name in names if _may_carry(Path(name)))
     elif _may_carry(place):
         yield place
 

@@ -267,8 +267,8 @@ def _finish(folder: Path, written: _Writer, kept: NDArray[np.int64], data: Image
         "class_names": list(data.class_names),
         "sha256": {name: digest(folder / name) for name in names},
     }
-    place, _ = split_of(read_location(data.location).source if data.location else "")
-    carried = find_claim(Path(place))
+    place = Path(split_of(read_location(data.location).source)[0]) if data.location else None
+    carried = find_claim(place) if place is not None and place.is_absolute() else None  # else drawn, or built in
     write_json(folder / _DONE, facts if carried is None else facts | {"claim": carried[1]})
     (folder / _PROGRESS).unlink()
 

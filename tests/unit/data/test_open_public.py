@@ -11,7 +11,7 @@ from PIL import ImageFont
 
 import dpdm.data.fonts
 import dpdm.data.public
-from dpdm.data import open_public, save_npz
+from dpdm.data import Framing, ImageDataset, find_claim, open_public, prepare, save_npz
 
 DIGITS = tuple("0123456789")
 CLAIM = {"statement": "ε = 1"}
@@ -214,3 +214,22 @@ def test_images_of_a_private_release_are_not_public(folder, refused, monkeypatch
     with refused("drawn from a private release (ε = 1)", ".npz"):
         open_public(source, shape=GREY, count=1)
     assert len(open_public("folder/test.npz", shape=GREY)) == 6
+
+
+def test_a_claim_is_found_behind_a_link_and_a_link_that_leads_back_ends(tmp_path):
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "made").mkdir()
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    save_npz(tmp_path / "made" / "made.npz", images, claim={"statement": "(1, 1e-5)-DP"})
+    (tmp_path / "shown" / "back").symlink_to(tmp_path / "shown")
+    assert find_claim(tmp_path / "shown") is None
+    (tmp_path / "shown" / "more").symlink_to(tmp_path / "made")
+    assert find_claim(tmp_path / "shown") == (tmp_path / "shown" / "more" / "made.npz", "(1, 1e-5)-DP")
+
+
+def test_arrays_are_prepared_without_a_look_at_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    save_npz(tmp_path / "made.npz", images, claim={"statement": "(1, 1e-5)-DP"})
+    prepare(tmp_path / "ready", lambda read: ImageDataset(images=images, name="arrays"), Framing(size=8, channels=1))
+    assert find_claim(tmp_path / "ready") is None
