@@ -22,7 +22,8 @@ from dpdm.cli.training import prepare, train
 from dpdm.cli.tuning import tune
 from dpdm.terminal import speak_in_its_letters, speak_to_nobody
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Plain help: typer's frames cost 0.1 s, most of it for importing a parser of Markdown.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 for verb in (check, plan, prepare, train, tune, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
 app.add_typer(ledger, name="ledger")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def verify(run: Run, as_json: AsJson = False) -> None:
-    """Check that a release's files agree with its claim, and say the claim in plain words."""
+    """Check a release's files, and say its claim in plain words."""
     require_run(run)
     from dpdm.runs import verify_release
 
@@ -78,7 +78,7 @@ def audit(
     minutes: Annotated[float, typer.Option(help="Time for a second training run, with fewer steps if need be.")] = 8.0,
     as_json: AsJson = False,
 ) -> None:
-    """Attack a run's claim: its mechanism, its noisy sums, its generator and its images."""
+    """Attack a run's claim: its mechanism, sums, generator and images."""
     require_run(run)
     require_found(held_out)
     from dpdm.audit import STAMP, audit_run
@@ -114,7 +114,7 @@ def report(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page, and its JSON twin, on what a run claims, how it spent its budget and what it draws."""
+    """Write a page on what a run claims, spent and draws. JSON with the same facts lies beside it."""
     require_run(run)
     from dpdm.report import write_report
     from dpdm.runs.run_folder import release_folder

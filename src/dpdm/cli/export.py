@@ -13,7 +13,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a finished run as a pipeline of Hugging Face's diffusers, with its claim."""
+    """Write a finished run, with its claim, as a diffusers pipeline."""
     require_run(run)
     try:
         from dpdm.runs.pipeline import export_pipeline

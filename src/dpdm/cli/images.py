@@ -34,7 +34,7 @@ def sample(
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make images from a finished run: as many as you like, at no further cost in privacy."""
+    """Draw images from a finished run. No number of them costs further privacy."""
     require_run(run)
     _require_free(output)
     import numpy as np

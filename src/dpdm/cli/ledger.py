@@ -114,7 +114,7 @@ def total(
 
 @ledger.command()
 def regroup(dataset: Dataset, place: LedgerPlace = None) -> None:
-    """Allow other groups of the same images, say after names were corrected. Only the owner of the data should."""
+    """Allow other groups of the same images. Names were corrected, say. Only the owner of the data should."""
     _open(place).allow_other_groups(dataset)
     say(f"the next run on {dataset} may group its images differently")
     say("groups must still mean the same thing, persons for example: otherwise the claims do not add up")
@@ -144,7 +144,7 @@ def settle(
     ] = False,
     place: LedgerPlace = None,
 ) -> None:
-    """End a crashed run: count what its journal says was spent, and give the rest back."""
+    """End a crashed run. What its journal says was spent counts, and the rest is given back."""
     book = _open(place)
     if not (run / "private").is_dir():
         fail(f"{run} holds no run that a ledger counts: is the path right?")
@@ -172,7 +172,7 @@ def export(
     ] = None,
     place: LedgerPlace = None,
 ) -> None:
-    """Write all entries with their digests, one a line, without the ledger's key."""
+    """Write all entries, one a line. Their digests come along, the ledger's key does not."""
     entries = [entry._asdict() for entry in _open(place).storage.entries()]
     if output is None:
         for entry in entries:
@@ -190,7 +190,7 @@ def verify(
     earlier: Annotated[Path | None, typer.Argument(help="A file that dpdm ledger export wrote before.")] = None,
     place: LedgerPlace = None,
 ) -> None:
-    """Check the chain of entries, and that it continues an earlier export."""
+    """Check the chain of entries, and that it continues an export."""
     book = _open(place)
     entries = book.storage.entries()
     book.accounts()

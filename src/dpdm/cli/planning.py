@@ -38,7 +38,7 @@ def plan(
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would claim, and the time and memory it needs, before any training."""
+    """Show what a run would claim and need, before any training."""
     config = load_settings(target, epsilon, dataset_size, set, minutes, method=method)
     from dpdm.runs import measure_sampling, measure_step
 

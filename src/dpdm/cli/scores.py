@@ -50,7 +50,7 @@ def evaluate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train classifiers on synthetic images and test them on real ones."""
+    """Train classifiers on synthetic images, and test on real ones."""
     _refuse(synthetic, baseline, dp_sgd, group)
     require_found(synthetic, reference, baseline)
     from dpdm.evaluation import Judge
@@ -148,7 +148,7 @@ def compare(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Judge several runs, or images of any origin, by the same scores side by side."""
+    """Judge runs, or images of any origin, side by side."""
     runs = [source for source in sources if is_run(source)]
     require_found(*(source for source in sources if source not in runs), reference)
     for run in runs:

@@ -47,7 +47,7 @@ def prepare(
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decode and frame images once, into a folder that training reads without holding it in memory."""
+    """Decode and frame images once. Training then need not hold them in memory."""
     for text in set or []:
         if not text.startswith("data."):
             fail(f"--set {text} changes nothing about images: prepare takes data.… only")

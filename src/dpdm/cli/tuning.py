@@ -57,7 +57,7 @@ def tune(
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search among settings at a stated price: of a random number of runs, only the best is released."""
+    """Search among settings, at a stated price. Of a random number of runs, only the best is released."""
     _require_possible(target, reference, score_noise)
     from dpdm.config import require_public_source
     from dpdm.ledger import Ledger

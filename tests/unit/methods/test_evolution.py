@@ -105,7 +105,7 @@ def test_the_population_moves_to_what_private_images_look_like():
 
 
 def test_with_hardly_any_budget_the_population_is_as_the_public_images_are():
-    images, _ = evolved(epsilon=0.01, rounds=1, population=200).sample(400, seed=0)
+    images, _ = evolved(epsilon=0.01, rounds=1, population=5_000).sample(400, seed=0)
     assert 0.15 < (images[:, 4:].mean((1, 2, 3)) > 120).mean() < 0.55
 
 
