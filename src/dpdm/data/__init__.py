@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dpdm.data.framing import Fit as Fit
     from dpdm.data.framing import Framing as Framing
     from dpdm.data.identity import blank_equal as blank_equal
+    from dpdm.data.identity import blank_known as blank_known
     from dpdm.data.identity import find_duplicates as find_duplicates
     from dpdm.data.identity import pixel_digests as pixel_digests
     from dpdm.data.identity import require_same_shape as require_same_shape
@@ -45,7 +46,7 @@ __getattr__ = lazily(
         "dataset": "ImageDataset group_indices in_parts",
         "framing": "Channels Fit Framing",
         "public": "open_public require_no_claim",
-        "identity": "blank_equal find_duplicates pixel_digests require_same_shape",
+        "identity": "blank_equal blank_known find_duplicates pixel_digests require_same_shape",
         "image_files": "ReadImages",
         "inspection": "PartFound inspect",
         "layout": "Split",

@@ -11,6 +11,7 @@ from dpdm.diffusion.noise_levels import (
 )
 from dpdm.diffusion.preconditioning import (
     EDM,
+    GAIN_LEVELS,
     VE,
     VP,
     MatchedPreconditioning,
@@ -33,6 +34,7 @@ from dpdm.diffusion.schedule import karras_schedule
 __all__ = [
     "DDIM",
     "EDM",
+    "GAIN_LEVELS",
     "VE",
     "VP",
     "Churn",

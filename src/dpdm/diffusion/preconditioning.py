@@ -3,15 +3,18 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from dpdm.diffusion.noise_levels import Cosine, LogNormal, LogUniform, NoiseLevels, VariancePreserving
 from dpdm.diffusion.prior import GaussianMixture
 from dpdm.types import InputError, require_within
+
+GAIN_LEVELS: Final = tuple(0.03 * (12 / 0.03) ** (level / 11) for level in range(12))
+"""The noise levels at which a network has a gain, evenly in ln σ."""
 
 
 class Preconditioning(Protocol):
@@ -185,16 +188,17 @@ class MomentMatched:
     images_in: ClassVar[int] = 2
     noise_levels: LogNormal = field(default_factory=lambda: LogNormal(mean=-0.4))
 
-    def about(self, prior: GaussianMixture) -> "MatchedPreconditioning":
-        """Return the preconditioning itself."""
-        return MatchedPreconditioning(self.noise_levels, prior)
+    def about(self, prior: GaussianMixture, *, gains: bool = False) -> "MatchedPreconditioning":
+        """Return the preconditioning itself, with or without a gain for each noise level."""
+        return MatchedPreconditioning(self.noise_levels, prior, gains=gains)
 
 
 class MatchedPreconditioning(nn.Module):
-    """D(x; σ, c) = D₀(x; σ, c) + c_out(σ) F((x − D₀) / σ, D₀; ln(σ) / 4, c), D₀ being the prior's posterior mean.
+    """D(x; σ, c) = D₀(x; σ, c) + α(σ) c_out(σ) F((x − D₀) / σ, D₀; ln(σ) / 4, c), D₀ being the prior's posterior mean.
 
     The network sees the image and the noise as the prior tells them apart. c_out² is the mean variance that one of the
-    prior's Gaussians leaves, tr(σ² Σ (Σ + σ² I)⁻¹) / d.
+    prior's Gaussians leaves, tr(σ² Σ (Σ + σ² I)⁻¹) / d. α is one, or between the `gains` at `GAIN_LEVELS`, linear in
+    ln σ: how far a network that was trained on other images is followed.
 
     Guarantees:
         * While F is zero, D is the exact posterior mean under the prior.
@@ -203,11 +207,13 @@ class MatchedPreconditioning(nn.Module):
     """
 
     images_in: ClassVar[int] = MomentMatched.images_in
+    gains: Float64[Tensor, " level"] | None
 
-    def __init__(self, noise_levels: NoiseLevels, prior: GaussianMixture) -> None:
+    def __init__(self, noise_levels: NoiseLevels, prior: GaussianMixture, *, gains: bool = False) -> None:
         super().__init__()
         self.noise_levels = noise_levels
         self.prior = prior
+        self.register_buffer("gains", torch.ones(len(GAIN_LEVELS), dtype=torch.float64) if gains else None)
 
     def denoise(
         self,
@@ -217,16 +223,34 @@ class MatchedPreconditioning(nn.Module):
         labels: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch channel height width"]:
         """Return D(x; σ, labels)."""
+        prior, correction = self.corrected(network, x, sigma, labels)
+        return prior + (correction if self.gains is None else _per_image(self._gain(sigma, self.gains)) * correction)
+
+    def corrected(
+        self,
+        network: nn.Module,
+        x: Float[Tensor, "batch channel height width"],
+        sigma: Float[Tensor, " batch"],
+        labels: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch channel height width"], Float[Tensor, "batch channel height width"]]:
+        """Return D₀ and what the network would add to it, c_out F."""
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             prior = self.prior(x.flatten(1), sigma, labels).to(x.dtype).view_as(x)
             noise = (x - prior) / _per_image(sigma)
         raw = _one_image_each(network(torch.cat([noise, prior], dim=1), sigma.log() / 4, labels), x)
-        denoised: Tensor = prior + _per_image(self.loss_weight(sigma).rsqrt()) * raw.to(x.dtype)
-        return denoised
+        return prior, _per_image(self.loss_weight(sigma).rsqrt()) * raw.to(x.dtype)
 
     def loss_weight(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return λ(σ) = 1 / c_out²."""
         return (1 / self.prior.mean_variance(sigma)).to(sigma.dtype)
+
+    @staticmethod
+    def _gain(sigma: Float[Tensor, " batch"], gains: Float64[Tensor, " level"]) -> Float[Tensor, " batch"]:
+        """Return α(σ). No step depends on values: `vmap` passes through."""
+        first, last = math.log(GAIN_LEVELS[0]), math.log(GAIN_LEVELS[-1])
+        place = ((sigma.double().log() - first) / (last - first)).clamp(0, 1) * (len(GAIN_LEVELS) - 1)
+        near = (1 - (place[:, None] - torch.arange(len(GAIN_LEVELS), device=sigma.device)).abs()).clamp(min=0)
+        return (near @ gains).to(sigma.dtype)
 
 
 class PreconditionedDenoiser(nn.Module):

@@ -33,13 +33,15 @@ class Records:
         groups: Which group each image belongs to, (number,), where a group is the unit of protection; secret as well.
         public: Whether the data set is published already, so that its total is not limited.
         sources: What the images were before they were framed, as `ImageDataset.sources` has it; secret as well.
+        digests: What images that are not at hand are known by, (number, ways, 32): their pixels first.
     """
 
     dataset: str
-    images: "Images"
+    images: "Images | None" = None
     groups: "NDArray[np.int64] | None" = None
     public: bool = False
     sources: "NDArray[np.uint8] | None" = None
+    digests: "NDArray[np.uint8] | None" = None
 
     @classmethod
     def of(cls, data: "ImageDataset") -> "Records":
@@ -56,9 +58,9 @@ def fingerprint(records: Records, key: bytes) -> RecordsSeen:
     """
     from dpdm.data import pixel_digests
 
-    ways = [pixel_digests(records.images)]
-    if records.sources is not None:
-        ways += [*records.sources.transpose(1, 0, 2)]
+    ways = [] if records.images is None else [pixel_digests(records.images)]
+    for known in (records.digests, records.sources):
+        ways += [] if known is None else [*known.transpose(1, 0, 2)]
     return RecordsSeen(dataset=records.dataset, records=dict(_seen(way, records.groups, key) for way in ways))
 
 

@@ -4,11 +4,13 @@ Source:
     Dockhorn, Cao, Vahdat & Kreis 2023 (TMLR).
 """
 
+import copy
 import math
 import re
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +25,6 @@ from dpdm.diffusion import (
     Churn,
     DenoisingLoss,
     DPMSolver,
-    GaussianMixture,
     MatchedPreconditioning,
     MatchedSolver,
     MomentMatched,
@@ -45,6 +46,7 @@ from dpdm.methods.interface import (
 )
 from dpdm.methods.loader import Loader
 from dpdm.methods.prior import Prior, release_prior
+from dpdm.methods.start import Start, load_start, release_gains
 from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
 from dpdm.types import InputError, require_at_most, require_within
@@ -58,6 +60,7 @@ NETWORK = "denoiser.network."
 PRIOR = "denoiser.preconditioning.prior."
 """What the names of the tensors of the prior around which a network is trained begin with."""
 
+_GAINS = "denoiser.preconditioning.gains"
 _MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
 _STEPS = 500
 
@@ -151,6 +154,7 @@ class Diffusion(Method):
         optimizer: Learning rate and average.
         sampler: What the generator draws with.
         samplers: Others, by name, that a release keeps for whoever samples.
+        start: A network that was trained on public images before, around a prior; then steps may be none.
     """
 
     kind: ClassVar[str] = "diffusion"
@@ -161,9 +165,11 @@ class Diffusion(Method):
     optimizer: Optimizer = field(default_factory=Optimizer)
     sampler: AnySampler = field(default_factory=DDIM)
     samplers: dict[str, AnySampler] = field(default_factory=dict)
+    start: Start | None = None
 
     def __post_init__(self) -> None:
-        wanted = {"loss": DenoisingLoss, "optimizer": Optimizer, "samplers": dict, "prior": Prior | None}
+        wanted: dict[str, Any] = {"loss": DenoisingLoss, "optimizer": Optimizer, "samplers": dict}
+        wanted |= {"prior": Prior | None, "start": Start | None}
         for name, kind in wanted.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
@@ -171,6 +177,8 @@ class Diffusion(Method):
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:
             raise InputError("prior is for moment-matched preconditioning: set preconditioning.kind=moment-matched")
+        if self.start is not None and (self.prior is None or self.code is not None):
+            raise InputError("start is for one of dpdm's networks around a prior: leave it out")
         require_sampler_names(self.samplers)
         for name, sampler in self._named().items():
             self._require_trained(name, sampler)
@@ -193,6 +201,9 @@ class Diffusion(Method):
 
     def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:
         """Return the prior's sums, if there is one, and the steps."""
+        if budget.steps == 0 and self.start is not None:
+            assert self.prior is not None
+            return (*self.prior.planned(budget, alone=True), *self.start.planned(budget))
         if budget.steps == 0:
             raise InputError("privacy.steps = 0 trains no network: take the method prior (--method prior), or steps")
         steps = PoissonSums(
@@ -201,7 +212,7 @@ class Diffusion(Method):
             max_norm=budget.max_grad_norm,
         )
         before = self.prior.planned(budget, alone=False) if self.prior else ()
-        return (*before, steps)
+        return (*before, *(self.start.planned(budget) if self.start else ()), steps)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> DenoisingGenerator:
         """Return a generator with first weights, around a prior that knows nothing."""
@@ -212,26 +223,39 @@ class Diffusion(Method):
         preconditioning: Preconditioning
         if isinstance(self.preconditioning, MomentMatched):
             assert self.prior is not None
-            preconditioning = self.preconditioning.about(self.prior.placeholder(facts, sizes, below=PRIOR))
+            with_gains = self.start is not None and self.start.gains
+            prior = self.prior.placeholder(facts, sizes, below=PRIOR)
+            preconditioning = self.preconditioning.about(prior, gains=with_gains)
         else:
             preconditioning = self.preconditioning
+        if self.start is not None:
+            self.start.freeze(network)
         denoiser = PreconditionedDenoiser(network.train(), preconditioning)
         return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=self.loss.label_dropout > 0)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, DenoisingGenerator]:
-        """Release the prior, and then select, draw, clip, add noise, update, average."""
+        """Release the prior, and gains; then select, draw, clip, add noise, update, average."""
         assert isinstance(generator, DenoisingGenerator)
         denoiser = generator.denoiser
+        if run.start is not None:
+            load_start(denoiser.network, run.start)
         average = ema.start(denoiser).eval()
         optimizer = torch.optim.Adam(denoiser.parameters())
         updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer)
         if self.prior is not None:
             prior = release_prior(run, data, self.prior).to(run.device)
             for each in (denoiser, average):
-                _prior_of(each, prior)
+                _matched(each).prior = prior
+        if self.start is not None and self.start.gains:
+            gains = release_gains(run, data, average).to(run.device)
+            for each in (denoiser, average):
+                _matched(each).gains = gains
         released, mechanism = generator.around(average), run.mechanism
+        if not mechanism.plan.steps:
+            yield run.made_sum(released)
+            return released
         load = Loader(data, self.loss, self.preconditioning.noise_levels, run.device)
         at_once = run.physical_batch_size(
             self.loss.noise_multiplicity, lambda: made_up.bytes_of_one(self.loss, denoiser, generator.facts)
@@ -254,7 +278,10 @@ class Diffusion(Method):
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
         with run.autocast():
-            made_up.require_trainable(self.loss, generator.denoiser, generator.facts, plan, mechanism, run)
+            if run.start is not None:
+                load_start(copy.deepcopy(generator.denoiser.network), run.start)
+            if plan.steps:
+                made_up.require_trainable(self.loss, generator.denoiser, generator.facts, plan, mechanism, run)
         for name, sampler in self._named().items():
             made_up.require_images_by(replace_sampler(generator, sampler), name)
 
@@ -267,6 +294,15 @@ class Diffusion(Method):
         """Raise InputError unless the prior is one that a run of this plan can come to."""
         if self.prior is not None:
             self.prior.require_possible(read, plan, facts, below=PRIOR, where=where)
+        if self.start is not None and self.start.gains:
+            gains = read(_GAINS)
+            if not ((gains >= 0) & (gains <= 1)).all():
+                raise InputError(f"{where} holds gains that are not from 0 to 1")
+
+    @property
+    def start_folder(self) -> str | None:
+        """The folder of a network that was trained on public images, if there is one."""
+        return None if self.start is None else self.start.source
 
     @property
     def code(self) -> OwnNetwork | None:
@@ -281,7 +317,8 @@ class Diffusion(Method):
     def said(self, generator: ImageGenerator) -> "Diffusion":
         """Return the method as settings can say it."""
         assert isinstance(generator, DenoisingGenerator)
-        return replace(self, network=said_of(self.network, generator.denoiser.network))
+        start = None if self.start is None else replace(self.start, source=Path(self.start.source).name)
+        return replace(self, network=said_of(self.network, generator.denoiser.network), start=start)
 
     def answers(self, generator: ImageGenerator) -> Float[Tensor, "2 channel height width"]:
         """Return what the denoiser makes of two noisy copies of made-up images."""
@@ -307,10 +344,10 @@ def require_sampler_names(names: Collection[object]) -> None:
             raise InputError(f"a sampler is called {said}: take a letter, and then at most 31 of a-z, 0-9, _ and -")
 
 
-def _prior_of(denoiser: PreconditionedDenoiser, prior: GaussianMixture) -> None:
-    """Put a released prior into the place of one that knows nothing."""
+def _matched(denoiser: PreconditionedDenoiser) -> MatchedPreconditioning:
+    """Return what a denoiser around a prior has: the prior, and perhaps gains."""
     assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
-    denoiser.preconditioning.prior = prior
+    return denoiser.preconditioning
 
 
 def replace_sampler(generator: DenoisingGenerator, sampler: AnySampler) -> DenoisingGenerator:

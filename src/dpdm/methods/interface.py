@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Float32, Int, Shaped
+from jaxtyping import Float, Float32, Int, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -84,13 +84,27 @@ class Progress(NamedTuple):
 
 
 class PublicPart(NamedTuple):
-    """Something public that a release was made with, by the name a person gave it and its SHA-256.
+    """Something public that a release was made with: the name a person gave it, its SHA-256, its number of images.
 
-    That it is public is declared: no file can show it, and no claim protects it.
+    That it is public is declared: no file can show it, and no claim protects it. What is no set of images has none.
     """
 
     name: str
     sha256: str
+    images: int = 0
+
+
+class PublicStart(NamedTuple):
+    """A network that was trained on public images (`dpdm pretrain`).
+
+    `labelled` says whether its classes are those of the images to come. `known` has each set of images that it was
+    trained on: their digests, (number, ways, 32), by which the same images are known again.
+    """
+
+    weights: Mapping[str, Tensor]
+    labelled: bool
+    part: PublicPart
+    known: Mapping[str, UInt8[ndarray, "images ways 32"]]
 
 
 class ImageGenerator(nn.Module, ABC):
@@ -141,6 +155,7 @@ class Run(Protocol):
     device: torch.device
     seed: int  # of what is public: first weights, the start of a search for centres
     public: ImageDataset | None  # images declared public, for a method that `starts_from_images`
+    start: PublicStart | None  # what `start_folder` holds
 
     @property
     def mechanism(self) -> MechanismRun:
@@ -261,6 +276,11 @@ class Method(ABC):
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless a run of this plan can come to the tensors of a release's file."""
+        return None
+
+    @property
+    def start_folder(self) -> str | None:
+        """The folder of a network that was trained on public images, if the method begins with one."""
         return None
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 from dpdm.config import require_public_source
 from dpdm.data import ImageDataset, read_location
 from dpdm.methods import ImageGenerator, Method, PublicPart
+from dpdm.methods.interface import PublicStart
 from dpdm.privacy import AnyPlan, Plan
 from dpdm.privacy.entropy import Entropy
 from dpdm.types import InputError, require_name
@@ -15,14 +16,17 @@ _MOST_PARTS = 16
 _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
-def parts_of(images: Sequence[ImageDataset], generator: ImageGenerator) -> tuple[PublicPart, ...]:
-    """Return the public images that a run uses, then what its generator needs beside its weights."""
-    return (*(PublicPart(public.name, public.digest()) for public in images), *generator.parts)
+def parts_of(
+    images: Sequence[ImageDataset], start: PublicStart | None, generator: ImageGenerator
+) -> tuple[PublicPart, ...]:
+    """Return the public images that a run uses, those of its start, and what its generator needs beside its weights."""
+    used = [PublicPart(public.name, public.digest(), len(public)) for public in images]
+    return (*used, *([] if start is None else [start.part]), *generator.parts)
 
 
-def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, str]]:
+def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, Any]]:
     """Return the parts as `facts.public` of a release's settings, and `public` of its claim, have them."""
-    return [part._asdict() for part in parts]
+    return [{key: value for key, value in part._asdict().items() if value} for part in parts]
 
 
 def read_parts(declared: object) -> tuple[PublicPart, ...]:
@@ -39,7 +43,9 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise InputError("config.toml holds a part in facts.public without its name and sha256")
         require_name(entry.get("name", ""), "config.toml: public data")
-        parts.append(PublicPart(entry["name"], digest))
+        if type(number := entry.get("images", 0)) is not int or not 0 <= number < 2**63:
+            raise InputError("config.toml holds public data of a number of images that is none")
+        parts.append(PublicPart(entry["name"], digest, number))
     if len({part.name for part in parts}) < len(parts):
         raise InputError("config.toml names public data twice: give each a name of its own")
     return tuple(parts)
@@ -47,8 +53,9 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
 
 def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, generator: ImageGenerator) -> None:
     """Raise InputError unless a release names as many public images as it is made with, and its generator's parts."""
-    images = method.starts_from_images + _searched(plan)
-    if tuple(parts[images:]) != generator.parts or len(parts) != images + len(generator.parts):
+    images = method.starts_from_images + _searched(plan) + (method.start_folder is not None)
+    counted = all(part.images for part in parts[:images]) and not any(part.images for part in parts[images:])
+    if not counted or tuple(parts[images:]) != generator.parts or len(parts) != images + len(generator.parts):
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
 
 
@@ -61,9 +68,13 @@ def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) ->
     """Return the claim for machines, with the public parts, which it does not protect."""
     claim = plan.claim(entropy=entropy)
     if parts:
-        shown = ", ".join(f"{part.name!r} (SHA-256 {part.sha256[:16]}…)" for part in parts)
+        shown = ", ".join(f"{part.name!r} ({_number(part)}SHA-256 {part.sha256[:16]}…)" for part in parts)
         claim["statement"] = f"{claim['statement']}; it does not protect what was declared public: {shown}"
     return claim | {"public": as_settings(parts)}
+
+
+def _number(part: PublicPart) -> str:
+    return f"{part.images:,} image{'s' if part.images > 1 else ''}, " if part.images else ""
 
 
 def require_others(data: ImageDataset, public: ImageDataset) -> None:

@@ -13,10 +13,11 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from dpdm.config import Machine, encode
-from dpdm.data import ImageDataset, blank_equal
+from dpdm.data import ImageDataset, blank_equal, blank_known
 from dpdm.ledger import Records, RunIdentity
 from dpdm.ledger.counting import counted
 from dpdm.methods import ImageGenerator, Progress
+from dpdm.methods.interface import PublicStart
 from dpdm.privacy import MechanismRun, Noisy, Plan
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of
@@ -54,6 +55,7 @@ class Run:
         seed: Of what is public.
         place: How messages call the run.
         public: Images that are declared public, for a method that starts from some.
+        start: A network that was trained on public images, for a method that begins with one.
         folder: What it keeps to itself.
         watch: What anyone may see while it goes.
         num_records: Returns the number of this process's records: secret.
@@ -74,12 +76,14 @@ class Run:
         seed: int,
         place: str,
         public: ImageDataset | None,
+        start: PublicStart | None,
         folder: PrivateFolder,
         watch: Watch,
         num_records: int,
         begin: Callable[[], None] = lambda: None,
     ) -> None:
-        self.processes, self.device, self.seed, self.public = mechanism.processes, device, seed, public
+        self.processes, self.device, self.seed = mechanism.processes, device, seed
+        self.public, self.start = public, start
         self._mechanism, self._machine, self._place = mechanism, machine, place
         self._folder, self._watch, self._num_records = folder, watch, num_records
         self._begin, self._begun = begin, False
@@ -98,6 +102,7 @@ class Run:
         seed: int,
         num_records: int,
         public: ImageDataset | None = None,
+        start: PublicStart | None = None,
     ) -> "Run":
         """Return a run that nothing is kept of: no folder, no ledger, nothing to watch."""
         return cls(
@@ -107,6 +112,7 @@ class Run:
             seed=seed,
             place="a run in memory",
             public=public,
+            start=start,
             folder=PrivateFolder(None, {}),
             watch=Watch(None, mechanism.plan, private=False, tensorboard=False),
             num_records=num_records,
@@ -252,6 +258,8 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
     if processes.size > 1:
         processes.require_same(data.digest(), "their images")
     taking_part = data if trainer.public is None else blank_equal(data, trainer.public)
+    for known in ({} if trainer.start is None else trainer.start.known).values():
+        taking_part = blank_known(taking_part, known[:, 0])
     own = taking_part.part(processes.shard(data.num_units))
     folder, watch = _opened(trainer, data, settings, processes, private=claim["private"] is True)
     keep_freed_memory()
@@ -264,6 +272,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         seed=trainer.seed,
         place=str(trainer.run),
         public=trainer.public,
+        start=trainer.start,
         folder=folder,
         watch=watch,
         num_records=own.num_units,
@@ -297,6 +306,7 @@ def _opened(
     place = None if trainer.run is None or not processes.first else Path(trainer.run)
     with processes.refused_together():
         kept = {**settings, **trainer.asked, "machine": encode(trainer.machine), "opened": data.location}
+        kept |= {} if trainer.start is None else {"start_folder": str(Path(str(trainer.method.start_folder)).resolve())}
         asked = figures_of(trainer.plan).asked
         folder = PrivateFolder(None if place is None else place / "private", kept, asked=asked)
     watch = None if place is None else place / "watch"
@@ -314,7 +324,7 @@ def _reserve(
                 trainer.ledger,
                 plan,
                 Records.of(data),
-                public=[Records.of(each) for images in trainer.public_images for each in (images, *images.made_of)],
+                public=_public_records(trainer),
                 run=None if trainer.run is None else Path(trainer.run),
                 begun=mechanism.spent > 0,
                 finished=mechanism.finished,
@@ -322,6 +332,13 @@ def _reserve(
                 undo=folder.remove,
             )
             counting.enter_context(reservation)
+
+
+def _public_records(trainer: "Trainer") -> list[Records]:
+    """Return all that a run uses of images that are declared public, for the ledger to look whether they are."""
+    sets = [each for images in trainer.public_images for each in (images, *images.made_of)]
+    known = {} if trainer.start is None else trainer.start.known
+    return [*map(Records.of, sets), *(Records(name, digests=ways) for name, ways in known.items())]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from dpdm.config import Config, Machine, encode_config, require_exact_size, requ
 from dpdm.data import ImageDataset, read_location, require_outside, require_same_shape
 from dpdm.ledger import Ledger
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
+from dpdm.methods.interface import PublicStart
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
@@ -23,6 +25,7 @@ from dpdm.runs.public import parts_of, require_others, require_public
 from dpdm.runs.rehearsal import rehearse, require_memory, require_names, require_readable
 from dpdm.runs.release import Release
 from dpdm.runs.run import Run, begun
+from dpdm.runs.start import open_start
 from dpdm.runs.verification import release_settings, require_planned
 from dpdm.runs.watch import require_tensorboard
 from dpdm.runs.weights import require_storable
@@ -125,6 +128,11 @@ class Trainer:
         require_planned(self.method, self.plan)
         require_public(self.method, self.plan, self.public, self.reference)
 
+    @cached_property
+    def start(self) -> PublicStart | None:
+        """The public start of the method, if it has one: read once."""
+        return None if self.method.start_folder is None else open_start(self.method.start_folder)
+
     @property
     def public_images(self) -> tuple[ImageDataset, ...]:
         """What it uses of images that are declared public."""
@@ -206,7 +214,7 @@ class Trainer:
 
     def settings(self, data: ImageDataset, generator: ImageGenerator) -> dict[str, Any]:
         """Return all settings and declared facts, as a release's `config.toml` holds them."""
-        method, public = self.method.said(generator), parts_of(self.public_images, generator)
+        method, public = self.method.said(generator), parts_of(self.public_images, self.start, generator)
         return release_settings(method, self.plan, self.seed, data.name, generator.facts, public)
 
 

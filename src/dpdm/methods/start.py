@@ -1,0 +1,188 @@
+"""`[start]`: a network that was trained on public images, around noise of the kind that the private prior has.
+
+Nothing private is spent on the network. Private images say, by one noisy sum, how far to follow it at each noise level.
+"""
+
+import fnmatch
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32, Float64, Int, Int64
+from torch import Tensor, nn
+
+from dpdm.data import ImageDataset, pixel_digests
+from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning, PreconditionedDenoiser
+from dpdm.methods.interface import Budget, PublicStart, Run
+from dpdm.networks.layers import ConditionEmbedding
+from dpdm.privacy import FullSum, gaussian_mu
+from dpdm.privacy.sums import BoundedSum, Rows, clipped_sum
+from dpdm.types import InputError, images_to_tensor
+
+GAINS = "gains"
+"""What the sum is called that tells how far to follow a public network."""
+
+_TRAINED = {
+    "all": ("*",),
+    "norms": ("*norm*", "*scale_shift*", "*.bias"),
+    "attention": ("*attention*", "*qkv*"),
+    "last": ("up.*", "norm.*", "head.*", "*.up.*", "*.norm.*", "*.head.*"),
+}
+_AT_ONCE = 32  # images: each row comes of a computation of one shape
+_DRAWS = 64  # noise images, of which each image has one that its pixels choose
+_CALLS = 120_000  # of the network, in all: about two minutes of two cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """`[start]`: public weights to begin with.
+
+    Args:
+        source: The folder that `dpdm pretrain` made. A release keeps its name alone.
+        gains: Whether private images say how far to follow the public network at each noise level. Without gains it is
+            followed wholly, wherever it leads.
+        share: What the gains take of the budget, as a share of μ² (`gaussian_mu`).
+        trains: Which parameters the private steps train: `all`, `norms` (and biases), `attention`, `last` (the output
+            half), or names with `*`, joined by commas.
+    """
+
+    source: str
+    gains: bool = True
+    share: float = 0.02
+    trains: str = "all"
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise InputError("source must name the folder that dpdm pretrain made")
+        if not 0 < self.share < 1:
+            raise InputError(f"share must be above 0 and below 1, not {self.share}")
+
+    def planned(self, budget: Budget) -> tuple[FullSum, ...]:
+        """Return the sum of the gains, as a plan has it; none without gains."""
+        if not self.gains:
+            return ()
+        whole = gaussian_mu(epsilon=budget.epsilon, delta=budget.delta)
+        return (FullSum(name=GAINS, noise_multiplier=1 / (whole * math.sqrt(self.share))),)
+
+    def freeze(self, network: nn.Module) -> None:
+        """Leave trainable what `trains` names.
+
+        Raises:
+            InputError: Nothing is called so.
+        """
+        patterns = _TRAINED.get(self.trains) or tuple(name.strip() for name in self.trains.split(","))
+        trained = 0
+        for name, parameter in network.named_parameters():
+            chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+            parameter.requires_grad_(chosen)
+            trained += chosen
+        if not trained:
+            known = ", ".join(sorted({name.split(".")[0] for name, _ in network.named_parameters()}))
+            raise InputError(f"start.trains = {self.trains} names no parameter of the network, whose parts are {known}")
+
+
+def load_start(network: nn.Module, start: PublicStart) -> None:
+    """Put public weights into a network; where they know no classes, all classes begin alike.
+
+    Raises:
+        InputError: They are those of another network.
+    """
+    own = network.state_dict()
+    other = [name for name in own.keys() | start.weights.keys() if _shape(own, name) != _shape(start.weights, name)]
+    for name in sorted(other):
+        raise InputError(
+            f"the start of {start.part.name} is for another network or other images ({name} is "
+            f"{_shape(start.weights, name)} there and {_shape(own, name)} here): make one by dpdm pretrain --like"
+        )
+    network.load_state_dict(start.weights)
+
+
+def forget_classes(network: nn.Module) -> None:
+    """Let a network's classes be alike, and stay so: for public images that have other classes."""
+    for module in network.modules():
+        if isinstance(module, ConditionEmbedding):
+            nn.init.zeros_(module.classes.weight)
+            module.classes.requires_grad_(False)
+
+
+def release_gains(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser) -> Float64[Tensor, " level"]:
+    """Return how far to follow the network at each of `GAIN_LEVELS`, from 0 to 1, by one noisy sum.
+
+    With the prior's denoiser a, the network's correction c and the residual r = x₀ − a, the loss at a noise level is
+    least at Σ⟨c, r⟩ / Σ⟨c, c⟩ times the correction. An image tells both numbers at some levels, which its pixels
+    choose, in units in which a residual of the size that the prior expects has length one; the noise that it gets is
+    one of a few public images, which its pixels choose too. All its numbers are clipped as one vector. A gain is shrunk
+    by one standard deviation of the noise, so that what is not told from noise is not followed.
+
+    Guarantees:
+        * What an image adds depends on this image, on its label and on what was released before, on nothing else.
+    """
+    levels = len(GAIN_LEVELS)
+    of_each = next(k for k in (12, 6, 4, 3, 2, 1) if k == 1 or k * run.mechanism.plan.dataset_size <= _CALLS)
+    rows = _Pairs(denoiser, data, of_each, run.seed)
+
+    def cast() -> BoundedSum:
+        return clipped_sum(rows.parts(), dimensions=2 * levels, max_norm=math.sqrt(of_each))
+
+    noisy, noise_std = run.once(GAINS, cast)
+    explained, squared = noisy.view(2, levels)
+    gains: Tensor = ((explained - noise_std) / squared.clamp(min=noise_std)).clamp(0, 1)
+    return gains
+
+
+class _Pairs:
+    """(⟨c, r⟩, ⟨c, c⟩) of each image at some noise levels, zero at the others."""
+
+    def __init__(self, denoiser: PreconditionedDenoiser, data: ImageDataset, of_each: int, seed: int) -> None:
+        assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
+        self._denoiser, self._preconditioning, self._data = denoiser, denoiser.preconditioning, data
+        self._of_each = of_each
+        random = torch.Generator().manual_seed(seed)
+        self._noise = torch.randn((_DRAWS, *data.shape), generator=random)
+        self._device = next(denoiser.parameters()).device
+
+    @torch.no_grad()
+    def parts(self) -> Iterator[Rows]:
+        """Yield all images, part by part; the last part is filled up, so that all are of one size."""
+        weights = torch.from_numpy(self._data.weights)
+        known = self._data.labels
+        for start in range(0, len(self._data), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            images = self._data.images[part]
+            labels = torch.zeros(_AT_ONCE, dtype=torch.long)
+            if known is not None:
+                labels[: len(images)] = torch.from_numpy(known[part])
+            x = torch.zeros(_AT_ONCE, *self._data.shape)
+            x[: len(images)] = images_to_tensor(images)
+            keys = torch.zeros(_AT_ONCE, 2, dtype=torch.long)
+            keys[: len(images)] = torch.from_numpy(pixel_digests(images)[:, :2].astype("int64"))
+            yield self._rows(x, labels, keys)[: len(images)], weights[part]
+
+    def _rows(
+        self,
+        x: Float32[Tensor, "images channel height width"],
+        labels: Int[Tensor, " images"],
+        keys: Int64[Tensor, "images 2"],
+    ) -> Float[Tensor, "images pairs"]:
+        """Return a row of zeros but for the levels of each image."""
+        levels = len(GAIN_LEVELS)
+        apart = levels // self._of_each
+        chosen = (keys[:, :1] + apart * torch.arange(self._of_each)) % levels
+        sigma = torch.tensor(GAIN_LEVELS)[chosen].flatten().to(self._device)
+        x, noise, labels = (
+            t.repeat_interleave(self._of_each, dim=0).to(self._device)
+            for t in (x, self._noise[keys[:, 1] % _DRAWS], labels)
+        )
+        noisy = x + sigma[:, None, None, None] * noise
+        prior, correction = self._preconditioning.corrected(self._denoiser.network, noisy, sigma, labels)
+        scale = self._preconditioning.loss_weight(sigma).double() / prior[0].numel()
+        correction, residual = correction.flatten(1).double(), (x - prior).flatten(1).double()
+        pairs = torch.stack([(correction * residual).sum(1) * scale, correction.square().sum(1) * scale], dim=1)
+        rows = torch.zeros(len(chosen), 2, levels, dtype=torch.float64)
+        rows.scatter_(2, chosen[:, None].expand(-1, 2, -1), pairs.cpu().view(len(chosen), self._of_each, 2).mT)
+        return rows.flatten(1)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    return f"of shape {tuple(tensors[name].shape)}" if name in tensors else "not there"

@@ -1,0 +1,84 @@
+"""The folder of a start: a network that was trained on public images, what it was made with and for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpdm.config import read_toml
+from dpdm.data import ImageDataset, pixel_digests
+from dpdm.files import damaged, digest, write_toml
+from dpdm.methods.interface import PublicPart, PublicStart
+from dpdm.runs.public import as_settings, read_parts
+from dpdm.runs.weights import read_layout, read_weights, save_weights
+from dpdm.types import InputError
+
+START, WEIGHTS = "start.toml", "weights.safetensors"
+VERSION = 1
+_NETWORK, _KNOWN = "network.", "known."
+_REMEDY = "make the start again, by dpdm pretrain"
+
+
+def known_by(public: ImageDataset) -> dict[str, "np.ndarray[Any, np.dtype[np.uint8]]"]:
+    """Return what each set that these images are of is known by: its name, and digests (number, ways, 32)."""
+    sets = {}
+    for number, each in enumerate((public, *public.made_of)):
+        pixels = pixel_digests(each.images)[:, None]
+        ways = pixels if each.sources is None else np.concatenate([pixels, each.sources], axis=1)
+        sets[f"{number} {each.name}"] = ways
+    return sets
+
+
+def save_start(folder: Path, weights: Mapping[str, Tensor], public: ImageDataset, settings: dict[str, Any]) -> None:
+    """Write a start into its folder: `start.toml` last, without which there is none.
+
+    Args:
+        folder: Where.
+        weights: Of the network.
+        public: What it was trained on.
+        settings: What else there is to say of it; `labelled`, whether its classes are those of `facts`, is needed.
+
+    Raises:
+        OSError: It cannot be written; the disk may be full.
+    """
+    known = known_by(public)
+    tensors = {f"{_NETWORK}{name}": value for name, value in weights.items()}
+    tensors |= {f"{_KNOWN}{number}": torch.from_numpy(ways.copy()) for number, ways in enumerate(known.values())}
+    save_weights(folder / WEIGHTS, tensors)
+    part = PublicPart(public.name, public.digest(), len(public))
+    table = {
+        "version": VERSION,
+        "public": as_settings([part]),
+        "sets": [name.partition(" ")[2] for name in known],
+        "sha256": digest(folder / WEIGHTS),
+        **settings,
+    }
+    write_toml(folder / START, table)
+
+
+def open_start(source: Path | str) -> PublicStart:
+    """Return the start in a folder.
+
+    Raises:
+        InputError: There is none, it is damaged, or of another version.
+    """
+    folder = Path(source).expanduser()
+    if not (folder / START).is_file():
+        raise InputError(f"{folder} holds no start: dpdm pretrain makes one there (or did not come to its end)")
+    table = read_toml(folder / START)
+    if table.get("version") != VERSION:
+        raise InputError(f"{folder} was made by another version of dpdm: {_REMEDY}")
+    with damaged(folder / START, _REMEDY):
+        (part,), labelled, sets = read_parts(table["public"]), bool(table["labelled"]), list(table["sets"])
+        layout = read_layout(folder / WEIGHTS)
+        if digest(folder / WEIGHTS) != table["sha256"]:
+            raise InputError(f"{folder / WEIGHTS} is not the file that {START} was written for: {_REMEDY}")
+        known = read_weights(folder / WEIGHTS, layout, below=_KNOWN)
+        ways = {name: known[str(number)].numpy() for number, name in enumerate(sets)}
+        weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
+    return PublicStart(weights, labelled, part, ways)
