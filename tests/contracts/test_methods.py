@@ -1,7 +1,9 @@
 """What every method must do, whatever it is: a new one is added to METHODS, and to nothing else."""
 
 import dataclasses
+import functools
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ from safetensors.torch import load_file
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
-from dpdm.methods import METHODS, Diffusion, Evolution, Prior, PriorAlone
+from dpdm.methods import METHODS, Diffusion, Evolution, ImageFacts, Prior, PriorAlone, Start
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
+from dpdm.runs.start import save_start
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "guarantees"))
 from test_processes import launch
@@ -36,6 +39,8 @@ TOYS = {
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "evolution": Evolution(rounds=3, population=4),
+    "diffusion from a public start": Diffusion(start=Start(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
+    "public start alone": Diffusion(start=Start(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
 }
 PUBLIC = ImageDataset(
     images=np.concatenate([np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8), IMAGES.images[:1]]),
@@ -50,16 +55,30 @@ BUDGET = {
 every_method = pytest.mark.parametrize("name", TOYS)
 
 
-def plan_of(method, unit="image"):
-    takes_steps = isinstance(method, Diffusion)
-    steps = {"steps": 3, "expected_batch_size": 5} if takes_steps else {}
+def plan_of(name, unit="image"):
+    method, steps = TOYS[name], {}
+    if isinstance(method, Diffusion):
+        steps = {"steps": 0} if name == "public start alone" else {"steps": 3, "expected_batch_size": 5}
     return method.plan(**BUDGET, **steps, unit=unit)
 
 
-def trainer(name, folder=None, *, plan=None, unit="image", **others):
+@functools.cache
+def toy_start(class_names):
+    """Return the folder of a public start for toy images of these classes."""
+    folder = Path(tempfile.mkdtemp())
+    network = Diffusion(**TOY).untrained(ImageFacts((1, 8, 8), class_names), seed=5).denoiser.network
+    random = torch.Generator().manual_seed(0)
+    weights = {name: w + 0.1 * torch.randn(w.shape, generator=random) for name, w in network.state_dict().items()}
+    save_start(folder, weights, PUBLIC, {"labelled": False})
+    return str(folder)
+
+
+def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others):
     method = TOYS[name]
+    if method.start_folder is not None:
+        method = dataclasses.replace(method, start=Start(source=toy_start(data.class_names)))
     machine = Machine(device="cpu", precision="float32", strategy="vectorized", physical_batch_size=4)
-    plan = plan or plan_of(method, unit)
+    plan = plan or plan_of(name, unit)
     public = PUBLIC if method.starts_from_images else None
     return Trainer(method=method, plan=plan, machine=machine, public=public, run=folder, ledger=None, **others)
 
@@ -77,8 +96,7 @@ def test_what_is_released_is_what_is_planned(name, monkeypatch):
         return inner(self, total, sensitivity=sensitivity)
 
     monkeypatch.setattr(MechanismRun, "_release", watched)
-    method = TOYS[name]
-    plan = plan_of(method)
+    plan = plan_of(name)
     trainer(name, plan=plan).fit(IMAGES)
     assert made == [plan.at(number).name for number in range(plan.planned)]
 
@@ -87,7 +105,7 @@ def test_what_is_released_is_what_is_planned(name, monkeypatch):
 @pytest.mark.parametrize("unit", ["image", "group"])
 def test_two_worlds_that_differ_in_one_unit_agree(name, unit, tmp_path):
     data, neighbours = (IMAGES, IMAGE_NEIGHBOURS) if unit == "image" else (GROUPED, GROUP_NEIGHBOURS)
-    plan = plan_of(TOYS[name], unit)
+    plan = plan_of(name, unit)
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
 
     def world(images, folder, replay=None):
@@ -112,7 +130,7 @@ class Killed(BaseException):
 
 @every_method
 def test_killed_before_any_of_its_sums_a_run_goes_on_and_repeats_none(name, tmp_path, monkeypatch):
-    inner, made, plan = MechanismRun._release, [], plan_of(TOYS[name])
+    inner, made, plan = MechanismRun._release, [], plan_of(name)
 
     def dies_once(self, total, *, sensitivity):
         if self.spent not in made:  # a new sum: the first try dies before it is made
@@ -144,7 +162,7 @@ def test_a_release_verifies_loads_and_draws_the_same(name, tmp_path):
 @every_method
 def test_images_without_labels_are_trained_on_or_refused_in_one_line(name):
     data = ImageDataset(images=IMAGES.images, name="unlabelled")
-    release = trainer(name).fit(data)
+    release = trainer(name, data=data).fit(data)
     images, labels = release.sample(3, seed=0)
     assert images.shape == (3, 8, 8, 1)
     assert (labels == 0).all()
@@ -153,7 +171,7 @@ def test_images_without_labels_are_trained_on_or_refused_in_one_line(name):
 @every_method
 def test_a_generator_is_its_state(name):
     """What is saved is all there is: another one with the same state draws the same."""
-    method, facts = TOYS[name], trainer(name).fit(IMAGES).facts
+    method, facts = trainer(name).method, trainer(name).fit(IMAGES).facts
     one, other = (method.untrained(facts, seed=seed).eval() for seed in (0, 1))
     other.load_state_dict(one.state_dict())
     labels = torch.tensor([0, 1, 2])
@@ -190,5 +208,5 @@ def test_two_processes_are_one_run(name, tmp_path):
         {file.name: load_file(file)["values"] for file in (tmp_path / run / "private").glob("sums/*.safetensors")}
         for run in ("run", "alone")
     )
-    assert len(alone) == len(plan_of(TOYS[name]).full)
+    assert len(alone) == len(plan_of(name).full)
     assert all(torch.allclose(alone[key], together[key], atol=1e-6) for key in alone | together)

@@ -45,11 +45,11 @@ def evolved(tmp_path_factory):
 
 def test_a_claim_names_what_was_public_and_says_that_it_does_not_protect_it(evolved):
     claim = json.loads((evolved / "release" / "privacy.json").read_text())
-    assert claim["public"] == [{"name": "shown", "sha256": SHOWN.digest()}]
-    said = f"it does not protect what was declared public: 'shown' (SHA-256 {SHOWN.digest()[:16]}…)"
+    assert claim["public"] == [{"name": "shown", "sha256": SHOWN.digest(), "images": 40}]
+    said = f"it does not protect what was declared public: 'shown' (40 images, SHA-256 {SHOWN.digest()[:16]}…)"
     assert claim["statement"].endswith(said)
     verified, loaded = verify_release(evolved), Release.load(evolved)
-    assert verified.public == loaded.public == (PublicPart("shown", SHOWN.digest()),)
+    assert verified.public == loaded.public == (PublicPart("shown", SHOWN.digest(), 40),)
     assert verified.statement == claim["statement"]
 
 

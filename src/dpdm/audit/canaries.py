@@ -25,6 +25,7 @@ from dpdm.config import Config, require_same_unit
 from dpdm.data import ImageDataset
 from dpdm.diffusion import NoisyBatch
 from dpdm.methods import ImageFacts, ImageGenerator
+from dpdm.methods.interface import PublicStart
 from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, PoissonSums, Strategy
 from dpdm.privacy.clipping import PerExampleLoss
 from dpdm.privacy.diagnostics import Diagnostics
@@ -181,6 +182,7 @@ def train_with_canaries(
     data: ImageDataset,
     *,
     public: ImageDataset | None = None,
+    start: PublicStart | None = None,
     canaries: int,
     members: int,
     coins: np.random.Generator,
@@ -192,6 +194,7 @@ def train_with_canaries(
         plan: What is audited. Its relation is add-or-remove here: a canary that does not take part is not there.
         data: The images; `members` of them, or of their groups, take part only if their coin says so.
         public: The public images that the method starts from, if it does.
+        start: The public network that it begins with, if it does.
         canaries: How many Dirac canaries, at least 2.
         members: How many member canaries, at least 2.
         coins: Tosses all coins; from the operating system's entropy.
@@ -209,6 +212,7 @@ def train_with_canaries(
         device=device,
         seed=config.seed,
         public=public,
+        start=start,
         num_records=seen.num_units,
     )
     untrained = config.method.untrained(facts, seed=config.seed).to(device)

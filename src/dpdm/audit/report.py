@@ -16,14 +16,17 @@ from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, nearness
 from dpdm.audit.parametric import Check, check_mechanism, check_sums
 from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
-from dpdm.data import ImageDataset, blank_equal, open_again, open_dataset, read_location
+from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import roc_chart, side_by_side
 from dpdm.files import write_atomically, write_json
 from dpdm.methods import DenoisingGenerator, ImageFacts
+from dpdm.methods.interface import PublicStart
 from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.runs import Release, measure_step, verify_release
+from dpdm.runs.public import taking_part_of
+from dpdm.runs.start import open_start
 from dpdm.types import InputError, images_to_tensor, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
@@ -212,7 +215,8 @@ def audit_run(
     release, plan, config, location = _finished(run)
     data, held_out = _images_of(run, release, plan, location, data, held_out)
     public = _public_of(run, release, config, public)
-    data = data if public is None else blank_equal(data, public)
+    start = _start_of(run, release, config)
+    data = taking_part_of(data, public, start)
     audited = _within(minutes, config, plan, release.facts, canaries)
 
     on_progress("checking the mechanism", 0, 1)
@@ -222,7 +226,7 @@ def audit_run(
     coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     played: AuditedRun | None = None
     for outcome in train_with_canaries(
-        config, audited, data, public=public, canaries=canaries, members=members, coins=coins
+        config, audited, data, public=public, start=start, canaries=canaries, members=members, coins=coins
     ):
         if isinstance(outcome, int):
             on_progress("training with canaries", outcome, audited.steps or audited.planned)
@@ -268,13 +272,20 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
         config = Config(
             data=Data(source="?"),
             public=decode(Public, settings["public"], path="public.") if "public" in settings else None,
-            method=decode_method(settings),
+            method=decode_method(_as_opened(settings)),
             seed=settings["seed"],
             machine=decode(Machine, settings["machine"], path="machine."),
         )
         return release, plan, config, settings["opened"]
     except (LookupError, TypeError, AssertionError) as error:
         raise InputError(f"{file} is damaged ({type(error).__name__})") from None
+
+
+def _as_opened(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's settings with the place of its start, which a release does not tell."""
+    if "start_folder" not in settings:
+        return settings
+    return settings | {"start": settings["start"] | {"source": settings["start_folder"]}}
 
 
 def _images_of(
@@ -301,6 +312,16 @@ def _images_of(
     if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
         raise InputError(f"{run} is about images of shape {release.facts.shape}: give images of that shape")
     return data, held_out
+
+
+def _start_of(run: Path | str, release: Release, config: Config) -> PublicStart | None:
+    """Return the public start of a run, from where it was then."""
+    if config.method.start_folder is None:
+        return None
+    start = open_start(config.method.start_folder)
+    if start.part not in release.public:
+        raise InputError(f"{config.method.start_folder} is another start than the one {run} began with")
+    return start
 
 
 def _public_of(run: Path | str, release: Release, config: Config, public: ImageDataset | None) -> ImageDataset | None:

@@ -17,6 +17,7 @@ from dpdm.cli.export import export
 from dpdm.cli.images import sample
 from dpdm.cli.ledger import ledger
 from dpdm.cli.planning import plan
+from dpdm.cli.pretraining import pretrain
 from dpdm.cli.scores import compare, evaluate
 from dpdm.cli.training import prepare, train
 from dpdm.cli.tuning import tune
@@ -24,7 +25,7 @@ from dpdm.terminal import speak_in_its_letters, speak_to_nobody
 
 # Plain help: typer's frames cost 0.1 s, most of it for importing a parser of Markdown.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-for verb in (check, plan, prepare, train, tune, sample, export, evaluate, compare, verify, audit, report):
+for verb in (check, plan, prepare, pretrain, train, tune, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
 app.add_typer(ledger, name="ledger")
 

@@ -34,6 +34,12 @@ PublicImages = Annotated[
         "drawn, a path or a name, or several joined by +. No ε protects them.",
     ),
 ]
+StartFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--start", help="A folder that dpdm pretrain made: a network to begin with, or none (default: a preset's)."
+    ),
+]
 Epsilon = Annotated[
     float | None,
     typer.Option(help="Privacy budget ε (default: a preset's, for its own images alone; δ is privacy.delta, 1e-5)."),
@@ -72,6 +78,7 @@ def load_settings(
     *,
     method: str | None = None,
     public: str | None = None,
+    start: str | None = None,
     claims: bool = True,
 ) -> "Config":
     """Return the settings that a target and options make; `claims` is whether a run is planned, which needs an ε."""
@@ -86,8 +93,10 @@ def load_settings(
 
     named = None if public is None else json.dumps(public)  # as text, whatever it looks like
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size, "public.source": named}
+    if start is not None and start != "none":
+        given["start.source"] = json.dumps(start)
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
-    config = load_config(target, method=method, overrides=settings)
+    config = load_config(target, method=method, overrides=settings, leave_out=("start",) if start == "none" else ())
     if claims and isinstance(config.privacy, Privacy):
         require_epsilon(config.privacy)
     if minutes is not None:

@@ -12,6 +12,7 @@ from dpdm.cli.options import (
     Minutes,
     Set,
     Size,
+    StartFolder,
     Target,
     bound,
     finite,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 def plan(
     target: Target,
     method: MethodName = None,
+    start: StartFolder = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     minutes: Minutes = None,
@@ -39,7 +41,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would claim and need, before any training."""
-    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method)
+    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, start=start)
     from dpdm.runs import measure_sampling, measure_step
 
     facts, asked = _declared(config)

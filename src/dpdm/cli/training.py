@@ -21,6 +21,7 @@ from dpdm.cli.options import (
     PublicImages,
     Set,
     Size,
+    StartFolder,
     Target,
     bound,
     fail,
@@ -91,6 +92,7 @@ def train(
     ] = None,
     method: MethodName = None,
     public: PublicImages = None,
+    start: StartFolder = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     minutes: Minutes = None,
@@ -99,7 +101,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a private generator. Ctrl-C stops it, and the same command resumes it."""
-    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public)
+    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public, start=start)
     from dpdm.config import require_public_source
     from dpdm.ledger import Ledger
     from dpdm.runs import Trainer

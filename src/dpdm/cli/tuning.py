@@ -16,6 +16,7 @@ from dpdm.cli.options import (
     PublicImages,
     Set,
     Size,
+    StartFolder,
     Target,
     bound,
     fail,
@@ -43,6 +44,7 @@ def tune(
     ],
     method: MethodName = None,
     public: PublicImages = None,
+    start: StartFolder = None,
     epsilon: Epsilon = None,
     runs: Annotated[float, typer.Option(help="Mean number of runs. The number itself is drawn at random.")] = 5.0,
     shape: Annotated[float, typer.Option(help="Distribution of that number: 1 = geometric, 0 = logarithmic.")] = 1.0,
@@ -65,7 +67,7 @@ def tune(
     from dpdm.runs.tuning import Tuner, combinations
 
     candidates = [
-        load_settings(target, epsilon, dataset_size, [*(set or []), *values], method=method, public=public)
+        load_settings(target, epsilon, dataset_size, [*(set or []), *values], method=method, public=public, start=start)
         for values in combinations(choices)
     ]
     for config in candidates:

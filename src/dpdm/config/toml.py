@@ -32,7 +32,9 @@ _FOLLOWS = ("facts", "plan", "opened", "epsilon", "start_folder")  # what a run 
 _COMMON = tuple(f.name for f in dataclasses.fields(Config) if f.name != "method")  # tables of every method
 
 
-def load_config(target: str, *, method: str | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    target: str, *, method: str | None = None, overrides: Sequence[str] = (), leave_out: Sequence[str] = ()
+) -> Config:
     """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
 
     A preset's ε is for the images that the preset names: it is left out where `data.source` is another one.
@@ -42,11 +44,12 @@ def load_config(target: str, *, method: str | None = None, overrides: Sequence[s
         method: The name of a method. Data, machine, ε and δ stay those of `target`; the rest is that of the method's
             own preset.
         overrides: Settings.
+        leave_out: Tables of `target` that are left out.
 
     Raises:
         InputError: No such preset, file, path or method; an unknown key; a value that does not fit.
     """
-    own = {key: value for key, value in read_target(target).items() if key not in _FOLLOWS}
+    own = {key: value for key, value in read_target(target).items() if key not in (*_FOLLOWS, *leave_out)}
     if method is not None:
         own = _by_method(own, method)
     table = _overridden(copy.deepcopy(own), overrides)

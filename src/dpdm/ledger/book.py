@@ -18,7 +18,7 @@ import platformdirs
 from dpdm.ledger import decisions
 from dpdm.ledger.account import Account, Accounts, Reservation, find_run, read_accounts, require_account, whole_percent
 from dpdm.ledger.entries import GroupsReleased, OtherReleaseEntered, Registered, Statement, decode_statement
-from dpdm.ledger.records import Records, fingerprint, require_own_name
+from dpdm.ledger.records import Records, fingerprint, require_no_total, require_own_name
 from dpdm.ledger.shown import Shown, Spent, show_accounts
 from dpdm.ledger.storage import Entry, Head, Storage, read_place, require_goes_on
 from dpdm.privacy.accounting import Event, Relation, upwards
@@ -167,6 +167,12 @@ class Ledger:
             return [GroupsReleased(dataset=dataset)]
 
         self._append(decide)
+
+    def require_public(self, images: Sequence[Records]) -> None:
+        """Raise InputError if images that are to be used as public ones are those of a data set with a total."""
+        key, accounts = self.storage.key(), self.accounts()
+        for each in images:
+            require_no_total(accounts, fingerprint(each, key))
 
     def reserve(
         self,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
+    from dpdm.methods.start import Start
 
 __all__ = [
     "METHODS",
@@ -36,6 +37,7 @@ __all__ = [
     "PriorAlone",
     "Progress",
     "PublicPart",
+    "Start",
     "require_sampler_names",
 ]
 
@@ -47,5 +49,6 @@ __getattr__ = lazily(
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
+        "start": "Start",
     },
 )

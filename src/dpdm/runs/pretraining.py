@@ -30,7 +30,7 @@ from dpdm.privacy.processes import Processes
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.folder import PrivateFolder
 from dpdm.runs.hardware import autocast, choose_device, keep_freed_memory
-from dpdm.runs.start import START, save_start
+from dpdm.runs.start import require_free, save_start
 from dpdm.types import InputError, images_to_tensor, require_positive
 
 EPSILONS, SIZES = (0.2, 10.0), (2_000, 100_000)
@@ -118,8 +118,7 @@ class Pretraining:
         settings = self.settings() | {"public": self.public.digest()}
         making = folder / _MAKING if processes.first else None
         with processes.refused_together():
-            if (folder / START).exists():
-                raise InputError(f"{folder} holds a start already: choose another folder")
+            require_free(folder)
             kept = PrivateFolder(making, {**settings, "machine": encode(self.machine)})
         loop = _Loop(self, processes)
         with processes.refused_together():

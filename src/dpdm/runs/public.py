@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpdm.config import require_public_source
-from dpdm.data import ImageDataset, read_location
+from dpdm.data import ImageDataset, blank_equal, blank_known, read_location
 from dpdm.methods import ImageGenerator, Method, PublicPart
 from dpdm.methods.interface import PublicStart
 from dpdm.privacy import AnyPlan, Plan
@@ -75,6 +75,14 @@ def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) ->
 
 def _number(part: PublicPart) -> str:
     return f"{part.images:,} image{'s' if part.images > 1 else ''}, " if part.images else ""
+
+
+def taking_part_of(data: ImageDataset, public: ImageDataset | None, start: PublicStart | None) -> ImageDataset:
+    """Return the private images, blank where they are among those that a run starts from (see `blank_equal`)."""
+    data = data if public is None else blank_equal(data, public)
+    for digests in () if start is None else start.known.values():
+        data = blank_known(data, digests[:, 0])
+    return data
 
 
 def require_others(data: ImageDataset, public: ImageDataset) -> None:

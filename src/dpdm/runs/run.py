@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from dpdm.config import Machine, encode
-from dpdm.data import ImageDataset, blank_equal, blank_known
+from dpdm.data import ImageDataset
 from dpdm.ledger import Records, RunIdentity
 from dpdm.ledger.counting import counted
 from dpdm.methods import ImageGenerator, Progress
@@ -27,7 +27,7 @@ from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.folder import PrivateFolder, State
 from dpdm.runs.hardware import autocast, keep_freed_memory
 from dpdm.runs.kept import KeptRows, keep_rows
-from dpdm.runs.public import claim_of, read_parts
+from dpdm.runs.public import claim_of, read_parts, taking_part_of
 from dpdm.runs.rehearsal import rehearse, require_memory
 from dpdm.runs.release import Release
 from dpdm.runs.watch import Watch
@@ -257,9 +257,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
     processes.require_same(repr((settings, weights)), "their settings")
     if processes.size > 1:
         processes.require_same(data.digest(), "their images")
-    taking_part = data if trainer.public is None else blank_equal(data, trainer.public)
-    for known in ({} if trainer.start is None else trainer.start.known).values():
-        taking_part = blank_known(taking_part, known[:, 0])
+    taking_part = taking_part_of(data, trainer.public, trainer.start)
     own = taking_part.part(processes.shard(data.num_units))
     folder, watch = _opened(trainer, data, settings, processes, private=claim["private"] is True)
     keep_freed_memory()
@@ -324,7 +322,7 @@ def _reserve(
                 trainer.ledger,
                 plan,
                 Records.of(data),
-                public=_public_records(trainer),
+                public=trainer.public_records,
                 run=None if trainer.run is None else Path(trainer.run),
                 begun=mechanism.spent > 0,
                 finished=mechanism.finished,
@@ -332,13 +330,6 @@ def _reserve(
                 undo=folder.remove,
             )
             counting.enter_context(reservation)
-
-
-def _public_records(trainer: "Trainer") -> list[Records]:
-    """Return all that a run uses of images that are declared public, for the ledger to look whether they are."""
-    sets = [each for images in trainer.public_images for each in (images, *images.made_of)]
-    known = {} if trainer.start is None else trainer.start.known
-    return [*map(Records.of, sets), *(Records(name, digests=ways) for name, ways in known.items())]
 
 
 @contextmanager

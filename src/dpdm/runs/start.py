@@ -11,6 +11,7 @@ from torch import Tensor
 from dpdm.config import read_toml
 from dpdm.data import ImageDataset, pixel_digests
 from dpdm.files import damaged, digest, write_toml
+from dpdm.ledger import Records
 from dpdm.methods.interface import PublicPart, PublicStart
 from dpdm.runs.public import as_settings, read_parts
 from dpdm.runs.weights import read_layout, read_weights, save_weights
@@ -20,6 +21,17 @@ START, WEIGHTS = "start.toml", "weights.safetensors"
 VERSION = 1
 _NETWORK, _KNOWN = "network.", "known."
 _REMEDY = "make the start again, by dpdm pretrain"
+
+
+def require_free(folder: Path) -> None:
+    """Raise InputError if a start is in the folder already."""
+    if (folder / START).exists():
+        raise InputError(f"{folder} holds a start already: choose another folder")
+
+
+def known_records(public: ImageDataset) -> list[Records]:
+    """Return the sets that these images are of, as a ledger would know them again."""
+    return [Records.of(each) for each in (public, *public.made_of)]
 
 
 def known_by(public: ImageDataset) -> dict[str, "np.ndarray[Any, np.dtype[np.uint8]]"]:

@@ -11,7 +11,7 @@ import torch
 
 from dpdm.config import Config, Machine, encode_config, require_exact_size, require_same_unit
 from dpdm.data import ImageDataset, read_location, require_outside, require_same_shape
-from dpdm.ledger import Ledger
+from dpdm.ledger import Ledger, Records
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
 from dpdm.methods.interface import PublicStart
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy
@@ -137,6 +137,13 @@ class Trainer:
     def public_images(self) -> tuple[ImageDataset, ...]:
         """What it uses of images that are declared public."""
         return tuple(images for images in (self.public, self.reference) if images is not None)
+
+    @property
+    def public_records(self) -> list[Records]:
+        """All that it uses of images that are declared public, for a ledger to look whether they are."""
+        sets = [each for images in self.public_images for each in (images, *images.made_of)]
+        known = {} if self.start is None else self.start.known
+        return [*map(Records.of, sets), *(Records(name, digests=ways) for name, ways in known.items())]
 
     def build(self, data: ImageDataset) -> tuple[ImageGenerator, torch.device]:
         """Return the untrained generator, and where it is trained.

@@ -88,10 +88,11 @@ class Tuner:
         first = self.candidates[0]
         for config in self.candidates[1:]:
             same = (config.privacy, config.data, config.public) == (first.privacy, first.data, first.public)
+            same = same and config.method.start_folder == first.method.start_folder
             if not same or _planned(config) != _planned(first):
                 raise InputError(
-                    "candidates differ in [privacy], [data], [public] or what their method releases, on which the "
-                    "price of a run depends: let them differ in other settings"
+                    "candidates differ in [privacy], [data], [public], start.source or what their method releases, on "
+                    "which the price of a run depends: let them differ in other settings"
                 )
         if not isinstance(first.privacy, Privacy):
             raise InputError("privacy.kind = non-private claims nothing: a search has no price there")
@@ -138,7 +139,7 @@ class Tuner:
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
             trainer = self._trainer(config, data, plan, self.run)
             trainer.rehearse(data)
-        public = trainer.public_images  # of all candidates the same
+        public = trainer.public_records  # of all candidates the same
         self._begin(plan)
         busy = f"{self.run} is in use: another process is searching; wait for it"
         with held(self.run / "private" / ".lock", otherwise=busy):
@@ -150,7 +151,7 @@ class Tuner:
         plan: Plan,
         state: dict[str, Any],
         on_run: Callable[[int, int, Trainer, ImageDataset], Release],
-        public: Sequence[ImageDataset],
+        public: Sequence[Records],
     ) -> Release:
         """Make the runs that are left, and release the best of all."""
         private = self.run / "private"
@@ -163,7 +164,7 @@ class Tuner:
             self.ledger,
             plan,
             Records.of(data),
-            public=[Records.of(each) for images in public for each in (images, *images.made_of)],
+            public=public,
             run=self.run,
             begun=state["begun"],
             finished=len(state["scores"]) == len(state["choices"]),

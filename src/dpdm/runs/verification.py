@@ -157,7 +157,8 @@ def release_settings(
 
 def require_planned(method: Method, plan: AnyPlan) -> None:
     """Raise InputError unless the plan releases what the method does, by name, kind and order."""
-    wanted = method.releases(Budget(1.0, 1e-5, plan.dataset_size))
+    none_needed = method.start_folder is not None and not plan.steps  # a public network may be all there is
+    wanted = method.releases(Budget(1.0, 1e-5, plan.dataset_size, steps=0 if none_needed else None))
     planned, needed = ([(type(release), release.name) for release in each] for each in (plan.releases, wanted))
     if planned != needed:
         has, needs = (", ".join(name for _, name in each) for each in (planned, needed))

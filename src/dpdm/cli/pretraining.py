@@ -1,0 +1,80 @@
+"""`dpdm pretrain`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dpdm.cli.options import AsJson, LedgerPlace, Set, fail, load_settings, print_json, say
+from dpdm.terminal import show_progress, tell
+
+if TYPE_CHECKING:
+    from dpdm.runs.pretraining import Pretraining
+
+
+def pretrain(
+    public: Annotated[
+        str,
+        typer.Argument(
+            help="Images declared public: fonts or shapes, which are drawn, a path or a name, or several joined by +."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make, for train --start.")],
+    like: Annotated[
+        str, typer.Option(help="What it is for: a preset, a TOML file, or a path, of which no image is read.")
+    ],
+    minutes: Annotated[float, typer.Option(help="Time for it.")] = 30.0,
+    ledger: LedgerPlace = None,
+    set: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a network on public images, for private runs to begin with.
+
+    Nothing private is read, and nothing is spent. The same command goes on where it was interrupted.
+    """
+    config = load_settings(like, None, None, set, claims=False)
+    from dpdm.config import declared_facts
+    from dpdm.data import open_public
+    from dpdm.ledger import Ledger
+    from dpdm.methods import Diffusion
+    from dpdm.runs.hardware import joined_processes
+    from dpdm.runs.pretraining import Pretraining
+    from dpdm.runs.start import known_records, open_start, require_free
+
+    if not isinstance(method := config.method, Diffusion):
+        fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
+    require_free(output)
+    book = Ledger.default(ledger, tell=tell)
+    facts = declared_facts(config, ledger=book).facts
+    with joined_processes() as processes:
+        images = open_public(public, shape=facts.shape, class_names=facts.class_names)
+        training = Pretraining(
+            public=images, facts=facts, method=method, minutes=minutes, machine=config.machine, seed=config.seed
+        )
+        if book is not None:
+            book.require_public(known_records(images))
+        if processes.first:
+            what = f"{len(images):,} images of {images.name}"
+            tell(f"{what}, with the classes of {like}" if training.labelled else f"{what}, whose classes are not used")
+        _with_progress(training, output, shown=processes.first)
+    if not processes.first:
+        return None
+    start = open_start(output)
+    if as_json:
+        return print_json({"output": str(output), "public": start.part._asdict(), "labelled": start.labelled})
+    say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), which no claim protects")
+    say(f"next: dpdm train {like} --start {output}")
+
+
+def _with_progress(training: "Pretraining", output: Path, *, shown: bool) -> None:
+    """Train, and show how much of the time is over."""
+    whole, over = int(60 * training.minutes), 0
+    try:
+        with show_progress("pre-training, in seconds", whole if shown else None) as advance:
+            for progress in training.steps(output):
+                now = min(whole, int(progress.seconds))
+                advance(now - over, f"loss {progress.loss:.3f}")
+                over = now
+    except KeyboardInterrupt:
+        tell("stopped; the same command goes on from what was saved, a minute ago at most")
+        raise
