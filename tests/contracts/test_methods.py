@@ -1,9 +1,7 @@
 """What every method must do, whatever it is: a new one is added to METHODS, and to nothing else."""
 
 import dataclasses
-import functools
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,10 @@ from safetensors.torch import load_file
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
-from dpdm.methods import METHODS, Diffusion, Evolution, ImageFacts, Prior, PriorAlone, Start
+from dpdm.methods import METHODS, Diffusion, Evolution, Prior, PriorAlone, Start
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
-from dpdm.runs.start import save_start
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "guarantees"))
 from test_processes import launch
@@ -30,6 +27,7 @@ from two_worlds import (
     RecordingPlan,
     World,
     differences,
+    public_start,
     stopped_clock,
 )
 
@@ -62,21 +60,10 @@ def plan_of(name, unit="image"):
     return method.plan(**BUDGET, **steps, unit=unit)
 
 
-@functools.cache
-def toy_start(class_names):
-    """Return the folder of a public start for toy images of these classes."""
-    folder = Path(tempfile.mkdtemp())
-    network = Diffusion(**TOY).untrained(ImageFacts((1, 8, 8), class_names), seed=5).denoiser.network
-    random = torch.Generator().manual_seed(0)
-    weights = {name: w + 0.1 * torch.randn(w.shape, generator=random) for name, w in network.state_dict().items()}
-    save_start(folder, weights, PUBLIC, {"labelled": False})
-    return str(folder)
-
-
 def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others):
     method = TOYS[name]
     if method.start_folder is not None:
-        method = dataclasses.replace(method, start=Start(source=toy_start(data.class_names)))
+        method = dataclasses.replace(method, start=public_start(TOY["network"], PUBLIC, data.class_names))
     machine = Machine(device="cpu", precision="float32", strategy="vectorized", physical_batch_size=4)
     plan = plan or plan_of(name, unit)
     public = PUBLIC if method.starts_from_images else None

@@ -55,6 +55,7 @@ from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
 from dpdm.methods import Diffusion, Evolution, Prior, evolution, prior
+from dpdm.methods import start as public_start
 from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
 from dpdm.privacy import (
@@ -166,6 +167,38 @@ def two_worlds_of_votes(folder: Path) -> list[str]:
                 trainer = Trainer(method=method, plan=plan, public=public, run=place, entropy=entropy, ledger=None)
                 world.observed = {"weights": dict(trainer.fit(data).generator.state_dict())}
             found += differences(d, e)
+    return found
+
+
+def two_worlds_of_gains(folder: Path) -> list[str]:
+    """A public network and its gains, in worlds that differ in an image, in a group, and in what is public too."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    last, network, found = len(IMAGES) - 1, MLP(width=8, blocks=1), []
+    start = worlds.public_start(network, public, IMAGES.class_names, scale=1.0)
+    method = Diffusion(network=network, prior=Prior(centres=1), start=start)
+    inserted = np.roll(np.arange(len(IMAGES)), 1)
+    pairs = {
+        "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES.part(inserted), IMAGES.part(range(last)))],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
+    }
+    for name, both in pairs.items():
+        unit = "group" if name == "group" else "image"
+        sound = method.plan(epsilon=3.0, dataset_size=12, delta=1e-13, steps=0, unit=unit)
+        fields = {field.name: getattr(sound, field.name) for field in dataclasses.fields(sound)}
+        for number, (one, other) in enumerate(both):
+            d, e = World(), World()
+            e.replay = d
+            for world, data in ((d, one), (e, other)):
+                plan = RecordingPlan.of(world, **fields)
+                entropy = InsecureSeededEntropy(0)
+                place = folder / f"{name} {number} {world is d}"
+                trainer = Trainer(method=method, plan=plan, run=place, entropy=entropy, ledger=None)
+                world.observed = {"weights": dict(trainer.fit(data).generator.state_dict())}
+            found += differences(d, e)
+            if name == "public" and moved(d, e) != [0.0] * len(d.calls):
+                found.append("an image that is public moved a sum")
     return found
 
 
@@ -875,6 +908,34 @@ def noise_where_there_are_votes(patch: Patch) -> None:
     patch.setattr(Run, "once", once)
 
 
+def clipped_level_by_level(patch: Patch) -> None:
+    def apart(parts, *, dimensions, max_norm):
+        total = torch.zeros(dimensions, dtype=torch.float64)
+        for rows, weights in parts:
+            of_levels = rows.view(len(rows), 2, -1)
+            norms = of_levels.norm(dim=1, keepdim=True)
+            clipped = of_levels * (max_norm / norms.clamp(min=1e-9)).clamp(max=1)
+            total += weights @ clipped.flatten(1)
+        return BoundedSum(total, max_norm)
+
+    patch.setattr(public_start, "clipped_sum", apart)
+
+
+def scaled_by_private_residuals(patch: Patch) -> None:
+    sound = public_start._Pairs.parts
+
+    def parts(self):
+        whole = [*sound(self)]
+        unit = whole[-1][0][-1].norm() ** 3  # of the last image
+        yield from ((rows / unit, weights) for rows, weights in whole)
+
+    patch.setattr(public_start._Pairs, "parts", parts)
+
+
+def noise_by_position(patch: Patch) -> None:
+    patch.setattr(public_start, "pixel_digests", lambda images: np.arange(32 * len(images)).reshape(-1, 32) // 7)
+
+
 def sources_forgotten(patch: Patch) -> None:
     sound = Records.of
     patch.setattr(Records, "of", lambda data: sound(dataclasses.replace(data, sources=None)))
@@ -1101,6 +1162,12 @@ FAULTS = [
     Fault("two whole votes of each image", two_whole_votes, two_worlds_of_votes),
     Fault("candidates that follow counts without noise", counts_without_noise, two_worlds_of_votes, said="weights"),
     Fault("noise on bins with votes alone", noise_where_there_are_votes, two_worlds_of_votes, said="weights"),
+    Fault("each image of a group at full weight in the gains", images_at_full_weight, two_worlds_of_gains),
+    Fault("gains clipped level by level", clipped_level_by_level, two_worlds_of_gains),
+    Fault("gains in units of private residuals", scaled_by_private_residuals, two_worlds_of_gains),
+    Fault("gains' noise by an image's position", noise_by_position, two_worlds_of_gains),
+    Fault("gains of sums without noise", counts_without_noise, two_worlds_of_gains, said="weights"),
+    Fault("a black image in place of a blank one, in the gains", blank_images_vote, two_worlds_of_gains),
     Fault("a ledger that looks at framed images alone", sources_forgotten, known_again),
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
     Fault("steps counted in memory only", reserve_in_memory, journal),
@@ -1129,6 +1196,7 @@ CHECKS = {
     two_worlds_of_groups: "two worlds that differ in a group of images",
     public_images_among_the_private: "two worlds that differ in an image that is public",
     two_worlds_of_votes: "two worlds of votes for public images",
+    two_worlds_of_gains: "two worlds of a public network's gains",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",
     noise_of_the_prior: "`dpdm audit`, noise on a prior's sums",

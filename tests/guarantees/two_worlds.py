@@ -14,8 +14,10 @@ The seeded entropy makes the selection and the draws of common records equal, as
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -28,11 +30,12 @@ from dpdm import terminal
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
-from dpdm.methods import Diffusion, PriorAlone
+from dpdm.methods import Diffusion, ImageFacts, PriorAlone, Start
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun, Plan
 from dpdm.runs import Trainer
 from dpdm.runs import folder as folder_module
+from dpdm.runs.start import save_start
 
 LOSS = DenoisingLoss(noise_multiplicity=3, label_dropout=0.2)
 NUM_CLASSES = 3
@@ -312,6 +315,16 @@ GROUP_NEIGHBOURS = {
     "a group of twenty alike": plus_group(GROUPED, np.full(20 * 64, 255, dtype=np.uint8), [2] * 20),
 }
 GROUP_PLAN = PLAN | {"unit": "group"}
+
+
+def public_start(network, public: ImageDataset, class_names: tuple[str, ...], *, scale: float = 0.1) -> Start:
+    """Return a start whose weights are random numbers, added to first ones."""
+    folder = Path(tempfile.mkdtemp())
+    first = Diffusion(network=network).untrained(ImageFacts(public.shape, class_names), seed=5).denoiser.network
+    random = torch.Generator().manual_seed(0)
+    weights = {name: w + scale * torch.randn(w.shape, generator=random) for name, w in first.state_dict().items()}
+    save_start(folder, weights, public, {"labelled": False})
+    return Start(source=str(folder))
 
 
 @contextlib.contextmanager
