@@ -32,7 +32,11 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     fit = "" if found.own_network else "the weights fit the settings; "
     say(f"         digests of settings and weights; {fit}nothing else is there")
     for part in found.public:
-        say(f"public   {_quoted([part.name])}, SHA-256 {part.sha256}: declared so, and the claim does not protect it")
+        images = f", {part.images:,} images" if part.images else ""
+        say(
+            f"public   {_quoted([part.name])}{images}, SHA-256 {part.sha256}: declared so, and the claim does not "
+            "protect it"
+        )
     say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}; {_samplers(found.samplers)}")
     say(f"seed     {found.seed}; names, seed and settings are declared: nothing can check them")
     if found.own_network:

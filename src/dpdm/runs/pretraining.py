@@ -131,7 +131,11 @@ class Pretraining:
             updates += 1
             loop.clock.add(time.monotonic() - begun)
             kept.save_now_and_then(loop.state, updates)
-            yield Pretrained(updates, loop.clock.seconds, loss)
+            try:
+                yield Pretrained(updates, loop.clock.seconds, loss)
+            except GeneratorExit:
+                kept.save(loop.state, updates)
+                raise
         if processes.first:
             weights = loop.average.network.state_dict()
             save_start(folder, weights, self.public, self.settings() | {"updates": updates})

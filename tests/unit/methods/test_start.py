@@ -1,0 +1,243 @@
+"""A public start: weights to begin with, and how far to follow them at each noise level."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dpdm.config import Machine
+from dpdm.data import ImageDataset
+from dpdm.diffusion import EDM, GAIN_LEVELS, DPMSolver, GaussianMixture, MatchedPreconditioning, PreconditionedDenoiser
+from dpdm.diffusion.noise_levels import LogNormal
+from dpdm.methods import Diffusion, ImageFacts, Prior, Start
+from dpdm.methods.start import forget_classes, load_start, release_gains
+from dpdm.networks import MLP, CompactUNet, UNet
+from dpdm.privacy import Noisy
+from dpdm.runs import Release, Trainer, verify_release
+from dpdm.runs.start import START, WEIGHTS, open_start
+from dpdm.types import InputError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "guarantees"))
+from two_worlds import IMAGES, images, public_start
+
+NETWORK = MLP(width=8, blocks=1)
+SHOWN = dataclasses.replace(images(40, seed=7), labels=None, num_classes=0, class_names=(), name="shown", public=True)
+
+
+@pytest.fixture
+def start():
+    return public_start(NETWORK, SHOWN, IMAGES.class_names)
+
+
+def diffusion(start, **changes):
+    sampler = DPMSolver(steps=4)
+    return Diffusion(**{"network": NETWORK, "prior": Prior(centres=1), "start": start, "sampler": sampler} | changes)
+
+
+def trainer(method, run=None, *, epsilon=3.0, steps=0, size=12):
+    batch = {"expected_batch_size": 4} if steps else {}
+    plan = method.plan(epsilon=epsilon, dataset_size=size, delta=1e-13, steps=steps, **batch)
+    machine = Machine(device="cpu", precision="float32")
+    return Trainer(method=method, plan=plan, machine=machine, run=run, ledger=None)
+
+
+class Echo(nn.Module):
+    """A network that knows the noise, and answers as much of it as it is asked to."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x, c_noise, labels):
+        return self.factor * x[:, : x.shape[1] // 2]
+
+
+def denoiser_with(gains, factor=1.0):
+    prior = GaussianMixture.placeholder(64, num_classes=3)
+    preconditioning = MatchedPreconditioning(LogNormal(), prior, gains=gains is not None)
+    if gains is not None:
+        preconditioning.gains.copy_(torch.as_tensor(gains))
+    return PreconditionedDenoiser(Echo(factor), preconditioning)
+
+
+def test_a_gain_scales_what_the_network_adds_and_is_linear_in_the_logarithm_of_sigma():
+    x, labels = torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    low, high = GAIN_LEVELS[3], GAIN_LEVELS[4]
+    sigma = torch.tensor([low, (low * high) ** 0.5, high, 1000.0])
+    gains = torch.zeros(len(GAIN_LEVELS), dtype=torch.float64)
+    gains[3], gains[4], gains[-1] = 0.2, 0.6, 0.9
+    prior, correction = denoiser_with(None).preconditioning.corrected(Echo(1.0), x, sigma, labels)
+    added = denoiser_with(gains)(x, sigma, labels) - prior
+    for number, gain in enumerate([0.2, 0.4, 0.6, 0.9]):
+        assert torch.allclose(added[number], gain * correction[number], atol=1e-5)
+    assert torch.equal(denoiser_with(None)(x, sigma, labels), prior + correction)
+
+
+class Exactly:
+    """A run whose sums have no noise worth the name."""
+
+    seed = 0
+    mechanism = SimpleNamespace(plan=SimpleNamespace(dataset_size=200))
+
+    def once(self, name, make):
+        bounded = make()
+        assert (name, bounded.sensitivity) == ("gains", len(GAIN_LEVELS) ** 0.5)
+        return Noisy(bounded.total, 1e-9)
+
+
+@pytest.mark.parametrize("factor", [-1.0, -0.01, 0.0, 1.0])
+def test_a_network_is_followed_as_far_as_it_leads_to_the_images(factor):
+    """Grey images, and a prior of mean zero and variance one: D₀ = x / (1 + σ²), and the best correction is -D₀.
+
+    The network is told (x - D₀) / σ = σ D₀, and answers `factor` times that.
+    """
+    data = ImageDataset(images=np.full((200, 8, 8, 1), 128, dtype=np.uint8), name="grey")
+    denoiser = denoiser_with(np.ones(len(GAIN_LEVELS)), factor)
+    gains = release_gains(Exactly(), data, denoiser)
+    sigma = torch.tensor(GAIN_LEVELS).double()
+    answered = -factor * sigma * denoiser.preconditioning.loss_weight(sigma).rsqrt()
+    best = (1 / answered).clamp(max=1) if factor < 0 else torch.zeros(len(sigma))
+    assert torch.allclose(gains, best.double(), atol=0.05)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 3.0])
+def test_gains_are_from_zero_to_one(start, epsilon):
+    gains = trainer(diffusion(start), epsilon=epsilon).fit(IMAGES).generator.denoiser.preconditioning.gains
+    assert ((gains >= 0) & (gains <= 1)).all()
+
+
+def test_without_steps_the_public_network_is_what_draws(start):
+    made = trainer(diffusion(start)).fit(IMAGES)
+    weights = open_start(start.source).weights
+    state = made.generator.denoiser.network.state_dict()
+    assert all(torch.equal(state[name], weights[name]) for name in weights)
+
+
+def test_private_steps_go_on_from_it(start):
+    made = trainer(diffusion(start), steps=2).fit(IMAGES)
+    weights = open_start(start.source).weights
+    state = made.generator.denoiser.network.state_dict()
+    moved = [name for name in weights if not torch.equal(state[name], weights[name])]
+    assert moved
+    assert all((state[name] - weights[name]).abs().max() < 0.1 for name in weights), "not from first weights"
+
+
+@pytest.mark.parametrize(
+    ("network", "trains", "moves"),
+    [
+        (CompactUNet(width=16), "all", {"stem", "head", "condition"}),
+        (CompactUNet(width=16), "last", {"up", "head"}),
+        (CompactUNet(width=16), "head.*, up.0.conv1.weight", {"up", "head"}),
+        (UNet(width=16, multipliers=(1, 2), blocks=1, attention=(8,)), "attention", None),
+        (CompactUNet(width=16), "norms", None),
+    ],
+)
+def test_what_trains_is_chosen_by_name(network, trains, moves):
+    built = network.build((1, 16, 16), num_classes=3, images_in=2)
+    Start(source="?", trains=trains).freeze(built)
+    trained = {name for name, p in built.named_parameters() if p.requires_grad}
+    parts = {name.split(".")[0] for name in trained}
+    assert len(trained) > 0
+    assert moves is None or (moves <= parts if trains == "all" else parts == moves)
+
+
+def test_a_name_of_no_parameter_is_refused_with_those_there_are(start):
+    method = diffusion(dataclasses.replace(start, trains="attention"))
+    with pytest.raises(InputError, match=r"trains = attention names no parameter of the network, whose parts are "):
+        trainer(method, steps=2).fit(IMAGES)
+
+
+def test_a_start_for_another_network_is_refused_before_anything_is_spent(start, tmp_path):
+    method = diffusion(start, network=MLP(width=16, blocks=1))
+    with pytest.raises(InputError, match="is for another network or other images"):
+        trainer(method, tmp_path / "run").fit(IMAGES)
+    assert not (tmp_path / "run").exists()
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / START).unlink(), "holds no start"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "is missing"),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b"12"), "damaged"),
+        (lambda folder: (folder / START).write_text("version = 99"), "another version"),
+        (lambda folder: (folder / START).write_text("version = 1"), "cannot be read"),
+        (lambda folder: (folder / START).write_text("version = "), "not valid TOML"),
+        (
+            lambda folder: (folder / START).write_text(
+                (folder / START).read_text().replace("sha256 =", "sha256 = 1 #")
+            ),
+            "public",
+        ),
+    ],
+)
+def test_a_damaged_start_is_one_line_before_anything_is_spent(start, tmp_path, damage, says):
+    damage(Path(start.source))
+    with pytest.raises(InputError, match=says) as refusal:
+        trainer(diffusion(start), tmp_path / "run").fit(IMAGES)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_needs_a_prior(start):
+    with pytest.raises(InputError, match="around a prior"):
+        Diffusion(preconditioning=EDM(), start=start)
+
+
+@pytest.mark.parametrize("changes", [{"source": ""}, {"share": 0.0}, {"share": 1.0}])
+def test_settings_that_make_no_sense_are_refused(changes):
+    with pytest.raises(InputError):
+        Start(**{"source": "s"} | changes)
+
+
+def test_a_release_names_the_public_images_and_keeps_no_path(start, tmp_path):
+    made = trainer(diffusion(start), tmp_path / "run").fit(IMAGES)
+    (part,) = made.public
+    assert part == ("shown", SHOWN.digest(), 40)
+    assert f"'shown' (40 images, SHA-256 {SHOWN.digest()[:16]}…)" in made.statement
+    assert verify_release(tmp_path / "run").public == (part,)
+    text = (tmp_path / "run" / "release" / "config.toml").read_text()
+    assert str(Path(start.source).parent) not in text
+    images, _ = Release.load(tmp_path / "run").sample(3, seed=0)
+    assert images.shape == (3, 8, 8, 1)
+
+
+def test_gains_that_no_run_comes_to_are_refused(start, tmp_path):
+    made = trainer(diffusion(start)).fit(IMAGES)
+    made.generator.denoiser.preconditioning.gains[3] = 1.5
+    made.save(tmp_path / "release")
+    with pytest.raises(InputError, match="gains that are not from 0 to 1"):
+        verify_release(tmp_path / "release")
+
+
+def test_an_image_that_is_public_too_takes_no_part(start, tmp_path):
+    private = dataclasses.replace(IMAGES, images=np.concatenate([SHOWN.images[:1], IMAGES.images[1:]]))
+    trainer(diffusion(start), tmp_path / "run").fit(private)
+    text = (tmp_path / "run" / "private" / "duplicates.json").read_text()
+    assert '"blank_records": [\n    0\n  ]' in text
+
+
+def test_classes_that_are_forgotten_are_alike_and_stay_so():
+    network = CompactUNet(width=16).build((1, 16, 16), num_classes=3, images_in=2)
+    forget_classes(network)
+    table = network.condition.classes.weight
+    assert (table == 0).all()
+    assert not table.requires_grad
+
+
+def test_weights_that_fit_are_loaded_whole(start):
+    network = diffusion(start).untrained(ImageFacts(IMAGES.shape, IMAGES.class_names)).denoiser.network
+    opened = open_start(start.source)
+    load_start(network, opened)
+    assert all(torch.equal(value, opened.weights[name]) for name, value in network.state_dict().items())

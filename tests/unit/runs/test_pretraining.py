@@ -1,0 +1,154 @@
+"""Training a start on public images: resumed, shared, around priors with the noise of private ones."""
+
+import dataclasses
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.config import Machine
+from dpdm.data import ImageDataset
+from dpdm.methods import Diffusion, ImageFacts, Prior, Start
+from dpdm.networks import MLP
+from dpdm.runs import pretraining
+from dpdm.runs.pretraining import Pretraining, noisy_prior
+from dpdm.runs.start import START, open_start
+from dpdm.types import InputError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "guarantees"))
+from two_worlds import images
+
+PUBLIC = dataclasses.replace(images(90, seed=7), name="shown", public=True)
+FACTS = ImageFacts(PUBLIC.shape, PUBLIC.class_names)
+METHOD = Diffusion(network=MLP(width=8, blocks=1), prior=Prior(centres=2, rounds=1))
+QUICK = Machine(device="cpu", precision="float32")
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(pretraining, "_BATCH", 16)
+    monkeypatch.setattr(pretraining, "_NEW_PRIOR", 5)
+
+
+def training(**changes):
+    given = {"public": PUBLIC, "facts": FACTS, "method": METHOD, "minutes": 0.005, "machine": QUICK}
+    return Pretraining(**given | changes)
+
+
+def test_a_start_says_what_it_was_made_with_and_for(tmp_path):
+    progress = list(training().steps(tmp_path / "start"))
+    assert [each.updates for each in progress] == list(range(1, len(progress) + 1))
+    assert progress[-1].seconds >= 0.3
+    assert sorted(path.name for path in (tmp_path / "start").iterdir()) == [START, "weights.safetensors"]
+    table = tomllib.loads((tmp_path / "start" / START).read_text())
+    assert table["public"] == [{"name": "shown", "sha256": PUBLIC.digest(), "images": 90}]
+    assert (table["epsilon"], table["dataset_size"]) == ([0.2, 10.0], [2000, 100000])
+    assert table["facts"] == {"shape": [1, 8, 8], "class_names": ["0", "1", "2"][: len(FACTS.class_names)]}
+    assert table["updates"] == len(progress)
+    start = open_start(tmp_path / "start")
+    assert start.labelled
+    assert start.part.images == 90
+    (known,) = start.known.values()
+    assert known.shape == (90, 1, 32)
+    first = METHOD.untrained(FACTS).denoiser.network.state_dict()
+    assert first.keys() == start.weights.keys()
+    assert any(not torch.equal(first[name], start.weights[name]) for name in first)
+
+
+def test_it_learns(tmp_path):
+    """Around a prior of one centre, a network of a few hundred updates removes some loss."""
+    method = dataclasses.replace(METHOD, network=MLP(width=32, blocks=2), prior=Prior(centres=1))
+    steps = training(method=method, minutes=1.0).steps(tmp_path / "start")
+    losses = [next(steps).loss for _ in range(300)]
+    steps.close()
+    assert np.mean(losses[-100:]) < 0.97 * np.mean(losses[:20])
+
+
+def test_what_is_interrupted_goes_on_and_what_is_finished_is_kept(tmp_path):
+    folder, whole = tmp_path / "start", training(minutes=0.01)
+    first = whole.steps(folder)
+    for _ in range(4):
+        stopped = next(first)
+    first.close()
+    assert (folder / "making").is_dir()
+    with pytest.raises(InputError, match="holds no start"):
+        open_start(folder)
+    going_on = list(whole.steps(folder))
+    assert going_on[0].updates == stopped.updates + 1
+    assert going_on[0].seconds > stopped.seconds
+    with pytest.raises(InputError, match="holds a start already"):
+        next(whole.steps(folder))
+    assert open_start(folder).part.name == "shown"
+
+
+def test_another_start_does_not_go_on_there(tmp_path):
+    steps = training().steps(tmp_path / "start")
+    next(steps)
+    steps.close()
+    with pytest.raises(InputError, match=r"holds another run \(minutes"):
+        next(training(minutes=7.0).steps(tmp_path / "start"))
+
+
+@pytest.mark.parametrize("named", ["other classes", "no classes", "more classes"])
+def test_public_images_of_other_classes_teach_none(tmp_path, named):
+    public = {
+        "other classes": dataclasses.replace(PUBLIC, class_names=tuple("abc")[: PUBLIC.num_classes]),
+        "no classes": dataclasses.replace(PUBLIC, labels=None, num_classes=0, class_names=()),
+        "more classes": ImageDataset(
+            images=PUBLIC.images, labels=np.arange(90) % 9, num_classes=9, name="nine", public=True
+        ),
+    }[named]
+    for _ in (steps := training(public=public, minutes=0.002)).steps(tmp_path / "start"):
+        pass
+    assert not steps.labelled
+    start = open_start(tmp_path / "start")
+    assert not start.labelled
+    (table,) = [weights for name, weights in start.weights.items() if name.endswith("classes.weight")]
+    assert (table == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"minutes": 0}, "minutes must be"),
+        ({"facts": ImageFacts((3, 8, 8), ())}, "has images of shape"),
+        ({"public": PUBLIC.part(range(9))}, "has 9 images: take at least 64"),
+        ({"method": Diffusion(preconditioning=__import__("dpdm.diffusion").diffusion.EDM())}, "around a prior"),
+        ({"method": dataclasses.replace(METHOD, network=torch.nn.Linear(2, 2))}, "around a prior"),
+    ],
+)
+def test_what_no_start_can_be_made_of_is_refused(changes, says):
+    with pytest.raises(InputError, match=says):
+        training(**changes)
+
+
+def test_a_prior_has_the_noise_of_private_ones(monkeypatch):
+    """The same images: at a small budget and few records their means are hidden, at a large one they are not."""
+
+    def spread(epsilon, records):
+        monkeypatch.setattr(pretraining, "EPSILONS", (epsilon, epsilon))
+        monkeypatch.setattr(pretraining, "SIZES", (records, records))
+        means = [noisy_prior(Prior(centres=1), PUBLIC, np.random.default_rng(n)).centres for n in range(3)]
+        return float(torch.stack(means).std(dim=0).mean())
+
+    few, many = spread(0.5, 2_000), spread(10.0, 100_000)
+    assert few > 5 * many
+
+
+def test_a_start_serves_a_run(tmp_path):
+    from dpdm.runs import Trainer
+
+    for _ in training().steps(tmp_path / "start"):
+        pass
+    method = dataclasses.replace(METHOD, start=Start(source=str(tmp_path / "start")))
+    plan = method.plan(epsilon=5.0, dataset_size=90, delta=1e-3, steps=0)
+    made = Trainer(method=method, plan=plan, machine=QUICK, run=tmp_path / "run", ledger=None).fit(
+        dataclasses.replace(images(90, seed=1), name="private")
+    )
+    claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
+    assert claim["public"] == [{"name": "shown", "sha256": PUBLIC.digest(), "images": 90}]
+    assert made.sample(4, seed=0)[0].shape == (4, 8, 8, 1)
