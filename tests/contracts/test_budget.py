@@ -24,7 +24,7 @@ LONGER_STILL = {"audit/report.py: audit_run"}  # to be split; no other may be ad
 PRIVACY = "batch_selection entropy clipping layerwise layer_rules sums rehearsal unchanged diagnostics noise mechanism"
 ONE_RUN = [
     *(f"privacy/{name}.py" for name in f"{PRIVACY} processes plan releases accounting figures journal".split()),
-    *(f"runs/{name}.py" for name in ["run", "folder", "trainer", "public", "release", "verification", "weights"]),
+    *(f"runs/{name}.py" for name in ["run", "folder", "trainer", "public", "start", "release", "verification", "weights"]),
     "methods/interface.py",
     "generators.py",
 ]
@@ -35,7 +35,7 @@ ACROSS_RUNS = [
     ),
     *("privacy/filter.py", "privacy/search.py", "runs/settling.py", "runs/tuning.py"),
 ]
-MOST_TO_READ = {"of one run": (ONE_RUN, 3450), "across runs": (ACROSS_RUNS, 1450)}  # lines of code
+MOST_TO_READ = {"of one run": (ONE_RUN, 3600), "across runs": (ACROSS_RUNS, 1450)}  # lines of code
 
 
 def lines_of_code(text: str) -> set[int]:

@@ -14,6 +14,7 @@ The seeded entropy makes the selection and the draws of common records equal, as
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -317,6 +318,7 @@ GROUP_NEIGHBOURS = {
 GROUP_PLAN = PLAN | {"unit": "group"}
 
 
+@functools.cache
 def public_start(network, public: ImageDataset, class_names: tuple[str, ...], *, scale: float = 0.1) -> Start:
     """Return a start whose weights are random numbers, added to first ones."""
     folder = Path(tempfile.mkdtemp())

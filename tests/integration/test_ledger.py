@@ -237,7 +237,10 @@ def test_the_best_of_several_runs_is_released_with_the_price_of_all(
     assert not {"scores", "choices", "runs"} & privacy.keys(), "how many runs there were is told to nobody"
     (reference,) = privacy["public"]
     assert f"does not protect what was declared public: {reference['name']!r} (" in privacy["statement"]
-    assert f"public   {json.dumps(reference['name'])}, SHA-256 {reference['sha256']}" in dpdm("verify", "best")[1]
+    assert (
+        f"public   {json.dumps(reference['name'])}, {reference['images']} images, SHA-256 {reference['sha256']}"
+        in dpdm("verify", "best")[1]
+    )
     (reservation,) = book.account("photos").reservations.values()
     assert reservation.completed
     code, _, err = dpdm(*line)
@@ -350,7 +353,8 @@ def test_nothing_shows_of_a_search_whether_images_of_its_reference_are_private(
         released = (tmp_path / "best" / "release" / "privacy.json").read_text()
         claim = {key: value for key, value in json.loads(released).items() if key != "sha256"}
         (reference,) = claim["public"]
-        assert claim.pop("statement").endswith(f"{reference['name']!r} (SHA-256 {reference.pop('sha256')[:16]}…)")
+        said = f"{reference['name']!r} ({reference['images']} images, SHA-256 {reference.pop('sha256')[:16]}…)"
+        assert claim.pop("statement").endswith(said)
         seen.append((code, said, public_files, claim))
         listed = json.loads((tmp_path / "best" / "private" / "blanked.json").read_text())["records"]
         assert len(listed) == known

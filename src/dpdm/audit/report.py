@@ -283,9 +283,8 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
 
 def _as_opened(settings: dict[str, Any]) -> dict[str, Any]:
     """Return a run's settings with the place of its start, which a release does not tell."""
-    if "start_folder" not in settings:
-        return settings
-    return settings | {"start": settings["start"] | {"source": settings["start_folder"]}}
+    place = settings.get("start_folder")
+    return settings if place is None else settings | {"start": settings["start"] | {"source": place}}
 
 
 def _images_of(
@@ -316,10 +315,8 @@ def _images_of(
 
 def _start_of(run: Path | str, release: Release, config: Config) -> PublicStart | None:
     """Return the public start of a run, from where it was then."""
-    if config.method.start_folder is None:
-        return None
-    start = open_start(config.method.start_folder)
-    if start.part not in release.public:
+    start = None if config.method.start_folder is None else open_start(config.method.start_folder)
+    if start is not None and start.part not in release.public:
         raise InputError(f"{config.method.start_folder} is another start than the one {run} began with")
     return start
 

@@ -31,7 +31,7 @@ _TRAINED = {
 }
 _AT_ONCE = 32  # images: each row comes of a computation of one shape
 _DRAWS = 64  # noise images, of which each image has one that its pixels choose
-_CALLS = 120_000  # of the network, in all: about two minutes of two cores
+_CALLS = 48_000  # of the network, in all: a minute of two cores
 
 
 @dataclass(frozen=True, kw_only=True)

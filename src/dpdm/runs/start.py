@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from dpdm.config import read_toml
@@ -44,7 +45,9 @@ def known_by(public: ImageDataset) -> dict[str, "np.ndarray[Any, np.dtype[np.uin
     return sets
 
 
-def save_start(folder: Path, weights: Mapping[str, Tensor], public: ImageDataset, settings: dict[str, Any]) -> None:
+def save_start(
+    folder: Path, weights: Mapping[str, Shaped[Tensor, "..."]], public: ImageDataset, settings: dict[str, Any]
+) -> None:
     """Write a start into its folder: `start.toml` last, without which there is none.
 
     Args:

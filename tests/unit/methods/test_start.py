@@ -31,7 +31,7 @@ SHOWN = dataclasses.replace(images(40, seed=7), labels=None, num_classes=0, clas
 
 @pytest.fixture
 def start():
-    return public_start(NETWORK, SHOWN, IMAGES.class_names)
+    return public_start.__wrapped__(NETWORK, SHOWN, IMAGES.class_names)  # a folder of its own
 
 
 def diffusion(start, **changes):
