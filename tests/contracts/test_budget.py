@@ -24,7 +24,10 @@ LONGER_STILL = {"audit/report.py: audit_run"}  # to be split; no other may be ad
 PRIVACY = "batch_selection entropy clipping layerwise layer_rules sums rehearsal unchanged diagnostics noise mechanism"
 ONE_RUN = [
     *(f"privacy/{name}.py" for name in f"{PRIVACY} processes plan releases accounting figures journal".split()),
-    *(f"runs/{name}.py" for name in ["run", "folder", "trainer", "public", "start", "release", "verification", "weights"]),
+    *(
+        f"runs/{name}.py"
+        for name in ["run", "folder", "trainer", "public", "start", "release", "verification", "weights"]
+    ),
     "methods/interface.py",
     "generators.py",
 ]

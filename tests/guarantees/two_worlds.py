@@ -325,7 +325,7 @@ def public_start(network, public: ImageDataset, class_names: tuple[str, ...], *,
     first = Diffusion(network=network).untrained(ImageFacts(public.shape, class_names), seed=5).denoiser.network
     random = torch.Generator().manual_seed(0)
     weights = {name: w + scale * torch.randn(w.shape, generator=random) for name, w in first.state_dict().items()}
-    save_start(folder, weights, public, {"labelled": False})
+    save_start(folder, weights, public, {"classes": []})
     return Start(source=str(folder))
 
 

@@ -61,6 +61,7 @@ def test_the_presets_are_those_that_are_promised():
     ]
     published += ["mnist-epsilon-0.2", "mnist-epsilon-1"]
     for_a_laptop = [
+        "cifar10-cpu",
         "digits",
         "fashion-mnist-cpu",
         "fashion-mnist-cpu-epsilon-0.2",

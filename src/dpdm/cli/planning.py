@@ -120,7 +120,7 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
             f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {plan.sample_rate:.4g}"
         )
         yield f"network     {report['parameters']:,} parameters"
-        if advice := why_it_cannot_pay(plan, report["parameters"]):
+        if advice := why_it_cannot_pay(plan, report["parameters"], started=config.method.start_folder is not None):
             yield f"            {advice}"
         yield f"time        about {duration(60 * report['minutes'])} here, measured on random images"
         beside = "" if unit == "image" else ", and what the images take"
@@ -152,7 +152,8 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         facts, mechanism = _declared(config)
         config, cost, sampling = _measured(config, facts, mechanism, minutes, first=processes.first)
         begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
-        advice = why_it_cannot_pay(config.plan(lambda: mechanism.dataset_size), cost.parameters)
+        started = config.method.start_folder is not None
+        advice = why_it_cannot_pay(config.plan(lambda: mechanism.dataset_size), cost.parameters, started=started)
         remarks = [f"sampling 10,000 images will then take about {duration(sampling)}", *([advice] if advice else [])]
     if processes.first:
         steps, batch = config.privacy.steps, config.privacy.expected_batch_size

@@ -45,7 +45,7 @@ def pretrain(
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
     book = Ledger.default(ledger, tell=tell)
-    facts = declared_facts(config, ledger=book).facts
+    facts = declared_facts(config)
     with joined_processes() as processes:
         images = open_public(public, shape=facts.shape, class_names=facts.class_names)
         training = Pretraining(
@@ -61,7 +61,7 @@ def pretrain(
         return None
     start = open_start(output)
     if as_json:
-        return print_json({"output": str(output), "public": start.part._asdict(), "labelled": start.labelled})
+        return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), which no claim protects")
     say(f"next: dpdm train {like} --start {output}")
 

@@ -113,7 +113,7 @@ def train(
         fail(f"{folder} is a file: choose another --run folder")
     finished = (folder / "release" / "privacy.json").exists()
     with joined_processes() as processes:
-        if minutes is not None:
+        if minutes is not None and config.privacy.steps != 0:
             config = fitted(config, folder, minutes, processes)
         data = config.data.open()
         trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: Ledger.default(ledger, tell=tell))

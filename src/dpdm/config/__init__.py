@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
+    from dpdm.config.declared import declared_facts
     from dpdm.config.settings import (
         Config,
         Data,
@@ -39,6 +40,7 @@ __all__ = [
     "Public",
     "Table",
     "choose_sampler",
+    "declared_facts",
     "decode",
     "decode_method",
     "decode_plan",
@@ -59,6 +61,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "declared": "declared_facts",
         "settings": "Config Data Machine NoPrivacy Privacy Public require_epsilon"
         " require_exact_size require_public_source require_same_unit require_timed",
         "toml": "choose_sampler decode decode_method decode_plan encode encode_config encode_method load_config",

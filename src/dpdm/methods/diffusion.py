@@ -240,7 +240,7 @@ class Diffusion(Method):
         assert isinstance(generator, DenoisingGenerator)
         denoiser = generator.denoiser
         if run.start is not None:
-            load_start(denoiser.network, run.start)
+            load_start(denoiser.network, run.start, generator.facts)
         average = ema.start(denoiser).eval()
         optimizer = torch.optim.Adam(denoiser.parameters())
         updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer)
@@ -279,7 +279,7 @@ class Diffusion(Method):
         assert isinstance(generator, DenoisingGenerator)
         with run.autocast():
             if run.start is not None:
-                load_start(copy.deepcopy(generator.denoiser.network), run.start)
+                load_start(copy.deepcopy(generator.denoiser.network), run.start, generator.facts)
             if plan.steps:
                 made_up.require_trainable(self.loss, generator.denoiser, generator.facts, plan, mechanism, run)
         for name, sampler in self._named().items():

@@ -97,12 +97,12 @@ class PublicPart(NamedTuple):
 class PublicStart(NamedTuple):
     """A network that was trained on public images (`dpdm pretrain`).
 
-    `labelled` says whether its classes are those of the images to come. `known` has each set of images that it was
+    `classes` are those that it knows, if it does. `known` has each set of images that it was
     trained on: their digests, (number, ways, 32), by which the same images are known again.
     """
 
     weights: Mapping[str, Tensor]
-    labelled: bool
+    classes: tuple[str, ...]
     part: PublicPart
     known: Mapping[str, UInt8[ndarray, "images ways 32"]]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dpdm.data import ImageDataset, pixel_digests
 from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning, PreconditionedDenoiser
-from dpdm.methods.interface import Budget, PublicStart, Run
+from dpdm.methods.interface import Budget, ImageFacts, PublicStart, Run
 from dpdm.networks.layers import ConditionEmbedding
 from dpdm.privacy import FullSum, gaussian_mu
 from dpdm.privacy.sums import BoundedSum, Rows, clipped_sum
@@ -82,12 +82,18 @@ class Start:
             raise InputError(f"start.trains = {self.trains} names no parameter of the network, whose parts are {known}")
 
 
-def load_start(network: nn.Module, start: PublicStart) -> None:
+def load_start(network: nn.Module, start: PublicStart, facts: ImageFacts) -> None:
     """Put public weights into a network; where they know no classes, all classes begin alike.
 
     Raises:
-        InputError: They are those of another network.
+        InputError: They are those of another network, or know other classes.
     """
+    if start.classes not in ((), facts.class_names):
+        one, there = (", ".join(names[:3]) for names in (start.classes, facts.class_names))
+        raise InputError(
+            f"the start of {start.part.name} knows the classes {one}, ..., and these images have {there or 'none'}, "
+            "...: make one for them, by dpdm pretrain --like"
+        )
     own = network.state_dict()
     other = [name for name in own.keys() | start.weights.keys() if _shape(own, name) != _shape(start.weights, name)]
     for name in sorted(other):

@@ -95,7 +95,7 @@ class Pretraining:
         """Return what the start was made with and for."""
         tables = encode_method(replace(self.method, start=None))
         return {
-            "labelled": self.labelled,
+            "classes": [*self.facts.class_names] if self.labelled else [],
             "epsilon": [*EPSILONS],
             "dataset_size": [*SIZES],
             "minutes": self.minutes,

@@ -54,7 +54,7 @@ def save_start(
         folder: Where.
         weights: Of the network.
         public: What it was trained on.
-        settings: What else there is to say of it; `labelled`, whether its classes are those of `facts`, is needed.
+        settings: What else there is to say of it; `classes`, those that it knows, is needed.
 
     Raises:
         OSError: It cannot be written; the disk may be full.
@@ -87,7 +87,7 @@ def open_start(source: Path | str) -> PublicStart:
     if table.get("version") != VERSION:
         raise InputError(f"{folder} was made by another version of dpdm: {_REMEDY}")
     with damaged(folder / START, _REMEDY):
-        (part,), labelled, sets = read_parts(table["public"]), bool(table["labelled"]), list(table["sets"])
+        (part,), classes, sets = read_parts(table["public"]), tuple(table["classes"]), list(table["sets"])
         layout = read_layout(folder / WEIGHTS)
         if digest(folder / WEIGHTS) != table["sha256"]:
             raise InputError(f"{folder / WEIGHTS} is not the file that {START} was written for: {_REMEDY}")
@@ -96,4 +96,4 @@ def open_start(source: Path | str) -> PublicStart:
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
         if not all(value.isfinite().all() for value in weights.values()):
             raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
-    return PublicStart(weights, labelled, part, ways)
+    return PublicStart(weights, classes, part, ways)

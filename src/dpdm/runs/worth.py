@@ -29,13 +29,22 @@ def noise_to_signal(plan: AnyPlan, parameters: int) -> float | None:
     return plan.noise_multiplier * math.sqrt(parameters) / plan.expected_batch_size
 
 
-def why_it_cannot_pay(plan: AnyPlan, parameters: int) -> str | None:
-    """Return one line on what to do instead of training this network, or None if it may pay."""
+def why_it_cannot_pay(plan: AnyPlan, parameters: int, *, started: bool = False) -> str | None:
+    """Return one line on what to do instead of training this network, or None if it may pay.
+
+    Args:
+        plan: What training it would release.
+        parameters: Those that are trained.
+        started: Whether the network has learnt from public images already.
+    """
     ratio = noise_to_signal(plan, parameters)
     if ratio is None or ratio <= PAYS_UP_TO:
         return None
+    hidden = f"z√P/E = {ratio:.2g} is above {PAYS_UP_TO:g}, so noise hides what it could learn"
+    if started:
+        return f"private steps will not pay: {hidden}. Leave the network as it is (--set privacy.steps=0)"
     return (
-        f"this network will not pay: z√P/E = {ratio:.2g} is above {PAYS_UP_TO:g}, so noise hides what it could learn. "
-        f"Take the prior alone (--method prior), fewer pixels (a smaller data.size), or about "
+        f"this network will not pay: {hidden}. Take the prior alone (--method prior), let the network learn from "
+        f"public images before (dpdm pretrain), take fewer pixels (a smaller data.size), or about "
         f"{max(2, round(ratio / PAYS_UP_TO))} times as many images"
     )

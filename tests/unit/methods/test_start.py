@@ -190,6 +190,13 @@ def test_a_damaged_start_is_one_line_before_anything_is_spent(start, tmp_path, d
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_that_knows_other_classes_is_refused(start, tmp_path):
+    edit(Path(start.source) / START, "classes = []", 'classes = ["ant", "bee", "cow"]')
+    with pytest.raises(InputError, match=r"knows the classes ant, bee, cow, ..., and these images have 0, 1"):
+        trainer(diffusion(start), tmp_path / "run").fit(IMAGES)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_start_needs_a_prior(start):
     with pytest.raises(InputError, match="around a prior"):
         Diffusion(preconditioning=EDM(), start=start)
@@ -239,5 +246,5 @@ def test_classes_that_are_forgotten_are_alike_and_stay_so():
 def test_weights_that_fit_are_loaded_whole(start):
     network = diffusion(start).untrained(ImageFacts(IMAGES.shape, IMAGES.class_names)).denoiser.network
     opened = open_start(start.source)
-    load_start(network, opened)
+    load_start(network, opened, ImageFacts(IMAGES.shape, IMAGES.class_names))
     assert all(torch.equal(value, opened.weights[name]) for name, value in network.state_dict().items())

@@ -50,7 +50,7 @@ def test_a_start_says_what_it_was_made_with_and_for(tmp_path):
     assert table["facts"] == {"shape": [1, 8, 8], "class_names": ["0", "1", "2"][: len(FACTS.class_names)]}
     assert table["updates"] == len(progress)
     start = open_start(tmp_path / "start")
-    assert start.labelled
+    assert start.classes == FACTS.class_names
     assert start.part.images == 90
     (known,) = start.known.values()
     assert known.shape == (90, 1, 32)
@@ -106,7 +106,7 @@ def test_public_images_of_other_classes_teach_none(tmp_path, named):
         pass
     assert not steps.labelled
     start = open_start(tmp_path / "start")
-    assert not start.labelled
+    assert start.classes == ()
     (table,) = [weights for name, weights in start.weights.items() if name.endswith("classes.weight")]
     assert (table == 0).all()
 

@@ -1,0 +1,173 @@
+"""A public start from the command line: made, trained with, claimed, checked, audited."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import numpy as np
+import pytest
+
+from dpdm.data import open_dataset
+
+LIKE = ("--set=data.size=8", "--set=data.channels=3", "--set=data.num_classes=3", "--set=prior.centres=1")
+TOY = ("--set=network.width=16", "--set=machine.precision=float32")
+MADE = ("--minutes", "0.02", "-o", "start", *LIKE, *TOY)
+TRAINED = ("--epsilon=4", "--start=start", "--run=run", "--set=privacy.delta=1e-3", "--set=data.size=8", *TOY)
+NO_STEPS = ("--set=privacy.steps=0", "--set=prior.centres=1", "--set=sampler.steps=2")
+
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch):
+    monkeypatch.setattr("dpdm.data.public.COUNT", 100)
+    monkeypatch.setattr("dpdm.runs.pretraining._BATCH", 16)
+
+
+@pytest.fixture
+def started(dpdm, photos):
+    code, out, err = dpdm("pretrain", "shapes", "--like", photos, *MADE)
+    assert code == 0, err
+    assert "done: start, made with shapes (100 images), which no claim protects" in out
+    assert f"next: dpdm train {photos} --start start" in out
+    return out, err
+
+
+@pytest.fixture
+def run(dpdm, photos, started):
+    code, out, err = dpdm("train", photos, *TRAINED, *NO_STEPS)
+    assert code == 0, err
+    return out
+
+
+def test_a_start_is_made_trained_with_and_named_wherever_the_claim_is(dpdm, run, tmp_path):
+    said = "it does not protect what was declared public: 'shapes' (100 images, SHA-256 "
+    assert said in run
+    code, out, err = dpdm("verify", "run")
+    assert code == 0, err
+    assert 'public   "shapes", 100 images, SHA-256' in out
+    assert dpdm("sample", "run", "-n", 6, "-o", "made.npz")[0] == 0
+    with np.load(tmp_path / "made.npz") as made:
+        assert said in str(made["claim"])
+    code, out, err = dpdm("pretrain", "made.npz", "--like", "digits", "-o", "another")
+    assert (code, err.count("\n")) == (2, 1), "images of a release would launder its claim"
+    assert "drawn from a private release" in err
+
+
+def test_the_same_command_goes_on_and_another_start_does_not(dpdm, photos, run):
+    code, _, err = dpdm("train", photos, *TRAINED, *NO_STEPS)
+    assert code == 0, err
+    code, _, err = dpdm("pretrain", "shapes", "--like", photos, *MADE[:2], "-o", "other", *MADE[4:], "--set=seed=1")
+    assert code == 0, err
+    code, _, err = dpdm("train", photos, *TRAINED, *NO_STEPS, "--start=other")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "run holds another run" in err
+
+
+def test_like_opens_no_private_image(dpdm, photos, monkeypatch):
+    """Damaged, added or unreadable images change nothing."""
+    for number, path in enumerate(sorted(photos.rglob("*.png"))):
+        path.write_bytes(b"no image") if number % 2 else path.unlink()
+    code, out, err = dpdm("pretrain", "shapes", "--like", photos, *MADE)
+    assert code == 0, err
+    assert str(photos) in out
+
+
+def test_what_is_not_declared_is_asked_for_in_one_line(dpdm, photos, tmp_path):
+    code, _, err = dpdm("pretrain", "shapes", "--like", photos, "--set=data.size=8", "-o", "start")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "say data.channels and data.num_classes, such as --set data.channels=3 --set data.num_classes=10" in err
+    assert not (tmp_path / "start").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nowhere", "--like", "digits", "-o", "start"), "nowhere is neither a path"),
+        (("shapes", "--like", "nothing", "-o", "start"), "'nothing' is no preset"),
+        (("shapes", "--like", "digits", "--set=method=prior", "-o", "start"), "prior"),
+        (("shapes", "--like", "digits", "--minutes", "0", "-o", "start"), "minutes must be"),
+        (("shapes", "--like", "mnist", "-o", "start"), "around a prior"),
+    ],
+)
+def test_what_no_start_can_be_made_of_is_one_line(dpdm, tmp_path, arguments, says):
+    code, _, err = dpdm("pretrain", *arguments)
+    assert code == 2
+    assert says in err.splitlines()[-1]
+    assert not (tmp_path / "start").exists()
+
+
+def test_images_with_a_total_make_no_start_and_begin_no_run(dpdm, photos, tmp_path, monkeypatch):
+    drawn = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "shapes.npz", images=drawn, labels=np.arange(40) % 3)
+    monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "ledger.sqlite"))
+    code, _, err = dpdm("ledger", "register", photos, "--epsilon=1", "--delta=1e-3", "--set=data.size=8")
+    assert code == 0, err
+    monkeypatch.setattr("dpdm.runs.pretraining._FEWEST", 1)
+    made = ("pretrain", photos, "--like", "digits", "--minutes=0.02", *LIKE, *TOY)
+    code, _, err = dpdm(*made, "-o", "second")
+    assert code == 2
+    assert "which has a total: they are private" in err.splitlines()[-1]
+    assert not (tmp_path / "second").exists()
+    code, _, err = dpdm(*made, "-o", "start", "--ledger=none")
+    assert code == 0, "without a ledger nobody knows"
+    code, _, err = dpdm("train", "shapes.npz", *TRAINED, *NO_STEPS, "--set=data.num_classes=3")
+    assert code == 2
+    assert "registered as photos, which has a total: they are private" in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_none_leaves_a_start_out_and_one_that_is_not_there_is_refused(dpdm, photos, started, tmp_path):
+    (tmp_path / "own.toml").write_text(f'[data]\nsource = "{photos}"\nsize = 8\n[start]\nsource = "gone"\n')
+    few = ("--epsilon=4", "--run=run", "--set=privacy.delta=1e-3", *TOY, *NO_STEPS)
+    code, _, err = dpdm("train", "own.toml", *few)
+    assert (code, err.splitlines()[-1].startswith("dpdm: gone holds no start")) == (2, True)
+    code, _, err = dpdm("train", "own.toml", *few, "--start=none")
+    assert code == 2
+    assert "privacy.steps = 0 trains no network" in err
+
+
+def test_a_run_that_began_with_a_start_is_audited(dpdm, run, tmp_path):
+    code, _, err = dpdm("audit", "run", "--minutes", 1)
+    assert code == 0, err
+    (tmp_path / "start").rename(tmp_path / "moved")
+    code, _, err = dpdm("audit", "run", "--minutes", 1)
+    assert code == 2
+    assert "holds no start" in err
+
+
+@pytest.mark.proof
+def test_killed_anywhere_a_start_goes_on(photos, tmp_path):
+    command = [sys.executable, "-m", "dpdm", "pretrain", "shapes", "--like", str(photos), *MADE]
+    command[command.index("0.02")] = "0.2"
+    folder = tmp_path / "start"
+    for seconds in (0.0, 3.0):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (folder / "making").exists() and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "start.toml").exists()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["start.toml", "weights.safetensors"]
+    assert tomllib.loads((folder / "start.toml").read_text())["updates"] > 0
+
+
+def test_json_says_what_was_made(dpdm, photos):
+    code, out, err = dpdm("pretrain", "shapes", "--like", photos, *MADE, "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["output"] == "start"
+    assert said["public"]["images"] == 100
+    assert said["classes"] == []
+
+
+def test_public_images_are_framed_as_private_ones(dpdm, photos, tmp_path):
+    """Larger, grey images in a folder, for small ones in colour."""
+    np.savez(tmp_path / "grey.npz", images=np.random.default_rng(0).integers(0, 256, (80, 20, 24), np.uint8))
+    code, _, err = dpdm("pretrain", "grey.npz", "--like", photos, *MADE)
+    assert code == 0, err
+    assert open_dataset(tmp_path / "grey.npz").shape == (1, 20, 24)
