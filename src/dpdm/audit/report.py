@@ -24,7 +24,7 @@ from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.runs import Release, measure_step, verify_release
-from dpdm.types import InputError, images_to_tensor, require_positive
+from dpdm.types import InputError, images_to_tensor, require_counts, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
 _CANARIES = 1000
@@ -204,7 +204,8 @@ def audit_run(
         InputError: There is no finished run, its release does not verify or claims nothing, its images cannot be opened
             again, or are too few.
     """
-    require_positive(minutes=minutes, canaries=canaries, members=members, generated=generated)
+    require_positive(minutes=minutes)
+    require_counts(canaries=canaries, members=members, generated=generated)
     if canaries < 2 or members < 2:
         raise InputError(
             "an audit needs at least two canaries, and two members: those that take part and those that do not"

@@ -16,7 +16,7 @@ _SHOWN = 5  # of sizes and refused files, a line; --json has all
 def check(target: Target, set: Set = None, as_json: AsJson = False) -> None:
     """Say what a source of images holds, before anything is spent.
 
-    That is parts, classes, sizes, what is refused, and what counts as public. Nothing is stored, and no ledger is touched.
+    That is parts, classes, sizes, what is refused, and what counts as public. Nothing is stored, no ledger is touched.
     """
     for text in set or []:
         if not text.startswith("data."):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
-from dpdm.types import Images, InputError, require_positive
+from dpdm.types import Images, InputError, require_counts
 
 Shape = tuple[int, int, int]
 """Of one image: (channel, height, width)."""
@@ -41,7 +41,7 @@ def draw_images(draw: Callable[[int, np.random.Generator], Levels], count: int, 
 
 def require_frame(source: str, count: int, shape: Shape) -> None:
     """Raise InputError unless so many images of this shape can be drawn."""
-    require_positive(**{f"{source}: count": count})
+    require_counts(**{f"{source}: count": count})
     channels, *sides = shape
     if channels not in (1, 3, 4) or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
         raise InputError(

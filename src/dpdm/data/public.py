@@ -16,7 +16,7 @@ from dpdm.data.location import BUILT_IN, found, is_source, split_of
 from dpdm.data.open import open_dataset
 from dpdm.data.procedural import Shape, require_frame
 from dpdm.data.shapes import draw_shapes
-from dpdm.types import InputError, require_positive
+from dpdm.types import InputError, require_counts
 
 DRAWN: Final = ("fonts", "shapes")
 """The sources that a program draws."""
@@ -49,7 +49,7 @@ def open_public(
     """
     require_frame("public images", 1, shape)
     if count is not None:
-        require_positive(count=count)
+        require_counts(count=count)
     sources = _sources(source)
     for one in sources:  # before the first image is drawn
         if one not in DRAWN:
