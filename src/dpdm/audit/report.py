@@ -14,7 +14,7 @@ from numpy import ndarray
 from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, nearness
-from dpdm.audit.parametric import Check, check_mechanism, check_sums
+from dpdm.audit.parametric import Check, called, check_mechanism, check_sums
 from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
 from dpdm.data import ImageDataset, blank_equal, open_again, open_dataset, read_location
 from dpdm.evaluation import roc_chart, side_by_side
@@ -240,7 +240,7 @@ def audit_run(
         claim=release.statement,
         claimed=plan,
         epsilon=plan.epsilon(),
-        checks=checks + check_sums(played.sums),
+        checks=checks + check_sums(played.sums, called(plan)),
         plan=audited,
         audited_epsilon=audited.epsilon(),
         canaries=canaries,

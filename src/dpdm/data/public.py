@@ -50,13 +50,19 @@ def open_public(
     require_frame("public images", 1, shape)
     if count is not None:
         require_counts(count=count)
+    sources = require_public_there(source)  # before the first image is drawn
+    opened = [_open(one, shape, class_names, count) for one in sources]
+    return opened[0] if len(opened) == 1 else _joined(opened)
+
+
+def require_public_there(source: str | Path) -> list[str | Path]:
+    """Return the sources that are joined; raise InputError if one is not there, or was drawn from a private release."""
     sources = _sources(source)
-    for one in sources:  # before the first image is drawn
+    for one in sources:
         if one not in DRAWN:
             _require_there(one)
             require_no_claim(one)
-    opened = [_open(one, shape, class_names, count) for one in sources]
-    return opened[0] if len(opened) == 1 else _joined(opened)
+    return sources
 
 
 def _sources(source: str | Path) -> list[str | Path]:
