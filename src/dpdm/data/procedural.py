@@ -47,7 +47,8 @@ def draw_images(draw: Callable[[int, np.random.Generator], Levels], count: int, 
         pixels = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
         images[index, ..., :3] = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
         images[index, ..., 3:] = 255
-    on_progress(source, count, count)
+    if count > _PART:
+        on_progress(source, count, count)
     return images
 
 

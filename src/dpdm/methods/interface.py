@@ -252,6 +252,10 @@ class Method(ABC):
         asked = Plan(dataset_size=dataset_size, delta=delta, releases=self.releases(budget), **fields)
         return asked.calibrate(epsilon=epsilon)
 
+    def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
+        """Return the bytes that a method without a network needs at most, with so many public and private images."""
+        return 0
+
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError for whatever training would refuse: tried on made-up images, before anything is spent."""
         return None
