@@ -56,7 +56,7 @@ def plan(
     else:
         cost, sampling = measure_step(config, facts, asked), measure_sampling(config, facts)
     if own := _memory_of(config, facts, asked):
-        cost = replace(cost, memory_gib=cost.memory_gib + own / 2**30)
+        cost = cost._replace(memory_gib=cost.memory_gib + own / 2**30)
     report = _report(config, asked, cost, sampling)
     if as_json:
         return print_json(report)

@@ -65,6 +65,14 @@ def require_public_there(source: str | Path) -> list[str | Path]:
     return sources
 
 
+def location_of(source: str | Path) -> str:
+    """Return where a source lies, as `ImageDataset.location` begins; its name, if that is a built-in one."""
+    place, split = split_of(source)
+    if isinstance(source, str) and place in (*BUILT_IN, *DRAWN):
+        return place
+    return f"{found(Path(place).expanduser()).resolve()}{'' if split == 'train' else f':{split}'}"
+
+
 def _sources(source: str | Path) -> list[str | Path]:
     """Return the sources that are joined by `+`; what exists by this name as a whole is one."""
     if isinstance(source, Path) or "+" not in source or is_source(source):
