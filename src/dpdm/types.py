@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -165,8 +165,26 @@ def require_counts(**values: int) -> None:
     """Raise InputError naming the first argument that is not a whole number above zero."""
     for name, value in values.items():
         require_positive(**{name: value})
-        if not isinstance(value, int):
+        if not isinstance(value, Integral):
             raise InputError(f"{name} must be a whole number, not {str(value)[:30]}")
+
+
+def require_counts_or_none(**values: int | None) -> None:
+    """Raise InputError naming the first argument that is not a whole number from zero up; None stands for no figure."""
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 0):
+            raise InputError(f"{name} must be a whole number from 0, not {str(value)[:30]}")
+
+
+def whole_number(name: str, value: float) -> int:
+    """Return a count as an `int`, which a claim spells in one way; 8.0 is 8.
+
+    Raises:
+        InputError: It is not a whole number above zero.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf or int(value) != value:
+        raise InputError(f"{name} must be a whole number above 0, not {str(value)[:30]}")
+    return int(value)
 
 
 def require_in_range(**values: float) -> None:
@@ -194,8 +212,8 @@ def require_within(low: float, high: float, **values: float) -> None:
 def require_seed(**values: int) -> None:
     """Raise InputError naming the first argument that no generator can be seeded with."""
     for name, value in values.items():
-        if not 0 <= value < 2**63:
-            raise InputError(f"{name} must be from 0 to 2^63 - 1, not {value}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 2**63:
+            raise InputError(f"{name} must be a whole number from 0 to 2^63 - 1, not {str(value)[:30]}")
 
 
 def require_name(name: str, what: str) -> None:

@@ -1,12 +1,15 @@
 """Public images from the command line: named, opened, claimed, checked, audited."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dpdm.data import read_claim
+from dpdm.data import public, read_claim, shapes
 from dpdm.ledger import Ledger
 
 EVOLVED = ("--method=evolution", "--epsilon=4", "--set=data.size=8", "--set=privacy.delta=1e-3", "--set=population=5")
@@ -74,6 +77,33 @@ def test_a_plan_of_it_needs_no_public_images(dpdm, photos):
     assert code == 0, err
     assert "sums        4; noise" in out
     assert "time        seconds to minutes: no network is trained" in out
+    assert "GiB, with 30,000 public images" in out
+    assert "network" not in out.replace("no network is trained", "")
+
+
+def test_a_plan_takes_public_images_as_train_does_and_draws_none(dpdm, photos, shown, monkeypatch):
+    monkeypatch.setattr(public, "render_fonts", lambda *_: pytest.fail("fonts were drawn"))
+    code, out, err = dpdm("plan", photos, *EVOLVED, "--public", f"fonts+{shown}")
+    assert code == 0, err
+    assert f"public      fonts+{shown}: images that no ε protects" in out
+    assert f"GiB, and what the images of {shown} take" in out
+    code, _, err = dpdm("plan", photos, *EVOLVED, "--public", "fonst")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean fonts?" in err
+    code, _, err = dpdm("plan", photos, "--epsilon=4", "--public", "fonts")
+    assert code == 2
+    assert "the method diffusion starts from no public images: leave out --public" in err
+
+
+def test_a_population_that_no_memory_holds_is_refused_before_anything_is_spent(
+    dpdm, photos, shown, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("dpdm.runs.rehearsal.memory_there", lambda device: 2**16)
+    code, _, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the method evolution needs about" in err
+    assert "and there are 0.1 MiB: take a smaller population, or fewer or smaller public images" in err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -108,8 +138,8 @@ def test_images_with_a_total_are_no_public_images(dpdm, photos, shown, tmp_path,
 
 
 def test_images_that_are_to_be_protected_are_not_declared_public_where_they_lie(dpdm, photos, tmp_path):
-    for public in (photos, f"{photos}+shapes"):
-        code, out, err = dpdm("train", photos, *EVOLVED, "--public", public, "--run", "run")
+    for declared in (photos, f"{photos}+shapes"):
+        code, out, err = dpdm("train", photos, *EVOLVED, "--public", declared, "--run", "run")
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert "photos names the images that are to be protected" in err
         assert not (tmp_path / "run").exists()
@@ -163,3 +193,75 @@ def test_a_search_starts_from_public_images_too(dpdm, photos, shown, tmp_path):
     assert code == 0, err
     assert "it does not protect what was declared public: 'shown' (" in out
     assert dpdm("verify", "best")[0] == 0
+
+
+def test_a_finished_run_shows_no_progress_again(dpdm, evolved, photos, shown):
+    code, _, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
+    assert code == 0, err
+    assert "training" not in err
+
+
+def test_settings_that_differ_are_said_in_words(dpdm, evolved, photos, shown):
+    Image.new("RGB", (9, 9)).save(shown / "more.png")
+    _, _, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
+    assert "facts.public is shown (SHA-256 " in err
+    assert not set("[]{}'") & set(err)
+
+
+def test_a_misspelt_method_is_told_with_the_nearest_before_the_heavy_imports(tmp_path):
+    line = "import sys; sys.argv = ['dpdm', 'train', 'digits', '--method', 'evolutoin']; import dpdm.cli as cli\n"
+    line += "try: cli.main()\nfinally: print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "dpdm: --method 'evolutoin' is none of diffusion, evolution, prior: did you mean evolution?\n"
+    )
+    assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--ledger", "broken.db"), "broken.db"),
+        (("--set=population=900000",), "population × classes must be at most"),
+        (("--dataset-size=40", "--set=privacy.delta=0.5"), "delta = 0.5 is not below"),
+    ],
+)
+def test_what_is_wrong_is_told_before_public_images_are_drawn(dpdm, photos, monkeypatch, tmp_path, more, says):
+    (tmp_path / "broken.db").write_text("no ledger")
+    monkeypatch.setattr(public, "render_fonts", lambda *_: pytest.fail("fonts were drawn"))
+    code, _, err = dpdm("train", photos, *EVOLVED, "--public", "fonts", "--run", "run", *more)
+    assert code in (1, 2)
+    assert says in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_drawing_shows_how_far_it_is_and_ends_in_a_line(dpdm, photos, monkeypatch, tmp_path):
+    monkeypatch.setattr(public, "COUNT", 300)
+    code, _, err = dpdm("train", photos, *EVOLVED, "--public", "shapes", "--run", "drawn")
+    assert code == 0, err
+    assert "drawing shapes: 300 of 300" in err
+    drawn = []
+
+    def draw(index, *_):
+        drawn.append(index)
+        if index == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shapes, "draw_images", lambda *_, **__: [draw(index) for index in range(9)])
+    code, _, err = dpdm("train", photos, *EVOLVED, "--public", "shapes", "--run", "run")
+    assert code == 130
+    assert err == "stopped while public images were drawn: nothing was begun\n"
+    assert drawn == [0, 1, 2, 3, 4, 5]
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_that_a_mixture_loses_are_told(dpdm, photos, shown, tmp_path):
+    for number in range(2):
+        (tmp_path / "classed" / f"class {number}").mkdir(parents=True)
+        for image in sorted(shown.glob("*.png"))[number::2]:
+            shutil.copy(image, tmp_path / "classed" / f"class {number}")
+    code, _, err = dpdm("train", photos, *EVOLVED, "--public", f"{shown}+{tmp_path / 'classed'}", "--run", "run")
+    assert code == 0, err
+    assert "shown+classed: the labels of classed are left out, since not all sources have the same class names" in err

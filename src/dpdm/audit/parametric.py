@@ -107,12 +107,18 @@ def check_mechanism(plan: Plan, *, draws: int = 20_000_000, entropy: Entropy | N
     return checks + (_checks_of_selection(plan, source) if plan.steps else [])
 
 
-def check_sums(sums: list[Sum]) -> list[Check]:
-    """Test the noise on sums that were released, of whatever lengths: a prior's own, say."""
+def check_sums(sums: list[Sum], what: str = "prior") -> list[Check]:
+    """Test the noise on sums that were released, of whatever lengths; `what` is what they are called."""
     if not sums:
         return []
-    off = _check_of_each("prior: standard errors that the noise of a sum is off", sums)
-    return [off, *_checks_of_repetition("prior", sums)]
+    off = _check_of_each(f"{what}: standard errors that the noise of a sum is off", sums)
+    return [off, *_checks_of_repetition(what, sums)]
+
+
+def called(plan: Plan) -> str:
+    """Return what the full sums of a plan are called together: all of one kind by its name, else those of a prior."""
+    kinds = {release.name.partition(", round")[0] for release in plan.full}
+    return kinds.pop() if len(kinds) == 1 else "prior"
 
 
 def _noise_of_steps(plan: Plan, width: int, entropy: Entropy) -> tuple[list[Sum], int]:

@@ -14,7 +14,7 @@ from numpy import ndarray
 from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, nearness
-from dpdm.audit.parametric import Check, check_mechanism, check_sums
+from dpdm.audit.parametric import Check, called, check_mechanism, check_sums
 from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
 from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import roc_chart, side_by_side
@@ -27,7 +27,7 @@ from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.runs import Release, measure_step, verify_release
 from dpdm.runs.public import taking_part_of
 from dpdm.runs.start import open_start
-from dpdm.types import InputError, images_to_tensor, require_positive
+from dpdm.types import InputError, images_to_tensor, require_counts, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
 _CANARIES = 1000
@@ -207,7 +207,8 @@ def audit_run(
         InputError: There is no finished run, its release does not verify or claims nothing, its images cannot be opened
             again, or are too few.
     """
-    require_positive(minutes=minutes, canaries=canaries, members=members, generated=generated)
+    require_positive(minutes=minutes)
+    require_counts(canaries=canaries, members=members, generated=generated)
     if canaries < 2 or members < 2:
         raise InputError(
             "an audit needs at least two canaries, and two members: those that take part and those that do not"
@@ -243,7 +244,7 @@ def audit_run(
         claim=release.statement,
         claimed=plan,
         epsilon=plan.epsilon(),
-        checks=checks + check_sums(played.sums),
+        checks=checks + check_sums(played.sums, called(plan)),
         plan=audited,
         audited_epsilon=audited.epsilon(),
         canaries=canaries,

@@ -1,5 +1,6 @@
 """The options that several verbs take, what settings these make, and how verbs speak."""
 
+import difflib
 import json
 import sys
 from collections.abc import Iterable
@@ -88,6 +89,7 @@ def load_settings(
         require_positive(minutes=minutes)
         if any(text.startswith("loss.noise_multiplicity=") for text in overrides or []):
             fail("--minutes chooses loss.noise_multiplicity: leave out one of the two")
+    require_method(method)
     require_target(target)
     from dpdm.config import Privacy, load_config, require_epsilon, require_timed
 
@@ -102,6 +104,14 @@ def load_settings(
     if minutes is not None:
         require_timed(config.method)
     return config
+
+
+def require_method(method: str | None) -> None:
+    """Raise InputError unless there is a method of this name, before the heavy imports."""
+    names = [line.partition(":")[0] for line in METHODS]
+    if method is not None and method not in names:
+        close = difflib.get_close_matches(method, names, n=1)
+        fail(f"--method {method!r} is none of {', '.join(names)}" + (f": did you mean {close[0]}?" if close else ""))
 
 
 def require_target(target: str) -> None:

@@ -10,6 +10,7 @@ from dpdm.cli.options import (
     Epsilon,
     MethodName,
     Minutes,
+    PublicImages,
     Set,
     Size,
     StartFolder,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 def plan(
     target: Target,
     method: MethodName = None,
+    public: PublicImages = None,
     start: StartFolder = None,
     epsilon: Epsilon = None,
     dataset_size: Size = None,
@@ -41,15 +43,22 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would claim and need, before any training."""
-    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, start=start)
+    config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public, start=start)
+    from dpdm.config import require_public_source
+    from dpdm.data.public import require_public_there
     from dpdm.runs import measure_sampling, measure_step
 
+    if config.public is not None:  # a plan can be made without, which train cannot
+        require_public_source(config.method, given=True)
+        require_public_there(config.public.source)
     facts, asked = _declared(config)
     if minutes is not None:
         config, cost, sampling = _measured(config, facts, asked, minutes, first=True)
         asked = config.plan(lambda: asked.dataset_size)
     else:
         cost, sampling = measure_step(config, facts, asked), measure_sampling(config, facts)
+    if own := _memory_of(config, facts, asked):
+        cost = cost._replace(memory_gib=cost.memory_gib + own / 2**30)
     report = _report(config, asked, cost, sampling)
     if as_json:
         return print_json(report)
@@ -104,7 +113,9 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         noise = ", ".join(dict.fromkeys(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values()))
         first = " first" if plan.steps else ""
         yield f"sums        {len(plan.full)}{first}; noise {noise} times what one {unit} can change"
-    if config.method.starts_from_images:
+    if config.method.starts_from_images and config.public is not None:
+        yield f"public      {config.public.source}: images that no ε protects"
+    elif config.method.starts_from_images:
         yield "public      train needs --public: images that no ε protects"
     if report["epsilon"] is not None:
         if plan.steps:
@@ -128,7 +139,28 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         yield f"memory      about {report['memory_gib']:.1f} GiB, for {at_once}{beside}"
     else:
         yield "time        seconds to minutes: no network is trained"
+        if config.method.starts_from_images:
+            yield f"memory      about {report['memory_gib']:.1f} GiB{_among(config)}"
     yield f"sampling    about {duration(sampling)} for 10,000 images here"
+
+
+def _memory_of(config: "Config", facts: "ImageFacts", plan: "AnyPlan") -> int:
+    """Return the bytes that a method without a network needs; public images that are not drawn are not counted."""
+    from dpdm.data.public import COUNT, DRAWN
+
+    sources = [] if config.public is None else [name.strip() for name in config.public.source.split("+")]
+    drawn = sum(COUNT for name in sources if name in DRAWN) if sources else COUNT
+    return config.method.memory(facts, public=drawn, records=plan.dataset_size)
+
+
+def _among(config: "Config") -> str:
+    """Say which public images the figure of memory counts."""
+    from dpdm.data.public import COUNT, DRAWN
+
+    if config.public is None:
+        return f", with {COUNT:,} public images"
+    others = [name.strip() for name in config.public.source.split("+") if name.strip() not in DRAWN]
+    return f", and what the images of {' and '.join(others)} take" if others else ""
 
 
 def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes") -> "Config":

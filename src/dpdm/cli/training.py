@@ -31,10 +31,12 @@ from dpdm.cli.options import (
     say,
 )
 from dpdm.cli.planning import fitted
-from dpdm.terminal import leave_the_terminal, show_progress, tell
+from dpdm.terminal import leave_the_terminal, show_progress, show_stages, tell
 
 if TYPE_CHECKING:
+    from dpdm.config import Config
     from dpdm.data import ImageDataset
+    from dpdm.ledger import Ledger
     from dpdm.privacy.processes import Processes
     from dpdm.runs import Release, Trainer
 
@@ -103,20 +105,32 @@ def train(
     """Train a private generator. Ctrl-C stops it, and the same command resumes it."""
     config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public, start=start)
     from dpdm.config import require_public_source
+    from dpdm.data.public import require_public_there
     from dpdm.ledger import Ledger
     from dpdm.runs import Trainer
     from dpdm.runs.hardware import joined_processes
+    from dpdm.runs.start import open_start
 
     require_public_source(config.method, given=config.public is not None)
+    if config.public is not None:
+        require_public_there(config.public.source)
+    if config.method.start_folder is not None:
+        open_start(config.method.start_folder)  # before any image is read
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file: choose another --run folder")
     finished = (folder / "release" / "privacy.json").exists()
     with joined_processes() as processes:
+        book = Ledger.default(ledger, tell=tell)
+        require_readable(book, processes)
         if minutes is not None and config.privacy.steps != 0:
             config = fitted(config, folder, minutes, processes)
         data = config.data.open()
-        trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: Ledger.default(ledger, tell=tell))
+        require_agreeing(config, data)
+        with drawing(processes):
+            trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: book)
+        if processes.first:
+            tell_of_lost_labels(trainer.public)
         with _say_how_to_go_on(folder, processes):
             release = train_with_progress(trainer, data, processes)
     if not processes.first:
@@ -160,7 +174,8 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
     counted, what = (plan.steps, "step") if plan.steps else (plan.planned, "noisy sum")
     begun = False
     try:
-        with show_progress("training", counted if processes.first else None) as advance:
+        nothing_to_do = trainer.run is not None and (Path(trainer.run) / "release" / "privacy.json").exists()
+        with show_progress("training", counted if processes.first and not nothing_to_do else None) as advance:
             while True:
                 progress = next(steps)
                 if processes.first and not begun:
@@ -185,6 +200,58 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
         steps.close()  # also where nothing could be shown any more, so that a terminal that is gone loses no step
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def require_readable(book: "Ledger | None", processes: "Processes") -> None:
+    """Raise InputError or OSError if the ledger cannot be read, before any image is opened or drawn."""
+    with processes.refused_together():
+        if book is not None and processes.first and book.storage.exists:
+            book.accounts()
+
+
+def require_agreeing(config: "Config", data: "ImageDataset") -> None:
+    """Raise InputError if settings do not fit the images that are to be protected, before public ones are drawn."""
+    from dpdm.config import require_exact_size, require_same_unit
+    from dpdm.data import read_location
+    from dpdm.data.public import location_of, require_public_there
+    from dpdm.methods import ImageFacts
+
+    plan = config.plan(lambda: data.num_units)
+    require_same_unit(plan, data)
+    require_exact_size(plan, data)
+    config.method.require_images(ImageFacts(data.shape, data.class_names))
+    for source in [] if config.public is None else require_public_there(config.public.source):
+        if data.location and location_of(source) == read_location(data.location).source:
+            fail(
+                f"{Path(source).name} names the images that are to be protected: what starts from them would publish "
+                "them. Name other images as public ones"
+            )
+
+
+@contextmanager
+def drawing(processes: "Processes") -> Iterator[None]:
+    """Show how far the drawing of public images is; Ctrl-C ends it in a line, and nothing is begun yet."""
+    from dpdm.data.procedural import watched
+
+    try:
+        with show_stages() as move, watched(lambda source, done, total: move(f"drawing {source}", done, total)):
+            yield
+    except KeyboardInterrupt:
+        if processes.first:
+            tell("stopped while public images were drawn: nothing was begun")
+        raise
+
+
+def tell_of_lost_labels(public: "ImageDataset | None") -> None:
+    """Say that the sources of public images name their classes otherwise, which leaves all without labels."""
+    parts = () if public is None else public.made_of
+    if public is None or public.labels is not None or len(parts) < 2:
+        return
+    if labelled := [part.name for part in parts if part.labels is not None]:
+        tell(
+            f"{public.name}: the labels of {' and '.join(labelled)} are left out, since not all sources have the same "
+            "class names; every public image may stand for every class"
+        )
 
 
 @contextmanager

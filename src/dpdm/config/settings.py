@@ -15,7 +15,7 @@ from dpdm.privacy import AnyPlan, LayerWise, NonPrivate, OneBackwardEach, Plan, 
 from dpdm.privacy.plan import Noise
 from dpdm.privacy.releases import Unit
 from dpdm.privacy.search import Search
-from dpdm.types import InputError, require_at_most, require_positive, require_seed
+from dpdm.types import InputError, require_at_most, require_counts, require_counts_or_none, require_seed
 
 _MOST_AT_ONCE = 2**20
 
@@ -39,8 +39,9 @@ class Data:
     public: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_classes is not None and self.num_classes < 0:
-            raise InputError(f"num_classes must not be negative, not {self.num_classes}")
+        require_counts_or_none(num_classes=self.num_classes)
+        if self.size is not None:
+            require_counts(**{"data.size": self.size})
         if self.fit != "crop" and self.size is None:
             raise InputError(f"fit = {self.fit} says how images get to a size, and none is given: set data.size too")
 
@@ -110,6 +111,9 @@ class Privacy:
     max_grad_norm: float = 1.0
     noise: Noise = "continuous"
 
+    def __post_init__(self) -> None:
+        _require_counts_of(self)
+
     def plan(
         self, method: Method, count_units: Callable[[], int], *, unit: Unit = "image", search: Search | None = None
     ) -> Plan:
@@ -136,6 +140,9 @@ class NoPrivacy:
     dataset_size: int | None = None
     expected_batch_size: int | None = None
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_counts_of(self)
 
     def plan(self, method: Method, count_units: Callable[[], int], *, unit: Unit = "image") -> AnyPlan:
         """Return the plan. `count_units` is called if no size is declared."""
@@ -166,7 +173,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.physical_batch_size != "auto":
-            require_positive(physical_batch_size=self.physical_batch_size)
+            require_counts(physical_batch_size=self.physical_batch_size)
             require_at_most(_MOST_AT_ONCE, physical_batch_size=self.physical_batch_size)
 
     @property
@@ -206,6 +213,14 @@ class Config:
     def plan(self, count_units: Callable[[], int], **search: Search) -> AnyPlan:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
         return self.privacy.plan(self.method, count_units, unit=self.data.unit, **search)
+
+
+def _require_counts_of(privacy: Privacy | NoPrivacy) -> None:
+    """Raise InputError if what counts something in [privacy] is no whole number; steps may be 0, for a better line."""
+    require_counts_or_none(steps=privacy.steps)
+    for name in ("dataset_size", "expected_batch_size"):
+        if (number := getattr(privacy, name)) is not None:
+            require_counts(**{name: number})
 
 
 def require_epsilon(privacy: Privacy) -> float:

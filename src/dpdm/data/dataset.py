@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from dpdm.data.layout import normal_form
-from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_names_of_classes
+from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_counts_or_none, require_names_of_classes
 
 MIN_SIDE = 8
 """Pixels: the networks halve an image up to three times."""
@@ -66,6 +66,7 @@ class ImageDataset:
     def __post_init__(self) -> None:
         if self.images.ndim == 3:
             self._set(images=self.images[..., np.newaxis])
+        require_counts_or_none(num_classes=self.num_classes)
         self._check_images()
         self._check_labels()
         names = tuple(map(normal_form, self.class_names or range(self.num_classes)))

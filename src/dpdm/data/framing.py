@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dpdm.data.dataset import MIN_SIDE
-from dpdm.types import Images, InputError, as_images
+from dpdm.types import Images, InputError, as_images, require_counts
 
 Fit = Literal["crop", "pad", "resize"]
 Channels = Literal[1, 3, 4]
@@ -38,6 +38,8 @@ class Framing:
     channels: Channels | None = None
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            require_counts(**{"data.size": self.size})
         if self.size is not None and self.size < MIN_SIDE:
             raise InputError(f"data.size must be at least {MIN_SIDE} pixels, not {self.size}")
         if self.fit not in get_args(Fit):

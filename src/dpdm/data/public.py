@@ -16,7 +16,7 @@ from dpdm.data.location import BUILT_IN, found, is_source, split_of
 from dpdm.data.open import open_dataset
 from dpdm.data.procedural import Shape, require_frame
 from dpdm.data.shapes import draw_shapes
-from dpdm.types import InputError, require_positive
+from dpdm.types import InputError, require_counts
 
 DRAWN: Final = ("fonts", "shapes")
 """The sources that a program draws."""
@@ -49,14 +49,28 @@ def open_public(
     """
     require_frame("public images", 1, shape)
     if count is not None:
-        require_positive(count=count)
+        require_counts(count=count)
+    sources = require_public_there(source)  # before the first image is drawn
+    opened = [_open(one, shape, class_names, count) for one in sources]
+    return opened[0] if len(opened) == 1 else _joined(opened)
+
+
+def require_public_there(source: str | Path) -> list[str | Path]:
+    """Return the sources that are joined; raise InputError if one is not there, or was drawn from a private release."""
     sources = _sources(source)
-    for one in sources:  # before the first image is drawn
+    for one in sources:
         if one not in DRAWN:
             _require_there(one)
             require_no_claim(one)
-    opened = [_open(one, shape, class_names, count) for one in sources]
-    return opened[0] if len(opened) == 1 else _joined(opened)
+    return sources
+
+
+def location_of(source: str | Path) -> str:
+    """Return where a source lies, as `ImageDataset.location` begins; its name, if that is a built-in one."""
+    place, split = split_of(source)
+    if isinstance(source, str) and place in (*BUILT_IN, *DRAWN):
+        return place
+    return f"{found(Path(place).expanduser()).resolve()}{'' if split == 'train' else f':{split}'}"
 
 
 def _sources(source: str | Path) -> list[str | Path]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dpdm.diffusion.noise_levels import NoiseLevels
 from dpdm.diffusion.preconditioning import PreconditionedDenoiser
-from dpdm.types import InputError, RandomBytes, require_at_most, require_positive
+from dpdm.types import InputError, RandomBytes, require_at_most, require_counts
 
 _MOST_COPIES = 2**16  # of an example
 
@@ -50,7 +50,7 @@ class DenoisingLoss:
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        require_positive(noise_multiplicity=self.noise_multiplicity)
+        require_counts(noise_multiplicity=self.noise_multiplicity)
         require_at_most(_MOST_COPIES, noise_multiplicity=self.noise_multiplicity)
         if not 0 <= self.label_dropout < 1:
             raise InputError(f"label_dropout must be in [0, 1), not {self.label_dropout}")

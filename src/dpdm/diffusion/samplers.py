@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpdm.diffusion.noise_levels import NoiseLevels
 from dpdm.diffusion.schedule import HIGHEST_LEVEL, karras_schedule
-from dpdm.types import Denoiser, InputError, require_within
+from dpdm.types import Denoiser, InputError, require_counts, require_within
 
 _MOST_STEPS = 100_000  # of a sampler: published ones take 1,000 at most
 
@@ -42,6 +42,7 @@ class Sampler(ABC):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
+        require_counts(steps=self.steps)
         if self.steps > _MOST_STEPS:
             raise InputError(f"steps must be at most {_MOST_STEPS:,} in sampling, not {self.steps}")
         self.schedule()

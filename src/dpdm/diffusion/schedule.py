@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from dpdm.types import InputError, require_positive, require_within
+from dpdm.types import InputError, require_counts, require_within
 
 LEAST_LEVEL, HIGHEST_LEVEL = 1e-6, 1e6
 """Noise levels that mean something for pixels in [-1, 1]."""
@@ -24,7 +24,7 @@ def karras_schedule(
     Source:
         Karras et al. 2022, eq. 5.
     """
-    require_positive(steps=steps)
+    require_counts(steps=steps)
     require_within(0.1, 100, rho=rho)
     require_descending(sigma_max=sigma_max, sigma_min=sigma_min)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from dpdm.types import require_counts
+
 ImageShape = tuple[int, int, int]
 """(channel, height, width), as a network sees an image."""
 
@@ -49,6 +51,9 @@ class MLP:
     """One hidden layer of `width` ReLU units."""
 
     width: int = 100
+
+    def __post_init__(self) -> None:
+        require_counts(width=self.width)
 
     def build(self, shape: ImageShape, num_classes: int) -> nn.Module:
         """Return the untrained module."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dpdm.evaluation.checks import check_features
-from dpdm.types import InputError, require_positive, require_seed
+from dpdm.types import InputError, require_counts, require_counts_or_none, require_seed
 
 FEWEST_IMAGES = 50
 """Fewer images, of a set or of a class, have no Fréchet distance worth the name."""
@@ -94,7 +94,7 @@ def kernel_distance(
     Source:
         Bińkowski et al. 2018 (the kernel Inception distance), each subset computed by torchmetrics.
     """
-    require_positive(subsets=subsets)
+    require_counts(subsets=subsets, subset_size=subset_size)
     require_seed(seed=seed)
     if subset_size < 2:
         raise InputError(f"subset_size must be 2 or more, not {subset_size}")
@@ -162,7 +162,8 @@ def neighbourhood_scores(
     `support` is the number of neighbours of `precision_recall` (0 spares its work, and gives 0 for both), `density`
     that of `density_coverage`. It raises what these raise.
     """
-    require_positive(neighbours=density)
+    require_counts(neighbours=density)
+    require_counts_or_none(neighbours=support)
     check_features(made, real, fewest=1)
     for what, points, need in (("real", real, max(support, density)), ("synthetic", made, support)):
         if len(points) <= need:

@@ -22,7 +22,7 @@ from dpdm import files
 from dpdm.evaluation.checks import Compute, built_features, feature_vectors
 from dpdm.evaluation.classifiers import CNN, MLP
 from dpdm.evaluation.utility import QUICK, UtilityProtocol, train_classifier
-from dpdm.types import Images, InputError, Labels, as_images, explained, require_positive
+from dpdm.types import Images, InputError, Labels, as_images, explained, require_counts
 
 _PART = 200  # images whose features are computed at once
 
@@ -98,7 +98,7 @@ class EfficientNetLite0:
     size: int = 64
 
     def __post_init__(self) -> None:
-        require_positive(size=self.size)
+        require_counts(size=self.size)
 
     @property
     def name(self) -> str:
@@ -185,7 +185,7 @@ class Pixels:
     side: int = 16
 
     def __post_init__(self) -> None:
-        require_positive(side=self.side)
+        require_counts(side=self.side)
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from dpdm.evaluation.distances import (
     torchmetrics,
 )
 from dpdm.evaluation.features import Features, image_features
-from dpdm.types import Images, InputError, Labels, as_images, require_positive, require_seed
+from dpdm.types import Images, InputError, Labels, as_images, require_counts, require_counts_or_none, require_seed
 
 Progress = Callable[[str, int, int], None]
 """Called with what is computed, how much of it is done, and its total."""
@@ -244,7 +244,7 @@ def require_comparable(number: int, others: int, *, limit: int = 10_000) -> None
 
     They must be at least 50 each within `limit`, and torchmetrics must be installed.
     """
-    require_positive(limit=limit)
+    require_counts(limit=limit)
     if min(number, others, limit) < FEWEST_IMAGES:
         found = f"{number} synthetic and {others} reference images and a limit of {limit}"
         raise InputError(f"fidelity needs at least {FEWEST_IMAGES} images of each side, not {found}")
@@ -289,6 +289,7 @@ def _class_fidelity(made: Tensor, real: Tensor) -> ClassFidelity:
 def _check_resamples(resamples: int, seed: int) -> None:
     """Raise InputError unless a spread can be computed, or none is asked for."""
     require_seed(seed=seed)
+    require_counts_or_none(resamples=resamples)
     if resamples < 0 or resamples == 1:
         raise InputError(f"resamples must be 2 or more for intervals, or 0 for none, not {resamples}")
 
@@ -301,6 +302,6 @@ def _check_labels(
         missing = "synthetic" if labels is None else "reference"
         raise InputError(f"the {missing} images have no labels: scores by class need those of both sides")
     if labels is not None and reference_labels is not None:
-        require_positive(num_classes=num_classes)
+        require_counts(num_classes=num_classes)
         check_labels("synthetic", labels, number, num_classes)
         check_labels("reference", reference_labels, others, num_classes)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dpdm.files import write_atomically
-from dpdm.types import Images, InputError, Labels, as_images, require_positive
+from dpdm.types import Images, InputError, Labels, as_images, require_counts
 
 _WHITE = 255
 _INK = (55, 55, 55)
@@ -34,7 +34,7 @@ def image_grid(images: Images, *, columns: int, scale: int = 1) -> Images:
         InputError: The images cannot be shown, or `columns` or `scale` is below 1.
     """
     images = _showable(images)
-    require_positive(columns=columns, scale=scale)
+    require_counts(columns=columns, scale=scale)
     enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
     number, height, width, channels = enlarged.shape
     rows = -(-number // columns)
@@ -57,7 +57,7 @@ def one_row_per_class(images: Images, labels: Labels, *, num_classes: int, per_c
     images = as_images("shown", images)
     if labels.shape != images.shape[:1]:
         raise InputError(f"{len(images)} images need as many labels, not an array of shape {labels.shape}")
-    require_positive(num_classes=num_classes, per_class=per_class)
+    require_counts(num_classes=num_classes, per_class=per_class)
     picked = np.full((num_classes, per_class, *images.shape[1:]), _WHITE, dtype=np.uint8)
     for label in range(num_classes):
         first = images[np.flatnonzero(labels == label)[:per_class]]
@@ -84,7 +84,7 @@ def save_grid(
         The picture is as public as the images are.
     """
     images = _showable(images)
-    require_positive(num_classes=num_classes, per_class=per_class)
+    require_counts(num_classes=num_classes, per_class=per_class)
     if labels is None:
         shown = images[: num_classes * per_class]
     else:

@@ -18,7 +18,17 @@ from dpdm.evaluation.by_class import ByClass, by_class, confusion_of
 from dpdm.evaluation.checks import check_labels
 from dpdm.evaluation.classifiers import CLASSIFIERS, Classifier
 from dpdm.evaluation.pupil import Pupil, check_classifiers, check_learns
-from dpdm.types import Images, InputError, Labels, as_images, images_to_tensor, require_positive, require_seed
+from dpdm.types import (
+    Images,
+    InputError,
+    Labels,
+    as_images,
+    images_to_tensor,
+    require_counts,
+    require_counts_or_none,
+    require_positive,
+    require_seed,
+)
 
 _FEWEST_IMAGES = 10
 
@@ -50,7 +60,9 @@ class UtilityProtocol:
     decay: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate)
+        require_counts(epochs=self.epochs, batch_size=self.batch_size)
+        require_counts_or_none(min_updates=self.min_updates)
+        require_positive(learning_rate=self.learning_rate)
         if not 0 < self.held_out < 1:
             raise InputError(f"held_out must lie between 0 and 1, not {self.held_out}")
 

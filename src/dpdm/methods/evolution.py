@@ -17,7 +17,14 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Kept, Method, Progress, Read, Run, Sizes
-from dpdm.methods.nearest import neighbours, parts_for, squared_distances, whole_features
+from dpdm.methods.nearest import (
+    bytes_of_distances,
+    columns_of,
+    neighbours,
+    parts_for,
+    squared_distances,
+    whole_features,
+)
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.privacy.sums import BoundedSum, Choices, votes
 from dpdm.types import InputError, require_at_most, require_counts
@@ -91,6 +98,17 @@ class Evolution(Method):
         """Return a population of black images."""
         self.require_images(facts)
         return PopulationGenerator(facts, self.population)
+
+    def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
+        """Return the bytes that a run needs at most: features of all images, candidates, distances, and populations."""
+        classes, columns = max(1, facts.num_classes), columns_of(facts.shape)
+        kept = 4 * columns * (public + records)
+        populations = 3 * classes * self.population * math.prod(facts.shape)  # one in the generator, two on the way
+        reading = 4 * columns * public
+        voting = 4 * columns * classes * self.population + 16 * columns * self.population
+        varying = 16 * columns * public
+        distances = 2 * bytes_of_distances(max(records, self.population), against=max(public, self.population))
+        return kept + populations + max(reading, voting + distances, varying + distances)
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError if some class has no public image to start from."""

@@ -21,7 +21,7 @@ from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.releases import FullSum, PoissonSums
 from dpdm.privacy.sums import BoundedSum
-from dpdm.types import Images, InputError
+from dpdm.types import Images, InputError, whole_number
 
 Sizes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor of a generator, as a file has them."""
@@ -262,9 +262,14 @@ class Method(ABC):
         """
         search = fields.get("search")
         of_one = epsilon if search is None else search.epsilon_of_one(epsilon=epsilon, delta=delta)
+        dataset_size = whole_number("dataset_size", dataset_size)
         budget = Budget(of_one, delta, dataset_size, steps, expected_batch_size, max_grad_norm)
         asked = Plan(dataset_size=dataset_size, delta=delta, releases=self.releases(budget), **fields)
         return asked.calibrate(epsilon=epsilon)
+
+    def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
+        """Return the bytes that a method without a network needs at most, with so many public and private images."""
+        return 0
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError for whatever training would refuse: tried on made-up images, before anything is spent."""

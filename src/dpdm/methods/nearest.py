@@ -31,6 +31,13 @@ def whole_features(images: Images) -> Float32[Tensor, "images features"]:
     return torch.cat(features)
 
 
+def columns_of(shape: tuple[int, int, int]) -> int:
+    """Return how many numbers `whole_features` makes of an image of this shape (channel, height, width)."""
+    channels, height, width = shape
+    square = -(-min(height, width) // _SIDE)
+    return channels * -(-height // square) * -(-width // square)
+
+
 def squared_distances(
     x: Float64[Tensor, "one features"], y: Float64[Tensor, "other features"]
 ) -> Float64[Tensor, "one other"]:
@@ -42,6 +49,11 @@ def parts_for(number: int, *, against: int) -> Iterator[slice]:
     """Yield parts of so many images, few enough that the distances of each to so many others fit into memory."""
     step = max(1, min(_PART, _DISTANCES // max(1, against)))
     yield from (slice(start, start + step) for start in range(0, number, step))
+
+
+def bytes_of_distances(number: int, *, against: int) -> int:
+    """Return what one part's distances take, as `parts_for` parts so many images."""
+    return 8 * min(number, max(1, min(_PART, _DISTANCES // max(1, against)))) * against
 
 
 def neighbours(

@@ -30,7 +30,7 @@ from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, P
 from dpdm.methods.possible import MOST_COORDINATES, MOST_DIRECTIONS, require_possible
 from dpdm.privacy import AnyPlan, FullSum, gaussian_mu
 from dpdm.privacy.sums import BoundedSum, CellRows, cell_sums, second_moments
-from dpdm.types import InputError, images_to_tensor, require_at_most, require_positive, require_within
+from dpdm.types import InputError, images_to_tensor, require_at_most, require_counts, require_within
 
 PRIOR_SUMS = ("mean of all", "class means", "covariance", "covariance of each class")
 """What the releases of every prior are called, in order; those of several centres come after."""
@@ -69,7 +69,7 @@ class Prior:
     max_deviation: float = 0.5
 
     def __post_init__(self) -> None:
-        require_positive(centres=self.centres, rounds=self.rounds)
+        require_counts(centres=self.centres, rounds=self.rounds)
         require_within(1e-6, 2, max_deviation=self.max_deviation)  # pixels are from -1 to 1
         require_at_most(_MOST_CENTRES, centres=self.centres)
         require_at_most(_MOST_ROUNDS, rounds=self.rounds)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle, silu
 
 from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH, ConditionEmbedding, zero_initialised
-from dpdm.types import InputError, require_at_most, require_positive
+from dpdm.types import InputError, require_at_most, require_counts
 
 _GROUP = 16  # channels normalised together; widths are multiples of it, which processors' convolutions like too
 
@@ -34,7 +34,7 @@ class CompactUNet:
     patch: int = 2
 
     def __post_init__(self) -> None:
-        require_positive(width=self.width, blocks=self.blocks, patch=self.patch)
+        require_counts(width=self.width, blocks=self.blocks, patch=self.patch)
         require_at_most(MOST_WIDTH, width=self.width)
         require_at_most(MOST_BLOCKS, blocks=self.blocks, patch=self.patch)
         if self.width % _GROUP:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH, ConditionEmbedding, zero_initialised
-from dpdm.types import require_at_most, require_positive
+from dpdm.types import require_at_most, require_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class MLP:
     blocks: int = 3
 
     def __post_init__(self) -> None:
-        require_positive(width=self.width, blocks=self.blocks)
+        require_counts(width=self.width, blocks=self.blocks)
         require_at_most(MOST_WIDTH, width=self.width)
         require_at_most(MOST_BLOCKS, blocks=self.blocks)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad, silu
 
 from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH, ConditionEmbedding, zero_initialised
-from dpdm.types import InputError, require_at_most, require_positive
+from dpdm.types import InputError, require_at_most, require_counts
 
 _MOST_LEVELS = 8  # each halves the image
 
@@ -41,7 +41,11 @@ class UNet:
     attention: tuple[int, ...] = (7,)
 
     def __post_init__(self) -> None:
-        require_positive(width=self.width, multipliers=min(self.multipliers, default=0), blocks=self.blocks)
+        require_counts(width=self.width, blocks=self.blocks)
+        for multiplier in self.multipliers or (0,):
+            require_counts(multipliers=multiplier)
+        for height in self.attention:
+            require_counts(attention=height)
         require_at_most(MOST_WIDTH, width=self.width * max(self.multipliers))
         require_at_most(MOST_BLOCKS, blocks=self.blocks)
         require_at_most(_MOST_LEVELS, multipliers=len(self.multipliers), attention=len(self.attention))

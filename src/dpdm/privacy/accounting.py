@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dpdm.types import InputError, require_in_range, require_positive
+from dpdm.types import InputError, require_counts_or_none, require_in_range, require_positive
 
 Relation = Literal["add_or_remove_one", "replace_special"]
 """What "neighbouring" means: one record more or fewer, or (size public) one record replaced by a blank."""
@@ -47,8 +47,7 @@ class PoissonGaussianSteps:
         require_positive(sample_rate=self.sample_rate)
         if self.sample_rate > 1:
             raise InputError(f"sample_rate is a probability, not {self.sample_rate}")
-        if self.steps < 0 or self.steps != int(self.steps):
-            raise InputError(f"steps must be a whole number from 0, not {self.steps}")
+        require_counts_or_none(steps=self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)

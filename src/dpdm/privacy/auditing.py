@@ -15,7 +15,7 @@ from scipy.special import betaincinv, log_expit, ndtr, ndtri
 from scipy.stats import beta, binom
 
 from dpdm.privacy.accounting import gaussian_epsilon
-from dpdm.types import InputError, require_positive
+from dpdm.types import InputError, require_counts, require_counts_or_none
 
 _LARGEST = 100.0  # ε and μ beyond which no bound is looked for
 _FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)  # of the canaries that are guessed about on either side
@@ -165,7 +165,8 @@ class _Errors:
 
 
 def _require_counts(canaries: int, guesses: int, correct: int) -> None:
-    require_positive(canaries=canaries, guesses=guesses)
+    require_counts(canaries=canaries, guesses=guesses)
+    require_counts_or_none(correct=correct)
     if not 0 <= correct <= guesses <= canaries:
         raise InputError(f"{correct} right of {guesses} guesses about {canaries} canaries is impossible")
 

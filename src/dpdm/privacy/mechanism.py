@@ -41,7 +41,7 @@ from dpdm.privacy.rehearsal import Rehearsals
 from dpdm.privacy.releases import STEPS, FullSum, PoissonSums, noise_of
 from dpdm.privacy.sums import BoundedSum
 from dpdm.privacy.unchanged import unchanged
-from dpdm.types import InputError, RandomBytes, require_in_range, require_positive
+from dpdm.types import InputError, RandomBytes, require_counts, require_in_range, require_positive
 
 E = TypeVar("E", FullSum, PoissonSums)
 LoadBatch = Callable[[Int64[ndarray, " batch"], RandomBytes], Batch]
@@ -240,7 +240,7 @@ class MechanismRun:
         Guarantees:
             * One record more or fewer moves the sum before noise by at most the plan's `max_norm`.
         """
-        require_positive(dimensions=dimensions)
+        require_counts(dimensions=dimensions)
         with self._alone():
             entry = self._next(name, PoissonSums)
 
@@ -268,7 +268,7 @@ class MechanismRun:
     ) -> None:
         """Add what `clipped` gives for a freshly selected batch to `total`."""
         self._require_declared_size(num_records)
-        require_positive(physical_batch_size=physical_batch_size)
+        require_counts(physical_batch_size=physical_batch_size)
         selected = poisson(num_records, sample_rate=self.plan.rate(entry), random_bytes=self._stream("selection"))
         draws = self._stream("diffusion")
         grid = grid_step(entry.max_norm) if self.plan.noise == "grid" else None

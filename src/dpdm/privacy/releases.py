@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from dpdm.privacy.accounting import Event, GaussianRelease, PoissonGaussianSteps
-from dpdm.types import InputError, require_in_range, require_positive
+from dpdm.types import InputError, require_in_range, whole_number
 
 Unit = Literal["image", "group"]
 
@@ -67,10 +67,7 @@ class PoissonSums:
         _require_name(self.name)
         _require_noise(self)
         for name in ("count", "expected_batch_size"):  # one number has one spelling in a claim
-            number = getattr(self, name)
-            if not 0 < number < math.inf or int(number) != number:
-                raise InputError(f"{_said(name)} must be a whole number above 0, not {number}")
-            object.__setattr__(self, name, int(number))
+            object.__setattr__(self, name, whole_number(_said(name), getattr(self, name)))
         if self.max_norm != math.inf:  # that of sums without clipping, which are not private
             require_in_range(max_grad_norm=self.max_norm)
         object.__setattr__(self, "max_norm", float(self.max_norm))
@@ -95,10 +92,7 @@ class NamedSums:
     unit: Unit = "image"
 
     def __post_init__(self) -> None:
-        require_positive(dataset_size=self.dataset_size)
-        if (number := int(self.dataset_size)) != self.dataset_size:
-            raise InputError(f"dataset_size must be a whole number, not {self.dataset_size}")
-        object.__setattr__(self, "dataset_size", number)
+        object.__setattr__(self, "dataset_size", whole_number("dataset_size", self.dataset_size))
         if self.unit not in get_args(Unit):
             raise InputError(f"unit must be one of {', '.join(get_args(Unit))}, not {self.unit!r}")
         object.__setattr__(self, "releases", tuple(self.releases))
@@ -146,7 +140,9 @@ class NamedSums:
             Abadi et al. 2016.
         """
         before = [FullSum(name=name, noise_multiplier=noise) for name, noise in (releases or {}).items()]
-        if not 0 <= steps < math.inf or not (steps or before):
+        if steps != 0:
+            whole_number("steps", steps)
+        elif not before or isinstance(steps, bool):
             raise InputError(f"steps must be a number above 0, or 0 after other releases, not {steps}")
         if not steps:
             return cls(releases=tuple(before), **fields)

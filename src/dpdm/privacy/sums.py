@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from dpdm.types import InputError, require_positive
+from dpdm.types import InputError, require_counts, require_positive
 
 
 class BoundedSum(NamedTuple):
@@ -73,7 +73,7 @@ def votes(parts: Iterable[Choices], *, bins: int) -> BoundedSum:
     Raises:
         InputError: A part has not one row of choices and one weight of at most 1 for each record.
     """
-    require_positive(bins=bins)
+    require_counts(bins=bins)
     total = torch.zeros(bins + 1, dtype=torch.float64)
     for choices, weights in parts:
         _require_one_row_each(choices, weights.long(), weights, choices.shape[-1])

@@ -21,6 +21,7 @@ from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of, keep, kept_as
 from dpdm.privacy.mechanism import MechanismRun, Noisy
 from dpdm.privacy.plan import AnyPlan
+from dpdm.runs.run_folder import in_words
 from dpdm.runs.watch import tensorboard_writer, write_scalars
 from dpdm.runs.weights import differences, layout_of
 from dpdm.types import InputError, is_of_memory
@@ -290,7 +291,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _differences(keys: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:
     """Name up to three settings that differ, leaving out noise that merely follows from another ε."""
-    said = [f"{key} is {there.get(key)} there and {here.get(key)} here" for key in sorted(keys) if key not in _NOISE]
+    said = [f"{key} is {in_words(there.get(key), here.get(key))}" for key in sorted(keys) if key not in _NOISE]
     more = [f"{len(said) - _MOST_SAID} more"] if len(said) > _MOST_SAID else []
     return ", ".join([*said[:_MOST_SAID], *more]) or "of another epsilon"
 

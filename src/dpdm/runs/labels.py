@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from dpdm.runs.release import Release
-from dpdm.types import InputError, Labels, require_positive
+from dpdm.types import InputError, Labels, require_counts
 
 Frequencies = Sequence[float] | Literal["equal", "released"]
 """One number for each chosen class; or all the same; or as frequent as the prior has released that they are."""
@@ -31,7 +31,7 @@ def choose_labels(
     Raises:
         InputError: There is no such class, a class is there twice, or the frequencies do not fit or were not released.
     """
-    require_positive(count=count)
+    require_counts(count=count)
     if not release.facts.num_classes:
         raise InputError("this run was trained without classes: leave out --classes and --frequencies")
     chosen = _places(classes, release.facts.class_names)

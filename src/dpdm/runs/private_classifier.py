@@ -13,7 +13,7 @@ from dpdm.data import ImageDataset
 from dpdm.evaluation import confusion_of
 from dpdm.methods import ema
 from dpdm.privacy import DPSGD, LayerWise
-from dpdm.types import InputError, RandomBytes, images_to_tensor
+from dpdm.types import InputError, RandomBytes, images_to_tensor, require_counts, require_seed
 
 _PART = 1000
 
@@ -77,6 +77,8 @@ def train_private_classifier(
     Source:
         Abadi et al. 2016; averaged weights: De et al. 2022.
     """
+    require_counts(steps=steps, expected_batch_size=expected_batch_size)
+    require_seed(seed=seed)
     if data.labels is None:
         raise InputError(f"{data.name} has no labels: a classifier needs them")
     if data.groups is not None:

@@ -46,6 +46,7 @@ def rehearse(trainer: "Trainer", run: "Run", release: Release, mechanism: Mechan
     """
     if trainer.run is not None:
         _require_room(Path(trainer.run), release.generator)
+    _require_host_memory(trainer, release)
     trainer.method.rehearse(release.generator, trainer.plan, mechanism, run)
     with refusing("a release of this network could not be opened again"):
         _save_and_open(release, trainer.method, folder)
@@ -87,6 +88,18 @@ def require_memory(module: nn.Module, device: torch.device, *, one: int = 0) -> 
         raise InputError(
             f"a step on one image needs about {_size(needed)} of memory, and there are {_size(there)}: take a smaller "
             f"network than one of {parameters:,} parameters, or a smaller loss.noise_multiplicity"
+        )
+
+
+def _require_host_memory(trainer: "Trainer", release: Release) -> None:
+    """Raise InputError unless this machine has the memory that a method without a network says it needs."""
+    public = 0 if trainer.public is None else len(trainer.public)
+    needed = trainer.method.memory(release.facts, public=public, records=trainer.plan.dataset_size)
+    there = memory_there(torch.device("cpu"))
+    if needed > there:
+        raise InputError(
+            f"the method {trainer.method.kind} needs about {_size(needed)} of memory here, and there are "
+            f"{_size(there)}: take a smaller population, or fewer or smaller public images"
         )
 
 

@@ -37,9 +37,9 @@ from dpdm.types import (
     InputError,
     Labels,
     is_of_memory,
+    require_counts,
     require_name,
     require_names_of_classes,
-    require_positive,
     require_seed,
     tensor_to_images,
 )
@@ -232,7 +232,7 @@ class Release:
             InputError: `count` is not positive, `labels` has another length or a class that does not exist, or the
                 sampler asks for what was not trained.
         """
-        require_positive(count=count)
+        require_counts(count=count, part_size=part_size)
         require_seed(seed=seed or 0)
         generator = self.generator if sampler is None else _sampled_by(self.generator, sampler)
         classes = max(1, self.facts.num_classes)

@@ -18,3 +18,21 @@ def release_folder(run: Path | str) -> Path:
             f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
         )
     return folder
+
+
+def in_words(there: object, here: object) -> str:
+    """Say what a setting is in a run that began, and what it is here."""
+    return f"{_in_words(there)} there and {_in_words(here)} here"
+
+
+def _in_words(value: object) -> str:
+    """Say a setting as a person would: public data by name and the digest's beginning, a list by its entries."""
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, dict) and "name" in value and "sha256" in value:
+        return f"{value['name']} (SHA-256 {str(value['sha256'])[:8]})"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

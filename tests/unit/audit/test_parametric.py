@@ -208,3 +208,13 @@ def test_overlaps_are_looked_for_in_part_of_many_records():
     )
     assert found.value < 6
     assert mean < 0.01
+
+
+def test_sums_are_called_by_what_they_are():
+    from dpdm.methods import Evolution, PriorAlone
+
+    facts = {"epsilon": 1.0, "dataset_size": 1000}
+    assert parametric.called(Evolution().plan(**facts)) == "votes"
+    assert parametric.called(PriorAlone().plan(**facts)) == "prior"
+    check = parametric.check_sums([Sum(np.random.default_rng(0).normal(size=300), 0.0)], "votes")[0]
+    assert check.name == "votes: standard errors that the noise of a sum is off"

@@ -203,7 +203,7 @@ class NeverBuilt:
         ({"limit": 0}, "limit must be"),
         ({"seed": -1}, "seed must be"),
         ({"resamples": 1}, "resamples must be 2 or more"),
-        ({"resamples": -1}, "resamples must be 2 or more"),
+        ({"resamples": -1}, "resamples must be a whole number from 0"),
         ({"labels": None}, "the synthetic images have no labels"),
         ({"reference_labels": None}, "the reference images have no labels"),
         ({"labels": np.zeros(59, np.int64)}, "60 synthetic images need as many integer labels"),

@@ -9,7 +9,7 @@ import torch
 from dpdm.data import ImageDataset
 from dpdm.methods import Evolution, ImageFacts
 from dpdm.methods.evolution import _nearest_votes, chosen_by, perplexity
-from dpdm.methods.nearest import neighbours, squared_distances, whole_features
+from dpdm.methods.nearest import columns_of, neighbours, squared_distances, whole_features
 from dpdm.runs import Trainer
 from dpdm.types import InputError
 
@@ -154,3 +154,19 @@ def test_each_round_has_the_same_noise():
     first, *others = plan.full
     assert first.name == "votes, round 1"
     assert all(dataclasses.replace(other, name=first.name) == first for other in others)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 40), (4, 33, 32), (1, 64, 64)])
+def test_features_have_as_many_columns_as_the_estimate_of_memory_takes(shape):
+    channels, height, width = shape
+    assert whole_features(np.zeros((2, height, width, channels), np.uint8)).shape == (2, columns_of(shape))
+
+
+def test_the_estimate_of_memory_grows_with_all_that_is_held():
+    facts = ImageFacts((1, 28, 28), tuple("0123456789"))
+    base = Evolution(population=500).memory(facts, public=30_000, records=60_000)
+    assert base > 4 * 196 * 90_000 + 10 * 500 * (784 + 4 * 196)  # features of all images, candidates and the generator
+    assert base < 2**30
+    assert Evolution(population=5000).memory(facts, public=30_000, records=60_000) > base
+    assert Evolution(population=500).memory(facts, public=60_000, records=60_000) > base
+    assert Evolution(population=500).memory(facts, public=30_000, records=10**6) > base + 4 * 196 * 900_000
