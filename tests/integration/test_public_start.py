@@ -81,6 +81,23 @@ def test_what_is_not_declared_is_asked_for_in_one_line(dpdm, photos, tmp_path):
     assert not (tmp_path / "start").exists()
 
 
+def test_facts_that_were_registered_need_not_be_declared_again(dpdm, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "ledger.sqlite"))
+    code, _, err = dpdm("ledger", "register", photos, "--epsilon=1", "--delta=1e-3", "--set=data.size=8")
+    assert code == 0, err
+    code, out, err = dpdm("ledger", "show", "photos")
+    assert code == 0, err
+    assert "images of 8 × 8 pixels and 3 channels; classes: " in out
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"no image")
+    code, _, err = dpdm("pretrain", "shapes", "--like", photos, *MADE[:4], *TOY, "--set=prior.centres=1")
+    assert code == 0, err
+    table = tomllib.loads((tmp_path / "start" / "start.toml").read_text())
+    assert table["facts"]["shape"] == [3, 8, 8]
+    assert len(table["facts"]["class_names"]) == 3
+    assert dpdm("ledger", "verify")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -105,7 +122,7 @@ def test_images_with_a_total_make_no_start_and_begin_no_run(dpdm, photos, tmp_pa
     code, _, err = dpdm("ledger", "register", photos, "--epsilon=1", "--delta=1e-3", "--set=data.size=8")
     assert code == 0, err
     monkeypatch.setattr("dpdm.runs.pretraining._FEWEST", 1)
-    made = ("pretrain", photos, "--like", "digits", "--minutes=0.02", *LIKE, *TOY)
+    made = ("pretrain", photos, "--like", photos, "--minutes=0.02", *LIKE, *TOY)
     code, _, err = dpdm(*made, "-o", "second")
     assert code == 2
     assert "which has a total: they are private" in err.splitlines()[-1]

@@ -63,6 +63,10 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
         return
     say(f"{account.dataset}: {_total(account)}, registered {account.registered[:10]}")
     say(f"one unit of protection is {account.unit}, {account.relation}")
+    if (facts := account.facts) is not None:
+        channels, height, width = facts.shape
+        classes = ", ".join(facts.class_names) or "none"
+        say(f"images of {height} × {width} pixels and {channels} channel{'s' * (channels > 1)}; classes: {classes}")
     for spent in shown.history:
         bar = "" if spent.share is None else ("█" * round(_BAR * spent.share)).ljust(_BAR, "·")
         part = f"ε {bound(spent.epsilon)}" if spent.share is None else f"{_percent(spent.share):4} %"
@@ -88,6 +92,7 @@ def register(
         fail("give the total: --epsilon 3")
     config = load_settings(target, epsilon, dataset_size, set)
     from dpdm.ledger import Records
+    from dpdm.ledger.entries import FactsDeclared
     from dpdm.privacy import Plan
 
     data = config.data.open()
@@ -97,7 +102,8 @@ def register(
     records, book = Records.of(data), _open(place, must_exist=False)
     if records.public:
         fail(f"{records.dataset} is public: nothing limits its runs")
-    book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.one_unit)
+    facts = FactsDeclared(dataset=records.dataset, shape=data.shape, class_names=data.class_names)
+    book.register(records, epsilon=epsilon, delta=delta, relation=plan.relation, unit=plan.one_unit, facts=[facts])
     say(f"{records.dataset} has a total of ({bound(epsilon)}, {delta}) in {book.storage.shown}")
 
 

@@ -45,7 +45,7 @@ def pretrain(
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
     book = Ledger.default(ledger, tell=tell)
-    facts = declared_facts(config)
+    facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
         images = open_public(public, shape=facts.shape, class_names=facts.class_names)
         training = Pretraining(

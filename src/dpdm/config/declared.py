@@ -1,29 +1,51 @@
 """What is declared of private images, without a look at them: enough to make a public start for them."""
 
-from dpdm.config.settings import Config
+from pathlib import Path
+
+from dpdm.config.settings import Config, Data
 from dpdm.data.built_in import classes_of
+from dpdm.data.location import found, split_of
+from dpdm.ledger import Ledger
 from dpdm.methods import ImageFacts
 from dpdm.types import InputError
 
 
-def declared_facts(config: Config) -> ImageFacts:
-    """Return shape and classes of the images that settings describe.
+def declared_facts(config: Config, *, ledger: Ledger | None = None) -> ImageFacts:
+    """Return shape and classes of the images that settings describe, or that were declared with their total.
 
-    Classes are called as those of a built-in data set are, else by their numbers.
+    Classes are called as those of a built-in data set are, else by their numbers; those in a ledger by their names.
+
+    Args:
+        config: The settings. What they say of the images goes before what a ledger says.
+        ledger: Where the data set may be registered, by `data.name`, or by the name of its folder or file.
 
     Raises:
         InputError: Something is not declared: it names all that is missing, and how to give it.
     """
     data = config.data
+    if (registered := _registered(data, ledger)) is not None:
+        return registered
     needed = {"data.size": data.size, "data.channels": data.channels, "data.num_classes": data.num_classes}
     if missing := [key for key, value in needed.items() if value is None]:
         example = {"data.size": 32, "data.channels": 3, "data.num_classes": 10}
         how = " ".join(f"--set {key}={example[key]}" for key in missing)
         raise InputError(
             f"{data.source} is not opened for this, so its facts must be declared: say {' and '.join(missing)}, such "
-            f"as {how} (data.num_classes=0: no classes)"
+            f"as {how} (data.num_classes=0: no classes); or register it (dpdm ledger register)"
         )
     assert data.size is not None
     assert data.channels is not None
     assert data.num_classes is not None
     return ImageFacts((data.channels, data.size, data.size), classes_of(data.source, data.num_classes))
+
+
+def _registered(data: Data, ledger: Ledger | None) -> ImageFacts | None:
+    """Return what a ledger says of images of which settings say nothing."""
+    if ledger is None or (data.size, data.channels, data.num_classes) != (None, None, None):
+        return None
+    place, split = split_of(data.source)
+    name = data.name or found(Path(place).expanduser()).resolve().name + ("" if split == "train" else f":{split}")
+    account = ledger.accounts().get(name)
+    return (
+        None if account is None or account.facts is None else ImageFacts(account.facts.shape, account.facts.class_names)
+    )

@@ -78,6 +78,7 @@ class Account:
     records: dict[str, str] = field(default_factory=dict)
     reservations: dict[str, Reservation] = field(default_factory=dict)
     entered: list[entries.OtherReleaseEntered] = field(default_factory=list)
+    facts: entries.FactsDeclared | None = None
 
     @property
     def filter(self) -> RenyiFilter | None:
@@ -224,6 +225,8 @@ def apply(statement: Statement, accounts: Accounts) -> Account:
     match statement:
         case entries.RecordsSeen():
             account.records |= statement.records
+        case entries.FactsDeclared():
+            account.facts = statement
         case entries.TotalChanged():
             account.epsilon, account.order = statement.epsilon, statement.order
         case entries.GroupsReleased():

@@ -17,7 +17,14 @@ import platformdirs
 
 from dpdm.ledger import decisions
 from dpdm.ledger.account import Account, Accounts, Reservation, find_run, read_accounts, require_account, whole_percent
-from dpdm.ledger.entries import GroupsReleased, OtherReleaseEntered, Registered, Statement, decode_statement
+from dpdm.ledger.entries import (
+    FactsDeclared,
+    GroupsReleased,
+    OtherReleaseEntered,
+    Registered,
+    Statement,
+    decode_statement,
+)
 from dpdm.ledger.records import Records, fingerprint, require_no_total, require_own_name
 from dpdm.ledger.shown import Shown, Spent, show_accounts
 from dpdm.ledger.storage import Entry, Head, Storage, read_place, require_goes_on
@@ -137,9 +144,16 @@ class Ledger:
         return self.shown(dataset)[dataset].history
 
     def register(
-        self, records: Records, *, epsilon: float | None, delta: float, relation: Relation, unit: str = "one image"
+        self,
+        records: Records,
+        *,
+        epsilon: float | None,
+        delta: float,
+        relation: Relation,
+        unit: str = "one image",
+        facts: Sequence[FactsDeclared] = (),
     ) -> None:
-        """Give a data set its total (ε, δ), before anything is spent on it.
+        """Give a data set its total (ε, δ), and perhaps facts, before anything is spent on it.
 
         One that is registered for claims of another kind is registered anew, if nothing is spent or reserved.
 
@@ -149,7 +163,7 @@ class Ledger:
         require_own_name(records)
         seen = fingerprint(records, self.storage.key())
         new = Registered.total(records.dataset, epsilon, delta, relation, unit)
-        self._append(lambda accounts: decisions.register(accounts, new, seen))
+        self._append(lambda accounts: decisions.register(accounts, new, seen, facts))
 
     def change_total(self, dataset: str, *, epsilon: float) -> None:
         """Give a data set another ε, which stays on record: a filter wants its total fixed before the first run."""

@@ -46,7 +46,12 @@ class Request(NamedTuple):
         return entries.ReservationTaken(reservation=reservation, run=self.run, token=self.token, place=self.place)
 
 
-def register(accounts: Accounts, new: entries.Registered, seen: entries.RecordsSeen) -> list[Statement]:
+def register(
+    accounts: Accounts,
+    new: entries.Registered,
+    seen: entries.RecordsSeen,
+    facts: Sequence[entries.FactsDeclared] = (),
+) -> list[Statement]:
     """Give a data set a total; one of another kind than before, if nothing is spent or reserved."""
     known = accounts.get(new.dataset)
     with naming_first(known, seen):
@@ -61,7 +66,7 @@ def register(accounts: Accounts, new: entries.Registered, seen: entries.RecordsS
                 f"dpdm ledger total {new.dataset!r} --epsilon ..."
             )
     require_unknown(accounts, seen, private=True)
-    return [new, seen]
+    return [new, seen, *facts]
 
 
 def change_total(accounts: Accounts, dataset: str, epsilon: float) -> list[Statement]:

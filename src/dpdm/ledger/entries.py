@@ -74,6 +74,16 @@ class RecordsSeen(_Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FactsDeclared(_Entry):
+    """What the owner of a data set declares of its images: shape (channels, height, width), and names of classes."""
+
+    dataset: str
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    kind: Literal["facts"] = "facts"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TotalChanged(_Entry):
     """Its owner gave a data set another total, and with it the order at which most runs fit into that."""
 
@@ -146,6 +156,7 @@ class OtherReleaseEntered(_Entry):
 Statement = (
     Registered
     | RecordsSeen
+    | FactsDeclared
     | TotalChanged
     | GroupsReleased
     | Reserved

@@ -75,7 +75,9 @@ def test_an_older_schema_is_brought_up_to_date_and_keeps_its_entries(path, monke
     monkeypatch.setattr(storage, "_MIGRATIONS", (*storage._MIGRATIONS, add_column))
     assert Ledger(str(path)).storage.entries() == before
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT schema, note FROM dpdm_ledger").fetchall() == [(5, None)]
+        assert connection.execute("SELECT schema, note FROM dpdm_ledger").fetchall() == [
+            (len(storage._MIGRATIONS), None)
+        ]
     connection.close()
 
 

@@ -152,3 +152,35 @@ def test_a_start_serves_a_run(tmp_path):
     claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert claim["public"] == [{"name": "shown", "sha256": PUBLIC.digest(), "images": 90}]
     assert made.sample(4, seed=0)[0].shape == (4, 8, 8, 1)
+
+
+WORKER = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+import torch
+from dpdm.runs import pretraining
+from dpdm.runs.hardware import joined_processes
+from test_pretraining import training
+torch.set_num_threads(1)
+pretraining._BATCH, pretraining._NEW_PRIOR = 16, 5
+with joined_processes() as processes:
+    steps = training(minutes=9.0).steps(Path("start"))
+    for _ in range(12):
+        next(steps)
+    weights = steps.gi_frame.f_locals["loop"].average.network.state_dict()
+    torch.save(dict(weights), f"weights{processes.rank}.pt")
+    steps.close()
+"""
+
+
+@pytest.mark.proof
+def test_two_processes_make_one_start(tmp_path):
+    from test_processes import launch
+
+    done = launch(2, WORKER, Path(__file__).parent, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"weights{rank}.pt") for rank in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    first = METHOD.untrained(FACTS).denoiser.network.state_dict()
+    assert any(not torch.equal(one[name], first[name]) for name in first)
