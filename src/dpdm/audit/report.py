@@ -317,7 +317,7 @@ def _images_of(
 def _start_of(run: Path | str, release: Release, config: Config) -> PublicStart | None:
     """Return the public start of a run, from where it was then."""
     start = None if config.method.start_folder is None else open_start(config.method.start_folder)
-    if start is not None and start.part not in release.public:
+    if start is not None and start.sha256 != release.settings["start"]["sha256"]:
         raise InputError(f"{config.method.start_folder} is another start than the one {run} began with")
     return start
 

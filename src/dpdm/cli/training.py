@@ -104,18 +104,11 @@ def train(
 ) -> None:
     """Train a private generator. Ctrl-C stops it, and the same command resumes it."""
     config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public, start=start)
-    from dpdm.config import require_public_source
-    from dpdm.data.public import require_public_there
     from dpdm.ledger import Ledger
     from dpdm.runs import Trainer
     from dpdm.runs.hardware import joined_processes
-    from dpdm.runs.start import open_start
 
-    require_public_source(config.method, given=config.public is not None)
-    if config.public is not None:
-        require_public_there(config.public.source)
-    if config.method.start_folder is not None:
-        open_start(config.method.start_folder)  # before any image is read
+    _require_public_there(config)
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file: choose another --run folder")
@@ -141,6 +134,19 @@ def train(
     say(f"{'done before, nothing was left to do' if finished else 'done'}: {release.statement}")
     say(f"publish {folder / 'release'}; keep {folder / 'private'} to yourself")
     say(f"next: dpdm sample {folder} -n {trainer.plan.dataset_size} -o synthetic.npz")
+
+
+def _require_public_there(config: "Config") -> None:
+    """Raise InputError unless public images and a start are there, before any image is read."""
+    from dpdm.config import require_public_source
+    from dpdm.data.public import require_public_there
+    from dpdm.runs.start import open_start
+
+    require_public_source(config.method, given=config.public is not None)
+    if config.public is not None:
+        require_public_there(config.public.source)
+    if config.method.start_folder is not None:
+        open_start(config.method.start_folder)
 
 
 def _stopping() -> list[int]:

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +39,7 @@ from dpdm.methods.interface import (
     ImageGenerator,
     Method,
     Progress,
+    PublicStart,
     Read,
     Run,
     Sizes,
@@ -294,10 +294,14 @@ class Diffusion(Method):
         """Raise InputError unless the prior is one that a run of this plan can come to."""
         if self.prior is not None:
             self.prior.require_possible(read, plan, facts, below=PRIOR, where=where)
-        if self.start is not None and self.start.gains:
-            gains = read(_GAINS)
-            if not ((gains >= 0) & (gains <= 1)).all():
-                raise InputError(f"{where} holds gains that are not from 0 to 1")
+        if self.start is None:
+            return
+        if self.start.gains and not ((read(_GAINS) >= 0) & (read(_GAINS) <= 1)).all():
+            raise InputError(f"{where} holds gains that are not from 0 to 1")
+        if not plan.steps:  # nothing private has changed the public network
+            with torch.device("meta"):
+                names = self.untrained(facts).denoiser.network.state_dict()
+            self.start.require_same({name: read(f"{NETWORK}{name}") for name in names}, where)
 
     @property
     def start_folder(self) -> str | None:
@@ -314,11 +318,11 @@ class Diffusion(Method):
         """What the names of those weights begin with whose code is not the package's, if there are any."""
         return NETWORK if self.code is not None or isinstance(self.network, Own) else None
 
-    def said(self, generator: ImageGenerator) -> "Diffusion":
+    def said(self, generator: ImageGenerator, start: PublicStart | None = None) -> "Diffusion":
         """Return the method as settings can say it."""
         assert isinstance(generator, DenoisingGenerator)
-        start = None if self.start is None else replace(self.start, source=Path(self.start.source).name)
-        return replace(self, network=said_of(self.network, generator.denoiser.network), start=start)
+        begun = None if self.start is None else self.start.said(start)
+        return replace(self, network=said_of(self.network, generator.denoiser.network), start=begun)
 
     def answers(self, generator: ImageGenerator) -> Float[Tensor, "2 channel height width"]:
         """Return what the denoiser makes of two noisy copies of made-up images."""

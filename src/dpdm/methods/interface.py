@@ -97,11 +97,12 @@ class PublicPart(NamedTuple):
 class PublicStart(NamedTuple):
     """A network that was trained on public images (`dpdm pretrain`).
 
-    `classes` are those that it knows, if it does. `known` has each set of images that it was
-    trained on: their digests, (number, ways, 32), by which the same images are known again.
+    `sha256` is that of the weights, and `classes` are those that it knows, if it does. `known` has each set of images
+    that it was trained on: their digests, (number, ways, 32), by which the same images are known again.
     """
 
     weights: Mapping[str, Tensor]
+    sha256: str
     classes: tuple[str, ...]
     part: PublicPart
     known: Mapping[str, UInt8[ndarray, "images ways 32"]]
@@ -298,8 +299,8 @@ class Method(ABC):
         """What the names of those weights begin with whose code is not the package's, if there are any."""
         return None
 
-    def said(self, generator: ImageGenerator) -> "Method":
-        """Return the method as settings can say it: a network of one's own by the name of its class."""
+    def said(self, generator: ImageGenerator, start: PublicStart | None = None) -> "Method":
+        """Return the method as settings can say it: a network of one's own by the name of its class, a start by its."""
         return self
 
     def answers(self, generator: ImageGenerator) -> Float[Tensor, "made_up channel height width"]:

@@ -4,9 +4,11 @@ Nothing private is spent on the network. Private images say, by one noisy sum, h
 """
 
 import fnmatch
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int, Int64
@@ -43,6 +45,7 @@ class Start:
         gains: Whether private images say how far to follow the public network at each noise level. Without gains it is
             followed wholly, wherever it leads.
         share: What the gains take of the budget, as a share of μ² (`gaussian_mu`).
+        sha256: Of the weights, as a release says it. Default: whatever the folder has.
         trains: Which parameters the private steps train: `all`, `norms` (and biases), `attention`, `last` (the output
             half), or names with `*`, joined by commas.
     """
@@ -51,6 +54,7 @@ class Start:
     gains: bool = True
     share: float = 0.02
     trains: str = "all"
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -64,6 +68,25 @@ class Start:
             return ()
         whole = gaussian_mu(epsilon=budget.epsilon, delta=budget.delta)
         return (FullSum(name=GAINS, noise_multiplier=1 / (whole * math.sqrt(self.share))),)
+
+    def said(self, start: PublicStart | None) -> "Start":
+        """Return it as a release says it: by the folder's name, and the digest of the weights.
+
+        Raises:
+            InputError: The weights are others than `sha256` says.
+        """
+        digest = self.sha256 if start is None else start.sha256
+        if self.sha256 not in ("", digest):
+            raise InputError(f"{self.source} holds another start than the one that the settings name (start.sha256)")
+        return replace(self, source=Path(self.source).name, sha256=digest)
+
+    def require_same(self, weights: Mapping[str, Tensor], where: str) -> None:
+        """Raise InputError unless weights are those that a release names.
+
+        Without it, weights beside a plan that takes no step could be anything, private images too.
+        """
+        if weights_digest(weights) != self.sha256:
+            raise InputError(f"{where} holds another network than the public one that config.toml names")
 
     def freeze(self, network: nn.Module) -> None:
         """Leave trainable what `trains` names.
@@ -80,6 +103,15 @@ class Start:
         if not trained:
             known = ", ".join(sorted({name.split(".")[0] for name, _ in network.named_parameters()}))
             raise InputError(f"start.trains = {self.trains} names no parameter of the network, whose parts are {known}")
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names, types and shapes."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
 
 
 def load_start(network: nn.Module, start: PublicStart, facts: ImageFacts) -> None:

@@ -54,7 +54,7 @@ def rehearse(trainer: "Trainer", run: "Run", release: Release, mechanism: Mechan
 
 def require_readable(trainer: "Trainer", settings: dict[str, Any], generator: ImageGenerator) -> None:
     """Raise InputError unless `settings`, as files hold them, say again what the trainer was given."""
-    said = trainer.method.said(generator)
+    said = trainer.said(generator)
     for name, value in vars(said).items():
         for each in value.values() if isinstance(value, dict) else [value]:
             if type(each).__module__.partition(".")[0] not in ("dpdm", "builtins"):

@@ -14,6 +14,7 @@ from dpdm.data import ImageDataset, pixel_digests
 from dpdm.files import damaged, digest, write_toml
 from dpdm.ledger import Records
 from dpdm.methods.interface import PublicPart, PublicStart
+from dpdm.methods.start import weights_digest
 from dpdm.runs.public import as_settings, read_parts
 from dpdm.runs.weights import read_layout, read_weights, save_weights
 from dpdm.types import InputError
@@ -96,4 +97,4 @@ def open_start(source: Path | str) -> PublicStart:
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
         if not all(value.isfinite().all() for value in weights.values()):
             raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
-    return PublicStart(weights, classes, part, ways)
+    return PublicStart(weights, weights_digest(weights), classes, part, ways)

@@ -219,9 +219,13 @@ class Trainer:
             release.save(Path(self.run) / "release")
         return release
 
+    def said(self, generator: ImageGenerator) -> Method:
+        """Return the method as settings say it."""
+        return self.method.said(generator, self.start)
+
     def settings(self, data: ImageDataset, generator: ImageGenerator) -> dict[str, Any]:
         """Return all settings and declared facts, as a release's `config.toml` holds them."""
-        method, public = self.method.said(generator), parts_of(self.public_images, self.start, generator)
+        method, public = self.said(generator), parts_of(self.public_images, self.start, generator)
         return release_settings(method, self.plan, self.seed, data.name, generator.facts, public)
 
 

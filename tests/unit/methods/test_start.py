@@ -228,6 +228,21 @@ def test_gains_that_no_run_comes_to_are_refused(start, tmp_path):
         verify_release(tmp_path / "release")
 
 
+def test_another_network_beside_a_plan_without_steps_is_refused(start, tmp_path):
+    """Nothing private paid for its weights, so they must be the public ones: else they could be private images."""
+    made = trainer(diffusion(start)).fit(IMAGES)
+    next(made.generator.denoiser.network.parameters()).data.flatten()[0] += 1
+    made.save(tmp_path / "release")
+    with pytest.raises(InputError, match=r"holds another network than the public one that config\.toml names"):
+        verify_release(tmp_path / "release")
+
+
+def test_settings_that_name_a_start_take_no_other(start):
+    method = diffusion(dataclasses.replace(start, sha256="0" * 64))
+    with pytest.raises(InputError, match="holds another start than the one that the settings name"):
+        trainer(method).fit(IMAGES)
+
+
 def test_an_image_that_is_public_too_takes_no_part(start, tmp_path):
     private = dataclasses.replace(IMAGES, images=np.concatenate([SHOWN.images[:1], IMAGES.images[1:]]))
     trainer(diffusion(start), tmp_path / "run").fit(private)
