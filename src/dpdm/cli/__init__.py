@@ -23,8 +23,7 @@ from dpdm.cli.training import prepare, train
 from dpdm.cli.tuning import tune
 from dpdm.terminal import speak_in_its_letters, speak_to_nobody
 
-# Plain help: typer's frames cost 0.1 s, most of it for importing a parser of Markdown.
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 for verb in (check, plan, prepare, pretrain, train, tune, sample, export, evaluate, compare, verify, audit, report):
     app.command()(verb)
 app.add_typer(ledger, name="ledger")
@@ -73,6 +72,8 @@ def _wanted(error: BaseException) -> str:
 def main() -> None:
     """Run the command line; the one place where errors become exit codes."""
     speak_in_its_letters()
+    if (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf"):
+        app.rich_markup_mode = None  # frames take 0.1 s; but help without any is UTF-8 whatever a terminal's letters
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
