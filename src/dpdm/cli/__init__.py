@@ -72,8 +72,9 @@ def _wanted(error: BaseException) -> str:
 def main() -> None:
     """Run the command line; the one place where errors become exit codes."""
     speak_in_its_letters()
-    if (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf"):
-        app.rich_markup_mode = None  # frames take 0.1 s; but help without any is UTF-8 whatever a terminal's letters
+    # Frames around help take 0.1 s. Without any it is UTF-8, whatever letters a terminal has.
+    letters = (getattr(sys.stdout, "encoding", None) or "").lower()
+    app.rich_markup_mode = None if letters.startswith("utf") else "rich"
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
