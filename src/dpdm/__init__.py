@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         image_features,
     )
     from dpdm.ledger import Ledger
-    from dpdm.methods import Diffusion, Evolution, ImageGenerator, Method, Optimizer, Prior, PriorAlone
+    from dpdm.methods import Diffusion, Evolution, ImageGenerator, Method, Optimizer, Prior, PriorAlone, Start
     from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.runs import Release, Synthesizer, Trainer
@@ -73,6 +73,7 @@ _HOME = {
     "Optimizer": "methods",
     "Prior": "methods",
     "PriorAlone": "methods",
+    "Start": "methods",
     "MLP": "networks",
     "MakeNetwork": "networks",
     "CompactUNet": "networks",
@@ -123,6 +124,7 @@ __all__ = [
     "PriorAlone",
     "Release",
     "Sensitive",
+    "Start",
     "StochasticDDIM",
     "Synthesizer",
     "Trainer",
