@@ -321,7 +321,8 @@ GROUP_PLAN = PLAN | {"unit": "group"}
 @functools.cache
 def public_start(network, public: ImageDataset, class_names: tuple[str, ...], *, scale: float = 0.1) -> Start:
     """Return a start whose weights are random numbers, added to first ones."""
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp()) / "start"  # of one name, whichever process made it
+    folder.mkdir()
     first = Diffusion(network=network).untrained(ImageFacts(public.shape, class_names), seed=5).denoiser.network
     random = torch.Generator().manual_seed(0)
     weights = {name: w + scale * torch.randn(w.shape, generator=random) for name, w in first.state_dict().items()}

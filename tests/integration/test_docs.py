@@ -89,12 +89,16 @@ def small(verb, arguments):
         if option in given:
             given[given.index(option) + 1] = value
     given += MORE.get(verb, [])
-    if verb not in ("plan", "train", "tune"):
+    if verb == "pretrain":
+        given[given.index("--minutes") + 1] = "0.02"
+    if verb not in ("plan", "pretrain", "train", "tune"):
         return given
     own = [text.partition("=")[0] for flag, text in itertools.pairwise(given) if flag == "--set"]
     for key, value in SMALL.items():
         if "prior" in given and key.startswith(OF_STEPS):
             continue  # the prior alone, which is quick as it is
+        if key in own and key.startswith("privacy."):
+            continue  # of the page's own plan
         if key.startswith("network.") and any(name.startswith("network.") for name in own):
             continue  # a network of the page's own
         if key == "loss.noise_multiplicity" and "--minutes" in given:
