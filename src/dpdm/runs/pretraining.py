@@ -128,6 +128,8 @@ class Pretraining:
         while (seconds := processes.object_from_first(loop.clock.seconds)) < 60 * self.minutes or not updates:
             begun = time.monotonic()
             loss = loop.update(updates, part=min(1.0, seconds / (60 * self.minutes)))
+            if not math.isfinite(loss):
+                raise InputError(f"{folder}: training diverged at update {updates + 1}: take another seed or network")
             updates += 1
             loop.clock.add(time.monotonic() - begun)
             kept.save_now_and_then(loop.state, updates)
@@ -166,7 +168,7 @@ class _Loop:
         keep_freed_memory()
         self._of, self._processes = of, processes
         self._device = choose_device(of.machine.device)
-        generator = of.method.untrained(of.facts, seed=of.seed)
+        generator = replace(of.method, start=None).untrained(of.facts, seed=of.seed)
         if not of.labelled:
             forget_classes(generator.denoiser.network)
         self._denoiser = generator.denoiser.to(self._device)

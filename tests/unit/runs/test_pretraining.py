@@ -85,6 +85,21 @@ def test_what_is_interrupted_goes_on_and_what_is_finished_is_kept(tmp_path):
     assert open_start(folder).part.name == "shown"
 
 
+def test_training_that_diverges_leaves_no_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretraining, "_LEARNING_RATE", float("nan"))
+    with pytest.raises(InputError, match="diverged at update 2"):
+        list(training().steps(tmp_path / "start"))
+    assert not (tmp_path / "start" / START).exists()
+
+
+def test_settings_that_begin_with_a_start_are_no_hindrance(tmp_path):
+    method = dataclasses.replace(METHOD, start=Start(source="gone", trains="head.bias"))
+    steps = training(method=method).steps(tmp_path / "start")
+    next(steps)
+    assert all(p.requires_grad for p in steps.gi_frame.f_locals["loop"]._denoiser.network.parameters())
+    steps.close()
+
+
 def test_another_start_does_not_go_on_there(tmp_path):
     steps = training().steps(tmp_path / "start")
     next(steps)
