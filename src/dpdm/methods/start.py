@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int64, Shaped
 from torch import Tensor, nn
 
 from dpdm.data import ImageDataset, pixel_digests
@@ -80,7 +80,7 @@ class Start:
             raise InputError(f"{self.source} holds another start than the one that the settings name (start.sha256)")
         return replace(self, source=Path(self.source).name, sha256=digest)
 
-    def require_same(self, weights: Mapping[str, Tensor], where: str) -> None:
+    def require_same(self, weights: Mapping[str, Shaped[Tensor, "..."]], where: str) -> None:
         """Raise InputError unless weights are those that a release names.
 
         Without it, weights beside a plan that takes no step could be anything, private images too.
@@ -105,7 +105,7 @@ class Start:
             raise InputError(f"start.trains = {self.trains} names no parameter of the network, whose parts are {known}")
 
 
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
+def weights_digest(weights: Mapping[str, Shaped[Tensor, "..."]]) -> str:
     """Return the SHA-256 of tensors with their names, types and shapes."""
     whole = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
