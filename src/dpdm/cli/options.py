@@ -103,6 +103,8 @@ def load_settings(
         require_epsilon(config.privacy)
     if minutes is not None:
         require_timed(config.method)
+        if config.privacy.steps == 0:
+            fail("privacy.steps = 0 takes no steps that could be timed: leave out --minutes")
     return config
 
 

@@ -51,6 +51,10 @@ def plan(
     if config.public is not None:  # a plan can be made without, which train cannot
         require_public_source(config.method, given=True)
         require_public_there(config.public.source)
+    if config.method.start_folder is not None:
+        from dpdm.runs.start import open_start
+
+        open_start(config.method.start_folder)
     facts, asked = _declared(config)
     if minutes is not None:
         config, cost, sampling = _measured(config, facts, asked, minutes, first=True)

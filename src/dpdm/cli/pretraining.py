@@ -9,7 +9,11 @@ from dpdm.cli.options import AsJson, LedgerPlace, Set, fail, load_settings, prin
 from dpdm.terminal import show_progress, tell
 
 if TYPE_CHECKING:
+    from dpdm.data import ImageDataset
     from dpdm.runs.pretraining import Pretraining
+
+
+_OF_A_START = ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "machine.", "seed")
 
 
 def pretrain(
@@ -32,6 +36,7 @@ def pretrain(
 
     Nothing private is read, and nothing is spent. The same command goes on where it was interrupted.
     """
+    _require_of_a_start(set or [])
     config = load_settings(like, None, None, set, claims=False)
     from dpdm.config import declared_facts
     from dpdm.data import open_public
@@ -51,11 +56,12 @@ def pretrain(
         training = Pretraining(
             public=images, facts=facts, method=method, minutes=minutes, machine=config.machine, seed=config.seed
         )
+        for each in (images, *images.made_of):
+            _require_others(each, config.data.source)
         if book is not None:
             book.require_public(known_records(images))
         if processes.first:
-            what = f"{len(images):,} images of {images.name}"
-            tell(f"{what}, with the classes of {like}" if training.labelled else f"{what}, whose classes are not used")
+            _tell_of(training)
         _with_progress(training, output, shown=processes.first)
     if not processes.first:
         return None
@@ -64,6 +70,27 @@ def pretrain(
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), which no claim protects")
     say(f"next: dpdm train {like} --start {output}")
+
+
+def _require_of_a_start(settings: list[str]) -> None:
+    for text in settings:
+        if not text.startswith(_OF_A_START):
+            fail(f"--set {text} changes nothing about a start: it takes {', '.join(_OF_A_START)}")
+
+
+def _require_others(images: "ImageDataset", private: str) -> None:
+    """Raise InputError if public images are the private ones, by where they lie, which needs no look at these."""
+    from dpdm.data import read_location
+    from dpdm.data.location import found
+
+    if images.location and Path(read_location(images.location)[0]) == found(Path(private).expanduser()).resolve():
+        fail(f"{images.name} names the images that are to be protected: a start from them would publish them")
+
+
+def _tell_of(training: "Pretraining") -> None:
+    known = f"with the classes {', '.join(training.facts.class_names[:10])}"
+    classes = known if training.labelled else "whose classes are not used"
+    tell(f"{len(training.public):,} images of {training.public.name}, {classes}")
 
 
 def _with_progress(training: "Pretraining", output: Path, *, shown: bool) -> None:

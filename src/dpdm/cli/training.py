@@ -116,7 +116,7 @@ def train(
     with joined_processes() as processes:
         book = Ledger.default(ledger, tell=tell)
         require_readable(book, processes)
-        if minutes is not None and config.privacy.steps != 0:
+        if minutes is not None:
             config = fitted(config, folder, minutes, processes)
         data = config.data.open()
         require_agreeing(config, data)

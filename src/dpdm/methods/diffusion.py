@@ -46,10 +46,10 @@ from dpdm.methods.interface import (
 )
 from dpdm.methods.loader import Loader
 from dpdm.methods.prior import Prior, release_prior
-from dpdm.methods.start import Start, load_start, release_gains
+from dpdm.methods.start import Start, load_start, rehearse_gains, release_gains
 from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
-from dpdm.types import InputError, require_at_most, require_within
+from dpdm.types import InputError, refusing, require_at_most, require_within
 
 AnyPreconditioning = EDM | V | VP | VE | MomentMatched
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
@@ -211,6 +211,8 @@ class Diffusion(Method):
             expected_batch_size=budget.batch_size,
             max_norm=budget.max_grad_norm,
         )
+        if self.prior and self.start and self.prior.share + self.start.share >= 1:
+            raise InputError("prior.share and start.share leave nothing for the steps: let them be below 1 together")
         before = self.prior.planned(budget, alone=False) if self.prior else ()
         return (*before, *(self.start.planned(budget) if self.start else ()), steps)
 
@@ -280,6 +282,8 @@ class Diffusion(Method):
         with run.autocast():
             if run.start is not None:
                 load_start(copy.deepcopy(generator.denoiser.network), run.start, generator.facts)
+                with refusing("the network fails on made-up images"):
+                    rehearse_gains(generator.denoiser, generator.facts)
             if plan.steps:
                 made_up.require_trainable(self.loss, generator.denoiser, generator.facts, plan, mechanism, run)
         for name, sampler in self._named().items():
@@ -296,6 +300,8 @@ class Diffusion(Method):
             self.prior.require_possible(read, plan, facts, below=PRIOR, where=where)
         if self.start is None:
             return
+        if not self.start.sha256:
+            raise InputError(f"{where} is of a run with a start, and config.toml lacks start.sha256")
         if self.start.gains and not ((read(_GAINS) >= 0) & (read(_GAINS) <= 1)).all():
             raise InputError(f"{where} holds gains that are not from 0 to 1")
         if not plan.steps:  # nothing private has changed the public network

@@ -98,14 +98,14 @@ class PublicStart(NamedTuple):
     """A network that was trained on public images (`dpdm pretrain`).
 
     `sha256` is that of the weights, and `classes` are those that it knows, if it does. `known` has each set of images
-    that it was trained on: their digests, (number, ways, 32), by which the same images are known again.
+    that it was trained on: its name and their digests, (number, ways, 32), by which the same images are known again.
     """
 
     weights: Mapping[str, Tensor]
     sha256: str
     classes: tuple[str, ...]
     part: PublicPart
-    known: Mapping[str, UInt8[ndarray, "images ways 32"]]
+    known: tuple[tuple[str, UInt8[ndarray, "images ways 32"]], ...]
 
 
 class ImageGenerator(nn.Module, ABC):

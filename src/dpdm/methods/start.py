@@ -6,10 +6,12 @@ Nothing private is spent on the network. Private images say, by one noisy sum, h
 import fnmatch
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int, Int64, Shaped
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from dpdm.methods.interface import Budget, ImageFacts, PublicStart, Run
 from dpdm.networks.layers import ConditionEmbedding
 from dpdm.privacy import FullSum, gaussian_mu
 from dpdm.privacy.sums import BoundedSum, Rows, clipped_sum
-from dpdm.types import InputError, images_to_tensor
+from dpdm.types import InputError, images_to_tensor, require_name
 
 GAINS = "gains"
 """What the sum is called that tells how far to follow a public network."""
@@ -31,7 +33,9 @@ _TRAINED = {
     "attention": ("*attention*", "*qkv*"),
     "last": ("up.*", "norm.*", "head.*", "*.up.*", "*.norm.*", "*.head.*"),
 }
-_AT_ONCE = 32  # images: each row comes of a computation of one shape
+_MOST_PATTERNS, _PATTERN = 16, re.compile(r"[a-zA-Z0-9_.*]{1,64}", re.ASCII)
+_SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
+_ROWS = 96  # noisy images at once: each row comes of a computation of one shape
 _DRAWS = 64  # noise images, of which each image has one that its pixels choose
 _CALLS = 48_000  # of the network, in all: a minute of two cores
 
@@ -59,8 +63,21 @@ class Start:
     def __post_init__(self) -> None:
         if not self.source:
             raise InputError("source must name the folder that dpdm pretrain made")
+        require_name(self.source, "the start (start.source)")
+        if self.sha256 and not _SHA256.fullmatch(self.sha256):
+            raise InputError("start.sha256 must be 64 hexadecimal digits")
+        if len(self.patterns) > _MOST_PATTERNS or not all(map(_PATTERN.fullmatch, self.patterns)):
+            raise InputError(
+                f"start.trains must be {', '.join(_TRAINED)}, or up to {_MOST_PATTERNS} names of parameters joined by "
+                "commas, of letters, digits, _, . and *"
+            )
         if not 0 < self.share < 1:
             raise InputError(f"share must be above 0 and below 1, not {self.share}")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What `trains` stands for."""
+        return _TRAINED.get(self.trains) or tuple(name.strip() for name in self.trains.split(","))
 
     def planned(self, budget: Budget) -> tuple[FullSum, ...]:
         """Return the sum of the gains, as a plan has it; none without gains."""
@@ -78,7 +95,7 @@ class Start:
         digest = self.sha256 if start is None else start.sha256
         if self.sha256 not in ("", digest):
             raise InputError(f"{self.source} holds another start than the one that the settings name (start.sha256)")
-        return replace(self, source=Path(self.source).name, sha256=digest)
+        return replace(self, source=Path(self.source).expanduser().resolve().name or "start", sha256=digest)
 
     def require_same(self, weights: Mapping[str, Shaped[Tensor, "..."]], where: str) -> None:
         """Raise InputError unless weights are those that a release names.
@@ -94,10 +111,9 @@ class Start:
         Raises:
             InputError: Nothing is called so.
         """
-        patterns = _TRAINED.get(self.trains) or tuple(name.strip() for name in self.trains.split(","))
         trained = 0
         for name, parameter in network.named_parameters():
-            chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+            chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
             parameter.requires_grad_(chosen)
             trained += chosen
         if not trained:
@@ -169,13 +185,24 @@ def release_gains(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser
     return gains
 
 
+def rehearse_gains(denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:
+    """Make the rows of an image that nobody took, as many at once as of private ones."""
+    channels, height, width = facts.shape
+    black = np.zeros((1, height, width, channels), dtype=np.uint8)
+    labels = np.zeros(1, dtype=np.int64) if facts.num_classes else None
+    data = ImageDataset(
+        images=black, labels=labels, num_classes=facts.num_classes, class_names=facts.class_names, name="made up"
+    )
+    next(_Pairs(denoiser, data, 1, 0).parts())
+
+
 class _Pairs:
     """(⟨c, r⟩, ⟨c, c⟩) of each image at some noise levels, zero at the others."""
 
     def __init__(self, denoiser: PreconditionedDenoiser, data: ImageDataset, of_each: int, seed: int) -> None:
         assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
         self._denoiser, self._preconditioning, self._data = denoiser, denoiser.preconditioning, data
-        self._of_each = of_each
+        self._of_each, self._at_once = of_each, _ROWS // of_each
         random = torch.Generator().manual_seed(seed)
         self._noise = torch.randn((_DRAWS, *data.shape), generator=random)
         self._device = next(denoiser.parameters()).device
@@ -185,15 +212,15 @@ class _Pairs:
         """Yield all images, part by part; the last part is filled up, so that all are of one size."""
         weights = torch.from_numpy(self._data.weights)
         known = self._data.labels
-        for start in range(0, len(self._data), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
+        for start in range(0, len(self._data), self._at_once):
+            part = slice(start, start + self._at_once)
             images = self._data.images[part]
-            labels = torch.zeros(_AT_ONCE, dtype=torch.long)
+            labels = torch.zeros(self._at_once, dtype=torch.long)
             if known is not None:
                 labels[: len(images)] = torch.from_numpy(known[part])
-            x = torch.zeros(_AT_ONCE, *self._data.shape)
+            x = torch.zeros(self._at_once, *self._data.shape)
             x[: len(images)] = images_to_tensor(images)
-            keys = torch.zeros(_AT_ONCE, 2, dtype=torch.long)
+            keys = torch.zeros(self._at_once, 2, dtype=torch.long)
             keys[: len(images)] = torch.from_numpy(pixel_digests(images)[:, :2].astype("int64"))
             yield self._rows(x, labels, keys)[: len(images)], weights[part]
 

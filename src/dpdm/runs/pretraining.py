@@ -31,7 +31,7 @@ from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.folder import PrivateFolder
 from dpdm.runs.hardware import autocast, choose_device, keep_freed_memory
 from dpdm.runs.start import require_free, save_start
-from dpdm.types import InputError, images_to_tensor, require_positive
+from dpdm.types import InputError, images_to_tensor, require_name, require_positive
 
 EPSILONS, SIZES = (0.2, 10.0), (2_000, 100_000)
 """The budgets and numbers of private records that one start serves."""
@@ -77,6 +77,7 @@ class Pretraining:
 
     def __post_init__(self) -> None:
         require_positive(minutes=self.minutes)
+        require_name(self.public.name, "the public data (public.name)")
         if self.method.prior is None or self.method.code is not None:
             raise InputError(
                 "a start is for one of dpdm's networks around a prior: preconditioning.kind=moment-matched"

@@ -80,7 +80,7 @@ def _number(part: PublicPart) -> str:
 def taking_part_of(data: ImageDataset, public: ImageDataset | None, start: PublicStart | None) -> ImageDataset:
     """Return the private images, blank where they are among those that a run starts from (see `blank_equal`)."""
     data = data if public is None else blank_equal(data, public)
-    for digests in () if start is None else start.known.values():
+    for _, digests in () if start is None else start.known:
         data = blank_known(data, digests[:, 0])
     return data
 

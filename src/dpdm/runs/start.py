@@ -70,6 +70,7 @@ def save_start(
         "public": as_settings([part]),
         "sets": [name.partition(" ")[2] for name in known],
         "sha256": digest(folder / WEIGHTS),
+        "network_sha256": weights_digest(weights),
         **settings,
     }
     write_toml(folder / START, table)
@@ -85,16 +86,20 @@ def open_start(source: Path | str) -> PublicStart:
     if not (folder / START).is_file():
         raise InputError(f"{folder} holds no start: dpdm pretrain makes one there (or did not come to its end)")
     table = read_toml(folder / START)
-    if table.get("version") != VERSION:
+    if table.get("version") is not VERSION:
         raise InputError(f"{folder} was made by another version of dpdm: {_REMEDY}")
     with damaged(folder / START, _REMEDY):
-        (part,), classes, sets = read_parts(table["public"]), tuple(table["classes"]), list(table["sets"])
+        (part,), classes, sets = read_parts(table["public"]), table["classes"], table["sets"]
+        if not all(isinstance(names, list) and all(type(name) is str for name in names) for names in (classes, sets)):
+            raise InputError(f"{folder / START} holds names of classes or sets that are no list of words: {_REMEDY}")
         layout = read_layout(folder / WEIGHTS)
         if digest(folder / WEIGHTS) != table["sha256"]:
             raise InputError(f"{folder / WEIGHTS} is not the file that {START} was written for: {_REMEDY}")
         known = read_weights(folder / WEIGHTS, layout, below=_KNOWN)
-        ways = {name: known[str(number)].numpy() for number, name in enumerate(sets)}
+        if len(sets) != len(known) or part.images != len(known["0"]):
+            raise InputError(f"{folder / START} names other sets of images than {WEIGHTS} knows: {_REMEDY}")
+        ways = tuple((name, known[str(number)].numpy()) for number, name in enumerate(sets))
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
         if not all(value.isfinite().all() for value in weights.values()):
             raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
-    return PublicStart(weights, weights_digest(weights), classes, part, ways)
+    return PublicStart(weights, weights_digest(weights), tuple(classes), part, ways)

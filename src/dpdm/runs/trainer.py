@@ -142,8 +142,8 @@ class Trainer:
     def public_records(self) -> list[Records]:
         """All that it uses of images that are declared public, for a ledger to look whether they are."""
         sets = [each for images in self.public_images for each in (images, *images.made_of)]
-        known = {} if self.start is None else self.start.known
-        return [*map(Records.of, sets), *(Records(name, digests=ways) for name, ways in known.items())]
+        known = () if self.start is None else self.start.known
+        return [*map(Records.of, sets), *(Records(name, digests=ways) for name, ways in known)]
 
     def build(self, data: ImageDataset) -> tuple[ImageGenerator, torch.device]:
         """Return the untrained generator, and where it is trained.
@@ -189,9 +189,8 @@ class Trainer:
         with Processes.joined().refused_together():
             generator, device = self.build(data)
         mechanism = self.plan.start(entropy=self.entropy, strategy=self.machine.clipping)
-        run = Run.in_memory(
-            mechanism, machine=self.machine, device=device, seed=self.seed, public=self.public, num_records=0
-        )
+        public = {"public": self.public, "start": self.start}
+        run = Run.in_memory(mechanism, machine=self.machine, device=device, seed=self.seed, num_records=0, **public)  # type: ignore[arg-type]
         with mechanism.processes.refused_together():
             release = Release(generator, {"statement": "of nothing"}, self.settings(data, generator))
             rehearse(self, run, release, mechanism, None)

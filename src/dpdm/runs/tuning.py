@@ -30,6 +30,7 @@ from dpdm.privacy.search import Search
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.release import Release
 from dpdm.runs.run import RunLost
+from dpdm.runs.start import open_start
 from dpdm.runs.trainer import Trainer
 from dpdm.types import InputError
 
@@ -236,11 +237,13 @@ class Tuner:
         path = self.run / "private" / "search.json"
         candidates = [encode_config(config) for config in self.candidates]
         reference = None if self.reference is None else self.reference.digest()
+        start = self.candidates[0].method.start_folder  # of all candidates the same
         what = {
             "plan": encode(plan),
             "epsilon": figures_of(plan).asked,
             "candidates": candidates,
             "reference": reference,
+            "start": None if start is None else open_start(start).sha256,
         }
         if path.exists():
             state = read_json(path)

@@ -55,6 +55,7 @@ class Verified:
         samplers: What it calls its samplers beside the usual one.
         seed: The declared seed of the initial weights.
         public: What it was made with that is declared public, which no claim protects.
+        start: The declared name of the public network that it began with, and the SHA-256 of its weights, if it did.
         own_network: The declared name of the network's class, if its code is not dpdm's; "" if it is.
         own_weights: What it calls its weights, with types and shapes.
     """
@@ -71,6 +72,7 @@ class Verified:
     samplers: tuple[str, ...] = ()
     seed: int = 0
     public: tuple[PublicPart, ...] = ()
+    start: tuple[str, ...] = ()
     own_network: str = ""
     own_weights: tuple[str, ...] = ()
 
@@ -218,6 +220,7 @@ def verify_release(run: Path | str) -> Verified:
         samplers=tuple(getattr(method, "samplers", ())),
         seed=seed,
         public=public,
+        start=() if method.start_folder is None else (settings["start"]["source"], settings["start"]["sha256"]),
         own_network="" if method.foreign is None else str(settings["network"]["type"]),
         own_weights=() if method.foreign is None else _said(layout, method.foreign),
     )

@@ -202,7 +202,18 @@ def test_a_start_needs_a_prior(start):
         Diffusion(preconditioning=EDM(), start=start)
 
 
-@pytest.mark.parametrize("changes", [{"source": ""}, {"share": 0.0}, {"share": 1.0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": ""},
+        {"source": "two\nlines"},
+        {"share": 0.0},
+        {"share": 1.0},
+        {"sha256": "any words at all"},
+        {"trains": "*, Alice has cancer"},
+        {"trains": ",".join("*" * 99)},
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(InputError):
         Start(**{"source": "s"} | changes)

@@ -52,7 +52,8 @@ def test_a_start_says_what_it_was_made_with_and_for(tmp_path):
     start = open_start(tmp_path / "start")
     assert start.classes == FACTS.class_names
     assert start.part.images == 90
-    (known,) = start.known.values()
+    ((name, known),) = start.known
+    assert name == "shown"
     assert known.shape == (90, 1, 32)
     first = METHOD.untrained(FACTS).denoiser.network.state_dict()
     assert first.keys() == start.weights.keys()
