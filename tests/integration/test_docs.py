@@ -97,8 +97,10 @@ def small(verb, arguments):
     for key, value in SMALL.items():
         if "prior" in given and key.startswith(OF_STEPS):
             continue  # the prior alone, which is quick as it is
-        if key in own and key.startswith("privacy."):
-            continue  # of the page's own plan
+        if key.startswith("privacy.") and (key in own or verb == "pretrain"):
+            continue  # of the page's own plan, or of none
+        if verb == "pretrain" and key.startswith(("loss.", "sampler.")):
+            continue
         if key.startswith("network.") and any(name.startswith("network.") for name in own):
             continue  # a network of the page's own
         if key == "loss.noise_multiplicity" and "--minutes" in given:
