@@ -137,11 +137,6 @@ def test_images_with_a_total_make_no_start_and_begin_no_run(dpdm, photos, tmp_pa
     assert code == 2
     assert "registered as photos, which has a total: they are private" in err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
-    monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "another.sqlite"))
-    code, _, err = dpdm("train", photos, *TRAINED, *NO_STEPS)
-    assert code == 2, "its own images would be the public ones"
-    assert "are those to be protected" in err.splitlines()[-1]
-    assert not (tmp_path / "run" / "release").exists()
 
 
 def test_none_leaves_a_start_out_and_one_that_is_not_there_is_refused(dpdm, photos, started, tmp_path):

@@ -97,8 +97,6 @@ def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: st
         )
     for public in request.public:  # of a run that goes on it was asked when it began
         require_no_total(accounts, public)
-        if public.records.keys() & seen.records.keys():
-            raise InputError(f"the images of {public.dataset} are those to be protected: name others as public ones")
     made = [] if known else _registration(accounts, request, seen, told, ledger)
     account, events = known or read_accounts(made)[dataset], request.plan.events()
     with naming_first(known, seen):
