@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,20 +153,8 @@ def two_worlds_of_votes(folder: Path) -> list[str]:
         "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
         "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], 255 - public.images[0]))],
     }
-    for name, both in pairs.items():
-        unit = "group" if name == "group" else "image"
-        sound = method.plan(epsilon=3.0, dataset_size=12, delta=1e-13, unit=unit)
-        fields = {field.name: getattr(sound, field.name) for field in dataclasses.fields(sound)}
-        for number, (one, other) in enumerate(both):
-            d, e = World(), World()
-            e.replay = d
-            for world, data in ((d, one), (e, other)):
-                plan = RecordingPlan.of(world, **fields)
-                entropy = InsecureSeededEntropy(0)
-                place = folder / f"{name} {number} {world is d}"
-                trainer = Trainer(method=method, plan=plan, public=public, run=place, entropy=entropy, ledger=None)
-                world.observed = {"weights": dict(trainer.fit(data).generator.state_dict())}
-            found += differences(d, e)
+    for _, d, e in _in_both_worlds(folder, method, pairs, public=public):
+        found += differences(d, e)
     return found
 
 
@@ -183,9 +171,18 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
         "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
         "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
     }
+    for name, d, e in _in_both_worlds(folder, method, pairs, steps=0):
+        found += differences(d, e)
+        if name == "public" and moved(d, e) != [0.0] * len(d.calls):
+            found.append("an image that is public moved a sum")
+    return found
+
+
+def _in_both_worlds(folder: Path, method, pairs, *, public=None, **steps) -> Iterator[tuple[str, World, World]]:
+    """Yield the kind of each pair of data sets, and the worlds of a run on either."""
     for name, both in pairs.items():
         unit = "group" if name == "group" else "image"
-        sound = method.plan(epsilon=3.0, dataset_size=12, delta=1e-13, steps=0, unit=unit)
+        sound = method.plan(epsilon=3.0, dataset_size=12, delta=1e-13, unit=unit, **steps)
         fields = {field.name: getattr(sound, field.name) for field in dataclasses.fields(sound)}
         for number, (one, other) in enumerate(both):
             d, e = World(), World()
@@ -194,12 +191,9 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
                 plan = RecordingPlan.of(world, **fields)
                 entropy = InsecureSeededEntropy(0)
                 place = folder / f"{name} {number} {world is d}"
-                trainer = Trainer(method=method, plan=plan, run=place, entropy=entropy, ledger=None)
+                trainer = Trainer(method=method, plan=plan, public=public, run=place, entropy=entropy, ledger=None)
                 world.observed = {"weights": dict(trainer.fit(data).generator.state_dict())}
-            found += differences(d, e)
-            if name == "public" and moved(d, e) != [0.0] * len(d.calls):
-                found.append("an image that is public moved a sum")
-    return found
+            yield name, d, e
 
 
 def known_again(folder: Path) -> list[str]:

@@ -65,6 +65,36 @@ def test_the_same_command_goes_on_and_another_start_does_not(dpdm, photos, run):
     assert "run holds another run" in err
 
 
+SEARCHED = ("--run=best", "--try=optimizer.learning_rate=1e-3,3e-3", "--epsilon=4", "--score-noise=20", "--start=start")
+STEPS = ("--set=privacy.steps=2", "--set=privacy.delta=1e-3", "--set=prior.centres=1", "--set=sampler.steps=2", *TOY)
+
+
+def test_a_search_begins_with_a_start_and_lists_what_it_blanks(dpdm, photos, started, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpdm.runs.tuning.NUM_IMAGES", 60)
+    monkeypatch.setattr("dpdm.privacy.search.Search.draw_num_runs", lambda self, source: 1)
+    code, out, err = dpdm("tune", photos, *SEARCHED, *STEPS, "--set=data.size=8")
+    assert code == 0, err
+    assert "it does not protect what was declared public: 'shapes' (100 images" in out
+    assert json.loads((tmp_path / "best" / "private" / "blanked.json").read_text()) == {"records": []}
+    assert dpdm("verify", "best")[0] == 0
+
+
+def test_a_search_with_a_start_for_another_network_is_refused_before_its_price(dpdm, photos, started, tmp_path):
+    before = dpdm("ledger", "--json")[1]
+    code, _, err = dpdm("tune", photos, *SEARCHED, *STEPS, "--set=data.size=8", "--set=network.width=32")
+    assert code == 2
+    assert "is for another network or other images" in err.splitlines()[-1]
+    assert not (tmp_path / "best" / "private").exists()
+    assert dpdm("ledger", "--json")[1] == before
+
+
+def test_no_ledger_is_made_for_a_start(dpdm, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "none.sqlite"))
+    code, _, err = dpdm("pretrain", "shapes", "--like", photos, *MADE)
+    assert code == 0, err
+    assert not (tmp_path / "none.sqlite").exists()
+
+
 def test_like_opens_no_private_image(dpdm, photos, monkeypatch):
     """Damaged, added or unreadable images change nothing."""
     for number, path in enumerate(sorted(photos.rglob("*.png"))):

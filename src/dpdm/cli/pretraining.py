@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpdm.cli.options import AsJson, LedgerPlace, Set, fail, load_settings, print_json, say
+from dpdm.cli.training import drawing
 from dpdm.terminal import show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
+    from dpdm.ledger import Ledger
     from dpdm.runs.pretraining import Pretraining
-
 
 _OF_A_START = ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "machine.", "seed")
 
@@ -36,30 +37,31 @@ def pretrain(
 
     Nothing private is read, and nothing is spent. The same command goes on where it was interrupted.
     """
-    _require_of_a_start(set or [])
+    _require_of_a_start(set or [], minutes)
     config = load_settings(like, None, None, set, claims=False)
     from dpdm.config import declared_facts
     from dpdm.data import open_public
+    from dpdm.data.public import location_of, require_others_than
     from dpdm.ledger import Ledger
     from dpdm.methods import Diffusion
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.pretraining import Pretraining
-    from dpdm.runs.start import known_records, open_start, require_free
+    from dpdm.runs.start import open_start, require_free
 
     if not isinstance(method := config.method, Diffusion):
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
-    book = Ledger.default(ledger, tell=tell)
+    require_others_than(location_of(config.data.source), public)
+    book = _existing(Ledger.default(ledger, tell=tell))
     facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
-        images = open_public(public, shape=facts.shape, class_names=facts.class_names)
+        with processes.refused_together(), drawing(processes):
+            images = open_public(public, shape=facts.shape, class_names=facts.class_names)
         training = Pretraining(
             public=images, facts=facts, method=method, minutes=minutes, machine=config.machine, seed=config.seed
         )
-        for each in (images, *images.made_of):
-            _require_others(each, config.data.source)
-        if book is not None:
-            book.require_public(known_records(images))
+        with processes.refused_together():
+            _require_public(images, book if processes.first else None)
         if processes.first:
             _tell_of(training)
         _with_progress(training, output, shown=processes.first)
@@ -72,19 +74,25 @@ def pretrain(
     say(f"next: dpdm train {like} --start {output}")
 
 
-def _require_of_a_start(settings: list[str]) -> None:
+def _existing(book: "Ledger | None") -> "Ledger | None":
+    """Return a ledger that is there: none is made, since it would know of nothing."""
+    return book if book is not None and book.storage.exists else None
+
+
+def _require_public(images: "ImageDataset", book: "Ledger | None") -> None:
+    from dpdm.runs.start import known_records
+
+    if book is not None:
+        book.require_public(known_records(images))
+
+
+def _require_of_a_start(settings: list[str], minutes: float) -> None:
+    from dpdm.types import require_positive
+
+    require_positive(minutes=minutes)
     for text in settings:
         if not text.startswith(_OF_A_START):
             fail(f"--set {text} changes nothing about a start: it takes {', '.join(_OF_A_START)}")
-
-
-def _require_others(images: "ImageDataset", private: str) -> None:
-    """Raise InputError if public images are the private ones, by where they lie, which needs no look at these."""
-    from dpdm.data import read_location
-    from dpdm.data.location import found
-
-    if images.location and Path(read_location(images.location)[0]) == found(Path(private).expanduser()).resolve():
-        fail(f"{images.name} names the images that are to be protected: a start from them would publish them")
 
 
 def _tell_of(training: "Pretraining") -> None:

@@ -219,19 +219,15 @@ def require_agreeing(config: "Config", data: "ImageDataset") -> None:
     """Raise InputError if settings do not fit the images that are to be protected, before public ones are drawn."""
     from dpdm.config import require_exact_size, require_same_unit
     from dpdm.data import read_location
-    from dpdm.data.public import location_of, require_public_there
+    from dpdm.data.public import require_others_than
     from dpdm.methods import ImageFacts
 
     plan = config.plan(lambda: data.num_units)
     require_same_unit(plan, data)
     require_exact_size(plan, data)
     config.method.require_images(ImageFacts(data.shape, data.class_names))
-    for source in [] if config.public is None else require_public_there(config.public.source):
-        if data.location and location_of(source) == read_location(data.location).source:
-            fail(
-                f"{Path(source).name} names the images that are to be protected: what starts from them would publish "
-                "them. Name other images as public ones"
-            )
+    if config.public is not None and data.location:
+        require_others_than(read_location(data.location).source, config.public.source)
 
 
 @contextmanager

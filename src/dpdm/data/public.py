@@ -65,6 +65,16 @@ def require_public_there(source: str | Path) -> list[str | Path]:
     return sources
 
 
+def require_others_than(private: str, source: str | Path) -> None:
+    """Raise InputError if one of the joined public sources lies where the private images do (see `location_of`)."""
+    for one in require_public_there(source):
+        if location_of(one) == private:
+            raise InputError(
+                f"{Path(one).name} names the images that are to be protected: what starts from them would publish "
+                "them. Name other images as public ones"
+            )
+
+
 def location_of(source: str | Path) -> str:
     """Return where a source lies, as `ImageDataset.location` begins; its name, if that is a built-in one."""
     place, split = split_of(source)

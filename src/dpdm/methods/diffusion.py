@@ -279,12 +279,13 @@ class Diffusion(Method):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
-        with run.autocast():
-            if run.start is not None:
-                load_start(copy.deepcopy(generator.denoiser.network), run.start, generator.facts)
-                with refusing("the network fails on made-up images"):
-                    rehearse_gains(generator.denoiser, generator.facts)
-            if plan.steps:
+        if run.start is not None:
+            load_start(copy.deepcopy(generator.denoiser.network), run.start, generator.facts)
+        if self.start is not None and self.start.gains:
+            with refusing("the network fails on made-up images"):
+                rehearse_gains(generator.denoiser, generator.facts)
+        if plan.steps:
+            with run.autocast():
                 made_up.require_trainable(self.loss, generator.denoiser, generator.facts, plan, mechanism, run)
         for name, sampler in self._named().items():
             made_up.require_images_by(replace_sampler(generator, sampler), name)

@@ -182,7 +182,7 @@ def release_gains(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser
     noisy, noise_std = run.once(GAINS, cast)
     explained, squared = noisy.view(2, levels)
     gains: Tensor = ((explained - noise_std) / squared.clamp(min=noise_std)).clamp(0, 1)
-    return gains
+    return gains.nan_to_num(0)  # without noise, a network that adds nothing has 0 / 0
 
 
 def rehearse_gains(denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:

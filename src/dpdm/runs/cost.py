@@ -71,7 +71,8 @@ class _Stopwatch:
         self.generator = method.untrained(facts).to(self.device)
         self._denoiser, self._method, self._machine, self._facts = self.generator.denoiser, method, machine, facts
         self._processes = Processes.joined()
-        self.parameters = sum(p.numel() for p in self._denoiser.parameters())
+        self.parameters = sum(p.numel() for p in self._denoiser.parameters() if p.requires_grad)  # that get noise
+        self._all = sum(p.numel() for p in self._denoiser.parameters())
 
     def physical_batch_size(self, loss: DenoisingLoss) -> int:
         return physical_batch_size(
@@ -85,7 +86,7 @@ class _Stopwatch:
         """Return about what a process takes that has so many examples on the device at once, its images aside."""
         few = 1 if self._machine.strategy == "one-backward-each" else examples
         counted = 1.5 * few * bytes_of_one(loss, self._denoiser, self._facts)
-        return max(_peak_bytes(), counted + BYTES_OF_A_PARAMETER * self.parameters) / 2**30
+        return max(_peak_bytes(), counted + BYTES_OF_A_PARAMETER * self._all) / 2**30
 
     def seconds(self, loss: DenoisingLoss, examples: int, *, within: float = _UNHURRIED) -> tuple[float, float]:
         """Return the seconds for each example of a step, and for the step beside them: the same on all processes.

@@ -9,14 +9,16 @@ import shutil
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from dpdm.config import Machine, encode, encode_method
 from dpdm.data import ImageDataset
@@ -41,6 +43,7 @@ _NEW_PRIOR = 100  # updates
 _RECORDS_OF_A_PRIOR = 8_000
 _LEARNING_RATE, _WARM_UP, _LAST, _EMA = 2e-3, 50, 0.05, 0.998
 _FEWEST = 64  # public images
+_PART = 4096  # images pooled at a time
 _MAKING = "making"
 
 
@@ -217,7 +220,7 @@ class _Loop:
                 parameter.grad = self._processes.sum(parameter.grad) / self._processes.size
         self._optimizer.step()
         ema.update(self.average, self._denoiser, updates=updates + 1, decay=_EMA)
-        return float(loss.detach())
+        return float(self._processes.sum(loss.detach())) / self._processes.size  # of all, for all to stop together
 
     def _batch(self, random: np.random.Generator) -> NoisyBatch:
         """Return public images, each with one noisy copy."""
@@ -252,6 +255,13 @@ class _Loop:
             assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
             denoiser.preconditioning.prior = prior
 
+    @cached_property
+    def _pooled(self) -> Float32[Tensor, "images pixels"]:
+        """The public images in 4 × 4 pixels, made part by part."""
+        images = self._of.public.images
+        parts = (images_to_tensor(images[start : start + _PART]) for start in range(0, len(images), _PART))
+        return torch.cat([adaptive_avg_pool2d(part, 4).flatten(1) for part in parts])
+
     def _draw_groups(self, random: np.random.Generator) -> NDArray[np.int64]:
         """Return a class for each public image: its own, or one of groups of classes, or of images that look alike."""
         public, classes = self._of.public, self._of.facts.num_classes
@@ -261,7 +271,7 @@ class _Loop:
             return np.zeros(len(public), dtype=np.int64)
         if public.labels is not None and public.num_classes >= classes:
             return (random.permutation(public.num_classes) % classes)[public.labels]
-        x = torch.nn.functional.adaptive_avg_pool2d(images_to_tensor(public.images), 4).flatten(1)
+        x = self._pooled
         firsts = x[torch.from_numpy(random.permutation(len(x))[:classes])]
         groups: NDArray[np.int64] = torch.cdist(x, firsts).argmin(1).numpy()
         return groups

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dpdm.config import Config, Privacy, decode_plan, encode, encode_config, require_same_unit
-from dpdm.data import ImageDataset, blank_equal
+from dpdm.data import ImageDataset
 from dpdm.evaluation import QUICK, evaluate_utility
 from dpdm.evaluation.classifiers import CNN
 from dpdm.files import held, read_json, write_json
@@ -28,6 +28,7 @@ from dpdm.privacy.accounting import epsilon
 from dpdm.privacy.figures import figures_of, keep, kept_as
 from dpdm.privacy.search import Search
 from dpdm.privacy.sums import BoundedSum
+from dpdm.runs.public import taking_part_of
 from dpdm.runs.release import Release
 from dpdm.runs.run import RunLost
 from dpdm.runs.start import open_start
@@ -135,8 +136,9 @@ class Tuner:
                 f"{self.reference.name} must have labels of {data.num_classes} classes, as {data.name} has: the score "
                 "is how many of them a classifier gets right"
             )
-        if self.reference is not None:  # the same code whether there are equal images or not: it must not show
-            data = blank_equal(data, self.reference)
+        folder = self.candidates[0].method.start_folder  # of all candidates the same
+        # The same code whether there are equal images or not: it must not show.
+        data = taking_part_of(data, self.reference, None if folder is None else open_start(folder))
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
             trainer = self._trainer(config, data, plan, self.run)
             trainer.rehearse(data)

@@ -15,7 +15,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, GAIN_LEVELS, DPMSolver, GaussianMixture, MatchedPreconditioning, PreconditionedDenoiser
 from dpdm.diffusion.noise_levels import LogNormal
 from dpdm.methods import Diffusion, ImageFacts, Prior, Start
-from dpdm.methods.start import forget_classes, load_start, release_gains
+from dpdm.methods.start import _Pairs, forget_classes, load_start, release_gains
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import Noisy
 from dpdm.runs import Release, Trainer, verify_release
@@ -103,6 +103,36 @@ def test_a_network_is_followed_as_far_as_it_leads_to_the_images(factor):
     answered = -factor * sigma * denoiser.preconditioning.loss_weight(sigma).rsqrt()
     best = (1 / answered).clamp(max=1) if factor < 0 else torch.zeros(len(sigma))
     assert torch.allclose(gains, best.double(), atol=0.05)
+
+
+def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours_and_its_place():
+    """Of a network of random weights; parts are of one size, and an image's pixels choose its levels and noise."""
+    random = np.random.default_rng(0)
+    data = ImageDataset(
+        images=random.integers(0, 256, (150, 8, 8, 1), np.uint8), labels=np.arange(150) % 3, num_classes=3, name="many"
+    )
+    facts = ImageFacts(data.shape, data.class_names)
+    denoiser = diffusion(public_start(NETWORK, SHOWN, data.class_names)).untrained(facts, seed=3).denoiser
+    for parameter in denoiser.network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+
+    def rows(images):
+        return torch.cat([part for part, _ in _Pairs(denoiser, images, 4, 0).parts()])
+
+    order = random.permutation(150)
+    whole, shuffled, without = rows(data), rows(data.part(order)), rows(data.part(np.arange(7, 150)))
+    assert (whole != 0).any(dim=1).all()
+    assert torch.equal(shuffled, whole[order])
+    assert torch.equal(without, whole[7:])
+
+
+def test_without_privacy_a_network_that_adds_nothing_is_not_followed(start):
+    method = diffusion(start)
+    gains = method.untrained(ImageFacts(IMAGES.shape, IMAGES.class_names)).denoiser
+    nn.init.zeros_(gains.network.head.weight)
+    nn.init.zeros_(gains.network.head.bias)
+    run = SimpleNamespace(seed=0, mechanism=Exactly.mechanism, once=lambda name, make: Noisy(make().total, 0.0))
+    assert (release_gains(run, IMAGES, gains) == 0).all()
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 3.0])

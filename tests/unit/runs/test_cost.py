@@ -11,13 +11,13 @@ import torch
 
 from dpdm.config import Machine, load_config
 from dpdm.diffusion import EDM, DenoisingLoss, PreconditionedDenoiser
-from dpdm.methods import ImageFacts, made_up
+from dpdm.methods import Diffusion, ImageFacts, Start, made_up
 from dpdm.networks import CompactUNet
 from dpdm.privacy import MechanismRun, clipped_grad_sum
 from dpdm.runs import cost as costs
 from dpdm.runs import fit_to_time
 from dpdm.runs import memory as of_machine
-from dpdm.runs.cost import physical_batch_size
+from dpdm.runs.cost import _Stopwatch, physical_batch_size
 from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay
 from dpdm.types import InputError
 
@@ -166,6 +166,16 @@ def test_half_of_what_is_free_bounds_a_batch(monkeypatch):
 def test_sampling_is_measured_by_the_runs_own_sampler(method, overrides):
     config = load_config("digits", method=method, overrides=overrides)
     assert 0 < costs.measure_sampling(config, ImageFacts((1, 8, 8), tuple("0123456789"))) < 600
+
+
+def test_what_does_not_train_gets_no_noise_and_needs_memory_still():
+    """The rule on whether a network pays counts trained parameters alone."""
+    facts, whole = ImageFacts((1, 8, 8), ()), Diffusion()
+    part = dataclasses.replace(whole, start=Start(source="s", trains="head.*"))
+    one, other = (_Stopwatch(method, Machine(), facts) for method in (whole, part))
+    head = whole.untrained(facts).denoiser.network.head
+    assert other.parameters == sum(p.numel() for p in head.parameters()) < one.parameters
+    assert other._all == one._all == one.parameters
 
 
 @pytest.mark.proof
