@@ -37,14 +37,16 @@ TOYS = {
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "evolution": Evolution(rounds=3, population=4),
-    "diffusion from a public start": Diffusion(start=Start(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
-    "public start alone": Diffusion(start=Start(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
+    "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
+    "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
+    "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),
 }
 PUBLIC = ImageDataset(
     images=np.concatenate([np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8), IMAGES.images[:1]]),
     name="drawn at random",
     public=True,
 )
+ALSO = dataclasses.replace(PUBLIC, name="the same")
 BUDGET = {
     "epsilon": 3.0,
     "dataset_size": 12,
@@ -62,8 +64,12 @@ def plan_of(name, unit="image"):
 
 def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others):
     method = TOYS[name]
-    if method.start_folder is not None:
-        method = dataclasses.replace(method, start=public_start(TOY["network"], PUBLIC, data.class_names))
+    if method.start_folders:
+        made = [
+            public_start(TOY["network"], images, data.class_names, name=f"start{number}", scale=0.1 + number)
+            for number, images in enumerate((PUBLIC, ALSO)[: len(method.start_folders)])
+        ]
+        method = dataclasses.replace(method, start=Start(sources=tuple(each.sources[0] for each in made)))
     machine = Machine(device="cpu", precision="float32", strategy="vectorized", physical_batch_size=4)
     plan = plan or plan_of(name, unit)
     public = PUBLIC if method.starts_from_images else None

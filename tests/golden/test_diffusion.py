@@ -171,6 +171,20 @@ def test_lognormal_quantile_is_scipy_s(mean, std):
     np.testing.assert_allclose(LogNormal(mean, std).quantile(torch.from_numpy(u)).numpy(), expected, rtol=1e-9)
 
 
+def test_weighted_noise_levels_are_those_of_the_base_reweighted():
+    base = LogUniform(sigma_min=1.0, sigma_max=16.0)
+    u = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
+    alike = Weighted(base=base, levels=(1.0, 16.0), weights=(2.0, 2.0))
+    torch.testing.assert_close(alike.quantile(u), base.quantile(u), rtol=1e-6, atol=0)
+    # Weight w = 2 v over ln σ = v ln 16 is the density 2 v: its distribution function v² is undone by a root.
+    rising = Weighted(base=base, levels=(1.0, 16.0), weights=(0.0, 3.0))
+    torch.testing.assert_close(rising.quantile(u), 16 ** u.sqrt(), rtol=1e-3, atol=0)
+    half = Weighted(base=base, levels=(3.99, 4.01), weights=(0.0, 1.0))
+    assert (half.quantile(u) > 3.98).all(), "none where the weight is zero"
+    assert half.span == base.span
+    assert half.quantile(u.float()).dtype == torch.float32
+
+
 def test_lognormal_median_and_one_sigma_quantile_are_known_by_hand():
     u = torch.tensor([0.5, 0.8413447460685429], dtype=torch.float64)
     expected = torch.tensor([0.30119421191220214, 1.0], dtype=torch.float64)  # exp(-1.2), exp(-1.2 + 1.2)

@@ -54,8 +54,8 @@ from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoise
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Diffusion, Evolution, Prior, evolution, prior
-from dpdm.methods import start as public_start
+from dpdm.methods import Diffusion, Evolution, Prior, Start, evolution, prior
+from dpdm.methods import gains as public_start
 from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
 from dpdm.privacy import (
@@ -159,12 +159,14 @@ def two_worlds_of_votes(folder: Path) -> list[str]:
 
 
 def two_worlds_of_gains(folder: Path) -> list[str]:
-    """A public network and its gains, in worlds that differ in an image, in a group, and in what is public too."""
+    """The choice of a public network and its gains, in worlds that differ in an image, a group, or what is public."""
     random = np.random.default_rng(7)
     public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
     last, network, found = len(IMAGES) - 1, MLP(width=8, blocks=1), []
-    start = worlds.public_start(network, public, IMAGES.class_names, scale=1.0)
-    method = Diffusion(network=network, prior=Prior(centres=1), start=start)
+    (one,) = worlds.public_start(network, public, IMAGES.class_names, scale=1.0).sources
+    further = dataclasses.replace(public.part(range(9)), name="further")
+    (other,) = worlds.public_start(network, further, IMAGES.class_names, scale=0.5, name="other").sources
+    method = Diffusion(network=network, prior=Prior(centres=1), start=Start(sources=(one, other)))
     inserted = np.roll(np.arange(len(IMAGES)), 1)
     pairs = {
         "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES.part(inserted), IMAGES.part(range(last)))],
@@ -930,6 +932,16 @@ def noise_by_position(patch: Patch) -> None:
     patch.setattr(public_start, "pixel_digests", lambda images: np.arange(32 * len(images)).reshape(-1, 32) // 7)
 
 
+def three_votes_for_a_start(patch: Patch) -> None:
+    sound = public_start.votes
+
+    def three(parts, *, bins):
+        total, sensitivity = sound(parts, bins=bins)
+        return BoundedSum(3 * total, sensitivity)
+
+    patch.setattr(public_start, "votes", three)
+
+
 def sources_forgotten(patch: Patch) -> None:
     sound = Records.of
     patch.setattr(Records, "of", lambda data: sound(dataclasses.replace(data, sources=None)))
@@ -1162,6 +1174,7 @@ FAULTS = [
     Fault("gains' noise by an image's position", noise_by_position, two_worlds_of_gains),
     Fault("gains of sums without noise", counts_without_noise, two_worlds_of_gains, said="weights"),
     Fault("a black image in place of a blank one, in the gains", blank_images_vote, two_worlds_of_gains),
+    Fault("three votes of an image for a start", three_votes_for_a_start, two_worlds_of_gains),
     Fault("a ledger that looks at framed images alone", sources_forgotten, known_again),
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
     Fault("steps counted in memory only", reserve_in_memory, journal),

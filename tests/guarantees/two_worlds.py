@@ -319,15 +319,17 @@ GROUP_PLAN = PLAN | {"unit": "group"}
 
 
 @functools.cache
-def public_start(network, public: ImageDataset, class_names: tuple[str, ...], *, scale: float = 0.1) -> Start:
+def public_start(
+    network, public: ImageDataset, class_names: tuple[str, ...], *, scale: float = 0.1, name: str = "start"
+) -> Start:
     """Return a start whose weights are random numbers, added to first ones."""
-    folder = Path(tempfile.mkdtemp()) / "start"  # of one name, whichever process made it
+    folder = Path(tempfile.mkdtemp()) / name  # of one name, whichever process made it
     folder.mkdir()
     first = Diffusion(network=network).untrained(ImageFacts(public.shape, class_names), seed=5).denoiser.network
     random = torch.Generator().manual_seed(0)
     weights = {name: w + scale * torch.randn(w.shape, generator=random) for name, w in first.state_dict().items()}
-    save_start(folder, weights, public, {"classes": []})
-    return Start(source=str(folder))
+    save_start(folder, weights, public, {"classes": [], "preconditioning": {"kind": "moment-matched"}})
+    return Start(sources=(str(folder),))
 
 
 @contextlib.contextmanager

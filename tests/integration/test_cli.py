@@ -46,6 +46,30 @@ def test_plan_reads_no_data_and_prints_the_stable_keys(dpdm, monkeypatch):
     assert "add or remove one image" in out
 
 
+def test_a_rehearsal_chooses_learning_rate_and_clipping_norm_once(dpdm, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpdm.runs.learning._IMAGES", 60)
+    line = ["train", photos, "--epsilon", 1, "--run", "short", *SMALL, "--rehearse"]
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    (said,) = [text for text in err.splitlines() if "rehearsed: learning rate" in text]
+    settings = tomllib.loads((tmp_path / "short" / "release" / "config.toml").read_text())
+    (steps,) = [release for release in settings["plan"]["releases"] if release["kind"] == "poisson"]
+    assert f"learning rate {settings['optimizer']['learning_rate']:g} (" in said
+    assert f"clipping norm {steps['max_norm']:g}" in said
+    assert steps["max_norm"] != 1.0
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    assert "rehearsed" not in err
+    assert tomllib.loads((tmp_path / "short" / "release" / "config.toml").read_text()) == settings
+
+
+@pytest.mark.parametrize("setting", ["privacy.kind=non-private", "method=prior"])
+def test_what_has_no_noisy_steps_is_not_rehearsed(dpdm, photos, tmp_path, setting):
+    code, _, err = dpdm("train", photos, "--run", "short", "--rehearse", "--set", setting, "--set=privacy.epsilon=1")
+    assert code == 2
+    assert not (tmp_path / "short").exists()
+
+
 @pytest.mark.proof
 def test_minutes_choose_the_settings_once(dpdm, photos, tmp_path):
     small = [setting for setting in SMALL if "noise_multiplicity" not in setting]

@@ -545,7 +545,7 @@ def test_a_private_score_is_noisy_and_part_of_the_price(
     [
         (("--try=privacy.steps=6,7", "--reference=photos"), "differ in [privacy]"),
         (("--try=prior.centres=1,2", "--reference=photos"), "differ in [privacy]"),
-        (("--try=data.fit=crop,pad", "--reference=photos"), "[data], [public], start.source or what"),
+        (("--try=data.fit=crop,pad", "--reference=photos"), "[data], [public], start.sources or what"),
         (("--try=optimizer.learning_rate", "--reference=photos"), "--try takes"),
         (("--try=optimizer.learning_rate=1e-3,", "--reference=photos"), "--try takes"),
         (("--try=optimizer.learning_rate=1e-3",), "--reference with public images"),

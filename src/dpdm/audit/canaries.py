@@ -182,7 +182,7 @@ def train_with_canaries(
     data: ImageDataset,
     *,
     public: ImageDataset | None = None,
-    start: PublicStart | None = None,
+    starts: tuple[PublicStart, ...] = (),
     canaries: int,
     members: int,
     coins: np.random.Generator,
@@ -194,7 +194,7 @@ def train_with_canaries(
         plan: What is audited. Its relation is add-or-remove here: a canary that does not take part is not there.
         data: The images; `members` of them, or of their groups, take part only if their coin says so.
         public: The public images that the method starts from, if it does.
-        start: The public network that it begins with, if it does.
+        starts: The public networks of which it begins with one, if it does.
         canaries: How many Dirac canaries, at least 2.
         members: How many member canaries, at least 2.
         coins: Tosses all coins; from the operating system's entropy.
@@ -212,7 +212,7 @@ def train_with_canaries(
         device=device,
         seed=config.seed,
         public=public,
-        start=start,
+        starts=starts,
         num_records=seen.num_units,
     )
     untrained = config.method.untrained(facts, seed=config.seed).to(device)

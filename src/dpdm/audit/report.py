@@ -26,7 +26,7 @@ from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.runs import Release, measure_step, verify_release
 from dpdm.runs.public import taking_part_of
-from dpdm.runs.start import open_start
+from dpdm.runs.start import open_starts
 from dpdm.types import InputError, images_to_tensor, require_counts, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
@@ -216,8 +216,8 @@ def audit_run(
     release, plan, config, location = _finished(run)
     data, held_out = _images_of(run, release, plan, location, data, held_out)
     public = _public_of(run, release, config, public)
-    start = _start_of(run, release, config)
-    data = taking_part_of(data, public, start)
+    starts = _starts_of(run, release, config)
+    data = taking_part_of(data, public, starts)
     audited = _within(minutes, config, plan, release.facts, canaries)
 
     on_progress("checking the mechanism", 0, 1)
@@ -227,7 +227,7 @@ def audit_run(
     coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
     played: AuditedRun | None = None
     for outcome in train_with_canaries(
-        config, audited, data, public=public, start=start, canaries=canaries, members=members, coins=coins
+        config, audited, data, public=public, starts=starts, canaries=canaries, members=members, coins=coins
     ):
         if isinstance(outcome, int):
             on_progress("training with canaries", outcome, audited.steps or audited.planned)
@@ -283,9 +283,9 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
 
 
 def _as_opened(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's settings with the place of its start, which a release does not tell."""
-    place = settings.get("start_folder")
-    return settings if place is None else settings | {"start": settings["start"] | {"source": place}}
+    """Return a run's settings with the places of its starts, which a release does not tell."""
+    places = settings.get("start_folders")
+    return settings if places is None else settings | {"start": settings["start"] | {"sources": places}}
 
 
 def _images_of(
@@ -314,12 +314,12 @@ def _images_of(
     return data, held_out
 
 
-def _start_of(run: Path | str, release: Release, config: Config) -> PublicStart | None:
-    """Return the public start of a run, from where it was then."""
-    start = None if config.method.start_folder is None else open_start(config.method.start_folder)
-    if start is not None and start.sha256 != release.settings["start"]["sha256"]:
-        raise InputError(f"{config.method.start_folder} is another start than the one {run} began with")
-    return start
+def _starts_of(run: Path | str, release: Release, config: Config) -> tuple[PublicStart, ...]:
+    """Return the public starts of a run, from where they were then."""
+    starts = open_starts(config.method.start_folders)
+    if starts and [start.sha256 for start in starts] != release.settings["start"]["sha256"]:
+        raise InputError(f"{', '.join(config.method.start_folders)}: {run} began with another start")
+    return starts
 
 
 def _public_of(run: Path | str, release: Release, config: Config, public: ImageDataset | None) -> ImageDataset | None:

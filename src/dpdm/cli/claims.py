@@ -37,7 +37,7 @@ def verify(run: Run, as_json: AsJson = False) -> None:
             f"public   {_quoted([part.name])}{images}, SHA-256 {part.sha256}: declared so, and the claim does not "
             "protect it"
         )
-    for name, sha256 in [found.start] if found.start else []:
+    for name, sha256 in found.starts:
         say(f"start    {_quoted([name])}, network SHA-256 {sha256}: declared so; start.toml of the public start has it")
     say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}; {_samplers(found.samplers)}")
     say(f"seed     {found.seed}; names, seed and settings are declared: nothing can check them")

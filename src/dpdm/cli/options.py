@@ -38,7 +38,9 @@ PublicImages = Annotated[
 StartFolder = Annotated[
     str | None,
     typer.Option(
-        "--start", help="A folder that dpdm pretrain made: a network to begin with, or none (default: a preset's)."
+        "--start",
+        help="A folder that dpdm pretrain made: a network to begin with. Of several, joined by +, private images "
+        "choose one. Or none (default: a preset's).",
     ),
 ]
 Epsilon = Annotated[
@@ -55,6 +57,14 @@ Size = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting, as key=value: network.width=64, say. plan --json lists all settings."),
+]
+Rehearse = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse",
+        help="Find learning rate and clipping norm before, on images that are drawn, under the planned noise: in a "
+        "fourth of the steps' time.",
+    ),
 ]
 Minutes = Annotated[
     float | None,
@@ -96,7 +106,7 @@ def load_settings(
     named = None if public is None else json.dumps(public)  # as text, whatever it looks like
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size, "public.source": named}
     if start is not None and start != "none":
-        given["start.source"] = json.dumps(start)
+        given["start.sources"] = json.dumps([start] if Path(start).expanduser().exists() else start.split("+"))
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     config = load_config(target, method=method, overrides=settings, leave_out=("start",) if start == "none" else ())
     if claims and isinstance(config.privacy, Privacy):

@@ -16,6 +16,7 @@ from dpdm.cli.options import (
     StartFolder,
     Target,
     bound,
+    fail,
     finite,
     load_settings,
     print_json,
@@ -47,14 +48,12 @@ def plan(
     from dpdm.config import require_public_source
     from dpdm.data.public import require_public_there
     from dpdm.runs import measure_sampling, measure_step
+    from dpdm.runs.start import open_starts
 
     if config.public is not None:  # a plan can be made without, which train cannot
         require_public_source(config.method, given=True)
         require_public_there(config.public.source)
-    if config.method.start_folder is not None:
-        from dpdm.runs.start import open_start
-
-        open_start(config.method.start_folder)
+    open_starts(config.method.start_folders)
     facts, asked = _declared(config)
     if minutes is not None:
         config, cost, sampling = _measured(config, facts, asked, minutes, first=True)
@@ -135,7 +134,7 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
             f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {plan.sample_rate:.4g}"
         )
         yield f"network     {report['parameters']:,} parameters"
-        if advice := why_it_cannot_pay(plan, report["parameters"], started=config.method.start_folder is not None):
+        if advice := why_it_cannot_pay(plan, report["parameters"], started=bool(config.method.start_folders)):
             yield f"            {advice}"
         yield f"time        about {duration(60 * report['minutes'])} here, measured on random images"
         beside = "" if unit == "image" else ", and what the images take"
@@ -169,12 +168,11 @@ def _among(config: "Config") -> str:
 
 def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes") -> "Config":
     """Return the settings that take so long; for a run that goes on, those with which it began."""
-    from dpdm.config import decode_plan, read_toml
+    from dpdm.config import decode_plan
     from dpdm.methods import Diffusion
     from dpdm.runs.worth import why_it_cannot_pay
 
-    settings = folder / "private" / "config.toml"
-    there = processes.object_from_first(read_toml(settings) if processes.first and settings.exists() else None)
+    there = _begun_with(folder, processes)
     if there is not None:
         plan = decode_plan(there["plan"])
         config = replace(
@@ -188,7 +186,7 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         facts, mechanism = _declared(config)
         config, cost, sampling = _measured(config, facts, mechanism, minutes, first=processes.first)
         begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
-        started = config.method.start_folder is not None
+        started = bool(config.method.start_folders)
         advice = why_it_cannot_pay(config.plan(lambda: mechanism.dataset_size), cost.parameters, started=started)
         remarks = [f"sampling 10,000 images will then take about {duration(sampling)}", *([advice] if advice else [])]
     if processes.first:
@@ -197,6 +195,48 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         for remark in remarks:
             tell(remark)
     return config
+
+
+def _begun_with(folder: Path, processes: "Processes") -> dict[str, Any] | None:
+    """Return the settings with which a run has begun; None if there is none yet."""
+    from dpdm.config import read_toml
+
+    settings = folder / "private" / "config.toml"
+    return processes.object_from_first(read_toml(settings) if processes.first and settings.exists() else None)
+
+
+def rehearsed(config: "Config", folder: Path, processes: "Processes") -> "Config":
+    """Return the settings with the learning rate and the clipping norm that a rehearsal finds, or that a run has."""
+    from dpdm.config import Privacy, decode_plan
+    from dpdm.methods import Diffusion
+    from dpdm.privacy import Plan
+    from dpdm.runs.learning import rehearse_learning
+
+    if not isinstance(config.privacy, Privacy):
+        fail("a rehearsal is for steps with noise, and this plan has none: leave out --rehearse")
+    there = _begun_with(folder, processes)
+    if there is not None:
+        (steps,) = decode_plan(there["plan"]).poisson
+        rate, norm = there["optimizer"]["learning_rate"], steps.max_norm
+    else:
+        facts, plan = _declared(config)
+        assert isinstance(plan, Plan)
+        shown = 0
+        with show_progress("rehearsing on drawn images, in steps", None) as advance:
+
+            def on_progress(done: int, total: int) -> None:
+                nonlocal shown
+                advance(done - shown, "", total if processes.first else None)
+                shown = done
+
+            found = rehearse_learning(config, plan, facts, on_progress)
+        rate, norm, losses = processes.object_from_first(found)
+        if processes.first:
+            tried = ", ".join(f"{loss:.4f} at {rate:g}" for rate, loss in losses.items())
+            tell(f"rehearsed: learning rate {rate:g} (loss {tried}), clipping norm {norm:g}")
+    assert isinstance(config.method, Diffusion)
+    method = replace(config.method, optimizer=replace(config.method.optimizer, learning_rate=rate))
+    return replace(config, method=method, privacy=replace(config.privacy, max_grad_norm=norm))
 
 
 def _measured(config: "Config", facts: "ImageFacts", mechanism: "AnyPlan", minutes: float, *, first: bool) -> "Fitted":

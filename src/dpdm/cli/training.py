@@ -19,6 +19,7 @@ from dpdm.cli.options import (
     MethodName,
     Minutes,
     PublicImages,
+    Rehearse,
     Set,
     Size,
     StartFolder,
@@ -30,7 +31,7 @@ from dpdm.cli.options import (
     print_json,
     say,
 )
-from dpdm.cli.planning import fitted
+from dpdm.cli.planning import fitted, rehearsed
 from dpdm.terminal import leave_the_terminal, show_progress, show_stages, tell
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def train(
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     minutes: Minutes = None,
+    rehearse: Rehearse = False,
     ledger: LedgerPlace = None,
     set: Set = None,
     as_json: AsJson = False,
@@ -107,6 +109,7 @@ def train(
     from dpdm.ledger import Ledger
     from dpdm.runs import Trainer
     from dpdm.runs.hardware import joined_processes
+    from dpdm.runs.learning import TIME
 
     _require_public_there(config)
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
@@ -117,7 +120,9 @@ def train(
         book = Ledger.default(ledger, tell=tell)
         require_readable(book, processes)
         if minutes is not None:
-            config = fitted(config, folder, minutes, processes)
+            config = fitted(config, folder, minutes / (1 + TIME) if rehearse else minutes, processes)
+        if rehearse:
+            config = rehearsed(config, folder, processes)
         data = config.data.open()
         require_agreeing(config, data)
         with drawing(processes):
@@ -140,13 +145,12 @@ def _require_public_there(config: "Config") -> None:
     """Raise InputError unless public images and a start are there, before any image is read."""
     from dpdm.config import require_public_source
     from dpdm.data.public import require_public_there
-    from dpdm.runs.start import open_start
+    from dpdm.runs.start import open_starts
 
     require_public_source(config.method, given=config.public is not None)
     if config.public is not None:
         require_public_there(config.public.source)
-    if config.method.start_folder is not None:
-        open_start(config.method.start_folder)
+    open_starts(config.method.start_folders)
 
 
 def _stopping() -> list[int]:

@@ -28,7 +28,7 @@ from dpdm.types import InputError, require_at_most
 
 _MOST_ENTRIES = 1000  # of a list of tables: a plan has no more
 T = TypeVar("T")
-_FOLLOWS = ("facts", "plan", "opened", "epsilon", "start_folder")  # what a run writes beside what a person asked for
+_FOLLOWS = ("facts", "plan", "opened", "epsilon", "start_folders")  # what a run writes beside what a person asked for
 _COMMON = tuple(f.name for f in dataclasses.fields(Config) if f.name != "method")  # tables of every method
 
 

@@ -8,6 +8,7 @@ from dpdm.diffusion.noise_levels import (
     LogUniform,
     NoiseLevels,
     VariancePreserving,
+    Weighted,
 )
 from dpdm.diffusion.preconditioning import (
     EDM,
@@ -56,5 +57,6 @@ __all__ = [
     "StochasticDDIM",
     "V",
     "VariancePreserving",
+    "Weighted",
     "karras_schedule",
 ]

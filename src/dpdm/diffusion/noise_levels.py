@@ -4,12 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dpdm.diffusion.schedule import require_descending
 from dpdm.types import InputError, require_within
+
+_CELLS = 2048  # of equal probability, in which a weight is one number
 
 
 class NoiseLevels(Protocol):
@@ -135,3 +138,32 @@ class VariancePreserving:
     def quantile(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the σ below which a fraction `u` in (0, 1) of the training noise levels lies."""
         return self.sigma(self.t_min + (1 - self.t_min) * u)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted:
+    """Noise levels of another distribution, each as much more often as its weight is larger than the others'.
+
+    Args:
+        base: That distribution.
+        levels: Noise levels, rising.
+        weights: Of these, not negative and not all zero; between two levels they are linear in ln σ, beyond constant.
+    """
+
+    base: NoiseLevels
+    levels: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """That of `base`."""
+        return self.base.span
+
+    def quantile(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the σ below which a fraction `u` in (0, 1) of the training noise levels lies."""
+        edges = torch.linspace(0, 1, _CELLS + 1, dtype=torch.float64)
+        at = self.base.quantile((edges[1:] + edges[:-1]) / 2).log().numpy()
+        mass = torch.from_numpy(np.interp(at, np.log(self.levels), self.weights))
+        below = torch.cat([torch.zeros(1, dtype=torch.float64), (mass / mass.sum()).cumsum(0)])
+        base_u = np.interp(u.double().cpu().numpy(), below.numpy(), edges.numpy()).clip(1e-9, 1 - 1e-9)
+        return self.base.quantile(torch.from_numpy(base_u)).to(u)

@@ -7,7 +7,7 @@ Source:
 import copy
 import math
 import re
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import (
     DDIM,
     EDM,
+    GAIN_LEVELS,
     VE,
     VP,
     Churn,
@@ -27,12 +28,15 @@ from dpdm.diffusion import (
     MatchedPreconditioning,
     MatchedSolver,
     MomentMatched,
+    NoiseLevels,
     PreconditionedDenoiser,
     Preconditioning,
     StochasticDDIM,
     V,
+    Weighted,
 )
 from dpdm.methods import ema, made_up
+from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
     Budget,
     ImageFacts,
@@ -46,7 +50,7 @@ from dpdm.methods.interface import (
 )
 from dpdm.methods.loader import Loader
 from dpdm.methods.prior import Prior, release_prior
-from dpdm.methods.start import Start, load_start, rehearse_gains, release_gains
+from dpdm.methods.start import Start, load_start
 from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
 from dpdm.types import InputError, refusing, require_at_most, require_within
@@ -154,7 +158,8 @@ class Diffusion(Method):
         optimizer: Learning rate and average.
         sampler: What the generator draws with.
         samplers: Others, by name, that a release keeps for whoever samples.
-        start: A network that was trained on public images before, around a prior; then steps may be none.
+        start: A network that was trained on public images before; around a prior, steps may then be none. Of several,
+            private images choose one.
     """
 
     kind: ClassVar[str] = "diffusion"
@@ -177,8 +182,13 @@ class Diffusion(Method):
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:
             raise InputError("prior is for moment-matched preconditioning: set preconditioning.kind=moment-matched")
-        if self.start is not None and (self.prior is None or self.code is not None):
-            raise InputError("start is for one of dpdm's networks around a prior: leave it out")
+        if self.start is not None and self.code is not None:
+            raise InputError("start is for one of dpdm's networks: leave it out")
+        if self.start is not None and self.start.private and self.prior is None:
+            raise InputError(
+                "start.gains, and the choice of one of several starts, are for moment-matched preconditioning: without "
+                "a prior, name one start and set start.gains=false"
+            )
         require_sampler_names(self.samplers)
         for name, sampler in self._named().items():
             self._require_trained(name, sampler)
@@ -201,8 +211,7 @@ class Diffusion(Method):
 
     def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:
         """Return the prior's sums, if there is one, and the steps."""
-        if budget.steps == 0 and self.start is not None:
-            assert self.prior is not None
+        if budget.steps == 0 and self.start is not None and self.prior is not None:
             return (*self.prior.planned(budget, alone=True), *self.start.planned(budget))
         if budget.steps == 0:
             raise InputError("privacy.steps = 0 trains no network: take the method prior (--method prior), or steps")
@@ -241,24 +250,29 @@ class Diffusion(Method):
         """Release the prior, and gains; then select, draw, clip, add noise, update, average."""
         assert isinstance(generator, DenoisingGenerator)
         denoiser = generator.denoiser
-        if run.start is not None:
-            load_start(denoiser.network, run.start, generator.facts)
         average = ema.start(denoiser).eval()
         optimizer = torch.optim.Adam(denoiser.parameters())
         updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer)
+        noise_levels: NoiseLevels = self.preconditioning.noise_levels
         if self.prior is not None:
             prior = release_prior(run, data, self.prior).to(run.device)
             for each in (denoiser, average):
                 _matched(each).prior = prior
-        if self.start is not None and self.start.gains:
-            gains = release_gains(run, data, average).to(run.device)
+        if self.start is not None and not updates:
+            start = choose_start(run, data, average, generator.facts)
             for each in (denoiser, average):
-                _matched(each).gains = gains
+                load_start(each.network, start, generator.facts)
+        if self.start is not None and self.start.gains:
+            gains = release_gains(run, data, average)
+            for each in (denoiser, average):
+                _matched(each).gains = gains.of_levels.to(run.device)
+            left = tuple(gains.left.tolist())
+            noise_levels = Weighted(base=noise_levels, levels=GAIN_LEVELS, weights=left)
         released, mechanism = generator.around(average), run.mechanism
         if not mechanism.plan.steps:
             yield run.made_sum(released)
             return released
-        load = Loader(data, self.loss, self.preconditioning.noise_levels, run.device)
+        load = Loader(data, self.loss, noise_levels, run.device)
         at_once = run.physical_batch_size(
             self.loss.noise_multiplicity, lambda: made_up.bytes_of_one(self.loss, denoiser, generator.facts)
         )
@@ -279,8 +293,13 @@ class Diffusion(Method):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
-        if run.start is not None:
-            load_start(copy.deepcopy(generator.denoiser.network), run.start, generator.facts)
+        for start in run.starts:
+            if start.preconditioning != self.preconditioning.kind:
+                raise InputError(
+                    f"the start of {start.part.name} is for preconditioning.kind = {start.preconditioning}, not "
+                    f"{self.preconditioning.kind}: make one by dpdm pretrain --like"
+                )
+            load_start(copy.deepcopy(generator.denoiser.network), start, generator.facts)
         if self.start is not None and self.start.gains:
             with refusing("the network fails on made-up images"):
                 rehearse_gains(generator.denoiser, generator.facts)
@@ -311,9 +330,9 @@ class Diffusion(Method):
             self.start.require_same({name: read(f"{NETWORK}{name}") for name in names}, where)
 
     @property
-    def start_folder(self) -> str | None:
-        """The folder of a network that was trained on public images, if there is one."""
-        return None if self.start is None else self.start.source
+    def start_folders(self) -> tuple[str, ...]:
+        """The folders of networks that were trained on public images."""
+        return () if self.start is None else self.start.sources
 
     @property
     def code(self) -> OwnNetwork | None:
@@ -325,10 +344,10 @@ class Diffusion(Method):
         """What the names of those weights begin with whose code is not the package's, if there are any."""
         return NETWORK if self.code is not None or isinstance(self.network, Own) else None
 
-    def said(self, generator: ImageGenerator, start: PublicStart | None = None) -> "Diffusion":
+    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Diffusion":
         """Return the method as settings can say it."""
         assert isinstance(generator, DenoisingGenerator)
-        begun = None if self.start is None else self.start.said(start)
+        begun = None if self.start is None else self.start.said(starts)
         return replace(self, network=said_of(self.network, generator.denoiser.network), start=begun)
 
     def answers(self, generator: ImageGenerator) -> Float[Tensor, "2 channel height width"]:

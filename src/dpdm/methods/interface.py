@@ -5,7 +5,7 @@ it learns of private images has passed the run's mechanism: a method writes no f
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -97,13 +97,15 @@ class PublicPart(NamedTuple):
 class PublicStart(NamedTuple):
     """A network that was trained on public images (`dpdm pretrain`).
 
-    `sha256` is that of the weights, and `classes` are those that it knows, if it does. `known` has each set of images
-    that it was trained on: its name and their digests, (number, ways, 32), by which the same images are known again.
+    `sha256` is that of the weights, `classes` are those that it knows, if it does, and `preconditioning` is the kind of
+    it. `known` has each set of images that it was trained on: its name and their digests, (number, ways, 32), by which
+    the same images are known again.
     """
 
     weights: Mapping[str, Tensor]
     sha256: str
     classes: tuple[str, ...]
+    preconditioning: str
     part: PublicPart
     known: tuple[tuple[str, UInt8[ndarray, "images ways 32"]], ...]
 
@@ -156,7 +158,7 @@ class Run(Protocol):
     device: torch.device
     seed: int  # of what is public: first weights, the start of a search for centres
     public: ImageDataset | None  # images declared public, for a method that `starts_from_images`
-    start: PublicStart | None  # what `start_folder` holds
+    starts: tuple[PublicStart, ...]  # what `start_folders` hold
 
     @property
     def mechanism(self) -> MechanismRun:
@@ -285,9 +287,9 @@ class Method(ABC):
         return None
 
     @property
-    def start_folder(self) -> str | None:
-        """The folder of a network that was trained on public images, if the method begins with one."""
-        return None
+    def start_folders(self) -> tuple[str, ...]:
+        """The folders of networks that were trained on public images, of which the method begins with one."""
+        return ()
 
     @property
     def code(self) -> Any:  # noqa: ANN401 (a network of one's own)
@@ -299,8 +301,8 @@ class Method(ABC):
         """What the names of those weights begin with whose code is not the package's, if there are any."""
         return None
 
-    def said(self, generator: ImageGenerator, start: PublicStart | None = None) -> "Method":
-        """Return the method as settings can say it: a network of one's own by the name of its class, a start by its."""
+    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Method":
+        """Return the method as settings can say it: own networks by the name of their class, starts by theirs."""
         return self
 
     def answers(self, generator: ImageGenerator) -> Float[Tensor, "made_up channel height width"]:

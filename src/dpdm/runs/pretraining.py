@@ -1,7 +1,8 @@
 """Pre-training on public images: what need not be learnt from private ones is learnt before, and costs no privacy.
 
 The network is trained around public priors that carry the noise which the private prior will have. What it learns,
-to turn a noisy mixture's guess into an image, carries over when the private prior takes the public one's place.
+to turn a noisy mixture's guess into an image, carries over when the private prior takes the public one's place. Without
+a prior it is trained as it is, to be tuned on private images (Ghalebikesabi et al. 2023).
 """
 
 import math
@@ -81,10 +82,8 @@ class Pretraining:
     def __post_init__(self) -> None:
         require_positive(minutes=self.minutes)
         require_name(self.public.name, "the public data (public.name)")
-        if self.method.prior is None or self.method.code is not None:
-            raise InputError(
-                "a start is for one of dpdm's networks around a prior: preconditioning.kind=moment-matched"
-            )
+        if self.method.code is not None:
+            raise InputError("a start is for one of dpdm's networks: set network.kind")
         if self.public.shape != self.facts.shape:
             raise InputError(f"{self.public.name} has images of shape {self.public.shape}, not {self.facts.shape}")
         if len(self.public) < _FEWEST:
@@ -105,7 +104,7 @@ class Pretraining:
             "minutes": self.minutes,
             "seed": self.seed,
             "facts": {"shape": [*self.facts.shape], "class_names": [*self.facts.class_names]},
-            **{name: tables[name] for name in ("network", "preconditioning", "prior")},
+            **{name: tables[name] for name in ("network", "preconditioning", "prior") if name in tables},
         }
 
     def steps(self, folder: Path) -> Generator[Pretrained, None, None]:
@@ -206,7 +205,10 @@ class _Loop:
     def update(self, updates: int, *, part: float) -> float:
         """Take one step, the time being spent to this part of it, and return the loss."""
         if updates % _NEW_PRIOR == 0 or not len(self._groups):
-            self._draw_prior(updates // _NEW_PRIOR)
+            random = np.random.default_rng([self._of.seed, updates // _NEW_PRIOR])
+            self._groups = self._draw_groups(random)
+            if self._of.method.prior is not None:
+                self._draw_prior(self._of.method.prior, random)
         cosine = _LAST + (1 - _LAST) * (1 + math.cos(math.pi * part)) / 2
         for group in self._optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * cosine * min(1.0, (updates + 1) / _WARM_UP)
@@ -236,10 +238,8 @@ class _Loop:
         batch = (x, torch.where(dropped, facts.num_classes, labels)[:, None], sigma.float()[:, None], noise[:, None])
         return NoisyBatch(*(t.to(self._device) for t in batch))
 
-    def _draw_prior(self, number: int) -> None:
+    def _draw_prior(self, settings: Prior, random: np.random.Generator) -> None:
         """Put a new public prior in the place of the one before: other images, noise and groups."""
-        random = np.random.default_rng([self._of.seed, number])
-        self._groups = self._draw_groups(random)
         some = random.permutation(len(self._of.public))[:_RECORDS_OF_A_PRIOR]
         classes = self._of.facts.num_classes
         data = ImageDataset(
@@ -249,8 +249,7 @@ class _Loop:
             name=self._of.public.name,
             public=True,
         )
-        assert self._of.method.prior is not None
-        prior = noisy_prior(self._of.method.prior, data, random).to(self._device)
+        prior = noisy_prior(settings, data, random).to(self._device)
         for denoiser in (self._denoiser, self.average):
             assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
             denoiser.preconditioning.prior = prior

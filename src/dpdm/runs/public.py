@@ -17,11 +17,11 @@ _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
 def parts_of(
-    images: Sequence[ImageDataset], start: PublicStart | None, generator: ImageGenerator
+    images: Sequence[ImageDataset], starts: Sequence[PublicStart], generator: ImageGenerator
 ) -> tuple[PublicPart, ...]:
-    """Return the public images that a run uses, those of its start, and what its generator needs beside its weights."""
+    """Return the public images of a run, those of its starts, and what its generator needs beside its weights."""
     used = [PublicPart(public.name, public.digest(), len(public)) for public in images]
-    return (*used, *([] if start is None else [start.part]), *generator.parts)
+    return (*used, *(start.part for start in starts), *generator.parts)
 
 
 def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
 
 def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, generator: ImageGenerator) -> None:
     """Raise InputError unless a release names as many public images as it is made with, and its generator's parts."""
-    images = method.starts_from_images + _searched(plan) + (method.start_folder is not None)
+    images = method.starts_from_images + _searched(plan) + len(method.start_folders)
     counted = all(part.images for part in parts[:images]) and not any(part.images for part in parts[images:])
     if not counted or tuple(parts[images:]) != generator.parts or len(parts) != images + len(generator.parts):
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
@@ -77,11 +77,12 @@ def _number(part: PublicPart) -> str:
     return f"{part.images:,} image{'s' if part.images > 1 else ''}, " if part.images else ""
 
 
-def taking_part_of(data: ImageDataset, public: ImageDataset | None, start: PublicStart | None) -> ImageDataset:
+def taking_part_of(data: ImageDataset, public: ImageDataset | None, starts: Sequence[PublicStart]) -> ImageDataset:
     """Return the private images, blank where they are among those that a run starts from (see `blank_equal`)."""
     data = data if public is None else blank_equal(data, public)
-    for _, digests in () if start is None else start.known:
-        data = blank_known(data, digests[:, 0])
+    for start in starts:
+        for _, digests in start.known:
+            data = blank_known(data, digests[:, 0])
     return data
 
 

@@ -55,7 +55,7 @@ class Run:
         seed: Of what is public.
         place: How messages call the run.
         public: Images that are declared public, for a method that starts from some.
-        start: A network that was trained on public images, for a method that begins with one.
+        starts: Networks that were trained on public images, for a method that begins with one of them.
         folder: What it keeps to itself.
         watch: What anyone may see while it goes.
         num_records: Returns the number of this process's records: secret.
@@ -76,14 +76,14 @@ class Run:
         seed: int,
         place: str,
         public: ImageDataset | None,
-        start: PublicStart | None,
+        starts: tuple[PublicStart, ...],
         folder: PrivateFolder,
         watch: Watch,
         num_records: int,
         begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.processes, self.device, self.seed = mechanism.processes, device, seed
-        self.public, self.start = public, start
+        self.public, self.starts = public, starts
         self._mechanism, self._machine, self._place = mechanism, machine, place
         self._folder, self._watch, self._num_records = folder, watch, num_records
         self._begin, self._begun = begin, False
@@ -102,7 +102,7 @@ class Run:
         seed: int,
         num_records: int,
         public: ImageDataset | None = None,
-        start: PublicStart | None = None,
+        starts: tuple[PublicStart, ...] = (),
     ) -> "Run":
         """Return a run that nothing is kept of: no folder, no ledger, nothing to watch."""
         return cls(
@@ -112,7 +112,7 @@ class Run:
             seed=seed,
             place="a run in memory",
             public=public,
-            start=start,
+            starts=starts,
             folder=PrivateFolder(None, {}),
             watch=Watch(None, mechanism.plan, private=False, tensorboard=False),
             num_records=num_records,
@@ -257,7 +257,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
     processes.require_same(repr((settings, weights)), "their settings")
     if processes.size > 1:
         processes.require_same(data.digest(), "their images")
-    taking_part = taking_part_of(data, trainer.public, trainer.start)
+    taking_part = taking_part_of(data, trainer.public, trainer.starts)
     own = taking_part.part(processes.shard(data.num_units))
     folder, watch = _opened(trainer, data, settings, processes, private=claim["private"] is True)
     keep_freed_memory()
@@ -270,7 +270,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         seed=trainer.seed,
         place=str(trainer.run),
         public=trainer.public,
-        start=trainer.start,
+        starts=trainer.starts,
         folder=folder,
         watch=watch,
         num_records=own.num_units,
@@ -304,7 +304,8 @@ def _opened(
     place = None if trainer.run is None or not processes.first else Path(trainer.run)
     with processes.refused_together():
         kept = {**settings, **trainer.asked, "machine": encode(trainer.machine), "opened": data.location}
-        kept |= {} if trainer.start is None else {"start_folder": str(Path(str(trainer.method.start_folder)).resolve())}
+        folders = [str(Path(folder).expanduser().resolve()) for folder in trainer.method.start_folders]
+        kept |= {"start_folders": folders} if folders else {}
         asked = figures_of(trainer.plan).asked
         folder = PrivateFolder(None if place is None else place / "private", kept, asked=asked)
     watch = None if place is None else place / "watch"

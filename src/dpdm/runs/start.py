@@ -1,6 +1,6 @@
 """The folder of a start: a network that was trained on public images, what it was made with and for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def save_start(
         folder: Where.
         weights: Of the network.
         public: What it was trained on.
-        settings: What else there is to say of it; `classes`, those that it knows, is needed.
+        settings: What else there is to say of it; `classes`, those that it knows, and `preconditioning` are needed.
 
     Raises:
         OSError: It cannot be written; the disk may be full.
@@ -76,6 +76,20 @@ def save_start(
     write_toml(folder / START, table)
 
 
+def open_starts(folders: Sequence[str]) -> tuple[PublicStart, ...]:
+    """Return the starts in folders.
+
+    Raises:
+        InputError: One is none (see `open_start`), or two were made with images of one name, as a claim says it.
+    """
+    starts = tuple(map(open_start, folders))
+    names = [start.part.name for start in starts]
+    for folder, name in zip(folders, names, strict=True):
+        if names.count(name) > 1:
+            raise InputError(f"{folder} is not the only start that was made with {name}: name one of them")
+    return starts
+
+
 def open_start(source: Path | str) -> PublicStart:
     """Return the start in a folder.
 
@@ -92,6 +106,7 @@ def open_start(source: Path | str) -> PublicStart:
         (part,), classes, sets = read_parts(table["public"]), table["classes"], table["sets"]
         if not all(isinstance(names, list) and all(type(name) is str for name in names) for names in (classes, sets)):
             raise InputError(f"{folder / START} holds names of classes or sets that are no list of words: {_REMEDY}")
+        kind = str(table["preconditioning"]["kind"])
         layout = read_layout(folder / WEIGHTS)
         if digest(folder / WEIGHTS) != table["sha256"]:
             raise InputError(f"{folder / WEIGHTS} is not the file that {START} was written for: {_REMEDY}")
@@ -102,4 +117,4 @@ def open_start(source: Path | str) -> PublicStart:
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
         if not all(value.isfinite().all() for value in weights.values()):
             raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
-    return PublicStart(weights, weights_digest(weights), tuple(classes), part, ways)
+    return PublicStart(weights, weights_digest(weights), tuple(classes), kind, part, ways)

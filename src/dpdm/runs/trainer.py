@@ -25,7 +25,7 @@ from dpdm.runs.public import parts_of, require_others, require_public
 from dpdm.runs.rehearsal import rehearse, require_memory, require_names, require_readable
 from dpdm.runs.release import Release
 from dpdm.runs.run import Run, begun
-from dpdm.runs.start import open_start
+from dpdm.runs.start import open_starts
 from dpdm.runs.verification import release_settings, require_planned
 from dpdm.runs.watch import require_tensorboard
 from dpdm.runs.weights import require_storable
@@ -129,9 +129,9 @@ class Trainer:
         require_public(self.method, self.plan, self.public, self.reference)
 
     @cached_property
-    def start(self) -> PublicStart | None:
-        """The public start of the method, if it has one: read once."""
-        return None if self.method.start_folder is None else open_start(self.method.start_folder)
+    def starts(self) -> tuple[PublicStart, ...]:
+        """The public starts of the method: read once."""
+        return open_starts(self.method.start_folders)
 
     @property
     def public_images(self) -> tuple[ImageDataset, ...]:
@@ -142,7 +142,7 @@ class Trainer:
     def public_records(self) -> list[Records]:
         """All that it uses of images that are declared public, for a ledger to look whether they are."""
         sets = [each for images in self.public_images for each in (images, *images.made_of)]
-        known = () if self.start is None else self.start.known
+        known = [ways for start in self.starts for ways in start.known]
         return [*map(Records.of, sets), *(Records(name, digests=ways) for name, ways in known)]
 
     def build(self, data: ImageDataset) -> tuple[ImageGenerator, torch.device]:
@@ -189,7 +189,7 @@ class Trainer:
         with Processes.joined().refused_together():
             generator, device = self.build(data)
         mechanism = self.plan.start(entropy=self.entropy, strategy=self.machine.clipping)
-        public = {"public": self.public, "start": self.start}
+        public = {"public": self.public, "starts": self.starts}
         run = Run.in_memory(mechanism, machine=self.machine, device=device, seed=self.seed, num_records=0, **public)  # type: ignore[arg-type]
         with mechanism.processes.refused_together():
             release = Release(generator, {"statement": "of nothing"}, self.settings(data, generator))
@@ -220,11 +220,11 @@ class Trainer:
 
     def said(self, generator: ImageGenerator) -> Method:
         """Return the method as settings say it."""
-        return self.method.said(generator, self.start)
+        return self.method.said(generator, self.starts)
 
     def settings(self, data: ImageDataset, generator: ImageGenerator) -> dict[str, Any]:
         """Return all settings and declared facts, as a release's `config.toml` holds them."""
-        method, public = self.said(generator), parts_of(self.public_images, self.start, generator)
+        method, public = self.said(generator), parts_of(self.public_images, self.starts, generator)
         return release_settings(method, self.plan, self.seed, data.name, generator.facts, public)
 
 

@@ -31,7 +31,7 @@ from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.public import taking_part_of
 from dpdm.runs.release import Release
 from dpdm.runs.run import RunLost
-from dpdm.runs.start import open_start
+from dpdm.runs.start import open_starts
 from dpdm.runs.trainer import Trainer
 from dpdm.types import InputError
 
@@ -90,10 +90,10 @@ class Tuner:
         first = self.candidates[0]
         for config in self.candidates[1:]:
             same = (config.privacy, config.data, config.public) == (first.privacy, first.data, first.public)
-            same = same and config.method.start_folder == first.method.start_folder
+            same = same and config.method.start_folders == first.method.start_folders
             if not same or _planned(config) != _planned(first):
                 raise InputError(
-                    "candidates differ in [privacy], [data], [public], start.source or what their method releases, on "
+                    "candidates differ in [privacy], [data], [public], start.sources or what their method releases, on "
                     "which the price of a run depends: let them differ in other settings"
                 )
         if not isinstance(first.privacy, Privacy):
@@ -136,9 +136,9 @@ class Tuner:
                 f"{self.reference.name} must have labels of {data.num_classes} classes, as {data.name} has: the score "
                 "is how many of them a classifier gets right"
             )
-        folder = self.candidates[0].method.start_folder  # of all candidates the same
+        starts = open_starts(self.candidates[0].method.start_folders)  # of all candidates the same
         # The same code whether there are equal images or not: it must not show.
-        data = taking_part_of(data, self.reference, None if folder is None else open_start(folder))
+        data = taking_part_of(data, self.reference, starts)
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
             trainer = self._trainer(config, data, plan, self.run)
             trainer.rehearse(data)
@@ -239,13 +239,13 @@ class Tuner:
         path = self.run / "private" / "search.json"
         candidates = [encode_config(config) for config in self.candidates]
         reference = None if self.reference is None else self.reference.digest()
-        start = self.candidates[0].method.start_folder  # of all candidates the same
+        starts = open_starts(self.candidates[0].method.start_folders)  # of all candidates the same
         what = {
             "plan": encode(plan),
             "epsilon": figures_of(plan).asked,
             "candidates": candidates,
             "reference": reference,
-            "start": None if start is None else open_start(start).sha256,
+            "starts": [start.sha256 for start in starts],
         }
         if path.exists():
             state = read_json(path)

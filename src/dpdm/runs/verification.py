@@ -55,7 +55,7 @@ class Verified:
         samplers: What it calls its samplers beside the usual one.
         seed: The declared seed of the initial weights.
         public: What it was made with that is declared public, which no claim protects.
-        start: The declared name of the public network that it began with, and the SHA-256 of its weights, if it did.
+        starts: The declared name of each public network that it may have begun with, and the SHA-256 of its weights.
         own_network: The declared name of the network's class, if its code is not dpdm's; "" if it is.
         own_weights: What it calls its weights, with types and shapes.
     """
@@ -72,7 +72,7 @@ class Verified:
     samplers: tuple[str, ...] = ()
     seed: int = 0
     public: tuple[PublicPart, ...] = ()
-    start: tuple[str, ...] = ()
+    starts: tuple[tuple[str, str], ...] = ()
     own_network: str = ""
     own_weights: tuple[str, ...] = ()
 
@@ -159,7 +159,7 @@ def release_settings(
 
 def require_planned(method: Method, plan: AnyPlan) -> None:
     """Raise InputError unless the plan releases what the method does, by name, kind and order."""
-    none_needed = method.start_folder is not None and not plan.steps  # a public network may be all there is
+    none_needed = method.start_folders and not plan.steps  # a public network may be all there is
     wanted = method.releases(Budget(1.0, 1e-5, plan.dataset_size, steps=0 if none_needed else None))
     planned, needed = ([(type(release), release.name) for release in each] for each in (plan.releases, wanted))
     if planned != needed:
@@ -220,7 +220,9 @@ def verify_release(run: Path | str) -> Verified:
         samplers=tuple(getattr(method, "samplers", ())),
         seed=seed,
         public=public,
-        start=() if method.start_folder is None else (settings["start"]["source"], settings["start"]["sha256"]),
+        starts=tuple(zip(*(settings["start"][key] for key in ("sources", "sha256")), strict=True))
+        if method.start_folders
+        else (),
         own_network="" if method.foreign is None else str(settings["network"]["type"]),
         own_weights=() if method.foreign is None else _said(layout, method.foreign),
     )

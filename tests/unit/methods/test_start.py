@@ -15,7 +15,8 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, GAIN_LEVELS, DPMSolver, GaussianMixture, MatchedPreconditioning, PreconditionedDenoiser
 from dpdm.diffusion.noise_levels import LogNormal
 from dpdm.methods import Diffusion, ImageFacts, Prior, Start
-from dpdm.methods.start import _Pairs, forget_classes, load_start, release_gains
+from dpdm.methods.gains import CHOICE, _Pairs, choose_start, release_gains
+from dpdm.methods.start import forget_classes, load_start
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import Noisy
 from dpdm.runs import Release, Trainer, verify_release
@@ -143,14 +144,14 @@ def test_gains_are_from_zero_to_one(start, epsilon):
 
 def test_without_steps_the_public_network_is_what_draws(start):
     made = trainer(diffusion(start)).fit(IMAGES)
-    weights = open_start(start.source).weights
+    weights = open_start(start.sources[0]).weights
     state = made.generator.denoiser.network.state_dict()
     assert all(torch.equal(state[name], weights[name]) for name in weights)
 
 
 def test_private_steps_go_on_from_it(start):
     made = trainer(diffusion(start), steps=2).fit(IMAGES)
-    weights = open_start(start.source).weights
+    weights = open_start(start.sources[0]).weights
     state = made.generator.denoiser.network.state_dict()
     moved = [name for name in weights if not torch.equal(state[name], weights[name])]
     assert moved
@@ -169,7 +170,7 @@ def test_private_steps_go_on_from_it(start):
 )
 def test_what_trains_is_chosen_by_name(network, trains, moves):
     built = network.build((1, 16, 16), num_classes=3, images_in=2)
-    Start(source="?", trains=trains).freeze(built)
+    Start(sources=("?",), trains=trains).freeze(built)
     trained = {name for name, p in built.named_parameters() if p.requires_grad}
     parts = {name.split(".")[0] for name in trained}
     assert len(trained) > 0
@@ -213,7 +214,7 @@ def edit(path, old, new):
     ],
 )
 def test_a_damaged_start_is_one_line_before_anything_is_spent(start, tmp_path, damage, says):
-    damage(Path(start.source))
+    damage(Path(start.sources[0]))
     with pytest.raises(InputError, match=says) as refusal:
         trainer(diffusion(start), tmp_path / "run").fit(IMAGES)
     assert "\n" not in str(refusal.value)
@@ -221,7 +222,7 @@ def test_a_damaged_start_is_one_line_before_anything_is_spent(start, tmp_path, d
 
 
 def test_a_start_that_knows_other_classes_is_refused(start, tmp_path):
-    edit(Path(start.source) / START, "classes = []", 'classes = ["ant", "bee", "cow"]')
+    edit(Path(start.sources[0]) / START, "classes = []", 'classes = ["ant", "bee", "cow"]')
     with pytest.raises(InputError, match=r"knows the classes ant, bee, cow, ..., and these images have 0, 1"):
         trainer(diffusion(start), tmp_path / "run").fit(IMAGES)
     assert not (tmp_path / "run").exists()
@@ -235,18 +236,22 @@ def test_a_start_needs_a_prior(start):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"source": ""},
-        {"source": "two\nlines"},
+        {"sources": ()},
+        {"sources": ("",)},
+        {"sources": ("two\nlines",)},
+        {"sources": ("s", "s")},
+        {"sources": tuple("abcdefghi")},
+        {"sha256": ("0" * 64, "1" * 64)},
         {"share": 0.0},
         {"share": 1.0},
-        {"sha256": "any words at all"},
+        {"sha256": ("any words at all",)},
         {"trains": "*, Alice has cancer"},
         {"trains": ",".join("*" * 99)},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes):
     with pytest.raises(InputError):
-        Start(**{"source": "s"} | changes)
+        Start(**{"sources": ("s",)} | changes)
 
 
 def test_a_release_names_the_public_images_and_keeps_no_path(start, tmp_path):
@@ -256,7 +261,7 @@ def test_a_release_names_the_public_images_and_keeps_no_path(start, tmp_path):
     assert f"'shown' (40 images, SHA-256 {SHOWN.digest()[:16]}…)" in made.statement
     assert verify_release(tmp_path / "run").public == (part,)
     text = (tmp_path / "run" / "release" / "config.toml").read_text()
-    assert str(Path(start.source).parent) not in text
+    assert str(Path(start.sources[0]).parent) not in text
     images, _ = Release.load(tmp_path / "run").sample(3, seed=0)
     assert images.shape == (3, 8, 8, 1)
 
@@ -274,13 +279,13 @@ def test_another_network_beside_a_plan_without_steps_is_refused(start, tmp_path)
     made = trainer(diffusion(start)).fit(IMAGES)
     next(made.generator.denoiser.network.parameters()).data.flatten()[0] += 1
     made.save(tmp_path / "release")
-    with pytest.raises(InputError, match=r"holds another network than the public one that config\.toml names"):
+    with pytest.raises(InputError, match=r"holds another network than a public one that config\.toml names"):
         verify_release(tmp_path / "release")
 
 
 def test_settings_that_name_a_start_take_no_other(start):
-    method = diffusion(dataclasses.replace(start, sha256="0" * 64))
-    with pytest.raises(InputError, match="holds another start than the one that the settings name"):
+    method = diffusion(dataclasses.replace(start, sha256=("0" * 64,)))
+    with pytest.raises(InputError, match="another start than the one that the settings name"):
         trainer(method).fit(IMAGES)
 
 
@@ -301,6 +306,88 @@ def test_classes_that_are_forgotten_are_alike_and_stay_so():
 
 def test_weights_that_fit_are_loaded_whole(start):
     network = diffusion(start).untrained(ImageFacts(IMAGES.shape, IMAGES.class_names)).denoiser.network
-    opened = open_start(start.source)
+    opened = open_start(start.sources[0])
     load_start(network, opened, ImageFacts(IMAGES.shape, IMAGES.class_names))
     assert all(torch.equal(value, opened.weights[name]) for name, value in network.state_dict().items())
+
+
+def two_starts(start, **changes):
+    """Return that start beside a far one, whose corrections are large and mean nothing."""
+    further = dataclasses.replace(SHOWN.part(range(9)), name="further")
+    (other,) = public_start.__wrapped__(NETWORK, further, IMAGES.class_names, scale=3.0, name="far").sources
+    return dataclasses.replace(start, sources=(other, *start.sources), **changes)
+
+
+def test_most_images_vote_for_the_network_that_leaves_least_of_them(start):
+    both = two_starts(start)
+    made = trainer(diffusion(both), epsilon=200.0).fit(IMAGES)
+    weights = [open_start(source).weights for source in both.sources]
+    state = made.generator.denoiser.network.state_dict()
+    assert [all(torch.equal(state[name], w[name]) for name in w) for w in weights] == [False, True]
+
+
+def test_votes_are_counted_by_hand(start):
+    """An image votes for the start with the smaller ⟨c, c⟩ − 2 ⟨c, r⟩ over all levels."""
+    facts, starts = ImageFacts(IMAGES.shape, IMAGES.class_names), [open_start(s) for s in two_starts(start).sources]
+    denoiser = diffusion(start).untrained(facts).denoiser
+    seen = {}
+
+    def once(name, make):
+        seen[name] = make()
+        return Noisy(torch.tensor([1.0, 2.0]), 1.0)
+
+    plan = SimpleNamespace(dataset_size=12)
+    run = SimpleNamespace(starts=starts, seed=3, once=once, mechanism=SimpleNamespace(plan=plan))
+    assert choose_start(run, IMAGES, denoiser, facts) is starts[1], "by the noisy counts, whatever the exact ones"
+    expected = torch.zeros(2)
+    for number in range(len(IMAGES)):
+        left = []
+        for each in starts:
+            load_start(denoiser.network, each, facts)
+            (rows, _), *_ = _Pairs(denoiser, IMAGES.part(range(number, number + 1)), 12, 3).parts()
+            explained, squared = rows.view(2, -1).sum(1)
+            left.append(float(squared - 2 * explained))
+        expected[int(np.argmin(left))] += 1
+    assert torch.allclose(seen[CHOICE].total.float(), expected)
+    assert seen[CHOICE].sensitivity == 1
+
+
+def test_a_claim_names_every_start_whichever_was_chosen(start, tmp_path):
+    made = trainer(diffusion(two_starts(start)), tmp_path / "run").fit(IMAGES)
+    assert [part.name for part in made.public] == ["further", "shown"]
+    verified = verify_release(tmp_path / "run")
+    assert [name for name, _ in verified.starts] == ["far", "start"]
+    assert len({digest for _, digest in verified.starts}) == 2
+    assert Release.load(tmp_path / "run").sample(3, seed=0)[0].shape == (3, 8, 8, 1)
+
+
+def test_two_starts_of_one_budget_share_it(start):
+    one, two = (diffusion(each).plan(epsilon=1.0, dataset_size=12, steps=0) for each in (start, two_starts(start)))
+    multipliers = {release.name: release.noise_multiplier for release in two.releases}
+    alone = {release.name: release.noise_multiplier for release in one.releases}
+    assert multipliers[CHOICE] == multipliers["gains"] == pytest.approx(2**0.5 * alone["gains"], rel=1e-3)
+
+
+def test_two_starts_of_one_name_or_of_one_public_set_are_refused(start, tmp_path):
+    (first,) = start.sources
+    again = public_start.__wrapped__(NETWORK, SHOWN, IMAGES.class_names, name="again").sources
+    alike = public_start.__wrapped__(NETWORK, dataclasses.replace(SHOWN, name="else"), IMAGES.class_names).sources
+    for others, says in ((again, "not the only start that was made with shown"), (alike, "are called alike")):
+        with pytest.raises(InputError, match=says):
+            trainer(diffusion(dataclasses.replace(start, sources=(first, *others))), tmp_path / "run").fit(IMAGES)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_chose_a_start_goes_on_with_it(start, tmp_path):
+    method = diffusion(two_starts(start))
+    whole = trainer(method, tmp_path / "run", steps=3)
+    steps = whole.steps(IMAGES)
+    next(steps)
+    steps.close()
+    made = trainer(method, tmp_path / "run", steps=3).fit(IMAGES)
+    state = made.generator.denoiser.network.state_dict()
+    near = [
+        all((state[name] - w).abs().max() < 0.1 for name, w in open_start(source).weights.items())
+        for source in method.start_folders
+    ]
+    assert sum(near) == 1

@@ -171,7 +171,7 @@ def test_sampling_is_measured_by_the_runs_own_sampler(method, overrides):
 def test_what_does_not_train_gets_no_noise_and_needs_memory_still():
     """The rule on whether a network pays counts trained parameters alone."""
     facts, whole = ImageFacts((1, 8, 8), ()), Diffusion()
-    part = dataclasses.replace(whole, start=Start(source="s", trains="head.*"))
+    part = dataclasses.replace(whole, start=Start(sources=("s",), trains="head.*"))
     one, other = (_Stopwatch(method, Machine(), facts) for method in (whole, part))
     head = whole.untrained(facts).denoiser.network.head
     assert other.parameters == sum(p.numel() for p in head.parameters()) < one.parameters

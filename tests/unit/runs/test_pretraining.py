@@ -12,9 +12,10 @@ import torch
 
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
+from dpdm.diffusion import EDM, V
 from dpdm.methods import Diffusion, ImageFacts, Prior, Start
 from dpdm.networks import MLP
-from dpdm.runs import pretraining
+from dpdm.runs import Trainer, pretraining, verify_release
 from dpdm.runs.pretraining import Pretraining, noisy_prior
 from dpdm.runs.start import START, open_start
 from dpdm.types import InputError
@@ -94,7 +95,7 @@ def test_training_that_diverges_leaves_no_start(tmp_path, monkeypatch):
 
 
 def test_settings_that_begin_with_a_start_are_no_hindrance(tmp_path):
-    method = dataclasses.replace(METHOD, start=Start(source="gone", trains="head.bias"))
+    method = dataclasses.replace(METHOD, start=Start(sources=("gone",), trains="head.bias"))
     steps = training(method=method).steps(tmp_path / "start")
     next(steps)
     assert all(p.requires_grad for p in steps.gi_frame.f_locals["loop"]._denoiser.network.parameters())
@@ -133,8 +134,7 @@ def test_public_images_of_other_classes_teach_none(tmp_path, named):
         ({"minutes": 0}, "minutes must be"),
         ({"facts": ImageFacts((3, 8, 8), ())}, "has images of shape"),
         ({"public": PUBLIC.part(range(9))}, "has 9 images: take at least 64"),
-        ({"method": Diffusion(preconditioning=__import__("dpdm.diffusion").diffusion.EDM())}, "around a prior"),
-        ({"method": dataclasses.replace(METHOD, network=torch.nn.Linear(2, 2))}, "around a prior"),
+        ({"method": dataclasses.replace(METHOD, network=torch.nn.Linear(2, 2))}, "one of dpdm's networks"),
     ],
 )
 def test_what_no_start_can_be_made_of_is_refused(changes, says):
@@ -156,11 +156,9 @@ def test_a_prior_has_the_noise_of_private_ones(monkeypatch):
 
 
 def test_a_start_serves_a_run(tmp_path):
-    from dpdm.runs import Trainer
-
     for _ in training().steps(tmp_path / "start"):
         pass
-    method = dataclasses.replace(METHOD, start=Start(source=str(tmp_path / "start")))
+    method = dataclasses.replace(METHOD, start=Start(sources=(str(tmp_path / "start"),)))
     plan = method.plan(epsilon=5.0, dataset_size=90, delta=1e-3, steps=0)
     made = Trainer(method=method, plan=plan, machine=QUICK, run=tmp_path / "run", ledger=None).fit(
         dataclasses.replace(images(90, seed=1), name="private")
@@ -168,6 +166,44 @@ def test_a_start_serves_a_run(tmp_path):
     claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert claim["public"] == [{"name": "shown", "sha256": PUBLIC.digest(), "images": 90}]
     assert made.sample(4, seed=0)[0].shape == (4, 8, 8, 1)
+
+
+PLAIN = Diffusion(network=MLP(width=8, blocks=1), preconditioning=EDM())
+
+
+def test_without_a_prior_a_network_is_pre_trained_and_tuned(tmp_path):
+    """Ghalebikesabi et al. 2023: the same code, without prior and gains."""
+    for _ in training(method=PLAIN).steps(tmp_path / "start"):
+        pass
+    assert open_start(tmp_path / "start").preconditioning == "edm"
+    start = Start(sources=(str(tmp_path / "start"),), gains=False)
+    method = dataclasses.replace(PLAIN, start=start)
+    private = dataclasses.replace(images(90, seed=1), name="private")
+
+    def fit(method, folder):
+        plan = method.plan(epsilon=5.0, dataset_size=90, delta=1e-3, steps=2, expected_batch_size=9)
+        assert [release.name for release in plan.releases] == ["steps"]
+        return Trainer(method=method, plan=plan, machine=QUICK, run=folder, ledger=None).fit(private)
+
+    made = fit(method, tmp_path / "run")
+    assert [part.name for part in verify_release(tmp_path / "run").public] == ["shown"]
+    state, weights = made.generator.denoiser.network.state_dict(), open_start(tmp_path / "start").weights
+    assert all((state[name] - weights[name]).abs().max() < 0.1 for name in weights)
+    with pytest.raises(InputError, match=r"is for preconditioning\.kind = edm, not v: make one"):
+        fit(dataclasses.replace(method, preconditioning=V()), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"gains": False, "sources": ("a", "b")}])
+def test_what_a_prior_is_needed_for_is_refused_without_one(changes):
+    with pytest.raises(InputError, match=r"name one start and set start\.gains=false"):
+        dataclasses.replace(PLAIN, start=Start(**{"sources": ("a",)} | changes))
+
+
+def test_without_a_prior_there_must_be_steps():
+    method = dataclasses.replace(PLAIN, start=Start(sources=("a",), gains=False))
+    with pytest.raises(InputError, match="trains no network"):
+        method.plan(epsilon=1.0, dataset_size=90, delta=1e-3, steps=0)
 
 
 WORKER = """
