@@ -18,6 +18,7 @@ from dpdm.diffusion import (
     PreconditionedDenoiser,
     V,
     VariancePreserving,
+    Weighted,
     karras_schedule,
 )
 

@@ -67,6 +67,7 @@ def test_the_presets_are_those_that_are_promised():
         "fashion-mnist-cpu-epsilon-0.2",
         "fashion-mnist-cpu-epsilon-1",
         "mnist-cpu",
+        "mnist-cpu-without-prior",
     ]
     assert preset_names() == sorted([*published, *for_a_laptop])
 

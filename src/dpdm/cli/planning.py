@@ -212,8 +212,9 @@ def rehearsed(config: "Config", folder: Path, processes: "Processes") -> "Config
     from dpdm.privacy import Plan
     from dpdm.runs.learning import rehearse_learning
 
-    if not isinstance(config.privacy, Privacy):
-        fail("a rehearsal is for steps with noise, and this plan has none: leave out --rehearse")
+    method = config.method
+    if not isinstance(config.privacy, Privacy) or not isinstance(method, Diffusion) or config.privacy.steps == 0:
+        fail("a rehearsal is for noisy steps of a network, and this plan takes none: leave out --rehearse")
     there = _begun_with(folder, processes)
     if there is not None:
         (steps,) = decode_plan(there["plan"]).poisson
@@ -234,8 +235,7 @@ def rehearsed(config: "Config", folder: Path, processes: "Processes") -> "Config
         if processes.first:
             tried = ", ".join(f"{loss:.4f} at {rate:g}" for rate, loss in losses.items())
             tell(f"rehearsed: learning rate {rate:g} (loss {tried}), clipping norm {norm:g}")
-    assert isinstance(config.method, Diffusion)
-    method = replace(config.method, optimizer=replace(config.method.optimizer, learning_rate=rate))
+    method = replace(method, optimizer=replace(method.optimizer, learning_rate=rate))
     return replace(config, method=method, privacy=replace(config.privacy, max_grad_norm=norm))
 
 
