@@ -48,13 +48,13 @@ from two_worlds import (
 
 from dpdm.audit import parametric
 from dpdm.audit.canaries import AuditedRun, WatchedRun, train_with_canaries
-from dpdm.config import Config, Data, Machine, encode
+from dpdm.config import Config, Data, Machine, Privacy, encode
 from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Diffusion, Evolution, Prior, Start, evolution, prior
+from dpdm.methods import Diffusion, Evolution, ImageFacts, Prior, PriorAlone, Start, evolution, prior
 from dpdm.methods import gains as public_start
 from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
@@ -64,6 +64,7 @@ from dpdm.privacy import (
     LayerWise,
     MechanismRun,
     OneBackwardEach,
+    OperatingSystemEntropy,
     Plan,
     Vectorized,
     clipped_grad_sum,
@@ -77,7 +78,8 @@ from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.noise import grid_step
 from dpdm.privacy.sums import BoundedSum
-from dpdm.runs import Release, Trainer, verify_release
+from dpdm.runs import Release, Trainer, drawn, verify_release
+from dpdm.runs.pretraining import Pretraining
 from dpdm.runs.public import claim_of
 from dpdm.runs.release import digest
 from dpdm.runs.run import Run
@@ -165,7 +167,7 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
     last, network, found = len(IMAGES) - 1, MLP(width=8, blocks=1), []
     (one,) = worlds.public_start(network, public, IMAGES.class_names, scale=1.0).sources
     further = dataclasses.replace(public.part(range(9)), name="further")
-    (other,) = worlds.public_start(network, further, IMAGES.class_names, scale=0.5, name="other").sources
+    (other,) = worlds.public_start(network, further, IMAGES.class_names, scale=3.0, name="other").sources
     method = Diffusion(network=network, prior=Prior(centres=1), start=Start(sources=(one, other)))
     inserted = np.roll(np.arange(len(IMAGES)), 1)
     pairs = {
@@ -178,6 +180,35 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
         if name == "public" and moved(d, e) != [0.0] * len(d.calls):
             found.append("an image that is public moved a sum")
     return found
+
+
+def images_of_a_release(folder: Path) -> list[str]:
+    """A run that begins with a network trained on images of another run's release: its claim must count both."""
+    network, method = MLP(width=8, blocks=1), PriorAlone(prior=Prior(centres=1))
+    asked = {"dataset_size": 12, "delta": 1e-13}
+    plan = method.plan(epsilon=3.0, **asked)
+    first = Trainer(method=method, plan=plan, run=folder / "first", entropy=OperatingSystemEntropy(), ledger=None)
+    first.fit(IMAGES)
+    images, earlier = drawn.open_drawn(str(folder / "first"), count=64)
+    facts = ImageFacts(IMAGES.shape, IMAGES.class_names)
+    for _ in Pretraining(
+        public=images, facts=facts, method=Diffusion(network=network), minutes=1e-6, earlier=earlier
+    ).steps(folder / "start"):
+        pass
+    second = Diffusion(network=network, prior=Prior(centres=1), start=Start(sources=(str(folder / "start"),)))
+    config = Config(
+        data=Data(source="?"),
+        method=second,
+        privacy=Privacy(epsilon=9.0, steps=0, **asked),
+        machine=Machine(device="cpu"),
+    )
+    Trainer.from_config(config, IMAGES, run=folder / "second", ledger=lambda: None).fit(IMAGES)
+    one, both = (json.loads((folder / run / "release" / "privacy.json").read_text()) for run in ("first", "second"))
+    noise = [[event["noise_multiplier"] for event in claim["events"]] for claim in (one, both)]
+    made = len(noise[0]) + len(both["releases"])
+    if noise[1][: len(noise[0])] != noise[0] or len(noise[1]) != made:
+        return [f"{made} noisy sums were made in all, and {len(noise[1])} are claimed"]
+    return []
 
 
 def _in_both_worlds(folder: Path, method, pairs, *, public=None, **steps) -> Iterator[tuple[str, World, World]]:
@@ -942,6 +973,16 @@ def three_votes_for_a_start(patch: Patch) -> None:
     patch.setattr(public_start, "votes", three)
 
 
+def images_that_bring_nothing_along(patch: Patch) -> None:
+    sound = drawn.open_drawn
+    patch.setattr(drawn, "open_drawn", lambda *given, **named: sound(*given, **named)._replace(earlier=()))
+
+
+def earlier_sums_not_counted(patch: Patch) -> None:
+    sound = Plan.events
+    patch.setattr(Plan, "events", lambda self, *, made=None: sound(dataclasses.replace(self, earlier=()), made=made))
+
+
 def sources_forgotten(patch: Patch) -> None:
     sound = Records.of
     patch.setattr(Records, "of", lambda data: sound(dataclasses.replace(data, sources=None)))
@@ -1174,6 +1215,8 @@ FAULTS = [
     Fault("gains' noise by an image's position", noise_by_position, two_worlds_of_gains),
     Fault("gains of sums without noise", counts_without_noise, two_worlds_of_gains, said="weights"),
     Fault("a black image in place of a blank one, in the gains", blank_images_vote, two_worlds_of_gains),
+    Fault("images of a release that bring nothing along", images_that_bring_nothing_along, images_of_a_release),
+    Fault("earlier noisy sums that a plan does not count", earlier_sums_not_counted, images_of_a_release),
     Fault("three votes of an image for a start", three_votes_for_a_start, two_worlds_of_gains),
     Fault("a ledger that looks at framed images alone", sources_forgotten, known_again),
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
@@ -1204,6 +1247,7 @@ CHECKS = {
     public_images_among_the_private: "two worlds that differ in an image that is public",
     two_worlds_of_votes: "two worlds of votes for public images",
     two_worlds_of_gains: "two worlds of a public network's gains",
+    images_of_a_release: "a run that begins with images of a release",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",
     noise_of_the_prior: "`dpdm audit`, noise on a prior's sums",

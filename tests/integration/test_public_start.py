@@ -221,3 +221,74 @@ def test_public_images_are_framed_as_private_ones(dpdm, photos, tmp_path):
     code, _, err = dpdm("pretrain", "grey.npz", "--like", photos, *MADE)
     assert code == 0, err
     assert open_dataset(tmp_path / "grey.npz").shape == (1, 20, 24)
+
+
+DRAWN = ("pretrain", "run", "--like", "photos", *MADE[:2], "-o", "again", *LIKE, *TOY)
+SECOND = ("--start=again", "--run=second", "--set=privacy.delta=1e-3", "--set=data.size=8", *TOY, *NO_STEPS)
+
+
+@pytest.fixture
+def drawn_from_a_run(dpdm, photos, run, monkeypatch):
+    monkeypatch.setattr("dpdm.runs.drawn.COUNT", 90)
+    code, out, err = dpdm(*DRAWN)
+    assert code == 0, err
+    assert "done: again, made with drawn from photos (90 images), whose release every claim counts again" in out
+
+
+def claim_of(run):
+    return json.loads((run / "release" / "privacy.json").read_text())
+
+
+def test_a_run_that_begins_with_images_of_a_release_counts_it_again(dpdm, photos, drawn_from_a_run, tmp_path):
+    code, out, err = dpdm("train", photos, "--epsilon=6", "--ledger=none", *SECOND)
+    assert code == 0, err
+    first, second = claim_of(tmp_path / "run"), claim_of(tmp_path / "second")
+    noise = [event["noise_multiplier"] for event in first["events"]]
+    assert [event["noise_multiplier"] for event in second["events"][: len(noise)]] == noise
+    assert len(second["events"]) > len(noise)
+    assert 5.9 < second["epsilon"] <= 6.0, "all of it, and no more"
+    assert f"{len(noise)} noisy sums of an earlier release of 'photos'" in second["statement"]
+    assert "it begins with images drawn from a release, which it counts: 'drawn from photos' (90 images" in out
+    assert "declared public" not in second["statement"], "nobody declared these images public"
+    code, out, err = dpdm("verify", "second")
+    assert code == 0, err
+    assert 'drawn    "drawn from photos", 90 images, SHA-256' in out
+
+
+def test_a_budget_that_the_earlier_release_has_used_up_is_refused(dpdm, photos, drawn_from_a_run, tmp_path):
+    code, _, err = dpdm("train", photos, "--epsilon=3", "--ledger=none", *SECOND)
+    assert code == 2
+    assert "cannot be reached by any amount of noise" in err.splitlines()[-1]
+    assert not (tmp_path / "second").exists()
+
+
+def test_what_was_drawn_from_a_release_is_counted_through_any_number_of_runs(dpdm, photos, drawn_from_a_run, tmp_path):
+    assert dpdm("train", photos, "--epsilon=6", "--ledger=none", *SECOND)[0] == 0
+    code, _, err = dpdm("pretrain", "second", *DRAWN[2:6], "-o", "third", *LIKE, *TOY)
+    assert code == 0, err
+    table = tomllib.loads((tmp_path / "third" / "start.toml").read_text())
+    assert len(table["earlier"]) == len(claim_of(tmp_path / "second")["events"])
+
+
+def test_a_release_without_a_sound_claim_draws_nothing(dpdm, photos, run, tmp_path):
+    (tmp_path / "run" / "release" / "model.safetensors").write_bytes(b"12")
+    code, _, err = dpdm(*DRAWN)
+    assert (code, err.splitlines()[-1].count("model.safetensors")) == (2, 1)
+    assert not (tmp_path / "again").exists()
+
+
+def test_images_of_a_release_are_no_public_ones_of_a_claim_that_counts_nothing(dpdm, drawn_from_a_run, tmp_path):
+    from dpdm.config import earlier_of
+    from dpdm.data import open_dataset
+    from dpdm.methods import Diffusion, Prior, Start
+    from dpdm.networks import CompactUNet
+    from dpdm.runs import Trainer
+    from dpdm.types import InputError
+
+    data = open_dataset(tmp_path / "photos", size=8)
+    method = Diffusion(network=CompactUNet(width=16), prior=Prior(centres=1), start=Start(sources=("again",)))
+    asked = {"epsilon": 6.0, "dataset_size": 30, "delta": 1e-3, "steps": 0, "relation": "replace_special"}
+    with pytest.raises(InputError, match="counts other noisy sums than those of that release"):
+        Trainer(method=method, plan=method.plan(**asked), ledger=None).rehearse(data)
+    plan = method.plan(**asked, earlier=earlier_of(["again"]))
+    Trainer(method=method, plan=plan, ledger=None).rehearse(data)

@@ -34,7 +34,9 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     for part in found.public:
         images = f", {part.images:,} images" if part.images else ""
         say(
-            f"public   {_quoted([part.name])}{images}, SHA-256 {part.sha256}: declared so, and the claim does not "
+            f"drawn    {_quoted([part.name])}{images}, SHA-256 {part.sha256}: of a release, which the claim counts"
+            if part.drawn
+            else f"public   {_quoted([part.name])}{images}, SHA-256 {part.sha256}: declared so, and the claim does not "
             "protect it"
         )
     for name, sha256 in found.starts:

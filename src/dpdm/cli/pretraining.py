@@ -12,6 +12,7 @@ from dpdm.terminal import show_progress, tell
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
     from dpdm.ledger import Ledger
+    from dpdm.methods import ImageFacts
     from dpdm.runs.pretraining import Pretraining
 
 _OF_A_START = ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "machine.", "seed")
@@ -21,7 +22,8 @@ def pretrain(
     public: Annotated[
         str,
         typer.Argument(
-            help="Images declared public: fonts or shapes, which are drawn, a path or a name, or several joined by +."
+            help="Images declared public: fonts or shapes, which are drawn, a path or a name, or several joined by +. "
+            "Or a finished run: images are drawn from its release, whose noisy sums later runs then count again."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make, for train --start.")],
@@ -40,10 +42,10 @@ def pretrain(
     _require_of_a_start(set or [], minutes)
     config = load_settings(like, None, None, set, claims=False)
     from dpdm.config import declared_facts
-    from dpdm.data import open_public
     from dpdm.data.public import location_of, require_others_than
     from dpdm.ledger import Ledger
     from dpdm.methods import Diffusion
+    from dpdm.runs.drawn import is_release, open_drawn
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.pretraining import Pretraining
     from dpdm.runs.start import open_start, require_free
@@ -51,14 +53,23 @@ def pretrain(
     if not isinstance(method := config.method, Diffusion):
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
-    require_others_than(location_of(config.data.source), public)
+    if not (drawn := is_release(public)):
+        require_others_than(location_of(config.data.source), public)
     book = _existing(Ledger.default(ledger, tell=tell))
     facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
+        if drawn and processes.first:
+            tell(f"drawing images from the release of {public}, which runs with this start count again")
         with processes.refused_together(), drawing(processes):
-            images = open_public(public, shape=facts.shape, class_names=facts.class_names)
+            images, earlier = open_drawn(public) if drawn else (_open(public, facts), ())
         training = Pretraining(
-            public=images, facts=facts, method=method, minutes=minutes, machine=config.machine, seed=config.seed
+            public=images,
+            facts=facts,
+            method=method,
+            minutes=minutes,
+            machine=config.machine,
+            seed=config.seed,
+            earlier=earlier,
         )
         with processes.refused_together():
             _require_public(images, book if processes.first else None)
@@ -70,8 +81,15 @@ def pretrain(
     start = open_start(output)
     if as_json:
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
-    say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), which no claim protects")
+    claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
+    say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
     say(f"next: dpdm train {like} --start {output}")
+
+
+def _open(public: str, facts: "ImageFacts") -> "ImageDataset":
+    from dpdm.data import open_public
+
+    return open_public(public, shape=facts.shape, class_names=facts.class_names)
 
 
 def _existing(book: "Ledger | None") -> "Ledger | None":

@@ -6,6 +6,7 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.config.declared import declared_facts
+    from dpdm.config.earlier import earlier_of
     from dpdm.config.settings import (
         Config,
         Data,
@@ -44,6 +45,7 @@ __all__ = [
     "decode",
     "decode_method",
     "decode_plan",
+    "earlier_of",
     "encode",
     "encode_config",
     "encode_method",
@@ -62,6 +64,7 @@ __getattr__ = lazily(
     __name__,
     {
         "declared": "declared_facts",
+        "earlier": "earlier_of",
         "settings": "Config Data Machine NoPrivacy Privacy Public require_epsilon"
         " require_exact_size require_public_source require_same_unit require_timed",
         "toml": "choose_sampler decode decode_method decode_plan encode encode_config encode_method load_config",

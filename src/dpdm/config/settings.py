@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from dpdm.config.earlier import earlier_of
 from dpdm.data import Channels, Fit, ImageDataset, is_built_in, open_dataset, open_public
 from dpdm.methods import Budget, Diffusion, Method
 from dpdm.privacy import AnyPlan, LayerWise, NonPrivate, OneBackwardEach, Plan, Strategy, Vectorized
@@ -129,6 +130,7 @@ class Privacy:
             noise=self.noise,
             unit=unit,
             search=search,
+            earlier=earlier_of(method.start_folders),
         )
 
 

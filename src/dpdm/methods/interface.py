@@ -7,6 +7,7 @@ it learns of private images has passed the run's mechanism: a method writes no f
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -16,7 +17,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from dpdm.data import ImageDataset
-from dpdm.privacy import AnyPlan, MechanismRun, Noisy, Plan
+from dpdm.privacy import AnyPlan, Earlier, MechanismRun, Noisy, Plan
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.releases import FullSum, PoissonSums
@@ -87,11 +88,13 @@ class PublicPart(NamedTuple):
     """Something public that a release was made with: the name a person gave it, its SHA-256, its number of images.
 
     That it is public is declared: no file can show it, and no claim protects it. What is no set of images has none.
+    Images `drawn` from a release are not declared to be public: the plan counts what that release cost.
     """
 
     name: str
     sha256: str
     images: int = 0
+    drawn: bool = False
 
 
 class PublicStart(NamedTuple):
@@ -99,7 +102,7 @@ class PublicStart(NamedTuple):
 
     `sha256` is that of the weights, `classes` are those that it knows, if it does, and `preconditioning` is the kind of
     it. `known` has each set of images that it was trained on: its name and their digests, (number, ways, 32), by which
-    the same images are known again.
+    the same images are known again. `earlier` is what a release cost from which these images were drawn.
     """
 
     weights: Mapping[str, Tensor]
@@ -108,6 +111,7 @@ class PublicStart(NamedTuple):
     preconditioning: str
     part: PublicPart
     known: tuple[tuple[str, UInt8[ndarray, "images ways 32"]], ...]
+    earlier: tuple[Earlier, ...] = ()
 
 
 class ImageGenerator(nn.Module, ABC):
@@ -207,6 +211,15 @@ class Run(Protocol):
         ...
 
 
+def _left_after(earlier: Sequence[Earlier], epsilon: float, dataset_size: int, delta: float) -> float:
+    """Return the ε of a Gaussian release that costs `epsilon` together with earlier noisy sums."""
+    if not earlier:
+        return epsilon
+    said: dict[str, Any] = {"relation": earlier[0].relation, "unit": earlier[0].unit}
+    rest = Plan(dataset_size=dataset_size, delta=delta, releases=(FullSum(name="rest"),), earlier=earlier, **said)  # type: ignore[arg-type]
+    return replace(rest.calibrate(epsilon=epsilon), earlier=()).epsilon()
+
+
 class Method(ABC):
     """A way from private images to a generator. Every field of it is public."""
 
@@ -258,7 +271,7 @@ class Method(ABC):
             steps: How many steps, for methods that take any (default: the method's own).
             expected_batch_size: Mean records of a step (default: a sixteenth of the size, from 64 to 2048).
             max_grad_norm: Clipping norm of a step.
-            fields: Relation, unit, noise and search, as `Plan` takes them.
+            fields: Relation, unit, noise, search and earlier sums, as `Plan` takes them.
 
         Raises:
             InputError: The numbers do not fit together, or no amount of noise reaches `epsilon`.
@@ -266,7 +279,8 @@ class Method(ABC):
         search = fields.get("search")
         of_one = epsilon if search is None else search.epsilon_of_one(epsilon=epsilon, delta=delta)
         dataset_size = whole_number("dataset_size", dataset_size)
-        budget = Budget(of_one, delta, dataset_size, steps, expected_batch_size, max_grad_norm)
+        left = _left_after(fields.get("earlier", ()), of_one, dataset_size, delta)
+        budget = Budget(left, delta, dataset_size, steps, expected_batch_size, max_grad_norm)
         asked = Plan(dataset_size=dataset_size, delta=delta, releases=self.releases(budget), **fields)
         return asked.calibrate(epsilon=epsilon)
 

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from dpdm.privacy.layerwise import LayerWise
     from dpdm.privacy.mechanism import MechanismRun, Noisy
     from dpdm.privacy.plan import DPSGD, AnyPlan, NonPrivate, Plan
-    from dpdm.privacy.releases import FullSum, PoissonSums
+    from dpdm.privacy.releases import Earlier, FullSum, PoissonSums
 
 __all__ = [
     "DPSGD",
     "AnyPlan",
+    "Earlier",
     "FullSum",
     "GaussianRelease",
     "InsecureSeededEntropy",
@@ -43,6 +44,6 @@ __getattr__ = lazily(
         "layerwise": "LayerWise",
         "mechanism": "MechanismRun Noisy",
         "plan": "DPSGD AnyPlan NonPrivate Plan",
-        "releases": "FullSum PoissonSums",
+        "releases": "Earlier FullSum PoissonSums",
     },
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, get_args
 from dpdm.privacy.accounting import Accountant, Event, Relation, calibrate, encode_event, epsilon, round_up
 from dpdm.privacy.clipping import Strategy
 from dpdm.privacy.entropy import Entropy
-from dpdm.privacy.releases import FullSum, NamedSums, PoissonSums, noise_of
+from dpdm.privacy.releases import Earlier, FullSum, NamedSums, PoissonSums, noise_of
 from dpdm.privacy.search import Search
 from dpdm.types import InputError, require_positive
 
@@ -58,6 +58,7 @@ class Plan(_Startable):
         unit: What is protected, and so what a record is in all of this: an image, or a group of images, say all those
             of one person. A group is selected as a whole, and has one vector in a sum.
         search: Given if the run is one of a search, of which the best alone is released; the claim covers all of it.
+        earlier: Noisy sums of finished runs, with images of whose releases this one begins: they count again.
 
     Guarantees:
         * Each record enters each Poisson sum independently with probability E / N, a constant.
@@ -76,6 +77,7 @@ class Plan(_Startable):
     relation: Relation = "add_or_remove_one"
     noise: Noise = "continuous"
     search: Search | None = None
+    earlier: tuple[Earlier, ...] = ()
     _asked: ClassVar[float | None] = None  # of what `calibrate` returned, and of nothing that was made from it
     _open: ClassVar[tuple[bool, ...]] = ()  # which figures `calibrate` chose
 
@@ -83,6 +85,13 @@ class Plan(_Startable):
         super().__post_init__()
         require_positive(delta=self.delta)
         object.__setattr__(self, "delta", float(self.delta))
+        object.__setattr__(self, "earlier", tuple(self.earlier))
+        for each in self.earlier:
+            if not isinstance(each, Earlier) or (each.relation, each.unit) != (self.relation, self.unit):
+                raise InputError(
+                    "earlier holds something else than noisy sums with the plan's relation and unit: a run can begin "
+                    "with images drawn from a release if both protect the same, under the same relation"
+                )
         if not isinstance(self.search, Search | None):
             raise InputError(f"search must be a Search, not {type(self.search).__name__}")
         if self.relation not in get_args(Relation):
@@ -101,13 +110,15 @@ class Plan(_Startable):
             )
 
     def events(self, *, made: int | None = None) -> list[Event]:
-        """Return what the first `made` sums cost (default: all); all of a search, once it has begun."""
+        """Return what the first `made` sums cost (default: all), after earlier ones; all of a search, once begun."""
         made = self.planned if made is None else made
         events = [event for release, count in self._made(made) for event in release.events(count, self.dataset_size)]
-        if self.search is None or not events:
-            return events
-        whole = [event for release in self.releases for event in release.events(release.count, self.dataset_size)]
-        return self.search.events(whole)
+        if not events:
+            return []
+        if self.search is not None:
+            whole = [event for release in self.releases for event in release.events(release.count, self.dataset_size)]
+            events = self.search.events(whole)
+        return [*(event for each in self.earlier for event in each.events()), *events]
 
     def epsilon(self, *, made: int | None = None, accountant: Accountant = "pld") -> float:
         """Return ε at the plan's δ after the first `made` sums (default: all)."""
@@ -150,6 +161,9 @@ class Plan(_Startable):
 
     def _sums(self) -> Iterator[str]:
         """Say what is released: neighbours of one kind together."""
+        if self.earlier:
+            runs = " and ".join(sorted({repr(each.run) for each in self.earlier}))
+            yield f"{sum(each.count for each in self.earlier):,} noisy sums of an earlier release of {runs}"
         for full, same in groupby(self.releases, lambda release: isinstance(release, FullSum)):
             if full:
                 yield f"{len(list(same))} Gaussian releases"
@@ -203,6 +217,7 @@ class NonPrivate(_Startable):
     relation: ClassVar[Relation] = "add_or_remove_one"
     noise: ClassVar[Noise] = "continuous"
     search: ClassVar[Search | None] = None
+    earlier: ClassVar[tuple[Earlier, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from dpdm.privacy.accounting import Event, GaussianRelease, PoissonGaussianSteps
-from dpdm.types import InputError, require_in_range, whole_number
+from dpdm.privacy.accounting import Event, GaussianRelease, PoissonGaussianSteps, Relation
+from dpdm.types import InputError, require_in_range, require_name, whole_number
 
 Unit = Literal["image", "group"]
 
@@ -77,6 +77,39 @@ class PoissonSums:
         rate = self.expected_batch_size / dataset_size
         noise = noise_of(self)
         return [PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=count)] if count else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """Noisy sums of a finished run: a run that begins with images drawn from its release counts them again.
+
+    Nothing can show that the two are about other records. So both count, as if they were about the same.
+
+    Args:
+        run: What the finished run calls its images.
+        noise_multiplier: Standard deviation of the noise ÷ the sensitivity.
+        sample_rate: Probability by which each record entered a sum.
+        count: How many sums.
+        relation: What "neighbouring" meant.
+        unit: What was protected.
+    """
+
+    run: str
+    noise_multiplier: float
+    sample_rate: float
+    count: int
+    relation: Relation
+    unit: Unit
+
+    def __post_init__(self) -> None:
+        require_name(self.run, "an earlier release")
+        whole_number("count", self.count)
+        self.events()  # which refuses numbers of another kind
+
+    def events(self) -> list[Event]:
+        """Return what they cost."""
+        noise, rate = self.noise_multiplier, self.sample_rate
+        return [PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=self.count)]
 
 
 Release = FullSum | PoissonSums

@@ -28,7 +28,7 @@ from dpdm.methods import Diffusion, ImageFacts, Prior, ema
 from dpdm.methods.interface import Run
 from dpdm.methods.prior import release_prior
 from dpdm.methods.start import forget_classes
-from dpdm.privacy import Noisy
+from dpdm.privacy import Earlier, Noisy
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.folder import PrivateFolder
@@ -68,6 +68,7 @@ class Pretraining:
         minutes: How long.
         machine: Device and precision.
         seed: Of weights, priors and batches: all of it is public.
+        earlier: What a release cost from which `public` was drawn, if it was (`open_drawn`).
 
     Under torchrun each process takes its part of every batch.
     """
@@ -78,6 +79,7 @@ class Pretraining:
     minutes: float = 30.0
     machine: Machine = Machine()  # noqa: RUF009 (frozen)
     seed: int = 0
+    earlier: tuple[Earlier, ...] = ()
 
     def __post_init__(self) -> None:
         require_positive(minutes=self.minutes)
@@ -143,7 +145,7 @@ class Pretraining:
                 raise
         if processes.first:
             weights = loop.average.network.state_dict()
-            save_start(folder, weights, self.public, self.settings() | {"updates": updates})
+            save_start(folder, weights, self.public, self.settings() | {"updates": updates}, self.earlier)
             shutil.rmtree(folder / _MAKING)
 
 

@@ -1,7 +1,7 @@
 """What a release was made with that is public by declaration: named in its settings and in its claim."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dpdm.config import require_public_source
@@ -45,7 +45,9 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
         require_name(entry.get("name", ""), "config.toml: public data")
         if type(number := entry.get("images", 0)) is not int or not 0 <= number < 2**63:
             raise InputError("config.toml holds public data of a number of images that is none")
-        parts.append(PublicPart(entry["name"], digest, number))
+        if type(drawn := entry.get("drawn", False)) is not bool:
+            raise InputError("config.toml holds public data that are drawn neither truly nor falsely")
+        parts.append(PublicPart(entry["name"], digest, number, drawn))
     if len({part.name for part in parts}) < len(parts):
         raise InputError("config.toml names public data twice: give each a name of its own")
     return tuple(parts)
@@ -57,6 +59,18 @@ def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, g
     counted = all(part.images for part in parts[:images]) and not any(part.images for part in parts[images:])
     if not counted or tuple(parts[images:]) != generator.parts or len(parts) != images + len(generator.parts):
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
+    if isinstance(plan, Plan) and any(part.drawn for part in parts) != bool(plan.earlier):
+        raise InputError("config.toml names images drawn from a release, and counts none, or the other way round")
+
+
+def require_counted(plan: AnyPlan, starts: Sequence[PublicStart]) -> None:
+    """Raise InputError unless a plan counts what releases cost from which the images of its starts were drawn."""
+    earlier = tuple(each for start in starts for each in start.earlier)
+    if isinstance(plan, Plan) and plan.earlier != earlier:
+        raise InputError(
+            "the start was made with images drawn from a release, and the plan counts other noisy sums than those of "
+            "that release: give method.plan(earlier=dpdm.config.earlier_of(...))"
+        )
 
 
 def _searched(plan: AnyPlan) -> bool:
@@ -68,9 +82,15 @@ def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) ->
     """Return the claim for machines, with the public parts, which it does not protect."""
     claim = plan.claim(entropy=entropy)
     if parts:
-        shown = ", ".join(f"{part.name!r} ({_number(part)}SHA-256 {part.sha256[:16]}…)" for part in parts)
-        claim["statement"] = f"{claim['statement']}; it does not protect what was declared public: {shown}"
+        declared, drawn = (_shown(part for part in parts if part.drawn is drawn) for drawn in (False, True))
+        unprotected = f"; it does not protect what was declared public: {declared}" if declared else ""
+        counted = f"; it begins with images drawn from a release, which it counts: {drawn}" if drawn else ""
+        claim["statement"] = f"{claim['statement']}{unprotected}{counted}"
     return claim | {"public": as_settings(parts)}
+
+
+def _shown(parts: Iterable[PublicPart]) -> str:
+    return ", ".join(f"{part.name!r} ({_number(part)}SHA-256 {part.sha256[:16]}…)" for part in parts)
 
 
 def _number(part: PublicPart) -> str:

@@ -9,17 +9,19 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from dpdm.config import read_toml
+from dpdm.config import encode, read_toml
+from dpdm.config.earlier import START, earlier_of
 from dpdm.data import ImageDataset, pixel_digests
 from dpdm.files import damaged, digest, write_toml
 from dpdm.ledger import Records
 from dpdm.methods.interface import PublicPart, PublicStart
 from dpdm.methods.start import weights_digest
+from dpdm.privacy import Earlier
 from dpdm.runs.public import as_settings, read_parts
 from dpdm.runs.weights import read_layout, read_weights, save_weights
 from dpdm.types import InputError
 
-START, WEIGHTS = "start.toml", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 VERSION = 1
 _NETWORK, _KNOWN = "network.", "known."
 _REMEDY = "make the start again, by dpdm pretrain"
@@ -47,7 +49,11 @@ def known_by(public: ImageDataset) -> dict[str, "np.ndarray[Any, np.dtype[np.uin
 
 
 def save_start(
-    folder: Path, weights: Mapping[str, Shaped[Tensor, "..."]], public: ImageDataset, settings: dict[str, Any]
+    folder: Path,
+    weights: Mapping[str, Shaped[Tensor, "..."]],
+    public: ImageDataset,
+    settings: dict[str, Any],
+    earlier: Sequence[Earlier] = (),
 ) -> None:
     """Write a start into its folder: `start.toml` last, without which there is none.
 
@@ -56,6 +62,7 @@ def save_start(
         weights: Of the network.
         public: What it was trained on.
         settings: What else there is to say of it; `classes`, those that it knows, and `preconditioning` are needed.
+        earlier: What a release cost from which `public` was drawn.
 
     Raises:
         OSError: It cannot be written; the disk may be full.
@@ -64,7 +71,7 @@ def save_start(
     tensors = {f"{_NETWORK}{name}": value for name, value in weights.items()}
     tensors |= {f"{_KNOWN}{number}": torch.from_numpy(ways.copy()) for number, ways in enumerate(known.values())}
     save_weights(folder / WEIGHTS, tensors)
-    part = PublicPart(public.name, public.digest(), len(public))
+    part = PublicPart(public.name, public.digest(), len(public), drawn=bool(earlier))
     table = {
         "version": VERSION,
         "public": as_settings([part]),
@@ -72,6 +79,7 @@ def save_start(
         "sha256": digest(folder / WEIGHTS),
         "network_sha256": weights_digest(weights),
         **settings,
+        **({"earlier": [encode(each) for each in earlier]} if earlier else {}),
     }
     write_toml(folder / START, table)
 
@@ -97,8 +105,7 @@ def open_start(source: Path | str) -> PublicStart:
         InputError: There is none, it is damaged, or of another version.
     """
     folder = Path(source).expanduser()
-    if not (folder / START).is_file():
-        raise InputError(f"{folder} holds no start: dpdm pretrain makes one there (or did not come to its end)")
+    earlier = earlier_of([str(source)])
     table = read_toml(folder / START)
     if table.get("version") is not VERSION:
         raise InputError(f"{folder} was made by another version of dpdm: {_REMEDY}")
@@ -117,4 +124,4 @@ def open_start(source: Path | str) -> PublicStart:
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
         if not all(value.isfinite().all() for value in weights.values()):
             raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
-    return PublicStart(weights, weights_digest(weights), tuple(classes), kind, part, ways)
+    return PublicStart(weights, weights_digest(weights), tuple(classes), kind, part, ways, earlier)

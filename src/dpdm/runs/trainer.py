@@ -21,7 +21,7 @@ from dpdm.privacy.figures import kept_as
 from dpdm.privacy.processes import Processes
 from dpdm.runs.folder import ASKED_FOR, PrivateFolder
 from dpdm.runs.hardware import choose_device
-from dpdm.runs.public import parts_of, require_others, require_public
+from dpdm.runs.public import parts_of, require_counted, require_others, require_public
 from dpdm.runs.rehearsal import rehearse, require_memory, require_names, require_readable
 from dpdm.runs.release import Release
 from dpdm.runs.run import Run, begun
@@ -165,6 +165,7 @@ class Trainer:
             require_same_shape(data, self.public)
             require_others(data, self.public)
         self.method.require_images(facts)
+        require_counted(self.plan, self.starts)
         device = choose_device(self.machine.device)
         if self.method.code is None:
             with torch.device("meta"):  # before there are weights, which may be too many

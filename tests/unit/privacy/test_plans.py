@@ -9,7 +9,8 @@ import pytest
 import tomli_w
 
 from dpdm.config import decode_plan, encode
-from dpdm.privacy import DPSGD, FullSum, GaussianRelease, NonPrivate, Plan, PoissonSums
+from dpdm.methods import Diffusion, Prior, PriorAlone
+from dpdm.privacy import DPSGD, Earlier, FullSum, GaussianRelease, NonPrivate, Plan, PoissonSums
 from dpdm.privacy.accounting import PoissonGaussianSteps, calibrate, round_up
 from dpdm.privacy.search import Search
 from dpdm.types import InputError
@@ -173,3 +174,76 @@ def test_the_statement_of_a_search_says_its_unit():
         "-DP, add or remove one group of images, the best of 5 runs on average, each of, 10 Poisson" in plan.statement
     )
     assert "one image, the best of 5 runs" in dataclasses.replace(plan, unit="image").statement
+
+
+EARLIER = Earlier(
+    run="photos", noise_multiplier=4.0, sample_rate=1.0, count=1, relation="add_or_remove_one", unit="image"
+)
+STEPS_BEFORE = dataclasses.replace(EARLIER, noise_multiplier=1.5, sample_rate=0.1, count=20)
+
+
+def test_earlier_sums_are_counted_before_a_plans_own():
+    """ε is that of one plan with all of the sums, whoever made them."""
+    own = FullSum(name="mean", noise_multiplier=5.0)
+    plan = Plan(dataset_size=100, releases=(own,), earlier=(EARLIER, STEPS_BEFORE))
+    both = Plan(
+        dataset_size=100,
+        releases=(
+            FullSum(name="first", noise_multiplier=4.0),
+            PoissonSums(count=20, expected_batch_size=10, noise_multiplier=1.5),
+            own,
+        ),
+    )
+    assert plan.epsilon() == pytest.approx(both.epsilon(), rel=1e-6)
+    assert plan.events()[:2] == [*EARLIER.events(), *STEPS_BEFORE.events()]
+    assert plan.events(made=0) == [], "nothing is spent before the first sum"
+    assert plan.planned == 1, "it makes its own alone"
+    assert "21 noisy sums of an earlier release of 'photos', 1 Gaussian releases" in plan.statement
+
+
+def test_a_search_counts_earlier_sums_once():
+    own = FullSum(name="mean", noise_multiplier=5.0)
+    searched = Plan(dataset_size=100, releases=(own,), search=Search(mean=4.0, score_noise_multiplier=20.0))
+    both = dataclasses.replace(searched, earlier=(EARLIER,))
+    assert both.events() == [*EARLIER.events(), *searched.events()]
+
+
+def test_noise_is_calibrated_to_what_earlier_sums_leave():
+    asked = Plan(dataset_size=100, releases=(FullSum(name="mean"),), earlier=(EARLIER,))
+    assert asked.calibrate(epsilon=2.0).epsilon() <= 2.0
+    assert asked.calibrate(epsilon=2.0).releases[0].noise_multiplier > (
+        dataclasses.replace(asked, earlier=()).calibrate(epsilon=2.0).releases[0].noise_multiplier
+    )
+    with pytest.raises(InputError, match="cannot be reached by any amount of noise"):
+        asked.calibrate(epsilon=0.5)
+
+
+def test_a_methods_shares_are_of_what_earlier_sums_leave():
+    """The parts of a plan that are shares of the budget fit whatever was spent before."""
+    method, asked = PriorAlone(prior=Prior(centres=1)), {"dataset_size": 1000, "delta": 1e-5}
+    whole = method.plan(epsilon=1.2, **asked, earlier=(EARLIER,))
+    assert whole.epsilon() == pytest.approx(1.2, rel=1e-3)
+    stepping = Diffusion(prior=Prior(centres=1, share=0.8)).plan(epsilon=1.2, **asked, steps=5, earlier=(EARLIER,))
+    assert stepping.epsilon() == pytest.approx(1.2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"relation": "replace_special"}, {"unit": "group"}],
+)
+def test_earlier_sums_that_protect_something_else_are_refused(changes):
+    with pytest.raises(InputError, match="if both protect the same, under the same relation"):
+        Plan(dataset_size=100, releases=(FullSum(name="mean"),), earlier=(dataclasses.replace(EARLIER, **changes),))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"run": "two\nlines"}, {"noise_multiplier": 0.0}, {"sample_rate": 1.5}, {"count": 2.5}, {"count": 0}]
+)
+def test_earlier_sums_that_are_none_are_refused(changes):
+    with pytest.raises(InputError):
+        dataclasses.replace(EARLIER, **changes)
+
+
+def test_a_plan_with_earlier_sums_is_read_as_it_was_written():
+    plan = Plan(dataset_size=100, releases=(FullSum(name="mean", noise_multiplier=5.0),), earlier=(EARLIER,))
+    assert decode_plan(encode(plan)) == plan
