@@ -165,7 +165,7 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
     random = np.random.default_rng(7)
     public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
     last, network, found = len(IMAGES) - 1, MLP(width=8, blocks=1), []
-    (one,) = worlds.public_start(network, public, IMAGES.class_names, scale=1.0).sources
+    (one,) = worlds.public_start(network, public, IMAGES.class_names, scale=3.0).sources
     further = dataclasses.replace(public.part(range(9)), name="further")
     (other,) = worlds.public_start(network, further, IMAGES.class_names, scale=3.0, name="other").sources
     method = Diffusion(network=network, prior=Prior(centres=1), start=Start(sources=(one, other)))
