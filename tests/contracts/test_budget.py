@@ -26,9 +26,10 @@ ONE_RUN = [
     *(f"privacy/{name}.py" for name in f"{PRIVACY} processes plan releases accounting figures journal".split()),
     *(
         f"runs/{name}.py"
-        for name in ["run", "folder", "trainer", "public", "start", "release", "verification", "weights"]
+        for name in ["run", "folder", "trainer", "public", "start", "drawn", "release", "verification", "weights"]
     ),
     "methods/interface.py",
+    "config/earlier.py",
     "generators.py",
 ]
 ACROSS_RUNS = [
@@ -38,7 +39,7 @@ ACROSS_RUNS = [
     ),
     *("privacy/filter.py", "privacy/search.py", "runs/settling.py", "runs/tuning.py"),
 ]
-MOST_TO_READ = {"of one run": (ONE_RUN, 3600), "across runs": (ACROSS_RUNS, 1460)}  # lines of code
+MOST_TO_READ = {"of one run": (ONE_RUN, 3700), "across runs": (ACROSS_RUNS, 1460)}  # lines of code
 
 
 def lines_of_code(text: str) -> set[int]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dpdm.data import ImageDataset
     from dpdm.ledger import Ledger
     from dpdm.methods import ImageFacts
+    from dpdm.runs.drawn import Drawn
     from dpdm.runs.pretraining import Pretraining
 
 _OF_A_START = ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "machine.", "seed")
@@ -45,7 +46,7 @@ def pretrain(
     from dpdm.data.public import location_of, require_others_than
     from dpdm.ledger import Ledger
     from dpdm.methods import Diffusion
-    from dpdm.runs.drawn import is_release, open_drawn
+    from dpdm.runs.drawn import is_release
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.pretraining import Pretraining
     from dpdm.runs.start import open_start, require_free
@@ -53,24 +54,15 @@ def pretrain(
     if not isinstance(method := config.method, Diffusion):
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
-    if not (drawn := is_release(public)):
+    if not is_release(public):
         require_others_than(location_of(config.data.source), public)
     book = _existing(Ledger.default(ledger, tell=tell))
     facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
-        if drawn and processes.first:
-            tell(f"drawing images from the release of {public}, which runs with this start count again")
         with processes.refused_together(), drawing(processes):
-            images, earlier = open_drawn(public) if drawn else (_open(public, facts), ())
-        training = Pretraining(
-            public=images,
-            facts=facts,
-            method=method,
-            minutes=minutes,
-            machine=config.machine,
-            seed=config.seed,
-            earlier=earlier,
-        )
+            images, earlier = _open(public, facts)
+        made = {"minutes": minutes, "machine": config.machine, "seed": config.seed, "earlier": earlier}
+        training = Pretraining(public=images, facts=facts, method=method, **made)  # type: ignore[arg-type]
         with processes.refused_together():
             _require_public(images, book if processes.first else None)
         if processes.first:
@@ -86,10 +78,15 @@ def pretrain(
     say(f"next: dpdm train {like} --start {output}")
 
 
-def _open(public: str, facts: "ImageFacts") -> "ImageDataset":
+def _open(public: str, facts: "ImageFacts") -> "Drawn":
+    """Return images that are declared public, or drawn from a release with what it cost."""
     from dpdm.data import open_public
+    from dpdm.runs.drawn import Drawn, is_release, open_drawn
 
-    return open_public(public, shape=facts.shape, class_names=facts.class_names)
+    if not is_release(public):
+        return Drawn(open_public(public, shape=facts.shape, class_names=facts.class_names), ())
+    tell(f"drawing images from the release of {public}, which runs with this start count again")
+    return open_drawn(public)
 
 
 def _existing(book: "Ledger | None") -> "Ledger | None":
