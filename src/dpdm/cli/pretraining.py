@@ -44,7 +44,6 @@ def pretrain(
     config = load_settings(like, None, None, set, claims=False)
     from dpdm.config import declared_facts
     from dpdm.data.public import location_of, require_others_than
-    from dpdm.ledger import Ledger
     from dpdm.methods import Diffusion
     from dpdm.runs.drawn import is_release
     from dpdm.runs.hardware import joined_processes
@@ -56,13 +55,13 @@ def pretrain(
     require_free(output)
     if not is_release(public):
         require_others_than(location_of(config.data.source), public)
-    book = _existing(Ledger.default(ledger, tell=tell))
+    book = _existing(ledger)
     facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
         with processes.refused_together(), drawing(processes):
             images, earlier = _open(public, facts)
-        made = {"minutes": minutes, "machine": config.machine, "seed": config.seed, "earlier": earlier}
-        training = Pretraining(public=images, facts=facts, method=method, **made)  # type: ignore[arg-type]
+        made = {"public": images, "earlier": earlier, "machine": config.machine, "seed": config.seed}
+        training = Pretraining(facts=facts, method=method, minutes=minutes, **made)  # type: ignore[arg-type]
         with processes.refused_together():
             _require_public(images, book if processes.first else None)
         if processes.first:
@@ -89,8 +88,11 @@ def _open(public: str, facts: "ImageFacts") -> "Drawn":
     return open_drawn(public)
 
 
-def _existing(book: "Ledger | None") -> "Ledger | None":
+def _existing(place: str | None) -> "Ledger | None":
     """Return a ledger that is there: none is made, since it would know of nothing."""
+    from dpdm.ledger import Ledger
+
+    book = Ledger.default(place, tell=tell)
     return book if book is not None and book.storage.exists else None
 
 

@@ -1,12 +1,11 @@
 """Images drawn from a finished release, for another run to begin with: they bring along what their release cost."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dpdm.data import ImageDataset
 from dpdm.data.public import COUNT
 from dpdm.privacy import Earlier, FullSum, Plan, PoissonSums
-from dpdm.privacy.releases import Release as Sums
 from dpdm.privacy.releases import noise_of
 from dpdm.runs.release import Release, read_claim, read_settings
 from dpdm.runs.run_folder import release_folder
@@ -43,28 +42,17 @@ def open_drawn(run: str, *, count: int | None = None) -> Drawn:
     assert isinstance(plan, Plan)
     if plan.search is not None:
         raise InputError(f"{run} is the best run of a search, whose cost is no list of noisy sums: name another run")
-    own = tuple(_earlier(release, plan, verified.name) for release in plan.releases)
+    own = tuple(_earlier(sums, plan, verified.name) for sums in plan.releases)
     release = Release.load(folder)
     images, labels = release.sample(count or COUNT, seed=0)
-    of = {} if not release.facts.num_classes else {"labels": labels, "class_names": release.facts.class_names}
-    data = ImageDataset(
-        images=images,
-        num_classes=release.facts.num_classes,
-        name=f"drawn from {verified.name}",
-        public=True,
-        **of,  # type: ignore[arg-type]
+    of: dict[str, Any] = (
+        {} if not release.facts.num_classes else {"labels": labels, "class_names": release.facts.class_names}
     )
-    return Drawn(data, (*plan.earlier, *own))
+    of |= {"num_classes": release.facts.num_classes, "name": f"drawn from {verified.name}"}
+    return Drawn(ImageDataset(images=images, public=True, **of), (*plan.earlier, *own))
 
 
-def _earlier(release: Sums, plan: Plan, run: str) -> Earlier:
-    rate = plan.rate(release) if isinstance(release, PoissonSums) else 1.0
-    assert isinstance(release, FullSum | PoissonSums)
-    return Earlier(
-        run=run,
-        noise_multiplier=noise_of(release),
-        sample_rate=rate,
-        count=release.count,
-        relation=plan.relation,
-        unit=plan.unit,
-    )
+def _earlier(sums: FullSum | PoissonSums, plan: Plan, run: str) -> Earlier:
+    noise, rate = noise_of(sums), plan.rate(sums) if isinstance(sums, PoissonSums) else 1.0
+    said = {"count": sums.count, "relation": plan.relation, "unit": plan.unit}
+    return Earlier(run=run, noise_multiplier=noise, sample_rate=rate, **said)  # type: ignore[arg-type]
