@@ -10,6 +10,7 @@ from dpdm.cli.training import drawing
 from dpdm.terminal import show_progress, tell
 
 if TYPE_CHECKING:
+    from dpdm.config import Config
     from dpdm.data import ImageDataset
     from dpdm.ledger import Ledger
     from dpdm.methods import ImageFacts
@@ -43,9 +44,7 @@ def pretrain(
     _require_of_a_start(set or [], minutes)
     config = load_settings(like, None, None, set, claims=False)
     from dpdm.config import declared_facts
-    from dpdm.data.public import location_of, require_others_than
     from dpdm.methods import Diffusion
-    from dpdm.runs.drawn import is_release
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.pretraining import Pretraining
     from dpdm.runs.start import open_start, require_free
@@ -53,8 +52,7 @@ def pretrain(
     if not isinstance(method := config.method, Diffusion):
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
-    if not is_release(public):
-        require_others_than(location_of(config.data.source), public)
+    _require_others(config, public)
     book = _existing(ledger)
     facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
@@ -75,6 +73,15 @@ def pretrain(
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
     say(f"next: dpdm train {like} --start {output}")
+
+
+def _require_others(config: "Config", public: str) -> None:
+    """Raise InputError if public images lie where the private ones do."""
+    from dpdm.data.public import location_of, require_others_than
+    from dpdm.runs.drawn import is_release
+
+    if not is_release(public):
+        require_others_than(location_of(config.data.source), public)
 
 
 def _open(public: str, facts: "ImageFacts") -> "Drawn":
