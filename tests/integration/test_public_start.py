@@ -128,6 +128,12 @@ def test_facts_that_were_registered_need_not_be_declared_again(dpdm, photos, tmp
     assert dpdm("ledger", "verify")[0] == 0
 
 
+def test_a_plan_says_what_it_starts_with(dpdm, photos, started):
+    code, out, err = dpdm("plan", photos, *[option for option in TRAINED if "run" not in option], *NO_STEPS)
+    assert code == 0, err
+    assert "start       a network of 100 images of shapes, that no ε protects" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -108,6 +108,7 @@ def _report(config: "Config", plan: "AnyPlan", cost: "StepCost", sampling: float
 
 def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: float) -> Iterator[str]:
     """Say what a plan claims and costs, for people."""
+    from dpdm.runs.start import open_starts
     from dpdm.runs.worth import why_it_cannot_pay
 
     unit = plan.unit
@@ -116,6 +117,9 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         noise = ", ".join(dict.fromkeys(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values()))
         first = " first" if plan.steps else ""
         yield f"sums        {len(plan.full)}{first}; noise {noise} times what one {unit} can change"
+    for start in open_starts(config.method.start_folders):
+        said = "of a release, which the claim counts" if start.earlier else "that no ε protects"
+        yield f"start       a network of {start.part.images:,} images of {start.part.name}, {said}"
     if config.method.starts_from_images and config.public is not None:
         yield f"public      {config.public.source}: images that no ε protects"
     elif config.method.starts_from_images:

@@ -212,6 +212,8 @@ class Diffusion(Method):
     def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:
         """Return the prior's sums, if there is one, and the steps."""
         if budget.steps == 0 and self.start is not None and self.prior is not None:
+            if self.start.trains != type(self.start).trains:
+                raise InputError("start.trains is for private steps, and privacy.steps=0 takes none: leave it out")
             return (*self.prior.planned(budget, alone=True), *self.start.planned(budget))
         if budget.steps == 0:
             raise InputError("privacy.steps = 0 trains no network: take the method prior (--method prior), or steps")

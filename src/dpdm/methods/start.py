@@ -74,6 +74,8 @@ class Start:
             )
         if not 0 < self.share < 1:
             raise InputError(f"share must be above 0 and below 1, not {self.share}")
+        if not self.private and self.share != type(self).share:
+            raise InputError("start.share is for gains, or for a choice of starts, and there is neither: leave it out")
 
     @property
     def patterns(self) -> tuple[str, ...]:

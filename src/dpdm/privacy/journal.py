@@ -119,7 +119,7 @@ class Journal:
                 f"{path} is damaged, so what this run has spent is unknown: start a new run and count this one in full"
             ) from None
         if found != (claim, self.planned):
-            raise InputError(f"{path} counts for another plan: choose another --run folder")
+            raise InputError(f"{path} counts for another plan: choose another folder")
         self.spent = spent[-1] if spent else 0
 
     def _append(self, entry: dict[str, Any]) -> None:

@@ -95,17 +95,15 @@ class PrivateFolder:
         other = [key for key in keys if there.get(key) != here.get(key)]
         if not other:
             return
-        moved = f"choose another --run or, if these are its images, moved, correct it in {path}/config.toml"
-        what_to_do = moved if other == ["opened"] else "choose another --run, or repeat the settings of that one"
+        moved = f"choose another folder or, if these are its images, moved, correct it in {path}/config.toml"
+        what_to_do = moved if other == ["opened"] else "choose another folder, or repeat the settings of that one"
         raise InputError(f"{path.parent} holds another run ({_differences(other, there, here)}): {what_to_do}")
 
     def _make(self, path: Path, settings: dict[str, Any]) -> None:
         made = False
         try:
             if path.parent.exists() and any(path.parent.iterdir()):
-                raise InputError(
-                    f"{path.parent} is not empty and holds no run that can go on: choose another --run folder"
-                )
+                raise InputError(f"{path.parent} is not empty and holds no run that can go on: choose another folder")
             path.mkdir(parents=True, mode=0o700)
             made = True
             write_toml(path / "config.toml", settings)
@@ -113,7 +111,7 @@ class PrivateFolder:
             if made:
                 self.remove()
             why = error.strerror or type(error).__name__
-            raise InputError(f"{path.parent} cannot be written ({why}): choose another --run folder") from None
+            raise InputError(f"{path.parent} cannot be written ({why}): choose another folder") from None
 
     @property
     def journal(self) -> Path | None:
@@ -268,7 +266,7 @@ def _load(path: Path, state: State) -> int:
             weights = _below(f"{name}.", tensors)
             if other := differences(layout_of(module.state_dict()), layout_of(weights)):
                 raise InputError(
-                    f"{path} is of a run with another network: {other}; give that one, or choose another --run"
+                    f"{path} is of a run with another network: {other}; give that one, or choose another folder"
                 )
             module.load_state_dict(weights)
     except InputError:

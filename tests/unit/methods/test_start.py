@@ -183,6 +183,12 @@ def test_a_name_of_no_parameter_is_refused_with_those_there_are(start):
         trainer(method, steps=2).fit(IMAGES)
 
 
+def test_what_is_to_be_trained_is_refused_without_steps(start):
+    method = diffusion(dataclasses.replace(start, trains="last"))
+    with pytest.raises(InputError, match=r"start\.trains is for private steps"):
+        method.plan(epsilon=1.0, dataset_size=12, steps=0)
+
+
 def test_a_start_for_another_network_is_refused_before_anything_is_spent(start, tmp_path):
     method = diffusion(start, network=MLP(width=16, blocks=1))
     with pytest.raises(InputError, match="is for another network or other images"):
@@ -244,6 +250,7 @@ def test_a_start_needs_a_prior(start):
         {"sha256": ("0" * 64, "1" * 64)},
         {"share": 0.0},
         {"share": 1.0},
+        {"share": 0.1, "gains": False},
         {"sha256": ("any words at all",)},
         {"trains": "*, Alice has cancer"},
         {"trains": ",".join("*" * 99)},
