@@ -111,7 +111,7 @@ def train(
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.learning import TIME
 
-    _require_public_there(config)
+    require_public_there_for(config)
     folder = run or Path("runs") / re.sub(r"\.(toml|npz|zip)$", "", Path(target.replace(":", "-")).name)
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file: choose another --run folder")
@@ -141,7 +141,7 @@ def train(
     say(f"next: dpdm sample {folder} -n {trainer.plan.dataset_size} -o synthetic.npz")
 
 
-def _require_public_there(config: "Config") -> None:
+def require_public_there_for(config: "Config") -> None:
     """Raise InputError unless public images and a start are there, before any image is read."""
     from dpdm.config import require_public_source
     from dpdm.data.public import require_public_there

@@ -26,7 +26,7 @@ from dpdm.cli.options import (
     require_target,
     say,
 )
-from dpdm.cli.training import train_with_progress
+from dpdm.cli.training import require_agreeing, require_public_there_for, train_with_progress
 from dpdm.terminal import tell
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def tune(
 ) -> None:
     """Search among settings, at a stated price. Of a random number of runs, only the best is released."""
     _require_possible(target, reference, score_noise)
-    from dpdm.config import require_public_source
     from dpdm.ledger import Ledger
     from dpdm.privacy.search import Search
     from dpdm.runs.tuning import Tuner, combinations
@@ -71,8 +70,9 @@ def tune(
         for values in combinations(choices)
     ]
     for config in candidates:
-        require_public_source(config.method, given=config.public is not None)
+        require_public_there_for(config)
     data = candidates[0].data.open()
+    require_agreeing(candidates[0], data)
     search = Search(mean=runs, shape=shape, score_noise_multiplier=score_noise)
     compared = None if reference is None else reference_like(data, reference, candidates[0].data)
     where = Ledger.default(ledger, tell=tell)
