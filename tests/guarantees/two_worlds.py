@@ -328,7 +328,12 @@ def public_start(
     first = Diffusion(network=network).untrained(ImageFacts(public.shape, class_names), seed=5).denoiser.network
     random = torch.Generator().manual_seed(0)
     weights = {name: w + scale * torch.randn(w.shape, generator=random) for name, w in first.state_dict().items()}
-    save_start(folder, weights, public, {"classes": [], "preconditioning": {"kind": "moment-matched"}})
+    save_start(
+        folder,
+        weights,
+        public,
+        {"classes": [], "preconditioning": {"kind": "moment-matched"}, "facts": {"shape": [*public.shape]}},
+    )
     return Start(sources=(str(folder),))
 
 

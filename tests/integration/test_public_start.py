@@ -30,7 +30,7 @@ def started(dpdm, photos):
     code, out, err = dpdm("pretrain", "shapes", "--like", photos, *MADE)
     assert code == 0, err
     assert "done: start, made with shapes (100 images), which no claim protects" in out
-    assert f"next: dpdm train {photos} --start start" in out
+    assert f"next: dpdm train {photos} --start start --epsilon" in out
     return out, err
 
 
@@ -253,8 +253,8 @@ def test_a_run_that_begins_with_images_of_a_release_counts_it_again(dpdm, photos
     assert [event["noise_multiplier"] for event in second["events"][: len(noise)]] == noise
     assert len(second["events"]) > len(noise)
     assert 5.9 < second["epsilon"] <= 6.0, "all of it, and no more"
-    assert f"{len(noise)} noisy sums of an earlier release of 'photos'" in second["statement"]
-    assert "it begins with images drawn from a release, which it counts: 'drawn from photos' (90 images" in out
+    assert f"earlier releases of 'photos' (noisy sums: {len(noise)})" in second["statement"]
+    assert "whose claim says what is unprotected: 'drawn from photos' (90 images" in out
     assert "declared public" not in second["statement"], "nobody declared these images public"
     code, out, err = dpdm("verify", "second")
     assert code == 0, err
@@ -298,3 +298,31 @@ def test_images_of_a_release_are_no_public_ones_of_a_claim_that_counts_nothing(d
         Trainer(method=method, plan=method.plan(**asked), ledger=None).rehearse(data)
     plan = method.plan(**asked, earlier=earlier_of(["again"]))
     Trainer(method=method, plan=plan, ledger=None).rehearse(data)
+
+
+def test_images_of_a_release_are_not_declared_public(dpdm, run, tmp_path):
+    """Neither in Python nor by a folder of a run that no file of claims lies in."""
+    from dpdm.data.public import open_public
+    from dpdm.methods import Diffusion, Evolution, ImageFacts
+    from dpdm.runs import Trainer
+    from dpdm.runs.drawn import open_drawn
+    from dpdm.runs.pretraining import Pretraining
+    from dpdm.types import InputError
+
+    drawn = open_drawn("run", count=90)
+    facts = ImageFacts(drawn.images.shape, drawn.images.class_names)
+    with pytest.raises(InputError, match="come with what it cost"):
+        Pretraining(public=drawn.images, facts=facts, method=Diffusion())
+    method = Evolution(rounds=1, population=4)
+    plan = method.plan(epsilon=1.0, dataset_size=30, delta=1e-3)
+    with pytest.raises(InputError, match="was drawn from a release: its images are not public data"):
+        Trainer(method=method, plan=plan, public=drawn.images, ledger=None)
+    for place in ("run/watch", "run"):
+        with pytest.raises(InputError, match="belongs to a private run"):
+            open_public(place, shape=drawn.images.shape)
+
+
+def test_a_run_that_counts_an_earlier_release_is_audited_by_itself(dpdm, photos, drawn_from_a_run, tmp_path):
+    assert dpdm("train", photos, "--epsilon=6", "--ledger=none", *SECOND)[0] == 0
+    code, _, err = dpdm("audit", "second", "--minutes", "1")
+    assert code == 0, err

@@ -62,8 +62,8 @@ Rehearse = Annotated[
     bool,
     typer.Option(
         "--rehearse",
-        help="Find learning rate and clipping norm before, on images that are drawn, under the planned noise: in a "
-        "fourth of the steps' time.",
+        help="Find learning rate and clipping norm before, on images that are drawn, under the planned noise: in about "
+        "a fourth of the steps' time, and more where batches are small.",
     ),
 ]
 Minutes = Annotated[
@@ -103,6 +103,8 @@ def load_settings(
     require_target(target)
     from dpdm.config import Privacy, load_config, require_epsilon, require_timed
 
+    if start not in (None, "none") and method not in (None, "diffusion"):
+        fail(f"--start is for the method diffusion, not {method}: leave out one of the two")
     named = None if public is None else json.dumps(public)  # as text, whatever it looks like
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size, "public.source": named}
     if start is not None and start != "none":

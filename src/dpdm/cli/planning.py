@@ -215,17 +215,23 @@ def rehearsed(config: "Config", folder: Path, processes: "Processes") -> "Config
     from dpdm.methods import Diffusion
     from dpdm.privacy import Plan
     from dpdm.runs.learning import rehearse_learning
+    from dpdm.runs.start import open_starts
 
     method = config.method
     if not isinstance(config.privacy, Privacy) or not isinstance(method, Diffusion) or config.privacy.steps == 0:
         fail("a rehearsal is for noisy steps of a network, and this plan takes none: leave out --rehearse")
     there = _begun_with(folder, processes)
     if there is not None:
-        (steps,) = decode_plan(there["plan"]).poisson
-        rate, norm = there["optimizer"]["learning_rate"], steps.max_norm
+        plan = decode_plan(there["plan"])
+        rate, norm = there.get("optimizer", {}).get("learning_rate"), plan.max_grad_norm
+        if rate is None or not plan.steps:
+            fail(f"{folder} holds another run, without steps: choose another folder")
     else:
         facts, plan = _declared(config)
         assert isinstance(plan, Plan)
+        known = [start.classes for start in open_starts(method.start_folders) if start.classes]
+        if known and len(known[0]) == facts.num_classes:  # declared by their number alone
+            facts = facts._replace(class_names=known[0])
         shown = 0
         with show_progress("rehearsing on drawn images, in steps", None) as advance:
 

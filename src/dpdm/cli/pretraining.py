@@ -72,7 +72,7 @@ def pretrain(
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
-    say(f"next: dpdm train {like} --start {output}")
+    say(f"next: dpdm train {like} --start {output} --epsilon ... (and the same --set data.* and --set network.*)")
 
 
 def _require_others(config: "Config", public: str) -> None:
@@ -92,7 +92,7 @@ def _open(public: str, facts: "ImageFacts") -> "Drawn":
     if not is_release(public):
         return Drawn(open_public(public, shape=facts.shape, class_names=facts.class_names), ())
     tell(f"drawing images from the release of {public}, which runs with this start count again")
-    return open_drawn(public)
+    return open_drawn(public, shape=facts.shape)
 
 
 def _existing(place: str | None) -> "Ledger | None":

@@ -164,13 +164,13 @@ def decode_plan(table: Table) -> AnyPlan:
 
 
 def encode(value: object) -> Table:
-    """Return the table that `decode` turns back into the frozen `value`; what is None is left out."""
+    """Return the table that `decode` turns back into the frozen `value`; what is None, or said if any, is left out."""
     kind = getattr(value, "kind", None)
     table: Table = {} if kind is None else {"kind": kind}
     hints = typing.get_type_hints(type(value))
     for f in dataclasses.fields(typing.cast(Any, value)):
         entry = _of_one_spelling(getattr(value, f.name), hints[f.name])
-        if entry is not None and f.init:
+        if entry is not None and f.init and (entry or "said" not in f.metadata):
             table[f.name] = _plain(entry)
     return table
 

@@ -39,6 +39,8 @@ class ImageDataset:
             sum, and counts as a record still: as one of its group, and of the declared number. None: all take part.
         name: What messages call this data set.
         public: Whether these images are published already, as benchmarks are: a ledger then counts and limits nothing.
+        drawn: Whether a release drew these images: they are not public by themselves, whoever begins with them counts
+            what that release cost.
         location: Where it was opened (the resolved path, or the built-in name) and how it was fitted; for the data
             owner, never published.
         made_of: The whole sets that it was joined from, or is a part of, for a ledger to know again.
@@ -60,6 +62,7 @@ class ImageDataset:
     blank: NDArray[np.bool_] | None = None
     name: str
     public: bool = False
+    drawn: bool = False
     location: str = ""
     made_of: tuple["ImageDataset", ...] = ()
 

@@ -66,10 +66,9 @@ def inspect(
     for split in splits:
         looked = _Look(on_progress)
         part = str(source) if split == "train" and place == str(source) else f"{place}:{split}"
+        named = part if isinstance(source, str) else Path(part)
         try:
-            opened = open_dataset(
-                part if isinstance(source, str) else Path(part), num_classes=num_classes, group=group, read=looked
-            )
+            opened = open_dataset(named, num_classes=num_classes, group=group, read=looked)
         except NoSuchPart as error:
             missing = missing or error
             continue
@@ -103,11 +102,10 @@ class _Look:
             try:
                 decoded, encoded = decode_image(file)
                 images[index] = _SMALL.frame(decoded)
-            except InputError as error:
-                self._refused.append(str(error))
-            else:
                 digest = file_digests(encoded, decoded)[-1].tobytes()
                 self._seen[index] = _Seen(decoded.size, len(decoded.getbands()), digest)
+            except InputError as error:
+                self._refused.append(str(error))
             self._on_progress(index + 1, len(files))
         return images
 

@@ -39,17 +39,21 @@ def draw_images(draw: Callable[[int, np.random.Generator], Levels], count: int, 
     channels, height, width = shape
     images = np.empty((count, height, width, channels), np.uint8)
     name = int.from_bytes(source.encode())
-    on_progress = _ON_PROGRESS.get()
     for index in range(count):
         if index % _PART == 0 and index:
-            on_progress(source, index, count)
+            tell_progress(source, index, count)
         levels = draw(index, np.random.default_rng([name, index]))
         pixels = np.rint(np.clip(levels, 0, 1) * 255).astype(np.uint8)
         images[index, ..., :3] = pixels if pixels.ndim == 3 else pixels[..., np.newaxis]
         images[index, ..., 3:] = 255
     if count > _PART:
-        on_progress(source, count, count)
+        tell_progress(source, count, count)
     return images
+
+
+def tell_progress(source: str, done: int, count: int) -> None:
+    """Say how many images of a source are drawn, to whoever watches."""
+    _ON_PROGRESS.get()(source, done, count)
 
 
 @contextmanager

@@ -148,6 +148,10 @@ def require_no_claim(source: str | Path) -> None:
     place, _ = split_of(source)
     if isinstance(source, str) and place in BUILT_IN:
         return
+    at = found(Path(place).expanduser()).resolve()
+    for folder in (at, *at.parents[:2]):
+        if any((folder / name / "privacy.json").is_file() for name in (".", "release")):
+            raise InputError(f"{place} belongs to a private run: name the run itself ({folder}) to dpdm pretrain")
     if (carried := find_claim(found(Path(place).expanduser()))) is not None:
         path, claim = carried
         raise InputError(f"{path} was drawn from a private release ({claim}): its images are not public data")

@@ -302,7 +302,7 @@ class Diffusion(Method):
                     f"{self.preconditioning.kind}: make one by dpdm pretrain --like"
                 )
             load_start(copy.deepcopy(generator.denoiser.network), start, generator.facts)
-        if self.start is not None and self.start.gains:
+        if self.start is not None and self.start.private:
             with refusing("the network fails on made-up images"):
                 rehearse_gains(generator.denoiser, generator.facts)
         if plan.steps:

@@ -41,7 +41,9 @@ def choose_start(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser,
         left = []
         for start in run.starts:
             load_start(denoiser.network, start, facts)
-            pairs = torch.cat([rows for rows, _ in _Pairs(denoiser, data, _levels_of_each(run), run.seed).parts()])
+            parts = _Pairs(denoiser, data, _levels_of_each(run), run.seed).parts()
+            none = torch.zeros(0, 2 * len(GAIN_LEVELS), dtype=torch.float64)  # a process may have no image
+            pairs = torch.cat([none, *(rows for rows, _ in parts)])
             explained, squared = pairs.view(len(pairs), 2, -1).sum(2).unbind(1)
             left.append(squared - 2 * explained)
         choices = torch.stack(left, dim=1).argmin(1)

@@ -100,15 +100,16 @@ class PublicPart(NamedTuple):
 class PublicStart(NamedTuple):
     """A network that was trained on public images (`dpdm pretrain`).
 
-    `sha256` is that of the weights, `classes` are those that it knows, if it does, and `preconditioning` is the kind of
-    it. `known` has each set of images that it was trained on: its name and their digests, (number, ways, 32), by which
-    the same images are known again. `earlier` is what a release cost from which these images were drawn.
+    `sha256` is that of the weights, `classes` are those that it knows, if it does, `shape` and `preconditioning` what
+    it is for. `known` has each set of images that it was trained on: its name and their digests, (number, ways, 32), by
+    which the same images are known again. `earlier` is what a release cost from which these images were drawn.
     """
 
     weights: Mapping[str, Tensor]
     sha256: str
     classes: tuple[str, ...]
     preconditioning: str
+    shape: tuple[int, ...]
     part: PublicPart
     known: tuple[tuple[str, UInt8[ndarray, "images ways 32"]], ...]
     earlier: tuple[Earlier, ...] = ()
@@ -277,10 +278,10 @@ class Method(ABC):
             InputError: The numbers do not fit together, or no amount of noise reaches `epsilon`.
         """
         search = fields.get("search")
-        of_one = epsilon if search is None else search.epsilon_of_one(epsilon=epsilon, delta=delta)
         dataset_size = whole_number("dataset_size", dataset_size)
-        left = _left_after(fields.get("earlier", ()), of_one, dataset_size, delta)
-        budget = Budget(left, delta, dataset_size, steps, expected_batch_size, max_grad_norm)
+        left = _left_after(fields.get("earlier", ()), epsilon, dataset_size, delta)
+        of_one = left if search is None else search.epsilon_of_one(epsilon=left, delta=delta)
+        budget = Budget(of_one, delta, dataset_size, steps, expected_batch_size, max_grad_norm)
         asked = Plan(dataset_size=dataset_size, delta=delta, releases=self.releases(budget), **fields)
         return asked.calibrate(epsilon=epsilon)
 

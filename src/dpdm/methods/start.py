@@ -154,6 +154,12 @@ def load_start(network: nn.Module, start: PublicStart, facts: ImageFacts) -> Non
             f"the start of {start.part.name} knows the classes {one}, ..., and these images have {there or 'none'}, "
             "...: make one for them, by dpdm pretrain --like"
         )
+    if start.shape != facts.shape:
+        here, made = (" × ".join(map(str, shape)) for shape in (facts.shape, start.shape))
+        raise InputError(
+            f"the start of {start.part.name} is for images of {made} (channels, height, width), and these are {here}: "
+            "make one for them, by dpdm pretrain --like"
+        )
     own = network.state_dict()
     other = [name for name in own.keys() | start.weights.keys() if _shape(own, name) != _shape(start.weights, name)]
     for name in sorted(other):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, get_args
 from dpdm.privacy.accounting import Accountant, Event, Relation, calibrate, encode_event, epsilon, round_up
 from dpdm.privacy.clipping import Strategy
 from dpdm.privacy.entropy import Entropy
-from dpdm.privacy.releases import Earlier, FullSum, NamedSums, PoissonSums, noise_of
+from dpdm.privacy.releases import MOST_EARLIER, MOST_SUMS, Earlier, FullSum, NamedSums, PoissonSums, noise_of
 from dpdm.privacy.search import Search
 from dpdm.types import InputError, require_positive
 
@@ -77,7 +77,7 @@ class Plan(_Startable):
     relation: Relation = "add_or_remove_one"
     noise: Noise = "continuous"
     search: Search | None = None
-    earlier: tuple[Earlier, ...] = ()
+    earlier: tuple[Earlier, ...] = dataclasses.field(default=(), metadata={"said": "if any"})
     _asked: ClassVar[float | None] = None  # of what `calibrate` returned, and of nothing that was made from it
     _open: ClassVar[tuple[bool, ...]] = ()  # which figures `calibrate` chose
 
@@ -92,6 +92,8 @@ class Plan(_Startable):
                     "earlier holds something else than noisy sums with the plan's relation and unit: a run can begin "
                     "with images drawn from a release if both protect the same, under the same relation"
                 )
+        if len(self.earlier) > MOST_EARLIER or self.planned + sum(each.count for each in self.earlier) > MOST_SUMS:
+            raise InputError("earlier holds more noisy sums than any accountant comes to an end with")
         if not isinstance(self.search, Search | None):
             raise InputError(f"search must be a Search, not {type(self.search).__name__}")
         if self.relation not in get_args(Relation):
@@ -103,9 +105,10 @@ class Plan(_Startable):
                 raise InputError(f"max_grad_norm of {release.name!r} is infinite: what is not clipped has no claim")
         if self.delta < _LEAST_DELTA:
             raise InputError(f"delta must be at least {_LEAST_DELTA}, not {self.delta}: below, float64 cannot follow")
-        if self.delta >= 1 / self.dataset_size:
+        most = max([self.dataset_size, *(each.dataset_size for each in self.earlier)])
+        if self.delta >= 1 / most:
             raise InputError(
-                f"delta = {self.delta} is not below 1 / dataset_size = {1 / self.dataset_size:.2g}: such a claim "
+                f"delta = {self.delta} is not below 1 / dataset_size = {1 / most:.2g}: such a claim "
                 "would allow publishing a record outright; choose a smaller delta"
             )
 
@@ -155,15 +158,20 @@ class Plan(_Startable):
         """The claim in one line; ε is rounded up."""
         change = {"add_or_remove_one": "add or remove", "replace_special": "blank out"}[self.relation]
         of = [f"the best of {self.search.mean:g} runs on average, each of"] if self.search else []
-        parts = ", ".join([f"{change} {self.one_unit}", *of, *self._sums(), f"{self._accountant.upper()} accountant"])
+        parts = ", ".join(
+            [f"{change} {self.one_unit}", *self._before(), *of, *self._sums(), f"{self._accountant.upper()} accountant"]
+        )
         # δ in full: rounded, it could be smaller than the δ that ε was computed at.
         return f"({round_up(self.epsilon())}, {self.delta!r})-DP, {parts}"
 
-    def _sums(self) -> Iterator[str]:
-        """Say what is released: neighbours of one kind together."""
+    def _before(self) -> Iterator[str]:
+        """Say which earlier noisy sums count."""
         if self.earlier:
             runs = " and ".join(sorted({repr(each.run) for each in self.earlier}))
-            yield f"{sum(each.count for each in self.earlier):,} noisy sums of an earlier release of {runs}"
+            yield f"earlier releases of {runs} (noisy sums: {sum(each.count for each in self.earlier):,})"
+
+    def _sums(self) -> Iterator[str]:
+        """Say what is released: neighbours of one kind together."""
         for full, same in groupby(self.releases, lambda release: isinstance(release, FullSum)):
             if full:
                 yield f"{len(list(same))} Gaussian releases"

@@ -17,8 +17,9 @@ STEPS = "steps"
 """What the steps of training are called in a plan, unless a method has other names for its Poisson sums."""
 
 _NAME = re.compile("[a-z0-9][a-z0-9 ,._-]{0,63}")
-_MOST_SUMS = 10**6
+MOST_SUMS = 10**6
 _MOST_NAMES = 1000
+MOST_EARLIER = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ class Earlier:
         noise_multiplier: Standard deviation of the noise ÷ the sensitivity.
         sample_rate: Probability by which each record entered a sum.
         count: How many sums.
+        dataset_size: The declared number of records of that run.
         relation: What "neighbouring" meant.
         unit: What was protected.
     """
@@ -98,12 +100,16 @@ class Earlier:
     noise_multiplier: float
     sample_rate: float
     count: int
+    dataset_size: int
     relation: Relation
     unit: Unit
 
     def __post_init__(self) -> None:
         require_name(self.run, "an earlier release")
         whole_number("count", self.count)
+        whole_number("dataset_size", self.dataset_size)
+        if self.relation not in get_args(Relation) or self.unit not in get_args(Unit):
+            raise InputError("an earlier release has another relation or unit than there are")
         self.events()  # which refuses numbers of another kind
 
     def events(self) -> list[Event]:
@@ -139,8 +145,8 @@ class NamedSums:
             raise InputError(f"a plan's releases have up to {_MOST_NAMES} names, each its own: {twice[0]!r} is not")
         if not self.releases:
             raise InputError("a plan releases something: give it steps above 0, or releases")
-        if self.planned > _MOST_SUMS:
-            raise InputError(f"steps must be at most {_MOST_SUMS:,}: beyond, no accountant comes to an end")
+        if self.planned > MOST_SUMS:
+            raise InputError(f"steps must be at most {MOST_SUMS:,}: beyond, no accountant comes to an end")
         for release in self.releases:
             if isinstance(release, PoissonSums) and release.expected_batch_size > self.dataset_size:
                 raise InputError(

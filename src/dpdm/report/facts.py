@@ -47,7 +47,7 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
         "claim": {
             "statement": verified.statement,
             "protects": verified.protects,
-            "public": [part.name for part in verified.public],
+            "public": [part.name for part in verified.public if not part.drawn],
             "bounds": verified.bounds,
             "epsilon": round_up(verified.epsilon),
             "epsilon_rdp": round_up(verified.epsilon_rdp),
@@ -83,7 +83,7 @@ def _budget(plan: Plan) -> list[dict[str, Any]]:
     """Return what each part of the plan would cost if it were all: these do not add up, the whole is less."""
     parts = []
     for release in plan.releases:
-        alone = replace(plan, releases=(release,), search=None).epsilon()
+        alone = replace(plan, releases=(release,), search=None, earlier=()).epsilon()
         name = f"{release.count:,} {release.name}" if isinstance(release, PoissonSums) else release.name
         parts.append({"part": name, "noise_multiplier": release.noise_multiplier, "epsilon_alone": alone})
     return parts

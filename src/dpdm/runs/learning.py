@@ -18,6 +18,7 @@ from dpdm.data.shapes import draw_shapes
 from dpdm.methods import Diffusion, ImageFacts, Progress
 from dpdm.methods.diffusion import DenoisingGenerator
 from dpdm.privacy import FullSum, Plan, PoissonSums
+from dpdm.privacy.processes import Processes
 from dpdm.privacy.releases import noise_of
 from dpdm.runs.hardware import choose_device, keep_freed_memory
 from dpdm.runs.run import Run
@@ -28,7 +29,7 @@ FACTORS = (1 / 9, 1 / 3, 1.0, 3.0)
 """What the configured learning rate is multiplied by, in each try."""
 
 TIME = 0.25
-"""What all tries together take at most, as a part of the time of the steps themselves."""
+"""What all tries together take about, as a part of the steps' time: more, where batches are small."""
 
 _PART = 0.05  # of a step's examples, in each try
 _FEWEST = 16  # examples of a step
@@ -62,7 +63,8 @@ def rehearse_learning(config: Config, plan: Plan, facts: ImageFacts, on_progress
         raise InputError("a rehearsal is for the steps of a network, and this plan takes none: leave out --rehearse")
     rehearsal = _Rehearsal(config, config.method, plan, facts)
     (first,) = rehearsal.train(config.method, replace(rehearsal.steps, count=1))
-    norm = float(f"{first.median():.2g}")
+    processes = Processes.joined()  # whose batches differ
+    norm = processes.object_from_first(float(f"{first.median():.2g}") if len(first) else math.nan)
     if not 0 < norm < math.inf:
         raise InputError("a rehearsal found no gradient to clip: leave out --rehearse")
     done, whole, losses = 0, len(FACTORS) * plan.steps, {}

@@ -88,6 +88,10 @@ class Pretraining:
             raise InputError("a start is for one of dpdm's networks: set network.kind")
         if self.public.shape != self.facts.shape:
             raise InputError(f"{self.public.name} has images of shape {self.public.shape}, not {self.facts.shape}")
+        if self.public.drawn != bool(self.earlier):
+            raise InputError(
+                f"{self.public.name}: images drawn from a release come with what it cost (earlier), no others"
+            )
         if len(self.public) < _FEWEST:
             raise InputError(f"{self.public.name} has {len(self.public)} images: take at least {_FEWEST}")
 
@@ -120,7 +124,10 @@ class Pretraining:
             OSError: A file cannot be written; the disk may be full.
         """
         processes = Processes.joined()
-        settings = self.settings() | {"public": self.public.digest()}
+        settings = self.settings() | {
+            "public": self.public.digest(),
+            "earlier": [encode(each) for each in self.earlier],
+        }
         making = folder / _MAKING if processes.first else None
         with processes.refused_together():
             require_free(folder)

@@ -59,7 +59,9 @@ def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, g
     counted = all(part.images for part in parts[:images]) and not any(part.images for part in parts[images:])
     if not counted or tuple(parts[images:]) != generator.parts or len(parts) != images + len(generator.parts):
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
-    if isinstance(plan, Plan) and any(part.drawn for part in parts) != bool(plan.earlier):
+    of_starts = parts[images - len(method.start_folders) : images]
+    drawn = any(part.drawn for part in of_starts)
+    if any(part.drawn for part in parts if part not in of_starts) or drawn != bool(plan.earlier):
         raise InputError("config.toml names images drawn from a release, and counts none, or the other way round")
 
 
@@ -84,7 +86,10 @@ def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) ->
     if parts:
         declared, drawn = (_shown(part for part in parts if part.drawn is drawn) for drawn in (False, True))
         unprotected = f"; it does not protect what was declared public: {declared}" if declared else ""
-        counted = f"; it begins with images drawn from a release, which it counts: {drawn}" if drawn else ""
+        begins = (
+            "; it begins with images drawn from a release, which it counts, and whose claim says what is unprotected"
+        )
+        counted = f"{begins}: {drawn}" if drawn else ""
         claim["statement"] = f"{claim['statement']}{unprotected}{counted}"
     return claim | {"public": as_settings(parts)}
 
@@ -125,6 +130,9 @@ def require_public(method: Method, plan: AnyPlan, public: object, reference: obj
         raise InputError("reference is for the plan of a search (Tuner) whose score has no noise, and for no other")
     if not isinstance(public, ImageDataset | None):
         raise InputError(f"public must be an ImageDataset (dpdm.open_dataset), not {type(public).__name__}")
+    for images in (public, reference):
+        if images is not None and images.drawn:
+            raise InputError(f"{images.name} was drawn from a release: its images are not public data")
     require_public_source(method, given=public is not None)
     if public is not None:
         require_name(public.name, "the public data (public.name)")

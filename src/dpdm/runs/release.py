@@ -58,7 +58,7 @@ _NUMBER = r"-?\d{1,19}|-?\d{1,17}(?:\.\d{1,22})?(?:e[-+]\d{1,3})?"  # none that 
 _SCALAR = rf'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|true|false|inf|{_NUMBER})'
 _LINE = re.compile(  # of settings as they are written: a head, a key, an entry of a list, or its end
     rf"(?:\[[\w-]+(?:\.[\w-]+){{0,2}}\]|\[\[[\w-]+\.[\w-]+\]\]|[\w-]+ = (?:{_SCALAR}|\[\]?)"
-    rf"|    (?:{_SCALAR}|\{{ [\w-]+ = {_SCALAR}(?:, [\w-]+ = {_SCALAR}){{0,5}} \}}),|\])?",
+    rf"|    (?:{_SCALAR}|\{{ [\w-]+ = {_SCALAR}(?:, [\w-]+ = {_SCALAR}){{0,6}} \}}),|\])?",
     re.ASCII,
 )
 

@@ -61,7 +61,7 @@ def save_start(
         folder: Where.
         weights: Of the network.
         public: What it was trained on.
-        settings: What else there is to say of it; `classes`, those that it knows, and `preconditioning` are needed.
+        settings: What else there is to say of it; `classes`, `facts` and `preconditioning` are needed.
         earlier: What a release cost from which `public` was drawn.
 
     Raises:
@@ -113,7 +113,9 @@ def open_start(source: Path | str) -> PublicStart:
         (part,), classes, sets = read_parts(table["public"]), table["classes"], table["sets"]
         if not all(isinstance(names, list) and all(type(name) is str for name in names) for names in (classes, sets)):
             raise InputError(f"{folder / START} holds names of classes or sets that are no list of words: {_REMEDY}")
-        kind = str(table["preconditioning"]["kind"])
+        kind, shape = str(table["preconditioning"]["kind"]), tuple(table["facts"]["shape"])
+        if part.drawn != bool(earlier):
+            raise InputError(f"{folder / START} names images drawn from a release, and not what it cost: {_REMEDY}")
         layout = read_layout(folder / WEIGHTS)
         if digest(folder / WEIGHTS) != table["sha256"]:
             raise InputError(f"{folder / WEIGHTS} is not the file that {START} was written for: {_REMEDY}")
@@ -124,4 +126,4 @@ def open_start(source: Path | str) -> PublicStart:
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
         if not all(value.isfinite().all() for value in weights.values()):
             raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
-    return PublicStart(weights, weights_digest(weights), tuple(classes), kind, part, ways, earlier)
+    return PublicStart(weights, weights_digest(weights), tuple(classes), kind, shape, part, ways, earlier)

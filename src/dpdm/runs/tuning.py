@@ -109,11 +109,12 @@ class Tuner:
 
     def cost(self, plan: Plan) -> Cost:
         """Return what a search of this plan costs."""
-        one = replace(plan, search=None).events()
+        before = [event for each in plan.earlier for event in each.events()]
+        one = replace(plan, search=None, earlier=()).events()
         noise = self.search.score_noise_multiplier
         one += [] if noise is None else [GaussianRelease(noise_multiplier=noise)]
         alone, many = (
-            epsilon(one * times, delta=plan.delta, relation=plan.relation, accountant="rdp")
+            epsilon(before + one * times, delta=plan.delta, relation=plan.relation, accountant="rdp")
             for times in (1, round(self.search.mean))
         )
         return Cost(alone, plan.epsilon(), many)

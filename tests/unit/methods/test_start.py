@@ -99,7 +99,7 @@ def test_a_network_is_followed_as_far_as_it_leads_to_the_images(factor):
     """
     data = ImageDataset(images=np.full((200, 8, 8, 1), 128, dtype=np.uint8), name="grey")
     denoiser = denoiser_with(np.ones(len(GAIN_LEVELS)), factor)
-    gains = release_gains(Exactly(), data, denoiser)
+    gains = release_gains(Exactly(), data, denoiser).of_levels
     sigma = torch.tensor(GAIN_LEVELS).double()
     answered = -factor * sigma * denoiser.preconditioning.loss_weight(sigma).rsqrt()
     best = (1 / answered).clamp(max=1) if factor < 0 else torch.zeros(len(sigma))
@@ -133,7 +133,7 @@ def test_without_privacy_a_network_that_adds_nothing_is_not_followed(start):
     nn.init.zeros_(gains.network.head.weight)
     nn.init.zeros_(gains.network.head.bias)
     run = SimpleNamespace(seed=0, mechanism=Exactly.mechanism, once=lambda name, make: Noisy(make().total, 0.0))
-    assert (release_gains(run, IMAGES, gains) == 0).all()
+    assert (release_gains(run, IMAGES, gains).of_levels == 0).all()
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 3.0])
@@ -210,6 +210,7 @@ def edit(path, old, new):
         (lambda folder: (folder / WEIGHTS).write_bytes(b"12"), "damaged"),
         (lambda folder: (folder / START).write_text("version = 99"), "another version"),
         (lambda folder: (folder / START).write_text("version = 1"), "cannot be read"),
+        (lambda folder: edit(folder / START, "images = 40", "images = 40\ndrawn = true"), "and not what it cost"),
         (lambda folder: (folder / START).write_text("version = "), "not valid TOML"),
         (
             lambda folder: (folder / START).write_text(
@@ -227,6 +228,14 @@ def test_a_damaged_start_is_one_line_before_anything_is_spent(start, tmp_path, d
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_for_another_size_is_refused(start, tmp_path):
+    """A network of convolutions takes any size, and has learnt one."""
+    edit(Path(start.sources[0]) / START, "    1,\n    8,\n    8,\n", "    1,\n    16,\n    16,\n")
+    with pytest.raises(InputError, match="is for images of 1 × 16 × 16"):
+        trainer(diffusion(start), tmp_path / "run").fit(IMAGES)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_start_that_knows_other_classes_is_refused(start, tmp_path):
     edit(Path(start.sources[0]) / START, "classes = []", 'classes = ["ant", "bee", "cow"]')
     with pytest.raises(InputError, match=r"knows the classes ant, bee, cow, ..., and these images have 0, 1"):
@@ -235,7 +244,7 @@ def test_a_start_that_knows_other_classes_is_refused(start, tmp_path):
 
 
 def test_a_start_needs_a_prior(start):
-    with pytest.raises(InputError, match="around a prior"):
+    with pytest.raises(InputError, match="are for moment-matched preconditioning"):
         Diffusion(preconditioning=EDM(), start=start)
 
 
@@ -264,7 +273,7 @@ def test_settings_that_make_no_sense_are_refused(changes):
 def test_a_release_names_the_public_images_and_keeps_no_path(start, tmp_path):
     made = trainer(diffusion(start), tmp_path / "run").fit(IMAGES)
     (part,) = made.public
-    assert part == ("shown", SHOWN.digest(), 40)
+    assert part == ("shown", SHOWN.digest(), 40, False)
     assert f"'shown' (40 images, SHA-256 {SHOWN.digest()[:16]}…)" in made.statement
     assert verify_release(tmp_path / "run").public == (part,)
     text = (tmp_path / "run" / "release" / "config.toml").read_text()

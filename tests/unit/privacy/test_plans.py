@@ -177,7 +177,13 @@ def test_the_statement_of_a_search_says_its_unit():
 
 
 EARLIER = Earlier(
-    run="photos", noise_multiplier=4.0, sample_rate=1.0, count=1, relation="add_or_remove_one", unit="image"
+    run="photos",
+    noise_multiplier=4.0,
+    sample_rate=1.0,
+    count=1,
+    dataset_size=100,
+    relation="add_or_remove_one",
+    unit="image",
 )
 STEPS_BEFORE = dataclasses.replace(EARLIER, noise_multiplier=1.5, sample_rate=0.1, count=20)
 
@@ -198,7 +204,7 @@ def test_earlier_sums_are_counted_before_a_plans_own():
     assert plan.events()[:2] == [*EARLIER.events(), *STEPS_BEFORE.events()]
     assert plan.events(made=0) == [], "nothing is spent before the first sum"
     assert plan.planned == 1, "it makes its own alone"
-    assert "21 noisy sums of an earlier release of 'photos', 1 Gaussian releases" in plan.statement
+    assert "earlier releases of 'photos' (noisy sums: 21), 1 Gaussian releases" in plan.statement
 
 
 def test_a_search_counts_earlier_sums_once():
@@ -227,6 +233,21 @@ def test_a_methods_shares_are_of_what_earlier_sums_leave():
     assert stepping.epsilon() == pytest.approx(1.2, rel=1e-3)
 
 
+def test_earlier_sums_have_bounds_and_a_delta_below_theirs():
+    own = (FullSum(name="mean", noise_multiplier=5.0),)
+    for earlier in ((EARLIER,) * 65, (dataclasses.replace(STEPS_BEFORE, count=10**6),)):
+        with pytest.raises(InputError, match="more noisy sums than any accountant"):
+            Plan(dataset_size=100, releases=own, earlier=earlier)
+    large = dataclasses.replace(EARLIER, dataset_size=1000)
+    with pytest.raises(InputError, match=r"is not below 1 / dataset_size = 0\.001"):
+        Plan(dataset_size=100, delta=5e-3, releases=own, earlier=(large,))
+
+
+def test_a_plan_without_earlier_sums_says_nothing_of_them():
+    """So that releases and journals of before are read as they were."""
+    assert "earlier" not in encode(Plan(dataset_size=100, releases=(FullSum(name="mean", noise_multiplier=5.0),)))
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"relation": "replace_special"}, {"unit": "group"}],
@@ -237,7 +258,15 @@ def test_earlier_sums_that_protect_something_else_are_refused(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"run": "two\nlines"}, {"noise_multiplier": 0.0}, {"sample_rate": 1.5}, {"count": 2.5}, {"count": 0}]
+    "changes",
+    [
+        {"run": "two\nlines"},
+        {"noise_multiplier": 0.0},
+        {"sample_rate": 1.5},
+        {"count": 2.5},
+        {"count": 0},
+        {"unit": "x"},
+    ],
 )
 def test_earlier_sums_that_are_none_are_refused(changes):
     with pytest.raises(InputError):
