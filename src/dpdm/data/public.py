@@ -149,9 +149,14 @@ def require_no_claim(source: str | Path) -> None:
     if isinstance(source, str) and place in BUILT_IN:
         return
     at = found(Path(place).expanduser()).resolve()
-    for folder in (at, *at.parents[:2]):
-        if any((folder / name / "privacy.json").is_file() for name in (".", "release")):
-            raise InputError(f"{place} belongs to a private run: name the run itself ({folder}) to dpdm pretrain")
+    for folder in filter(_is_of_a_run, (at, *at.parents[:2])):
+        raise InputError(f"{place} belongs to a private run: name the run itself ({folder}) to dpdm pretrain")
     if (carried := find_claim(found(Path(place).expanduser()))) is not None:
         path, claim = carried
         raise InputError(f"{path} was drawn from a private release ({claim}): its images are not public data")
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Tell whether a folder is that of a run, going on or finished, or its `release/`."""
+    finished = (folder / "release" / "privacy.json").is_file() and (folder / "watch").is_dir()
+    return finished or any((folder / name).is_file() for name in ("privacy.json", "private/journal.jsonl"))
