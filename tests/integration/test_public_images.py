@@ -42,7 +42,7 @@ def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolve
     assert (
         f'public   "shown", 60 images, SHA-256 {part["sha256"]}: declared so, and the claim does not protect it' in out
     )
-    assert json.loads(dpdm("verify", "run", "--json")[1])["public"] == [["shown", part["sha256"], 60]]
+    assert json.loads(dpdm("verify", "run", "--json")[1])["public"] == [["shown", part["sha256"], 60, False]]
     code, out, err = dpdm("sample", "run", "-n", 12, "-o", "made.npz")
     assert code == 0, err
     with np.load(tmp_path / "made.npz") as made:
