@@ -975,7 +975,12 @@ def three_votes_for_a_start(patch: Patch) -> None:
 
 def images_that_bring_nothing_along(patch: Patch) -> None:
     sound = drawn.open_drawn
-    patch.setattr(drawn, "open_drawn", lambda *given, **named: sound(*given, **named)._replace(earlier=()))
+
+    def declared_public(*given, **named):
+        images, _ = sound(*given, **named)
+        return drawn.Drawn(dataclasses.replace(images, drawn=False), ())
+
+    patch.setattr(drawn, "open_drawn", declared_public)
 
 
 def earlier_sums_not_counted(patch: Patch) -> None:
