@@ -320,9 +320,16 @@ def test_images_of_a_release_are_not_declared_public(dpdm, run, tmp_path):
     for place in ("run/watch", "run"):
         with pytest.raises(InputError, match="belongs to a private run"):
             open_public(place, shape=drawn.images.shape)
+    (picture, *_) = sorted((tmp_path / "run" / "watch").glob("*.png"))
+    (tmp_path / "elsewhere").mkdir()
+    picture.rename(tmp_path / "elsewhere" / "picture.png")
+    with pytest.raises(InputError, match="was drawn from a private release"):
+        open_public("elsewhere", shape=drawn.images.shape)
 
 
 def test_a_run_that_counts_an_earlier_release_is_audited_by_itself(dpdm, photos, drawn_from_a_run, tmp_path):
     assert dpdm("train", photos, "--epsilon=6", "--ledger=none", *SECOND)[0] == 0
     code, _, err = dpdm("audit", "second", "--minutes", "1")
     assert code == 0, err
+    found = json.loads((tmp_path / "second" / "private" / "audit" / "audit.json").read_text())
+    assert found["audited"]["epsilon"] < found["claimed"]["epsilon"] - 1, "its own sums, not those of the earlier run"

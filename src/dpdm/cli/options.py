@@ -108,7 +108,9 @@ def load_settings(
     named = None if public is None else json.dumps(public)  # as text, whatever it looks like
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size, "public.source": named}
     if start is not None and start != "none":
-        given["start.sources"] = json.dumps([start] if Path(start).expanduser().exists() else start.split("+"))
+        given["start.sources"] = json.dumps(
+            [start] if Path(start).expanduser().exists() else [one.strip() for one in start.split("+")]
+        )
     settings = [*(overrides or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     config = load_config(target, method=method, overrides=settings, leave_out=("start",) if start == "none" else ())
     if claims and isinstance(config.privacy, Privacy):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from dpdm.files import write_atomically
 from dpdm.types import Images, InputError, Labels, as_images, require_counts
@@ -66,7 +67,13 @@ def one_row_per_class(images: Images, labels: Labels, *, num_classes: int, per_c
 
 
 def save_grid(
-    path: str | Path, images: Images, labels: Labels | None, *, num_classes: int, per_class: int = 10
+    path: str | Path,
+    images: Images,
+    labels: Labels | None,
+    *,
+    num_classes: int,
+    per_class: int = 10,
+    info: PngInfo | None = None,
 ) -> None:
     """Write a PNG with one row for each class, or, without labels, with the first images in as many rows.
 
@@ -76,6 +83,7 @@ def save_grid(
         labels: Their classes, (number,), or None.
         num_classes: Number of rows.
         per_class: Images in a row.
+        info: What the file says beside its pixels, such as a claim.
 
     Raises:
         InputError: The images cannot be shown or the folder does not exist.
@@ -89,7 +97,7 @@ def save_grid(
         shown = images[: num_classes * per_class]
     else:
         shown = one_row_per_class(images, labels, num_classes=num_classes, per_class=per_class)
-    _write_png(Path(path), _enlarged(shown, per_class))
+    _write_png(Path(path), _enlarged(shown, per_class), info)
 
 
 def side_by_side(
@@ -153,7 +161,7 @@ def _enlarged(images: Images, columns: int) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _write_png(path: Path, picture: Image.Image) -> None:
+def _write_png(path: Path, picture: Image.Image, info: PngInfo | None = None) -> None:
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: the folder {path.parent} does not exist")
-    write_atomically(path, lambda unfinished: picture.save(unfinished, format="PNG", optimize=True))
+    write_atomically(path, lambda unfinished: picture.save(unfinished, format="PNG", optimize=True, pnginfo=info))

@@ -44,7 +44,7 @@ def choose_start(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser,
             parts = _Pairs(denoiser, data, _levels_of_each(run), run.seed).parts()
             none = torch.zeros(0, 2 * len(GAIN_LEVELS), dtype=torch.float64)  # a process may have no image
             pairs = torch.cat([none, *(rows for rows, _ in parts)])
-            explained, squared = pairs.view(len(pairs), 2, -1).sum(2).unbind(1)
+            explained, squared = pairs.view(len(pairs), 2, len(GAIN_LEVELS)).sum(2).unbind(1)
             left.append(squared - 2 * explained)
         choices = torch.stack(left, dim=1).argmin(1)
         return votes([(choices[:, None], torch.from_numpy(data.weights))], bins=len(run.starts))

@@ -56,8 +56,10 @@ class Start:
     sha256: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.sources or len({*self.sources}) < len(self.sources):
-            raise InputError("start.sources must name the folders that dpdm pretrain made, each once")
+        if not self.sources:
+            raise InputError("start.sources is empty: name a folder that dpdm pretrain made")
+        if twice := [source for source in self.sources if self.sources.count(source) > 1]:
+            raise InputError(f"start.sources names {twice[0] or 'an empty folder'} twice: name each folder once")
         require_at_most(_MOST_STARTS, starts=len(self.sources))
         for source in self.sources:
             if not source:

@@ -64,6 +64,6 @@ def kept_as(plan: AnyPlan, other: AnyPlan) -> AnyPlan | None:
 def fingerprint(plan: AnyPlan, *, secure: bool) -> str:
     """Return a digest of all that a plan claims."""
     said = {"kind": type(plan).__name__, "secure": secure, **dataclasses.asdict(plan)}
-    if not plan.earlier:
+    if not plan.earlier:  # so that journals of before are read as they were
         said.pop("earlier", None)
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

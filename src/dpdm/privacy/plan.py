@@ -93,7 +93,10 @@ class Plan(_Startable):
                     "with images drawn from a release if both protect the same, under the same relation"
                 )
         if len(self.earlier) > MOST_EARLIER or self.planned + sum(each.count for each in self.earlier) > MOST_SUMS:
-            raise InputError("earlier holds more noisy sums than any accountant comes to an end with")
+            raise InputError(
+                f"earlier holds too many noisy sums: take at most {MOST_EARLIER} entries, and {MOST_SUMS:,} sums with "
+                "the plan's own"
+            )
         if not isinstance(self.search, Search | None):
             raise InputError(f"search must be a Search, not {type(self.search).__name__}")
         if self.relation not in get_args(Relation):

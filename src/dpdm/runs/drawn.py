@@ -54,9 +54,10 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
     if shape not in (None, release.facts.shape):
         raise InputError(f"{run} has images of shape {release.facts.shape}, and {shape} is needed: name another run")
     parts = []
-    for part in release.sample_in_parts(count or COUNT, seed=0):
+    whole = COUNT if count is None else count
+    for part in release.sample_in_parts(whole, seed=0):
         parts.append(part)
-        tell_progress(f"images of {run}", sum(len(labels) for _, labels in parts), count or COUNT)
+        tell_progress(f"images of {run}", sum(len(labels) for _, labels in parts), whole)
     images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
     of: dict[str, Any] = (
         {} if not release.facts.num_classes else {"labels": labels, "class_names": release.facts.class_names}

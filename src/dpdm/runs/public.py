@@ -46,7 +46,7 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
         if type(number := entry.get("images", 0)) is not int or not 0 <= number < 2**63:
             raise InputError("config.toml holds public data of a number of images that is none")
         if type(drawn := entry.get("drawn", False)) is not bool:
-            raise InputError("config.toml holds public data that are drawn neither truly nor falsely")
+            raise InputError("config.toml holds public data whose `drawn` is neither true nor false")
         parts.append(PublicPart(entry["name"], digest, number, drawn))
     if len({part.name for part in parts}) < len(parts):
         raise InputError("config.toml names public data twice: give each a name of its own")
@@ -61,7 +61,9 @@ def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, g
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
     of_starts = parts[images - len(method.start_folders) : images]
     drawn = any(part.drawn for part in of_starts)
-    if any(part.drawn for part in parts if part not in of_starts) or drawn != bool(plan.earlier):
+    if any(part.drawn for part in parts if part not in of_starts):
+        raise InputError("config.toml calls other images drawn from a release than those of a start")
+    if isinstance(plan, Plan) and drawn != bool(plan.earlier):
         raise InputError("config.toml names images drawn from a release, and counts none, or the other way round")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from dpdm.data.claims import png_with
 from dpdm.evaluation import save_grid
 from dpdm.privacy import AnyPlan
 from dpdm.runs.release import Release
@@ -75,7 +76,8 @@ class Watch:
         images, labels = release.sample(_PER_CLASS * rows, labels=np.arange(_PER_CLASS * rows) % rows, seed=0)
         last = self._plan.steps or self._plan.planned
         name = self._path / f"step-{step:0{len(str(last))}d}.png"
-        save_grid(name, images, labels, num_classes=rows, per_class=_PER_CLASS)
+        carried = png_with(json.dumps(release.claim, ensure_ascii=False))  # so that nobody takes it for public
+        save_grid(name, images, labels, num_classes=rows, per_class=_PER_CLASS, info=carried)
         if self._writer is not None:
             self._writer.add_image("samples", np.asarray(Image.open(name)), step, walltime=step, dataformats="HWC")
 

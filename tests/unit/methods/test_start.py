@@ -407,3 +407,24 @@ def test_a_run_that_chose_a_start_goes_on_with_it(start, tmp_path):
         for source in method.start_folders
     ]
     assert sum(near) == 1
+
+
+def test_a_process_without_images_votes_for_none(start):
+    facts, starts = ImageFacts(IMAGES.shape, IMAGES.class_names), [open_start(s) for s in two_starts(start).sources]
+    empty, seen = IMAGES.part(range(0)), []
+
+    def once(name, make):
+        seen.append(make())
+        return Noisy(torch.tensor([2.0, 1.0]), 1.0)
+
+    plan = SimpleNamespace(dataset_size=12)
+    run = SimpleNamespace(starts=starts, seed=3, once=once, mechanism=SimpleNamespace(plan=plan))
+    assert choose_start(run, empty, diffusion(start).untrained(facts).denoiser, facts) is starts[0]
+    assert seen[0].total.tolist() == [0.0, 0.0]
+
+
+def test_a_choice_without_gains_is_rehearsed_too(start, monkeypatch):
+    rehearsed = []
+    monkeypatch.setattr("dpdm.methods.diffusion.rehearse_gains", lambda *given: rehearsed.append(given))
+    trainer(diffusion(two_starts(start, gains=False))).rehearse(IMAGES)
+    assert len(rehearsed) == 1

@@ -214,6 +214,14 @@ def test_a_search_counts_earlier_sums_once():
     assert both.events() == [*EARLIER.events(), *searched.events()]
 
 
+def test_a_method_in_a_search_plans_with_earlier_sums_counted_once():
+    """They lie outside the search: what they leave is what its runs share."""
+    method, search = PriorAlone(prior=Prior(centres=1)), Search(mean=5.0)
+    earlier = (dataclasses.replace(EARLIER, noise_multiplier=5.0),)
+    plan = method.plan(epsilon=1.5, dataset_size=1000, delta=1e-5, search=search, earlier=earlier)
+    assert plan.epsilon() == pytest.approx(1.5, rel=1e-3)
+
+
 def test_noise_is_calibrated_to_what_earlier_sums_leave():
     asked = Plan(dataset_size=100, releases=(FullSum(name="mean"),), earlier=(EARLIER,))
     assert asked.calibrate(epsilon=2.0).epsilon() <= 2.0
@@ -236,7 +244,7 @@ def test_a_methods_shares_are_of_what_earlier_sums_leave():
 def test_earlier_sums_have_bounds_and_a_delta_below_theirs():
     own = (FullSum(name="mean", noise_multiplier=5.0),)
     for earlier in ((EARLIER,) * 65, (dataclasses.replace(STEPS_BEFORE, count=10**6),)):
-        with pytest.raises(InputError, match="more noisy sums than any accountant"):
+        with pytest.raises(InputError, match="too many noisy sums"):
             Plan(dataset_size=100, releases=own, earlier=earlier)
     large = dataclasses.replace(EARLIER, dataset_size=1000)
     with pytest.raises(InputError, match=r"is not below 1 / dataset_size = 0\.001"):
