@@ -1,16 +1,24 @@
 """Learning rate and clipping norm from a rehearsal on drawn images, under the planned noise."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 
+from dpdm.cli.planning import rehearsed as rehearsed_settings
 from dpdm.config import Config, Data, Machine, Privacy
-from dpdm.methods import Diffusion, ImageFacts, Prior, PriorAlone
+from dpdm.data.shapes import draw_shapes
+from dpdm.methods import Diffusion, ImageFacts, Prior, PriorAlone, Start
 from dpdm.networks import MLP
 from dpdm.privacy import FullSum, Plan
+from dpdm.privacy.processes import Processes
 from dpdm.runs import learning
 from dpdm.runs.learning import FACTORS, rehearse_learning
+from dpdm.runs.start import save_start
 from dpdm.types import InputError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "guarantees"))
 
 FACTS = ImageFacts((1, 8, 8), ("0", "1", "2"))
 METHOD = Diffusion(network=MLP(width=8, blocks=1), prior=Prior(centres=1))
@@ -89,3 +97,51 @@ def test_what_takes_no_steps_is_not_rehearsed():
     plan = alone.plan(epsilon=3.0, dataset_size=600, delta=1e-4)
     with pytest.raises(InputError, match="takes none: leave out --rehearse"):
         rehearse(dataclasses.replace(CONFIG, method=alone), plan)
+
+
+WORKER = """
+import json, sys
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+import torch
+from dpdm.runs import learning
+from dpdm.runs.hardware import joined_processes
+from test_learning import rehearse
+torch.set_num_threads(1)
+learning._IMAGES, learning._HELD_OUT = 60, 10
+with joined_processes() as processes:
+    Path(f"found{processes.rank}").write_text(repr(rehearse()[0]))
+"""
+
+
+@pytest.mark.proof
+def test_two_processes_rehearse_one_plan(tmp_path):
+    """Each sees norms of its own part of a batch, and all clip to one norm."""
+    from test_processes import launch
+
+    done = launch(2, WORKER, Path(__file__).parent, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "found0").read_text() == (tmp_path / "found1").read_text()
+
+
+def test_a_start_that_knows_classes_by_name_is_rehearsed_with_them(tmp_path, monkeypatch):
+    """Where facts are declared, classes are known by their number alone."""
+    facts, rehearsed = ImageFacts((1, 8, 8), ("ant", "bee", "cat")), []
+    weights = METHOD.untrained(facts).denoiser.network.state_dict()
+    images = dataclasses.replace(draw_shapes(4, (1, 8, 8)), name="shown")
+    settings = {"classes": [*facts.class_names], "facts": {"shape": [1, 8, 8]}}
+    (tmp_path / "start").mkdir()
+    save_start(tmp_path / "start", weights, images, settings | {"preconditioning": {"kind": "moment-matched"}})
+    method = dataclasses.replace(METHOD, start=Start(sources=(str(tmp_path / "start"),)))
+    declared = Data(source="nowhere", size=8, channels=1, num_classes=3)
+    privacy = Privacy(epsilon=3.0, delta=1e-13, dataset_size=6000, steps=3, expected_batch_size=600)
+    config = dataclasses.replace(CONFIG, method=method, data=declared, privacy=privacy)
+
+    def watched(config, plan, facts, on_progress):
+        rehearsed.append(facts)
+        return learning.Learning(1e-3, 0.5, {})
+
+    monkeypatch.setattr(learning, "rehearse_learning", watched)
+    found = rehearsed_settings(config, tmp_path / "run", Processes())
+    assert rehearsed == [facts]
+    assert (found.method.optimizer.learning_rate, found.privacy.max_grad_norm) == (1e-3, 0.5)
