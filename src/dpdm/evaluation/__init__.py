@@ -24,6 +24,7 @@ from dpdm.evaluation.features import ClassifierFeatures as ClassifierFeatures
 from dpdm.evaluation.features import EfficientNetLite0 as EfficientNetLite0
 from dpdm.evaluation.features import Features as Features
 from dpdm.evaluation.features import Pixels as Pixels
+from dpdm.evaluation.features import RandomConvNet as RandomConvNet
 from dpdm.evaluation.features import TorchScriptFeatures as TorchScriptFeatures
 from dpdm.evaluation.features import features_by_name as features_by_name
 from dpdm.evaluation.features import image_features as image_features

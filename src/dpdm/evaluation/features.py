@@ -2,13 +2,16 @@
 
 What the features are is a value. `EfficientNetLite0`, whose ImageNet weights come as a package, and
 `TorchScriptFeatures`, Inception's for the published scores, are for images of the world; `ClassifierFeatures` for
-images that ImageNet knows nothing of; `Pixels` needs no network. Scores on different features are not comparable.
+images that ImageNet knows nothing of; `RandomConvNet` and `Pixels` need no weights from anywhere. Scores on different
+features are not comparable.
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -108,8 +111,7 @@ class EfficientNetLite0:
     @property
     def digest(self) -> str:
         """SHA-256 of the file of weights, and the preparation of the images."""
-        weights = files.digest(self._weights())
-        return f"weights sha256:{weights}, colour, bilinear to {self.size} × {self.size}, (x - 127) / 128"
+        return f"weights sha256:{self.sha256}, colour, bilinear to {self.size} × {self.size}, (x - 127) / 128"
 
     def build(self) -> Compute:
         """Return the function; raise InputError if the packages with network and weights are not installed."""
@@ -127,6 +129,11 @@ class EfficientNetLite0:
             return pooled
 
         return features
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file of weights."""
+        return files.digest(self._weights())
 
     def _weights(self) -> Path:
         try:
@@ -152,10 +159,15 @@ class TorchScriptFeatures:
         return self.path.name
 
     @property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        with explained(self._unreadable, OSError):
+            return files.digest(self.path)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the file, which holds weights and preparation."""
-        with explained(self._unreadable, OSError):
-            return f"file sha256:{files.digest(self.path)}, colour"
+        return f"file sha256:{self.sha256}, colour"
 
     def build(self) -> Compute:
         """Return the function, which raises InputError for images that the file does not take."""
@@ -200,6 +212,51 @@ class Pixels:
     def build(self) -> Compute:
         """Return the function."""
         return lambda images: prepared(images, side=self.side, how="average", colour=False).div(255).flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomConvNet:
+    """512 pooled features of three layers of convolutions, whose weights a seed that everybody knows has drawn.
+
+    Args:
+        size: Side to which images are resized, bilinearly.
+
+    Source:
+        Saxe et al. 2011 (random weights).
+    """
+
+    size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.size < 8:
+            raise InputError(f"size must be at least 8, not {self.size}: each layer halves an image")
+
+    @property
+    def name(self) -> str:
+        """What scores are called by."""
+        return f"random-convnet at {self.size} × {self.size}"
+
+    @property
+    def digest(self) -> str:
+        """The preparation of the images, as the weights follow from a seed."""
+        return f"weights of seed 0, colour, bilinear to {self.size} × {self.size}, x / 127.5 - 1"
+
+    def build(self) -> Compute:
+        """Return the function."""
+        random, layers = torch.Generator().manual_seed(0), list[nn.Module]()
+        for inputs, outputs in pairwise((3, 64, 128, 256)):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+            with torch.no_grad():
+                conv.weight.normal_(0, math.sqrt(2 / (9 * inputs)), generator=random)
+                conv.bias.zero_()  # type: ignore[union-attr]
+            layers += [conv, nn.ReLU(), nn.AvgPool2d(2)]
+        network = nn.Sequential(*layers).requires_grad_(False)
+
+        def features(images: Images) -> Float[Tensor, "images features"]:
+            maps = network(prepared(images, side=self.size, colour=True).div(127.5).sub(1)).flatten(2)
+            return torch.cat([maps.mean(2), maps.amax(2)], dim=1)
+
+        return features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -287,8 +344,12 @@ class ClassifierFeatures:
 
 
 def features_by_name(name: str) -> Features:
-    """Return "efficientnet-lite0" or "pixels" by its name, and the features of a TorchScript file by its path."""
-    known: dict[str, Features] = {"efficientnet-lite0": EfficientNetLite0(), "pixels": Pixels()}
+    """Return features of the package by their name, and those of a TorchScript file by its path."""
+    known: dict[str, Features] = {
+        "efficientnet-lite0": EfficientNetLite0(),
+        "pixels": Pixels(),
+        "random-convnet": RandomConvNet(),
+    }
     return known.get(name) or TorchScriptFeatures(Path(name))
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Optimizer,
         require_sampler_names,
     )
+    from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution, PopulationGenerator
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
@@ -26,6 +27,7 @@ __all__ = [
     "Budget",
     "DenoisingGenerator",
     "Diffusion",
+    "Embedding",
     "Evolution",
     "ImageFacts",
     "ImageGenerator",
@@ -45,6 +47,7 @@ __getattr__ = lazily(
     __name__,
     {
         "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
+        "embedding": "Embedding",
         "evolution": "Evolution PopulationGenerator",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "prior": "MixtureGenerator Prior PriorAlone",

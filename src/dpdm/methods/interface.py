@@ -139,6 +139,11 @@ class ImageGenerator(nn.Module, ABC):
         """How frequent each class is among the training images, if that was released."""
         return None
 
+    @property
+    def remark(self) -> str:
+        """What a person should know of these images, as the released numbers tell it; nothing if nothing is odd."""
+        return ""
+
     def supply(self, part: PublicPart, path: Path) -> None:
         """Take one of `parts` from a file, which has its digest."""
         raise NotImplementedError(f"a {type(self).__name__} has no public parts")
@@ -304,6 +309,15 @@ class Method(ABC):
     @property
     def start_folders(self) -> tuple[str, ...]:
         """The folders of networks that were trained on public images, of which the method begins with one."""
+        return ()
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What a claim calls the public networks in whose features images are compared."""
+        return ()
+
+    def network_parts(self) -> tuple[PublicPart, ...]:
+        """Return these networks with the digests of their weights; raise InputError if one is not there."""
         return ()
 
     @property

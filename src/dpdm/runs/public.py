@@ -17,11 +17,11 @@ _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
 def parts_of(
-    images: Sequence[ImageDataset], starts: Sequence[PublicStart], generator: ImageGenerator
+    images: Sequence[ImageDataset], starts: Sequence[PublicStart], method: Method, generator: ImageGenerator
 ) -> tuple[PublicPart, ...]:
-    """Return the public images of a run, those of its starts, and what its generator needs beside its weights."""
+    """Return a run's public images, those of its starts, its public networks, and what drawing needs beside weights."""
     used = [PublicPart(public.name, public.digest(), len(public)) for public in images]
-    return (*used, *(start.part for start in starts), *generator.parts)
+    return (*used, *(start.part for start in starts), *method.network_parts(), *generator.parts)
 
 
 def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, Any]]:
@@ -54,10 +54,16 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
 
 
 def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, generator: ImageGenerator) -> None:
-    """Raise InputError unless a release names as many public images as it is made with, and its generator's parts."""
+    """Raise InputError unless a release names as many public images, and the networks and parts, that it is made with.
+
+    A network's digest is what a run found: whoever verifies need not have its weights.
+    """
     images = method.starts_from_images + _searched(plan) + len(method.start_folders)
     counted = all(part.images for part in parts[:images]) and not any(part.images for part in parts[images:])
-    if not counted or tuple(parts[images:]) != generator.parts or len(parts) != images + len(generator.parts):
+    networks = len(method.networks)
+    named = tuple(part.name for part in parts[images : images + networks]) == method.networks
+    rest = tuple(parts[images + networks :])
+    if not counted or not named or rest != generator.parts:
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
     of_starts = parts[images - len(method.start_folders) : images]
     drawn = any(part.drawn for part in of_starts)

