@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution, PopulationGenerator
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
+    from dpdm.methods.labelled import LabelledGenerator
+    from dpdm.methods.labels import Labels
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
     from dpdm.methods.start import Start
@@ -31,6 +33,8 @@ __all__ = [
     "Evolution",
     "ImageFacts",
     "ImageGenerator",
+    "LabelledGenerator",
+    "Labels",
     "Method",
     "MixtureGenerator",
     "Optimizer",
@@ -50,6 +54,8 @@ __getattr__ = lazily(
         "embedding": "Embedding",
         "evolution": "Evolution PopulationGenerator",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
+        "labelled": "LabelledGenerator",
+        "labels": "Labels",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
         "start": "Start",

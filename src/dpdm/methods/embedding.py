@@ -4,7 +4,7 @@ The map is a value. What follows from public images, the mean and the whitening,
 private image is one row, kept in `private/`, which depends on no other image.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.evaluation import EfficientNetLite0, Features, Pixels, RandomConvNet, TorchScriptFeatures
 from dpdm.evaluation.checks import Compute, built_features, feature_vectors
-from dpdm.methods.interface import Kept, PublicPart, Run
+from dpdm.methods.interface import ImageGenerator, Kept, Method, PublicPart, PublicStart, Run
 from dpdm.types import Images, InputError, require_within
 
 _AT_ONCE = 16  # images of one call: a fixed number, so that the rows of an image come of one computation
@@ -119,6 +119,25 @@ class Embedding:
         if self.features in self._SIZED:
             return self._SIZED[self.features](size=self.size)
         return Pixels() if self.features == "pixels" else TorchScriptFeatures(Path(self.features).expanduser())
+
+
+class InFeatures(Method):
+    """What all methods share that compare images in public features: a claim names the network that makes these."""
+
+    embedding: Embedding
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The network of the features, if somebody trained it."""
+        return self.embedding.network
+
+    def network_parts(self) -> tuple[PublicPart, ...]:
+        """Return it with the digest of its weights."""
+        return self.embedding.parts()
+
+    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "InFeatures":
+        """Return the method with a file of features by its name."""
+        return replace(self, embedding=self.embedding.said())  # type: ignore[type-var]
 
 
 class Space(NamedTuple):

@@ -1,0 +1,87 @@
+"""Public images with private labels, what a person should know of them, and a vote between them and the prior."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Float32, Float64, Int, UInt8
+from torch import Tensor
+
+from dpdm.diffusion import GaussianMixture
+from dpdm.methods.embedding import Embedded
+from dpdm.methods.interface import ImageFacts, ImageGenerator
+from dpdm.privacy.sums import Choices
+
+_FAR = 0.25  # of the squared length of rows: more is what private images have in common, and public ones lack
+
+
+class LabelledGenerator(ImageGenerator):
+    """Public images with private labels, and the prior beside them; one or the other is drawn for each label."""
+
+    images: UInt8[Tensor, "class number channel height width"]
+    margins: Float32[Tensor, "class number"]
+    shares: Float64[Tensor, " class"]
+    from_prior: Float64[Tensor, " 1"]
+    agreement: Float64[Tensor, " 1"]
+
+    def __init__(self, facts: ImageFacts, number: int, from_prior: float, mixture: GaussianMixture | None) -> None:
+        super().__init__()
+        self.facts, classes = facts, facts.num_classes
+        self.register_buffer("images", torch.zeros(classes, number, *facts.shape, dtype=torch.uint8))
+        self.register_buffer("margins", torch.zeros(classes, number))
+        self.register_buffer("shares", torch.full((classes,), 1 / classes, dtype=torch.float64))
+        self.register_buffer("from_prior", torch.tensor([from_prior], dtype=torch.float64))
+        self.register_buffer("agreement", torch.zeros(1, dtype=torch.float64))
+        self.mixture = mixture
+
+    def draw(
+        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return for each label one of its images, mirrored half of the time where in colour, or one of the prior."""
+        chosen = torch.randint(self.images.shape[1], labels.shape, generator=random, device=labels.device)
+        drawn = self.images[labels, chosen].float().div(127.5).sub(1)
+        if self.facts.shape[0] > 1:  # no letter or digit
+            mirrored = torch.rand(labels.shape, generator=random, device=labels.device) < 0.5
+            drawn[mirrored] = drawn[mirrored].flip(-1)
+        if self.mixture is not None:
+            other = torch.rand(labels.shape, generator=random, device=labels.device) < self.from_prior
+            drawn[other] = self.mixture.sample(labels[other], generator=random).float().view(-1, *self.facts.shape)
+        return drawn
+
+    @property
+    def class_shares(self) -> tuple[float, ...]:
+        """How frequent each class is, by the noisy counts."""
+        return tuple(self.shares.tolist())
+
+    @property
+    def remark(self) -> str:
+        """Whether the public images are far from the private ones, or were not chosen."""
+        if self.mixture is not None and float(self.from_prior) == 1:
+            return "private images chose the prior: its images are nearer to them than the public images are"
+        far = float(self.agreement) > _FAR
+        return "the public images are far from the private ones: labels of others would serve better" if far else ""
+
+
+def nearer_kinds(
+    own: Embedded,
+    labels: Int[Tensor, " images"],
+    weights: Float64[Tensor, " images"],
+    kinds: list[Float32[Tensor, "class candidate directions"]],
+) -> Iterator[Choices]:
+    """Yield for each private image which kind of candidates of its class holds the nearest, and the image's weight.
+
+    Rows are on a grid where products are exact: a vote depends on no other image.
+    """
+    for part, rows in own.parts():
+        best = torch.stack([_best_of_class(rows, labels[part], candidates) for candidates in kinds], dim=1)
+        yield best.argmax(1, keepdim=True), weights[part]
+
+
+def _best_of_class(
+    rows: Float32[Tensor, "images directions"],
+    labels: Int[Tensor, " images"],
+    candidates: Float32[Tensor, "class candidate directions"],
+) -> Float32[Tensor, " images"]:
+    best = torch.zeros(len(rows))
+    for label, of_class in enumerate(candidates):
+        best[labels == label] = (rows[labels == label] @ of_class.T).amax(1)
+    return best

@@ -1,0 +1,191 @@
+"""Private labels for public images: one noisy sum for each class, in a public feature space, names what shows it.
+
+The sum over a class's private images is its prototype. Each public image gets the class whose prototype it is nearest
+to, and how clearly. The clearest of each class are the generator, alone or beside the prior of the same plan.
+"""
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float32, Float64, Int
+from torch import Tensor
+
+from dpdm.data import ImageDataset
+from dpdm.diffusion.spectrum import cell_means
+from dpdm.methods.embedding import Embedded, Embedding, InFeatures, Space
+from dpdm.methods.interface import (
+    Budget,
+    ImageFacts,
+    ImageGenerator,
+    Progress,
+    Read,
+    Run,
+    Sizes,
+)
+from dpdm.methods.labelled import LabelledGenerator, nearer_kinds
+from dpdm.methods.prior import Prior, release_prior
+from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
+from dpdm.privacy.sums import CellRows, cell_sums, votes
+from dpdm.types import InputError, require_at_most, require_counts, require_within, tensor_to_images
+
+PROTOTYPES = "prototypes"
+CHOICE = "prior or public images"
+_COUNT_SCALE = 1 / 7  # beside a unit row: counts have seven times the noise of a coordinate, and cost 1 % more
+_LEAST_COUNT = 20.0  # records by which a sum is divided at least
+_MOST_IMAGES = 10**6
+_ASKED = 256  # candidates of a class, of either kind, that private images choose between
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(InFeatures):
+    """Public images, labelled by the noisy prototypes of private classes.
+
+    Args:
+        embedding: The public features in which prototypes are.
+        per_class: Public images of each class that are kept: those that show it most clearly.
+        from_prior: Share of the drawn images that the prior makes, from 0 to below 1; 0 leaves the prior out.
+        prior: The prior beside them; `prior.share` is its part of the budget, the rest is the prototypes'.
+        choice: Part of the budget for one vote of each private image, whether the prior or the labelled images are
+            nearer to it; where the prior is, it makes all images. 0 leaves the vote out.
+
+    Guarantees:
+        * A private image adds one row of length one and one count, both to its own class; a group shares one.
+
+    Source:
+        Snell et al. 2017 (prototypes); Dwork et al. 2006 (noisy sums).
+    """
+
+    kind: ClassVar[str] = "labels"
+    starts_from_images: ClassVar[bool] = True
+    embedding: Embedding = field(default_factory=Embedding)
+    per_class: int = 4000
+    from_prior: float = 0.3
+    prior: Prior = field(default_factory=lambda: Prior(share=0.6))
+    choice: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_counts(per_class=self.per_class)
+        require_within(0, 0.99, from_prior=self.from_prior)
+        require_within(0, 0.5, choice=self.choice)
+        if self.choice and not self.from_prior:
+            raise InputError("choice is between the prior and public images: set from_prior too")
+        if self.from_prior and self.prior.share + self.choice >= 1:
+            raise InputError("prior.share and choice leave nothing for prototypes: let them be below 1 together")
+
+    def releases(self, budget: Budget) -> tuple[FullSum, ...]:
+        """Return the prior's sums, if it takes part, then the prototypes, then the vote."""
+        budget.require_no_steps(self.kind)
+        before = self.prior.planned(budget, alone=False) if self.from_prior else ()
+        if not self.choice:
+            return (*before, FullSum(name=PROTOTYPES))
+        of_vote = 1 / (gaussian_mu(epsilon=budget.epsilon, delta=budget.delta) * math.sqrt(self.choice))
+        return (*before, FullSum(name=PROTOTYPES), FullSum(name=CHOICE, noise_multiplier=of_vote))
+
+    def require_images(self, facts: ImageFacts) -> None:
+        """Raise InputError unless there are classes, and not more images of them than a release holds."""
+        if facts.num_classes < 2:
+            raise InputError("the method labels names the classes of images, and these have no two: give labels")
+        require_at_most(_MOST_IMAGES, **{"per_class × classes": self.per_class * facts.num_classes})
+
+    def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> LabelledGenerator:
+        """Return a generator of black images, around a prior that knows nothing."""
+        self.require_images(facts)
+        mixture = self.prior.placeholder(facts, sizes, below="mixture.") if self.from_prior else None
+        return LabelledGenerator(facts, self.per_class, self.from_prior, mixture)
+
+    def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
+        """Return the bytes that a run needs at most: features of public images, and images on the way."""
+        columns, pixels = 1280, math.prod(facts.shape)
+        return 4 * columns * (2 * public + min(records, 50_000)) + 2 * pixels * self.per_class * facts.num_classes
+
+    def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
+        """Raise InputError unless features can be computed, and there are public images enough."""
+        assert run.public is not None
+        if len(run.public) < self.per_class:
+            raise InputError(
+                f"{run.public.name} has {len(run.public):,} images, and per_class is {self.per_class:,}: set fewer"
+            )
+        self.embedding.compute(generator.facts.shape)
+
+    def train(
+        self, generator: ImageGenerator, data: ImageDataset, run: Run
+    ) -> Generator[Progress, None, LabelledGenerator]:
+        """Release the prior and prototypes, label public images by them, and let private ones choose."""
+        assert isinstance(generator, LabelledGenerator)
+        assert run.public is not None
+        run.resume()
+        if self.from_prior:
+            generator.mixture = release_prior(run, data, self.prior).to(run.device)
+            yield run.made_sum(generator)
+        rows, space = self.embedding.of_public(run)
+        own, labels = self.embedding.of_private(run, data, space), torch.from_numpy(data.labels)
+        weights, classes = torch.from_numpy(data.weights), data.num_classes
+
+        def of_classes() -> Iterator[CellRows]:
+            for part, x in own.parts():
+                yield x, labels[part], weights[part]
+
+        shape = {"cells": classes, "dimensions": rows.shape[1]}
+        noisy, noise_std = run.once(
+            PROTOTYPES, lambda: cell_sums(of_classes(), max_norm=1.0, count_scale=_COUNT_SCALE, **shape)
+        )
+        prototypes, counts = cell_means(noisy, cells=classes, count_scale=_COUNT_SCALE, least_count=_LEAST_COUNT)
+        chosen, margins = clearest(rows, prototypes, self.per_class)
+        chosen = run.processes.from_first(chosen)
+        generator.images.copy_(torch.from_numpy(run.public.images[chosen.numpy()]).movedim(-1, -3))
+        generator.margins.copy_(margins)
+        generator.shares.copy_(counts / counts.sum())
+        in_common = (counts @ prototypes / counts.sum()).square().sum() - rows.shape[1] * (
+            classes * (noise_std / counts.sum()) ** 2
+        )
+        generator.agreement.copy_(in_common.clamp(0, 1))
+        yield run.made_sum(generator)
+        if self.choice:
+            yield self._choose(generator, run, own, (labels, weights), rows[chosen[:, :_ASKED]], space)
+        return generator
+
+    def _choose(
+        self,
+        generator: LabelledGenerator,
+        run: Run,
+        own: Embedded,
+        records: tuple[Int[Tensor, " images"], Float64[Tensor, " images"]],
+        labelled: Float32[Tensor, "class number directions"],
+        space: Space,
+    ) -> Progress:
+        """Let each private image vote for what is nearer to it, and draw from the prior alone if that wins."""
+        assert generator.mixture is not None
+        classes, number = labelled.shape[:2]
+        of_class = torch.arange(classes, device=run.device).repeat_interleave(number)
+        random = torch.Generator(run.device).manual_seed(run.seed)
+        drawn = tensor_to_images(generator.mixture.sample(of_class, generator=random).view(-1, *generator.facts.shape))
+        of_prior = space.unit(self.embedding.compute(generator.facts.shape)(drawn)).view_as(labelled)
+        kinds = [of_prior, labelled]
+        noisy, _ = run.once(CHOICE, lambda: votes(nearer_kinds(own, *records, kinds), bins=len(kinds)))
+        if noisy[0] > noisy[1]:
+            generator.from_prior.fill_(1)
+        return run.made_sum(generator)
+
+    def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
+        """Raise InputError unless shares are shares, and the prior is one that a run of this plan can come to."""
+        shares, part = read("shares"), float(read("from_prior"))
+        if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9 or not 0 <= float(read("agreement")) <= 1:
+            raise InputError(f"{where} holds shares of classes that do not add up to one")
+        if part != self.from_prior and not (part == 1 and self.choice):
+            raise InputError(f"{where} draws another part from the prior than config.toml says")
+        if self.from_prior:
+            self.prior.require_possible(read, plan, facts, below="mixture.", where=where)
+
+
+def clearest(
+    rows: Float32[Tensor, "images directions"], prototypes: Float64[Tensor, "class direction"], number: int
+) -> tuple[Int[Tensor, "class number"], Float32[Tensor, "class number"]]:
+    """Return the rows that show each class most clearly, and by how much: its score less the best other one."""
+    scores = rows @ prototypes.div(prototypes.norm(dim=1, keepdim=True).clamp(min=1e-9)).float().T
+    best = scores.topk(2, dim=1).values
+    others = torch.where(scores == best[:, :1], best[:, 1:], best[:, :1])
+    margins, chosen = (scores - others).topk(number, dim=0)
+    return chosen.T.contiguous(), margins.T.contiguous()
