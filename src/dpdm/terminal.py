@@ -111,6 +111,19 @@ def show_stages() -> Iterator[Callable[[str, int, int], None]]:
         yield move
 
 
+def remarked(advance: Advance) -> Callable[[str, int, int], None]:
+    """Return what shows, beside a bar that stands still, how far a stage is and how long it takes: in per cent."""
+    begun: dict[str, tuple[float, int]] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        since, before = begun.setdefault(stage, (now, done))
+        left = f", about {duration((now - since) / (done - before) * (total - done))} left" if done > before else ""
+        advance(0, f"{stage}: {100 * done // max(1, total)} %{left}")
+
+    return show
+
+
 def duration(seconds: float) -> str:
     """Say how long something takes."""
     if seconds < 100:

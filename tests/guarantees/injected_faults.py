@@ -54,8 +54,21 @@ from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoise
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Diffusion, Evolution, ImageFacts, Prior, PriorAlone, Start, evolution, prior
+from dpdm.methods import (
+    Diffusion,
+    Embedding,
+    Evolution,
+    ImageFacts,
+    Labels,
+    Prior,
+    PriorAlone,
+    Start,
+    evolution,
+    labels,
+    prior,
+)
 from dpdm.methods import gains as public_start
+from dpdm.methods.embedding import Embedded
 from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
 from dpdm.privacy import (
@@ -179,6 +192,23 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
         found += differences(d, e)
         if name == "public" and moved(d, e) != [0.0] * len(d.calls):
             found.append("an image that is public moved a sum")
+    return found
+
+
+def two_worlds_of_prototypes(folder: Path) -> list[str]:
+    """Private labels for public images, in worlds that differ in an image, in a group, and in what is public."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    last, found = len(IMAGES) - 1, []
+    method = Labels(embedding=Embedding(features="pixels"), per_class=8, prior=Prior(centres=1, share=0.5), choice=0.2)
+    inserted = np.roll(np.arange(len(IMAGES)), 1)
+    pairs = {
+        "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES.part(inserted), IMAGES.part(range(last)))],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], 255 - public.images[0]))],
+    }
+    for _, d, e in _in_both_worlds(folder, method, pairs, public=public):
+        found += differences(d, e)
     return found
 
 
@@ -973,6 +1003,39 @@ def three_votes_for_a_start(patch: Patch) -> None:
     patch.setattr(public_start, "votes", three)
 
 
+def centred_by_private_images(patch: Patch) -> None:
+    sound = Embedded.parts
+
+    def parts(self):
+        whole = [*sound(self)]
+        mean = torch.cat([rows for _, rows in whole]).mean(0)
+        yield from ((part, rows - mean) for part, rows in whole)
+
+    patch.setattr(Embedded, "parts", parts)
+
+
+def prototypes_of_longer_rows(patch: Patch) -> None:
+    sound = labels.cell_sums
+
+    def longer(parts, *, max_norm, **shape):
+        doubled = ((3 * rows, cells, weights) for rows, cells, weights in parts)
+        return sound(doubled, max_norm=3 * max_norm, **shape)._replace(
+            sensitivity=math.hypot(max_norm, shape["count_scale"])
+        )
+
+    patch.setattr(labels, "cell_sums", longer)
+
+
+def features_by_neighbours(patch: Patch) -> None:
+    sound = Embedding.compute
+
+    def compute(self, shape):
+        rows = sound(self, shape)
+        return lambda images: rows(images).sub(rows(images).mean(0))
+
+    patch.setattr(Embedding, "compute", compute)
+
+
 def images_that_bring_nothing_along(patch: Patch) -> None:
     sound = drawn.open_drawn
 
@@ -1220,6 +1283,12 @@ FAULTS = [
     Fault("gains' noise by an image's position", noise_by_position, two_worlds_of_gains),
     Fault("gains of sums without noise", counts_without_noise, two_worlds_of_gains, said="weights"),
     Fault("a black image in place of a blank one, in the gains", blank_images_vote, two_worlds_of_gains),
+    Fault("each image of a group at full weight in a prototype", images_at_full_weight, two_worlds_of_prototypes),
+    Fault("a black image in place of a blank one, in a prototype", blank_images_vote, two_worlds_of_prototypes),
+    Fault("prototypes of rows longer than one", prototypes_of_longer_rows, two_worlds_of_prototypes),
+    Fault("features centred by the private mean", centred_by_private_images, two_worlds_of_prototypes),
+    Fault("features that an image's neighbours move", features_by_neighbours, two_worlds_of_prototypes),
+    Fault("labels by sums without noise", counts_without_noise, two_worlds_of_prototypes, said="weights"),
     Fault("images of a release that bring nothing along", images_that_bring_nothing_along, images_of_a_release),
     Fault("earlier noisy sums that a plan does not count", earlier_sums_not_counted, images_of_a_release),
     Fault("three votes of an image for a start", three_votes_for_a_start, two_worlds_of_gains),
@@ -1252,6 +1321,7 @@ CHECKS = {
     public_images_among_the_private: "two worlds that differ in an image that is public",
     two_worlds_of_votes: "two worlds of votes for public images",
     two_worlds_of_gains: "two worlds of a public network's gains",
+    two_worlds_of_prototypes: "two worlds of private labels for public images",
     images_of_a_release: "a run that begins with images of a release",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",

@@ -32,7 +32,7 @@ from dpdm.cli.options import (
     say,
 )
 from dpdm.cli.planning import fitted, rehearsed
-from dpdm.terminal import leave_the_terminal, show_progress, show_stages, tell
+from dpdm.terminal import leave_the_terminal, remarked, show_progress, show_stages, tell
 
 if TYPE_CHECKING:
     from dpdm.config import Config
@@ -137,6 +137,8 @@ def train(
     if as_json:
         return print_json(release.claim)
     say(f"{'done before, nothing was left to do' if finished else 'done'}: {release.statement}")
+    if remark := release.generator.remark:
+        say(f"note: {remark}")
     say(f"publish {folder / 'release'}; keep {folder / 'private'} to yourself")
     say(f"next: dpdm sample {folder} -n {trainer.plan.dataset_size} -o synthetic.npz")
 
@@ -163,6 +165,7 @@ def _stopping() -> list[int]:
 
 def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Processes") -> "Release":
     """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint."""
+    from dpdm.data.procedural import watched
     from dpdm.runs.trainer import as_begun
 
     stopped: list[int] = []
@@ -186,8 +189,10 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
     try:
         nothing_to_do = trainer.run is not None and (Path(trainer.run) / "release" / "privacy.json").exists()
         with show_progress("training", counted if processes.first and not nothing_to_do else None) as advance:
+            show_stage = remarked(advance)
             while True:
-                progress = next(steps)
+                with watched(show_stage):
+                    progress = next(steps)
                 if processes.first and not begun:
                     begun = True
                     tell(plan.statement)

@@ -82,9 +82,10 @@ class Embedding:
         at_once = _AT_ONCE if _depends_on_itself_alone(compute, (height, width, channels)) else 1
 
         def rows(images: Images) -> Float32[Tensor, "images features"]:
-            starts = range(0, len(images), at_once)
-            parts = (feature_vectors(self.features, compute, images[start : start + at_once]) for start in starts)
-            return torch.cat([part.float() for part in parts])
+            filled = np.concatenate([images, np.zeros_like(images[:1]).repeat(-len(images) % at_once, axis=0)])
+            starts = range(0, len(filled), at_once)
+            parts = [feature_vectors(self.features, compute, filled[start : start + at_once]) for start in starts]
+            return torch.cat([part.float() for part in parts])[: len(images)]
 
         return rows
 

@@ -13,6 +13,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from dpdm.data import pixel_digests
+from dpdm.data.procedural import tell_progress
 from dpdm.files import write_atomically
 from dpdm.types import Images, InputError
 
@@ -41,6 +42,7 @@ def keep_rows(
     make: Callable[[Images], Float32[Tensor, "images columns"]],
     *,
     made_by: str,
+    what: str = "rows",
 ) -> KeptRows:
     """Return one row for each image: those in `folder` that `made_by` made before, and new ones, which are kept there.
 
@@ -52,6 +54,7 @@ def keep_rows(
         images: All images.
         make: Returns rows (number, columns) for 256 images.
         made_by: What `make` is: rows of another one are made anew.
+        what: What rows are called by whoever shows progress.
 
     Raises:
         InputError: `make` returns something else than one finite row of float32 for each image.
@@ -61,6 +64,7 @@ def keep_rows(
     store = _Store(folder, made_by, first.keys())
     missing = [number for key, number in first.items() if key not in store.places]
     for start in range(0, len(missing), _PART):
+        tell_progress(what, start, len(missing))
         part = missing[start : start + _PART]
         filled = np.zeros((_PART, *images.shape[1:]), dtype=np.uint8)
         filled[: len(part)] = images[part]

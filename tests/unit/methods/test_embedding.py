@@ -1,0 +1,125 @@
+"""That a row depends on its image alone, to the bit, and that the space of public images is round."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.methods import Embedding
+from dpdm.methods import embedding as module
+from dpdm.methods.embedding import Embedded, Space
+from dpdm.types import InputError
+
+
+def noise(count, shape=(32, 32, 3), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("features", ["efficientnet-lite0", "random-convnet", "pixels"])
+def test_a_row_depends_on_its_image_alone_to_the_bit(features, threads):
+    images, others = noise(40), noise(40, seed=1)
+    compute = Embedding(features=features, size=32).compute((3, 32, 32))
+    rows = compute(images)[:32]
+    for count in (1, 2):
+        threads(count)
+        moved = compute(np.concatenate([others[:7], images[:32], others[:9]]))[7:39]
+        assert torch.equal(rows, moved)
+
+
+@pytest.mark.parametrize(
+    "mixed", [lambda count: torch.full((count, 1), 0.1 * count), lambda count: torch.eye(count)[:, :1]]
+)
+def test_features_that_know_their_place_or_number_are_computed_alike_for_each_image(monkeypatch, mixed):
+    def built(value, shape):
+        return lambda images: torch.from_numpy(images.reshape(len(images), -1)).float() + mixed(len(images))
+
+    monkeypatch.setattr(module, "built_features", built)
+    images, compute = noise(40, (8, 8, 1)), Embedding(features="pixels").compute((1, 8, 8))
+    rows = compute(images)
+    for count in (1, 5, 16, 23):
+        assert torch.equal(compute(images[:count]), rows[:count])
+        assert torch.equal(compute(images[-count:]), rows[-count:])
+
+
+def test_products_of_unit_rows_are_exact_in_any_order(threads):
+    rows = torch.randn(300, 700, generator=torch.Generator().manual_seed(0)) * 5
+    space = Space.spanned_by(rows)
+    unit = space.unit(rows)
+    assert torch.allclose(unit.norm(dim=1), torch.ones(300), atol=2e-2)
+    assert torch.equal((unit @ unit.T).double(), unit.double() @ unit.double().T)
+    for count in (1, 2):
+        threads(count)
+        assert torch.equal(space.unit(rows[3:4]), unit[3:4])
+        assert torch.equal(space.unit(rows.flip(0)).flip(0), unit)
+
+
+def test_public_images_are_round_in_their_space_and_classes_apart():
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(2000) % 4
+    within = torch.randn(2000, 12, generator=random) * torch.linspace(0.2, 3, 12)
+    rows = within + 8 * torch.eye(12)[labels]
+    space = Space.spanned_by(rows, labels.numpy())
+    round_ = (within.double() * space.scale) @ space.whitening
+    covariance = round_.T @ round_
+    assert float(covariance.diagonal().max() / covariance.diagonal().min()) < 12  # 225 before
+    unit = space.unit(rows)
+    prototypes = torch.stack([unit[labels == label].mean(0) for label in range(4)])
+    assert ((unit @ prototypes.T).argmax(1) == labels).float().mean() > 0.95
+
+
+def test_black_and_equal_images_make_finite_rows():
+    rows = torch.zeros(5, 6)
+    assert Space.spanned_by(rows).unit(rows).isfinite().all()
+    assert Space.spanned_by(torch.ones(1, 6)).unit(torch.full((1, 6), 1e30)).isfinite().all()
+
+
+def test_rows_of_private_images_come_part_by_part(monkeypatch):
+    monkeypatch.setattr(module, "_PART", 3)
+    rows = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    parts = [*Embedded(rows, 8, None).parts()]
+    assert [part for part, _ in parts] == [slice(0, 3), slice(3, 6), slice(6, 8)]
+    assert np.array_equal(torch.cat([rows for _, rows in parts]).numpy(), rows)
+    assert [*Embedded(rows[:0], 0, None).parts()] == []
+
+
+def test_a_claim_names_the_network_and_a_release_no_folder(tmp_path):
+    assert [part.name for part in Embedding().parts()] == ["efficientnet-lite0"]
+    assert len(Embedding().parts()[0].sha256) == 64
+    for features in ("pixels", "random-convnet"):
+        assert Embedding(features=features).parts() == ()
+        assert Embedding(features=features).said().features == features
+    network = torch.jit.trace(torch.nn.Sequential(Halved(), torch.nn.Flatten()), torch.zeros(2, 3, 8, 8).byte())
+    network.save(tmp_path / "own.pt")
+    own = Embedding(features=str(tmp_path / "own.pt"))
+    assert own.said() == dataclasses.replace(own, features="own.pt")
+    assert [part.name for part in own.parts()] == list(own.said().network) == ["own.pt"]
+    assert own.compute((3, 8, 8))(noise(20, (8, 8, 3))).shape == (20, 192)
+
+
+class Halved(torch.nn.Module):
+    def forward(self, x):
+        return x.float() / 2
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"size": 4}, "size must be from 8 to 512"), ({"features": ""}, "features must be"), ({"size": 1000}, "size")],
+)
+def test_what_no_embedding_is_made_of_is_one_line(given, says):
+    with pytest.raises(InputError, match=says):
+        Embedding(**given)
+
+
+def test_a_file_that_is_not_there_is_one_line():
+    with pytest.raises(InputError, match="cannot be read as a TorchScript file: is the path right"):
+        Embedding(features="efficientnet").compute((3, 32, 32))
+    with pytest.raises(InputError, match="cannot be read as a TorchScript file"):
+        Embedding(features="efficientnet").parts()

@@ -1,0 +1,123 @@
+"""Which public images get which label, what is drawn of them, and when private images choose the prior instead."""
+
+import numpy as np
+import pytest
+import torch
+
+from dpdm.data import ImageDataset
+from dpdm.methods import Embedding, ImageFacts, Labels, Prior
+from dpdm.methods.labelled import nearer_kinds
+from dpdm.methods.labels import clearest
+from dpdm.privacy import OperatingSystemEntropy
+from dpdm.runs import Trainer
+from dpdm.types import InputError
+
+PIXELS = Embedding(features="pixels")
+
+
+def stripes(count, seed, *, noise=40):
+    """Images of three classes: stripes along, across, and none."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = random.integers(0, noise, (count, 8, 8, 3), dtype=np.uint8)
+    images[labels == 0, ::2] += 150
+    images[labels == 1, :, ::2] += 150
+    return images, labels
+
+
+def private(count=300):
+    images, labels = stripes(count, 0)
+    return ImageDataset(images=images, labels=labels, num_classes=3, name="private")
+
+
+def public(count=600, **more):
+    return ImageDataset(images=stripes(count, 1)[0], name="shown", public=True, **more)
+
+
+def fit(data, shown, *, epsilon=20.0, **settings):
+    method = Labels(embedding=PIXELS, **{"per_class": 50, "from_prior": 0} | settings)
+    plan = method.plan(epsilon=epsilon, dataset_size=len(data))
+    return Trainer(method=method, plan=plan, public=shown, ledger=None, entropy=OperatingSystemEntropy()).fit(data)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_public_images_get_the_label_of_the_private_class_that_they_show(labelled):
+    more = {"labels": (stripes(600, 1)[1] + 1) % 3, "num_classes": 3} if labelled else {}
+    release = fit(private(), public(**more))
+    images, labels = release.sample(300, seed=0)
+    bright = images.astype(int).mean(3)
+    along = bright[:, ::2].mean((1, 2)) - bright[:, 1::2].mean((1, 2)) > 100
+    across = abs(bright[:, :, ::2].mean((1, 2)) - bright[:, :, 1::2].mean((1, 2))) > 100  # mirrored or not
+    assert (along == (labels == 0)).all()
+    assert (across == (labels == 1)).all()
+    assert release.generator.class_shares == pytest.approx([1 / 3] * 3, abs=0.1)
+    assert release.generator.remark == ""
+
+
+def test_every_image_is_public_or_its_mirror_image():
+    shown = public()
+    images, _ = fit(private(), shown).sample(100, seed=0)
+    known = {image.tobytes() for image in shown.images}
+    as_they_are = [image.tobytes() in known for image in images]
+    assert all(image.tobytes() in known or image[:, ::-1].tobytes() in known for image in images)
+    assert 20 < sum(as_they_are) < 80
+
+
+def test_the_clearest_images_of_a_class_come_first():
+    rows = torch.tensor([[1.0, 0], [0.8, 0.1], [0, 1], [0.5, 0.5]])
+    chosen, margins = clearest(rows, torch.eye(2).double(), 3)
+    assert chosen.tolist() == [[0, 1, 3], [2, 3, 1]]
+    assert torch.allclose(margins, torch.tensor([[1, 0.7, 0], [1, 0, -0.7]]))
+
+
+def test_the_prior_makes_its_share_of_the_images():
+    shown = public()
+    release = fit(private(), shown, from_prior=0.5, prior=Prior(centres=1, share=0.5))
+    images, _ = release.sample(400, seed=0)
+    known = {image.tobytes() for image in shown.images} | {image[:, ::-1].tobytes() for image in shown.images}
+    assert 140 < sum(image.tobytes() in known for image in images) < 260
+
+
+@pytest.mark.parametrize("like", [True, False])
+def test_private_images_choose_the_prior_where_public_ones_are_far(like):
+    shown = public() if like else ImageDataset(images=255 - stripes(600, 1)[0] // 8, name="shown", public=True)
+    settings = {"from_prior": 0.5, "prior": Prior(centres=1, share=0.4, max_deviation=1.0), "choice": 0.1}
+    release = fit(private(3000), shown, epsilon=50.0, **settings)
+    chose_prior = float(release.generator.from_prior) == 1
+    assert chose_prior is not like
+    assert ("private images chose the prior" in release.generator.remark) is not like
+
+
+def test_a_vote_is_for_the_kind_with_the_nearest_candidate_of_the_own_class():
+    class Rows:
+        def parts(self):
+            yield slice(0, 3), torch.tensor([[1.0, 0], [0, 1.0], [1.0, 0]])
+
+    one, other = torch.tensor([[[0.9, 0.0]], [[0.0, 0.1]]]), torch.tensor([[[0.5, 0.5]], [[0.0, 0.6]]])
+    labels, weights = torch.tensor([0, 1, 1]), torch.ones(3).double()
+    ((chosen, weighed),) = nearer_kinds(Rows(), labels, weights, [one, other])
+    assert chosen.tolist() == [[0], [1], [0]]
+    assert torch.equal(weighed, weights)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"per_class": 0}, "per_class"),
+        ({"from_prior": 1.0}, "from_prior must be from 0 to 0.99"),
+        ({"from_prior": 0, "choice": 0.1}, "choice is between the prior and public images: set from_prior too"),
+        ({"prior": Prior(share=0.9), "choice": 0.2}, "leave nothing for prototypes"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(given, says):
+    with pytest.raises(InputError, match=says):
+        Labels(**given)
+
+
+def test_images_that_cannot_be_labelled_are_refused_before_anything_is_spent():
+    with pytest.raises(InputError, match="shown has 40 images, and per_class is 50: set fewer"):
+        fit(private(), public(40))
+    with pytest.raises(InputError, match="has no two: give labels|have no two: give labels"):
+        Labels().require_images(ImageFacts((3, 8, 8), ()))
+    with pytest.raises(InputError, match="per_class"):
+        Labels(per_class=10**6).require_images(ImageFacts((3, 8, 8), ("a", "b")))
