@@ -33,7 +33,18 @@ if TYPE_CHECKING:
         image_features,
     )
     from dpdm.ledger import Ledger
-    from dpdm.methods import Diffusion, Evolution, ImageGenerator, Method, Optimizer, Prior, PriorAlone, Start
+    from dpdm.methods import (
+        Diffusion,
+        Embedding,
+        Evolution,
+        ImageGenerator,
+        Labels,
+        Method,
+        Optimizer,
+        Prior,
+        PriorAlone,
+        Start,
+    )
     from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.runs import Release, Synthesizer, Trainer
@@ -67,8 +78,10 @@ _HOME = {
     "image_features": "evaluation",
     "Ledger": "ledger",
     "Diffusion": "methods",
+    "Embedding": "methods",
     "Evolution": "methods",
     "ImageGenerator": "methods",
+    "Labels": "methods",
     "Method": "methods",
     "Optimizer": "methods",
     "Prior": "methods",
@@ -103,12 +116,14 @@ __all__ = [
     "DPMSolver",
     "DenoisingLoss",
     "Diffusion",
+    "Embedding",
     "Evolution",
     "Features",
     "FullSum",
     "ImageDataset",
     "ImageGenerator",
     "InputError",
+    "Labels",
     "Ledger",
     "LogNormal",
     "Machine",
