@@ -31,7 +31,7 @@ PublicImages = Annotated[
     str | None,
     typer.Option(
         "--public",
-        help="Images declared public, for a method that starts from some (evolution): fonts or shapes, which are "
+        help="Images declared public, for a method that starts from some: fonts or shapes, which are "
         "drawn, a path or a name, or several joined by +. No ε protects them.",
     ),
 ]

@@ -117,7 +117,7 @@ def test_settings_that_do_not_fit_are_one_line(given, says):
 def test_images_that_cannot_be_labelled_are_refused_before_anything_is_spent():
     with pytest.raises(InputError, match="shown has 40 images, and per_class is 50: set fewer"):
         fit(private(), public(40))
-    with pytest.raises(InputError, match="has no two: give labels|have no two: give labels"):
+    with pytest.raises(InputError, match="have no two: give labels"):
         Labels().require_images(ImageFacts((3, 8, 8), ()))
     with pytest.raises(InputError, match="per_class"):
         Labels(per_class=10**6).require_images(ImageFacts((3, 8, 8), ("a", "b")))
