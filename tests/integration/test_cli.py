@@ -190,6 +190,29 @@ def test_evaluate_matches_classes_by_name_and_shows_a_files_own_claim(dpdm, tmp_
     assert quick_scores == [[20, 10, 30]]
 
 
+def test_images_in_colour_have_one_more_row_and_stand_beside_grey_ones(dpdm, tmp_path, quick_scores):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    save_npz(tmp_path / "colour.npz", images, np.arange(60) % 3, num_classes=3)
+    save_npz(tmp_path / "grey.npz", images[..., :1], np.arange(60) % 3, num_classes=3)
+    real = tmp_path / "real"  # opened in colour or grey, as the others are
+    for number, image in enumerate(images // 2):
+        place = real / "abc"[number % 3] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    code, out, err = dpdm("evaluate", "colour.npz", "--reference", real, "--quick")
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[:4]] == ["logreg", "mlp", "cnn", "resnet"]
+    code, out, err = dpdm("evaluate", "grey.npz", "--reference", real, "--quick", "--json")
+    assert code == 0, err
+    assert "resnet" not in json.loads(out)
+    code, out, err = dpdm("compare", "grey.npz", "colour.npz", "--reference", real, "--quick")
+    assert code == 0, err
+    heading, grey, colour, *_ = (line.split() for line in out.splitlines())
+    assert heading == ["LogReg", "MLP", "CNN", "ResNet", "images", "claim"]
+    assert grey == ["grey.npz", *["33.3"] * 3, "60", "none", "stated"]
+    assert colour == ["colour.npz", *["33.3"] * 4, "60", "none", "stated"]
+
+
 def test_other_names_of_classes_are_refused_before_the_work(dpdm, trained, tmp_path, no_work):
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     save_npz(tmp_path / "dogs.npz", images, np.arange(60) % 3, num_classes=3, class_names=("ant", "bee", "dog"))
@@ -804,7 +827,7 @@ def test_runs_and_anyones_images_are_judged_side_by_side(dpdm, trained, photos, 
     code, out, err = dpdm(*line)
     assert code == 0, err
     heading, first, second, *_ = out.splitlines()
-    assert heading.split()[:4] == ["LogReg", "MLP", "CNN", "frechet"]
+    assert heading.split()[:5] == ["LogReg", "MLP", "CNN", "ResNet", "frechet"]
     assert first.startswith(str(trained))
     assert "none stated" in second
 

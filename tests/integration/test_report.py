@@ -82,6 +82,18 @@ def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
     assert "by DP-SGD at ε = 1</td><td></td><td></td><td>50.0<" in page
     assert page.count('class="limit"') == 1 + 3  # ε over the steps, and what real images reach
     assert "0.123456789" not in (tmp_path / "page.html").read_text() + (tmp_path / "page.json").read_text()
+    (tmp_path / "scores.json").write_text(json.dumps(report | {"resnet": score | {"accuracy": 0.3125}}))
+    code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
+    assert (code, err.count("\n")) == (2, 1)  # the baseline has no such classifier
+    in_colour = report | {"resnet": score, "baseline": report["baseline"] | {"resnet": score | {"accuracy": 0.3125}}}
+    (tmp_path / "scores.json").write_text(json.dumps(in_colour))
+    code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "page.html")
+    assert code == 0, err
+    page = (tmp_path / "page.html").read_text()
+    assert 'CNN</th><th scope="col">residual network</th>' in page
+    assert "31.2 [80.0, 82.5]" in page
+    assert "at ε = 1</td><td></td><td></td><td>50.0</td><td></td></tr>" in page
+    (tmp_path / "scores.json").write_text(json.dumps(report))
     code, _, err = dpdm("report", run, "--scores", "scores.json", "-o", "scores.html")
     assert (code, err.count("\n")) == (2, 1)
     assert "is no report's" in err

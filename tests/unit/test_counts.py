@@ -10,7 +10,7 @@ from dpdm.data import Framing, ImageDataset, open_public
 from dpdm.data.fonts import render_fonts
 from dpdm.data.shapes import draw_shapes
 from dpdm.diffusion import DDIM, Churn, DenoisingLoss, DPMSolver, MatchedSolver, StochasticDDIM, karras_schedule
-from dpdm.evaluation import UtilityProtocol, kernel_distance
+from dpdm.evaluation import ResidualNet, UtilityProtocol, kernel_distance
 from dpdm.evaluation.classifiers import MLP as HiddenLayer
 from dpdm.evaluation.distances import neighbourhood_scores
 from dpdm.evaluation.features import EfficientNetLite0, Pixels
@@ -50,6 +50,8 @@ COUNTED = {
     "UNet blocks": lambda value: UNet(blocks=value),
     "UNet multipliers": lambda value: UNet(multipliers=(1, value)),
     "UNet attention": lambda value: UNet(attention=(7, value)),
+    "ResidualNet widths": lambda value: ResidualNet(widths=(32, value, 128)),
+    "ResidualNet blocks": lambda value: ResidualNet(blocks=(1, value, 2)),
     "DDIM steps": lambda value: DDIM(steps=value),
     "StochasticDDIM steps": lambda value: StochasticDDIM(steps=value),
     "Churn steps": lambda value: Churn(steps=value),

@@ -50,7 +50,7 @@ def evaluate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train classifiers on synthetic images, and test on real ones."""
+    """Train classifiers on synthetic images, and test on real ones: LogReg, MLP, CNN and, in colour, a ResNet."""
     _refuse(synthetic, baseline, dp_sgd, group)
     require_found(synthetic, reference, baseline)
     from dpdm.evaluation import Judge
@@ -188,10 +188,12 @@ def _compared(rows: Sequence[dict[str, Any]], cards: "Sequence[Scorecard]", refe
     """Yield the lines of `compare`: a table, and what to know of its numbers."""
     from dpdm.evaluation import percent
 
-    table = [["", *cards[0].cells(), "images", "claim"]]
+    headings = max((card.cells() for card in cards), key=len)  # those of colour, if any are
+    table = [["", *headings, "images", "claim"]]
     for row, card in zip(rows, cards, strict=True):
         stated = row["claim"] if row["verified"] else f"unverified: {row['claim']}" if row["claim"] else "none stated"
-        table.append([row["source"], *card.cells().values(), f"{row['images']:,}", stated])
+        cells = [card.cells().get(heading, "") for heading in headings]
+        table.append([row["source"], *cells, f"{row['images']:,}", stated])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -11,9 +11,11 @@ from dpdm.evaluation.charts import roc_chart as roc_chart
 from dpdm.evaluation.charts import templates as templates
 from dpdm.evaluation.classifiers import CLASSIFIERS as CLASSIFIERS
 from dpdm.evaluation.classifiers import CNN as CNN
+from dpdm.evaluation.classifiers import COLOUR_CLASSIFIERS as COLOUR_CLASSIFIERS
 from dpdm.evaluation.classifiers import MLP as MLP
 from dpdm.evaluation.classifiers import Classifier as Classifier
 from dpdm.evaluation.classifiers import LogReg as LogReg
+from dpdm.evaluation.classifiers import ResidualNet as ResidualNet
 from dpdm.evaluation.distances import density_coverage as density_coverage
 from dpdm.evaluation.distances import frechet_distance as frechet_distance
 from dpdm.evaluation.distances import inception_score as inception_score
@@ -39,12 +41,12 @@ from dpdm.evaluation.picture import image_grid as image_grid
 from dpdm.evaluation.picture import one_row_per_class as one_row_per_class
 from dpdm.evaluation.picture import save_grid as save_grid
 from dpdm.evaluation.picture import side_by_side as side_by_side
+from dpdm.evaluation.protocol import QUICK as QUICK
+from dpdm.evaluation.protocol import UtilityProtocol as UtilityProtocol
 from dpdm.evaluation.scorecard import Judge as Judge
 from dpdm.evaluation.scorecard import Labelled as Labelled
 from dpdm.evaluation.scorecard import Scorecard as Scorecard
 from dpdm.evaluation.scorecard import percent as percent
-from dpdm.evaluation.utility import QUICK as QUICK
-from dpdm.evaluation.utility import UtilityProtocol as UtilityProtocol
 from dpdm.evaluation.utility import UtilityScore as UtilityScore
 from dpdm.evaluation.utility import evaluate_utility as evaluate_utility
 from dpdm.evaluation.utility import require_testable as require_testable

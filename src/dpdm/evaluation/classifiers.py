@@ -1,4 +1,4 @@
-"""The three classifiers by which synthetic images are judged useful: logistic regression, an MLP, a small CNN.
+"""The classifiers by which synthetic images are judged useful: logistic regression, MLP, CNN; in colour a ResNet, too.
 
 Each is a frozen value that builds its own untrained module for a shape of images. They are fixed and small on
 purpose: utility compares sets of images, so the classifier must never be the thing that was tuned.
@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
 
-from dpdm.types import require_counts
+from dpdm.evaluation.protocol import UtilityProtocol
+from dpdm.evaluation.residual import Block, CropsAndFlips, InBfloat16, convolution
+from dpdm.types import InputError, require_counts
 
 ImageShape = tuple[int, int, int]
 """(channel, height, width), as a network sees an image."""
@@ -21,6 +23,8 @@ ImageShape = tuple[int, int, int]
 
 class Classifier(Protocol):
     """A recipe for a module from images to logits: any object that has this one method will do.
+
+    It may have a `protocol` besides: the `UtilityProtocol` by which it is trained where nobody asks for another one.
 
     The module is tried on a few synthetic images before anything is trained, and refused in one line if it is not what
     is said here.
@@ -86,5 +90,61 @@ class CNN:
         return module
 
 
+@dataclass(frozen=True)
+class ResidualNet:
+    """A small residual network: images (channels, h, w), a stem, three stages of blocks, the average of each channel.
+
+    The stem halves the image, and each stage but the first one does: 32 × 32 becomes 16 × 16, 8 × 8 and 4 × 4. In
+    training images are shifted and, if they are in colour, half of them are mirrored: a mirrored digit is none. It
+    computes in bfloat16 where the processor does.
+
+    Args:
+        widths: Channels of each stage, each >= 1.
+        blocks: Blocks of each stage, each >= 1, of two 3 × 3 convolutions.
+
+    Source:
+        He et al. 2016 (blocks, crops and flips); Zagoruyko & Komodakis 2016 (few blocks, of many channels). The stem
+        with stride 2 is our own: with it 60,000 images of 32 × 32 take two cores less than 20 minutes in float32.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 128)
+    blocks: tuple[int, ...] = (1, 2, 2)
+
+    protocol: ClassVar = UtilityProtocol(epochs=15, batch_size=128, learning_rate=2e-3, min_updates=500, decay=True)
+    """15 epochs at a falling learning rate; more of them on fewer than 4,700 images."""
+
+    def __post_init__(self) -> None:
+        if not self.widths or len(self.widths) != len(self.blocks):
+            raise InputError(f"each stage has a width and a number of blocks, not {self.widths} and {self.blocks}")
+        for width, blocks in zip(self.widths, self.blocks, strict=True):
+            require_counts(widths=width, blocks=blocks)
+
+    def build(self, shape: ImageShape, num_classes: int) -> nn.Module:
+        """Return the untrained module, its weights laid out channels-last."""
+        channels, inputs = shape[0], self.widths[0]
+        layers: list[nn.Module] = [convolution(channels, inputs, stride=2), nn.ReLU()]
+        for stage, (outputs, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
+            for block in range(blocks):
+                layers.append(Block(inputs, outputs, stride=2 if stage and not block else 1))
+                inputs = outputs
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        last = nn.Linear(inputs, num_classes)
+        module = nn.Sequential(CropsAndFlips(flips=_in_colour(channels)), InBfloat16(*layers), last)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        return module
+
+
 CLASSIFIERS: Mapping[str, Classifier] = MappingProxyType({"logreg": LogReg(), "mlp": MLP(), "cnn": CNN()})
 """The paper's three, by the names under which their scores are reported."""
+
+COLOUR_CLASSIFIERS: Mapping[str, Classifier] = MappingProxyType({**CLASSIFIERS, "resnet": ResidualNet()})
+"""The paper's three and a residual network, by which images in colour are judged."""
+
+
+def classifiers_for(channels: int) -> Mapping[str, Classifier]:
+    """Return the classifiers by which images of so many channels are judged."""
+    return COLOUR_CLASSIFIERS if _in_colour(channels) else CLASSIFIERS
+
+
+def _in_colour(channels: int) -> bool:
+    return channels >= 3

@@ -23,8 +23,9 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from dpdm import files
 from dpdm.evaluation.checks import Compute, built_features, feature_vectors
-from dpdm.evaluation.classifiers import CNN, MLP
-from dpdm.evaluation.utility import QUICK, UtilityProtocol, train_classifier
+from dpdm.evaluation.classifiers import CNN, MLP, ResidualNet
+from dpdm.evaluation.protocol import QUICK, UtilityProtocol
+from dpdm.evaluation.utility import train_classifier
 from dpdm.types import Images, InputError, Labels, as_images, explained, require_counts
 
 _PART = 200  # images whose features are computed at once
@@ -264,7 +265,8 @@ class ClassifierFeatures:
     """What the last linear layer of a classifier sees, after training on these labelled images.
 
     It is trained when first needed, once. The CNN has 1152 features on images of 28 × 28; on larger ones give it more
-    `widths`, each of which halves the image: a Fréchet distance takes the time of features cubed.
+    `widths`, each of which halves the image: a Fréchet distance takes the time of features cubed. The residual network
+    has 128 on images of any size.
 
     Args:
         images: uint8 (number, height, width[, channel]), at least 10; not to be changed afterwards. Best neither the
@@ -285,7 +287,7 @@ class ClassifierFeatures:
     images: Images = field(repr=False)
     labels: Labels = field(repr=False)
     num_classes: int
-    classifier: CNN | MLP = field(default_factory=CNN)
+    classifier: CNN | MLP | ResidualNet = field(default_factory=CNN)
     protocol: UtilityProtocol = QUICK
     seed: int = 0
 

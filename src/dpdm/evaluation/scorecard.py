@@ -8,20 +8,21 @@ from typing import Any, Protocol, TypeVar
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from dpdm.evaluation.classifiers import CLASSIFIERS
+from dpdm.evaluation.classifiers import CLASSIFIERS, COLOUR_CLASSIFIERS, classifiers_for
 from dpdm.evaluation.distances import inception_score
 from dpdm.evaluation.features import ClassifierFeatures, Features, image_features
 from dpdm.evaluation.fidelity import DISTANCES, Fidelity, Progress, Score, compare_features, draw_equally
-from dpdm.evaluation.utility import QUICK, OnUpdate, UtilityProtocol, UtilityScore, evaluate_utility
-from dpdm.types import Images, Labels
+from dpdm.evaluation.protocol import QUICK
+from dpdm.evaluation.utility import OnUpdate, UtilityScore, evaluate_utility
+from dpdm.types import Images, Labels, as_images
 
 T = TypeVar("T")
 
 Labelled = tuple[Images, Labels]
 """uint8 images (number, height, width, channel), and their classes: (number,) integers in [0, num_classes)."""
 
-TITLES = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN"}
-"""What people call the classifiers of `CLASSIFIERS`."""
+TITLES = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet"}
+"""What people call the classifiers of `COLOUR_CLASSIFIERS`."""
 
 _MOST_SHOWN = 20  # classes
 _MOST_COMPARED = 10_000  # images of a side, by distances
@@ -42,7 +43,7 @@ class Scorecard:
     """What one set of images scored.
 
     Args:
-        utility: The score of each classifier that was trained on the images, by its key in `CLASSIFIERS`.
+        utility: The score of each classifier that was trained on the images, by its key in `COLOUR_CLASSIFIERS`.
         fidelity: Their distances from the test images; None if nobody asked.
     """
 
@@ -63,8 +64,9 @@ class Scorecard:
             ValueError: Something is of another kind, or about another number of classes.
         """
         utility, fidelity = TypeAdapter(UtilityScore), TypeAdapter(Fidelity)
+        keys = [key for key in COLOUR_CLASSIFIERS if key in CLASSIFIERS or key in found]
         card = cls(
-            {key: utility.validate_python(found[key]) for key in CLASSIFIERS},
+            {key: utility.validate_python(found[key]) for key in keys},
             fidelity.validate_python(found["fidelity"]) if "fidelity" in found else None,
         )
         if {len(side) for one in card.utility.values() for side in (one.confusion, *one.confusion)} != {num_classes}:
@@ -125,7 +127,7 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """How images are scored: by classifiers and, on `features` if there are any, by distances.
+    """How images are scored: by the classifiers for their channels and, on `features` if there are any, by distances.
 
     Args:
         features: Where images are compared; None for classifiers alone.
@@ -155,19 +157,20 @@ class Judge:
     def _utility(
         self, made: Labelled, test: Labelled, num_classes: int, on_progress: Progress
     ) -> dict[str, UtilityScore]:
-        names, scores = list(CLASSIFIERS)[::-1], {}  # the slowest one first
+        classifiers, scores = classifiers_for(as_images("synthetic", made[0]).shape[-1]), {}
+        names = list(classifiers)[::-1]  # the slowest one first
         if mine := names[self.processes.rank :: self.processes.size]:
             scores = evaluate_utility(
                 *made,
                 *test,
                 num_classes=num_classes,
-                protocol=QUICK if self.quick else UtilityProtocol(),
-                classifiers={name: CLASSIFIERS[name] for name in mine},
+                protocol=QUICK if self.quick else None,
+                classifiers={name: classifiers[name] for name in mine},
                 seed=self.seed,
                 on_progress=partial(on_progress, "classifiers"),
             )
         everyones = dict(self.processes.in_turn(list(scores.items())))
-        return {name: everyones[name] for name in CLASSIFIERS if name in everyones}
+        return {name: everyones[name] for name in classifiers if name in everyones}
 
     def _fidelity(
         self, features: Features, made: Labelled, test: Labelled, num_classes: int, on_progress: Progress

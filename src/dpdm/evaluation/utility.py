@@ -4,8 +4,7 @@ The protocol is the paper's: train on 90 % of the synthetic images, keep the epo
 10 %, and only then look at the test images, once.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,73 +14,16 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from dpdm.evaluation.by_class import ByClass, by_class, confusion_of
-from dpdm.evaluation.checks import check_labels
+from dpdm.evaluation.checks import check_labels, kind_of
 from dpdm.evaluation.classifiers import CLASSIFIERS, Classifier
+from dpdm.evaluation.protocol import QUICK, UtilityProtocol
 from dpdm.evaluation.pupil import Pupil, check_classifiers, check_learns
-from dpdm.types import (
-    Images,
-    InputError,
-    Labels,
-    as_images,
-    images_to_tensor,
-    require_counts,
-    require_counts_or_none,
-    require_positive,
-    require_seed,
-)
+from dpdm.types import Images, InputError, Labels, as_images, images_to_tensor, refusing, require_seed
 
 _FEWEST_IMAGES = 10
 
 OnUpdate = Callable[[int, int], None]
 """Called after each update with the number of updates done and their total."""
-
-
-@dataclass(frozen=True)
-class UtilityProtocol:
-    """How a classifier is trained: Adam, on a random part of the synthetic images.
-
-    Args:
-        epochs: Passes over the training part, >= 1.
-        batch_size: Images per update, >= 1.
-        learning_rate: Adam's, > 0.
-        held_out: Share of the synthetic images on which the best epoch is chosen, in (0, 1).
-        min_updates: Raises the number of epochs until there are this many updates, for small sets.
-        decay: Whether the learning rate falls linearly to 0, which is what makes very few epochs reliable.
-
-    Source:
-        Dockhorn et al. 2023, section 5; the 90/10 split as in Cao et al. 2021 (DP-Sinkhorn).
-    """
-
-    epochs: int = 50
-    batch_size: int = 128
-    learning_rate: float = 3e-4
-    held_out: float = 0.1
-    min_updates: int = 0
-    decay: bool = False
-
-    def __post_init__(self) -> None:
-        require_counts(epochs=self.epochs, batch_size=self.batch_size)
-        require_counts_or_none(min_updates=self.min_updates)
-        require_positive(learning_rate=self.learning_rate)
-        if not 0 < self.held_out < 1:
-            raise InputError(f"held_out must lie between 0 and 1, not {self.held_out}")
-
-    def split(self, num_images: int) -> tuple[int, int]:
-        """Return how many of `num_images` >= 2 are trained on, and how many are held out; neither is 0."""
-        num_held_out = min(max(1, round(self.held_out * num_images)), num_images - 1)
-        return num_images - num_held_out, num_held_out
-
-    def num_epochs(self, num_images: int) -> int:
-        """Return the number of epochs for `num_images` synthetic images."""
-        updates_per_epoch = math.ceil(self.split(num_images)[0] / self.batch_size)
-        return max(self.epochs, math.ceil(self.min_updates / updates_per_epoch))
-
-
-QUICK = UtilityProtocol(epochs=2, batch_size=200, learning_rate=4e-3, min_updates=500, decay=True)
-"""A look on two CPU cores: all images, but fewer epochs, with larger batches at a higher, falling learning rate.
-
-It can compare two sets of images with each other; its scores are not comparable with the paper's.
-"""
 
 
 @dataclass(frozen=True)
@@ -130,8 +72,8 @@ def evaluate_utility(
     """Train each classifier on the synthetic images and score it on the test images.
 
     The best epoch is chosen on held-out *synthetic* images: choosing it on the test images would be selection on
-    private data. All classifiers take the same batches side by side, so that progress is linear in time, yet no
-    score depends on which others are asked for. Runs on the CPU; leaves torch's global random state as it was.
+    private data. All classifiers of one protocol take the same batches side by side, yet no score depends on which
+    others are asked for. Runs on the CPU; leaves torch's global random state as it was.
 
     Args:
         images: The synthetic images, uint8 (number, height, width[, channel]), at least 10.
@@ -139,9 +81,11 @@ def evaluate_utility(
         test_images: Images to test on, uint8 (number, height, width[, channel]), at least 10.
         test_labels: Their classes, (number,).
         num_classes: Number of classes, >= 2.
-        protocol: How to train; `QUICK` for a look (default: the paper's `UtilityProtocol()`).
-        classifiers: What to train, by the name its score gets; anybody's own too, see `Classifier`.
-        seed: >= 0; fixes split, initial weights, order and dropout. Same seed, same machine, same scores.
+        protocol: How to train all of them; `QUICK` for a look (default: a classifier's own `protocol`, and the
+            paper's `UtilityProtocol()` for classifiers that have none).
+        classifiers: What to train, by the name its score gets; anybody's own too, see `Classifier` (default: the
+            paper's three; `COLOUR_CLASSIFIERS` has the residual network as well).
+        seed: >= 0; fixes split, initial weights, order, dropout and crops. Same seed, same machine, same scores.
         on_progress: Called after each update with the number of updates done and their total.
 
     Returns:
@@ -160,9 +104,9 @@ def evaluate_utility(
     """
     require_testable(images, labels, test_images, test_labels, num_classes=num_classes, seed=seed)
     images, test_images = as_images("synthetic", images), as_images("test", test_images)
-    protocol = protocol or UtilityProtocol()
+    protocols = _protocols(classifiers, protocol)
     scores = {}
-    for name, pupil in _taught(images, labels, num_classes, protocol, classifiers, seed, on_progress).items():
+    for name, pupil in _taught(images, labels, num_classes, classifiers, protocols, seed, on_progress).items():
         answers = pupil.answers(test_images)
         correct = answers == test_labels
         # Of n answers drawn with replacement from n, a binomial number is right: its quantiles need no drawing.
@@ -172,7 +116,7 @@ def evaluate_utility(
             low=float(low),
             high=float(high),
             num_test=len(correct),
-            epochs=protocol.num_epochs(len(images)),
+            epochs=protocols[name].num_epochs(len(images)),
             best_epoch=pupil.best_epoch,
             held_out_accuracy=pupil.best_accuracy,
             confusion=confusion_of(test_labels, answers, num_classes),
@@ -209,55 +153,100 @@ def train_classifier(
     """
     _check_teaches("training", images, labels, num_classes, seed)
     images = as_images("training", images)
-    (pupil,) = _taught(images, labels, num_classes, protocol, {"the classifier": classifier}, seed, None).values()
+    classifiers = {"the classifier": classifier}
+    protocols = _protocols(classifiers, protocol)
+    (pupil,) = _taught(images, labels, num_classes, classifiers, protocols, seed, None).values()
     return pupil.module.eval().requires_grad_(False)
+
+
+def _protocols(classifiers: Mapping[str, Classifier], asked: UtilityProtocol | None) -> dict[str, UtilityProtocol]:
+    """Return how each classifier is trained: as it is asked for, else by its own protocol, else by the paper's."""
+    check_classifiers(classifiers)
+    if asked is not None:
+        if not isinstance(asked, UtilityProtocol):
+            raise InputError(f"protocol must be a UtilityProtocol such as QUICK, not {asked!r}")
+        return dict.fromkeys(classifiers, asked)
+    found = {}
+    for name, classifier in classifiers.items():
+        with refusing(f"protocol of classifier {name!r} failed"):
+            own = getattr(classifier, "protocol", UtilityProtocol())
+        if not isinstance(own, UtilityProtocol):
+            raise InputError(
+                f"protocol of classifier {name!r} must be a UtilityProtocol such as QUICK, not {kind_of(own)}"
+            )
+        found[name] = own
+    return found
 
 
 def _taught(
     images: Images,
     labels: Labels,
     num_classes: int,
-    protocol: UtilityProtocol,
     classifiers: Mapping[str, Classifier],
+    protocols: Mapping[str, UtilityProtocol],
     seed: int,
     on_progress: OnUpdate | None,
 ) -> dict[str, Pupil]:
-    """Teach all classifiers side by side, and return them as they were after their best epochs."""
-    if not isinstance(protocol, UtilityProtocol):
-        raise InputError(f"protocol must be a UtilityProtocol such as QUICK, not {protocol!r}")
-    check_classifiers(classifiers)
-    rng = np.random.default_rng(seed)
-    num_train, _ = protocol.split(len(images))
-    train, held_out = np.split(rng.permutation(len(images)), [num_train])
-    epochs, starts = protocol.num_epochs(len(images)), range(0, num_train, protocol.batch_size)
-
-    def seen(chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        return images_to_tensor(images[chosen]), torch.from_numpy(labels[chosen].astype(np.int64))
-
-    few = seen(held_out[[0, 0, 0]])  # of the images that are looked at before any training in any case
-    alone = num_train % protocol.batch_size == 1 or protocol.batch_size == 1
+    """Teach all classifiers, and return them as they were after their best epochs."""
     pupils = {
-        name: _tried(name, classifier, *few, num_classes, alone, seed) for name, classifier in classifiers.items()
+        name: _tried(name, classifier, images, labels, num_classes, protocols[name], seed)
+        for name, classifier in classifiers.items()
     }
-    update, num_updates = 0, epochs * len(starts)
-    for epoch in range(1, epochs + 1):
-        order = rng.permutation(train)
-        for start in starts:
-            x, y = seen(order[start : start + protocol.batch_size])
-            rate = protocol.learning_rate * (1 - update / num_updates if protocol.decay else 1)
-            update += 1
-            for pupil in pupils.values():
-                with _seeded(seed, update):  # for each pupil, or its dropout would depend on who else is taught
-                    pupil.learn(x, y, rate)
+    updates = {protocol: protocol.num_updates(len(images)) for protocol in protocols.values()}
+    done = 0
+    for protocol in updates:
+        side_by_side = [pupil for name, pupil in pupils.items() if protocols[name] == protocol]
+        for _ in _lessons(side_by_side, images, labels, protocol, seed):
+            done += 1
             if on_progress is not None:
-                on_progress(update, num_updates)
-        for pupil in pupils.values():
-            pupil.remember_if_best(epoch, images[held_out], labels[held_out])
+                on_progress(done, sum(updates.values()))
     return {name: pupil.recall_best() for name, pupil in pupils.items()}
 
 
-def _tried(name: str, classifier: Classifier, x: Tensor, y: Tensor, num_classes: int, alone: bool, seed: int) -> Pupil:
-    """Return a new pupil, once another one of the same recipe has learnt from these images."""
+def _lessons(
+    pupils: Sequence[Pupil], images: Images, labels: Labels, protocol: UtilityProtocol, seed: int
+) -> Iterator[None]:
+    """Teach pupils side by side by one protocol; yield after each update."""
+    rng = np.random.default_rng(seed)
+    train, held_out = _divided(len(images), protocol, rng)
+    update, num_updates = 0, protocol.num_updates(len(images))
+    for epoch in range(1, protocol.num_epochs(len(images)) + 1):
+        order = rng.permutation(train)
+        for start in range(0, len(order), protocol.batch_size):
+            x, y = _seen(images, labels, order[start : start + protocol.batch_size])
+            rate = protocol.learning_rate * (1 - update / num_updates if protocol.decay else 1)
+            update += 1
+            for pupil in pupils:
+                with _seeded(seed, update):  # for each pupil, or its dropout would depend on who else is taught
+                    pupil.learn(x, y, rate)
+            yield
+        for pupil in pupils:
+            pupil.remember_if_best(epoch, images[held_out], labels[held_out])
+
+
+def _divided(num_images: int, protocol: UtilityProtocol, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the images that are trained on, and of those held out."""
+    num_train, _ = protocol.split(num_images)
+    train, held_out = np.split(rng.permutation(num_images), [num_train])
+    return train, held_out
+
+
+def _seen(images: Images, labels: Labels, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+    return images_to_tensor(images[chosen]), torch.from_numpy(labels[chosen].astype(np.int64))
+
+
+def _tried(
+    name: str,
+    classifier: Classifier,
+    images: Images,
+    labels: Labels,
+    num_classes: int,
+    protocol: UtilityProtocol,
+    seed: int,
+) -> Pupil:
+    """Return a new pupil, once another one of the same recipe has learnt from a few images."""
+    train, held_out = _divided(len(images), protocol, np.random.default_rng(seed))
+    x, y = _seen(images, labels, held_out[[0, 0, 0]])  # which are looked at before any training in any case
     _, channels, height, width = x.shape
     with _seeded(seed, 0):
         pupil = Pupil(name, classifier, (channels, height, width), num_classes)
@@ -265,7 +254,7 @@ def _tried(name: str, classifier: Classifier, x: Tensor, y: Tensor, num_classes:
         spare = Pupil(name, classifier, (channels, height, width), num_classes)
         if not {*map(id, pupil.module.parameters())}.isdisjoint(map(id, spare.module.parameters())):
             raise InputError(f"build of classifier {name!r} must return a new module each time, not one it keeps")
-        check_learns(spare, x, y, alone=alone)
+        check_learns(spare, x, y, alone=len(train) % protocol.batch_size == 1 or protocol.batch_size == 1)
     return pupil
 
 

@@ -95,9 +95,12 @@ def _scores(path: Path, *, num_classes: int) -> dict[str, Any]:
     try:
         json_text(found)  # refuses what is not finite
         scores: dict[str, Any] = {"reference": str(found["reference"]), "quick": bool(found["quick"])}
-        scores |= Scorecard.from_json(found, num_classes=num_classes).as_json()
+        card = Scorecard.from_json(found, num_classes=num_classes)
+        scores |= card.as_json()
         if baseline := found.get("baseline"):
             judged = Scorecard.from_json(baseline, num_classes=num_classes)
+            if judged.utility.keys() != card.utility.keys():
+                raise ValueError("other classifiers")
             scores["baseline"] = {"source": str(baseline["source"]), **judged.as_json()}
         if dp_sgd := found.get("dp_sgd"):
             scores["dp_sgd"] = {key: float(dp_sgd[key]) for key in ("epsilon", "accuracy")}

@@ -13,6 +13,7 @@ import torch.distributed.nn.functional  # before there is a group: it would keep
 from torch import distributed
 
 from dpdm.privacy.processes import Processes
+from dpdm.processor import has_bfloat16
 from dpdm.types import InputError, one_line
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -66,7 +67,7 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
     Norms, sums, noise and weights are float32 or better whatever the choice.
     """
-    enabled = precision == "bfloat16" or (precision == "auto" and _has_bfloat16(device))
+    enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -87,14 +88,3 @@ def number_in(variable: str, otherwise: int = 1) -> int:
     if not value.isdecimal() or int(value) < otherwise:
         raise InputError(f"the environment says {variable} = {value!r}, which is no number of processes: unset it")
     return int(value)
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            flags = file.read()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -12,6 +12,7 @@ from dpdm.evaluation import (
     ClassifierFeatures,
     EfficientNetLite0,
     Pixels,
+    ResidualNet,
     TorchScriptFeatures,
     UtilityProtocol,
     features_by_name,
@@ -181,6 +182,8 @@ def test_classifier_features_are_what_the_last_layer_sees_and_the_seed_repeats_t
     assert not torch.equal(found, image_features(images, other))
     assert image_features(images, classifier_features(classifier=MLP(width=9))).shape == (30, 9)
     assert image_features(images, classifier_features(classifier=CNN(widths=(4, 5)))).shape == (30, 20)
+    small = ResidualNet(widths=(4, 5), blocks=(1, 1))
+    assert image_features(images, classifier_features(classifier=small)).shape == (30, 5)
     last = list(first._module.children())[-1]
     torch.testing.assert_close(last(found).softmax(1), first.probabilities(images).float())
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dpdm.evaluation import Judge, Pixels, Scorecard, UtilityScore, compare_features, image_features, scorecard
+from dpdm.evaluation import QUICK, Judge, Pixels, Scorecard, UtilityScore, compare_features, image_features, scorecard
 
 RNG = np.random.default_rng(0)
 IMAGES, REFERENCE = (RNG.integers(0, 256, (71, 4, 4, 1), dtype=np.uint8) for _ in range(2))
@@ -19,10 +19,13 @@ def utility(confusion):
     )
 
 
-def card(confusion=((5, 1), (2, 4)), *, fidelity=False):
+PAPERS = ("logreg", "mlp", "cnn")
+
+
+def card(confusion=((5, 1), (2, 4)), *, fidelity=False, classifiers=PAPERS):
     sides = [image_features(images, Pixels(side=2)) for images in (IMAGES, REFERENCE)]
     found = compare_features(*sides, features=Pixels(side=2), resamples=2) if fidelity else None
-    return Scorecard(dict.fromkeys(("logreg", "mlp", "cnn"), utility(confusion)), found)
+    return Scorecard(dict.fromkeys(classifiers, utility(confusion)), found)
 
 
 @pytest.mark.parametrize("fidelity", [False, True])
@@ -32,6 +35,19 @@ def test_a_scorecard_comes_back_from_its_json_whatever_else_is_there(fidelity):
     assert found["cnn"]["recalls"] == [5 / 6, 4 / 6]
     assert ("fidelity" in found) == fidelity
     assert Scorecard.from_json(found, num_classes=2) == one
+
+
+def test_a_scorecard_in_colour_has_one_more_row_and_older_ones_without_it_are_read_as_before():
+    one = card(classifiers=(*PAPERS, "resnet"))
+    found = json.loads(json.dumps(one.as_json()))
+    assert Scorecard.from_json(found, num_classes=2) == one
+    assert one.cells() == dict.fromkeys(("LogReg", "MLP", "CNN", "ResNet"), "75.0")
+    assert next(line for line in one.accuracies() if line.startswith("resnet  75.0 %"))
+    assert next(row for row in one.recalls(["ant", "bee"]) if row.split() == ["LogReg", "MLP", "CNN", "ResNet"])
+    del found["resnet"]
+    assert Scorecard.from_json(found, num_classes=2) == card()
+    with pytest.raises((LookupError, ValueError)):
+        Scorecard.from_json(found | {"resnet": {"accuracy": 0.5}}, num_classes=2)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +108,30 @@ class Together:
         return [item for turn in range(longest) for rank in range(self.size) for item in left[rank][turn : turn + 1]]
 
 
-def test_processes_score_together_what_one_does_alone(monkeypatch):
-    monkeypatch.setattr(
-        scorecard,
-        "evaluate_utility",
-        lambda *_, classifiers, **__: {name: utility([[1, 2]] * 2) for name in classifiers},
-    )
+@pytest.fixture
+def asked(monkeypatch):
+    """Scores at once, of any classifiers; a list of what they were asked for."""
+    asked = []
+
+    def evaluate(*_, classifiers, protocol, **__):
+        asked.append((list(classifiers), protocol))
+        return {name: utility([[1, 2]] * 2) for name in classifiers}
+
+    monkeypatch.setattr(scorecard, "evaluate_utility", evaluate)
+    return asked
+
+
+@pytest.mark.parametrize(("channels", "more"), [(1, []), (3, ["resnet"]), (4, ["resnet"])])
+@pytest.mark.parametrize(("quick", "protocol"), [(True, QUICK), (False, None)])
+def test_images_in_colour_are_judged_by_a_residual_network_too(channels, more, quick, protocol, asked):
+    sides = [(np.repeat(images, channels, axis=3), LABELS) for images in (IMAGES, REFERENCE)]
+    judge = Judge(features=None, quick=quick, at_most=60, seed=3, processes=Together(0, 1, {}))
+    assert list(judge.score(*sides, 3, lambda *_: None).utility) == [*PAPERS, *more]
+    assert asked == [([*PAPERS, *more][::-1], protocol)]
+
+
+@pytest.mark.usefixtures("asked")
+def test_processes_score_together_what_one_does_alone():
     told = []
 
     def scored(rank, size, left):

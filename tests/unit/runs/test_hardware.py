@@ -34,8 +34,3 @@ def test_a_gpu_comes_with_its_number_since_threads_do_not_share_which_one_is_cur
     monkeypatch.setattr(hardware.torch.cuda, "current_device", lambda: 1)
     assert hardware.choose_device("auto") == hardware.choose_device("cuda") == torch.device("cuda", 1)
     assert hardware.choose_device("cpu") == torch.device("cpu")
-
-
-def test_bfloat16_is_chosen_where_the_hardware_has_it_not_where_it_is_emulated(monkeypatch):
-    monkeypatch.setattr(hardware.torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert not hardware._has_bfloat16(torch.device("cuda", 0))
