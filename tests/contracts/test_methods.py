@@ -12,7 +12,19 @@ from safetensors.torch import load_file
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
-from dpdm.methods import METHODS, Diffusion, Evolution, Prior, PriorAlone, Start
+from dpdm.methods import (
+    METHODS,
+    NTK,
+    Diffusion,
+    Embedding,
+    Evolution,
+    Fourier,
+    MeanEmbedding,
+    Prior,
+    PriorAlone,
+    PublicFeatures,
+    Start,
+)
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
@@ -32,11 +44,17 @@ from two_worlds import (
 )
 
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
+SMALL = {"updates": 5, "batch_size": 8, "latent": 2, "width": 16}
 TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "evolution": Evolution(rounds=3, population=4),
+    "mean-embedding": MeanEmbedding(features=Fourier(number=20), **SMALL),
+    "mean-embedding by a tangent kernel": MeanEmbedding(features=NTK(width=5), **SMALL),
+    "mean-embedding in public features": MeanEmbedding(
+        features=PublicFeatures(embedding=Embedding(features="random-convnet", size=8)), **SMALL
+    ),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),

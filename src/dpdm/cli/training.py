@@ -195,7 +195,7 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
                         tell(f"going on from step {progress.steps_spent - 1:,} of {plan.steps:,}")
                     if lost := progress.steps_spent - progress.updates:
                         tell(f"{lost} steps were lost when an earlier process was killed: they stay spent")
-                said = "" if progress.epsilon is None else f"ε ≤ {bound(finite(progress.epsilon))}"
+                said = progress.remark if progress.epsilon is None else f"ε ≤ {bound(finite(progress.epsilon))}"
                 advance(progress.steps_spent - shown, said)
                 shown = progress.steps_spent
                 if processes.any(bool(stopped)):

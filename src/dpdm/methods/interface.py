@@ -74,7 +74,7 @@ class Progress(NamedTuple):
     """One step taken, or for a method without steps one noisy sum made. `diagnostics` are secret, all else is public.
 
     `epsilon` is an upper bound for what is made so far: the value at the next of twenty points of the plan. None for a
-    run that is kept in memory, and for a method without steps.
+    run that is kept in memory, and for a method without steps. `remark` says how far what follows from a sum is.
     """
 
     steps_spent: int
@@ -82,6 +82,7 @@ class Progress(NamedTuple):
     updates: int
     epsilon: float | None
     diagnostics: Diagnostics | None
+    remark: str = ""
 
 
 class PublicPart(NamedTuple):

@@ -3,6 +3,7 @@
 from dpdm.methods.diffusion import Diffusion
 from dpdm.methods.evolution import Evolution
 from dpdm.methods.interface import Method
+from dpdm.methods.mean_embedding import MeanEmbedding
 from dpdm.methods.prior import PriorAlone
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (Diffusion, PriorAlone, Evolution)}
+METHODS: dict[str, type[Method]] = {method.kind: method for method in (Diffusion, PriorAlone, Evolution, MeanEmbedding)}
