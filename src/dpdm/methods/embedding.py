@@ -96,7 +96,9 @@ class Embedding:
         if isinstance(value, TorchScriptFeatures):
             raise InputError(f"no gradients pass through a file of features: choose {', '.join(self._SIZED)} or pixels")
         channels, *sides = shape
-        return value.number if not isinstance(value, Pixels) else channels * math.prod(min(value.side, s) for s in sides)
+        return (
+            value.number if not isinstance(value, Pixels) else channels * math.prod(min(value.side, s) for s in sides)
+        )
 
     def differentiable(self, shape: tuple[int, int, int], device: torch.device) -> OfLevels:
         """Return what makes rows of levels in 0..255 (number, *shape): `compute`, through which gradients pass.

@@ -18,7 +18,7 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.methods.embedding import Embedding
 from dpdm.methods.interface import ImageFacts, Run
-from dpdm.types import Images, InputError, images_to_tensor, require_at_most, require_counts, require_within
+from dpdm.types import Images, InputError, require_at_most, require_counts, require_within
 
 _GRID = 2.0**19  # of random weights: with whole numbers as pixels, each sum below is exact in float64
 _MOST_WEIGHTS = 10**8

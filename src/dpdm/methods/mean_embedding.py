@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -33,7 +33,9 @@ from dpdm.privacy.sums import BoundedSum, cell_sums
 from dpdm.types import InputError, require_at_most, require_counts, require_within
 
 _SUMS = "features of each class"
-_COUNT_SCALE = 0.3  # of counts beside rows of length one: they get a third of the noise's precision for 4 % of the sums'
+_COUNT_SCALE = (
+    0.3  # of counts beside rows of length one: they get a third of the noise's precision for 4 % of the sums'
+)
 _MOST_NUMBERS = 10**8  # of all sums
 _MOST_UPDATES, _MOST_BATCH, _MOST_WIDTH, _MOST_LATENT = 10**7, 10**5, 2**12, 2**12
 _FEWEST_OF_CLASS = 8  # images of a class in an update; where there are many classes, each update has some of them
@@ -103,8 +105,8 @@ class MeanEmbedding(Method):
         """Raise InputError if the features are not there, or give no gradient for such images."""
         assert isinstance(generator, SmallGenerator)
         features = self.features.built(generator.facts, run.seed, run.device)
-        x = generator(torch.zeros(2, self.latent, device=run.device), torch.zeros(2, dtype=torch.long, device=run.device))
-        means = features.means(x[None])
+        latent = torch.zeros(2, self.latent, device=run.device)
+        means = features.means(generator(latent, latent[:, 0].long())[None])
         expected = (1, self.features.dimensions(generator.facts.shape))
         if not means.requires_grad or means.shape != expected or not means.isfinite().all():
             raise InputError("these features give no finite numbers, or no gradient, for such images: choose others")
