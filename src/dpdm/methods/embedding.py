@@ -95,10 +95,9 @@ class Embedding:
         value = self._value
         if isinstance(value, TorchScriptFeatures):
             raise InputError(f"no gradients pass through a file of features: choose {', '.join(self._SIZED)} or pixels")
-        channels, *sides = shape
-        return (
-            value.number if not isinstance(value, Pixels) else channels * math.prod(min(value.side, s) for s in sides)
-        )
+        if isinstance(value, Pixels):
+            return shape[0] * math.prod(min(value.side, side) for side in shape[1:])
+        return value.number
 
     def differentiable(self, shape: tuple[int, int, int], device: torch.device) -> OfLevels:
         """Return what makes rows of levels in 0..255 (number, *shape): `compute`, through which gradients pass.

@@ -83,8 +83,8 @@ class Fourier(Features):
     """
 
     kind: ClassVar[str] = "fourier"
-    number: int = 2000
-    bandwidths: tuple[float, ...] = (0.7,)
+    number: int = 1000
+    bandwidths: tuple[float, ...] = (0.35,)
 
     def __post_init__(self) -> None:
         require_counts(number=self.number)
@@ -239,7 +239,8 @@ class _PublicMap(FeatureMap):
             yield part, _moments(rows.double())
 
     def means(self, x: Float[Tensor, "class images channel height width"]) -> Float32[Tensor, "class features"]:
-        return _moments(self._of_levels(x.flatten(0, 1).add(1).mul(127.5)).unflatten(0, x.shape[:2])).mean(1)
+        rows = self._of_levels(x.flatten(0, 1).add(1).mul(127.5))
+        return _moments(rows).view(*x.shape[:2], -1).mean(1)
 
 
 def _moments(rows: Float[Tensor, "*images features"]) -> Float[Tensor, "*images moments"]:

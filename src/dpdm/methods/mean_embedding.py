@@ -33,9 +33,7 @@ from dpdm.privacy.sums import BoundedSum, cell_sums
 from dpdm.types import InputError, require_at_most, require_counts, require_within
 
 _SUMS = "features of each class"
-_COUNT_SCALE = (
-    0.3  # of counts beside rows of length one: they get a third of the noise's precision for 4 % of the sums'
-)
+_COUNT_SCALE = 0.3  # of counts beside rows of length one: the sums get 4 % more noise for them
 _MOST_NUMBERS = 10**8  # of all sums
 _MOST_UPDATES, _MOST_BATCH, _MOST_WIDTH, _MOST_LATENT = 10**7, 10**5, 2**12, 2**12
 _FEWEST_OF_CLASS = 8  # images of a class in an update; where there are many classes, each update has some of them
@@ -63,7 +61,7 @@ class MeanEmbedding(Method):
 
     kind: ClassVar[str] = "mean-embedding"
     features: AnyFeatures = field(default_factory=Fourier)
-    updates: int = 2000
+    updates: int = 1000
     batch_size: int = 200
     learning_rate: float = 3e-3
     latent: int = 10
@@ -146,7 +144,7 @@ class MeanEmbedding(Method):
             labels, classes = classes.repeat_interleave(each).to(run.device), classes.to(run.device)
             made = features.means(generator(latent.to(run.device), labels).unflatten(0, (chosen, each)))
             optimizer.zero_grad()
-            (discrepancies(made, means[classes], each) * weights[classes]).mean().backward()
+            (discrepancies(made, means[classes], each) * weights[classes]).mean().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if (update + 1) % max(1, self.updates // _SHOWN) == 0 or update + 1 == self.updates:
                 remark = f"generator: {update + 1:,} of {self.updates:,} updates"
@@ -178,10 +176,10 @@ class MeanEmbedding(Method):
 def discrepancies(
     made: Float32[Tensor, "class features"], released: Float32[Tensor, "class features"], images: int
 ) -> Float32[Tensor, " class"]:
-    """Return ‖E made - released‖² of each class, but for ‖released‖², estimated without bias from means of so many.
+    """Return ‖E made - released‖² of each class, but for a constant, estimated without bias from means of so many rows.
 
-    Rows have length one. So the mean of n of them has the expected square length ‖E‖² + (1 - ‖E‖²) / n, which would
-    reward images that are alike.
+    Rows have length one. So the mean of n of them has the expected square length ‖E‖² + (1 - ‖E‖²) / n. To make that
+    small would reward images that are alike; n / (n - 1) times as much is ‖E‖² + 1 / (n - 1).
     """
     return made.square().sum(1) * (images / (images - 1)) - 2 * (made * released).sum(1)
 

@@ -54,8 +54,9 @@ class SmallGenerator(ImageGenerator):
     ) -> Float[Tensor, "batch channel height width"]:
         """Return one image for each label."""
         latent = torch.randn(len(labels), self.latent, generator=random, device=labels.device)
+        parts = (slice(start, start + _AT_ONCE) for start in range(0, len(labels), _AT_ONCE))
         none = latent.new_zeros(0, *self.facts.shape)
-        return torch.cat([none, *map(self, latent.split(_AT_ONCE), labels.split(_AT_ONCE))])
+        return torch.cat([none, *(self(latent[part], labels[part]) for part in parts)])
 
     @property
     def class_shares(self) -> tuple[float, ...] | None:
