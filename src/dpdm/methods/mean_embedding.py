@@ -5,7 +5,7 @@ trained until the features of its images have the same means. That is post-proce
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -94,8 +94,10 @@ class MeanEmbedding(Method):
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: sums, rows and weights of features, and a batch with gradients."""
-        numbers = self.features.dimensions(facts.shape) * max(1, facts.num_classes)
-        rows = 8 * 5 * max(PART, self.features.dimensions(facts.shape))
+        row = self.features.dimensions(facts.shape)
+        numbers = row * max(1, facts.num_classes)
+        kept = 4 * row * records if isinstance(self.features, PublicFeatures) else 0
+        rows = 8 * 5 * max(PART, row) + kept
         of_image = self.features.bytes_of_one(facts.shape) + 16 * self.width * math.prod(facts.shape[1:])
         return 8 * 5 * numbers + rows + self.features.bytes_of_weights(facts.shape) + self.batch_size * of_image
 
@@ -168,7 +170,7 @@ class MeanEmbedding(Method):
         """Return this network with the digest of its weights."""
         return self.features.embedding.parts() if isinstance(self.features, PublicFeatures) else ()
 
-    def said(self, generator: ImageGenerator, starts: tuple[PublicStart, ...] = ()) -> "MeanEmbedding":  # type: ignore[override]
+    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "MeanEmbedding":
         """Return the method as settings can say it."""
         return replace(self, features=self.features.said())
 
