@@ -1,20 +1,22 @@
 """A small network that makes images of random numbers and a class."""
 
 import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
-from torch.nn.functional import one_hot, pixel_shuffle, relu
+from torch.nn.functional import interpolate, one_hot, relu
 
 from dpdm.methods.interface import ImageFacts, ImageGenerator
 
 _SMALLEST = 8  # side of an image at most, below which nothing is doubled
+_FEWEST_CHANNELS = 4
 _AT_ONCE = 500  # images drawn in one call of the network
 
 
 class SmallGenerator(ImageGenerator):
-    """Two linear layers, and convolutions that double the sides until they are those of the images.
+    """Two linear layers, and convolutions between which the sides double until they are those of the images.
 
     Args:
         facts: Of the images.
@@ -29,12 +31,16 @@ class SmallGenerator(ImageGenerator):
         self.facts, self.latent, self._classes = facts, latent, max(1, facts.num_classes)
         channels, height, width_of_image = facts.shape
         doublings = max(0, math.ceil(math.log2(max(height, width_of_image) / _SMALLEST)))
-        self._start = (width // 8, -(-height // 2**doublings), -(-width_of_image // 2**doublings))
+        self._start = (
+            max(_FEWEST_CHANNELS, width // 8),
+            -(-height // 2**doublings),
+            -(-width_of_image // 2**doublings),
+        )
         self.first, self.norm = nn.Linear(latent + self._classes, width), nn.LayerNorm(width)
         self.second, self.of_channels = nn.Linear(width, math.prod(self._start)), nn.GroupNorm(1, self._start[0])
-        made = [*[self._start[0]] * max(0, doublings - 1), channels] if doublings else []
-        self.doublings = nn.ModuleList(nn.Conv2d(self._start[0], 4 * each, 3, padding=1) for each in made)
-        self.last = nn.Identity() if doublings else nn.Conv2d(self._start[0], channels, 3, padding=1)
+        made = [max(_FEWEST_CHANNELS, self._start[0] // 2**number) for number in range(doublings + 1)]
+        self.doublings = nn.ModuleList(nn.Conv2d(one, other, 3, padding=1) for one, other in pairwise(made))
+        self.last = nn.Conv2d(made[-1], channels, 3, padding=1)
         self.register_buffer("shares", torch.full((self._classes,), 1 / self._classes, dtype=torch.float64))
 
     def forward(
@@ -43,8 +49,8 @@ class SmallGenerator(ImageGenerator):
         """Return one image in [-1, 1] for each row of random numbers."""
         hidden = relu(self.norm(self.first(torch.cat([latent, one_hot(labels, self._classes).to(latent)], dim=1))))
         image = relu(self.of_channels(self.second(hidden).unflatten(1, self._start)))
-        for number, double in enumerate(self.doublings):
-            image = pixel_shuffle(double(relu(image) if number else image), 2)
+        for layer in self.doublings:
+            image = interpolate(relu(layer(image)), scale_factor=2, mode="bilinear")
         _, height, width = self.facts.shape
         return torch.tanh(self.last(image)[..., :height, :width])
 
