@@ -12,7 +12,20 @@ from safetensors.torch import load_file
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
-from dpdm.methods import METHODS, Diffusion, Embedding, Evolution, Labels, Prior, PriorAlone, Start
+from dpdm.methods import (
+    METHODS,
+    NTK,
+    Diffusion,
+    Embedding,
+    Evolution,
+    Fourier,
+    Labels,
+    MeanEmbedding,
+    Prior,
+    PriorAlone,
+    PublicFeatures,
+    Start,
+)
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
@@ -34,6 +47,7 @@ from two_worlds import (
 
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
 PIXELS = Embedding(features="pixels")
+SMALL = {"updates": 5, "batch_size": 8, "latent": 2, "width": 16}
 TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
@@ -42,6 +56,11 @@ TOYS = {
     "labels": Labels(embedding=PIXELS, per_class=6, from_prior=0),
     "labels beside a prior": Labels(
         embedding=PIXELS, per_class=6, prior=Prior(share=0.5, centres=2, rounds=2), choice=0.2
+    ),
+    "mean-embedding": MeanEmbedding(features=Fourier(number=20), **SMALL),
+    "mean-embedding by a tangent kernel": MeanEmbedding(features=NTK(width=5), **SMALL),
+    "mean-embedding in public features": MeanEmbedding(
+        features=PublicFeatures(embedding=Embedding(features="random-convnet", size=8)), **SMALL
     ),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),

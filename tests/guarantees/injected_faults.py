@@ -55,16 +55,22 @@ from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
 from dpdm.methods import (
+    NTK,
     Diffusion,
     Embedding,
     Evolution,
+    Fourier,
     ImageFacts,
     Labels,
+    MeanEmbedding,
     Prior,
     PriorAlone,
+    PublicFeatures,
     Start,
     evolution,
+    feature_maps,
     labels,
+    mean_embedding,
     prior,
 )
 from dpdm.methods import gains as public_start
@@ -209,6 +215,25 @@ def two_worlds_of_prototypes(folder: Path) -> list[str]:
     }
     for _, d, e in _in_both_worlds(folder, method, pairs, public=public):
         found += differences(d, e)
+
+
+def two_worlds_of_features(folder: Path) -> list[str]:
+    """Sums of features in worlds that differ in an image, in a group, or in one that is blank."""
+    last, found = len(IMAGES) - 1, []
+    inserted = IMAGES.part(np.roll(np.arange(len(IMAGES)), 1))
+    one_image = [(IMAGES, IMAGE_NEIGHBOURS[name]) for name in ("white", "first of its class")]
+    pairs = {
+        "image": [(inserted, IMAGES.part(range(last))), *one_image],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "blank": [(blank_equal(IMAGES, IMAGES.part(np.array([last]))), IMAGES.part(range(last)))],
+    }
+    in_public = PublicFeatures(embedding=Embedding(features="random-convnet", size=8))
+    for number, features in enumerate((Fourier(number=8), NTK(width=4), in_public)):
+        method = MeanEmbedding(features=features, updates=2, batch_size=12, latent=2, width=16)
+        for name, d, e in _in_both_worlds(folder / str(number), method, pairs):
+            found += differences(d, e)
+            if name == "blank" and moved(d, e) != [0.0] * len(d.calls):
+                found.append("an image that is blank moved a sum")
     return found
 
 
@@ -1036,6 +1061,49 @@ def features_by_neighbours(patch: Patch) -> None:
     patch.setattr(Embedding, "compute", compute)
 
 
+def divided_by_private_counts(patch: Patch) -> None:
+    sound = mean_embedding.cell_sums
+
+    def means(parts, *, cells, count_scale, **given):
+        total, sensitivity = sound(parts, cells=cells, count_scale=count_scale, **given)
+        counts = total[-cells:, None] / count_scale
+        of_each = 12 / cells * total[:-cells].view(cells, -1) / counts.clamp(min=1)
+        return BoundedSum(torch.cat([of_each.flatten(), total[-cells:]]), sensitivity)
+
+    patch.setattr(mean_embedding, "cell_sums", means)
+
+
+def two_moments_counted_once(patch: Patch) -> None:
+    sound = mean_embedding.cell_sums
+
+    def both(parts, *, max_norm, count_scale, **shape):
+        longer = ((rows * math.sqrt(2), cell, weights) for rows, cell, weights in parts)
+        total, _ = sound(longer, max_norm=math.sqrt(2), count_scale=count_scale, **shape)
+        return BoundedSum(total, math.hypot(1, count_scale))
+
+    patch.setattr(mean_embedding, "cell_sums", both)
+
+
+def bandwidth_of_private_images(patch: Patch) -> None:
+    sound = feature_maps._FourierMap.rows
+
+    def rows(self, run, data):
+        self._unit = self._unit * 20 * len(data) / data.images.mean()
+        return sound(self, run, data)
+
+    patch.setattr(feature_maps._FourierMap, "rows", rows)
+
+
+def centred_by_private_features(patch: Patch) -> None:
+    sound = feature_maps._PublicMap.rows
+
+    def rows(self, run, data):
+        whole = torch.cat([rows for _, rows in sound(self, run, data)])
+        yield slice(0, len(whole)), 3 * (whole - whole.mean(0))
+
+    patch.setattr(feature_maps._PublicMap, "rows", rows)
+
+
 def images_that_bring_nothing_along(patch: Patch) -> None:
     sound = drawn.open_drawn
 
@@ -1289,6 +1357,13 @@ FAULTS = [
     Fault("features centred by the private mean", centred_by_private_images, two_worlds_of_prototypes),
     Fault("features that an image's neighbours move", features_by_neighbours, two_worlds_of_prototypes),
     Fault("labels by sums without noise", counts_without_noise, two_worlds_of_prototypes, said="weights"),
+    Fault("each image of a group at full weight in the features", images_at_full_weight, two_worlds_of_features),
+    Fault("a black image in place of a blank one, in the features", blank_images_vote, two_worlds_of_features),
+    Fault("features divided by private counts", divided_by_private_counts, two_worlds_of_features),
+    Fault("two moments of features, counted once", two_moments_counted_once, two_worlds_of_features),
+    Fault("a bandwidth that follows from private images", bandwidth_of_private_images, two_worlds_of_features),
+    Fault("features centred by private ones", centred_by_private_features, two_worlds_of_features),
+    Fault("features of sums without noise", counts_without_noise, two_worlds_of_features, said="weights"),
     Fault("images of a release that bring nothing along", images_that_bring_nothing_along, images_of_a_release),
     Fault("earlier noisy sums that a plan does not count", earlier_sums_not_counted, images_of_a_release),
     Fault("three votes of an image for a start", three_votes_for_a_start, two_worlds_of_gains),
@@ -1322,6 +1397,7 @@ CHECKS = {
     two_worlds_of_votes: "two worlds of votes for public images",
     two_worlds_of_gains: "two worlds of a public network's gains",
     two_worlds_of_prototypes: "two worlds of private labels for public images",
+    two_worlds_of_features: "two worlds of sums of features",
     images_of_a_release: "a run that begins with images of a release",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",

@@ -102,7 +102,7 @@ def test_a_population_that_no_memory_holds_is_refused_before_anything_is_spent(
     code, _, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
     assert (code, err.count("\n")) == (2, 1)
     assert "the method evolution needs about" in err
-    assert "and there are 0.1 MiB: take a smaller population, or fewer or smaller public images" in err
+    assert "and there are 0.1 MiB: take a smaller population, fewer features, or fewer or smaller public images" in err
     assert not (tmp_path / "run").exists()
 
 

@@ -16,7 +16,7 @@ from dpdm.evaluation.distances import neighbourhood_scores
 from dpdm.evaluation.features import EfficientNetLite0, Pixels
 from dpdm.evaluation.fidelity import _check_resamples, draw_equally
 from dpdm.evaluation.picture import one_row_per_class
-from dpdm.methods import Diffusion, Evolution, ImageFacts, PriorAlone
+from dpdm.methods import NTK, Diffusion, Evolution, Fourier, ImageFacts, MeanEmbedding, PriorAlone
 from dpdm.methods.prior import Prior
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import FullSum, NonPrivate, Plan, PoissonSums
@@ -63,6 +63,12 @@ COUNTED = {
     "Prior rounds": lambda value: Prior(rounds=value),
     "Evolution rounds": lambda value: Evolution(rounds=value),
     "Evolution population": lambda value: Evolution(population=value),
+    "MeanEmbedding updates": lambda value: MeanEmbedding(updates=value),
+    "MeanEmbedding batch_size": lambda value: MeanEmbedding(batch_size=value),
+    "MeanEmbedding latent": lambda value: MeanEmbedding(latent=value),
+    "MeanEmbedding width": lambda value: MeanEmbedding(width=value),
+    "Fourier number": lambda value: Fourier(number=value),
+    "NTK width": lambda value: NTK(width=value),
     "Data size": lambda value: Data(source="digits", size=value),
     "Data num_classes": lambda value: Data(source="digits", num_classes=value),
     "Framing size": lambda value: Framing(size=value),

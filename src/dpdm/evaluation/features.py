@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from dpdm.evaluation.utility import train_classifier
 from dpdm.types import Images, InputError, Labels, as_images, explained, require_counts
 
 _PART = 200  # images whose features are computed at once
+
+OfLevels = Callable[[Float[Tensor, "images channels height width"]], Float[Tensor, "images features"]]
+"""From levels in 0..255, which need not be whole numbers, to feature vectors: gradients pass through."""
 
 
 class Features(Protocol):
@@ -79,6 +82,17 @@ def prepared(
     if images.shape[3] not in (1, 3):
         raise InputError(f"these features are of grey or colour images, not of {images.shape[3]} channels")
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
+    return framed(x, side=side, how=how, colour=colour)
+
+
+def framed(
+    x: Float[Tensor, "images channels height width"],
+    *,
+    side: int | None = None,
+    how: Literal["bilinear", "average"] = "bilinear",
+    colour: bool,
+) -> Float[Tensor, "images shown rows columns"]:
+    """Return levels in 0..255 as `prepared` returns those of images; gradients pass through."""
     if colour and x.shape[1] == 1:
         x = x.expand(-1, 3, -1, -1)
     if side is None:
@@ -100,6 +114,7 @@ class EfficientNetLite0:
     """
 
     size: int = 64
+    number: ClassVar[int] = 1280
 
     def __post_init__(self) -> None:
         require_counts(size=self.size)
@@ -116,16 +131,21 @@ class EfficientNetLite0:
 
     def build(self) -> Compute:
         """Return the function; raise InputError if the packages with network and weights are not installed."""
+        features = self.of_levels()
+        return lambda images: features(prepared(images, colour=False))
+
+    def of_levels(self, device: torch.device | None = None) -> OfLevels:
+        """Return the function of levels; raise InputError as `build` does."""
         path = self._weights()
         from efficientnet_lite_pytorch import EfficientNet
 
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(path, weights_only=True))
-        network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
-        def features(images: Images) -> Float[Tensor, "images features"]:
+        def features(levels: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images features"]:
             # what the weights were trained with
-            x = prepared(images, side=self.size, colour=True).sub(127).div(128)
+            x = framed(levels, side=self.size, colour=True).sub(127).div(128)
             pooled: Tensor = network.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
             return pooled
 
@@ -212,7 +232,12 @@ class Pixels:
 
     def build(self) -> Compute:
         """Return the function."""
-        return lambda images: prepared(images, side=self.side, how="average", colour=False).div(255).flatten(1)
+        features = self.of_levels()
+        return lambda images: features(prepared(images, colour=False))
+
+    def of_levels(self, device: torch.device | None = None) -> OfLevels:
+        """Return the function of levels."""
+        return lambda levels: framed(levels, side=self.side, how="average", colour=False).div(255).flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +252,7 @@ class RandomConvNet:
     """
 
     size: int = 32
+    number: ClassVar[int] = 512
 
     def __post_init__(self) -> None:
         if self.size < 8:
@@ -244,6 +270,11 @@ class RandomConvNet:
 
     def build(self) -> Compute:
         """Return the function."""
+        features = self.of_levels()
+        return lambda images: features(prepared(images, colour=False))
+
+    def of_levels(self, device: torch.device | None = None) -> OfLevels:
+        """Return the function of levels."""
         random, layers = torch.Generator().manual_seed(0), list[nn.Module]()
         for inputs, outputs in pairwise((3, 64, 128, 256)):
             conv = nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -251,10 +282,10 @@ class RandomConvNet:
                 conv.weight.normal_(0, math.sqrt(2 / (9 * inputs)), generator=random)
                 conv.bias.zero_()  # type: ignore[union-attr]
             layers += [conv, nn.ReLU(), nn.AvgPool2d(2)]
-        network = nn.Sequential(*layers).requires_grad_(False)
+        network = nn.Sequential(*layers).requires_grad_(False).to(device)
 
-        def features(images: Images) -> Float[Tensor, "images features"]:
-            maps = network(prepared(images, side=self.size, colour=True).div(127.5).sub(1)).flatten(2)
+        def features(levels: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images features"]:
+            maps = network(framed(levels, side=self.size, colour=True).div(127.5).sub(1)).flatten(2)
             return torch.cat([maps.mean(2), maps.amax(2)], dim=1)
 
         return features

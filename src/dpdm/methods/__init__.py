@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     )
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution, PopulationGenerator
+    from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.labelled import LabelledGenerator
     from dpdm.methods.labels import Labels
+    from dpdm.methods.mean_embedding import MeanEmbedding
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
+    from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
 
 __all__ = [
     "METHODS",
+    "NTK",
     "AnyPreconditioning",
     "AnySampler",
     "Budget",
@@ -31,10 +35,12 @@ __all__ = [
     "Diffusion",
     "Embedding",
     "Evolution",
+    "Fourier",
     "ImageFacts",
     "ImageGenerator",
     "LabelledGenerator",
     "Labels",
+    "MeanEmbedding",
     "Method",
     "MixtureGenerator",
     "Optimizer",
@@ -42,7 +48,9 @@ __all__ = [
     "Prior",
     "PriorAlone",
     "Progress",
+    "PublicFeatures",
     "PublicPart",
+    "SmallGenerator",
     "Start",
     "require_sampler_names",
 ]
@@ -53,11 +61,14 @@ __getattr__ = lazily(
         "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
         "embedding": "Embedding",
         "evolution": "Evolution PopulationGenerator",
+        "feature_maps": "NTK Fourier PublicFeatures",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "labelled": "LabelledGenerator",
         "labels": "Labels",
+        "mean_embedding": "MeanEmbedding",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
+        "small_generator": "SmallGenerator",
         "start": "Start",
     },
 )

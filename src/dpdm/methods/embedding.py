@@ -4,6 +4,7 @@ The map is a value. What follows from public images, the mean and the whitening,
 private image is one row, kept in `private/`, which depends on no other image.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from dpdm.data import ImageDataset
-from dpdm.evaluation import EfficientNetLite0, Features, Pixels, RandomConvNet, TorchScriptFeatures
+from dpdm.evaluation import EfficientNetLite0, Pixels, RandomConvNet, TorchScriptFeatures
 from dpdm.evaluation.checks import Compute, built_features, feature_vectors
+from dpdm.evaluation.features import OfLevels
 from dpdm.methods.interface import ImageGenerator, Kept, Method, PublicPart, PublicStart, Run
 from dpdm.types import Images, InputError, require_within
 
@@ -89,6 +91,27 @@ class Embedding:
 
         return rows
 
+    def number_of(self, shape: tuple[int, int, int]) -> int:
+        """Return how many features there are of images of this shape; raise InputError if gradients pass none."""
+        value = self._value
+        if isinstance(value, TorchScriptFeatures):
+            raise InputError(f"no gradients pass through a file of features: choose {', '.join(self._SIZED)} or pixels")
+        if isinstance(value, Pixels):
+            return shape[0] * math.prod(min(value.side, side) for side in shape[1:])
+        return value.number
+
+    def differentiable(self, shape: tuple[int, int, int], device: torch.device) -> OfLevels:
+        """Return what makes rows of levels in 0..255 (number, *shape): `compute`, through which gradients pass.
+
+        Raises:
+            InputError: The features are not there, or not for such images.
+        """
+        self.number_of(shape)
+        self.compute(shape)
+        value = self._value
+        assert not isinstance(value, TorchScriptFeatures)
+        return value.of_levels(device)
+
     def of_public(self, run: Run) -> tuple[Float32[Tensor, "images features"], "Space"]:
         """Return whitened rows of unit length of the public images, and the space that they span.
 
@@ -116,7 +139,7 @@ class Embedding:
         return run.keep(name, images, self.compute(shape), made_by=made_by)
 
     @property
-    def _value(self) -> Features:
+    def _value(self) -> "EfficientNetLite0 | RandomConvNet | Pixels | TorchScriptFeatures":
         if self.features in self._SIZED:
             return self._SIZED[self.features](size=self.size)
         return Pixels() if self.features == "pixels" else TorchScriptFeatures(Path(self.features).expanduser())

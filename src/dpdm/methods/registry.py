@@ -4,6 +4,8 @@ from dpdm.methods.diffusion import Diffusion
 from dpdm.methods.evolution import Evolution
 from dpdm.methods.interface import Method
 from dpdm.methods.labels import Labels
+from dpdm.methods.mean_embedding import MeanEmbedding
 from dpdm.methods.prior import PriorAlone
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (Diffusion, PriorAlone, Evolution, Labels)}
+_ALL = (Diffusion, PriorAlone, Evolution, Labels, MeanEmbedding)
+METHODS: dict[str, type[Method]] = {method.kind: method for method in _ALL}

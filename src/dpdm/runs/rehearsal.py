@@ -99,7 +99,7 @@ def _require_host_memory(trainer: "Trainer", release: Release) -> None:
     if needed > there:
         raise InputError(
             f"the method {trainer.method.kind} needs about {_size(needed)} of memory here, and there are "
-            f"{_size(there)}: take a smaller population, or fewer or smaller public images"
+            f"{_size(there)}: take a smaller population, fewer features, or fewer or smaller public images"
         )
 
 
