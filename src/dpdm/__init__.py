@@ -33,7 +33,18 @@ if TYPE_CHECKING:
         image_features,
     )
     from dpdm.ledger import Ledger
-    from dpdm.methods import Diffusion, Evolution, ImageGenerator, Method, Optimizer, Prior, PriorAlone, Start
+    from dpdm.methods import (
+        AggregatedEmbeddings,
+        Diffusion,
+        Embedding,
+        Evolution,
+        ImageGenerator,
+        Method,
+        Optimizer,
+        Prior,
+        PriorAlone,
+        Start,
+    )
     from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.runs import Release, Synthesizer, Trainer
@@ -66,7 +77,9 @@ _HOME = {
     "frechet_distance": "evaluation",
     "image_features": "evaluation",
     "Ledger": "ledger",
+    "AggregatedEmbeddings": "methods",
     "Diffusion": "methods",
+    "Embedding": "methods",
     "Evolution": "methods",
     "ImageGenerator": "methods",
     "Method": "methods",
@@ -97,12 +110,14 @@ __all__ = [
     "MLP",
     "VE",
     "VP",
+    "AggregatedEmbeddings",
     "Churn",
     "Classifier",
     "CompactUNet",
     "DPMSolver",
     "DenoisingLoss",
     "Diffusion",
+    "Embedding",
     "Evolution",
     "Features",
     "FullSum",

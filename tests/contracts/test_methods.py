@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
-from dpdm.methods import METHODS, Diffusion, Evolution, Prior, PriorAlone, Start
+from dpdm.methods import METHODS, AggregatedEmbeddings, Diffusion, Embedding, Evolution, Prior, PriorAlone, Start
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
@@ -37,6 +37,9 @@ TOYS = {
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "evolution": Evolution(rounds=3, population=4),
+    "aggregated embeddings": AggregatedEmbeddings(
+        embedding=Embedding(features="pixels"), queries=6, directions=5, neighbours=3, locality=2.0
+    ),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
+    from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
     from dpdm.methods.diffusion import (
         AnyPreconditioning,
         AnySampler,
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "AggregatedEmbeddings",
+    "AggregatedGenerator",
     "AnyPreconditioning",
     "AnySampler",
     "Budget",
@@ -46,6 +49,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
         "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
         "embedding": "Embedding",
         "evolution": "Evolution PopulationGenerator",
