@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from dpdm.data import ImageDataset
-from dpdm.methods.embedding import Embedding
+from dpdm.methods.embedding import Embedding, of_unit_length
 from dpdm.methods.interface import (
     Budget,
     ImageFacts,
@@ -28,7 +28,7 @@ from dpdm.methods.interface import (
     Sizes,
 )
 from dpdm.methods.nearest import public_of
-from dpdm.methods.unit_rows import Rows, UnitRows, Units, Weigh
+from dpdm.methods.unit_rows import Rows, UnitRows, Units, Weigh, nearness
 from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
 from dpdm.privacy.releases import noise_of
 from dpdm.types import InputError, RandomBytes, require_at_most, require_counts, require_within
@@ -65,12 +65,6 @@ class AggregatedGenerator(ImageGenerator):
         image = torch.multinomial(self.weights[query] + _LEAST, 1, generator=random)[:, 0]
         return self.images[query, image].float().div(127.5).sub(1)
 
-    @property
-    def remark(self) -> str:
-        """How many noisy embeddings a crash has lost, if it has."""
-        lost = int((self.weights.sum(1) == 0).sum())
-        return f"{lost} of {len(self.weights)} noisy embeddings were lost in a crash, and stay spent" if lost else ""
-
 
 @dataclass(frozen=True, kw_only=True)
 class AggregatedEmbeddings(Method):
@@ -99,10 +93,10 @@ class AggregatedEmbeddings(Method):
     kind: ClassVar[str] = "aggregated-embeddings"
     starts_from_images: ClassVar[bool] = True
     embedding: Embedding = field(default_factory=Embedding)
-    queries: int = 200
-    directions: int = 128
-    neighbours: int = 20
-    sharpness: float = 20.0
+    queries: int = 100
+    directions: int = 512
+    neighbours: int = 100
+    sharpness: float = 10.0
     locality: float = 0.0
 
     def __post_init__(self) -> None:
@@ -116,8 +110,7 @@ class AggregatedEmbeddings(Method):
         """Return the noisy embeddings, by default each over a quarter of the images: a larger batch gains little."""
         if budget.steps is not None:
             raise InputError(f"the method {self.kind} takes no steps: set queries, and leave out privacy.steps")
-        given = budget.expected_batch_size
-        batch = max(1, budget.dataset_size // 4) if given is None else given
+        batch = budget.expected_batch_size or max(1, budget.dataset_size // 4)
         return (PoissonSums(name=_NAME, count=self.queries, expected_batch_size=batch, max_norm=1.0),)
 
     def require_images(self, facts: ImageFacts) -> None:
@@ -132,7 +125,7 @@ class AggregatedEmbeddings(Method):
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: features of all images, rows, and the generator twice."""
-        rows = 4 * _MOST_FEATURES * (2 * public + records) + 12 * self.directions * (public + records)
+        rows = 4 * _MOST_FEATURES * (2 * public + records) + 8 * self.directions * (public + records)
         return rows + 2 * self.queries * self.neighbours * math.prod(facts.shape)
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
@@ -164,39 +157,34 @@ class AggregatedEmbeddings(Method):
         parts = [part for _, part in self.embedding.of_private(run, data, space).parts()]
         private = UnitRows(data, torch.cat([torch.zeros(0, self.directions), *parts]))
         for number in range(self.queries):
-            label = number % len(known)
-            mine = public[known[label]].double()
-            query = mine[torch.randint(len(mine), (), generator=random)]
-            nearness = self._nearness(mine, query)
+            mine = known[number % len(known)]
+            query = public[mine[torch.randint(len(mine), (), generator=random)]]
+            weigh = nearness(public[mine], query, rank=self.neighbours, locality=self.locality)
 
-            def load(units: Units, draws: RandomBytes, label: int = label, nearness: Weigh = nearness) -> Rows:
-                return private.of_class(units, label, nearness)
+            def load(units: Units, draws: RandomBytes, number: int = number, weigh: Weigh = weigh) -> Rows:
+                return private.of_class(units, number % len(known), weigh)
 
             noisy = run.of_batch(_NAME, number, dimensions=self.directions, load=load)
             if noisy is not None:
+                cosines, nearest = (public @ of_unit_length(noisy.values[None])[0])[mine].topk(self.neighbours)
+                images = run.public.images[mine[nearest].numpy()]
                 generator.embeddings[number] = noisy.values / run.mechanism.plan.expected_batch_size
-                similar = mine @ noisy.values / noisy.values.norm().clamp(min=_LEAST)
-                cosines, nearest = similar.topk(self.neighbours)
-                images = run.public.images[known[label][nearest].numpy()]
                 generator.images[number] = torch.from_numpy(images).movedim(-1, -3)
-                generator.weights[number] = (self.sharpness * cosines).softmax(0)
+                generator.weights[number] = (self.sharpness * cosines.double()).softmax(0)
             yield run.made_sum(generator)
+        if not all(generator.weights[label :: len(known)].any() for label in range(len(known))):
+            raise InputError("crashes have spent all noisy embeddings of a class: start a new run")
         return generator
-
-    def _nearness(self, public: Rows, query: Float64[Tensor, " direction"]) -> Weigh:
-        """Return what a private row counts for a query: by public rows, and the row alone."""
-        reach = (public @ query).topk(self.neighbours).values[-1]
-        return lambda rows: (self.locality * (rows @ query - reach)).clamp(max=0).exp()
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless each query has an embedding of such noise, and images, or nothing at all."""
-        sums, batch = plan.steps, plan.expected_batch_size
         weights, lengths = read("weights").double(), read("embeddings").double().norm(dim=1)
-        longest = (plan.dataset_size + 10 * noise_of(plan.poisson[0]) * math.sqrt(self.directions)) / batch
-        shares, none = weights.sum(1), weights.sum(1) == 0
-        held = ((weights >= 0).all(), (none | ((shares - 1).abs() < 1e-5)).all(), (lengths <= longest).all())
-        lost = (read("images", slice(int(query), int(query) + 1)).any() for query in none.nonzero())
-        if sums != self.queries or not all(held) or (lengths[none] > 0).any() or any(lost):
+        noise = noise_of(plan.poisson[0]) * math.sqrt(self.directions)
+        longest = (plan.dataset_size + 10 * noise) / plan.expected_batch_size
+        lost = weights.sum(1) == 0
+        sound = (weights >= 0).all() and (lost | ((weights.sum(1) - 1).abs() < 1e-5)).all()
+        shown = (read("images", slice(int(query), int(query) + 1)).any() for query in lost.nonzero())
+        if plan.steps != self.queries or not sound or (lengths > longest * ~lost).any() or any(shown):
             raise InputError(f"{where} holds noisy embeddings, or images near them, that no run comes to")
 
     @property

@@ -157,7 +157,7 @@ class Space(NamedTuple):
     def unit(self, rows: Float32[Tensor, "images features"]) -> Float32[Tensor, "images directions"]:
         """Return whitened rows of about unit length, on a grid on which products of two are exact in float32."""
         centred = ((rows.double() - self.mean) * self.scale).round().clamp(-(2**22), 2**22)
-        return _of_unit_length(centred @ self.whitening)
+        return of_unit_length(centred @ self.whitening)
 
     def leading(
         self, rows: Float32[Tensor, "images directions"], number: int
@@ -174,7 +174,7 @@ class Space(NamedTuple):
         led = self._replace(whitening=(whitening * (2**18 / whitening.abs().max())).round())
         shown = torch.empty(len(rows), axes.shape[1])
         for part in parts_of(len(rows)):
-            shown[part] = _of_unit_length(rows[part].double() @ axes)
+            shown[part] = of_unit_length(rows[part].double() @ axes)
         return shown, led
 
 
@@ -191,7 +191,7 @@ class Embedded:
             yield part, rows if self._space is None else self._space.unit(rows)
 
 
-def _of_unit_length(rows: Float64[Tensor, "images directions"]) -> Float32[Tensor, "images directions"]:
+def of_unit_length(rows: Float64[Tensor, "images directions"]) -> Float32[Tensor, "images directions"]:
     """Return rows of about unit length on the grid; zero stays zero."""
     largest = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     whole = (rows * (2**20 / largest)).round()

@@ -15,6 +15,22 @@ Weigh = Callable[[Rows], Float64[Tensor, " rows"]]
 """Returns from 0 to 1 for each row, of which it sees none beside it."""
 
 
+def nearness(
+    public: Float32[Tensor, "images direction"],
+    query: Float32[Tensor, " direction"],
+    *,
+    rank: int,
+    locality: float,
+) -> Weigh:
+    """Return what a row at cosine c to a query weighs: exp(locality · (c − r)), at most 1.
+
+    r is the cosine of the public row that is next to the query in this rank: public, as all else but the row is.
+    """
+    reach = (public @ query).topk(rank).values[-1].double()
+    towards = query.double()
+    return lambda rows: (locality * (rows @ towards - reach)).clamp(max=0).exp()
+
+
 class UnitRows:
     """Rows of private images, and which unit each belongs to: secret.
 
