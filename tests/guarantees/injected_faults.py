@@ -54,9 +54,21 @@ from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoise
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Diffusion, Evolution, ImageFacts, Prior, PriorAlone, Start, evolution, prior
+from dpdm.methods import (
+    AggregatedEmbeddings,
+    Diffusion,
+    Embedding,
+    Evolution,
+    ImageFacts,
+    Prior,
+    PriorAlone,
+    Start,
+    evolution,
+    prior,
+)
 from dpdm.methods import gains as public_start
 from dpdm.methods.loader import Loader
+from dpdm.methods.unit_rows import UnitRows
 from dpdm.networks import MLP
 from dpdm.privacy import (
     DPSGD,
@@ -176,6 +188,31 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
         "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
     }
     for name, d, e in _in_both_worlds(folder, method, pairs, steps=0):
+        found += differences(d, e)
+        if name == "public" and moved(d, e) != [0.0] * len(d.calls):
+            found.append("an image that is public moved a sum")
+    return found
+
+
+def two_worlds_of_noisy_embeddings(folder: Path) -> list[str]:
+    """Noisy sums of embeddings, in worlds that differ in an image, a group, or what is public."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    method = AggregatedEmbeddings(
+        embedding=Embedding(features="pixels"), queries=6, directions=4, neighbours=3, locality=2.0
+    )
+    last, found = len(IMAGES) - 1, []
+    inserted = np.roll(np.arange(len(IMAGES)), 1)
+    pairs = {
+        "image": [
+            (IMAGES, IMAGES.part(range(last))),
+            (IMAGES.part(inserted), IMAGES.part(range(last))),
+            (IMAGES, plus(IMAGES, np.zeros(64, np.uint8), 2)),
+        ],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
+    }
+    for name, d, e in _in_both_worlds(folder, method, pairs, public=public, expected_batch_size=12):
         found += differences(d, e)
         if name == "public" and moved(d, e) != [0.0] * len(d.calls):
             found.append("an image that is public moved a sum")
@@ -914,6 +951,35 @@ def two_whole_votes(patch: Patch) -> None:
     patch.setattr(evolution, "votes", twice)
 
 
+def realised_divisor(patch: Patch) -> None:
+    sound = Run.of_batch
+
+    def of_batch(self, name, number, *, dimensions, load):
+        seen = []
+
+        def counted(units, draws):
+            seen.append(len(units))
+            return load(units, draws)
+
+        noisy = sound(self, name, number, dimensions=dimensions, load=counted)
+        expected = self.mechanism.plan.expected_batch_size
+        return noisy._replace(values=noisy.values * expected / sum(seen))
+
+    patch.setattr(Run, "of_batch", of_batch)
+
+
+def nearest_rows_alone(patch: Patch) -> None:
+    """Add the two rows that are next to a query, each as it is: one more displaces another."""
+    sound = UnitRows.of_class
+
+    def of_class(self, units, label, weigh):
+        rows = sound(self, units, label, lambda rows: torch.ones(len(rows), dtype=torch.float64))
+        near = torch.where(rows.any(1), weigh(rows), -1.0).topk(2).indices
+        return torch.zeros_like(rows).index_copy_(0, near, rows[near])
+
+    patch.setattr(UnitRows, "of_class", of_class)
+
+
 def counts_without_noise(patch: Patch) -> None:
     sound = Run.once
 
@@ -1220,6 +1286,9 @@ FAULTS = [
     Fault("gains' noise by an image's position", noise_by_position, two_worlds_of_gains),
     Fault("gains of sums without noise", counts_without_noise, two_worlds_of_gains, said="weights"),
     Fault("a black image in place of a blank one, in the gains", blank_images_vote, two_worlds_of_gains),
+    Fault("embeddings divided by the number that was there", realised_divisor, two_worlds_of_noisy_embeddings, said="weights"),
+    Fault("the sum of the k rows next to a query", nearest_rows_alone, two_worlds_of_noisy_embeddings),
+    Fault("a black image in place of a blank one, embedded", blank_images_vote, two_worlds_of_noisy_embeddings),
     Fault("images of a release that bring nothing along", images_that_bring_nothing_along, images_of_a_release),
     Fault("earlier noisy sums that a plan does not count", earlier_sums_not_counted, images_of_a_release),
     Fault("three votes of an image for a start", three_votes_for_a_start, two_worlds_of_gains),
@@ -1252,6 +1321,7 @@ CHECKS = {
     public_images_among_the_private: "two worlds that differ in an image that is public",
     two_worlds_of_votes: "two worlds of votes for public images",
     two_worlds_of_gains: "two worlds of a public network's gains",
+    two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",
     images_of_a_release: "a run that begins with images of a release",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",
