@@ -1286,7 +1286,12 @@ FAULTS = [
     Fault("gains' noise by an image's position", noise_by_position, two_worlds_of_gains),
     Fault("gains of sums without noise", counts_without_noise, two_worlds_of_gains, said="weights"),
     Fault("a black image in place of a blank one, in the gains", blank_images_vote, two_worlds_of_gains),
-    Fault("embeddings divided by the number that was there", realised_divisor, two_worlds_of_noisy_embeddings, said="weights"),
+    Fault(
+        "embeddings divided by the number that was there",
+        realised_divisor,
+        two_worlds_of_noisy_embeddings,
+        said="weights",
+    ),
     Fault("the sum of the k rows next to a query", nearest_rows_alone, two_worlds_of_noisy_embeddings),
     Fault("a black image in place of a blank one, embedded", blank_images_vote, two_worlds_of_noisy_embeddings),
     Fault("images of a release that bring nothing along", images_that_bring_nothing_along, images_of_a_release),

@@ -40,10 +40,7 @@ _LEAST = 1e-30  # what images that nobody chose are drawn by: of a generator tha
 
 
 class AggregatedGenerator(ImageGenerator):
-    """Public images near noisy embeddings; query j is about class j modulo the number of classes.
-
-    A query that a crash has lost has no embedding and no image, and is not drawn from.
-    """
+    """Public images near noisy embeddings; query j is about class j mod C. Of one that is lost none is drawn."""
 
     embeddings: Float32[Tensor, "query direction"]
     images: UInt8[Tensor, "query neighbour channel height width"]
