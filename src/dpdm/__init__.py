@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dpdm.ledger import Ledger
     from dpdm.methods import (
         NTK,
+        AggregatedEmbeddings,
         Diffusion,
         Embedding,
         Evolution,
@@ -82,6 +83,7 @@ _HOME = {
     "image_features": "evaluation",
     "Ledger": "ledger",
     "NTK": "methods",
+    "AggregatedEmbeddings": "methods",
     "Diffusion": "methods",
     "Embedding": "methods",
     "Evolution": "methods",
@@ -119,6 +121,7 @@ __all__ = [
     "NTK",
     "VE",
     "VP",
+    "AggregatedEmbeddings",
     "Churn",
     "Classifier",
     "CompactUNet",

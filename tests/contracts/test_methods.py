@@ -15,6 +15,7 @@ from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
 from dpdm.methods import (
     METHODS,
     NTK,
+    AggregatedEmbeddings,
     Diffusion,
     Embedding,
     Evolution,
@@ -61,6 +62,9 @@ TOYS = {
     "mean-embedding by a tangent kernel": MeanEmbedding(features=NTK(width=5), **SMALL),
     "mean-embedding in public features": MeanEmbedding(
         features=PublicFeatures(embedding=Embedding(features="random-convnet", size=8)), **SMALL
+    ),
+    "aggregated embeddings": AggregatedEmbeddings(
+        embedding=Embedding(features="pixels"), queries=6, directions=5, neighbours=3, locality=2.0
     ),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),

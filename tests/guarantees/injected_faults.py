@@ -56,6 +56,7 @@ from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
 from dpdm.methods import (
     NTK,
+    AggregatedEmbeddings,
     Diffusion,
     Embedding,
     Evolution,
@@ -76,6 +77,7 @@ from dpdm.methods import (
 from dpdm.methods import gains as public_start
 from dpdm.methods.embedding import Embedded
 from dpdm.methods.loader import Loader
+from dpdm.methods.unit_rows import UnitRows
 from dpdm.networks import MLP
 from dpdm.privacy import (
     DPSGD,
@@ -213,8 +215,11 @@ def two_worlds_of_prototypes(folder: Path) -> list[str]:
         "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
         "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], 255 - public.images[0]))],
     }
-    for _, d, e in _in_both_worlds(folder, method, pairs, public=public):
+    for name, d, e in _in_both_worlds(folder, method, pairs, public=public):
         found += differences(d, e)
+        if name == "public" and moved(d, e) != [0.0] * len(d.calls):
+            found.append("an image that is public moved a sum")
+    return found
 
 
 def two_worlds_of_features(folder: Path) -> list[str]:
@@ -234,6 +239,31 @@ def two_worlds_of_features(folder: Path) -> list[str]:
             found += differences(d, e)
             if name == "blank" and moved(d, e) != [0.0] * len(d.calls):
                 found.append("an image that is blank moved a sum")
+    return found
+
+
+def two_worlds_of_noisy_embeddings(folder: Path) -> list[str]:
+    """Noisy sums of embeddings, in worlds that differ in an image, a group, or what is public."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    method = AggregatedEmbeddings(
+        embedding=Embedding(features="pixels"), queries=6, directions=4, neighbours=3, locality=2.0
+    )
+    last, found = len(IMAGES) - 1, []
+    inserted = np.roll(np.arange(len(IMAGES)), 1)
+    pairs = {
+        "image": [
+            (IMAGES, IMAGES.part(range(last))),
+            (IMAGES.part(inserted), IMAGES.part(range(last))),
+            (IMAGES, plus(IMAGES, np.zeros(64, np.uint8), 2)),
+        ],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
+    }
+    for name, d, e in _in_both_worlds(folder, method, pairs, public=public, expected_batch_size=12):
+        found += differences(d, e)
+        if name == "public" and moved(d, e) != [0.0] * len(d.calls):
+            found.append("an image that is public moved a sum")
     return found
 
 
@@ -969,6 +999,35 @@ def two_whole_votes(patch: Patch) -> None:
     patch.setattr(evolution, "votes", twice)
 
 
+def realised_divisor(patch: Patch) -> None:
+    sound = Run.of_batch
+
+    def of_batch(self, name, number, *, dimensions, load):
+        seen = []
+
+        def counted(units, draws):
+            seen.append(len(units))
+            return load(units, draws)
+
+        noisy = sound(self, name, number, dimensions=dimensions, load=counted)
+        expected = self.mechanism.plan.expected_batch_size
+        return noisy._replace(values=noisy.values * expected / sum(seen))
+
+    patch.setattr(Run, "of_batch", of_batch)
+
+
+def nearest_rows_alone(patch: Patch) -> None:
+    """Add the two rows that are next to a query, each as it is: one more displaces another."""
+    sound = UnitRows.of_class
+
+    def of_class(self, units, label, weigh):
+        rows = sound(self, units, label, lambda rows: torch.ones(len(rows), dtype=torch.float64))
+        near = torch.where(rows.any(1), weigh(rows), -1.0).topk(2).indices
+        return torch.zeros_like(rows).index_copy_(0, near, rows[near])
+
+    patch.setattr(UnitRows, "of_class", of_class)
+
+
 def counts_without_noise(patch: Patch) -> None:
     sound = Run.once
 
@@ -1364,6 +1423,14 @@ FAULTS = [
     Fault("a bandwidth that follows from private images", bandwidth_of_private_images, two_worlds_of_features),
     Fault("features centred by private ones", centred_by_private_features, two_worlds_of_features),
     Fault("features of sums without noise", counts_without_noise, two_worlds_of_features, said="weights"),
+    Fault(
+        "embeddings divided by the number that was there",
+        realised_divisor,
+        two_worlds_of_noisy_embeddings,
+        said="weights",
+    ),
+    Fault("the sum of the k rows next to a query", nearest_rows_alone, two_worlds_of_noisy_embeddings),
+    Fault("a black image in place of a blank one, embedded", blank_images_vote, two_worlds_of_noisy_embeddings),
     Fault("images of a release that bring nothing along", images_that_bring_nothing_along, images_of_a_release),
     Fault("earlier noisy sums that a plan does not count", earlier_sums_not_counted, images_of_a_release),
     Fault("three votes of an image for a start", three_votes_for_a_start, two_worlds_of_gains),
@@ -1398,6 +1465,7 @@ CHECKS = {
     two_worlds_of_gains: "two worlds of a public network's gains",
     two_worlds_of_prototypes: "two worlds of private labels for public images",
     two_worlds_of_features: "two worlds of sums of features",
+    two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",
     images_of_a_release: "a run that begins with images of a release",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",

@@ -29,7 +29,7 @@ from dpdm.methods.interface import PublicStart
 from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, PoissonSums, Strategy
 from dpdm.privacy.clipping import PerExampleLoss
 from dpdm.privacy.diagnostics import Diagnostics
-from dpdm.privacy.mechanism import LoadBatch
+from dpdm.privacy.mechanism import LoadBatch, LoadRows
 from dpdm.privacy.releases import STEPS, noise_of
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.hardware import choose_device
@@ -160,6 +160,43 @@ class WatchedRun(MechanismRun):
             seen, noise_multiplier=noise_of(release), sample_rate=self.plan.rate(release)
         )
         return diagnostics
+
+    def batch_sum(
+        self,
+        name: str,
+        *,
+        dimensions: int,
+        num_records: int,
+        load: LoadRows,
+        physical_batch_size: int = 64,
+    ) -> Noisy:
+        """Return the noisy sum over a batch that canaries enter as all records do; the block is taken off."""
+        assert isinstance(self.plan, Plan)
+        release, canaries = self.plan.at(self.spent), len(self.scores)
+        assert isinstance(release, PoissonSums)
+
+        def planted(indices: Int64[ndarray, " batch"], draws: RandomBytes) -> Float[Tensor, "batch coordinates"]:
+            images, others = indices[indices < num_records], indices[indices >= num_records] - num_records
+            rows = torch.zeros(len(indices), dimensions + canaries, dtype=torch.float64)
+            if len(images):  # indices ascend
+                rows[: len(images), :dimensions] = load(images, draws)
+            own = torch.from_numpy(others)
+            rows[len(images) + torch.arange(len(own)), dimensions + own] = release.max_norm * self._took_part[own]
+            return rows
+
+        noisy, std = super().batch_sum(
+            name,
+            dimensions=dimensions + canaries,
+            num_records=num_records + canaries,
+            load=planted,
+            physical_batch_size=physical_batch_size,
+        )
+        self.scores += log_likelihood_ratio(
+            noisy[dimensions:].numpy() / release.max_norm,
+            noise_multiplier=noise_of(release),
+            sample_rate=self.plan.rate(release),
+        )
+        return Noisy(noisy[:dimensions], std)
 
 
 def log_likelihood_ratio(

@@ -133,10 +133,12 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         remark = ", which is loose for few steps or tiny batches" if loose else ""
         yield f"check       {bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}"
     if plan.steps:
+        copies = f", each in {_copies(config)}" if _noise_multiplicity(config) else ""
         yield (
-            f"batches     {plan.expected_batch_size:,} {unit}s a step on average, each in {_copies(config)}; "
+            f"batches     {plan.expected_batch_size:,} {unit}s a step on average{copies}; "
             f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {plan.sample_rate:.4g}"
         )
+    if report["parameters"]:
         yield f"network     {report['parameters']:,} parameters"
         if advice := why_it_cannot_pay(plan, report["parameters"], started=bool(config.method.start_folders)):
             yield f"            {advice}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
+    from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
     from dpdm.methods.diffusion import (
         AnyPreconditioning,
         AnySampler,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "NTK",
+    "AggregatedEmbeddings",
+    "AggregatedGenerator",
     "AnyPreconditioning",
     "AnySampler",
     "Budget",
@@ -58,6 +61,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
         "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
         "embedding": "Embedding",
         "evolution": "Evolution PopulationGenerator",

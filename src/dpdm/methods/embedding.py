@@ -200,11 +200,25 @@ class Space(NamedTuple):
     def unit(self, rows: Float32[Tensor, "images features"]) -> Float32[Tensor, "images directions"]:
         """Return whitened rows of about unit length, on a grid on which products of two are exact in float32."""
         centred = ((rows.double() - self.mean) * self.scale).round().clamp(-(2**22), 2**22)
-        whitened = centred @ self.whitening
-        largest = whitened.abs().amax(1, keepdim=True).clamp(min=1)
-        whole = (whitened * (2**20 / largest)).round()
-        length = whole.square().sum(1, keepdim=True).clamp(min=1).sqrt()
-        return (whole * (_GRID / length)).round().div(_GRID).float()
+        return of_unit_length(centred @ self.whitening)
+
+    def leading(
+        self, rows: Float32[Tensor, "images directions"], number: int
+    ) -> tuple[Float32[Tensor, "images leading"], "Space"]:
+        """Return the rows of public images in the directions in which these differ most, and that space.
+
+        All rows have unit length there again. So a sum of them loses nothing to the directions that are left out.
+        """
+        moment = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+        for part in parts_of(len(rows)):
+            moment.addmm_(rows[part].double().T, rows[part].double())
+        axes = torch.linalg.eigh(moment).eigenvectors[:, -number:].flip(1)
+        whitening = self.whitening @ axes
+        led = self._replace(whitening=(whitening * (2**18 / whitening.abs().max())).round())
+        shown = torch.empty(len(rows), axes.shape[1])
+        for part in parts_of(len(rows)):
+            shown[part] = of_unit_length(rows[part].double() @ axes)
+        return shown, led
 
 
 class Embedded:
@@ -218,6 +232,14 @@ class Embedded:
         for part in parts_of(self._number):
             rows = torch.from_numpy(np.array(self._kept[part]))
             yield part, rows if self._space is None else self._space.unit(rows)
+
+
+def of_unit_length(rows: Float64[Tensor, "images directions"]) -> Float32[Tensor, "images directions"]:
+    """Return rows of about unit length on the grid; zero stays zero."""
+    largest = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    whole = (rows * (2**20 / largest)).round()
+    length = whole.square().sum(1, keepdim=True).clamp(min=1).sqrt()
+    return (whole * (_GRID / length)).round().div(_GRID).float()
 
 
 def parts_of(number: int) -> Iterator[slice]:

@@ -22,6 +22,7 @@ from dpdm.methods.nearest import (
     columns_of,
     neighbours,
     parts_for,
+    public_of,
     squared_distances,
     whole_features,
 )
@@ -113,7 +114,7 @@ class Evolution(Method):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError if some class has no public image to start from."""
         assert run.public is not None
-        for label, candidates in enumerate(_public_of(run.public, generator.facts)):
+        for label, candidates in enumerate(public_of(run.public, generator.facts)):
             if not len(candidates):
                 raise InputError(f"{run.public.name} has no image of the class {generator.facts.class_names[label]}")
 
@@ -126,7 +127,7 @@ class Evolution(Method):
         run.resume()
         public, random = run.public, torch.Generator().manual_seed(run.seed)
         features = whole_features(public.images)
-        of_class = _public_of(public, generator.facts)
+        of_class = public_of(public, generator.facts)
         rows = run.keep("pixels", data.images, whole_features, made_by="pixels, whole numbers")
         population = [known[torch.randint(len(known), (self.population,), generator=random)] for known in of_class]
         reach = [len(known) / self.population for known in of_class]
@@ -182,13 +183,6 @@ def _nearest_votes(
             mine = of == label
             chosen[mine] = squared_distances(x[mine], candidates[label].double()).argmin(1)
         yield (of * candidates.shape[1] + chosen)[:, None], torch.from_numpy(data.weights[part])
-
-
-def _public_of(public: ImageDataset, facts: ImageFacts) -> list[Int[Tensor, " images"]]:
-    """Return the indices of public images that may stand for each class: those of its name, if public classes have."""
-    if public.labels is None or public.class_names != facts.class_names:
-        return [torch.arange(len(public))] * max(1, facts.num_classes)
-    return [torch.from_numpy(np.flatnonzero(public.labels == label)) for label in range(facts.num_classes)]
 
 
 def _votes_of(number: int) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dpdm.data import ImageDataset
 from dpdm.privacy import AnyPlan, Earlier, MechanismRun, Noisy, Plan
 from dpdm.privacy.diagnostics import Diagnostics
+from dpdm.privacy.mechanism import LoadRows
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.releases import FullSum, PoissonSums
 from dpdm.privacy.sums import BoundedSum
@@ -185,6 +186,19 @@ class Run(Protocol):
 
     def once(self, name: str, make: Callable[[], BoundedSum]) -> Noisy:
         """Return the planned release `name`: made now, or as it was made before the run was interrupted."""
+        ...
+
+    def of_batch(self, name: str, number: int, *, dimensions: int, load: LoadRows) -> Noisy | None:
+        """Return sum `number` (from 0) of the planned sums `name` over Poisson batches: made now, or as it was kept.
+
+        None where a crash spent it before it was kept: it is never made again.
+
+        Args:
+            name: What the plan calls the sums.
+            number: Which of them, one after the other.
+            dimensions: Length of each vector.
+            load: Maps indices of units, and random bytes, to one vector for each: see `MechanismRun.batch_sum`.
+        """
         ...
 
     def keep(

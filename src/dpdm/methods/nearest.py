@@ -8,6 +8,8 @@ from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from dpdm.data import ImageDataset
+from dpdm.methods.interface import ImageFacts
 from dpdm.types import Images
 
 _SIDE = 16  # numbers at most along the shorter side of images that are compared
@@ -72,3 +74,10 @@ def neighbours(
             nearest = distances.topk(min(reach, len(known)), largest=False).indices
             children[part] = known[nearest.gather(1, ranks[part, None])[:, 0]]
     return children
+
+
+def public_of(public: ImageDataset, facts: ImageFacts) -> list[Int[Tensor, " images"]]:
+    """Return the indices of public images that may stand for each class: those of its name, if public classes have."""
+    if public.labels is None or public.class_names != facts.class_names:
+        return [torch.arange(len(public))] * max(1, facts.num_classes)
+    return [torch.from_numpy(np.flatnonzero(public.labels == label)) for label in range(facts.num_classes)]

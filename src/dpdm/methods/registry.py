@@ -1,5 +1,6 @@
 """The methods by the names that settings and `--method` call them by."""
 
+from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings
 from dpdm.methods.diffusion import Diffusion
 from dpdm.methods.evolution import Evolution
 from dpdm.methods.interface import Method
@@ -7,5 +8,5 @@ from dpdm.methods.labels import Labels
 from dpdm.methods.mean_embedding import MeanEmbedding
 from dpdm.methods.prior import PriorAlone
 
-_ALL = (Diffusion, PriorAlone, Evolution, Labels, MeanEmbedding)
+_ALL = (Diffusion, PriorAlone, Evolution, Labels, MeanEmbedding, AggregatedEmbeddings)
 METHODS: dict[str, type[Method]] = {method.kind: method for method in _ALL}

@@ -195,9 +195,9 @@ def measure_step(config: Config, facts: ImageFacts, plan: AnyPlan) -> StepCost:
         facts: Shape and classes of the images.
         plan: Batch size and number of records.
     """
-    if not plan.steps:
+    method = config.method
+    if not plan.steps or not isinstance(method, Diffusion):
         return StepCost(0, 0.0, _records_gib(facts, plan), 0)
-    method = require_timed(config.method)
     stopwatch = _Stopwatch(method, config.machine, facts)
     return _cost(stopwatch, method.loss, facts, plan, *stopwatch.seconds(method.loss, plan.expected_batch_size))
 

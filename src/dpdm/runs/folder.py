@@ -132,7 +132,7 @@ class PrivateFolder:
     def keep_sum(self, name: str, noisy: Noisy) -> None:
         """Keep a noisy sum, which cannot be made again."""
         if (path := self._sum(name)) is not None:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             tensors = {"values": noisy.values.contiguous().cpu(), "std": torch.tensor(noisy.std, dtype=torch.float64)}
             write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
 

@@ -21,6 +21,7 @@ from dpdm.methods.interface import PublicStart
 from dpdm.privacy import MechanismRun, Noisy, Plan
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of
+from dpdm.privacy.mechanism import LoadRows
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.cost import physical_batch_size
@@ -35,6 +36,10 @@ from dpdm.types import Images, InputError
 
 if TYPE_CHECKING:
     from dpdm.runs.trainer import Trainer
+
+
+_ROWS_AT_ONCE = 4096
+"""Records whose vectors are in memory at a time, in a sum over a batch."""
 
 
 class RunLost(InputError):
@@ -62,7 +67,7 @@ class Run:
         begin: Reserves the plan before anything is spent.
 
     Guarantees:
-        * Each noisy sum over all records is on disk before anything that follows from it.
+        * Each noisy sum of a method without steps is on disk before anything that follows from it.
         * A run that is stopped and resumed never makes more noisy sums than its plan has.
         * Nothing is released before the plan is reserved.
     """
@@ -89,7 +94,8 @@ class Run:
         self._begin, self._begun = begin, False
         self._state: State = {}
         self.updates = 0
-        self._seen = 0  # full sums that the method has been given
+        self._seen = 0  # noisy sums that the method has asked for, without steps
+        self._lost = 0  # and those of them that a crash has spent
         self._as_release: Callable[[ImageGenerator], Release] | None = None
 
     @classmethod
@@ -146,26 +152,57 @@ class Run:
             SumLost: It cannot be saved, for want of room, say.
             InputError: It was kept, and the journal counts no release of it.
         """
-        mechanism, made = self.mechanism, self._number_of(name)
+        noisy = self._made_or_kept(
+            self._number_of(name), name, lambda: self.mechanism.release(name, make(), num_records=self._num_records)
+        )
+        if noisy is None:
+            raise RunLost(f"{self._place}: a crash spent {name!r} before it was saved: start a new run")
+        return noisy
+
+    def of_batch(self, name: str, number: int, *, dimensions: int, load: LoadRows) -> Noisy | None:
+        """Return sum `number` (from 0) of the planned sums `name` over Poisson batches: made now, or as it was kept.
+
+        Returns:
+            None where a crash spent it before it was saved: it is never made again.
+
+        Raises:
+            SumLost: It cannot be saved, for want of room, say.
+            InputError: It was kept, and the journal counts no release of it; or see `MechanismRun.batch_sum`.
+        """
+        noisy = self._made_or_kept(
+            self._number_of(name) + number,
+            f"{name}/{number + 1}",
+            lambda: self.mechanism.batch_sum(
+                name,
+                dimensions=dimensions,
+                num_records=self._num_records,
+                load=load,
+                physical_batch_size=_ROWS_AT_ONCE,
+            ),
+        )
+        self._lost += noisy is None
+        return noisy
+
+    def _made_or_kept(self, made: int, key: str, make: Callable[[], Noisy]) -> Noisy | None:
+        """Return the noisy sum before which `made` others are: as it was kept under `key`, or made and kept now."""
+        mechanism = self.mechanism
         self._seen = made + 1
         with self.processes.refused_together():
-            found = self._folder.kept_sum(name)
+            found = self._folder.kept_sum(key)
         kept = self.processes.object_from_first(found)
         if mechanism.spent > made:
-            if kept is None:
-                raise RunLost(f"{self._place}: a crash spent {name!r} before it was saved: start a new run")
             return kept
         if kept is not None:
             raise InputError(
-                f"{self._place}: {name!r} was kept and the journal counts no release of it: it was lost or restored "
+                f"{self._place}: {key!r} was kept and the journal counts no release of it: it was lost or restored "
                 "from a backup; start a new run, and count both"
             )
-        noisy = mechanism.release(name, make(), num_records=self._num_records)
+        noisy = make()
         if self.processes.first:
             try:
-                self._folder.keep_sum(name, noisy)
+                self._folder.keep_sum(key, noisy)
             except OSError as error:
-                raise SumLost(error.errno, error.strerror, name) from None
+                raise SumLost(error.errno, error.strerror, key) from None
         return noisy
 
     def keep(
@@ -200,7 +237,7 @@ class Run:
                 f"{self._place}: the checkpoint has seen {self.updates} steps and the journal counts "
                 f"{mechanism.steps_spent}: it was lost or restored from a backup; start a new run, and count both"
             )
-        if mechanism.finished and mechanism.plan.steps and not self.updates:
+        if state and mechanism.finished and mechanism.plan.steps and not self.updates:
             raise RunLost(f"{self._place}: crashes spent the whole plan before a checkpoint: start a new run")
         if not mechanism.finished:
             self._folder.save(state, self.updates)
@@ -232,8 +269,9 @@ class Run:
     def made_sum(self, generator: ImageGenerator) -> Progress:
         """Note a noisy sum of a method that takes no steps, and draw what it has come to, into watch/."""
         planned = self._mechanism.plan.planned
-        self._watch.draw(self._seen, lambda: self.release(generator))
-        return Progress(self._seen, planned, self._seen, None, None)
+        if self._watch.has_picture(self._seen):
+            self._watch.draw(self._seen, lambda: self.release(generator))
+        return Progress(self._seen, planned, self._seen - self._lost, None, None)
 
     def release(self, generator: ImageGenerator) -> Release:
         """Return what would be published if the run ended now."""

@@ -64,8 +64,13 @@ class Watch:
             with (self._path / "progress.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             write_scalars(self._writer, row)
-        if step in {self._plan.steps * quarter // _PICTURES for quarter in range(1, _PICTURES + 1)}:
+        if self.has_picture(step):
             self.draw(step, release)
+
+    def has_picture(self, step: int) -> bool:
+        """Tell whether a quarter of the plan's steps ends with this one; sums over all records have one each."""
+        steps = self._plan.steps
+        return not steps or step in {steps * quarter // _PICTURES for quarter in range(1, _PICTURES + 1)}
 
     def draw(self, step: int, make: Callable[[], Release]) -> None:
         """Write a picture of what the average draws: ten images of each class, of the first ten classes."""

@@ -28,6 +28,8 @@ from dpdm.privacy import (
     LayerWise,
     OneBackwardEach,
     OperatingSystemEntropy,
+    Plan,
+    PoissonSums,
     Vectorized,
     clipped_grad_sum,
 )
@@ -160,3 +162,22 @@ def test_the_weights_of_an_audit_can_be_no_release(tmp_path):
     for use in (verify_release, Release.load):
         with pytest.raises(InputError, match="do not fit together"):
             use(tmp_path / "a")
+
+
+def test_a_canary_in_a_sum_over_a_batch_is_told_from_others_and_leaves_the_sum_alone():
+    sums = PoissonSums(name="means", count=30, expected_batch_size=60, max_norm=0.5, noise_multiplier=4.0)
+    plan, took_part = Plan(dataset_size=60, delta=1e-3, releases=(sums,)), np.arange(400) < 200
+    run = WatchedRun(plan, took_part=took_part, strategy=OneBackwardEach())
+    rows = 0.5 * torch.eye(60, 3)
+
+    def load(indices, draws):
+        assert (indices < 60).all()
+        return rows[torch.from_numpy(indices)]
+
+    found = [run.batch_sum("means", dimensions=3, num_records=60, load=load, physical_batch_size=37) for _ in range(30)]
+    mean = torch.stack([noisy.values for noisy in found]).mean(0)
+    assert found[0].std == 2.0
+    torch.testing.assert_close(mean, torch.full((3,), 0.5).double(), atol=5 * 2 / 30**0.5, rtol=0)
+    # The sum of thirty log-likelihood ratios has mean ± 30 / (2 · 4²), and the standard deviation √30 / 4.
+    for coin, mean in ((took_part, 30 / 32), (~took_part, -30 / 32)):
+        assert run.scores[coin].mean() == pytest.approx(mean, abs=5 * 30**0.5 / 4 / 200**0.5)
