@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
-from dpdm.methods import METHODS, Diffusion, Evolution, Prior, PriorAlone, Start
+from dpdm.methods import METHODS, Diffusion, Embedding, Evolution, Prior, PriorAlone, Start
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
@@ -32,11 +32,16 @@ from two_worlds import (
 )
 
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
+FEATURES = Embedding(features="random-convnet", size=8)
 TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "evolution": Evolution(rounds=3, population=4),
+    "evolution of moved candidates": Evolution(rounds=2, population=4, votes=2, augment=1.0, lookahead=2),
+    "evolution of a prior": Evolution(rounds=2, population=4, prior=Prior(centres=1)),
+    "evolution in features": Evolution(rounds=2, population=4, augment=0.5, embedding=FEATURES),
+    "evolution of a prior in features": Evolution(rounds=2, population=4, embedding=FEATURES, prior=Prior(centres=1)),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),

@@ -32,7 +32,8 @@ PublicImages = Annotated[
     typer.Option(
         "--public",
         help="Images declared public, for a method that starts from some (evolution): fonts or shapes, which are "
-        "drawn, a path or a name, or several joined by +. No ε protects them.",
+        "drawn, a path or a name, or several joined by +. No ε protects them. Or a finished run: images are drawn from "
+        "its release, whose noisy sums the claim then counts again.",
     ),
 ]
 StartFolder = Annotated[

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
         require_sampler_names,
     )
     from dpdm.methods.embedding import Embedding
-    from dpdm.methods.evolution import Evolution, PopulationGenerator
+    from dpdm.methods.evolution import Evolution
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
+    from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
     from dpdm.methods.start import Start
@@ -48,8 +49,9 @@ __getattr__ = lazily(
     {
         "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
         "embedding": "Embedding",
-        "evolution": "Evolution PopulationGenerator",
+        "evolution": "Evolution",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
+        "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
         "start": "Start",
