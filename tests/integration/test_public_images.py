@@ -265,3 +265,80 @@ def test_labels_that_a_mixture_loses_are_told(dpdm, photos, shown, tmp_path):
     code, _, err = dpdm("train", photos, *EVOLVED, "--public", f"{shown}+{tmp_path / 'classed'}", "--run", "run")
     assert code == 0, err
     assert "shown+classed: the labels of classed are left out, since not all sources have the same class names" in err
+
+
+PRIOR = ("--method=prior", "--epsilon=4", "--set=data.size=8", "--set=privacy.delta=1e-3", "--set=prior.centres=1")
+SECOND = (*EVOLVED[:1], "--epsilon=6", *EVOLVED[2:], "--ledger=none", "--run", "second")
+
+
+@pytest.fixture
+def drawn_from_a_run(dpdm, photos, monkeypatch):
+    monkeypatch.setattr("dpdm.runs.drawn.COUNT", 90)
+    code, _, err = dpdm("train", photos, *PRIOR, "--run", "first")
+    assert code == 0, err
+
+
+def test_candidates_of_a_finished_run_count_its_noisy_sums_again(dpdm, photos, drawn_from_a_run, tmp_path):
+    code, out, err = dpdm("plan", photos, *SECOND[:-3], "--public", "first")
+    assert code == 0, err
+    assert "public      first: images of a release, which the claim counts" in out
+    code, out, err = dpdm("train", photos, *SECOND, "--public", "first")
+    assert code == 0, err
+    first, second = (
+        json.loads((tmp_path / run / "release" / "privacy.json").read_text()) for run in ("first", "second")
+    )
+    made = len(first["events"])
+    assert [event["noise_multiplier"] for event in second["events"][:made]] == [
+        event["noise_multiplier"] for event in first["events"]
+    ]
+    assert len(second["events"]) > made
+    assert 5.9 < second["epsilon"] <= 6.0, "all of it, and no more"
+    assert f"earlier releases of 'photos' (noisy sums: {made})" in second["statement"]
+    assert "whose claim says what is unprotected: 'drawn from photos' (90 images" in out
+    assert "declared public" not in second["statement"], "nobody declared these images public"
+    code, out, err = dpdm("verify", "second")
+    assert code == 0, err
+    assert 'drawn    "drawn from photos", 90 images, SHA-256' in out
+    assert dpdm("report", "second")[0] == 0
+    code, _, err = dpdm("train", photos, *SECOND, "--public", "first")
+    assert code == 0, "the same command goes on"
+    assert dpdm("audit", "second")[0] == 0
+
+
+def test_a_budget_that_the_release_has_used_up_is_refused(dpdm, photos, drawn_from_a_run, tmp_path):
+    code, _, err = dpdm("train", photos, *SECOND, "--epsilon=3", "--public", "first")
+    assert code == 2
+    assert "cannot be reached by any amount of noise" in err.splitlines()[-1]
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [("first+shapes", "belongs to a private run: name the run itself"), ("first/watch", "belongs to a private run")],
+)
+def test_a_release_is_no_part_of_a_mixture(dpdm, photos, drawn_from_a_run, tmp_path, source, says):
+    code, _, err = dpdm("train", photos, *SECOND, "--public", source)
+    assert (code, err.count("\n")) == (2, 1)
+    assert says in err
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_release_that_does_not_agree_with_its_claim_draws_nothing(dpdm, photos, drawn_from_a_run, tmp_path):
+    (tmp_path / "first" / "release" / "model.safetensors").write_bytes(b"12")
+    code, _, err = dpdm("train", photos, *SECOND, "--public", "first")
+    assert (code, err.splitlines()[-1].count("model.safetensors")) == (2, 1)
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_prior_of_the_same_plan_needs_no_public_images(dpdm, photos, shown):
+    line = ("train", photos, *EVOLVED, "--set=prior.centres=1", "--run", "run")
+    code, _, err = dpdm(*line, "--public", shown)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "starts from no public images: leave out --public" in err
+    code, out, err = dpdm(*line)
+    assert code == 0, err
+    assert "public" not in out.splitlines()[0]
+    assert dpdm("verify", "run")[0] == 0
+    code, out, err = dpdm("plan", photos, *EVOLVED, "--set=prior.centres=1")
+    assert code == 0, err
+    assert "sums        8; noise" in out

@@ -52,8 +52,8 @@ class Evolution(Method):
     Args:
         rounds: How often private images vote. Each round gets the same noise.
         population: Candidates of each class.
-        votes: For how many candidates each private image votes, the nearest. Neighbouring candidates then share what
-            they get: √votes times the counts under the same noise, in a coarser picture.
+        votes: For how many candidates each private image votes, the nearest (all of its class, if those are fewer):
+            √votes times the counts under the same noise, in a coarser picture.
         augment: How far candidates are moved, turned and stretched at first: from 0, images as they are, to 1.
             Each round halves it.
         lookahead: Children of each candidate whose mean is compared in its place; 0 compares itself.
@@ -83,7 +83,6 @@ class Evolution(Method):
     def __post_init__(self) -> None:
         require_counts(rounds=self.rounds, population=self.population, votes=self.votes)
         require_at_most(_MOST_ROUNDS, rounds=self.rounds, lookahead=self.lookahead)
-        require_at_most(self.population, votes=self.votes)
         if self.lookahead != 0:
             require_counts(lookahead=self.lookahead)
         if not 0 <= self.augment <= 1:
@@ -141,7 +140,7 @@ class Evolution(Method):
             candidates = variations.looks(population, ahead=self.lookahead)
 
             def cast(candidates: Tensor = candidates) -> BoundedSum:
-                parts = _nearest_votes(data, rows, candidates, self.votes)
+                parts = _nearest_votes(data, rows, candidates, min(self.votes, self.population))
                 return votes(parts, bins=len(candidates) * self.population)
 
             noisy, noise_std = run.once(_votes_of(number), cast)
