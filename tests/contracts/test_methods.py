@@ -49,6 +49,7 @@ from two_worlds import (
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
 PIXELS = Embedding(features="pixels")
 SMALL = {"updates": 5, "batch_size": 8, "latent": 2, "width": 16}
+FEATURES = Embedding(features="random-convnet", size=8)
 TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
@@ -66,6 +67,10 @@ TOYS = {
     "aggregated embeddings": AggregatedEmbeddings(
         embedding=Embedding(features="pixels"), queries=6, directions=5, neighbours=3, locality=2.0
     ),
+    "evolution of moved candidates": Evolution(rounds=2, population=4, votes=2, augment=1.0, lookahead=2),
+    "evolution of a prior": Evolution(rounds=2, population=4, prior=Prior(centres=1)),
+    "evolution in features": Evolution(rounds=2, population=4, augment=0.5, embedding=FEATURES),
+    "evolution of a prior in features": Evolution(rounds=2, population=4, embedding=FEATURES, prior=Prior(centres=1)),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),

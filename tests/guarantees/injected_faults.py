@@ -73,6 +73,7 @@ from dpdm.methods import (
     labels,
     mean_embedding,
     prior,
+    variations,
 )
 from dpdm.methods import gains as public_start
 from dpdm.methods.embedding import Embedded
@@ -179,6 +180,40 @@ def two_worlds_of_votes(folder: Path) -> list[str]:
     for _, d, e in _in_both_worlds(folder, method, pairs, public=public):
         found += differences(d, e)
     return found
+
+
+def two_worlds_of_moved_candidates(folder: Path) -> list[str]:
+    """Votes in public features for candidates of a prior, which are moved: in worlds that differ in an image or group.
+
+    Several votes of an image, each for another candidate; and the same images in another order.
+    """
+    features = Embedding(features="random-convnet", size=8)
+    settings = {"votes": 3, "augment": 1.0, "lookahead": 2, "embedding": features, "prior": Prior(centres=1)}
+    last, method, found = len(IMAGES) - 1, Evolution(rounds=2, population=4, **settings), []
+    turned = np.arange(len(IMAGES))[::-1]
+    pairs = {
+        "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES, IMAGES.part(turned))],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+    }
+    for _, d, e in _in_both_worlds(folder, method, pairs):
+        found += differences(d, e)
+    return found
+
+
+def candidates_of_a_release(folder: Path) -> list[str]:
+    """A run whose candidates are images of another run's release: its claim must count both."""
+    first, second = PriorAlone(prior=Prior(centres=1)), Evolution(rounds=2, population=4)
+    asked = {"dataset_size": 12, "delta": 1e-13}
+    plan = first.plan(epsilon=3.0, **asked)
+    Trainer(method=first, plan=plan, run=folder / "first", ledger=None).fit(IMAGES)
+    images, earlier = drawn.open_drawn(str(folder / "first"), count=64)
+    plan = second.plan(epsilon=9.0, earlier=earlier, **asked)
+    both = {"public": images, "earlier": earlier, "run": folder / "second", "ledger": None}
+    Trainer(method=second, plan=plan, **both).fit(IMAGES)
+    one, both = (json.loads((folder / run / "release" / "privacy.json").read_text()) for run in ("first", "second"))
+    if len(both["events"]) != (made := len(one["events"]) + len(both["releases"])):
+        return [f"{made} noisy sums were made in all, and {len(both['events'])} are claimed"]
+    return []
 
 
 def two_worlds_of_gains(folder: Path) -> list[str]:
@@ -1028,6 +1063,38 @@ def nearest_rows_alone(patch: Patch) -> None:
     patch.setattr(UnitRows, "of_class", of_class)
 
 
+def votes_of_norm_above_one(patch: Patch) -> None:
+    sound = evolution.votes
+
+    def whole(parts, *, bins):
+        total, sensitivity = sound(parts, bins=bins)
+        return BoundedSum(math.sqrt(3) * total, sensitivity)
+
+    patch.setattr(evolution, "votes", whole)
+
+
+def features_of_private_images_together(patch: Patch) -> None:
+    sound = variations.Looks.of_private
+
+    def centred(self, data):
+        rows = sound(self, data)[slice(None)]
+        return rows - rows.mean(0)
+
+    patch.setattr(variations.Looks, "of_private", centred)
+
+
+def candidates_by_private_images(patch: Patch) -> None:
+    sound = evolution.Evolution._pool
+
+    def beside(self, facts, data, run):
+        pool = sound(self, facts, data, run)
+        images = pool.images.copy()
+        images[:: len(images) // 4] ^= np.uint8(int(data.images.sum()) % 256)
+        return pool._replace(images=images)
+
+    patch.setattr(evolution.Evolution, "_pool", beside)
+
+
 def counts_without_noise(patch: Patch) -> None:
     sound = Run.once
 
@@ -1404,6 +1471,12 @@ FAULTS = [
     Fault("two whole votes of each image", two_whole_votes, two_worlds_of_votes),
     Fault("candidates that follow counts without noise", counts_without_noise, two_worlds_of_votes, said="weights"),
     Fault("noise on bins with votes alone", noise_where_there_are_votes, two_worlds_of_votes, said="weights"),
+    Fault("three whole votes of each image", votes_of_norm_above_one, two_worlds_of_moved_candidates),
+    Fault("features centred by private images", features_of_private_images_together, two_worlds_of_moved_candidates),
+    Fault("candidates that follow private images", candidates_by_private_images, two_worlds_of_moved_candidates),
+    Fault("a group that votes once for each image", images_at_full_weight, two_worlds_of_moved_candidates),
+    Fault("candidates of a release that are not counted", earlier_sums_not_counted, candidates_of_a_release),
+    Fault("candidates of a release declared public", images_that_bring_nothing_along, candidates_of_a_release),
     Fault("each image of a group at full weight in the gains", images_at_full_weight, two_worlds_of_gains),
     Fault("gains clipped level by level", clipped_level_by_level, two_worlds_of_gains),
     Fault("gains in units of private residuals", scaled_by_private_residuals, two_worlds_of_gains),
@@ -1462,6 +1535,8 @@ CHECKS = {
     two_worlds_of_groups: "two worlds that differ in a group of images",
     public_images_among_the_private: "two worlds that differ in an image that is public",
     two_worlds_of_votes: "two worlds of votes for public images",
+    two_worlds_of_moved_candidates: "two worlds of votes for moved draws of a prior",
+    candidates_of_a_release: "a run whose candidates are images of a release",
     two_worlds_of_gains: "two worlds of a public network's gains",
     two_worlds_of_prototypes: "two worlds of private labels for public images",
     two_worlds_of_features: "two worlds of sums of features",

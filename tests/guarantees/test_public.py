@@ -24,6 +24,7 @@ from dpdm.methods.registry import METHODS
 from dpdm.privacy import FullSum, InsecureSeededEntropy
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs import Release, Trainer, verify_release
+from dpdm.runs.drawn import open_drawn
 from dpdm.types import InputError
 
 SHOWN = dataclasses.replace(images(40, seed=7), labels=None, num_classes=0, class_names=(), name="shown", public=True)
@@ -264,3 +265,90 @@ def test_a_release_names_the_public_file_that_it_needs_and_is_given_it(tmp_path,
     ):
         with pytest.raises(InputError, match=says):
             Release.load(run, public=given)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Images of a finished run, with what it cost."""
+    run = tmp_path_factory.mktemp("released") / "first"
+    trainer(run, method=PriorAlone(prior=Prior(centres=1)), public=None).fit(IMAGES)
+    return open_drawn(str(run), count=60)
+
+
+def counting(drawn, epsilon=9.0):
+    return METHOD.plan(epsilon=epsilon, dataset_size=12, delta=1e-13, earlier=drawn.earlier)
+
+
+def test_a_run_over_images_of_a_release_counts_it_and_says_so(released, tmp_path):
+    begun_with = {"public": released.images, "earlier": released.earlier, "plan": counting(released)}
+    trainer(tmp_path / "run", **begun_with).fit(IMAGES)
+    (part,) = verify_release(tmp_path / "run").public
+    assert part == PublicPart(released.images.name, released.images.digest(), 60, True)
+    claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
+    assert len(claim["events"]) == len(released.earlier) + 2
+    assert "declared public" not in claim["statement"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"earlier": ()}, "was drawn from a release: its images are not public data"),
+        ({"public": SHOWN}, "earlier is what images cost that are drawn from a release"),
+        ({"plan": None}, "its plan counts other noisy sums than those of that release"),
+    ],
+)
+def test_images_of_a_release_are_begun_with_where_what_they_cost_is_counted(released, changes, says):
+    given = {"public": released.images, "earlier": released.earlier, "plan": counting(released)} | changes
+    with pytest.raises(InputError, match=says):
+        trainer(**given).fit(IMAGES)
+
+
+def test_a_plan_that_counts_what_no_image_costs_is_refused(released):
+    with pytest.raises(InputError, match="its plan counts other noisy sums"):
+        trainer(plan=counting(released)).fit(IMAGES)
+
+
+def drawn_or_not(drawn, sums):
+    """Say of the public images whether a release drew them, and take what that cost out of the plan, or leave it."""
+
+    def forge(release):
+        settings, claim = release / "config.toml", release / "privacy.json"
+        table, stated = tomllib.loads(settings.read_text()), json.loads(claim.read_text())
+        (part,) = table["facts"]["public"]
+        part.pop("drawn", None)
+        table["facts"]["public"] = stated["public"] = [part | ({"drawn": True} if drawn else {})]
+        if not sums:
+            table["plan"].pop("earlier", None)
+        settings.write_bytes(tomli_w.dumps(table).encode())
+        stated["sha256"]["config.toml"] = digest(settings)
+        claim.write_text(json_text(stated))
+
+    return forge
+
+
+@pytest.mark.parametrize("forge", [drawn_or_not(drawn=False, sums=True), drawn_or_not(drawn=True, sums=False)])
+def test_a_release_that_launders_another_is_refused(released, tmp_path, forge):
+    run = tmp_path / "run"
+    trainer(run, public=released.images, earlier=released.earlier, plan=counting(released)).fit(IMAGES)
+    forge(run / "release")
+    with pytest.raises(InputError, match="names images drawn from a release, and counts none, or the other way round"):
+        verify_release(run)
+
+
+def test_images_that_nobody_drew_are_not_called_drawn(evolved, tmp_path):
+    shutil.copytree(evolved / "release", tmp_path / "release")
+    drawn_or_not(drawn=True, sums=False)(tmp_path / "release")
+    with pytest.raises(InputError, match="and counts none"):
+        verify_release(tmp_path / "release")
+
+
+def test_a_run_over_images_of_a_release_goes_on_with_these_alone(released, tmp_path):
+    given = {"public": released.images, "earlier": released.earlier, "plan": counting(released)}
+    steps = trainer(tmp_path / "run", **given).steps(IMAGES)
+    next(steps)
+    steps.close()
+    other = dataclasses.replace(released.images, images=255 - released.images.images)
+    with pytest.raises(InputError, match=r"holds another run .*facts\.public"):
+        trainer(tmp_path / "run", **given | {"public": other}).fit(IMAGES)
+    trainer(tmp_path / "run", **given).fit(IMAGES)
+    assert verify_release(tmp_path / "run").public[0].drawn

@@ -54,9 +54,10 @@ def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolve
     assert part["sha256"] in (evolved / "report.html").read_text()
 
 
-def test_every_image_that_it_draws_is_a_public_one(dpdm, evolved, shown, tmp_path):
+def test_every_image_that_it_draws_is_a_public_one_if_none_is_moved(dpdm, photos, shown, tmp_path):
     from dpdm.data import open_dataset
 
+    assert dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run", "--set=augment=0.0")[0] == 0
     assert dpdm("sample", "run", "-n", 30, "-o", "made.npz")[0] == 0
     public = {image.tobytes() for image in open_dataset(shown, size=8).images}
     assert {image.tobytes() for image in np.load(tmp_path / "made.npz")["images"]} <= public
@@ -75,7 +76,7 @@ def test_the_same_command_goes_on_and_another_does_not(dpdm, evolved, photos, sh
 def test_a_plan_of_it_needs_no_public_images(dpdm, photos):
     code, out, err = dpdm("plan", photos, *EVOLVED)
     assert code == 0, err
-    assert "sums        4; noise" in out
+    assert "sums        2; noise" in out
     assert "time        seconds to minutes: no network is trained" in out
     assert "GiB, with 30,000 public images" in out
     assert "network" not in out.replace("no network is trained", "")
@@ -175,7 +176,7 @@ def test_what_was_drawn_from_a_release_is_refused_as_public(dpdm, evolved, photo
 def test_a_run_that_started_from_public_images_is_audited(dpdm, evolved, shown):
     code, out, err = dpdm("audit", "run")
     assert code == 0, err
-    assert "all 4 sums: all that the run claims" in out
+    assert "all 2 sums: all that the run claims" in out
     assert "No attack exceeded what the run claims." in out
     (shown / "0.png").unlink()
     code, _, err = dpdm("audit", "run")
@@ -265,3 +266,80 @@ def test_labels_that_a_mixture_loses_are_told(dpdm, photos, shown, tmp_path):
     code, _, err = dpdm("train", photos, *EVOLVED, "--public", f"{shown}+{tmp_path / 'classed'}", "--run", "run")
     assert code == 0, err
     assert "shown+classed: the labels of classed are left out, since not all sources have the same class names" in err
+
+
+PRIOR = ("--method=prior", "--epsilon=4", "--set=data.size=8", "--set=privacy.delta=1e-3", "--set=prior.centres=1")
+SECOND = (*EVOLVED[:1], "--epsilon=6", *EVOLVED[2:], "--ledger=none", "--run", "second")
+
+
+@pytest.fixture
+def drawn_from_a_run(dpdm, photos, monkeypatch):
+    monkeypatch.setattr("dpdm.runs.drawn.COUNT", 90)
+    code, _, err = dpdm("train", photos, *PRIOR, "--run", "first")
+    assert code == 0, err
+
+
+def test_candidates_of_a_finished_run_count_its_noisy_sums_again(dpdm, photos, drawn_from_a_run, tmp_path):
+    code, out, err = dpdm("plan", photos, *SECOND[:-3], "--public", "first")
+    assert code == 0, err
+    assert "public      first: images of a release, which the claim counts" in out
+    code, out, err = dpdm("train", photos, *SECOND, "--public", "first")
+    assert code == 0, err
+    first, second = (
+        json.loads((tmp_path / run / "release" / "privacy.json").read_text()) for run in ("first", "second")
+    )
+    made = len(first["events"])
+    assert [event["noise_multiplier"] for event in second["events"][:made]] == [
+        event["noise_multiplier"] for event in first["events"]
+    ]
+    assert len(second["events"]) > made
+    assert 5.9 < second["epsilon"] <= 6.0, "all of it, and no more"
+    assert f"earlier releases of 'photos' (noisy sums: {made})" in second["statement"]
+    assert "whose claim says what is unprotected: 'drawn from photos' (90 images" in out
+    assert "declared public" not in second["statement"], "nobody declared these images public"
+    code, out, err = dpdm("verify", "second")
+    assert code == 0, err
+    assert 'drawn    "drawn from photos", 90 images, SHA-256' in out
+    assert dpdm("report", "second")[0] == 0
+    code, _, err = dpdm("train", photos, *SECOND, "--public", "first")
+    assert code == 0, "the same command goes on"
+    assert dpdm("audit", "second")[0] == 0
+
+
+def test_a_budget_that_the_release_has_used_up_is_refused(dpdm, photos, drawn_from_a_run, tmp_path):
+    code, _, err = dpdm("train", photos, *SECOND, "--epsilon=3", "--public", "first")
+    assert code == 2
+    assert "cannot be reached by any amount of noise" in err.splitlines()[-1]
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [("first+shapes", "belongs to a private run: name the run itself"), ("first/watch", "belongs to a private run")],
+)
+def test_a_release_is_no_part_of_a_mixture(dpdm, photos, drawn_from_a_run, tmp_path, source, says):
+    code, _, err = dpdm("train", photos, *SECOND, "--public", source)
+    assert (code, err.count("\n")) == (2, 1)
+    assert says in err
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_release_that_does_not_agree_with_its_claim_draws_nothing(dpdm, photos, drawn_from_a_run, tmp_path):
+    (tmp_path / "first" / "release" / "model.safetensors").write_bytes(b"12")
+    code, _, err = dpdm("train", photos, *SECOND, "--public", "first")
+    assert (code, err.splitlines()[-1].count("model.safetensors")) == (2, 1)
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_prior_of_the_same_plan_needs_no_public_images(dpdm, photos, shown):
+    line = ("train", photos, *EVOLVED, "--set=prior.centres=1", "--run", "run")
+    code, _, err = dpdm(*line, "--public", shown)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "starts from no public images: leave out --public" in err
+    code, out, err = dpdm(*line)
+    assert code == 0, err
+    assert "public" not in out.splitlines()[0]
+    assert dpdm("verify", "run")[0] == 0
+    code, out, err = dpdm("plan", photos, *EVOLVED, "--set=prior.centres=1")
+    assert code == 0, err
+    assert "sums        6; noise" in out

@@ -25,6 +25,7 @@ from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.runs import Release, measure_step, verify_release
+from dpdm.runs.drawn import open_begun_with
 from dpdm.runs.public import taking_part_of
 from dpdm.runs.start import open_starts
 from dpdm.types import InputError, images_to_tensor, require_counts, require_positive
@@ -329,7 +330,7 @@ def _public_of(run: Path | str, release: Release, config: Config, public: ImageD
     if public is None:
         if config.public is None:
             raise InputError(f"{run} started from public arrays: give them to dpdm.audit.audit_run(run, public=...)")
-        public = config.public.open(release.facts.shape, release.facts.class_names)
+        public = open_begun_with(config.public, release.facts.shape, release.facts.class_names).images
     started = release.public[0]
     if public.digest() != started.sha256:
         raise InputError(f"{public.name} is not {started.name}, which {run} started from: its digest is another")

@@ -31,8 +31,9 @@ PublicImages = Annotated[
     str | None,
     typer.Option(
         "--public",
-        help="Images declared public, for a method that starts from some: fonts or shapes, which are "
-        "drawn, a path or a name, or several joined by +. No ε protects them.",
+        help="Images declared public, for a method that starts from some: fonts or shapes, which are drawn, a path or "
+        "a name, or several joined by +. No ε protects them. Or a finished run: images are drawn from "
+        "its release, whose noisy sums the claim then counts again.",
     ),
 ]
 StartFolder = Annotated[

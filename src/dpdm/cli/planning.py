@@ -45,14 +45,15 @@ def plan(
 ) -> None:
     """Show what a run would claim and need, before any training."""
     config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public, start=start)
-    from dpdm.config import require_public_source
+    from dpdm.config import is_release, require_public_source
     from dpdm.data.public import require_public_there
     from dpdm.runs import measure_sampling, measure_step
     from dpdm.runs.start import open_starts
 
     if config.public is not None:  # a plan can be made without, which train cannot
         require_public_source(config.method, given=True)
-        require_public_there(config.public.source)
+        if not is_release(config.public.source):
+            require_public_there(config.public.source)
     open_starts(config.method.start_folders)
     facts, asked = _declared(config)
     if minutes is not None:
@@ -121,7 +122,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         said = "of a release, which the claim counts" if start.earlier else "that no ε protects"
         yield f"start       a network of {start.part.images:,} images of {start.part.name}, {said}"
     if config.method.starts_from_images and config.public is not None:
-        yield f"public      {config.public.source}: images that no ε protects"
+        said = "images of a release, which the claim counts" if config.earlier else "images that no ε protects"
+        yield f"public      {config.public.source}: {said}"
     elif config.method.starts_from_images:
         yield "public      train needs --public: images that no ε protects"
     if report["epsilon"] is not None:
@@ -156,9 +158,11 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
 def _memory_of(config: "Config", facts: "ImageFacts", plan: "AnyPlan") -> int:
     """Return the bytes that a method without a network needs; public images that are not drawn are not counted."""
     from dpdm.data.public import COUNT, DRAWN
+    from dpdm.runs.drawn import COUNT as FROM_A_RELEASE
 
     sources = [] if config.public is None else [name.strip() for name in config.public.source.split("+")]
     drawn = sum(COUNT for name in sources if name in DRAWN) if sources else COUNT
+    drawn += FROM_A_RELEASE if config.earlier else 0
     return config.method.memory(facts, public=drawn, records=plan.dataset_size)
 
 
@@ -168,6 +172,8 @@ def _among(config: "Config") -> str:
 
     if config.public is None:
         return f", with {COUNT:,} public images"
+    if config.earlier:
+        return ""
     others = [name.strip() for name in config.public.source.split("+") if name.strip() not in DRAWN]
     return f", and what the images of {' and '.join(others)} take" if others else ""
 

@@ -77,8 +77,8 @@ def pretrain(
 
 def _require_others(config: "Config", public: str) -> None:
     """Raise InputError if public images lie where the private ones do."""
+    from dpdm.config import is_release
     from dpdm.data.public import location_of, require_others_than
-    from dpdm.runs.drawn import is_release
 
     if not is_release(public):
         require_others_than(location_of(config.data.source), public)
@@ -86,8 +86,9 @@ def _require_others(config: "Config", public: str) -> None:
 
 def _open(public: str, facts: "ImageFacts") -> "Drawn":
     """Return images that are declared public, or drawn from a release with what it cost."""
+    from dpdm.config import is_release
     from dpdm.data import open_public
-    from dpdm.runs.drawn import Drawn, is_release, open_drawn
+    from dpdm.runs.drawn import Drawn, open_drawn
 
     if not is_release(public):
         return Drawn(open_public(public, shape=facts.shape, class_names=facts.class_names), ())

@@ -145,12 +145,12 @@ def train(
 
 def require_public_there_for(config: "Config") -> None:
     """Raise InputError unless public images and a start are there, before any image is read."""
-    from dpdm.config import require_public_source
+    from dpdm.config import is_release, require_public_source
     from dpdm.data.public import require_public_there
     from dpdm.runs.start import open_starts
 
     require_public_source(config.method, given=config.public is not None)
-    if config.public is not None:
+    if config.public is not None and not is_release(config.public.source):
         require_public_there(config.public.source)
     open_starts(config.method.start_folders)
 
@@ -226,7 +226,7 @@ def require_readable(book: "Ledger | None", processes: "Processes") -> None:
 
 def require_agreeing(config: "Config", data: "ImageDataset") -> None:
     """Raise InputError if settings do not fit the images that are to be protected, before public ones are drawn."""
-    from dpdm.config import require_exact_size, require_same_unit
+    from dpdm.config import is_release, require_exact_size, require_same_unit
     from dpdm.data import read_location
     from dpdm.data.public import require_others_than
     from dpdm.methods import ImageFacts
@@ -235,7 +235,7 @@ def require_agreeing(config: "Config", data: "ImageDataset") -> None:
     require_same_unit(plan, data)
     require_exact_size(plan, data)
     config.method.require_images(ImageFacts(data.shape, data.class_names))
-    if config.public is not None and data.location:
+    if config.public is not None and not is_release(config.public.source) and data.location:
         require_others_than(read_location(data.location).source, config.public.source)
 
 

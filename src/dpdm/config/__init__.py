@@ -6,7 +6,7 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.config.declared import declared_facts
-    from dpdm.config.earlier import earlier_of
+    from dpdm.config.earlier import earlier_of, is_release, sums_of
     from dpdm.config.settings import (
         Config,
         Data,
@@ -49,6 +49,7 @@ __all__ = [
     "encode",
     "encode_config",
     "encode_method",
+    "is_release",
     "load_config",
     "preset_names",
     "read_target",
@@ -58,13 +59,14 @@ __all__ = [
     "require_public_source",
     "require_same_unit",
     "require_timed",
+    "sums_of",
 ]
 
 __getattr__ = lazily(
     __name__,
     {
         "declared": "declared_facts",
-        "earlier": "earlier_of",
+        "earlier": "earlier_of is_release sums_of",
         "settings": "Config Data Machine NoPrivacy Privacy Public require_epsilon"
         " require_exact_size require_public_source require_same_unit require_timed",
         "toml": "choose_sampler decode decode_method decode_plan encode encode_config encode_method load_config",

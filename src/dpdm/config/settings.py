@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from dpdm.config.earlier import earlier_of
+from dpdm.config.earlier import earlier_of, released_by
 from dpdm.data import Channels, Fit, ImageDataset, is_built_in, open_dataset, open_public
 from dpdm.methods import Budget, Diffusion, Method
-from dpdm.privacy import AnyPlan, LayerWise, NonPrivate, OneBackwardEach, Plan, Strategy, Vectorized
+from dpdm.privacy import AnyPlan, Earlier, LayerWise, NonPrivate, OneBackwardEach, Plan, Strategy, Vectorized
 from dpdm.privacy.plan import Noise
 from dpdm.privacy.releases import Unit
 from dpdm.privacy.search import Search
@@ -80,6 +80,8 @@ class Public:
     """`[public]`: images that are declared public, for methods that start from some.
 
     They are framed as the private images are. `name` is what the claim calls them (default: that of the source).
+    A finished run is a source too: images are drawn from its release. They are not public, and the claim counts what
+    that release cost (`earlier`).
     """
 
     source: str
@@ -89,6 +91,11 @@ class Public:
         """Return the images at the shape of private ones, which have these classes."""
         opened = open_public(self.source, shape=shape, class_names=class_names)
         return opened if self.name is None else dataclasses.replace(opened, name=self.name)
+
+    @property
+    def earlier(self) -> tuple[Earlier, ...]:
+        """What the release cost that images are drawn from; nothing where images are public."""
+        return released_by(self.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +123,18 @@ class Privacy:
         _require_counts_of(self)
 
     def plan(
-        self, method: Method, count_units: Callable[[], int], *, unit: Unit = "image", search: Search | None = None
+        self,
+        method: Method,
+        count_units: Callable[[], int],
+        *,
+        unit: Unit = "image",
+        search: Search | None = None,
+        earlier: tuple[Earlier, ...] = (),
     ) -> Plan:
-        """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
+        """Return the plan, its noise calibrated. `count_units` is called if no size is declared.
+
+        `earlier` is what a release cost from which public images are drawn; what starts bring along is found.
+        """
         return method.plan(
             epsilon=require_epsilon(self),
             delta=self.delta,
@@ -130,7 +146,7 @@ class Privacy:
             noise=self.noise,
             unit=unit,
             search=search,
-            earlier=earlier_of(method.start_folders),
+            earlier=(*earlier, *earlier_of(method.start_folders)),
         )
 
 
@@ -146,8 +162,10 @@ class NoPrivacy:
     def __post_init__(self) -> None:
         _require_counts_of(self)
 
-    def plan(self, method: Method, count_units: Callable[[], int], *, unit: Unit = "image") -> AnyPlan:
-        """Return the plan. `count_units` is called if no size is declared."""
+    def plan(
+        self, method: Method, count_units: Callable[[], int], *, unit: Unit = "image", earlier: tuple[Earlier, ...] = ()
+    ) -> AnyPlan:
+        """Return the plan, which counts nothing `earlier`. `count_units` is called if no size is declared."""
         size = count_units() if self.dataset_size is None else self.dataset_size
         budget = Budget(1.0, 1e-5, size, self.steps, self.expected_batch_size)
         return NonPrivate(dataset_size=size, releases=method.releases(budget), unit=unit)
@@ -214,7 +232,12 @@ class Config:
 
     def plan(self, count_units: Callable[[], int], **search: Search) -> AnyPlan:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""
-        return self.privacy.plan(self.method, count_units, unit=self.data.unit, **search)
+        return self.privacy.plan(self.method, count_units, unit=self.data.unit, earlier=self.earlier, **search)
+
+    @property
+    def earlier(self) -> tuple[Earlier, ...]:
+        """What a release cost from which the images are drawn that a method starts from."""
+        return () if self.public is None else self.public.earlier
 
 
 def _require_counts_of(privacy: Privacy | NoPrivacy) -> None:

@@ -150,7 +150,7 @@ def require_no_claim(source: str | Path) -> None:
         return
     at = found(Path(place).expanduser()).resolve()
     for folder in filter(_is_of_a_run, (at, *at.parents[:2])):
-        raise InputError(f"{place} belongs to a private run: name the run itself ({folder}) to dpdm pretrain")
+        raise InputError(f"{place} belongs to a private run: name the run itself ({folder}), and nothing beside it")
     if (carried := find_claim(found(Path(place).expanduser()))) is not None:
         path, claim = carried
         raise InputError(f"{path} was drawn from a private release ({claim}): its images are not public data")

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
         require_sampler_names,
     )
     from dpdm.methods.embedding import Embedding
-    from dpdm.methods.evolution import Evolution, PopulationGenerator
+    from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.labelled import LabelledGenerator
     from dpdm.methods.labels import Labels
     from dpdm.methods.mean_embedding import MeanEmbedding
+    from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
     from dpdm.methods.small_generator import SmallGenerator
@@ -64,12 +65,13 @@ __getattr__ = lazily(
         "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
         "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
         "embedding": "Embedding",
-        "evolution": "Evolution PopulationGenerator",
+        "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "labelled": "LabelledGenerator",
         "labels": "Labels",
         "mean_embedding": "MeanEmbedding",
+        "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
         "small_generator": "SmallGenerator",

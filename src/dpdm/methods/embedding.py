@@ -230,8 +230,12 @@ class Embedded:
     def parts(self) -> Iterator[tuple[slice, Float32[Tensor, "images directions"]]]:
         """Yield which images, and their rows."""
         for part in parts_of(self._number):
-            rows = torch.from_numpy(np.array(self._kept[part]))
-            yield part, rows if self._space is None else self._space.unit(rows)
+            yield part, torch.from_numpy(self[part])
+
+    def __getitem__(self, images: slice) -> Float32[ndarray, "images directions"]:
+        """Return the rows of some images."""
+        rows = np.array(self._kept[images])
+        return rows if self._space is None else self._space.unit(torch.from_numpy(rows)).numpy()
 
 
 def of_unit_length(rows: Float64[Tensor, "images directions"]) -> Float32[Tensor, "images directions"]:

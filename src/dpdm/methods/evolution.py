@@ -1,95 +1,102 @@
-"""Private evolution over public images: private images vote for those that look like them, round by round.
+"""Private evolution: private images vote for candidates that look like them, round by round.
 
-Each round has a population for each class. Each private image votes for the nearest candidate of its class; the counts
-with their noise are all that is released. The next population are public neighbours of the candidates that were voted
-for, the nearer the fewer of them there are. The last population is the generator.
+Each round has a population for each class. Each private image votes for the nearest candidates of its class; the counts
+with their noise are all that is released. The next population are variations of the candidates that were voted for, the
+more alike the fewer of these there are. The last population is the generator.
 """
 
 import math
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float32
 from torch import Tensor
 
 from dpdm.data import ImageDataset
-from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Kept, Method, Progress, Read, Run, Sizes
-from dpdm.methods.nearest import (
-    bytes_of_distances,
-    columns_of,
-    neighbours,
-    parts_for,
-    public_of,
-    squared_distances,
-    whole_features,
+from dpdm.methods.embedding import Embedding
+from dpdm.methods.interface import (
+    Budget,
+    ImageFacts,
+    ImageGenerator,
+    Kept,
+    Method,
+    Progress,
+    PublicPart,
+    PublicStart,
+    Read,
+    Run,
+    Sizes,
 )
+from dpdm.methods.nearest import bytes_of_votes, columns_of, parts_for, squared_distances
+from dpdm.methods.populations import Pool, PopulationGenerator, chosen_by, perplexity
+from dpdm.methods.prior import Prior, release_prior
+from dpdm.methods.variations import Looks, Variations
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.privacy.sums import BoundedSum, Choices, votes
 from dpdm.types import InputError, require_at_most, require_counts
 
 _THRESHOLD = 2.0  # standard deviations of the noise, below which a count is taken for none
 _MOST_BINS = 10**6
-_MOST_ROUNDS = 100
-
-
-class PopulationGenerator(ImageGenerator):
-    """Public images that private ones voted for; one is drawn at random for each label."""
-
-    images: UInt8[Tensor, "class population channel height width"]
-    shares: Float64[Tensor, " class"]
-
-    def __init__(self, facts: ImageFacts, population: int) -> None:
-        super().__init__()
-        self.facts, classes = facts, max(1, facts.num_classes)
-        self.register_buffer("images", torch.zeros(classes, population, *facts.shape, dtype=torch.uint8))
-        self.register_buffer("shares", torch.full((classes,), 1 / classes, dtype=torch.float64))
-
-    def draw(
-        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
-    ) -> Float[Tensor, "batch channel height width"]:
-        """Return an image of the population for each label."""
-        chosen = torch.randint(self.images.shape[1], labels.shape, generator=random, device=labels.device)
-        return self.images[labels, chosen].float().div(127.5).sub(1)
-
-    @property
-    def class_shares(self) -> tuple[float, ...] | None:
-        """How frequent each class is, by the noisy votes of the last round."""
-        return tuple(self.shares.tolist()) if self.facts.num_classes else None
+_MOST_ROUNDS = 100  # and children of one candidate
+_DRAWN = 6  # draws of a prior for each candidate
+_MOST_COLUMNS = 2048  # of an embedding: `Space` is exact for no more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evolution(Method):
-    """Private evolution whose candidates are public images, and whose variations are their public neighbours.
+    """Private evolution over public images, images of a finished release, or draws of a prior of the same plan.
 
     Args:
         rounds: How often private images vote. Each round gets the same noise.
         population: Candidates of each class.
+        votes: For how many candidates each private image votes, the nearest (all of its class, if those are fewer):
+            √votes times the counts under the same noise, in a coarser picture.
+        augment: How far candidates are moved, turned and stretched at first: from 0, images as they are, to 1.
+            Each round halves it.
+        lookahead: Children of each candidate whose mean is compared in its place; 0 compares itself.
+        embedding: Features in which images are compared, and neighbours found (default: pixels, as whole numbers).
+        prior: Given if candidates are draws of a prior that is released before the first vote, for its share of the
+            budget. No public images are needed then.
 
     Guarantees:
-        * A private image has one vote in a round, among the candidates of its class; a group shares one.
-        * Distances are whole numbers: a vote depends on no other image, and on no order.
+        * A private image has votes of norm one in a round, among the candidates of its class; a group shares them.
+        * Distances are exact: a vote depends on no other image, and on no order.
 
     Source:
-        Lin et al. 2024 (private evolution); Lin et al. 2025, over images without their simulator: neighbours as
-        variations.
+        Lin et al. 2024 (private evolution, lookahead); Lin et al. 2025, over images in place of a simulator: neighbours
+        as variations. Several votes, and the prior as what draws candidates, are ours.
     """
 
     kind: ClassVar[str] = "evolution"
     starts_from_images: ClassVar[bool] = True
     rounds: int = 4
     population: int = 500
+    votes: int = 1
+    augment: float = 0.0
+    lookahead: int = 0
+    embedding: Embedding | None = None
+    prior: Prior | None = None
 
     def __post_init__(self) -> None:
-        require_counts(rounds=self.rounds, population=self.population)
-        require_at_most(_MOST_ROUNDS, rounds=self.rounds)
+        require_counts(rounds=self.rounds, population=self.population, votes=self.votes)
+        require_at_most(_MOST_ROUNDS, rounds=self.rounds, lookahead=self.lookahead)
+        if self.lookahead != 0:
+            require_counts(lookahead=self.lookahead)
+        if not 0 <= self.augment <= 1:
+            raise InputError(f"augment must be from 0 to 1, not {self.augment}")
+        for name, kind in (("embedding", Embedding), ("prior", Prior)):
+            if not isinstance(value := getattr(self, name), kind | None):
+                raise InputError(f"{name} must be {kind.__name__} or None, not {type(value).__name__}")
+        object.__setattr__(self, "starts_from_images", self.prior is None)  # of this one: a prior needs no images
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
-        """Return the votes of each round."""
+        """Return the sums of a prior, if there is one, and the votes of each round, which share the rest."""
         budget.require_no_steps(self.kind)
-        return tuple(FullSum(name=_votes_of(number)) for number in range(1, self.rounds + 1))
+        before = self.prior.planned(budget, alone=False) if self.prior else ()
+        return (*before, *(FullSum(name=_votes_of(number)) for number in range(1, self.rounds + 1)))
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError if there are more bins than memory is good for."""
@@ -102,54 +109,57 @@ class Evolution(Method):
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: features of all images, candidates, distances, and populations."""
-        classes, columns = max(1, facts.num_classes), columns_of(facts.shape)
-        kept = 4 * columns * (public + records)
-        populations = 3 * classes * self.population * math.prod(facts.shape)  # one in the generator, two on the way
-        reading = 4 * columns * public
-        voting = 4 * columns * classes * self.population + 16 * columns * self.population
-        varying = 16 * columns * public
-        distances = 2 * bytes_of_distances(max(records, self.population), against=max(public, self.population))
-        return kept + populations + max(reading, voting + distances, varying + distances)
+        classes, columns = max(1, facts.num_classes), _MOST_COLUMNS if self.embedding else columns_of(facts.shape)
+        drawn = _DRAWN * classes * self.population if self.prior else 0
+        computed = drawn + (classes * self.population if self.augment or self.lookahead else 0)
+        most = {"classes": classes, "population": self.population, "records": records}
+        own = math.prod(facts.shape) * drawn + 4 * columns * computed
+        return own + bytes_of_votes(columns, math.prod(facts.shape), known=public + drawn, **most)
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Raise InputError if some class has no public image to start from."""
-        assert run.public is not None
-        for label, candidates in enumerate(public_of(run.public, generator.facts)):
+        """Raise InputError if some class has no public image to start from, or features are not for such images."""
+        if self.embedding is not None:
+            self.embedding.compute(generator.facts.shape)
+        if run.public is None:
+            return
+        for label, candidates in enumerate(Pool.of_public(run.public, generator.facts).of_class):
             if not len(candidates):
                 raise InputError(f"{run.public.name} has no image of the class {generator.facts.class_names[label]}")
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, PopulationGenerator]:
-        """Let private images vote, and populations follow them."""
+        """Release the prior, if there is one; then let private images vote, and populations follow them."""
         assert isinstance(generator, PopulationGenerator)
-        assert run.public is not None
         run.resume()
-        public, random = run.public, torch.Generator().manual_seed(run.seed)
-        features = whole_features(public.images)
-        of_class = public_of(public, generator.facts)
-        rows = run.keep("pixels", data.images, whole_features, made_by="pixels, whole numbers")
-        population = [known[torch.randint(len(known), (self.population,), generator=random)] for known in of_class]
-        reach = [len(known) / self.population for known in of_class]
+        pool = self._pool(generator.facts, data, run)
+        looks = Looks(run, self.embedding, pool, data.shape)
+        rows, variations = looks.of_private(data), Variations(pool, looks, run, strength=self.augment)
+        population = variations.first(self.population)
         for number in range(1, self.rounds + 1):
+            candidates = variations.looks(population, ahead=self.lookahead)
 
-            def cast(population: list[Tensor] = population) -> BoundedSum:
-                candidates = features[torch.stack(population)]
-                return votes(_nearest_votes(data, rows, candidates), bins=len(of_class) * self.population)
+            def cast(candidates: Tensor = candidates) -> BoundedSum:
+                parts = _nearest_votes(data, rows, candidates, min(self.votes, self.population))
+                return votes(parts, bins=len(candidates) * self.population)
 
             noisy, noise_std = run.once(_votes_of(number), cast)
-            counts = noisy.view(len(of_class), self.population)
-            for label, known in enumerate(of_class):
-                weights = chosen_by(counts[label], least=_THRESHOLD * noise_std)
-                # As many public images stand behind a candidate as there are for each that is likely to be drawn again.
-                reach[label] = max(1.0, reach[label] * perplexity(weights) / self.population)
-                parents = population[label][torch.multinomial(weights, self.population, True, generator=random)]
-                population[label] = neighbours(features, known, parents, round(reach[label]), random)
-            generator.images.copy_(torch.from_numpy(public.images[torch.stack(population)]).movedim(-1, -3))
+            counts = noisy.view(len(candidates), self.population)
+            weights = torch.stack([chosen_by(each, least=_THRESHOLD * noise_std) for each in counts])
+            variations.narrow([perplexity(each) / self.population for each in weights])
+            population = variations.children(population, weights)
+            generator.images.copy_(variations.images(population).movedim(-1, -3))
             sizes = counts.sum(1).clamp(min=max(noise_std, 1.0))
             generator.shares.copy_(sizes / sizes.sum())
             yield run.made_sum(generator)
         return generator
+
+    def _pool(self, facts: ImageFacts, data: ImageDataset, run: Run) -> Pool:
+        """Return what candidates are made of: the images that a run begins with, or draws of its prior."""
+        if self.prior is None:
+            assert run.public is not None
+            return Pool.of_public(run.public, facts)
+        return Pool.of_prior(release_prior(run, data, self.prior), facts, _DRAWN * self.population, run)
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless shares of classes are positive and add up to one."""
@@ -157,32 +167,33 @@ class Evolution(Method):
         if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
             raise InputError(f"{where} holds shares of classes that do not add up to one")
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What a claim calls the network in whose features images are compared, if somebody trained one."""
+        return () if self.embedding is None else self.embedding.network
 
-def chosen_by(counts: Float64[Tensor, " candidates"], *, least: float) -> Float64[Tensor, " candidates"]:
-    """Return how often each candidate is to be drawn again: by its count, if that is more than noise."""
-    for kept in (torch.where(counts > least, counts, 0.0), counts.clamp(min=0)):
-        if kept.sum() > 0:
-            return kept / kept.sum()
-    return torch.full_like(counts, 1 / len(counts))
+    def network_parts(self) -> tuple[PublicPart, ...]:
+        """Return it with the digest of its weights."""
+        return () if self.embedding is None else self.embedding.parts()
 
-
-def perplexity(weights: Float64[Tensor, " candidates"]) -> float:
-    """Return among how many candidates a draw is as uncertain as among equal ones: exp of the entropy."""
-    return math.exp(float(torch.special.entr(weights).sum()))
+    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Evolution":
+        """Return the method with the embedding as a release says it."""
+        return self if self.embedding is None else replace(self, embedding=self.embedding.said())
 
 
 def _nearest_votes(
-    data: ImageDataset, rows: Kept, candidates: Float32[Tensor, "class candidate features"]
+    data: ImageDataset, rows: Kept, candidates: Float32[Tensor, "class candidate features"], number: int = 1
 ) -> Iterator[Choices]:
-    """Yield the bin of the nearest candidate of its own class for each private image, and the image's weight."""
+    """Yield the bins of the nearest candidates of its own class for each private image, and the image's weight."""
     labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
     for part in parts_for(len(data), against=candidates.shape[1]):
         x, of = torch.from_numpy(rows[part]).double(), torch.from_numpy(labels[part])
-        chosen = torch.zeros(len(x), dtype=torch.long)
+        chosen = torch.zeros(len(x), number, dtype=torch.long)
         for label in range(len(candidates)):
             mine = of == label
-            chosen[mine] = squared_distances(x[mine], candidates[label].double()).argmin(1)
-        yield (of * candidates.shape[1] + chosen)[:, None], torch.from_numpy(data.weights[part])
+            distances = squared_distances(x[mine], candidates[label].double())
+            chosen[mine] = distances.topk(number, largest=False).indices
+        yield of[:, None] * candidates.shape[1] + chosen, torch.from_numpy(data.weights[part])
 
 
 def _votes_of(number: int) -> str:

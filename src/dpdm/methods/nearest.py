@@ -58,6 +58,17 @@ def bytes_of_distances(number: int, *, against: int) -> int:
     return 8 * min(number, max(1, min(_PART, _DISTANCES // max(1, against)))) * against
 
 
+def bytes_of_votes(columns: int, pixels: int, *, classes: int, population: int, known: int, records: int) -> int:
+    """Return the bytes that votes of so many records take at most, for candidates made of so many known images."""
+    kept = 4 * columns * (known + records)
+    populations = 3 * classes * population * pixels  # one in the generator, two on the way
+    reading = 4 * columns * known
+    voting = 4 * columns * classes * population + 16 * columns * population
+    varying = 16 * columns * known
+    distances = 2 * bytes_of_distances(max(records, population), against=max(known, population))
+    return kept + populations + max(reading, voting + distances, varying + distances)
+
+
 def neighbours(
     features: Float32[Tensor, "public features"],
     known: Int[Tensor, " known"],

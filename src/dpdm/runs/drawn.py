@@ -1,14 +1,15 @@
 """Images drawn from a finished release, for another run to begin with: they bring along what their release cost."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpdm.config import Public, is_release, sums_of
 from dpdm.data import ImageDataset
 from dpdm.data.procedural import tell_progress
-from dpdm.privacy import Earlier, FullSum, Plan, PoissonSums
-from dpdm.privacy.releases import noise_of
+from dpdm.privacy import Earlier
 from dpdm.runs.release import Release, read_claim, read_settings
 from dpdm.runs.run_folder import release_folder
 from dpdm.runs.verification import understood, verify_release
@@ -25,10 +26,13 @@ class Drawn(NamedTuple):
     earlier: tuple[Earlier, ...]
 
 
-def is_release(source: str) -> bool:
-    """Tell whether a source of images is the folder of a finished run, or its `release/`."""
-    folder = Path(source).expanduser()
-    return any((place / "privacy.json").is_file() for place in (folder, folder / "release"))
+def open_begun_with(declared: Public, shape: tuple[int, int, int], class_names: tuple[str, ...]) -> Drawn:
+    """Return the images that `[public]` names, at the shape of private ones: public ones, or those of a release."""
+    if not is_release(declared.source):
+        return Drawn(declared.open(shape, class_names), ())
+    drawn = open_drawn(declared.source, shape=shape)
+    named = drawn.images if declared.name is None else replace(drawn.images, name=declared.name)
+    return drawn._replace(images=named)
 
 
 def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | None = None) -> Drawn:
@@ -46,10 +50,7 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
     folder = release_folder(Path(run).expanduser())
     verified = verify_release(folder)
     plan = understood(read_settings(folder, read_claim(folder))).plan
-    assert isinstance(plan, Plan)
-    if plan.search is not None:
-        raise InputError(f"{run} is the best run of a search, whose cost is no list of noisy sums: name another run")
-    own = tuple(_earlier(sums, plan, verified.name) for sums in plan.releases)
+    earlier = sums_of(plan, verified.name, run)
     release = Release.load(folder)
     if shape not in (None, release.facts.shape):
         raise InputError(f"{run} has images of shape {release.facts.shape}, and {shape} is needed: name another run")
@@ -63,10 +64,4 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
         {} if not release.facts.num_classes else {"labels": labels, "class_names": release.facts.class_names}
     )
     of |= {"num_classes": release.facts.num_classes, "name": f"drawn from {verified.name}"}
-    return Drawn(ImageDataset(images=images, public=True, drawn=True, **of), (*plan.earlier, *own))
-
-
-def _earlier(sums: FullSum | PoissonSums, plan: Plan, run: str) -> Earlier:
-    noise, rate = noise_of(sums), plan.rate(sums) if isinstance(sums, PoissonSums) else 1.0
-    said = {"count": sums.count, "dataset_size": plan.dataset_size, "relation": plan.relation, "unit": plan.unit}
-    return Earlier(run=run, noise_multiplier=noise, sample_rate=rate, **said)  # type: ignore[arg-type]
+    return Drawn(ImageDataset(images=images, public=True, drawn=True, **of), earlier)

@@ -8,7 +8,7 @@ from dpdm.config import require_public_source
 from dpdm.data import ImageDataset, blank_equal, blank_known, read_location
 from dpdm.methods import ImageGenerator, Method, PublicPart
 from dpdm.methods.interface import PublicStart
-from dpdm.privacy import AnyPlan, Plan
+from dpdm.privacy import AnyPlan, Earlier, Plan
 from dpdm.privacy.entropy import Entropy
 from dpdm.types import InputError, require_name
 
@@ -20,7 +20,7 @@ def parts_of(
     images: Sequence[ImageDataset], starts: Sequence[PublicStart], method: Method, generator: ImageGenerator
 ) -> tuple[PublicPart, ...]:
     """Return a run's public images, those of its starts, its public networks, and what drawing needs beside weights."""
-    used = [PublicPart(public.name, public.digest(), len(public)) for public in images]
+    used = [PublicPart(public.name, public.digest(), len(public), public.drawn) for public in images]
     return (*used, *(start.part for start in starts), *method.network_parts(), *generator.parts)
 
 
@@ -65,22 +65,26 @@ def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, g
     rest = tuple(parts[images + networks :])
     if not counted or not named or rest != generator.parts:
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
-    of_starts = parts[images - len(method.start_folders) : images]
-    drawn = any(part.drawn for part in of_starts)
-    if any(part.drawn for part in parts if part not in of_starts):
-        raise InputError("config.toml calls other images drawn from a release than those of a start")
+    begun_with = (*parts[: method.starts_from_images], *parts[images - len(method.start_folders) : images])
+    drawn = any(part.drawn for part in begun_with)
+    if any(part.drawn for part in parts if part not in begun_with):
+        raise InputError("config.toml calls other images drawn from a release than those that a run begins with")
     if isinstance(plan, Plan) and drawn != bool(plan.earlier):
         raise InputError("config.toml names images drawn from a release, and counts none, or the other way round")
 
 
-def require_counted(plan: AnyPlan, starts: Sequence[PublicStart]) -> None:
-    """Raise InputError unless a plan counts what releases cost from which the images of its starts were drawn."""
-    earlier = tuple(each for start in starts for each in start.earlier)
-    if isinstance(plan, Plan) and plan.earlier != earlier:
-        raise InputError(
-            "the start was made with images drawn from a release, and the plan counts other noisy sums than those of "
-            "that release: give method.plan(earlier=dpdm.config.earlier_of(...))"
-        )
+def require_counted(plan: AnyPlan, starts: Sequence[PublicStart], earlier: Sequence[Earlier] = ()) -> None:
+    """Raise InputError unless a plan counts what releases cost from which images were drawn.
+
+    Those of its starts were, and those that it begins with, which cost `earlier`.
+    """
+    of_starts = tuple(each for start in starts for each in start.earlier)
+    if not isinstance(plan, Plan) or plan.earlier == (*earlier, *of_starts):
+        return
+    raise InputError(
+        "a run begins with images drawn from a release, and its plan counts other noisy sums than those of that "
+        "release: give method.plan(earlier=...) what dpdm.config.earlier_of says of a start, or open_drawn of a run"
+    )
 
 
 def _searched(plan: AnyPlan) -> bool:
@@ -129,18 +133,23 @@ def require_others(data: ImageDataset, public: ImageDataset) -> None:
             )
 
 
-def require_public(method: Method, plan: AnyPlan, public: object, reference: object) -> None:
+def require_public(
+    method: Method, plan: AnyPlan, public: object, reference: object, earlier: Sequence[Earlier] = ()
+) -> None:
     """Raise InputError unless there are public images exactly where a method starts from some, or a search needs them.
 
-    `reference` has those by which the runs of a search are compared.
+    `reference` has those by which the runs of a search are compared. `earlier` is what a release cost from which
+    `public` was drawn: without it, images of a release are refused.
     """
     if not isinstance(reference, ImageDataset | None) or (reference is not None) != _searched(plan):
         raise InputError("reference is for the plan of a search (Tuner) whose score has no noise, and for no other")
     if not isinstance(public, ImageDataset | None):
         raise InputError(f"public must be an ImageDataset (dpdm.open_dataset), not {type(public).__name__}")
     for images in (public, reference):
-        if images is not None and images.drawn:
+        if images is not None and images.drawn and (images is reference or not earlier):
             raise InputError(f"{images.name} was drawn from a release: its images are not public data")
+    if earlier and (public is None or not public.drawn):
+        raise InputError("earlier is what images cost that are drawn from a release (open_drawn), and no others")
     require_public_source(method, given=public is not None)
     if public is not None:
         require_name(public.name, "the public data (public.name)")

@@ -14,11 +14,12 @@ from dpdm.data import ImageDataset, read_location, require_outside, require_same
 from dpdm.ledger import Ledger, Records
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
 from dpdm.methods.interface import PublicStart
-from dpdm.privacy import AnyPlan, OperatingSystemEntropy
+from dpdm.privacy import AnyPlan, Earlier, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.figures import kept_as
 from dpdm.privacy.processes import Processes
+from dpdm.runs.drawn import open_begun_with
 from dpdm.runs.folder import ASKED_FOR, PrivateFolder
 from dpdm.runs.hardware import choose_device
 from dpdm.runs.public import parts_of, require_counted, require_others, require_public
@@ -43,6 +44,7 @@ class Trainer:
         seed: Of first weights and the like, and of nothing that keeps a secret.
         public: Images that are declared public, for a method that starts from some (`Evolution`). A private image that
             equals one of them is blanked before the first sum: it takes no part, and no claim protects it.
+        earlier: What a release cost from which `public` was drawn (`dpdm.runs.drawn.open_drawn`): the plan counts it.
         reference: Public images by which a search compares its runs (`Tuner`): the claim names them.
         run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `watch/` what may be
             seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
@@ -70,6 +72,7 @@ class Trainer:
     machine: Machine = field(default_factory=Machine)
     seed: int = 0
     public: ImageDataset | None = None
+    earlier: tuple[Earlier, ...] = ()
     reference: ImageDataset | None = None
     run: Path | str | None = None
     entropy: Entropy = field(default_factory=OperatingSystemEntropy)
@@ -97,14 +100,17 @@ class Trainer:
             reference: Public images by which a search compares its runs.
             ledger: Opens the ledger (default: the user's own).
         """
-        asked = encode_config(config)
+        asked, begun_with = encode_config(config), None
+        if config.public is not None:
+            begun_with = open_begun_with(config.public, data.shape, data.class_names)
         return cls(
             method=config.method,
             asked={key: asked[key] for key in ASKED_FOR if key in asked},
             plan=plan or config.plan(lambda: data.num_units),
             machine=config.machine,
             seed=config.seed,
-            public=None if config.public is None else config.public.open(data.shape, data.class_names),
+            public=None if begun_with is None else begun_with.images,
+            earlier=() if begun_with is None else begun_with.earlier,
             reference=reference,
             run=run,
             ledger=ledger(),
@@ -126,7 +132,7 @@ class Trainer:
             raise InputError("entropy must be a source of random bytes")
         require_seed(seed=self.seed)
         require_planned(self.method, self.plan)
-        require_public(self.method, self.plan, self.public, self.reference)
+        require_public(self.method, self.plan, self.public, self.reference, self.earlier)
 
     @cached_property
     def starts(self) -> tuple[PublicStart, ...]:
@@ -165,7 +171,7 @@ class Trainer:
             require_same_shape(data, self.public)
             require_others(data, self.public)
         self.method.require_images(facts)
-        require_counted(self.plan, self.starts)
+        require_counted(self.plan, self.starts, self.earlier)
         device = choose_device(self.machine.device)
         if self.method.code is None:
             with torch.device("meta"):  # before there are weights, which may be too many

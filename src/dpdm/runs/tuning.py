@@ -103,7 +103,8 @@ class Tuner:
                 f"{data.name} has groups of images, of which one can change many right answers, and the noise on their "
                 "count covers one: give --reference with public images"
             )
-        plan = first.privacy.plan(first.method, lambda: data.num_units, unit=first.data.unit, search=self.search)
+        brought = {"earlier": first.earlier, "search": self.search}
+        plan = first.privacy.plan(first.method, lambda: data.num_units, unit=first.data.unit, **brought)  # type: ignore[arg-type]
         require_same_unit(plan, data)
         return plan
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpdm.data import ImageDataset
-from dpdm.methods import Evolution, ImageFacts
+from dpdm.methods import Embedding, Evolution, ImageFacts, Prior
 from dpdm.methods.evolution import _nearest_votes, chosen_by, perplexity
 from dpdm.methods.nearest import columns_of, neighbours, squared_distances, whole_features
 from dpdm.runs import Trainer
@@ -137,6 +137,14 @@ def test_a_class_of_no_public_image_is_refused_before_the_first_sum():
         ({"rounds": 101}, "rounds"),
         ({"population": 0}, "population must be"),
         ({"population": 10**6 + 1}, "population × classes"),
+        ({"votes": 0}, "votes must be"),
+        ({"lookahead": -1}, "lookahead must be"),
+        ({"lookahead": 0.5}, "lookahead must be a whole number"),
+        ({"lookahead": 101}, "lookahead"),
+        ({"augment": 1.5}, "augment must be from 0 to 1"),
+        ({"augment": float("nan")}, "augment must be from 0 to 1"),
+        ({"embedding": "pixels"}, "embedding must be Embedding or None, not str"),
+        ({"prior": 0.2}, "prior must be Prior or None, not float"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, says):
@@ -170,3 +178,68 @@ def test_the_estimate_of_memory_grows_with_all_that_is_held():
     assert Evolution(population=5000).memory(facts, public=30_000, records=60_000) > base
     assert Evolution(population=500).memory(facts, public=60_000, records=60_000) > base
     assert Evolution(population=500).memory(facts, public=30_000, records=10**6) > base + 4 * 196 * 900_000
+
+
+def test_several_votes_are_for_the_nearest_candidates():
+    private = noise(30, (8, 8, 1))
+    data = ImageDataset(images=private, name="private")
+    candidates = whole_features(noise(12, (8, 8, 1), 1))[None]
+    ((bins, _),) = _nearest_votes(data, whole_features(private).numpy(), candidates, 3)
+    for x, chosen in zip(whole_features(private), bins, strict=True):
+        assert set(chosen.tolist()) == set((candidates[0] - x).square().sum(1).argsort()[:3].tolist())
+
+
+def test_more_votes_than_candidates_are_one_for_each():
+    assert evolved(epsilon=20, votes=50).claim["epsilon"] <= 20
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"votes": 4, "augment": 0.3},
+        {"lookahead": 2},
+        {"embedding": Embedding(features="random-convnet", size=8)},
+        {"embedding": Embedding(features="pixels"), "augment": 0.3, "lookahead": 2},
+    ],
+)
+def test_the_population_moves_to_private_images_by_each_way_to_compare_and_vary(changes):
+    images, labels = evolved(epsilon=50, rounds=4, **changes).sample(200, seed=0)
+    assert (images[:, 4:].mean((1, 2, 3)) < 120).mean() > 0.9
+    assert ((images[:, :4].mean((1, 2, 3)) > 60) == (labels == 1)).mean() > 0.8
+
+
+def test_a_prior_of_the_same_plan_draws_the_candidates():
+    random = np.random.default_rng(0)
+    labels = np.arange(800) % 2
+    private = random.integers(0, 60, (800, 8, 8, 1), np.uint8)
+    private[labels == 1, :4] += 60
+    data = ImageDataset(images=private, labels=labels, num_classes=2, name="private", public=False)
+    method = Evolution(rounds=2, population=20, prior=Prior(centres=1, share=0.5))
+    assert not method.starts_from_images
+    assert Evolution().starts_from_images
+    plan = method.plan(epsilon=20.0, dataset_size=800, delta=1e-5)
+    assert [entry.name for entry in plan.releases][-3:] == [
+        "covariance of each class",
+        "votes, round 1",
+        "votes, round 2",
+    ]
+    assert plan.epsilon() == pytest.approx(20.0, abs=0.01)
+    images, labels = Trainer(method=method, plan=plan, run=None, ledger=None).fit(data).sample(200, seed=0)
+    assert ((images[:, :4].mean((1, 2, 3)) > 60) == (labels == 1)).mean() > 0.95
+
+
+def test_the_network_of_an_embedding_is_named():
+    assert Evolution().networks == Evolution(embedding=Embedding(features="random-convnet")).networks == ()
+    assert Evolution(embedding=Embedding()).networks == ("efficientnet-lite0",)
+    own = Evolution(embedding=Embedding(features="/somewhere/own.pt"))
+    assert own.networks == ("own.pt",)
+    assert own.said(None).embedding.features == "own.pt"
+
+
+def test_the_estimate_of_memory_knows_draws_and_features():
+    facts = ImageFacts((1, 28, 28), tuple("0123456789"))
+    base = Evolution(population=500).memory(facts, public=30_000, records=60_000)
+    for more in ({"augment": 1.0}, {"lookahead": 2}, {"embedding": Embedding()}):
+        assert Evolution(population=500, **more).memory(facts, public=30_000, records=60_000) > base
+    drawn = Evolution(population=500, prior=Prior()).memory(facts, public=0, records=60_000)
+    assert drawn > Evolution(population=500).memory(facts, public=0, records=60_000) + 6 * 10 * 500 * 784
