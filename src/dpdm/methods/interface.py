@@ -216,6 +216,10 @@ class Run(Protocol):
         """Note a noisy sum of a method that takes no steps, and draw what it has come to, into watch/."""
         ...
 
+    def worked(self) -> Progress:
+        """Note that work on what was released has gone on: a checkpoint now and then."""
+        ...
+
 
 def _left_after(earlier: Sequence[Earlier], epsilon: float, dataset_size: int, delta: float) -> float:
     """Return the ε of a Gaussian release that costs `epsilon` together with earlier noisy sums."""

@@ -4,5 +4,7 @@ from dpdm.methods.diffusion import Diffusion
 from dpdm.methods.evolution import Evolution
 from dpdm.methods.interface import Method
 from dpdm.methods.prior import PriorAlone
+from dpdm.methods.statistics import StatisticMatching
 
-METHODS: dict[str, type[Method]] = {method.kind: method for method in (Diffusion, PriorAlone, Evolution)}
+_ALL: tuple[type[Method], ...] = (Diffusion, PriorAlone, Evolution, StatisticMatching)
+METHODS: dict[str, type[Method]] = {method.kind: method for method in _ALL}

@@ -1,0 +1,78 @@
+"""What matched images begin as: public images that are like a class, or draws of a released prior."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from dpdm.data import ImageDataset
+from dpdm.diffusion import GaussianMixture
+from dpdm.methods.interface import ImageFacts
+from dpdm.methods.moments import Gaussians, Layout, Statistics, log_density
+from dpdm.types import Images, tensor_to_images
+
+_PART = 1000  # images drawn at a time
+
+
+class Known(NamedTuple):
+    """Images that anyone may see before the moments are released, and the class of each, if it is one of theirs."""
+
+    images: Images
+    classes: Int[Tensor, " images"] | None
+    mixture: GaussianMixture | None = None
+
+
+def some_of(public: ImageDataset, facts: ImageFacts, most: int, random: torch.Generator) -> Known:
+    """Return public images, at random, of which `most` at most; their classes count if all names are the same."""
+    chosen = torch.randperm(len(public), generator=random)[:most].sort().values
+    named = public.labels is not None and public.class_names == facts.class_names
+    classes = torch.from_numpy(public.labels)[chosen] if named and public.labels is not None else None
+    return Known(public.images[chosen.numpy()], classes)
+
+
+def drawn_from(mixture: GaussianMixture, facts: ImageFacts, number: int, random: torch.Generator) -> Known:
+    """Return so many draws of a prior."""
+    labels = torch.arange(number) % max(1, facts.num_classes)
+    return Known(_draws(mixture, facts, labels, random), labels, mixture)
+
+
+def beginning(
+    known: Known,
+    seen: Float64[Tensor, "images directions"],
+    layout: Layout,
+    statistics: Statistics,
+    *,
+    facts: ImageFacts,
+    population: int,
+    random: torch.Generator,
+) -> Images:
+    """Return images of each class, one class after the other: new draws of the prior, or the likeliest public ones.
+
+    An image is likely of a class as its density there is high beside those of all classes, and of public images. Where
+    public images have the classes of private ones, those of other classes come last.
+    """
+    if known.mixture is not None:
+        labels = torch.arange(layout.classes).repeat_interleave(population)
+        return _draws(known.mixture, facts, labels, random)
+    last, size = seen.split(layout.sizes, dim=1)[-1], layout.sizes[-1]
+    of_class = [statistics.layers[-1]]
+    if layout.own:
+        size = layout.own_sizes[-1]
+        of_class = [Gaussians(mean, covariance) for mean, covariance in zip(*statistics.own[-1], strict=True)]
+    z = last[:, :size]
+    public = Gaussians(z.mean(0), torch.cov(z.T, correction=0) + 1e-2 * torch.eye(size, dtype=z.dtype))
+    densities = torch.stack([log_density(z, gaussian) for gaussian in (*of_class, public)])
+    likely = (densities - densities.logsumexp(0))[:-1].expand(layout.classes, -1).clone()
+    if known.classes is not None:
+        likely[known.classes != torch.arange(layout.classes)[:, None]] -= 1e6
+    if len(of_class) < layout.classes and known.classes is None:  # nothing tells classes apart: each has its own
+        likely += torch.rand(likely.shape, generator=random, dtype=likely.dtype)
+    order = likely.argsort(dim=1, descending=True, stable=True)
+    return known.images[order[:, torch.arange(population) % len(z)].flatten().numpy()]
+
+
+def _draws(mixture: GaussianMixture, facts: ImageFacts, labels: Tensor, random: torch.Generator) -> Images:
+    parts = [mixture.sample(part, generator=random).float().view(-1, *facts.shape) for part in labels.split(_PART)]
+    return np.concatenate([tensor_to_images(part) for part in parts])

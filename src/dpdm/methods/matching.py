@@ -1,0 +1,204 @@
+"""Images whose layers have given Gaussians: their pixels follow the gradient of a divergence. All of it is public.
+
+Each update takes some of the images through the network, beside what was last seen of all others. So a covariance is
+that of all images, however few are in memory at once.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Float32, Float64, Int, UInt8
+from torch import Tensor, nn
+
+from dpdm.evaluation.layers import LayerMeans
+from dpdm.methods.interface import ImageFacts, ImageGenerator
+from dpdm.methods.layers import View
+from dpdm.methods.moments import Gaussians, Layout, Statistics, divergence
+from dpdm.privacy.processes import Processes
+
+BATCH = 64
+"""Images of an update."""
+
+_RATE, _LAST = 0.02, 0.1  # first learning rate, of pixels from 0 to 1, and the part of it that is left at the end
+_MOMENTUM, _SQUARES, _TINY = 0.9, 0.99, 1e-12  # of Adam
+
+
+class MatchedImages(ImageGenerator):
+    """Images that were matched to released moments; one is drawn at random for each label."""
+
+    images: UInt8[Tensor, "class image channel height width"]
+    shares: Float64[Tensor, " class"]
+
+    def __init__(self, facts: ImageFacts, population: int) -> None:
+        super().__init__()
+        self.facts, classes = facts, max(1, facts.num_classes)
+        self.register_buffer("images", torch.zeros(classes, population, *facts.shape, dtype=torch.uint8))
+        self.register_buffer("shares", torch.full((classes,), 1 / classes, dtype=torch.float64))
+
+    def draw(
+        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return one of the images for each label."""
+        chosen = torch.randint(self.images.shape[1], labels.shape, generator=random, device=labels.device)
+        return self.images[labels, chosen].float().div(127.5).sub(1)
+
+    @property
+    def class_shares(self) -> tuple[float, ...] | None:
+        """How frequent each class is, by the noisy counts."""
+        return tuple(self.shares.tolist()) if self.facts.num_classes else None
+
+
+class Matching(nn.Module):
+    """Images that are being optimised, with all that an interrupted run goes on with.
+
+    Args:
+        images: Of each class as many, (class, image, channel, height, width), to begin with.
+        target: The Gaussians that their layers are to have.
+        layout: Which layers and directions these are of.
+        view: The directions.
+        network: The layers.
+        passes: How often each image is updated.
+        shift: Pixels by which an image is moved at random before it is looked at, at most.
+        flip: Whether it is mirrored at random, too.
+        seed: Of batches, shifts and flips.
+
+    Source:
+        The idea: SPS (see docs/method.md). Updates by Adam (Kingma & Ba 2015), for the images of a batch alone.
+    """
+
+    pixels: Float32[Tensor, "images channel height width"]
+    first: Float32[Tensor, "images channel height width"]
+    second: Float32[Tensor, "images channel height width"]
+    seen: Float32[Tensor, "images directions"]
+    done: Int[Tensor, ""]
+
+    def __init__(
+        self,
+        images: UInt8[Tensor, "class image channel height width"],
+        target: Statistics,
+        layout: Layout,
+        view: View,
+        network: LayerMeans,
+        *,
+        passes: int,
+        shift: int,
+        flip: bool,
+        seed: int,
+        processes: Processes,
+    ) -> None:
+        super().__init__()
+        pixels = images.flatten(0, 1).float().div(255)
+        self.register_buffer("pixels", pixels)
+        self.register_buffer("first", torch.zeros_like(pixels))
+        self.register_buffer("second", torch.zeros_like(pixels))
+        self.register_buffer("seen", pixels.new_zeros(len(pixels), sum(layout.sizes)))
+        self.register_buffer("done", torch.zeros((), dtype=torch.long))
+        self._target, self._layout, self._view, self._network = target, layout, view, [network]  # no part of the state
+        self._shift, self._flip, self._seed, self._processes = shift, flip, seed, processes
+        self._of_a_pass = math.ceil(len(pixels) / BATCH)
+        self.updates = passes * self._of_a_pass
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates are made."""
+        return int(self.done) >= self.updates
+
+    def images(self) -> UInt8[Tensor, "class image channel height width"]:
+        """Return the images as they are now, in whole levels."""
+        levels = self.pixels.mul(255).round().to(torch.uint8)
+        return levels.view(self._layout.classes, -1, *self.pixels.shape[1:])
+
+    def update(self) -> float:
+        """Move the images of one batch along the gradient, and return the divergence before."""
+        number = int(self.done)
+        if not number:
+            self._look()
+        order = torch.randperm(len(self.pixels), generator=_random(self._seed, number // self._of_a_pass))
+        chosen = order[number % self._of_a_pass :: self._of_a_pass].to(self.pixels.device)
+        random = _random(self._seed, self.updates + number)
+        mine = torch.tensor(self._processes.shard(len(chosen)), dtype=torch.long, device=chosen.device)
+        moves = [each[mine] for each in self._draw_moves(len(chosen), random)]
+        x = self.pixels[chosen[mine]].requires_grad_()
+        with torch.enable_grad():
+            fresh = self._see(moved(x, *moves))
+        all_fresh = self._gathered(fresh.detach(), mine, len(chosen)).requires_grad_()
+        with torch.enable_grad():
+            loss = self.divergence(self.seen.index_put((chosen,), all_fresh))
+        (towards,) = torch.autograd.grad(loss, all_fresh)
+        (gradient,) = torch.autograd.grad(fresh, x, towards[mine])
+        self._step(chosen, self._gathered(gradient, mine, len(chosen)), number)
+        self.seen[chosen] = all_fresh.detach()
+        self.done += 1
+        return float(loss.detach())
+
+    def divergence(self, seen: Float[Tensor, "images directions"]) -> Float64[Tensor, ""]:
+        """Return the divergence of the images' Gaussians from the given ones: all layers', and the classes' mean."""
+        layers = seen.double().split(self._layout.sizes, dim=1)
+        target, own = self._target, self._layout.own_sizes
+        total = seen.new_zeros((), dtype=torch.float64)
+        for layer, gaussian in zip(layers, target.layers, strict=True):
+            total = total + divergence(*_gaussian(layer), gaussian)
+        for layer, size, gaussians in zip(layers[len(layers) - len(own) :], own, target.own, strict=True):
+            of_class = layer[:, :size].reshape(self._layout.classes, -1, size)
+            total = total + divergence(*_gaussian(of_class), gaussians).mean()
+        return total
+
+    @torch.no_grad()
+    def _look(self) -> None:
+        """See all images as they are."""
+        mine = torch.tensor(self._processes.shard(len(self.pixels)), dtype=torch.long, device=self.pixels.device)
+        parts = [self._see(self.pixels[part]) for part in mine.split(BATCH)]
+        seen = torch.cat([self.seen[:0], *parts])
+        self.seen.copy_(self._gathered(seen, mine, len(self.pixels)))
+
+    def _see(self, x: Float[Tensor, "images channel height width"]) -> Float[Tensor, "images directions"]:
+        return self._view.of_layers(self._network[0](x * 255))
+
+    def _gathered(self, mine: Tensor, places: Tensor, number: int) -> Tensor:
+        """Return the rows of all processes, of which this one has some."""
+        rows = mine.new_zeros(number, *mine.shape[1:])
+        rows[places] = mine
+        return self._processes.sum(rows)
+
+    def _draw_moves(self, number: int, random: torch.Generator) -> list[Tensor]:
+        """Return how far each image is moved down and across, and whether it is mirrored."""
+        shifts = torch.randint(-self._shift, self._shift + 1, (2, number), generator=random)
+        flips = torch.rand(number, generator=random) < (0.5 if self._flip else 0.0)
+        return [each.to(self.pixels.device) for each in (*shifts, flips)]
+
+    def _step(self, chosen: Tensor, gradient: Tensor, number: int) -> None:
+        """Take Adam's step for the images of a batch, each of which has had as many before."""
+        step = number // self._of_a_pass + 1
+        first = self.first[chosen].lerp_(gradient, 1 - _MOMENTUM)
+        second = self.second[chosen].lerp_(gradient.square(), 1 - _SQUARES)
+        self.first[chosen], self.second[chosen] = first, second
+        size = (second / (1 - _SQUARES**step)).sqrt() + _TINY
+        rate = _RATE * (1 - (1 - _LAST) * number / self.updates)
+        moved_by = rate * first / (1 - _MOMENTUM**step) / size
+        self.pixels[chosen] = (self.pixels[chosen] - moved_by).clamp(0, 1)
+
+
+def moved(
+    x: Float[Tensor, "images channel height width"],
+    down: Int[Tensor, " images"],
+    across: Int[Tensor, " images"],
+    mirrored: Tensor,
+) -> Float[Tensor, "images channel height width"]:
+    """Return images moved by whole pixels, their edges repeated, and mirrored."""
+    height, width = x.shape[2:]
+    rows = (torch.arange(height, device=x.device) - down[:, None]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=x.device) - across[:, None]).clamp(0, width - 1)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return x.movedim(1, -1)[image, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+
+
+def _gaussian(z: Float64[Tensor, "*class images direction"]) -> Gaussians:
+    mean = z.mean(-2)
+    apart = z - mean[..., None, :]
+    return Gaussians(mean, apart.mT @ apart / z.shape[-2])
+
+
+def _random(seed: int, number: int) -> torch.Generator:
+    """Return the generator of one pass, or of one update: an interrupted run goes on with the same."""
+    return torch.Generator().manual_seed((seed * 2**20 + number) % 2**63)

@@ -1,0 +1,183 @@
+"""Moments of layers: what a record adds to the one released vector, and the Gaussians that the noisy vector tells.
+
+A record is one vector: for each layer what it is there, z, and z zᵀ; for the last layers the same once more in the
+block of its class; and a one in its class's count. It is clipped as a whole: one record is one row, never one of each
+layer, and never one of each position.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from dpdm.diffusion.spectrum import shrunk_towards, symmetric_matrices
+
+_COUNT_NOISE = 7.0  # norm ÷ what a count enters with: counts get the noise of a sum, divided by it
+_LEAST_COUNT = 20.0  # records by which a sum is divided at least
+_NUMBERS = 2**22  # of rows at a time: 32 MiB
+_LEAST_VARIANCE = 1e-2  # of a direction, in which public images have about a fifth
+
+
+class Gaussians(NamedTuple):
+    """Mean and covariance of one layer, of all images or of each class."""
+
+    means: Float64[Tensor, "*class direction"]
+    covariances: Float64[Tensor, "*class direction direction"]
+
+
+class Statistics(NamedTuple):
+    """What a noisy vector tells: each layer's Gaussian, those of each class in the last layers, and how many there are."""
+
+    layers: list[Gaussians]
+    own: list[Gaussians]
+    counts: Float64[Tensor, " class"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the numbers of a record are in its vector.
+
+    Args:
+        sizes: Directions of each layer.
+        own: Of how many of the last layers each class has moments.
+        own_directions: In how many of their directions, at most.
+        classes: How many there are, at least one.
+    """
+
+    sizes: tuple[int, ...]
+    own: int
+    own_directions: int
+    classes: int
+
+    @property
+    def own_sizes(self) -> list[int]:
+        """Directions in which a class has moments of its own, of each of the last layers."""
+        return [min(size, self.own_directions) for size in self.sizes[len(self.sizes) - self.own :]]
+
+    @property
+    def common(self) -> int:
+        """How many numbers of a vector are those of all classes together."""
+        return sum(map(_numbers, self.sizes))
+
+    @property
+    def of_class(self) -> int:
+        """How many numbers of a vector are those of one class, its count aside."""
+        return sum(map(_numbers, self.own_sizes))
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers a vector has."""
+        return self.common + self.classes * (self.of_class + 1)
+
+    @property
+    def _own_scale(self) -> float:
+        """What own moments are multiplied by: classes share the records, and their noise is to be as small."""
+        return math.sqrt(self.classes)
+
+    def norm(self, seen: Float64[Tensor, "images directions"]) -> float:
+        """Return the norm that most of these public images have: that to which vectors are clipped."""
+        parts = [self._moments(seen[start : start + 1024]) for start in range(0, len(seen), 1024)]
+        square = torch.cat([common.square().sum(1) + own.square().sum(1) for common, own in parts])
+        return math.sqrt(max(float(square.median()), 1e-6) * (1 + _COUNT_NOISE**-2))
+
+    def rows(
+        self,
+        seen: Float64[Tensor, "images directions"],
+        labels: Int[Tensor, " images"],
+        weights: Float64[Tensor, " images"],
+        norm: float,
+    ) -> Iterator[tuple[Float64[Tensor, "images numbers"], Float64[Tensor, " images"]]]:
+        """Yield the vectors of images and their weights, few at a time."""
+        step = max(1, _NUMBERS // self.dimensions)
+        for start in range(0, len(seen), step):
+            part = slice(start, start + step)
+            common, own = self._moments(seen[part])
+            blocks = common.new_zeros(len(common), self.classes, self.of_class + 1)
+            one = common.new_full((len(common), 1), norm / math.hypot(1, _COUNT_NOISE))
+            blocks[torch.arange(len(common)), labels[part]] = torch.cat([own, one], dim=1)
+            yield torch.cat([common, blocks.flatten(1)], dim=1), weights[part]
+
+    def _moments(self, seen: Tensor) -> tuple[Float64[Tensor, "images common"], Float64[Tensor, "images of_class"]]:
+        layers = seen.split(self.sizes, dim=1)
+        own = [layer[:, :size] for layer, size in zip(layers[len(layers) - self.own :], self.own_sizes, strict=True)]
+        common = torch.cat([_of_layer(layer) for layer in layers], dim=1)
+        return common, self._own_scale * torch.cat([seen[:, :0], *map(_of_layer, own)], dim=1)
+
+    def statistics(self, released: Float64[Tensor, " numbers"], *, noise_std: float, norm: float) -> Statistics:
+        """Return what a noisy vector tells: moments divided by noisy counts, variances no less than noise leaves."""
+        common, blocks = released[: self.common], released[self.common :].view(self.classes, -1)
+        counts = (blocks[:, -1] * math.hypot(1, _COUNT_NOISE) / norm).clamp(min=_LEAST_COUNT)
+        layers = [
+            _gaussian(part[None], counts.sum()[None], size, noise_std)
+            for part, size in zip(common.split([*map(_numbers, self.sizes)]), self.sizes, strict=True)
+        ]
+        own = [
+            _gaussian(part / self._own_scale, counts, size, noise_std / self._own_scale)
+            for part, size in zip(
+                blocks[:, :-1].split([*map(_numbers, self.own_sizes)], dim=1), self.own_sizes, strict=True
+            )
+        ]
+        return Statistics([Gaussians(mean[0], covariance[0]) for mean, covariance in layers], own, counts)
+
+
+def _numbers(size: int) -> int:
+    return size + size * (size + 1) // 2
+
+
+def _first_scale(size: int) -> float:
+    """What z is multiplied by: about the length that it has, so that z and z zᵀ are about as long."""
+    return math.sqrt(0.2 * size)
+
+
+def _of_layer(z: Float64[Tensor, "images directions"]) -> Float64[Tensor, "images numbers"]:
+    """Return z, and the upper triangle of z zᵀ, whose other entries count twice in its length."""
+    row, column = torch.triu_indices(z.shape[1], z.shape[1])
+    second = z[:, row] * z[:, column] * (1 + (row != column).double()).sqrt()
+    return torch.cat([_first_scale(z.shape[1]) * z, second], dim=1)
+
+
+def _gaussian(
+    sums: Float64[Tensor, "class numbers"], counts: Float64[Tensor, " class"], size: int, noise_std: float
+) -> Gaussians:
+    """Return means and covariances of classes, each covariance as much like that within all classes as noise is in it."""
+    means = (sums[:, :size] / _first_scale(size) / counts[:, None]).clamp(-1, 1)
+    second = symmetric_matrices(sums[:, size:].flatten(), cells=len(sums)) / counts[:, None, None]
+    covariances = second - means[:, :, None] * means[:, None]
+    noise = noise_std / counts
+    if len(sums) > 1:
+        shared = torch.einsum("c,cij->ij", counts / counts.sum(), covariances)
+        covariances = shrunk_towards(covariances, shared, noise_std=noise)
+    values, axes = torch.linalg.eigh(covariances)
+    # The noise of one matrix has its eigenvalues within twice this; what is averaged over classes has less of it.
+    edge = noise_std / float(counts.sum()) * math.sqrt(size * len(sums) / 2)
+    values = values.clamp(min=max(_LEAST_VARIANCE, min(edge, 1.0)), max=size)
+    return Gaussians(means, axes * values[:, None] @ axes.mT)
+
+
+def divergence(
+    means: Float[Tensor, "*class direction"],
+    covariances: Float[Tensor, "*class direction direction"],
+    target: Gaussians,
+) -> Float[Tensor, "*class"]:
+    """Return KL(N(m, S) ‖ N(μ, Σ)) = ½ (tr Σ⁻¹S + (μ − m)ᵀ Σ⁻¹ (μ − m) − d + ln det Σ − ln det S), of each class.
+
+    S gets the least variance added, as few images have none in many directions.
+    """
+    size = means.shape[-1]
+    few = covariances + _LEAST_VARIANCE * torch.eye(size, dtype=means.dtype, device=means.device)
+    apart = (target.means - means)[..., None]
+    both = torch.linalg.solve(target.covariances, torch.cat([few, apart], dim=-1))
+    trace = both[..., :size].diagonal(dim1=-2, dim2=-1).sum(-1)
+    distance = (apart * both[..., size:]).sum((-2, -1))
+    return (trace + distance - size + target.covariances.logdet() - few.logdet()) / 2
+
+
+def log_density(z: Float64[Tensor, "images direction"], gaussian: Gaussians) -> Float64[Tensor, " images"]:
+    """Return the logarithm of a Gaussian's density at each z, but for a number that all Gaussians share."""
+    apart = z - gaussian.means
+    lengths = (apart @ torch.linalg.inv(gaussian.covariances) * apart).sum(1)
+    return -(lengths + gaussian.covariances.logdet()) / 2

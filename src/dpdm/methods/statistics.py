@@ -1,0 +1,169 @@
+"""Statistic matching: the moments of a public network's layers, released once, and images optimised to have them.
+
+Each private image adds one clipped vector to one sum, which is all that is released of it. Images that look alike, or
+that a prior drew, are then moved until their layers have the released Gaussians.
+"""
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from dpdm.data import ImageDataset
+from dpdm.data.procedural import tell_progress
+from dpdm.methods.beginning import Known, beginning, drawn_from, some_of
+from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart, Read, Run, Sizes
+from dpdm.methods.layers import Layers, View
+from dpdm.methods.matching import BATCH, MatchedImages, Matching
+from dpdm.methods.moments import Layout
+from dpdm.methods.prior import Prior, release_prior
+from dpdm.privacy import AnyPlan, FullSum, MechanismRun
+from dpdm.privacy.sums import Rows, clipped_sum
+from dpdm.types import InputError, require_at_most, require_counts, require_within
+
+MOMENTS = "layer moments"
+"""What the sum is called."""
+
+_MOST_IMAGES, _MOST_NUMBERS, _MOST_PASSES = 10**6, 2**24, 100_000
+_PART = 1024  # rows at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticMatching(Method):
+    """Images whose layers, in a public network, have the moments that private images have there.
+
+    Args:
+        layers: The public network, and what is looked at of it.
+        prior: Whose draws images begin as, and its part of the budget. Without one they begin as public images.
+        population: Images of each class.
+        passes: How often each image is updated.
+        candidates: Public images, or draws of the prior, that are looked at: at random, at most.
+        shift: Pixels by which images are moved at random before they are looked at, at most (0 to 8).
+        flip: Whether they are mirrored at random, too: of no use to digits.
+
+    Guarantees:
+        * A private image adds one vector to one sum: all layers, all moments and its count, clipped together.
+
+    Source:
+        The idea: SPS, statistic matching in public features (ICLR 2026); here with directions and a start that follow
+        from public images, and moments of the last layers for each class.
+    """
+
+    kind: ClassVar[str] = "statistics"
+    timed: ClassVar[tuple[str, ...]] = ("population", "passes")
+    layers: Layers = field(default_factory=Layers)
+    prior: Prior | None = None
+    population: int = 100
+    passes: int = 100
+    candidates: int = 20_000
+    shift: int = 2
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        require_counts(population=self.population, passes=self.passes, candidates=self.candidates)
+        require_at_most(_MOST_PASSES, passes=self.passes)
+        require_at_most(_MOST_IMAGES, population=self.population, candidates=self.candidates)
+        require_within(0, 8, shift=self.shift)
+
+    @property
+    def starts_from_images(self) -> bool:  # type: ignore[override]
+        """Whether images begin as public ones: as draws of a prior they need none."""
+        return self.prior is None
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What a claim calls the public network."""
+        return self.layers.trained
+
+    def network_parts(self) -> tuple[PublicPart, ...]:
+        """Return the network with the digest of its weights; raise InputError if it is not there."""
+        return self.layers.parts()
+
+    def releases(self, budget: Budget) -> tuple[FullSum, ...]:
+        """Return the sum of moments, after those of a prior, if there is one."""
+        budget.require_no_steps(self.kind)
+        before = () if self.prior is None else self.prior.planned(budget, alone=False)
+        return (*before, FullSum(name=MOMENTS))
+
+    def require_images(self, facts: ImageFacts) -> None:
+        """Raise InputError if there are more images, or more numbers in a record's vector, than memory is good for."""
+        classes = max(1, facts.num_classes)
+        require_at_most(_MOST_IMAGES, **{"population × classes": self.population * classes})
+        layout = Layout((self.layers.directions,) * 8, self.layers.own, self.layers.own_directions, classes)
+        require_at_most(_MOST_NUMBERS, **{"moments of all classes": layout.dimensions})
+        if facts.shape[0] not in (1, 3):
+            raise InputError(f"the method {self.kind} is for grey or colour images: set data.channels=3")
+
+    def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> MatchedImages:
+        """Return black images."""
+        self.require_images(facts)
+        return MatchedImages(facts, self.population)
+
+    def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
+        """Return the bytes that a run needs at most: public rows, vectors of records, images and one update."""
+        classes, width = max(1, facts.num_classes), 2100
+        images = 24 * classes * self.population * (math.prod(facts.shape) + 8 * self.layers.directions)
+        looking = min(public or self.candidates, self.candidates) * (24 * width + 64 * self.layers.directions)
+        return images + looking + 2**28 + 4096 * BATCH * self.layers.size**2
+
+    def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
+        """Raise InputError unless the network is there and looks at such images."""
+        shape = generator.facts.shape
+        self.layers.compute(shape)(np.zeros((1, *shape[1:], shape[0]), dtype=np.uint8))
+
+    def train(self, generator: ImageGenerator, data: ImageDataset, run: Run) -> Generator[Progress, None, MatchedImages]:
+        """Release the moments, begin with images that are like it, and match them."""
+        assert isinstance(generator, MatchedImages)
+        classes = max(1, generator.facts.num_classes)
+        shape, random = data.shape, torch.Generator().manual_seed(run.seed)
+        known = self._known(run, data, generator.facts, random)
+        rows = self.layers.of_public(run, known.images, shape)
+        view = View.of(rows, self.layers.widths(), self.layers.directions)
+        own = min(self.layers.own, len(view.sizes)) if data.num_classes else 0
+        layout = Layout(tuple(view.sizes), own, self.layers.own_directions, classes)
+        seen = torch.cat([view.exact(part) for part in rows.split(_PART)])
+        norm = layout.norm(seen)
+
+        def vectors() -> Iterator[Rows]:
+            kept = self.layers.keep(run, "layers", data.images, data.shape)
+            labels = torch.zeros(len(data), dtype=torch.long) if data.labels is None else torch.from_numpy(data.labels)
+            for start in range(0, len(data), _PART):
+                part = slice(start, start + _PART)
+                looked = view.exact(torch.from_numpy(np.array(kept[part])))
+                yield from layout.rows(looked, labels[part], torch.from_numpy(data.weights[part]), norm)
+
+        noisy, std = run.once(MOMENTS, lambda: clipped_sum(vectors(), dimensions=layout.dimensions, max_norm=norm))
+        target = layout.statistics(noisy, noise_std=std, norm=norm)
+        which = {"facts": generator.facts, "population": self.population, "random": random}
+        start = torch.from_numpy(beginning(known, seen, layout, target, **which)).movedim(-1, -3)
+        start = start.unflatten(0, (classes, self.population))
+        generator.shares.copy_(target.counts / target.counts.sum())
+        how = {"passes": self.passes, "shift": self.shift, "flip": self.flip, "seed": run.seed}
+        network = self.layers.build().to(run.device)
+        matching = Matching(start, target, layout, view, network, processes=run.processes, **how).to(run.device)
+        run.resume(matching=matching)
+        generator.images.copy_(matching.images())
+        yield run.made_sum(generator)
+        while not matching.finished:
+            matching.update()
+            tell_progress("matching images", int(matching.done), matching.updates)
+            yield run.worked()
+        generator.images.copy_(run.processes.from_first(matching.images()))
+        yield run.made_sum(generator)
+        return generator
+
+    def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
+        """Raise InputError unless shares of classes are positive and add up to one."""
+        shares = read("shares")
+        if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
+            raise InputError(f"{where} holds shares of classes that do not add up to one")
+
+    def _known(self, run: Run, data: ImageDataset, facts: ImageFacts, random: torch.Generator) -> Known:
+        """Return what is public before the moments: images declared so, or draws of the prior, released first."""
+        if self.prior is None:
+            assert run.public is not None
+            return some_of(run.public, facts, self.candidates, random)
+        return drawn_from(release_prior(run, data, self.prior), facts, self.candidates, random)
