@@ -32,7 +32,7 @@ from dpdm.cli.options import (
     say,
 )
 from dpdm.cli.planning import fitted, rehearsed
-from dpdm.terminal import leave_the_terminal, show_progress, show_stages, tell
+from dpdm.terminal import Advance, leave_the_terminal, show_progress, show_stages, tell
 
 if TYPE_CHECKING:
     from dpdm.config import Config
@@ -185,7 +185,7 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
     begun = False
     try:
         nothing_to_do = trainer.run is not None and (Path(trainer.run) / "release" / "privacy.json").exists()
-        with show_progress("training", counted if processes.first and not nothing_to_do else None) as advance:
+        with _showing(counted if processes.first and not nothing_to_do else None, steps=bool(plan.steps)) as advance:
             while True:
                 progress = next(steps)
                 if processes.first and not begun:
@@ -210,6 +210,27 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
         steps.close()  # also where nothing could be shown any more, so that a terminal that is gone loses no step
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _showing(total: int | None, *, steps: bool) -> Iterator[Advance]:
+    """Show how far a run is: its steps; or without any the stages of its work, which tell of themselves."""
+    from dpdm.data.procedural import watched
+
+    if steps or total is None:
+        with show_progress("training", total) as advance:
+            yield advance
+        return
+    made = 0
+    with show_stages() as move, watched(move):
+
+        def count(number: int, remark: str) -> None:
+            nonlocal made
+            if number:
+                made += number
+                move("noisy sums", made, total)
+
+        yield count
 
 
 def require_readable(book: "Ledger | None", processes: "Processes") -> None:

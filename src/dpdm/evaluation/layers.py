@@ -22,7 +22,8 @@ class LayerMeans(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self._side, self._middle, self._reach = side, middle, reach
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.requires_grad_(False).eval()
+        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Float[Tensor, "images channels height width"]) -> list[Float[Tensor, "images _"]]:
         """Return the features of each layer, the first one's first."""

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution, PopulationGenerator
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
-    from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.layers import Layers
     from dpdm.methods.matching import MatchedImages
+    from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
     from dpdm.methods.start import Start
     from dpdm.methods.statistics import StatisticMatching

@@ -43,7 +43,6 @@ def beginning(
     seen: Float64[Tensor, "images directions"],
     layout: Layout,
     statistics: Statistics,
-    *,
     facts: ImageFacts,
     population: int,
     random: torch.Generator,
@@ -56,7 +55,7 @@ def beginning(
     if known.mixture is not None:
         labels = torch.arange(layout.classes).repeat_interleave(population)
         return _draws(known.mixture, facts, labels, random)
-    last, size = seen.split(layout.sizes, dim=1)[-1], layout.sizes[-1]
+    last, size = seen[:, -layout.sizes[-1] :], layout.sizes[-1]
     of_class = [statistics.layers[-1]]
     if layout.own:
         size = layout.own_sizes[-1]
@@ -70,9 +69,10 @@ def beginning(
     if len(of_class) < layout.classes and known.classes is None:  # nothing tells classes apart: each has its own
         likely += torch.rand(likely.shape, generator=random, dtype=likely.dtype)
     order = likely.argsort(dim=1, descending=True, stable=True)
-    return known.images[order[:, torch.arange(population) % len(z)].flatten().numpy()]
+    images: Images = known.images[order[:, torch.arange(population) % len(z)].flatten().numpy()]
+    return images
 
 
 def _draws(mixture: GaussianMixture, facts: ImageFacts, labels: Tensor, random: torch.Generator) -> Images:
-    parts = [mixture.sample(part, generator=random).float().view(-1, *facts.shape) for part in labels.split(_PART)]
-    return np.concatenate([tensor_to_images(part) for part in parts])
+    parts = [mixture.sample(part, generator=random).float() for part in torch.split(labels, _PART)]
+    return np.concatenate([tensor_to_images(part.view(-1, *facts.shape)) for part in parts])

@@ -7,7 +7,7 @@ it learns of private images has passed the run's mechanism: a method writes no f
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -237,6 +237,9 @@ class Method(ABC):
     starts_from_images: ClassVar[bool] = False
     """Whether it needs images that are declared public."""
 
+    timed: ClassVar[tuple[str, ...]] = ()
+    """The settings that `fitted` chooses, of a method that takes no steps and can fill a given time."""
+
     @abstractmethod
     def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:
         """Return the plan's entries in order. Those without noise all get the same; with none without, all are scaled.
@@ -293,6 +296,23 @@ class Method(ABC):
         budget = Budget(of_one, delta, dataset_size, steps, expected_batch_size, max_grad_norm)
         asked = Plan(dataset_size=dataset_size, delta=delta, releases=self.releases(budget), **fields)
         return asked.calibrate(epsilon=epsilon)
+
+    def seconds(self, facts: ImageFacts, *, records: int, device: torch.device) -> float:
+        """Return about how long a run of a `timed` method takes here, measured on made-up images; 0 for others."""
+        return 0.0
+
+    def fitted(self, facts: ImageFacts, *, records: int, device: torch.device, seconds: float) -> "Method":
+        """Return the method with those settings of `timed` that fill so many seconds here, measured on made-up images.
+
+        Raises:
+            InputError: The time is too short.
+        """
+        raise NotImplementedError(f"{self.kind} has no settings that fill a time")
+
+    def as_begun(self, settings: Mapping[str, Any]) -> "Method":
+        """Return the method with those settings of `timed` that a run began with."""
+        assert is_dataclass(self)
+        return replace(self, **{name: settings[name] for name in self.timed if name in settings})
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a method without a network needs at most, with so many public and private images."""

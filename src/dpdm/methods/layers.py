@@ -138,7 +138,7 @@ class View(NamedTuple):
     def of(cls, rows: Float32[Tensor, "images features"], widths: list[int], directions: int) -> "View":
         """Return the view of public rows: along the axes in which they differ most, with equal spread along each."""
         view, tiny = cls([], [], [], []), torch.finfo(torch.float32).tiny
-        for layer in rows.split(widths, dim=1):
+        for layer in torch.split(rows, widths, dim=1):
             x = layer.double()
             mean = x.mean(0)
             apart = x - mean
@@ -159,7 +159,7 @@ class View(NamedTuple):
 
     def exact(self, rows: Float32[Tensor, "images features"]) -> Float64[Tensor, "images directions"]:
         """Return rows in the directions of all layers, one layer after the other."""
-        layers, seen = rows.split([len(mean) for mean in self.means], dim=1), []
+        layers, seen = torch.split(rows, [len(mean) for mean in self.means], dim=1), []
         for layer, mean, scale, columns, unit in zip(layers, *self, strict=True):
             whole = ((layer.double() - mean) * scale).round().clamp(-(2**22), 2**22)
             seen.append(squashed((whole @ columns) * (unit / scale)))

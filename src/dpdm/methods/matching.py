@@ -5,6 +5,8 @@ that of all images, however few are in memory at once.
 """
 
 import math
+import time
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int, UInt8
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from dpdm.evaluation.layers import LayerMeans
 from dpdm.methods.interface import ImageFacts, ImageGenerator
-from dpdm.methods.layers import View
+from dpdm.methods.layers import Layers, View
 from dpdm.methods.moments import Gaussians, Layout, Statistics, divergence
 from dpdm.privacy.processes import Processes
 
@@ -20,6 +22,7 @@ BATCH = 64
 """Images of an update."""
 
 _RATE, _LAST = 0.02, 0.1  # first learning rate, of pixels from 0 to 1, and the part of it that is left at the end
+_BESIDE = 1.15  # how much longer an update takes than its network
 _MOMENTUM, _SQUARES, _TINY = 0.9, 0.99, 1e-12  # of Adam
 
 
@@ -48,6 +51,14 @@ class MatchedImages(ImageGenerator):
         return tuple(self.shares.tolist()) if self.facts.num_classes else None
 
 
+class Moves(NamedTuple):
+    """By how many pixels images are moved at random, at most, and whether they are mirrored; and the seed of all."""
+
+    shift: int
+    flip: bool
+    seed: int
+
+
 class Matching(nn.Module):
     """Images that are being optimised, with all that an interrupted run goes on with.
 
@@ -57,10 +68,9 @@ class Matching(nn.Module):
         layout: Which layers and directions these are of.
         view: The directions.
         network: The layers.
+        moves: How images are moved before they are looked at.
         passes: How often each image is updated.
-        shift: Pixels by which an image is moved at random before it is looked at, at most.
-        flip: Whether it is mirrored at random, too.
-        seed: Of batches, shifts and flips.
+        processes: Those of the run: each looks at its part of a batch.
 
     Source:
         The idea: SPS (see docs/method.md). Updates by Adam (Kingma & Ba 2015), for the images of a batch alone.
@@ -79,11 +89,8 @@ class Matching(nn.Module):
         layout: Layout,
         view: View,
         network: LayerMeans,
-        *,
+        moves: Moves,
         passes: int,
-        shift: int,
-        flip: bool,
-        seed: int,
         processes: Processes,
     ) -> None:
         super().__init__()
@@ -93,8 +100,9 @@ class Matching(nn.Module):
         self.register_buffer("second", torch.zeros_like(pixels))
         self.register_buffer("seen", pixels.new_zeros(len(pixels), sum(layout.sizes)))
         self.register_buffer("done", torch.zeros((), dtype=torch.long))
-        self._target, self._layout, self._view, self._network = target, layout, view, [network]  # no part of the state
-        self._shift, self._flip, self._seed, self._processes = shift, flip, seed, processes
+        self._target, self._layout, self._view = target.to(images.device), layout, view
+        self._network = [network.to(images.device)]  # in a list: its weights are no part of the state
+        self._moves, self._processes = moves, processes
         self._of_a_pass = math.ceil(len(pixels) / BATCH)
         self.updates = passes * self._of_a_pass
 
@@ -113,9 +121,9 @@ class Matching(nn.Module):
         number = int(self.done)
         if not number:
             self._look()
-        order = torch.randperm(len(self.pixels), generator=_random(self._seed, number // self._of_a_pass))
+        order = torch.randperm(len(self.pixels), generator=_random(self._moves.seed, number // self._of_a_pass))
         chosen = order[number % self._of_a_pass :: self._of_a_pass].to(self.pixels.device)
-        random = _random(self._seed, self.updates + number)
+        random = _random(self._moves.seed, self.updates + number)
         mine = torch.tensor(self._processes.shard(len(chosen)), dtype=torch.long, device=chosen.device)
         moves = [each[mine] for each in self._draw_moves(len(chosen), random)]
         x = self.pixels[chosen[mine]].requires_grad_()
@@ -133,7 +141,7 @@ class Matching(nn.Module):
 
     def divergence(self, seen: Float[Tensor, "images directions"]) -> Float64[Tensor, ""]:
         """Return the divergence of the images' Gaussians from the given ones: all layers', and the classes' mean."""
-        layers = seen.double().split(self._layout.sizes, dim=1)
+        layers = torch.split(seen.double(), [*self._layout.sizes], dim=1)
         target, own = self._target, self._layout.own_sizes
         total = seen.new_zeros((), dtype=torch.float64)
         for layer, gaussian in zip(layers, target.layers, strict=True):
@@ -147,7 +155,7 @@ class Matching(nn.Module):
     def _look(self) -> None:
         """See all images as they are."""
         mine = torch.tensor(self._processes.shard(len(self.pixels)), dtype=torch.long, device=self.pixels.device)
-        parts = [self._see(self.pixels[part]) for part in mine.split(BATCH)]
+        parts = [self._see(self.pixels[part]) for part in torch.split(mine, BATCH)]
         seen = torch.cat([self.seen[:0], *parts])
         self.seen.copy_(self._gathered(seen, mine, len(self.pixels)))
 
@@ -162,8 +170,9 @@ class Matching(nn.Module):
 
     def _draw_moves(self, number: int, random: torch.Generator) -> list[Tensor]:
         """Return how far each image is moved down and across, and whether it is mirrored."""
-        shifts = torch.randint(-self._shift, self._shift + 1, (2, number), generator=random)
-        flips = torch.rand(number, generator=random) < (0.5 if self._flip else 0.0)
+        most = self._moves.shift
+        shifts = torch.randint(-most, most + 1, (2, number), generator=random)
+        flips = torch.rand(number, generator=random) < (0.5 if self._moves.flip else 0.0)
         return [each.to(self.pixels.device) for each in (*shifts, flips)]
 
     def _step(self, chosen: Tensor, gradient: Tensor, number: int) -> None:
@@ -176,6 +185,23 @@ class Matching(nn.Module):
         rate = _RATE * (1 - (1 - _LAST) * number / self.updates)
         moved_by = rate * first / (1 - _MOMENTUM**step) / size
         self.pixels[chosen] = (self.pixels[chosen] - moved_by).clamp(0, 1)
+
+
+def pace_of(layers: Layers, shape: tuple[int, int, int], device: torch.device) -> tuple[float, float]:
+    """Return the seconds that one image of this shape takes, to be looked at and to be updated, on made-up ones."""
+    compute, network = layers.compute(shape), layers.build().to(device)
+    images = torch.randint(256, (BATCH, *shape), generator=_random(0, 0), dtype=torch.uint8)
+    x = images.float().to(device).requires_grad_()
+    taken: tuple[list[float], list[float]] = ([], [])
+    for _ in range(3):  # the first makes what later ones find
+        begun = time.perf_counter()
+        compute(images.movedim(1, -1).numpy())
+        looked = time.perf_counter()
+        loss = torch.stack([layer.square().mean() for layer in network(x)]).sum()
+        torch.autograd.grad(loss, x)[0].sum().item()
+        taken[0].append(looked - begun)
+        taken[1].append(time.perf_counter() - looked)
+    return sorted(taken[0])[1] / BATCH, _BESIDE * sorted(taken[1])[1] / BATCH
 
 
 def moved(

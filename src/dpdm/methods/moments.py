@@ -30,11 +30,16 @@ class Gaussians(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What a noisy vector tells: each layer's Gaussian, those of each class in the last layers, and how many there are."""
+    """What a noisy vector tells: each layer's Gaussian, those of each class in the last layers, and its count."""
 
     layers: list[Gaussians]
     own: list[Gaussians]
     counts: Float64[Tensor, " class"]
+
+    def to(self, device: torch.device) -> "Statistics":
+        """Return the same on a device."""
+        layers, own = ([Gaussians(*(t.to(device) for t in each)) for each in of] for of in self[:2])
+        return Statistics(layers, own, self.counts.to(device))
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Layout:
             yield torch.cat([common, blocks.flatten(1)], dim=1), weights[part]
 
     def _moments(self, seen: Tensor) -> tuple[Float64[Tensor, "images common"], Float64[Tensor, "images of_class"]]:
-        layers = seen.split(self.sizes, dim=1)
+        layers = torch.split(seen, [*self.sizes], dim=1)
         own = [layer[:, :size] for layer, size in zip(layers[len(layers) - self.own :], self.own_sizes, strict=True)]
         common = torch.cat([_of_layer(layer) for layer in layers], dim=1)
         return common, self._own_scale * torch.cat([seen[:, :0], *map(_of_layer, own)], dim=1)
@@ -111,15 +116,15 @@ class Layout:
         """Return what a noisy vector tells: moments divided by noisy counts, variances no less than noise leaves."""
         common, blocks = released[: self.common], released[self.common :].view(self.classes, -1)
         counts = (blocks[:, -1] * math.hypot(1, _COUNT_NOISE) / norm).clamp(min=_LEAST_COUNT)
+        of_layers = torch.split(common, [*map(_numbers, self.sizes)])
         layers = [
             _gaussian(part[None], counts.sum()[None], size, noise_std)
-            for part, size in zip(common.split([*map(_numbers, self.sizes)]), self.sizes, strict=True)
+            for part, size in zip(of_layers, self.sizes, strict=True)
         ]
+        of_own = torch.split(blocks[:, :-1] / self._own_scale, [*map(_numbers, self.own_sizes)], dim=1)
         own = [
-            _gaussian(part / self._own_scale, counts, size, noise_std / self._own_scale)
-            for part, size in zip(
-                blocks[:, :-1].split([*map(_numbers, self.own_sizes)], dim=1), self.own_sizes, strict=True
-            )
+            _gaussian(part, counts, size, noise_std / self._own_scale)
+            for part, size in zip(of_own, self.own_sizes, strict=True)
         ]
         return Statistics([Gaussians(mean[0], covariance[0]) for mean, covariance in layers], own, counts)
 
@@ -143,7 +148,7 @@ def _of_layer(z: Float64[Tensor, "images directions"]) -> Float64[Tensor, "image
 def _gaussian(
     sums: Float64[Tensor, "class numbers"], counts: Float64[Tensor, " class"], size: int, noise_std: float
 ) -> Gaussians:
-    """Return means and covariances of classes, each covariance as much like that within all classes as noise is in it."""
+    """Return means and covariances of classes; what of a covariance is noise is that within all classes instead."""
     means = (sums[:, :size] / _first_scale(size) / counts[:, None]).clamp(-1, 1)
     second = symmetric_matrices(sums[:, size:].flatten(), cells=len(sums)) / counts[:, None, None]
     covariances = second - means[:, :, None] * means[:, None]
@@ -173,11 +178,13 @@ def divergence(
     both = torch.linalg.solve(target.covariances, torch.cat([few, apart], dim=-1))
     trace = both[..., :size].diagonal(dim1=-2, dim2=-1).sum(-1)
     distance = (apart * both[..., size:]).sum((-2, -1))
-    return (trace + distance - size + target.covariances.logdet() - few.logdet()) / 2
+    divergences: Tensor = (trace + distance - size + target.covariances.logdet() - few.logdet()) / 2
+    return divergences
 
 
 def log_density(z: Float64[Tensor, "images direction"], gaussian: Gaussians) -> Float64[Tensor, " images"]:
     """Return the logarithm of a Gaussian's density at each z, but for a number that all Gaussians share."""
     apart = z - gaussian.means
     lengths = (apart @ torch.linalg.inv(gaussian.covariances) * apart).sum(1)
-    return -(lengths + gaussian.covariances.logdet()) / 2
+    density: Tensor = -(lengths + gaussian.covariances.logdet()) / 2
+    return density

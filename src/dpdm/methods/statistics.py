@@ -6,8 +6,8 @@ that a prior drew, are then moved until their layers have the released Gaussians
 
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from dpdm.data.procedural import tell_progress
 from dpdm.methods.beginning import Known, beginning, drawn_from, some_of
 from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart, Read, Run, Sizes
 from dpdm.methods.layers import Layers, View
-from dpdm.methods.matching import BATCH, MatchedImages, Matching
+from dpdm.methods.matching import BATCH, MatchedImages, Matching, Moves, pace_of
 from dpdm.methods.moments import Layout
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
@@ -29,6 +29,8 @@ MOMENTS = "layer moments"
 
 _MOST_IMAGES, _MOST_NUMBERS, _MOST_PASSES = 10**6, 2**24, 100_000
 _PART = 1024  # rows at a time
+_FEWEST = 20  # images of a class, and updates of each, which are given up last where time is short
+_LARGEST = 50_000  # images that time is chosen for, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,22 +111,44 @@ class StatisticMatching(Method):
         looking = min(public or self.candidates, self.candidates) * (24 * width + 64 * self.layers.directions)
         return images + looking + 2**28 + 4096 * BATCH * self.layers.size**2
 
+    def seconds(self, facts: ImageFacts, *, records: int, device: torch.device) -> float:
+        """Return about how long a run takes here."""
+        looking, updating = pace_of(self.layers, facts.shape, device)
+        images = self.population * max(1, facts.num_classes)
+        return looking * (records + self.candidates + images) + updating * images * self.passes
+
+    def fitted(self, facts: ImageFacts, *, records: int, device: torch.device, seconds: float) -> "StatisticMatching":
+        """Return the method with as many images as fill the time, and with fewer updates where these would be few.
+
+        Raises:
+            InputError: There is no time for a single update of one image of each class.
+        """
+        looking, updating = pace_of(self.layers, facts.shape, device)
+        classes = max(1, facts.num_classes)
+        updates = int((seconds - looking * (records + self.candidates)) / (looking / self.passes + updating) / classes)
+        passes = max(min(self.passes, updates // _FEWEST), min(self.passes, _FEWEST))
+        if updates < passes:
+            raise InputError(f"{seconds / 60:.2g} minutes are too short: give more, or a smaller layers.size")
+        return replace(self, passes=passes, population=min(updates // passes, _LARGEST // classes))
+
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError unless the network is there and looks at such images."""
         shape = generator.facts.shape
         self.layers.compute(shape)(np.zeros((1, *shape[1:], shape[0]), dtype=np.uint8))
 
-    def train(self, generator: ImageGenerator, data: ImageDataset, run: Run) -> Generator[Progress, None, MatchedImages]:
+    def train(
+        self, generator: ImageGenerator, data: ImageDataset, run: Run
+    ) -> Generator[Progress, None, MatchedImages]:
         """Release the moments, begin with images that are like it, and match them."""
         assert isinstance(generator, MatchedImages)
         classes = max(1, generator.facts.num_classes)
         shape, random = data.shape, torch.Generator().manual_seed(run.seed)
         known = self._known(run, data, generator.facts, random)
         rows = self.layers.of_public(run, known.images, shape)
-        view = View.of(rows, self.layers.widths(), self.layers.directions)
+        view = run.processes.object_from_first(View.of(rows, self.layers.widths(), self.layers.directions))
         own = min(self.layers.own, len(view.sizes)) if data.num_classes else 0
         layout = Layout(tuple(view.sizes), own, self.layers.own_directions, classes)
-        seen = torch.cat([view.exact(part) for part in rows.split(_PART)])
+        seen = torch.cat([view.exact(part) for part in torch.split(rows, _PART)])
         norm = layout.norm(seen)
 
         def vectors() -> Iterator[Rows]:
@@ -137,13 +161,11 @@ class StatisticMatching(Method):
 
         noisy, std = run.once(MOMENTS, lambda: clipped_sum(vectors(), dimensions=layout.dimensions, max_norm=norm))
         target = layout.statistics(noisy, noise_std=std, norm=norm)
-        which = {"facts": generator.facts, "population": self.population, "random": random}
-        start = torch.from_numpy(beginning(known, seen, layout, target, **which)).movedim(-1, -3)
-        start = start.unflatten(0, (classes, self.population))
+        images = beginning(known, seen, layout, target, generator.facts, self.population, random)
+        start = torch.from_numpy(images).movedim(-1, -3).reshape(generator.images.shape).to(run.device)
         generator.shares.copy_(target.counts / target.counts.sum())
-        how = {"passes": self.passes, "shift": self.shift, "flip": self.flip, "seed": run.seed}
-        network = self.layers.build().to(run.device)
-        matching = Matching(start, target, layout, view, network, processes=run.processes, **how).to(run.device)
+        moves = Moves(self.shift, self.flip, run.seed)
+        matching = Matching(start, target, layout, view, self.layers.build(), moves, self.passes, run.processes)
         run.resume(matching=matching)
         generator.images.copy_(matching.images())
         yield run.made_sum(generator)
