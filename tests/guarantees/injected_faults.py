@@ -51,11 +51,24 @@ from dpdm.audit.canaries import AuditedRun, WatchedRun, train_with_canaries
 from dpdm.config import Config, Data, Machine, Privacy, encode
 from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.evaluation.layers import LayerMeans
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Diffusion, Evolution, ImageFacts, Prior, PriorAlone, Start, evolution, prior
+from dpdm.methods import (
+    Diffusion,
+    Evolution,
+    ImageFacts,
+    Layers,
+    Prior,
+    PriorAlone,
+    Start,
+    StatisticMatching,
+    evolution,
+    prior,
+)
 from dpdm.methods import gains as public_start
+from dpdm.methods import statistics as statistics_method
 from dpdm.methods.loader import Loader
 from dpdm.networks import MLP
 from dpdm.privacy import (
@@ -157,6 +170,31 @@ def two_worlds_of_votes(folder: Path) -> list[str]:
     }
     for _, d, e in _in_both_worlds(folder, method, pairs, public=public):
         found += differences(d, e)
+    return found
+
+
+def two_worlds_of_moments(folder: Path) -> list[str]:
+    """Moments of layers in worlds that differ in an image, one at the maximum everywhere, in a group, and by place."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    last, found = len(IMAGES) - 1, []
+    layers = Layers(network="random-convnet", size=8, directions=6, own_directions=4)
+    method = StatisticMatching(layers=layers, population=2, passes=1, candidates=40)
+    inserted = np.roll(np.arange(len(IMAGES)), 1)
+    pairs = {
+        "image": [
+            (IMAGES, IMAGES.part(range(last))),
+            (IMAGES.part(inserted), IMAGES.part(range(last))),
+            (IMAGES, IMAGE_NEIGHBOURS["white"]),
+            (IMAGES, IMAGE_NEIGHBOURS["first of its class"]),
+        ],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
+    }
+    for name, d, e in _in_both_worlds(folder, method, pairs, public=public):
+        found += differences(d, e)
+        if name == "public" and moved(d, e) != [0.0] * len(d.calls):
+            found.append("an image that is public moved a sum")
     return found
 
 
@@ -914,6 +952,51 @@ def two_whole_votes(patch: Patch) -> None:
     patch.setattr(evolution, "votes", twice)
 
 
+def moments_clipped_layer_by_layer(patch: Patch) -> None:
+    sound = statistics_method.clipped_sum
+
+    def by_layer(parts, *, dimensions, max_norm):
+        part = dimensions // 4
+        whole = [(rows.clone(), weights) for rows, weights in parts]
+        totals = []
+        for start in range(0, dimensions, part):
+            mine = [(rows[:, start : start + part], weights) for rows, weights in whole]
+            totals.append(sound(mine, dimensions=min(part, dimensions - start), max_norm=max_norm).total)
+        return BoundedSum(torch.cat(totals), max_norm)
+
+    patch.setattr(statistics_method, "clipped_sum", by_layer)
+
+
+def each_position_a_row(patch: Patch) -> None:
+    sound = statistics_method.clipped_sum
+
+    def many(parts, **settings):  # as many rows as the last layer has positions
+        return sound(((rows.repeat(16, 1), weights.repeat(16)) for rows, weights in parts), **settings)
+
+    patch.setattr(statistics_method, "clipped_sum", many)
+
+
+def layers_in_training_mode(patch: Patch) -> None:
+    sound = LayerMeans.forward
+
+    def normalised(self, images):
+        layers = sound(self, images)
+        return [(layer - layer.mean(0)) / (layer.std(0, correction=0) + 1e-3) for layer in layers]
+
+    patch.setattr(LayerMeans, "forward", normalised)
+    patch.setattr("dpdm.methods.layers.depends_on_itself_alone", lambda *arguments: True)
+
+
+def centred_by_private_means(patch: Patch) -> None:
+    sound = StatisticMatching._known
+
+    def known(self, run, data, facts, random):
+        public = sound(self, run, data, facts, random)
+        return public._replace(images=np.concatenate([public.images, data.images]))
+
+    patch.setattr(StatisticMatching, "_known", known)
+
+
 def counts_without_noise(patch: Patch) -> None:
     sound = Run.once
 
@@ -1214,6 +1297,13 @@ FAULTS = [
     Fault("two whole votes of each image", two_whole_votes, two_worlds_of_votes),
     Fault("candidates that follow counts without noise", counts_without_noise, two_worlds_of_votes, said="weights"),
     Fault("noise on bins with votes alone", noise_where_there_are_votes, two_worlds_of_votes, said="weights"),
+    Fault("moments clipped layer by layer", moments_clipped_layer_by_layer, two_worlds_of_moments),
+    Fault("each position of a layer a row of its own", each_position_a_row, two_worlds_of_moments),
+    Fault("layers that normalise by the batch", layers_in_training_mode, two_worlds_of_moments),
+    Fault("directions of private and public images together", centred_by_private_means, two_worlds_of_moments),
+    Fault("a whole vector of moments for each image of a group", images_at_full_weight, two_worlds_of_moments),
+    Fault("a black image's moments in place of a blank one's", blank_images_vote, two_worlds_of_moments),
+    Fault("images matched to moments without noise", counts_without_noise, two_worlds_of_moments, said="weights"),
     Fault("each image of a group at full weight in the gains", images_at_full_weight, two_worlds_of_gains),
     Fault("gains clipped level by level", clipped_level_by_level, two_worlds_of_gains),
     Fault("gains in units of private residuals", scaled_by_private_residuals, two_worlds_of_gains),
@@ -1251,6 +1341,7 @@ CHECKS = {
     two_worlds_of_groups: "two worlds that differ in a group of images",
     public_images_among_the_private: "two worlds that differ in an image that is public",
     two_worlds_of_votes: "two worlds of votes for public images",
+    two_worlds_of_moments: "two worlds of a public network's moments",
     two_worlds_of_gains: "two worlds of a public network's gains",
     images_of_a_release: "a run that begins with images of a release",
     known_again: "a prepared copy under another name and at another size",
