@@ -31,8 +31,8 @@ PublicImages = Annotated[
     str | None,
     typer.Option(
         "--public",
-        help="Images declared public, for a method that starts from some (evolution): fonts or shapes, which are "
-        "drawn, a path or a name, or several joined by +. No ε protects them.",
+        help="Images declared public, for a method that starts from some (evolution, statistics): fonts or shapes, which "
+        "are drawn, a path or a name, or several joined by +. No ε protects them.",
     ),
 ]
 StartFolder = Annotated[
@@ -68,7 +68,8 @@ Rehearse = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(help="Time for the run. Noise multiplicity, steps and batch are chosen to fit it on this machine."),
+    typer.Option(help="Time for the run. Noise multiplicity, steps and batch are chosen to fit it on this machine, or the number of "
+        "images that are matched (statistics)."),
 ]
 LedgerPlace = Annotated[
     str | None,

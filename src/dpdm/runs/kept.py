@@ -42,6 +42,7 @@ def keep_rows(
     make: Callable[[Images], Float32[Tensor, "images columns"]],
     *,
     made_by: str,
+    name: str = "rows",
 ) -> KeptRows:
     """Return one row for each image: those in `folder` that `made_by` made before, and new ones, which are kept there.
 
@@ -53,6 +54,7 @@ def keep_rows(
         images: All images.
         make: Returns rows (number, columns) for 256 images.
         made_by: What `make` is: rows of another one are made anew.
+        name: What the rows are called, for whoever watches: of private images only a part of all is told.
 
     Raises:
         InputError: `make` returns something else than one finite row of float32 for each image.
@@ -69,7 +71,7 @@ def keep_rows(
         if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != _PART or not np.isfinite(rows).all():
             raise InputError(f"{made_by} does not make one finite row of float32 for each image")
         store.append([keys[number] for number in part], rows[: len(part)])
-        tell_progress("features, in percent", 100 * (start + len(part)) // len(missing), 100)
+        tell_progress(f"{name}, in percent", 100 * (start + len(part)) // len(missing), 100)
     return KeptRows(store.rows(), np.array([store.places[key] for key in keys], dtype=np.int64))
 
 

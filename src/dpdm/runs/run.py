@@ -173,7 +173,7 @@ class Run:
     ) -> KeptRows:
         """Return one row of numbers for each private image: as kept in private/, or made now and kept there."""
         path = self._folder.path
-        return keep_rows(None if path is None else path / "kept" / name, images, make, made_by=made_by)
+        return keep_rows(None if path is None else path / "kept" / name, images, make, made_by=made_by, name=name)
 
     def _number_of(self, name: str) -> int:
         before = 0
