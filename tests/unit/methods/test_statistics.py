@@ -30,7 +30,7 @@ def noise(count, seed=0, low=0, high=256):
 
 def looked_at(images):
     rows = LAYERS.compute(FACTS.shape)(images)
-    view = View.of(rows, LAYERS.widths(), LAYERS.directions)
+    view = View.of(rows, LAYERS.widths(FACTS.shape), LAYERS.directions)
     return rows, view
 
 
@@ -65,7 +65,7 @@ def test_what_can_be_differentiated_is_what_is_exact():
     images = noise(20)
     rows, view = looked_at(images)
     x = torch.from_numpy(images).movedim(-1, 1).float()
-    assert torch.allclose(view.of_layers(LAYERS.build()(x)).double(), view.exact(rows), atol=1e-4)
+    assert torch.allclose(view.of_layers(LAYERS.build(FACTS.shape, ())(x)).double(), view.exact(rows), atol=1e-4)
 
 
 def test_a_squash_keeps_small_numbers_and_bounds_all():
@@ -76,7 +76,10 @@ def test_a_squash_keeps_small_numbers_and_bounds_all():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"network": "resnet"}, "layers.network must be"),
+        ({"network": ""}, "layers.network"),
+        ({"network": "start", "size": 32}, "layers.size is for"),
+        ({"sha256": "0" * 64}, "layers.sha256"),
+        ({"network": "start", "sha256": "0"}, "layers.sha256"),
         ({"size": 4}, "size"),
         ({"directions": 300}, "directions"),
         ({"directions": 0}, "directions"),
@@ -230,7 +233,9 @@ def test_a_class_of_few_public_images_begins_as_each_of_them_again():
 def matching_of(passes=6):
     _, _, view, layout, _, told = of_two_classes()
     start = torch.from_numpy(noise(40, 5, 60, 200)).movedim(-1, 1).reshape(2, 20, 1, 8, 8)
-    return Matching(start, told, layout, view, LAYERS.build(), Moves(1, True, 0), passes, Processes.joined())
+    return Matching(
+        start, told, layout, view, LAYERS.build(FACTS.shape, ()), Moves(1, True, 0), passes, Processes.joined()
+    )
 
 
 def test_matching_lowers_the_divergence_and_moves_classes_apart():
