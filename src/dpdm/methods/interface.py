@@ -336,6 +336,15 @@ class Method(ABC):
         return ()
 
     @property
+    def start_digests(self) -> tuple[str, ...]:
+        """The SHA-256 of the weights of each, as a release names it."""
+        return ()
+
+    def begun_from(self, folders: Sequence[str]) -> "Method":
+        """Return the method as a release says it with these as `start_folders`: where they are on this machine."""
+        return self
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """What a claim calls the public networks in whose features images are compared."""
         return ()

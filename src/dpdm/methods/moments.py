@@ -6,18 +6,23 @@ layer, and never one of each position.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from dpdm.data import ImageDataset
 from dpdm.diffusion.spectrum import shrunk_towards, symmetric_matrices
+from dpdm.methods.interface import Kept
+from dpdm.privacy.sums import Rows
 
 _COUNT_NOISE = 7.0  # norm ÷ what a count enters with: counts get the noise of a sum, divided by it
 _LEAST_COUNT = 20.0  # records by which a sum is divided at least
+_PART = 1024  # images looked at at a time
 _NUMBERS = 2**22  # of rows at a time: 32 MiB
 _LEAST_VARIANCE = 1e-2  # of a direction, in which public images have about a fifth
 
@@ -85,7 +90,7 @@ class Layout:
 
     def norm(self, seen: Float64[Tensor, "images directions"]) -> float:
         """Return the norm that most of these public images have: that to which vectors are clipped."""
-        parts = [self._moments(seen[start : start + 1024]) for start in range(0, len(seen), 1024)]
+        parts = [self._moments(seen[start : start + _PART]) for start in range(0, len(seen), _PART)]
         square = torch.cat([common.square().sum(1) + own.square().sum(1) for common, own in parts])
         return math.sqrt(max(float(square.median()), 1e-6) * (1 + _COUNT_NOISE**-2))
 
@@ -95,7 +100,7 @@ class Layout:
         labels: Int[Tensor, " images"],
         weights: Float64[Tensor, " images"],
         norm: float,
-    ) -> Iterator[tuple[Float64[Tensor, "images numbers"], Float64[Tensor, " images"]]]:
+    ) -> Iterator[Rows]:
         """Yield the vectors of images and their weights, few at a time."""
         step = max(1, _NUMBERS // self.dimensions)
         for start in range(0, len(seen), step):
@@ -105,6 +110,13 @@ class Layout:
             one = common.new_full((len(common), 1), norm / math.hypot(1, _COUNT_NOISE))
             blocks[torch.arange(len(common)), labels[part]] = torch.cat([own, one], dim=1)
             yield torch.cat([common, blocks.flatten(1)], dim=1), weights[part]
+
+    def vectors(self, kept: Kept, data: ImageDataset, look: Callable[[Tensor], Tensor], norm: float) -> Iterator[Rows]:
+        """Yield the vectors of private images and their weights, whose rows are kept: `look` makes z of these."""
+        labels = torch.zeros(len(data), dtype=torch.long) if data.labels is None else torch.from_numpy(data.labels)
+        for part in (slice(start, start + _PART) for start in range(0, len(data), _PART)):
+            seen = look(torch.from_numpy(np.array(kept[part])))
+            yield from self.rows(seen, labels[part], torch.from_numpy(data.weights[part]), norm)
 
     def _moments(self, seen: Tensor) -> tuple[Float64[Tensor, "images common"], Float64[Tensor, "images of_class"]]:
         layers = torch.split(seen, [*self.sizes], dim=1)

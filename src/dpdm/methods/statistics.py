@@ -1,11 +1,10 @@
-"""Statistic matching: the moments of a public network's layers, released once, and images optimised to have them.
+"""Statistic matching: moments of a public network's layers, released once, and images that are moved to have them.
 
-Each private image adds one clipped vector to one sum, which is all that is released of it. Images that look alike, or
-that a prior drew, are then moved until their layers have the released Gaussians.
+Each private image adds one clipped vector to one sum. After a prior, if images begin as its draws, it is all.
 """
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -32,14 +31,13 @@ from dpdm.methods.matching import BATCH, MatchedImages, Matching, Moves, pace_of
 from dpdm.methods.moments import Layout
 from dpdm.methods.prior import Prior
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
-from dpdm.privacy.sums import Rows, clipped_sum
+from dpdm.privacy.sums import BoundedSum, clipped_sum
 from dpdm.types import InputError, require_at_most, require_counts, require_within
 
 MOMENTS = "layer moments"
 """What the sum is called."""
 
 _MOST_IMAGES, _MOST_NUMBERS, _MOST_PASSES = 10**6, 2**24, 100_000
-_PART = 1024  # rows at a time
 _FEWEST = 20  # images of a class, and updates of each, which are given up last where time is short
 _LARGEST = 50_000  # images that time is chosen for, at most
 
@@ -61,7 +59,7 @@ class StatisticMatching(Method):
         * A private image adds one vector to one sum: all layers, all moments and its count, clipped together.
 
     Source:
-        The idea: SPS, statistic matching in public features (ICLR 2026). Directions and start are ours (docs/method.md).
+        The idea: SPS, statistic matching in public features (ICLR 2026). The rest: docs/method.md.
     """
 
     kind: ClassVar[str] = "statistics"
@@ -99,6 +97,15 @@ class StatisticMatching(Method):
         """The folder of the public network, if it is a classifier that was pre-trained."""
         return self.layers.folders
 
+    @property
+    def start_digests(self) -> tuple[str, ...]:
+        """The SHA-256 of its weights, as a release names it."""
+        return (self.layers.sha256,) if self.layers.folders else ()
+
+    def begun_from(self, folders: Sequence[str]) -> "StatisticMatching":
+        """Return the method with this as its classifier's folder."""
+        return replace(self, layers=replace(self.layers, network=folders[0]))
+
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "StatisticMatching":
         """Return the method as settings can say it: a classifier by its name and the digest of its weights."""
         return replace(self, layers=self.layers.said(starts))
@@ -125,8 +132,8 @@ class StatisticMatching(Method):
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: public rows, vectors of records, images and one update."""
-        classes, width = max(1, facts.num_classes), 2100
-        images = 24 * classes * self.population * (math.prod(facts.shape) + 8 * self.layers.directions)
+        width, number = 2100, self.population * max(1, facts.num_classes)
+        images = 24 * number * (math.prod(facts.shape) + 8 * self.layers.directions)
         looking = min(public or self.candidates, self.candidates) * (24 * width + 64 * self.layers.directions)
         return images + looking + 2**28 + 4096 * BATCH * self.layers.side**2
 
@@ -142,8 +149,7 @@ class StatisticMatching(Method):
         Raises:
             InputError: There is no time for a single update of one image of each class.
         """
-        looking, updating = pace_of(self.layers, facts.shape, device)
-        classes = max(1, facts.num_classes)
+        (looking, updating), classes = pace_of(self.layers, facts.shape, device), max(1, facts.num_classes)
         updates = int((seconds - looking * (records + self.candidates)) / (looking / self.passes + updating) / classes)
         passes = max(min(self.passes, updates // _FEWEST), min(self.passes, _FEWEST))
         if updates < passes:
@@ -168,17 +174,15 @@ class StatisticMatching(Method):
         view = run.processes.object_from_first(View.of(rows, widths, self.layers.directions))
         own = min(self.layers.own, len(widths)) if data.num_classes else 0
         layout = Layout(tuple(view.sizes), own, self.layers.own_directions, classes)
-        seen = torch.cat([view.exact(part) for part in torch.split(rows, _PART)])
+        seen = torch.cat([view.exact(part) for part in torch.split(rows, 1024)])
         norm = layout.norm(seen)
 
-        def vectors() -> Iterator[Rows]:
+        def summed() -> BoundedSum:
             kept = self.layers.keep(run, "layers", data.images, shape)
-            labels = torch.zeros(len(data), dtype=torch.long) if data.labels is None else torch.from_numpy(data.labels)
-            for part in (slice(start, start + _PART) for start in range(0, len(data), _PART)):
-                looked = view.exact(torch.from_numpy(np.array(kept[part])))
-                yield from layout.rows(looked, labels[part], torch.from_numpy(data.weights[part]), norm)
+            vectors = layout.vectors(kept, data, view.exact, norm)
+            return clipped_sum(vectors, dimensions=layout.dimensions, max_norm=norm)
 
-        noisy, std = run.once(MOMENTS, lambda: clipped_sum(vectors(), dimensions=layout.dimensions, max_norm=norm))
+        noisy, std = run.once(MOMENTS, summed)
         target = layout.statistics(noisy, noise_std=std, norm=norm)
         begun = beginning(known, seen, layout, target, generator.facts, self.population, random)
         start = torch.from_numpy(begun).movedim(-1, -3).reshape(generator.images.shape).to(run.device)
