@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64, Int, UInt8
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -56,7 +56,7 @@ def beginning(
     facts: ImageFacts,
     population: int,
     random: torch.Generator,
-) -> Images:
+) -> UInt8[Tensor, "class image channel height width"]:
     """Return images of each class, one class after the other: new draws of the prior, or the likeliest public ones.
 
     An image is likely of a class as its density there is high beside those of all classes, and of public images. Where
@@ -64,7 +64,7 @@ def beginning(
     """
     if known.mixture is not None:
         labels = torch.arange(layout.classes).repeat_interleave(population)
-        return _draws(known.mixture, facts, labels, random)
+        return _by_class(_draws(known.mixture, facts, labels, random), layout.classes)
     last, size = seen[:, -layout.sizes[-1] :], layout.sizes[-1]
     of_class = [statistics.layers[-1]]
     if layout.own:
@@ -79,8 +79,12 @@ def beginning(
     if len(of_class) < layout.classes and known.classes is None:  # nothing tells classes apart: each has its own
         likely += torch.rand(likely.shape, generator=random, dtype=likely.dtype)
     order = likely.argsort(dim=1, descending=True, stable=True)
-    images: Images = known.images[order[:, torch.arange(population) % len(z)].flatten().numpy()]
-    return images
+    chosen = order[:, torch.arange(population) % len(z)].flatten()
+    return _by_class(known.images[chosen.numpy()], layout.classes)
+
+
+def _by_class(images: Images, classes: int) -> UInt8[Tensor, "class image channel height width"]:
+    return torch.from_numpy(images).movedim(-1, 1).unflatten(0, (classes, -1))  # type: ignore[no-untyped-call]
 
 
 def _draws(mixture: GaussianMixture, facts: ImageFacts, labels: Tensor, random: torch.Generator) -> Images:

@@ -8,7 +8,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from dpdm.data import ImageDataset
@@ -122,8 +121,6 @@ class StatisticMatching(Method):
         require_at_most(_MOST_IMAGES, **{"population × classes": self.population * classes})
         layout = Layout((self.layers.directions,) * 8, self.layers.own, self.layers.own_directions, classes)
         require_at_most(_MOST_NUMBERS, **{"moments of all classes": layout.dimensions})
-        if facts.shape[0] not in (1, 3):
-            raise InputError(f"the method {self.kind} is for grey or colour images: set data.channels=3")
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> MatchedImages:
         """Return black images."""
@@ -158,22 +155,20 @@ class StatisticMatching(Method):
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError unless the network is there and looks at such images."""
-        shape = generator.facts.shape
-        self.layers.compute(shape, run.starts)(np.zeros((1, *shape[1:], shape[0]), dtype=np.uint8))
+        self.layers.widths(generator.facts.shape, run.starts)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, MatchedImages]:
         """Release the moments, begin with images that are like it, and match them."""
         assert isinstance(generator, MatchedImages)
-        classes = max(1, generator.facts.num_classes)
         shape, random = data.shape, torch.Generator().manual_seed(run.seed)
         known = known_before(run, data, self.prior, self.candidates, random)
         rows = self.layers.of_public(run, known.images, shape)
         widths = self.layers.widths(shape, run.starts)
         view = run.processes.object_from_first(View.of(rows, widths, self.layers.directions))
         own = min(self.layers.own, len(widths)) if data.num_classes else 0
-        layout = Layout(tuple(view.sizes), own, self.layers.own_directions, classes)
+        layout = Layout(tuple(view.sizes), own, self.layers.own_directions, len(generator.images))
         seen = torch.cat([view.exact(part) for part in torch.split(rows, 1024)])
         norm = layout.norm(seen)
 
@@ -184,8 +179,7 @@ class StatisticMatching(Method):
 
         noisy, std = run.once(MOMENTS, summed)
         target = layout.statistics(noisy, noise_std=std, norm=norm)
-        begun = beginning(known, seen, layout, target, generator.facts, self.population, random)
-        start = torch.from_numpy(begun).movedim(-1, -3).reshape(generator.images.shape).to(run.device)
+        start = beginning(known, seen, layout, target, generator.facts, self.population, random).to(run.device)
         generator.shares.copy_(target.counts / target.counts.sum())
         moves, network = Moves(self.shift, self.flip, run.seed), self.layers.build(shape, run.starts)
         matching = Matching(start, target, layout, view, network, moves, self.passes, run.processes)
