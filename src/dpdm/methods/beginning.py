@@ -84,7 +84,8 @@ def beginning(
 
 
 def _by_class(images: Images, classes: int) -> UInt8[Tensor, "class image channel height width"]:
-    return torch.from_numpy(images).movedim(-1, 1).unflatten(0, (classes, -1))  # type: ignore[no-untyped-call]
+    x = torch.from_numpy(images).movedim(-1, 1)
+    return x.reshape(classes, -1, *x.shape[1:])
 
 
 def _draws(mixture: GaussianMixture, facts: ImageFacts, labels: Tensor, random: torch.Generator) -> Images:
