@@ -32,7 +32,7 @@ from two_worlds import (
 )
 
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
-LAYERS = Layers(network="random-convnet", size=8, directions=6, own_directions=4)
+LAYERS = Layers(network="random-convnet", size=8, directions=6, pairs=5, own_pairs=4)
 MATCHED = {"layers": LAYERS, "population": 3, "passes": 2, "candidates": 30}
 TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),

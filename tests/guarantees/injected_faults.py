@@ -178,7 +178,7 @@ def two_worlds_of_moments(folder: Path) -> list[str]:
     random = np.random.default_rng(7)
     public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
     last, found = len(IMAGES) - 1, []
-    layers = Layers(network="random-convnet", size=8, directions=6, own_directions=4)
+    layers = Layers(network="random-convnet", size=8, directions=6, pairs=5, own_pairs=4)
     method = StatisticMatching(layers=layers, population=2, passes=1, candidates=40)
     inserted = np.roll(np.arange(len(IMAGES)), 1)
     pairs = {

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 MATCHED = ("--method=statistics", "--epsilon=4", "--set=privacy.delta=1e-3", "--public=shown.npz", "--run=run")
-SMALL = ("--set=data.size=8", "--set=layers.directions=6", "--set=layers.own_directions=4", "--set=candidates=40")
+SMALL = (
+    "--set=data.size=8",
+    "--set=layers.directions=6",
+    "--set=layers.pairs=5",
+    "--set=layers.own_pairs=4",
+    "--set=candidates=40",
+)
 CONVNET = ("--set=layers.network=random-convnet", "--set=layers.size=8")
 FEW = ("--set=population=3", "--set=passes=2")
 

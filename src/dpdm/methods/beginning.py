@@ -10,7 +10,7 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
 from dpdm.methods.interface import ImageFacts, Run
-from dpdm.methods.moments import Gaussians, Layout, Statistics, log_density
+from dpdm.methods.moments import Gaussians, Layout, Statistics, gaussian_of, log_density
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.types import Images, tensor_to_images
 
@@ -65,13 +65,12 @@ def beginning(
     if known.mixture is not None:
         labels = torch.arange(layout.classes).repeat_interleave(population)
         return _by_class(_draws(known.mixture, facts, labels, random), layout.classes)
-    last, size = seen[:, -layout.sizes[-1] :], layout.sizes[-1]
-    of_class = [statistics.layers[-1]]
+    z, pairs, of_class = seen[:, -layout.sizes[-1] :], layout.pairs, [statistics.layers[-1]]
     if layout.own:
-        size = layout.own_sizes[-1]
+        pairs = layout.own_pairs
         of_class = [Gaussians(mean, covariance) for mean, covariance in zip(*statistics.own[-1], strict=True)]
-    z = last[:, :size]
-    public = Gaussians(z.mean(0), torch.cov(z.T, correction=0) + 1e-2 * torch.eye(size, dtype=z.dtype))
+    public = gaussian_of(z, pairs)
+    public = public._replace(covariances=public.covariances + 1e-2 * torch.eye(len(public.covariances)))
     densities = torch.stack([log_density(z, gaussian) for gaussian in (*of_class, public)])
     likely = (densities - densities.logsumexp(0))[:-1].expand(layout.classes, -1).clone()
     if known.classes is not None:

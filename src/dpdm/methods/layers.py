@@ -44,8 +44,9 @@ class Layers:
         size: Side to which images are brought for the networks by name (8 to 512; default 64). Time goes by its square.
         directions: In how many directions a layer is looked at, at most (1 to 256): those in which public images differ
             most.
+        pairs: In how many of these a layer's covariance is looked at, at most: the more, the more noise it has.
         own: Of how many layers, from the last on, each class has moments of its own (0 to 3).
-        own_directions: In how many of the directions it has, at most.
+        own_pairs: In how many directions a class has a covariance, at most.
         sha256: Of the weights of a classifier, as a release says it. Default: whatever the folder has.
 
     Guarantees:
@@ -54,9 +55,10 @@ class Layers:
 
     network: str = "efficientnet-lite0"
     size: int | None = None
-    directions: int = 64
+    directions: int = 192
+    pairs: int = 64
     own: int = 2
-    own_directions: int = 48
+    own_pairs: int = 32
     sha256: str = ""
 
     _KNOWN: ClassVar[dict[str, type[EfficientNetLite0] | type[RandomConvNet]]] = {
@@ -66,8 +68,9 @@ class Layers:
 
     def __post_init__(self) -> None:
         require_name(self.network, "the public network (layers.network)")
-        require_counts(directions=self.directions, own_directions=self.own_directions)
-        require_within(*_DIRECTIONS, directions=self.directions, own_directions=self.own_directions)
+        several = {"directions": self.directions, "pairs": self.pairs, "own_pairs": self.own_pairs}
+        require_counts(**several)
+        require_within(*_DIRECTIONS, **several)
         require_within(0, 3, own=self.own)
         if self.size is not None:
             require_counts(size=self.size)

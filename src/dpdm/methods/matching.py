@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from dpdm.evaluation.layers import LayerMeans
 from dpdm.methods.interface import ImageFacts, ImageGenerator, Read
 from dpdm.methods.layers import Layers, View
-from dpdm.methods.moments import Gaussians, Layout, Statistics, divergence
+from dpdm.methods.moments import Layout, Statistics, divergence, gaussian_of
 from dpdm.privacy.processes import Processes
 from dpdm.types import InputError
 
 BATCH = 64
 """Images of an update."""
 
-_RATE, _LAST = 0.02, 0.1  # first learning rate, of pixels from 0 to 1, and the part of it that is left at the end
+_RATE, _LAST = 0.01, 0.1  # first learning rate, of pixels from 0 to 1, and the part of it that is left at the end
 _BESIDE = 1.15  # how much longer an update takes than its network
 _MOMENTUM, _SQUARES, _TINY = 0.9, 0.99, 1e-12  # of Adam
 
@@ -150,13 +150,13 @@ class Matching(nn.Module):
     def divergence(self, seen: Float[Tensor, "images directions"]) -> Float64[Tensor, ""]:
         """Return the divergence of the images' Gaussians from the given ones: all layers', and the classes' mean."""
         layers = torch.split(seen.double(), [*self._layout.sizes], dim=1)
-        target, own = self._target, self._layout.own_sizes
         total = seen.new_zeros((), dtype=torch.float64)
-        for layer, gaussian in zip(layers, target.layers, strict=True):
-            total = total + divergence(*_gaussian(layer), gaussian)
-        for layer, size, gaussians in zip(layers[len(layers) - len(own) :], own, target.own, strict=True):
-            of_class = layer[:, :size].reshape(self._layout.classes, -1, size)
-            total = total + divergence(*_gaussian(of_class), gaussians).mean()
+        for layer, gaussian in zip(layers, self._target.layers, strict=True):
+            total = total + divergence(gaussian_of(layer, self._layout.pairs), gaussian)
+        last = layers[len(layers) - self._layout.own :]
+        for layer, gaussians in zip(last, self._target.own, strict=True):
+            of_class = layer.reshape(self._layout.classes, -1, layer.shape[1])
+            total = total + divergence(gaussian_of(of_class, self._layout.own_pairs), gaussians).mean()
         return total
 
     @torch.no_grad()
@@ -225,12 +225,6 @@ def moved(
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     return x.movedim(1, -1)[image, rows[:, :, None], columns[:, None]].movedim(-1, 1)
-
-
-def _gaussian(z: Float64[Tensor, "*class images direction"]) -> Gaussians:
-    mean = z.mean(-2)
-    apart = z - mean[..., None, :]
-    return Gaussians(mean, apart.mT @ apart / z.shape[-2])
 
 
 def _random(seed: int, number: int) -> torch.Generator:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -24,14 +24,15 @@ _COUNT_NOISE = 7.0  # norm ÷ what a count enters with: counts get the noise of 
 _LEAST_COUNT = 20.0  # records by which a sum is divided at least
 _PART = 1024  # images looked at at a time
 _NUMBERS = 2**22  # of rows at a time: 32 MiB
+_VARIANCE = 0.15  # that public images have about in each direction
 _LEAST_VARIANCE = 1e-2  # of a direction, in which public images have about a fifth
 
 
 class Gaussians(NamedTuple):
-    """Mean and covariance of one layer, of all images or of each class."""
+    """Mean of one layer, and covariance in its leading directions, of all images or of each class."""
 
     means: Float64[Tensor, "*class direction"]
-    covariances: Float64[Tensor, "*class direction direction"]
+    covariances: Float64[Tensor, "*class pair pair"]
 
 
 class Statistics(NamedTuple):
@@ -53,35 +54,45 @@ class Layout:
 
     Args:
         sizes: Directions of each layer.
+        pairs: In how many of these, from the first on, second moments are taken, at most.
         own: Of how many of the last layers each class has moments.
-        own_directions: In how many of their directions, at most.
+        own_pairs: In how many directions a class has second moments, at most.
         classes: How many there are, at least one.
     """
 
     sizes: tuple[int, ...]
+    pairs: int
     own: int
-    own_directions: int
+    own_pairs: int
     classes: int
 
     @property
     def own_sizes(self) -> list[int]:
-        """Directions in which a class has moments of its own, of each of the last layers."""
-        return [min(size, self.own_directions) for size in self.sizes[len(self.sizes) - self.own :]]
+        """Directions of each of the last layers, of which a class has moments of its own."""
+        return [*self.sizes[len(self.sizes) - self.own :]]
 
     @property
     def common(self) -> int:
         """How many numbers of a vector are those of all classes together."""
-        return sum(map(_numbers, self.sizes))
+        return sum(self._numbers)
 
     @property
     def of_class(self) -> int:
         """How many numbers of a vector are those of one class, its count aside."""
-        return sum(map(_numbers, self.own_sizes))
+        return sum(self._own_numbers)
 
     @property
     def dimensions(self) -> int:
         """How many numbers a vector has."""
         return self.common + self.classes * (self.of_class + 1)
+
+    @property
+    def _numbers(self) -> list[int]:
+        return [_numbers_of(size, self.pairs) for size in self.sizes]
+
+    @property
+    def _own_numbers(self) -> list[int]:
+        return [_numbers_of(size, self.own_pairs) for size in self.own_sizes]
 
     @property
     def _own_scale(self) -> float:
@@ -120,83 +131,91 @@ class Layout:
 
     def _moments(self, seen: Tensor) -> tuple[Float64[Tensor, "images common"], Float64[Tensor, "images of_class"]]:
         layers = torch.split(seen, [*self.sizes], dim=1)
-        own = [layer[:, :size] for layer, size in zip(layers[len(layers) - self.own :], self.own_sizes, strict=True)]
-        common = torch.cat([_of_layer(layer) for layer in layers], dim=1)
-        return common, self._own_scale * torch.cat([seen[:, :0], *map(_of_layer, own)], dim=1)
+        common = [_of_layer(layer, self.pairs) for layer in layers]
+        own = [_of_layer(layer, self.own_pairs) for layer in layers[len(layers) - self.own :]]
+        return torch.cat(common, dim=1), self._own_scale * torch.cat([seen[:, :0], *own], dim=1)
 
     def statistics(self, released: Float64[Tensor, " numbers"], *, noise_std: float, norm: float) -> Statistics:
         """Return what a noisy vector tells: moments divided by noisy counts, variances no less than noise leaves."""
         common, blocks = released[: self.common], released[self.common :].view(self.classes, -1)
         counts = (blocks[:, -1] * math.hypot(1, _COUNT_NOISE) / norm).clamp(min=_LEAST_COUNT)
-        of_layers = torch.split(common, [*map(_numbers, self.sizes)])
+        of_layers = torch.split(common, self._numbers)
         layers = [
-            _gaussian(part[None], counts.sum()[None], size, noise_std)
+            _gaussian(part[None], counts.sum()[None], size, self.pairs, noise_std)
             for part, size in zip(of_layers, self.sizes, strict=True)
         ]
-        of_own = torch.split(blocks[:, :-1] / self._own_scale, [*map(_numbers, self.own_sizes)], dim=1)
+        of_own = torch.split(blocks[:, :-1] / self._own_scale, self._own_numbers, dim=1)
         own = [
-            _gaussian(part, counts, size, noise_std / self._own_scale)
+            _gaussian(part, counts, size, self.own_pairs, noise_std / self._own_scale)
             for part, size in zip(of_own, self.own_sizes, strict=True)
         ]
         return Statistics([Gaussians(mean[0], covariance[0]) for mean, covariance in layers], own, counts)
 
 
-def _numbers(size: int) -> int:
-    return size + size * (size + 1) // 2
+def _numbers_of(size: int, pairs: int) -> int:
+    pairs = min(size, pairs)
+    return size + pairs * (pairs + 1) // 2
 
 
-def _first_scale(size: int) -> float:
-    """What z is multiplied by: about the length that it has, so that z and z zᵀ are about as long."""
-    return math.sqrt(0.2 * size)
+def _first_scale(size: int, pairs: int) -> float:
+    """What z is multiplied by: about the length of its leading part x, so that it is about as long as x xᵀ."""
+    return math.sqrt(0.2 * min(size, pairs))
 
 
-def _of_layer(z: Float64[Tensor, "images directions"]) -> Float64[Tensor, "images numbers"]:
-    """Return z, and the upper triangle of z zᵀ, whose other entries count twice in its length."""
-    row, column = torch.triu_indices(z.shape[1], z.shape[1])
-    second = z[:, row] * z[:, column] * (1 + (row != column).double()).sqrt()
-    return torch.cat([_first_scale(z.shape[1]) * z, second], dim=1)
+def _of_layer(z: Float64[Tensor, "images directions"], pairs: int) -> Float64[Tensor, "images numbers"]:
+    """Return z, and the upper triangle of x xᵀ, x its leading part: other entries count twice in its length."""
+    x = z[:, :pairs]
+    row, column = torch.triu_indices(x.shape[1], x.shape[1])
+    second = x[:, row] * x[:, column] * (1 + (row != column).double()).sqrt()
+    return torch.cat([_first_scale(z.shape[1], pairs) * z, second], dim=1)
 
 
 def _gaussian(
-    sums: Float64[Tensor, "class numbers"], counts: Float64[Tensor, " class"], size: int, noise_std: float
+    sums: Float64[Tensor, "class numbers"], counts: Float64[Tensor, " class"], size: int, pairs: int, noise_std: float
 ) -> Gaussians:
     """Return means and covariances of classes; what of a covariance is noise is that within all classes instead."""
-    means = (sums[:, :size] / _first_scale(size) / counts[:, None]).clamp(-1, 1)
+    means = (sums[:, :size] / _first_scale(size, pairs) / counts[:, None]).clamp(-1, 1)
+    leading = means[:, :pairs]
     second = symmetric_matrices(sums[:, size:].flatten(), cells=len(sums)) / counts[:, None, None]
-    covariances = second - means[:, :, None] * means[:, None]
+    covariances = second - leading[:, :, None] * leading[:, None]
     noise = noise_std / counts
     if len(sums) > 1:
         shared = torch.einsum("c,cij->ij", counts / counts.sum(), covariances)
         covariances = shrunk_towards(covariances, shared, noise_std=noise)
     values, axes = torch.linalg.eigh(covariances)
     # The noise of one matrix has its eigenvalues within twice this; what is averaged over classes has less of it.
-    edge = noise_std / float(counts.sum()) * math.sqrt(size * len(sums) / 2)
-    values = values.clamp(min=max(_LEAST_VARIANCE, min(edge, 1.0)), max=size)
+    edge = noise_std / float(counts.sum()) * math.sqrt(values.shape[1] * len(sums) / 2)
+    values = values.clamp(min=max(_LEAST_VARIANCE, min(edge, 1.0)), max=values.shape[1])
     return Gaussians(means, axes * values[:, None] @ axes.mT)
 
 
-def divergence(
-    means: Float[Tensor, "*class direction"],
-    covariances: Float[Tensor, "*class direction direction"],
-    target: Gaussians,
-) -> Float[Tensor, "*class"]:
+def gaussian_of(z: Float64[Tensor, "*class images direction"], pairs: int) -> Gaussians:
+    """Return the mean of these, and their covariance in the leading directions."""
+    mean = z.mean(-2)
+    apart = (z - mean[..., None, :])[..., :pairs]
+    return Gaussians(mean, apart.mT @ apart / z.shape[-2])
+
+
+def divergence(of: Gaussians, target: Gaussians) -> Float64[Tensor, "*class"]:
     """Return KL(N(m, S) ‖ N(μ, Σ)) = ½ (tr Σ⁻¹S + (μ − m)ᵀ Σ⁻¹ (μ − m) − d + ln det Σ − ln det S), of each class.
 
-    S gets the least variance added, as few images have none in many directions.
+    S gets the least variance added, as few images have none in many directions. Other directions than the leading ones
+    have means alone: there both have the same variance, about that of public images.
     """
-    size = means.shape[-1]
-    few = covariances + _LEAST_VARIANCE * torch.eye(size, dtype=means.dtype, device=means.device)
-    apart = (target.means - means)[..., None]
-    both = torch.linalg.solve(target.covariances, torch.cat([few, apart], dim=-1))
-    trace = both[..., :size].diagonal(dim1=-2, dim2=-1).sum(-1)
-    distance = (apart * both[..., size:]).sum((-2, -1))
-    divergences: Tensor = (trace + distance - size + target.covariances.logdet() - few.logdet()) / 2
+    pairs = target.covariances.shape[-1]
+    few = of.covariances + _LEAST_VARIANCE * torch.eye(pairs, dtype=of.means.dtype, device=of.means.device)
+    apart = target.means - of.means
+    both = torch.linalg.solve(target.covariances, torch.cat([few, apart[..., :pairs, None]], dim=-1))
+    trace = both[..., :pairs].diagonal(dim1=-2, dim2=-1).sum(-1)
+    distance = (apart[..., :pairs] * both[..., pairs]).sum(-1) + apart[..., pairs:].square().sum(-1) / _VARIANCE
+    divergences: Tensor = (trace + distance - pairs + target.covariances.logdet() - few.logdet()) / 2
     return divergences
 
 
 def log_density(z: Float64[Tensor, "images direction"], gaussian: Gaussians) -> Float64[Tensor, " images"]:
     """Return the logarithm of a Gaussian's density at each z, but for a number that all Gaussians share."""
-    apart = z - gaussian.means
-    lengths = (apart @ torch.linalg.inv(gaussian.covariances) * apart).sum(1)
+    pairs, apart = gaussian.covariances.shape[-1], z - gaussian.means
+    lengths = (apart[:, :pairs] @ torch.linalg.inv(gaussian.covariances) * apart[:, :pairs]).sum(1)
+    lengths = lengths + apart[:, pairs:].square().sum(1) / _VARIANCE
     density: Tensor = -(lengths + gaussian.covariances.logdet()) / 2
     return density

@@ -117,9 +117,9 @@ class StatisticMatching(Method):
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError if there are more images, or more numbers in a record's vector, than memory is good for."""
-        classes = max(1, facts.num_classes)
+        looked, classes = self.layers, max(1, facts.num_classes)
         require_at_most(_MOST_IMAGES, **{"population × classes": self.population * classes})
-        layout = Layout((self.layers.directions,) * 8, self.layers.own, self.layers.own_directions, classes)
+        layout = Layout((looked.directions,) * 8, looked.pairs, looked.own, looked.own_pairs, classes)
         require_at_most(_MOST_NUMBERS, **{"moments of all classes": layout.dimensions})
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> MatchedImages:
@@ -168,7 +168,7 @@ class StatisticMatching(Method):
         widths = self.layers.widths(shape, run.starts)
         view = run.processes.object_from_first(View.of(rows, widths, self.layers.directions))
         own = min(self.layers.own, len(widths)) if data.num_classes else 0
-        layout = Layout(tuple(view.sizes), own, self.layers.own_directions, len(generator.images))
+        layout = Layout(tuple(view.sizes), self.layers.pairs, own, self.layers.own_pairs, len(generator.images))
         seen = torch.cat([view.exact(part) for part in torch.split(rows, 1024)])
         norm = layout.norm(seen)
 

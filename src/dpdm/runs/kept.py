@@ -71,7 +71,8 @@ def keep_rows(
         if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != _PART or not np.isfinite(rows).all():
             raise InputError(f"{made_by} does not make one finite row of float32 for each image")
         store.append([keys[number] for number in part], rows[: len(part)])
-        tell_progress(f"{name}, in percent", 100 * (start + len(part)) // len(missing), 100)
+        if len(missing) > _PART:
+            tell_progress(f"{name}, in percent", 100 * (start + len(part)) // len(missing), 100)
     return KeptRows(store.rows(), np.array([store.places[key] for key in keys], dtype=np.int64))
 
 

@@ -43,7 +43,7 @@ def trained(folder, **changes):
 
 
 def matched(folder, run=None, **changes):
-    layers = Layers(network=str(folder), directions=6, own_directions=4)
+    layers = Layers(network=str(folder), directions=6, pairs=5, own_pairs=4)
     method = StatisticMatching(layers=layers, population=3, passes=1, candidates=30)
     plan = method.plan(epsilon=3.0, dataset_size=20, delta=1e-5)
     trainer = Trainer(method=method, plan=plan, public=labelled(40, 5, "others"), run=run, ledger=None, machine=MACHINE)
