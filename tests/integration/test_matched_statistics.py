@@ -30,7 +30,6 @@ def test_time_chooses_how_many_images_and_a_resumed_run_keeps_it(dpdm, photos, t
     code, out, err = dpdm(*line)
     assert code == 0, err
     assert "for 0.05 minutes here: population = " in err
-    assert "layers, in percent: 100 of 100" in err
     assert "matching images: " in err
     settings = tomllib.loads((tmp_path / "run" / "release" / "config.toml").read_text())
     monkeypatch.setattr("dpdm.methods.statistics.pace_of", lambda *arguments: pytest.fail("measured again"))
