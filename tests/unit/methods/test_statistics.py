@@ -243,7 +243,7 @@ def test_matching_lowers_the_divergence_and_moves_classes_apart():
     losses = []
     while not matching.finished:
         losses.append(matching.update())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     dark, bright = matching.images().float().flatten(1).mean(1).tolist()
     assert bright > dark + 40
 
