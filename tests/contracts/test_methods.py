@@ -21,11 +21,13 @@ from dpdm.methods import (
     Evolution,
     Fourier,
     Labels,
+    Layers,
     MeanEmbedding,
     Prior,
     PriorAlone,
     PublicFeatures,
     Start,
+    StatisticMatching,
 )
 from dpdm.networks import MLP
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
@@ -50,6 +52,8 @@ TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplici
 PIXELS = Embedding(features="pixels")
 SMALL = {"updates": 5, "batch_size": 8, "latent": 2, "width": 16}
 FEATURES = Embedding(features="random-convnet", size=8)
+LAYERS = Layers(network="random-convnet", size=8, directions=6, pairs=5, own_pairs=4)
+MATCHED = {"layers": LAYERS, "population": 3, "passes": 2, "candidates": 30}
 TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
@@ -71,6 +75,8 @@ TOYS = {
     "evolution of a prior": Evolution(rounds=2, population=4, prior=Prior(centres=1)),
     "evolution in features": Evolution(rounds=2, population=4, augment=0.5, embedding=FEATURES),
     "evolution of a prior in features": Evolution(rounds=2, population=4, embedding=FEATURES, prior=Prior(centres=1)),
+    "statistics of public images": StatisticMatching(**MATCHED),
+    "statistics of a prior": StatisticMatching(prior=Prior(centres=2, rounds=2), **MATCHED),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),

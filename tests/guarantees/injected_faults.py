@@ -51,6 +51,7 @@ from dpdm.audit.canaries import AuditedRun, WatchedRun, train_with_canaries
 from dpdm.config import Config, Data, Machine, Privacy, encode
 from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.evaluation.layers import LayerMeans
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
@@ -63,11 +64,13 @@ from dpdm.methods import (
     Fourier,
     ImageFacts,
     Labels,
+    Layers,
     MeanEmbedding,
     Prior,
     PriorAlone,
     PublicFeatures,
     Start,
+    StatisticMatching,
     evolution,
     feature_maps,
     labels,
@@ -76,6 +79,7 @@ from dpdm.methods import (
     variations,
 )
 from dpdm.methods import gains as public_start
+from dpdm.methods import statistics as statistics_method
 from dpdm.methods.embedding import Embedded
 from dpdm.methods.loader import Loader
 from dpdm.methods.unit_rows import UnitRows
@@ -214,6 +218,31 @@ def candidates_of_a_release(folder: Path) -> list[str]:
     if len(both["events"]) != (made := len(one["events"]) + len(both["releases"])):
         return [f"{made} noisy sums were made in all, and {len(both['events'])} are claimed"]
     return []
+
+
+def two_worlds_of_moments(folder: Path) -> list[str]:
+    """Moments of layers in worlds that differ in an image, one at the maximum everywhere, in a group, and by place."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    last, found = len(IMAGES) - 1, []
+    layers = Layers(network="random-convnet", size=8, directions=6, pairs=5, own_pairs=4)
+    method = StatisticMatching(layers=layers, population=2, passes=1, candidates=40)
+    inserted = np.roll(np.arange(len(IMAGES)), 1)
+    pairs = {
+        "image": [
+            (IMAGES, IMAGES.part(range(last))),
+            (IMAGES.part(inserted), IMAGES.part(range(last))),
+            (IMAGES, IMAGE_NEIGHBOURS["white"]),
+            (IMAGES, IMAGE_NEIGHBOURS["first of its class"]),
+        ],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
+    }
+    for name, d, e in _in_both_worlds(folder, method, pairs, public=public):
+        found += differences(d, e)
+        if name == "public" and moved(d, e) != [0.0] * len(d.calls):
+            found.append("an image that is public moved a sum")
+    return found
 
 
 def two_worlds_of_gains(folder: Path) -> list[str]:
@@ -1095,6 +1124,51 @@ def candidates_by_private_images(patch: Patch) -> None:
     patch.setattr(evolution.Evolution, "_pool", beside)
 
 
+def moments_clipped_layer_by_layer(patch: Patch) -> None:
+    sound = statistics_method.clipped_sum
+
+    def by_layer(parts, *, dimensions, max_norm):
+        part = dimensions // 4
+        whole = [(rows.clone(), weights) for rows, weights in parts]
+        totals = []
+        for start in range(0, dimensions, part):
+            mine = [(rows[:, start : start + part], weights) for rows, weights in whole]
+            totals.append(sound(mine, dimensions=min(part, dimensions - start), max_norm=max_norm).total)
+        return BoundedSum(torch.cat(totals), max_norm)
+
+    patch.setattr(statistics_method, "clipped_sum", by_layer)
+
+
+def each_position_a_row(patch: Patch) -> None:
+    sound = statistics_method.clipped_sum
+
+    def many(parts, **settings):  # as many rows as the last layer has positions
+        return sound(((rows.repeat(16, 1), weights.repeat(16)) for rows, weights in parts), **settings)
+
+    patch.setattr(statistics_method, "clipped_sum", many)
+
+
+def layers_in_training_mode(patch: Patch) -> None:
+    sound = LayerMeans.forward
+
+    def normalised(self, images):
+        layers = sound(self, images)
+        return [(layer - layer.mean(0)) / (layer.std(0, correction=0) + 1e-3) for layer in layers]
+
+    patch.setattr(LayerMeans, "forward", normalised)
+    patch.setattr("dpdm.methods.layers.depends_on_itself_alone", lambda *arguments: True)
+
+
+def centred_by_private_means(patch: Patch) -> None:
+    sound = statistics_method.known_before
+
+    def known(run, data, *settings):
+        public = sound(run, data, *settings)
+        return public._replace(images=np.concatenate([public.images, data.images]))
+
+    patch.setattr(statistics_method, "known_before", known)
+
+
 def counts_without_noise(patch: Patch) -> None:
     sound = Run.once
 
@@ -1477,6 +1551,13 @@ FAULTS = [
     Fault("a group that votes once for each image", images_at_full_weight, two_worlds_of_moved_candidates),
     Fault("candidates of a release that are not counted", earlier_sums_not_counted, candidates_of_a_release),
     Fault("candidates of a release declared public", images_that_bring_nothing_along, candidates_of_a_release),
+    Fault("moments clipped layer by layer", moments_clipped_layer_by_layer, two_worlds_of_moments),
+    Fault("each position of a layer a row of its own", each_position_a_row, two_worlds_of_moments),
+    Fault("layers that normalise by the batch", layers_in_training_mode, two_worlds_of_moments),
+    Fault("directions of private and public images together", centred_by_private_means, two_worlds_of_moments),
+    Fault("a whole vector of moments for each image of a group", images_at_full_weight, two_worlds_of_moments),
+    Fault("a black image's moments in place of a blank one's", blank_images_vote, two_worlds_of_moments),
+    Fault("images matched to moments without noise", counts_without_noise, two_worlds_of_moments, said="weights"),
     Fault("each image of a group at full weight in the gains", images_at_full_weight, two_worlds_of_gains),
     Fault("gains clipped level by level", clipped_level_by_level, two_worlds_of_gains),
     Fault("gains in units of private residuals", scaled_by_private_residuals, two_worlds_of_gains),
@@ -1537,6 +1618,7 @@ CHECKS = {
     two_worlds_of_votes: "two worlds of votes for public images",
     two_worlds_of_moved_candidates: "two worlds of votes for moved draws of a prior",
     candidates_of_a_release: "a run whose candidates are images of a release",
+    two_worlds_of_moments: "two worlds of a public network's moments",
     two_worlds_of_gains: "two worlds of a public network's gains",
     two_worlds_of_prototypes: "two worlds of private labels for public images",
     two_worlds_of_features: "two worlds of sums of features",

@@ -259,8 +259,12 @@ def test_a_run_of_another_method_survives_the_round_trip(method, load_table):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"method": "piror"}, "is none of diffusion, prior, evolution, mean-embedding: did you mean prior?"),
-        ({"overrides": ["method=7"]}, "method = 7 is none of diffusion, prior, evolution, mean-embedding"),
+        (
+            {"method": "piror"},
+            "method = 'piror' is none of diffusion, prior, evolution, labels, mean-embedding, aggregated-embeddings, "
+            "statistics: did you mean prior?",
+        ),
+        ({"overrides": ["method=7"]}, "method = 7 is none of diffusion, prior, evolution"),
         ({"method": "prior", "overrides": ["network.width=3"]}, "unknown key network (method = prior)"),
         ({"method": "prior", "overrides": ["prior.centers=3"]}, "unknown key prior.centers: did you mean centres?"),
     ],

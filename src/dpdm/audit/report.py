@@ -19,7 +19,7 @@ from dpdm.config import Config, Data, Machine, Public, decode, decode_method, de
 from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import roc_chart, side_by_side
 from dpdm.files import write_atomically, write_json
-from dpdm.methods import DenoisingGenerator, ImageFacts
+from dpdm.methods import DenoisingGenerator, ImageFacts, Method
 from dpdm.methods.interface import PublicStart
 from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
@@ -274,7 +274,7 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
         config = Config(
             data=Data(source="?"),
             public=decode(Public, settings["public"], path="public.") if "public" in settings else None,
-            method=decode_method(_as_opened(settings)),
+            method=_as_opened(decode_method(settings), settings),
             seed=settings["seed"],
             machine=decode(Machine, settings["machine"], path="machine."),
         )
@@ -283,10 +283,10 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
         raise InputError(f"{file} is damaged ({type(error).__name__})") from None
 
 
-def _as_opened(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's settings with the places of its starts, which a release does not tell."""
+def _as_opened(method: Method, settings: dict[str, Any]) -> Method:
+    """Return a run's method with the places of its starts, which a release does not tell."""
     places = settings.get("start_folders")
-    return settings if places is None else settings | {"start": settings["start"] | {"sources": places}}
+    return method if places is None else method.begun_from(places)
 
 
 def _images_of(
@@ -318,7 +318,7 @@ def _images_of(
 def _starts_of(run: Path | str, release: Release, config: Config) -> tuple[PublicStart, ...]:
     """Return the public starts of a run, from where they were then."""
     starts = open_starts(config.method.start_folders)
-    if starts and [start.sha256 for start in starts] != release.settings["start"]["sha256"]:
+    if tuple(start.sha256 for start in starts) != decode_method(release.settings).start_digests:
         raise InputError(f"{', '.join(config.method.start_folders)}: {run} began with another start")
     return starts
 

@@ -32,8 +32,8 @@ PublicImages = Annotated[
     typer.Option(
         "--public",
         help="Images declared public, for a method that starts from some: fonts or shapes, which are drawn, a path or "
-        "a name, or several joined by +. No ε protects them. Or a finished run: images are drawn from "
-        "its release, whose noisy sums the claim then counts again.",
+        "a name, or several joined by +. No ε protects them. Or a finished run: images are drawn from its release, "
+        "whose noisy sums the claim then counts again.",
     ),
 ]
 StartFolder = Annotated[
@@ -41,7 +41,7 @@ StartFolder = Annotated[
     typer.Option(
         "--start",
         help="A folder that dpdm pretrain made: a network to begin with. Of several, joined by +, private images "
-        "choose one. Or none (default: a preset's).",
+        "choose one. Or none (default: a preset's). For the method statistics a classifier (pretrain --kind).",
     ),
 ]
 Epsilon = Annotated[
@@ -69,7 +69,10 @@ Rehearse = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(help="Time for the run. Noise multiplicity, steps and batch are chosen to fit it on this machine."),
+    typer.Option(
+        help="Time for the run. Noise multiplicity, steps and batch are chosen to fit it on this machine; of "
+        "statistics, the number of images."
+    ),
 ]
 LedgerPlace = Annotated[
     str | None,
@@ -104,11 +107,13 @@ def load_settings(
     require_target(target)
     from dpdm.config import Privacy, load_config, require_epsilon, require_timed
 
-    if start not in (None, "none") and method not in (None, "diffusion"):
-        fail(f"--start is for the method diffusion, not {method}: leave out one of the two")
+    if start not in (None, "none") and method not in (None, "diffusion", "statistics"):
+        fail(f"--start is for the methods diffusion and statistics, not {method}: leave out one of the two")
     named = None if public is None else json.dumps(public)  # as text, whatever it looks like
     given = {"privacy.epsilon": epsilon, "privacy.dataset_size": dataset_size, "public.source": named}
-    if start is not None and start != "none":
+    if start not in (None, "none") and method == "statistics":
+        given["layers.network"] = json.dumps(start)
+    elif start is not None and start != "none":
         given["start.sources"] = json.dumps(
             [start] if Path(start).expanduser().exists() else [one.strip() for one in start.split("+")]
         )

@@ -48,6 +48,7 @@ def plan(
     from dpdm.config import is_release, require_public_source
     from dpdm.data.public import require_public_there
     from dpdm.runs import measure_sampling, measure_step
+    from dpdm.runs.hardware import choose_device
     from dpdm.runs.start import open_starts
 
     if config.public is not None:  # a plan can be made without, which train cannot
@@ -64,12 +65,15 @@ def plan(
     if own := _memory_of(config, facts, asked):
         cost = cost._replace(memory_gib=cost.memory_gib + own / 2**30)
     report = _report(config, asked, cost, sampling)
+    if config.method.timed:
+        device = choose_device(config.machine.device)
+        report["minutes"] = config.method.seconds(facts, records=asked.dataset_size, device=device) / 60
     if as_json:
         return print_json(report)
     for line in _lines(report, config, asked, sampling):
         say(line)
     if minutes is not None:
-        chosen = {
+        chosen = _timed(config) or {
             "privacy.steps": asked.steps,
             "privacy.expected_batch_size": asked.expected_batch_size,
             "loss.noise_multiplicity": _noise_multiplicity(config),
@@ -149,7 +153,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         at_once = f"{report['physical_batch_size']:,} {unit}s at once"
         yield f"memory      about {report['memory_gib']:.1f} GiB, for {at_once}{beside}"
     else:
-        yield "time        seconds to minutes: no network is trained"
+        measured = f"about {duration(60 * report['minutes'])} here, measured on made-up images"
+        yield f"time        {measured if config.method.timed else 'seconds to minutes: no network is trained'}"
         if config.method.starts_from_images:
             yield f"memory      about {report['memory_gib']:.1f} GiB{_among(config)}"
     yield f"sampling    about {duration(sampling)} for 10,000 images here"
@@ -187,9 +192,11 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
     there = _begun_with(folder, processes)
     if there is not None:
         plan = decode_plan(there["plan"])
-        config = replace(
-            config, privacy=replace(config.privacy, steps=plan.steps, expected_batch_size=plan.expected_batch_size)
-        )
+        if config.method.timed:
+            config = replace(config, method=config.method.as_begun(there))
+        else:
+            privacy = replace(config.privacy, steps=plan.steps, expected_batch_size=plan.expected_batch_size)
+            config = replace(config, privacy=privacy)
         if isinstance(config.method, Diffusion):
             loss = replace(config.method.loss, noise_multiplicity=there["loss"]["noise_multiplicity"])
             config = replace(config, method=replace(config.method, loss=loss))
@@ -199,14 +206,23 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         config, cost, sampling = _measured(config, facts, mechanism, minutes, first=processes.first)
         begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
         started = bool(config.method.start_folders)
-        advice = why_it_cannot_pay(config.plan(lambda: mechanism.dataset_size), cost.parameters, started=started)
+        new = config.plan(lambda: mechanism.dataset_size)
+        advice = why_it_cannot_pay(new, cost.parameters, started=started) if new.steps else None
         remarks = [f"sampling 10,000 images will then take about {duration(sampling)}", *([advice] if advice else [])]
     if processes.first:
         steps, batch = config.privacy.steps, config.privacy.expected_batch_size
-        tell(f"{begun}: {steps:,} steps of {batch:,} {config.data.unit}s in {_copies(config)}")
+        if config.method.timed:
+            tell(f"{begun}: {', '.join(f'{name} = {value:,}' for name, value in _timed(config).items())}")
+        else:
+            tell(f"{begun}: {steps:,} steps of {batch:,} {config.data.unit}s in {_copies(config)}")
         for remark in remarks:
             tell(remark)
     return config
+
+
+def _timed(config: "Config") -> dict[str, Any]:
+    """Return the settings of a method without steps that fill a given time, if it has any."""
+    return {name: getattr(config.method, name) for name in config.method.timed}
 
 
 def _begun_with(folder: Path, processes: "Processes") -> dict[str, Any] | None:

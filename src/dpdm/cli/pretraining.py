@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from dpdm.data import ImageDataset
     from dpdm.ledger import Ledger
     from dpdm.methods import ImageFacts
+    from dpdm.runs.classifying import Classifying
     from dpdm.runs.drawn import Drawn
     from dpdm.runs.pretraining import Pretraining
 
-_OF_A_START = ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "machine.", "seed")
+_KINDS = {
+    "denoiser": ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "machine.", "seed"),
+    "classifier": ("data.", "machine.", "seed"),
+}
 
 
 def pretrain(
@@ -32,6 +36,13 @@ def pretrain(
     like: Annotated[
         str, typer.Option(help="What it is for: a preset, a TOML file, or a path, of which no image is read.")
     ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="denoiser: a network for private steps (diffusion); or classifier: one that tells public classes, "
+            "whose layers are matched (statistics)."
+        ),
+    ] = "denoiser",
     minutes: Annotated[float, typer.Option(help="Time for it.")] = 30.0,
     ledger: LedgerPlace = None,
     set: Set = None,
@@ -41,15 +52,17 @@ def pretrain(
 
     Nothing private is read, and nothing is spent. The same command goes on where it was interrupted.
     """
-    _require_of_a_start(set or [], minutes)
+    _require_of_a_start(kind, set or [], minutes)
     config = load_settings(like, None, None, set, claims=False)
     from dpdm.config import declared_facts
     from dpdm.methods import Diffusion
+    from dpdm.runs.classifying import Classifying
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.pretraining import Pretraining
     from dpdm.runs.start import open_start, require_free
 
-    if not isinstance(method := config.method, Diffusion):
+    classifier, method = kind == "classifier", config.method
+    if not classifier and not isinstance(method, Diffusion):
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
     _require_others(config, public)
@@ -59,7 +72,10 @@ def pretrain(
         with processes.refused_together(), drawing(processes):
             images, earlier = _open(public, facts)
         made = {"public": images, "earlier": earlier, "machine": config.machine, "seed": config.seed}
-        training = Pretraining(facts=facts, method=method, minutes=minutes, **made)  # type: ignore[arg-type]
+        if classifier:
+            training: Classifying | Pretraining = Classifying(facts=facts, minutes=minutes, **made)  # type: ignore[arg-type]
+        else:
+            training = Pretraining(facts=facts, method=method, minutes=minutes, **made)  # type: ignore[arg-type]
         with processes.refused_together():
             _require_public(images, book if processes.first else None)
         if processes.first:
@@ -72,7 +88,10 @@ def pretrain(
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
+    if classifier:
+        return say(f"next: dpdm train {like} --method statistics --start {output} --public {public} --epsilon ...")
     say(f"next: dpdm train {like} --start {output} --epsilon ... (and the same --set data.* and --set network.*)")
+    return None
 
 
 def _require_others(config: "Config", public: str) -> None:
@@ -111,22 +130,24 @@ def _require_public(images: "ImageDataset", book: "Ledger | None") -> None:
         book.require_public(known_records(images))
 
 
-def _require_of_a_start(settings: list[str], minutes: float) -> None:
+def _require_of_a_start(kind: str, settings: list[str], minutes: float) -> None:
     from dpdm.types import require_positive
 
     require_positive(minutes=minutes)
+    if kind not in _KINDS:
+        fail(f"--kind {kind} is none of {', '.join(_KINDS)}")
     for text in settings:
-        if not text.startswith(_OF_A_START):
-            fail(f"--set {text} changes nothing about a start: it takes {', '.join(_OF_A_START)}")
+        if not text.startswith(_KINDS[kind]):
+            fail(f"--set {text} changes nothing about a {kind}: it takes {', '.join(_KINDS[kind])}")
 
 
-def _tell_of(training: "Pretraining") -> None:
+def _tell_of(training: "Classifying | Pretraining") -> None:
     known = f"with the classes {', '.join(training.facts.class_names[:10])}"
     classes = known if training.labelled else "whose classes are not used"
     tell(f"{len(training.public):,} images of {training.public.name}, {classes}")
 
 
-def _with_progress(training: "Pretraining", output: Path, *, shown: bool) -> None:
+def _with_progress(training: "Classifying | Pretraining", output: Path, *, shown: bool) -> None:
     """Train, and show how much of the time is over."""
     whole, over = int(60 * training.minutes), 0
     try:

@@ -32,7 +32,7 @@ from dpdm.cli.options import (
     say,
 )
 from dpdm.cli.planning import fitted, rehearsed
-from dpdm.terminal import leave_the_terminal, remarked, show_progress, show_stages, tell
+from dpdm.terminal import Advance, leave_the_terminal, remarked, show_progress, show_stages, tell
 
 if TYPE_CHECKING:
     from dpdm.config import Config
@@ -165,7 +165,6 @@ def _stopping() -> list[int]:
 
 def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Processes") -> "Release":
     """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint."""
-    from dpdm.data.procedural import watched
     from dpdm.runs.trainer import as_begun
 
     stopped: list[int] = []
@@ -188,11 +187,9 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
     begun = False
     try:
         nothing_to_do = trainer.run is not None and (Path(trainer.run) / "release" / "privacy.json").exists()
-        with show_progress("training", counted if processes.first and not nothing_to_do else None) as advance:
-            show_stage = remarked(advance)
+        with _showing(counted if processes.first and not nothing_to_do else None, steps=bool(plan.steps)) as advance:
             while True:
-                with watched(show_stage):
-                    progress = next(steps)
+                progress = next(steps)
                 if processes.first and not begun:
                     begun = True
                     tell(plan.statement)
@@ -215,6 +212,27 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
         steps.close()  # also where nothing could be shown any more, so that a terminal that is gone loses no step
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _showing(total: int | None, *, steps: bool) -> Iterator[Advance]:
+    """Show how far a run is: its steps; or without any the stages of its work, which tell of themselves."""
+    from dpdm.data.procedural import watched
+
+    if steps or total is None:
+        with show_progress("training", total) as advance, watched(remarked(advance)):
+            yield advance
+        return
+    made = 0
+    with show_stages() as move, watched(move):
+
+        def count(number: int, remark: str) -> None:
+            nonlocal made
+            if number:
+                made += number
+                move("noisy sums", made, total)
+
+        yield count
 
 
 def require_readable(book: "Ledger | None", processes: "Processes") -> None:

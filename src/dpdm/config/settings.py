@@ -258,11 +258,10 @@ def require_epsilon(privacy: Privacy) -> float:
     return privacy.epsilon
 
 
-def require_timed(method: Method) -> Diffusion:
-    """Return a method that takes steps, which can be fitted to a time."""
-    if not isinstance(method, Diffusion):
+def require_timed(method: Method) -> None:
+    """Raise InputError unless a method takes steps, or has other settings, which can be fitted to a time."""
+    if not isinstance(method, Diffusion) and not method.timed:
         raise InputError(f"the method {method.kind} takes no steps that could be timed: leave out --minutes")
-    return method
 
 
 def require_public_source(method: Method, *, given: bool) -> None:

@@ -52,7 +52,7 @@ def draw_images(draw: Callable[[int, np.random.Generator], Levels], count: int, 
 
 
 def tell_progress(source: str, done: int, count: int) -> None:
-    """Say how many images of a source are drawn, to whoever watches."""
+    """Say how many images of a source are drawn, or how much of other work is done, to whoever watches: no secret."""
     _ON_PROGRESS.get()(source, done, count)
 
 

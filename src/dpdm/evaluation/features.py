@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -136,12 +136,7 @@ class EfficientNetLite0:
 
     def of_levels(self, device: torch.device | None = None) -> OfLevels:
         """Return the function of levels; raise InputError as `build` does."""
-        path = self._weights()
-        from efficientnet_lite_pytorch import EfficientNet
-
-        network = EfficientNet.from_name("efficientnet-lite0")
-        network.load_state_dict(torch.load(path, weights_only=True))
-        network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        network = self.network().to(device)
 
         def features(levels: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images features"]:
             # what the weights were trained with
@@ -150,6 +145,15 @@ class EfficientNetLite0:
             return pooled
 
         return features
+
+    def network(self) -> Any:  # noqa: ANN401 (of a package without types)
+        """Return the network with its weights; raise InputError if the packages of these are not installed."""
+        path = self._weights()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @property
     def sha256(self) -> str:
@@ -275,20 +279,24 @@ class RandomConvNet:
 
     def of_levels(self, device: torch.device | None = None) -> OfLevels:
         """Return the function of levels."""
-        random, layers = torch.Generator().manual_seed(0), list[nn.Module]()
-        for inputs, outputs in pairwise((3, 64, 128, 256)):
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1)
-            with torch.no_grad():
-                conv.weight.normal_(0, math.sqrt(2 / (9 * inputs)), generator=random)
-                conv.bias.zero_()  # type: ignore[union-attr]
-            layers += [conv, nn.ReLU(), nn.AvgPool2d(2)]
-        network = nn.Sequential(*layers).requires_grad_(False).to(device)
+        network = nn.Sequential(*self.stages()).to(device)
 
         def features(levels: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images features"]:
             maps = network(framed(levels, side=self.size, colour=True).div(127.5).sub(1)).flatten(2)
             return torch.cat([maps.mean(2), maps.amax(2)], dim=1)
 
         return features
+
+    def stages(self) -> list[nn.Module]:
+        """Return the three layers."""
+        random, stages = torch.Generator().manual_seed(0), list[nn.Module]()
+        for inputs, outputs in pairwise((3, 64, 128, 256)):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+            with torch.no_grad():
+                conv.weight.normal_(0, math.sqrt(2 / (9 * inputs)), generator=random)
+                conv.bias.zero_()  # type: ignore[union-attr]
+            stages.append(nn.Sequential(conv, nn.ReLU(), nn.AvgPool2d(2)).requires_grad_(False))
+        return stages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.labelled import LabelledGenerator
     from dpdm.methods.labels import Labels
+    from dpdm.methods.layers import Layers
+    from dpdm.methods.matching import MatchedImages
     from dpdm.methods.mean_embedding import MeanEmbedding
     from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
     from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
+    from dpdm.methods.statistics import StatisticMatching
 
 __all__ = [
     "METHODS",
@@ -44,6 +47,8 @@ __all__ = [
     "ImageGenerator",
     "LabelledGenerator",
     "Labels",
+    "Layers",
+    "MatchedImages",
     "MeanEmbedding",
     "Method",
     "MixtureGenerator",
@@ -56,6 +61,7 @@ __all__ = [
     "PublicPart",
     "SmallGenerator",
     "Start",
+    "StatisticMatching",
     "require_sampler_names",
 ]
 
@@ -70,11 +76,14 @@ __getattr__ = lazily(
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "labelled": "LabelledGenerator",
         "labels": "Labels",
+        "layers": "Layers",
+        "matching": "MatchedImages",
         "mean_embedding": "MeanEmbedding",
         "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
         "small_generator": "SmallGenerator",
         "start": "Start",
+        "statistics": "StatisticMatching",
     },
 )

@@ -337,6 +337,15 @@ class Diffusion(Method):
         return () if self.start is None else self.start.sources
 
     @property
+    def start_digests(self) -> tuple[str, ...]:
+        """The SHA-256 of the weights of each, as a release names it."""
+        return () if self.start is None else self.start.sha256
+
+    def begun_from(self, folders: Sequence[str]) -> "Diffusion":
+        """Return the method with these as its starts."""
+        return self if self.start is None else replace(self, start=replace(self.start, sources=tuple(folders)))
+
+    @property
     def code(self) -> OwnNetwork | None:
         """The network, if its code is not the package's."""
         return code_of(self.network)

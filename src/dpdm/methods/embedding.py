@@ -23,7 +23,9 @@ from dpdm.evaluation.features import OfLevels
 from dpdm.methods.interface import ImageGenerator, Kept, Method, PublicPart, PublicStart, Run
 from dpdm.types import Images, InputError, require_within
 
-_AT_ONCE = 16  # images of one call: a fixed number, so that the rows of an image come of one computation
+AT_ONCE = 16
+"""Images of one call: a fixed number, so that the rows of an image come of one computation."""
+
 _PART = 4096  # rows at a time
 _RIDGE = 0.1  # of the mean variance, added to each: directions in which public images hardly differ are no noise's
 _GRID = 2**11  # of rows of unit length: a product of two is a multiple of 2⁻²² below 2, which float32 has
@@ -81,7 +83,7 @@ class Embedding:
         """
         channels, height, width = shape
         compute = built_features(self._value, (height, width, channels))
-        at_once = _AT_ONCE if _depends_on_itself_alone(compute, (height, width, channels)) else 1
+        at_once = AT_ONCE if depends_on_itself_alone(compute, (height, width, channels)) else 1
 
         def rows(images: Images) -> Float32[Tensor, "images features"]:
             filled = np.concatenate([images, np.zeros_like(images[:1]).repeat(-len(images) % at_once, axis=0)])
@@ -251,12 +253,12 @@ def parts_of(number: int) -> Iterator[slice]:
     yield from (slice(start, min(number, start + _PART)) for start in range(0, number, _PART))
 
 
-def _depends_on_itself_alone(compute: Compute, shape: tuple[int, int, int]) -> bool:
+def depends_on_itself_alone(compute: Compute, shape: tuple[int, int, int]) -> bool:
     """Tell whether an image has the same row, to the bit, at each place among other images."""
     random = np.random.default_rng(0)
     one, rows = random.integers(0, 256, shape, dtype=np.uint8), []
-    for place in (0, 1, 7, _AT_ONCE - 1):
-        images = random.integers(0, 256, (_AT_ONCE, *shape), dtype=np.uint8)
+    for place in (0, 1, 7, AT_ONCE - 1):
+        images = random.integers(0, 256, (AT_ONCE, *shape), dtype=np.uint8)
         images[place] = one
         with torch.inference_mode():
             rows.append(compute(images)[place])

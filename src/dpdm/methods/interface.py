@@ -7,7 +7,7 @@ it learns of private images has passed the run's mechanism: a method writes no f
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -230,6 +230,10 @@ class Run(Protocol):
         """Note a noisy sum of a method that takes no steps, and draw what it has come to, into watch/."""
         ...
 
+    def worked(self) -> Progress:
+        """Note that work on what was released has gone on: a checkpoint now and then."""
+        ...
+
 
 def _left_after(earlier: Sequence[Earlier], epsilon: float, dataset_size: int, delta: float) -> float:
     """Return the ε of a Gaussian release that costs `epsilon` together with earlier noisy sums."""
@@ -246,6 +250,9 @@ class Method(ABC):
     kind: ClassVar[str]
     starts_from_images: ClassVar[bool] = False
     """Whether it needs images that are declared public."""
+
+    timed: ClassVar[tuple[str, ...]] = ()
+    """The settings that `fitted` chooses, of a method that takes no steps and can fill a given time."""
 
     @abstractmethod
     def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:
@@ -304,6 +311,23 @@ class Method(ABC):
         asked = Plan(dataset_size=dataset_size, delta=delta, releases=self.releases(budget), **fields)
         return asked.calibrate(epsilon=epsilon)
 
+    def seconds(self, facts: ImageFacts, *, records: int, device: torch.device) -> float:
+        """Return about how long a run of a `timed` method takes here, measured on made-up images; 0 for others."""
+        return 0.0
+
+    def fitted(self, facts: ImageFacts, *, records: int, device: torch.device, seconds: float) -> "Method":
+        """Return the method with those settings of `timed` that fill so many seconds here, measured on made-up images.
+
+        Raises:
+            InputError: The time is too short.
+        """
+        raise NotImplementedError(f"{self.kind} has no settings that fill a time")
+
+    def as_begun(self, settings: Mapping[str, Any]) -> "Method":
+        """Return the method with those settings of `timed` that a run began with."""
+        assert is_dataclass(self)
+        return replace(self, **{name: settings[name] for name in self.timed if name in settings})
+
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a method without a network needs at most, with so many public and private images."""
         return 0
@@ -324,6 +348,15 @@ class Method(ABC):
     def start_folders(self) -> tuple[str, ...]:
         """The folders of networks that were trained on public images, of which the method begins with one."""
         return ()
+
+    @property
+    def start_digests(self) -> tuple[str, ...]:
+        """The SHA-256 of the weights of each, as a release names it."""
+        return ()
+
+    def begun_from(self, folders: Sequence[str]) -> "Method":
+        """Return the method as a release says it with these as `start_folders`: where they are on this machine."""
+        return self
 
     @property
     def networks(self) -> tuple[str, ...]:

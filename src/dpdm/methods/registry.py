@@ -7,6 +7,15 @@ from dpdm.methods.interface import Method
 from dpdm.methods.labels import Labels
 from dpdm.methods.mean_embedding import MeanEmbedding
 from dpdm.methods.prior import PriorAlone
+from dpdm.methods.statistics import StatisticMatching
 
-_ALL = (Diffusion, PriorAlone, Evolution, Labels, MeanEmbedding, AggregatedEmbeddings)
+_ALL: tuple[type[Method], ...] = (
+    Diffusion,
+    PriorAlone,
+    Evolution,
+    Labels,
+    MeanEmbedding,
+    AggregatedEmbeddings,
+    StatisticMatching,
+)
 METHODS: dict[str, type[Method]] = {method.kind: method for method in _ALL}

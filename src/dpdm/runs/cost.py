@@ -238,9 +238,9 @@ def fit_to_time(
 
     On several processes all must call it together, and get the same.
 
-    Time goes first to noise multiplicity K, a power of two up to 32 or to what there is time to measure, at the steps
-    and the batch of `config`. Where even K = 1 takes too long, or K = 32 leaves time, steps and batch shrink or grow by
-    the same factor.
+    A method without steps chooses its own settings (`Method.fitted`). Else time goes first to noise multiplicity K, a
+    power of two up to 32 or to what there is time to measure, at the steps and the batch of `config`. Where even K = 1
+    takes too long, or K = 32 leaves time, steps and batch shrink or grow by the same factor.
 
     Args:
         config: The settings to start from.
@@ -258,7 +258,11 @@ def fit_to_time(
         InputError: There is not even time for one step on one image, or half of the free memory is too little.
     """
     require_positive(minutes=minutes)
-    method = require_timed(config.method)
+    require_timed(config.method)
+    if config.method.timed:
+        return _with_work_for(config, facts, plan, (1 - _MEASURING - _BESIDE_STEPS) * 60 * minutes)
+    method = config.method
+    assert isinstance(method, Diffusion)
     until = time.perf_counter() + _MEASURING * 60 * minutes
     seconds = (1 - _MEASURING - _BESIDE_STEPS) * 60 * minutes
     _require_half_free(method, config.machine, facts)
@@ -304,6 +308,14 @@ def fit_to_time(
     fitted = dataclasses.replace(config, privacy=privacy, method=dataclasses.replace(method, loss=loss))
     plan = plan.with_steps(steps, expected_batch_size=batch)
     return Fitted(fitted, _cost(stopwatch, loss, facts, plan, each, beside), sampling)
+
+
+def _with_work_for(config: Config, facts: ImageFacts, plan: AnyPlan, seconds: float) -> Fitted:
+    """Return `config` with as much work on what is released as fills so many seconds: the same on all processes."""
+    device = choose_device(config.machine.device)
+    method = config.method.fitted(facts, records=plan.dataset_size, device=device, seconds=seconds)
+    config = dataclasses.replace(config, method=Processes.joined().object_from_first(method))
+    return Fitted(config, measure_step(config, facts, plan), measure_sampling(config, facts))
 
 
 def _factor(of_examples: float, of_steps: float, seconds: float) -> float:

@@ -42,7 +42,7 @@ def keep_rows(
     make: Callable[[Images], Float32[Tensor, "images columns"]],
     *,
     made_by: str,
-    what: str = "rows",
+    name: str = "rows",
 ) -> KeptRows:
     """Return one row for each image: those in `folder` that `made_by` made before, and new ones, which are kept there.
 
@@ -54,7 +54,7 @@ def keep_rows(
         images: All images.
         make: Returns rows (number, columns) for 256 images.
         made_by: What `make` is: rows of another one are made anew.
-        what: What rows are called by whoever shows progress.
+        name: What the rows are called, for whoever watches: of private images only a part of all is told.
 
     Raises:
         InputError: `make` returns something else than one finite row of float32 for each image.
@@ -64,7 +64,6 @@ def keep_rows(
     store = _Store(folder, made_by, first.keys())
     missing = [number for key, number in first.items() if key not in store.places]
     for start in range(0, len(missing), _PART):
-        tell_progress(what, start, len(missing))
         part = missing[start : start + _PART]
         filled = np.zeros((_PART, *images.shape[1:]), dtype=np.uint8)
         filled[: len(part)] = images[part]
@@ -72,6 +71,8 @@ def keep_rows(
         if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != _PART or not np.isfinite(rows).all():
             raise InputError(f"{made_by} does not make one finite row of float32 for each image")
         store.append([keys[number] for number in part], rows[: len(part)])
+        if len(missing) > _PART:
+            tell_progress(f"{name}, in percent", 100 * (start + len(part)) // len(missing), 100)
     return KeptRows(store.rows(), np.array([store.places[key] for key in keys], dtype=np.int64))
 
 

@@ -45,7 +45,8 @@ _RECORDS_OF_A_PRIOR = 8_000
 _LEARNING_RATE, _WARM_UP, _LAST, _EMA = 2e-3, 50, 0.05, 0.998
 _FEWEST = 64  # public images
 _PART = 4096  # images pooled at a time
-_MAKING = "making"
+MAKING = "making"
+"""What a folder holds of a training that is not over."""
 
 
 class Pretrained(NamedTuple):
@@ -128,7 +129,7 @@ class Pretraining:
             "public": self.public.digest(),
             "earlier": [encode(each) for each in self.earlier],
         }
-        making = folder / _MAKING if processes.first else None
+        making = folder / MAKING if processes.first else None
         with processes.refused_together():
             require_free(folder)
             kept = PrivateFolder(making, {**settings, "machine": encode(self.machine)})
@@ -153,10 +154,10 @@ class Pretraining:
         if processes.first:
             weights = loop.average.network.state_dict()
             save_start(folder, weights, self.public, self.settings() | {"updates": updates}, self.earlier)
-            shutil.rmtree(folder / _MAKING)
+            shutil.rmtree(folder / MAKING)
 
 
-class _Clock(nn.Module):
+class Clock(nn.Module):
     """How long training has taken, before it was interrupted too."""
 
     passed: Float64[Tensor, ""]
@@ -167,9 +168,11 @@ class _Clock(nn.Module):
 
     @property
     def seconds(self) -> float:
+        """How many seconds it has taken."""
         return float(self.passed)
 
     def add(self, seconds: float) -> None:
+        """Count so many seconds more."""
         self.passed += seconds
 
 
@@ -186,7 +189,7 @@ class _Loop:
         self._denoiser = generator.denoiser.to(self._device)
         self.average = ema.start(self._denoiser).eval()
         self._optimizer = torch.optim.Adam([p for p in self._denoiser.parameters() if p.requires_grad])
-        self.clock = _Clock()
+        self.clock = Clock()
         self._groups: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     @property

@@ -210,7 +210,7 @@ class Run:
     ) -> KeptRows:
         """Return one row of numbers for each private image: as kept in private/, or made now and kept there."""
         path = self._folder.path
-        return keep_rows(None if path is None else path / "kept" / name, images, make, made_by=made_by, what=name)
+        return keep_rows(None if path is None else path / "kept" / name, images, make, made_by=made_by, name=name)
 
     def _number_of(self, name: str) -> int:
         before = 0
@@ -268,10 +268,17 @@ class Run:
 
     def made_sum(self, generator: ImageGenerator) -> Progress:
         """Note a noisy sum of a method that takes no steps, and draw what it has come to, into watch/."""
-        planned = self._mechanism.plan.planned
         if self._watch.has_picture(self._seen):
             self._watch.draw(self._seen, lambda: self.release(generator))
-        return Progress(self._seen, planned, self._seen - self._lost, None, None)
+        return self._sums_seen()
+
+    def worked(self) -> Progress:
+        """Note that work on what was released has gone on: a checkpoint now and then."""
+        self._folder.save_now_and_then(self._state, self.updates)
+        return self._sums_seen()
+
+    def _sums_seen(self) -> Progress:
+        return Progress(self._seen, self._mechanism.plan.planned, self._seen - self._lost, None, None)
 
     def release(self, generator: ImageGenerator) -> Release:
         """Return what would be published if the run ended now."""

@@ -220,9 +220,7 @@ def verify_release(run: Path | str) -> Verified:
         samplers=tuple(getattr(method, "samplers", ())),
         seed=seed,
         public=public,
-        starts=tuple(zip(*(settings["start"][key] for key in ("sources", "sha256")), strict=True))
-        if method.start_folders
-        else (),
+        starts=tuple(zip(method.start_folders, method.start_digests, strict=True)),
         own_network="" if method.foreign is None else str(settings["network"]["type"]),
         own_weights=() if method.foreign is None else _said(layout, method.foreign),
     )
