@@ -285,8 +285,7 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
 
 def _as_opened(method: Method, settings: dict[str, Any]) -> Method:
     """Return a run's method with the places of its starts, which a release does not tell."""
-    places = settings.get("start_folders")
-    return method if places is None else method.begun_from(places)
+    return method.begun_from(places) if (places := settings.get("start_folders")) else method
 
 
 def _images_of(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dpdm.data import ImageDataset
     from dpdm.ledger import Ledger
     from dpdm.methods import ImageFacts
+    from dpdm.methods.interface import PublicStart
     from dpdm.runs.classifying import Classifying
     from dpdm.runs.drawn import Drawn
     from dpdm.runs.pretraining import Pretraining
@@ -86,12 +87,17 @@ def pretrain(
     start = open_start(output)
     if as_json:
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
+    more = f"--method statistics --start {output} --public {public} --epsilon ..."
+    return _tell_what_next(
+        start, output, f"{like} {more if classifier else f'--start {output} --epsilon ... {(and the same --set data.* and --set network.*)'}"
+    )
+
+
+def _tell_what_next(start: "PublicStart", output: Path, command: str) -> None:
+    """Say what a start was made with, and what can be done with it."""
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
-    if classifier:
-        return say(f"next: dpdm train {like} --method statistics --start {output} --public {public} --epsilon ...")
-    say(f"next: dpdm train {like} --start {output} --epsilon ... (and the same --set data.* and --set network.*)")
-    return None
+    say(f"next: dpdm train {command}")
 
 
 def _require_others(config: "Config", public: str) -> None:

@@ -137,10 +137,15 @@ def train(
     if as_json:
         return print_json(release.claim)
     say(f"{'done before, nothing was left to do' if finished else 'done'}: {release.statement}")
+    return _tell_what_next(release, folder, trainer.plan.dataset_size)
+
+
+def _tell_what_next(release: "Release", folder: Path, number: int) -> None:
+    """Say what a person should know of a release, and what can be done with it."""
     if remark := release.generator.remark:
         say(f"note: {remark}")
     say(f"publish {folder / 'release'}; keep {folder / 'private'} to yourself")
-    say(f"next: dpdm sample {folder} -n {trainer.plan.dataset_size} -o synthetic.npz")
+    say(f"next: dpdm sample {folder} -n {number} -o synthetic.npz")
 
 
 def require_public_there_for(config: "Config") -> None:

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from dpdm.evaluation.features import EfficientNetLite0, RandomConvNet, framed
+from dpdm.evaluation.features import EfficientNetLite0, RandomConvNet
+from dpdm.evaluation.preparation import framed
 
 _STAGES_OF_LITE0 = (0, 2, 4, 7, 10, 14, 15)
 """Blocks of EfficientNet-Lite0 after which another width or resolution begins."""

@@ -5,8 +5,8 @@ number of images that were expected. Around each noisy embedding lie public imag
 """
 
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -14,15 +14,12 @@ from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 
 from dpdm.data import ImageDataset
-from dpdm.methods.embedding import Embedding, of_unit_length
+from dpdm.methods.embedding import Embedding, InFeatures, of_unit_length
 from dpdm.methods.interface import (
     Budget,
     ImageFacts,
     ImageGenerator,
-    Method,
     Progress,
-    PublicPart,
-    PublicStart,
     Read,
     Run,
     Sizes,
@@ -64,7 +61,7 @@ class AggregatedGenerator(ImageGenerator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AggregatedEmbeddings(Method):
+class AggregatedEmbeddings(InFeatures):
     """Draws public images near noisy sums of private features, each over a random batch.
 
     Args:
@@ -183,16 +180,3 @@ class AggregatedEmbeddings(Method):
         shown = (read("images", slice(int(query), int(query) + 1)).any() for query in lost.nonzero())
         if plan.steps != self.queries or not sound or (lengths > longest * ~lost).any() or any(shown):
             raise InputError(f"{where} holds noisy embeddings, or images near them, that no run comes to")
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """What a claim calls the network that makes the features."""
-        return self.embedding.network
-
-    def network_parts(self) -> tuple[PublicPart, ...]:
-        """Return that network with the digest of its weights."""
-        return self.embedding.parts()
-
-    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "AggregatedEmbeddings":
-        """Return the method as settings can say it."""
-        return replace(self, embedding=self.embedding.said())

@@ -261,8 +261,14 @@ def fit_to_time(
     require_timed(config.method)
     if config.method.timed:
         return _with_work_for(config, facts, plan, (1 - _MEASURING - _BESIDE_STEPS) * 60 * minutes)
-    method = config.method
-    assert isinstance(method, Diffusion)
+    assert isinstance(config.method, Diffusion)
+    return _with_steps_for(config, config.method, facts, plan, minutes, on_progress)
+
+
+def _with_steps_for(
+    config: Config, method: Diffusion, facts: ImageFacts, plan: AnyPlan, minutes: float, on_progress: OnProgress
+) -> Fitted:
+    """Return `config` with as many noisy copies, steps and images of a batch as fit into so many minutes."""
     until = time.perf_counter() + _MEASURING * 60 * minutes
     seconds = (1 - _MEASURING - _BESIDE_STEPS) * 60 * minutes
     _require_half_free(method, config.machine, facts)
