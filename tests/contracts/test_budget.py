@@ -17,7 +17,7 @@ PACKAGE = ROOT / "src" / "dpdm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 MOST_OF_A_FILE = 400  # lines, whatever is in them
-MOST_OF_THE_MEDIAN_FILE = 130
+MOST_OF_THE_MEDIAN_FILE = 140  # a method is one file of at most 200
 MOST_OF_A_FUNCTION = 50  # lines of code
 LONGER_STILL = {"audit/report.py: audit_run"}  # to be split; no other may be added
 

@@ -1,7 +1,7 @@
 """`dpdm pretrain`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,13 +57,11 @@ def pretrain(
     config = load_settings(like, None, None, set, claims=False)
     from dpdm.config import declared_facts
     from dpdm.methods import Diffusion
-    from dpdm.runs.classifying import Classifying
     from dpdm.runs.hardware import joined_processes
-    from dpdm.runs.pretraining import Pretraining
     from dpdm.runs.start import open_start, require_free
 
-    classifier, method = kind == "classifier", config.method
-    if not classifier and not isinstance(method, Diffusion):
+    classifier = kind == "classifier"
+    if not classifier and not isinstance(config.method, Diffusion):
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
     _require_others(config, public)
@@ -71,14 +69,10 @@ def pretrain(
     facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
         with processes.refused_together(), drawing(processes):
-            images, earlier = _open(public, facts)
-        made = {"public": images, "earlier": earlier, "machine": config.machine, "seed": config.seed}
-        if classifier:
-            training: Classifying | Pretraining = Classifying(facts=facts, minutes=minutes, **made)  # type: ignore[arg-type]
-        else:
-            training = Pretraining(facts=facts, method=method, minutes=minutes, **made)  # type: ignore[arg-type]
+            drawn = _open(public, facts)
+        training = _training_on(drawn, config, facts, minutes, classifier=classifier)
         with processes.refused_together():
-            _require_public(images, book if processes.first else None)
+            _require_public(drawn.images, book if processes.first else None)
         if processes.first:
             _tell_of(training)
         _with_progress(training, output, shown=processes.first)
@@ -87,10 +81,26 @@ def pretrain(
     start = open_start(output)
     if as_json:
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
-    more = f"--method statistics --start {output} --public {public} --epsilon ..."
-    return _tell_what_next(
-        start, output, f"{like} {more if classifier else f'--start {output} --epsilon ... {(and the same --set data.* and --set network.*)'}"
-    )
+    with_it = f"--method statistics --start {output} --public {public} --epsilon ..."
+    if not classifier:
+        with_it = f"--start {output} --epsilon ... (and the same --set data.* and --set network.*)"
+    return _tell_what_next(start, output, f"{like} {with_it}")
+
+
+def _training_on(
+    drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes: float, *, classifier: bool
+) -> "Classifying | Pretraining":
+    """Return what trains the network of a start, or a classifier whose layers are matched."""
+    from dpdm.methods import Diffusion
+    from dpdm.runs.classifying import Classifying
+    from dpdm.runs.pretraining import Pretraining
+
+    made: dict[str, Any] = {"public": drawn.images, "earlier": drawn.earlier, "facts": facts, "minutes": minutes}
+    made |= {"machine": config.machine, "seed": config.seed}
+    if classifier:
+        return Classifying(**made)
+    assert isinstance(config.method, Diffusion)
+    return Pretraining(method=config.method, **made)
 
 
 def _tell_what_next(start: "PublicStart", output: Path, command: str) -> None:

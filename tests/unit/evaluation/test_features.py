@@ -20,7 +20,7 @@ from dpdm.evaluation import (
     image_features,
     inception_score,
 )
-from dpdm.evaluation.features import prepared
+from dpdm.evaluation.preparation import prepared
 from dpdm.types import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
