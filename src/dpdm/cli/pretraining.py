@@ -24,6 +24,14 @@ _KINDS = {
     "classifier": ("data.", "machine.", "seed"),
 }
 
+Kind = Annotated[
+    str,
+    typer.Option(
+        help="denoiser: a network for private steps (diffusion); or classifier: one that tells public classes, "
+        "whose layers are matched (statistics)."
+    ),
+]
+
 
 def pretrain(
     public: Annotated[
@@ -37,13 +45,7 @@ def pretrain(
     like: Annotated[
         str, typer.Option(help="What it is for: a preset, a TOML file, or a path, of which no image is read.")
     ],
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="denoiser: a network for private steps (diffusion); or classifier: one that tells public classes, "
-            "whose layers are matched (statistics)."
-        ),
-    ] = "denoiser",
+    kind: Kind = "denoiser",
     minutes: Annotated[float, typer.Option(help="Time for it.")] = 30.0,
     ledger: LedgerPlace = None,
     set: Set = None,
@@ -81,10 +83,7 @@ def pretrain(
     start = open_start(output)
     if as_json:
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
-    with_it = f"--method statistics --start {output} --public {public} --epsilon ..."
-    if not classifier:
-        with_it = f"--start {output} --epsilon ... (and the same --set data.* and --set network.*)"
-    return _tell_what_next(start, output, f"{like} {with_it}")
+    return _tell_what_next(start, output, like, f" --public {public}" if classifier else "")
 
 
 def _training_on(
@@ -103,11 +102,13 @@ def _training_on(
     return Pretraining(method=config.method, **made)
 
 
-def _tell_what_next(start: "PublicStart", output: Path, command: str) -> None:
+def _tell_what_next(start: "PublicStart", output: Path, like: str, public: str) -> None:
     """Say what a start was made with, and what can be done with it."""
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
-    say(f"next: dpdm train {command}")
+    method = " --method statistics" if public else ""
+    same = "" if public else " (and the same --set data.* and --set network.*)"
+    say(f"next: dpdm train {like}{method} --start {output}{public} --epsilon ...{same}")
 
 
 def _require_others(config: "Config", public: str) -> None:
