@@ -4,6 +4,7 @@ The map is a value. What follows from public images, the mean and the whitening,
 private image is one row, kept in `private/`, which depends on no other image.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +13,15 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.evaluation import EfficientNetLite0, Pixels, RandomConvNet, TorchScriptFeatures
-from dpdm.evaluation.checks import Compute, built_features, feature_vectors
+from dpdm.evaluation.checks import Compute, built_features
 from dpdm.evaluation.features import OfLevels
+from dpdm.generators import no_shared_draws
 from dpdm.methods.interface import ImageGenerator, Kept, Method, PublicPart, PublicStart, Run
 from dpdm.types import Images, InputError, require_within
 
@@ -28,6 +30,7 @@ AT_ONCE = 16
 
 _PART = 4096  # rows at a time
 _RIDGE = 0.1  # of the mean variance, added to each: directions in which public images hardly differ are no noise's
+_MOST_FEATURES = 2048  # for which products and sums below are exact
 _GRID = 2**11  # of rows of unit length: a product of two is a multiple of 2⁻²² below 2, which float32 has
 _SIZES = (8, 512)
 
@@ -83,13 +86,18 @@ class Embedding:
         """
         channels, height, width = shape
         compute = built_features(self._value, (height, width, channels))
-        at_once = AT_ONCE if depends_on_itself_alone(compute, (height, width, channels)) else 1
+        number = require_same_again(compute, (height, width, channels), self.features)
+        together = depends_on_itself_alone(compute, (height, width, channels))
+        at_once = AT_ONCE if together and not isinstance(self._value, TorchScriptFeatures) else 1
 
+        @torch.inference_mode()
         def rows(images: Images) -> Float32[Tensor, "images features"]:
             filled = np.concatenate([images, np.zeros_like(images[:1]).repeat(-len(images) % at_once, axis=0)])
             starts = range(0, len(filled), at_once)
-            parts = [feature_vectors(self.features, compute, filled[start : start + at_once]) for start in starts]
-            return torch.cat([part.float() for part in parts])[: len(images)]
+            made = torch.cat([compute(filled[start : start + at_once]).float() for start in starts])[: len(images)]
+            if made.shape != (len(images), number):
+                raise InputError(f"{self.features} makes {number} features of one image, and others of another")
+            return torch.where(made.isfinite().all(1, keepdim=True), made, 0)  # no image may stop a run
 
         return rows
 
@@ -124,10 +132,12 @@ class Embedding:
         public, processes = run.public, run.processes
         mine = torch.tensor(processes.shard(len(public)))
         kept = self._kept(run, "public features", public.images[mine.numpy()], public.shape)
-        rows = torch.zeros(len(public), kept[:1].shape[1] if len(mine) else 0)
-        rows[mine] = torch.from_numpy(kept[0 : len(mine)])
+        columns = kept[:1].shape[1] if len(mine) else 0
+        rows = torch.zeros(len(public), processes.object_from_first(columns))
+        if len(mine):
+            rows[mine] = torch.from_numpy(kept[0 : len(mine)])
         rows = processes.sum(rows)
-        space = Space.spanned_by(rows, public.labels)
+        space = processes.object_from_first(Space.spanned_by(rows, public.labels))
         for part in parts_of(len(rows)):
             rows[part] = space.unit(rows[part])
         return rows, space
@@ -137,8 +147,10 @@ class Embedding:
         return Embedded(self._kept(run, "features", data.images, data.shape), len(data), space)
 
     def _kept(self, run: Run, name: str, images: Images, shape: tuple[int, int, int]) -> Kept:
-        made_by = f"{self._value.name}; {self._value.digest}"
-        return run.keep(name, images, self.compute(shape), made_by=made_by)
+        compute = self.compute(shape)
+        made_by = f"{self._value.name}; {self._value.digest}; {probe_of(compute, shape)}"
+        run.processes.require_same(made_by, "their features")
+        return run.keep(name, images, compute, made_by=made_by)
 
     @property
     def _value(self) -> "EfficientNetLite0 | RandomConvNet | Pixels | TorchScriptFeatures":
@@ -254,12 +266,46 @@ def parts_of(number: int) -> Iterator[slice]:
 
 
 def depends_on_itself_alone(compute: Compute, shape: tuple[int, int, int]) -> bool:
-    """Tell whether an image has the same row, to the bit, at each place among other images."""
-    random = np.random.default_rng(0)
-    one, rows = random.integers(0, 256, shape, dtype=np.uint8), []
-    for place in (0, 1, 7, AT_ONCE - 1):
-        images = random.integers(0, 256, (AT_ONCE, *shape), dtype=np.uint8)
+    """Tell whether an image (height, width, channel) has the same row, to the bit, at each place among any others."""
+    one, others = _made_up(shape)
+    rows = []
+    for place in range(AT_ONCE):
+        images = others[place % len(others)].copy()
         images[place] = one
         with torch.inference_mode():
             rows.append(compute(images)[place])
     return all(torch.equal(row, rows[0]) for row in rows)
+
+
+def require_same_again(compute: Compute, shape: tuple[int, int, int], name: str) -> int:
+    """Return how many features there are; raise InputError unless an image has the same row whatever came before it.
+
+    Raises:
+        InputError: Features draw at random, count, or remember; or there are more than sums are exact for.
+    """
+    one, others = _made_up(shape)
+    with torch.inference_mode(), no_shared_draws():
+        first, *again = [compute(images)[0] for other in others for images in (one[None], other)][::2]
+    if not all(torch.equal(row, first) for row in again):
+        raise InputError(f"features {name!r} give one image other numbers when it is looked at again: choose others")
+    if len(first) > _MOST_FEATURES:
+        raise InputError(
+            f"features {name!r} are {len(first):,} an image: choose features of at most {_MOST_FEATURES:,}"
+        )
+    return len(first)
+
+
+def probe_of(compute: Compute, shape: tuple[int, int, int]) -> str:
+    """Return a digest of what made-up images' rows are here: on another machine they may have other last digits."""
+    channels, height, width = shape
+    one, others = _made_up((height, width, channels))
+    rows = compute(np.concatenate([one[None], others[0][1:]]))
+    return hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+
+
+def _made_up(shape: tuple[int, int, int]) -> tuple[UInt8[ndarray, "height width channel"], list[Images]]:
+    """Return an image that nobody took, and batches of unlike others: bright, dark, black, white."""
+    random = np.random.default_rng(0)
+    batches = [random.integers(low, high, (AT_ONCE, *shape), dtype=np.uint8) for low, high in ((0, 256), (0, 9))]
+    black = np.zeros((AT_ONCE, *shape), dtype=np.uint8)
+    return random.integers(0, 200, shape, dtype=np.uint8), [*batches, black, 255 - black]

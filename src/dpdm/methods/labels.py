@@ -162,7 +162,8 @@ class Labels(InFeatures):
         of_class = torch.arange(classes, device=run.device).repeat_interleave(number)
         random = torch.Generator(run.device).manual_seed(run.seed)
         drawn = tensor_to_images(generator.mixture.sample(of_class, generator=random).view(-1, *generator.facts.shape))
-        of_prior = space.unit(self.embedding.compute(generator.facts.shape)(drawn)).view_as(labelled)
+        rows = space.unit(self.embedding.compute(generator.facts.shape)(drawn))
+        of_prior = run.processes.from_first(rows).view_as(labelled)
         kinds = [of_prior, labelled]
         noisy, _ = run.once(CHOICE, lambda: votes(nearer_kinds(own, *records, kinds), bins=len(kinds)))
         if noisy[0] > noisy[1]:
@@ -174,6 +175,9 @@ class Labels(InFeatures):
         shares, part = read("shares"), float(read("from_prior"))
         if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9 or not 0 <= float(read("agreement")) <= 1:
             raise InputError(f"{where} holds shares of classes that do not add up to one")
+        margins = read("margins")
+        if not (margins[:, :-1] >= margins[:, 1:]).all() or margins.abs().max() > 2.1:  # cosines differ by 2 at most
+            raise InputError(f"{where} holds margins of labels that no run comes to")
         if part != self.from_prior and not (part == 1 and self.choice):
             raise InputError(f"{where} draws another part from the prior than config.toml says")
         if self.from_prior:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dpdm.evaluation import EfficientNetLite0, RandomConvNet
 from dpdm.evaluation.checks import Compute
 from dpdm.evaluation.layers import LayerMeans, layers_of, residual_layers
-from dpdm.methods.embedding import AT_ONCE, depends_on_itself_alone
+from dpdm.methods.embedding import AT_ONCE, depends_on_itself_alone, probe_of
 from dpdm.methods.interface import ImageFacts, Kept, PublicPart, PublicStart, Run
 from dpdm.methods.start import load_start
 from dpdm.types import Images, InputError, require_counts, require_name, require_within
@@ -158,7 +158,10 @@ class Layers:
         else:
             value = self._KNOWN[self.network](size=self.side)
             made_by = f"layers of {value.name}; {value.digest}"
-        return run.keep(name, images, self.compute(shape, run.starts), made_by=made_by)
+        compute = self.compute(shape, run.starts)
+        made_by = f"{made_by}; {probe_of(compute, shape)}"
+        run.processes.require_same(made_by, "their features")
+        return run.keep(name, images, compute, made_by=made_by)
 
     def of_public(self, run: Run, public: Images, shape: tuple[int, int, int]) -> Float32[Tensor, "images features"]:
         """Return the rows of public images, of which each process computes its part."""

@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from torch import Tensor, nn
 
 from dpdm.evaluation.layers import LayerMeans
@@ -216,7 +216,7 @@ def moved(
     x: Float[Tensor, "images channel height width"],
     down: Int[Tensor, " images"],
     across: Int[Tensor, " images"],
-    mirrored: Tensor,
+    mirrored: Bool[Tensor, " images"],
 ) -> Float[Tensor, "images channel height width"]:
     """Return images moved by whole pixels, their edges repeated, and mirrored."""
     height, width = x.shape[2:]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -26,6 +26,9 @@ _PART = 1024  # images looked at at a time
 _NUMBERS = 2**22  # of rows at a time: 32 MiB
 _VARIANCE = 0.15  # that public images have about in each direction
 _LEAST_VARIANCE = 1e-2  # of a direction, in which public images have about a fifth
+
+Look = Callable[[Float32[Tensor, "images features"]], Float64[Tensor, "images directions"]]
+"""Makes z of kept rows."""
 
 
 class Gaussians(NamedTuple):
@@ -122,7 +125,7 @@ class Layout:
             blocks[torch.arange(len(common)), labels[part]] = torch.cat([own, one], dim=1)
             yield torch.cat([common, blocks.flatten(1)], dim=1), weights[part]
 
-    def vectors(self, kept: Kept, data: ImageDataset, look: Callable[[Tensor], Tensor], norm: float) -> Iterator[Rows]:
+    def vectors(self, kept: Kept, data: ImageDataset, look: Look, norm: float) -> Iterator[Rows]:
         """Yield the vectors of private images and their weights, whose rows are kept: `look` makes z of these."""
         labels = torch.zeros(len(data), dtype=torch.long) if data.labels is None else torch.from_numpy(data.labels)
         for part in (slice(start, start + _PART) for start in range(0, len(data), _PART)):

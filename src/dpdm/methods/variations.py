@@ -34,7 +34,7 @@ class Looks:
             self.of_pool, self._space = embedding.of_public(run)
         else:
             self.of_pool = self._raw(pool.images)
-            self._space = Space.spanned_by(self.of_pool, pool.labels)
+            self._space = run.processes.object_from_first(Space.spanned_by(self.of_pool, pool.labels))
             for part in parts_of(len(self.of_pool)):
                 self.of_pool[part] = self._space.unit(self.of_pool[part])
 
@@ -126,7 +126,9 @@ class Variations:
         return self._looks.of_images(images).view(*population.made_of.shape, -1)
 
     def _moved(self, population: Population) -> Population:
-        """Return candidates moved at random, as far as the strength goes."""
+        """Return candidates moved at random, as far as the strength goes; the same on all processes."""
+        from_first = self._run.processes.from_first
+        population = population._replace(made_of=from_first(population.made_of))
         if population.moves is None:
             return population
         number = population.made_of.numel()
@@ -142,4 +144,5 @@ class Variations:
         along = (turned.sin() * wide, (turned.sin() * sheared + turned.cos()) * high, within(_MOVED))
         change = torch.stack([torch.stack(across, 1), torch.stack(along, 1)], 1).view_as(population.moves)
         turn, shift = population.moves[..., :2], population.moves[..., 2:]
-        return population._replace(moves=torch.cat([turn @ change[..., :2], turn @ change[..., 2:] + shift], -1))
+        moves = torch.cat([turn @ change[..., :2], turn @ change[..., 2:] + shift], -1)
+        return population._replace(moves=from_first(moves))

@@ -1,5 +1,7 @@
 """Images drawn from a finished release, for another run to begin with: they bring along what their release cost."""
 
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ from dpdm.config import Public, is_release, sums_of
 from dpdm.data import ImageDataset
 from dpdm.data.procedural import tell_progress
 from dpdm.privacy import Earlier
-from dpdm.runs.release import Release, read_claim, read_settings
+from dpdm.runs.release import Release
 from dpdm.runs.run_folder import release_folder
 from dpdm.runs.verification import understood, verify_release
 from dpdm.types import InputError
@@ -48,10 +50,12 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
             search.
     """
     folder = release_folder(Path(run).expanduser())
-    verified = verify_release(folder)
-    plan = understood(read_settings(folder, read_claim(folder))).plan
-    earlier = sums_of(plan, verified.name, run)
-    release = Release.load(folder)
+    verify_release(folder)  # which says by its name what is wrong
+    with tempfile.TemporaryDirectory() as place:  # claim and images are of one copy, whoever changes the folder now
+        copy = Path(place) / "release"
+        shutil.copytree(folder, copy)
+        verified, release = verify_release(copy), Release.load(copy)
+    earlier = sums_of(understood(release.settings).plan, verified.name, run)
     if shape not in (None, release.facts.shape):
         raise InputError(f"{run} has images of shape {release.facts.shape}, and {shape} is needed: name another run")
     parts = []

@@ -57,7 +57,7 @@ def keep_rows(
         name: What the rows are called, for whoever watches: of private images only a part of all is told.
 
     Raises:
-        InputError: `make` returns something else than one finite row of float32 for each image.
+        InputError: `make` returns something else than one row of float32 for each image.
     """
     keys = [digest.tobytes() for digest in pixel_digests(images)]
     first = dict(reversed([(key, number) for number, key in enumerate(keys)]))
@@ -68,8 +68,10 @@ def keep_rows(
         filled = np.zeros((_PART, *images.shape[1:]), dtype=np.uint8)
         filled[: len(part)] = images[part]
         rows = make(filled).numpy()
-        if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != _PART or not np.isfinite(rows).all():
-            raise InputError(f"{made_by} does not make one finite row of float32 for each image")
+        if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != _PART:
+            raise InputError(f"{made_by} does not make one row of float32 for each image")
+        # A row that is not finite counts as zero: no image may stop a run, nor what the last part is filled up with.
+        rows = np.where(np.isfinite(rows).all(1, keepdims=True), rows, np.float32(0))
         store.append([keys[number] for number in part], rows[: len(part)])
         if len(missing) > _PART:
             tell_progress(f"{name}, in percent", 100 * (start + len(part)) // len(missing), 100)

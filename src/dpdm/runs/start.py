@@ -105,7 +105,7 @@ def open_start(source: Path | str) -> PublicStart:
         InputError: There is none, it is damaged, or of another version.
     """
     folder = Path(source).expanduser()
-    earlier = earlier_of([str(source)])
+    earlier_of([str(source)])  # which says what is wrong, where there is no start
     table = read_toml(folder / START)
     if table.get("version") is not VERSION:
         raise InputError(f"{folder} was made by another version of dpdm: {_REMEDY}")
@@ -113,6 +113,7 @@ def open_start(source: Path | str) -> PublicStart:
         (part,), classes, sets = read_parts(table["public"]), table["classes"], table["sets"]
         if not all(isinstance(names, list) and all(type(name) is str for name in names) for names in (classes, sets)):
             raise InputError(f"{folder / START} holds names of classes or sets that are no list of words: {_REMEDY}")
+        earlier = tuple(Earlier(**entry) for entry in table.get("earlier", []))  # of the table that was read last
         kind, shape = str(table["preconditioning"]["kind"]), tuple(table["facts"]["shape"])
         if part.drawn != bool(earlier):
             raise InputError(f"{folder / START} names images drawn from a release, and not what it cost: {_REMEDY}")

@@ -91,10 +91,12 @@ class Tuner:
         for config in self.candidates[1:]:
             same = (config.privacy, config.data, config.public) == (first.privacy, first.data, first.public)
             same = same and config.method.start_folders == first.method.start_folders
+            same = same and config.method.networks == first.method.networks
             if not same or _planned(config) != _planned(first):
                 raise InputError(
-                    "candidates differ in [privacy], [data], [public], start.sources or what their method releases, on "
-                    "which the price of a run depends: let them differ in other settings"
+                    "candidates differ in [privacy], [data], [public], start.sources, the network of their features or "
+                    "what their method releases, on which the price or the claim of a run depends: let them differ in "
+                    "other settings"
                 )
         if not isinstance(first.privacy, Privacy):
             raise InputError("privacy.kind = non-private claims nothing: a search has no price there")

@@ -35,11 +35,17 @@ def test_a_row_depends_on_its_image_alone_to_the_bit(features, threads):
 
 
 @pytest.mark.parametrize(
-    "mixed", [lambda count: torch.full((count, 1), 0.1 * count), lambda count: torch.eye(count)[:, :1]]
+    "mixed",
+    [
+        lambda rows: rows + 0.1 * len(rows),
+        lambda rows: rows + torch.eye(len(rows))[:, :1],
+        lambda rows: rows / rows.amax().clamp(min=1),
+    ],
+    ids=["number", "place", "largest of all"],
 )
-def test_features_that_know_their_place_or_number_are_computed_alike_for_each_image(monkeypatch, mixed):
+def test_features_that_know_their_neighbours_are_computed_one_by_one(monkeypatch, mixed):
     def built(value, shape):
-        return lambda images: torch.from_numpy(images.reshape(len(images), -1)).float() + mixed(len(images))
+        return lambda images: mixed(torch.from_numpy(images.reshape(len(images), -1)).float())
 
     monkeypatch.setattr(module, "built_features", built)
     images, compute = noise(40, (8, 8, 1)), Embedding(features="pixels").compute((1, 8, 8))
@@ -47,6 +53,41 @@ def test_features_that_know_their_place_or_number_are_computed_alike_for_each_im
     for count in (1, 5, 16, 23):
         assert torch.equal(compute(images[:count]), rows[:count])
         assert torch.equal(compute(images[-count:]), rows[-count:])
+
+
+class Counting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1e-4
+        return x.float().flatten(1) / 255 + self.seen
+
+
+class Drawing(torch.nn.Module):
+    def forward(self, x):
+        return x.float().flatten(1) + 1e-3 * torch.randn(len(x), 1)
+
+
+class Divided(torch.nn.Module):
+    def forward(self, x):
+        return x.float().flatten(1) / (255 - x.float().flatten(1).mean(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("network", "says"), [(Counting(), "when it is looked at again"), (Drawing(), "draws from")])
+def test_a_file_that_counts_or_draws_is_refused(tmp_path, network, says):
+    torch.jit.script(network).save(tmp_path / "own.pt")
+    with pytest.raises(InputError, match=says):
+        Embedding(features=str(tmp_path / "own.pt")).compute((3, 8, 8))
+
+
+def test_an_image_without_finite_features_has_a_row_of_zeros(tmp_path):
+    torch.jit.script(Divided()).save(tmp_path / "own.pt")
+    images = np.concatenate([noise(3, (8, 8, 3)), np.full((1, 8, 8, 3), 255, np.uint8)])
+    rows = Embedding(features=str(tmp_path / "own.pt")).compute((3, 8, 8))(images)
+    assert rows[:3].any(1).all()
+    assert not rows[3].any()
 
 
 def test_products_of_unit_rows_are_exact_in_any_order(threads):
