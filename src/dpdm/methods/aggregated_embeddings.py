@@ -125,8 +125,8 @@ class AggregatedEmbeddings(InFeatures):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError unless there are enough public images and features, and the plan has the queries."""
         assert run.public is not None
-        if plan.steps != self.queries:
-            raise InputError(f"the plan has {plan.steps} noisy embeddings, and queries = {self.queries}: make it anew")
+        if plan.steps != self.queries or plan.poisson[0].max_norm not in (1, math.inf):
+            raise InputError(f"the plan is not of {self.queries} noisy embeddings of norm 1 each: make it anew")
         for label, known in enumerate(public_of(run.public, generator.facts)):
             if len(known) < self.neighbours:
                 name = generator.facts.class_names[label] if generator.facts.num_classes else "all"
@@ -146,7 +146,7 @@ class AggregatedEmbeddings(InFeatures):
         run.resume()
         known, random = public_of(run.public, generator.facts), torch.Generator().manual_seed(run.seed)
         rows, whole = self.embedding.of_public(run)
-        public, space = whole.leading(rows, self.directions)
+        public, space = run.processes.object_from_first(whole.leading(rows, self.directions))
         del rows
         parts = [part for _, part in self.embedding.of_private(run, data, space).parts()]
         private = UnitRows(data, torch.cat([torch.zeros(0, self.directions), *parts]))
@@ -178,5 +178,6 @@ class AggregatedEmbeddings(InFeatures):
         lost = weights.sum(1) == 0
         sound = (weights >= 0).all() and (lost | ((weights.sum(1) - 1).abs() < 1e-5)).all()
         shown = (read("images", slice(int(query), int(query) + 1)).any() for query in lost.nonzero())
-        if plan.steps != self.queries or not sound or (lengths > longest * ~lost).any() or any(shown):
+        planned = plan.steps == self.queries and plan.poisson[0].max_norm in (1, math.inf)  # infinite without a claim
+        if not planned or not sound or (lengths > longest * ~lost).any() or any(shown):
             raise InputError(f"{where} holds noisy embeddings, or images near them, that no run comes to")

@@ -170,11 +170,10 @@ class StatisticMatching(Method):
         own = min(self.layers.own, len(widths)) if data.num_classes else 0
         layout = Layout(tuple(view.sizes), self.layers.pairs, own, self.layers.own_pairs, len(generator.images))
         seen = torch.cat([view.exact(part) for part in torch.split(rows, 1024)])
-        norm = layout.norm(seen)
+        norm = run.processes.object_from_first(layout.norm(seen))
 
         def summed() -> BoundedSum:
-            kept = self.layers.keep(run, "layers", data.images, shape)
-            vectors = layout.vectors(kept, data, view.exact, norm)
+            vectors = layout.vectors(self.layers.keep(run, "layers", data.images, shape), data, view.exact, norm)
             return clipped_sum(vectors, dimensions=layout.dimensions, max_norm=norm)
 
         noisy, std = run.once(MOMENTS, summed)
@@ -195,5 +194,7 @@ class StatisticMatching(Method):
         return generator
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
-        """Raise InputError unless shares of classes are positive and add up to one."""
+        """Raise InputError unless shares of classes add up to one, and the digest of a classifier is named."""
+        if self.layers.folders and not self.layers.sha256:
+            raise InputError(f"{where} is of a run with a classifier, and config.toml lacks layers.sha256")
         require_shares(read, where)

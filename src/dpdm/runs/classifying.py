@@ -99,7 +99,10 @@ class Classifying:
             OSError: A file cannot be written; the disk may be full.
         """
         processes = Processes.joined()
-        asked = self.settings() | {"public": self.public.digest(), "earlier": [encode(each) for each in self.earlier]}
+        asked = self.settings() | {
+            "public_images": self.public.digest(),
+            "earlier": [encode(each) for each in self.earlier],
+        }
         with processes.refused_together():
             require_free(folder)
             making = folder / MAKING if processes.first else None

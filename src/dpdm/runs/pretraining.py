@@ -126,7 +126,7 @@ class Pretraining:
         """
         processes = Processes.joined()
         settings = self.settings() | {
-            "public": self.public.digest(),
+            "public_images": self.public.digest(),
             "earlier": [encode(each) for each in self.earlier],
         }
         making = folder / MAKING if processes.first else None

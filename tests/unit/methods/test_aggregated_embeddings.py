@@ -185,7 +185,7 @@ def refused(says, *, queries=8, public=SHOWN, **changes):
 
 
 def test_what_cannot_go_to_its_end_is_refused_before_the_first_sum():
-    refused("the plan has 9 noisy embeddings, and queries = 8", queries=9)
+    refused("the plan is not of 8 noisy embeddings of norm 1 each", queries=9)
     refused("pixels has 64 features: set directions", directions=65)
     refused("shown has 60 images for the class 0: set neighbours", neighbours=61)
     few = ImageDataset(images=noise(60), labels=np.zeros(60, int), num_classes=2, name="ones", public=True)

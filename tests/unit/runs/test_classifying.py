@@ -71,6 +71,8 @@ def test_interrupted_it_goes_on_and_a_finished_one_is_refused(tmp_path):
     steps.close()
     with pytest.raises(InputError, match="another"):
         next(classifying(minutes=10, seed=3).steps(tmp_path / "classifier"))
+    with pytest.raises(InputError, match="another run \\(public_images"):  # or the claim would not name the first ones
+        next(classifying(minutes=10, public=labelled(80, 3)).steps(tmp_path / "classifier"))
     done = trained(tmp_path / "done")
     with pytest.raises(InputError, match="holds a start already"):
         next(classifying().steps(done))

@@ -77,6 +77,9 @@ def test_what_is_interrupted_goes_on_and_what_is_finished_is_kept(tmp_path):
         stopped = next(first)
     first.close()
     assert (folder / "making").is_dir()
+    others = dataclasses.replace(images(90, seed=8), name="shown", public=True)
+    with pytest.raises(InputError, match="another run \\(public_images"):  # or a claim would not name the first ones
+        next(training(minutes=0.01, public=others).steps(folder))
     with pytest.raises(InputError, match="holds no start"):
         open_start(folder)
     going_on = list(whole.steps(folder))
