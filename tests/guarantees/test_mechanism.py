@@ -223,7 +223,7 @@ def test_earlier_releases_are_part_of_the_claim():
     plain = DPSGD(**FIELDS)
     plan = changed(plain, before={"first": 5.0})
     assert plan.epsilon() > plain.epsilon()
-    assert "1 Gaussian releases" in plan.statement
+    assert "1 Gaussian release" in plan.statement
     assert plan.claim(entropy=OperatingSystemEntropy())["events"] == [
         {"type": "GaussianRelease", "noise_multiplier": 5.0},
         {"type": "PoissonGaussianSteps", "noise_multiplier": 3.0, "sample_rate": 0.1, "steps": 4},

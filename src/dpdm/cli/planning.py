@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dpdm.privacy.processes import Processes
     from dpdm.runs.cost import Fitted, StepCost
 
+_SHOWN_GIB = 0.1  # of memory: less is not worth a line
+
 
 def plan(
     target: Target,
@@ -153,10 +155,14 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         at_once = f"{report['physical_batch_size']:,} {unit}s at once"
         yield f"memory      about {report['memory_gib']:.1f} GiB, for {at_once}{beside}"
     else:
-        measured = f"about {duration(60 * report['minutes'])} here, measured on made-up images"
-        yield f"time        {measured if config.method.timed else 'seconds to minutes: no network is trained'}"
-        if config.method.starts_from_images:
-            yield f"memory      about {report['memory_gib']:.1f} GiB{_among(config)}"
+        takes = "minutes, most of them for features" if config.method.networks else "seconds to minutes"
+        said = f"{takes}: no network is trained on private images"
+        if config.method.timed:
+            said = f"about {duration(60 * report['minutes'])} here, measured on made-up images"
+        yield f"time        {said}"
+        if report["memory_gib"] >= _SHOWN_GIB:
+            among = _among(config) if config.method.starts_from_images else ""
+            yield f"memory      about {report['memory_gib']:.1f} GiB{among}"
     yield f"sampling    about {duration(sampling)} for 10,000 images here"
 
 

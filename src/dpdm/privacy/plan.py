@@ -177,7 +177,8 @@ class Plan(_Startable):
         """Say what is released: neighbours of one kind together."""
         for full, same in groupby(self.releases, lambda release: isinstance(release, FullSum)):
             if full:
-                yield f"{len(list(same))} Gaussian releases"
+                number = len(list(same))
+                yield f"{number} Gaussian release{'s' if number > 1 else ''}"
             else:
                 for release in same:
                     assert isinstance(release, PoissonSums)

@@ -146,7 +146,7 @@ def test_sums_come_before_between_and_after_steps_each_with_numbers_of_its_own()
     costs = [SEQUENCE.epsilon(made=made) for made in range(9)]
     assert costs == sorted(costs)
     assert costs[0] == 0
-    assert "1 Gaussian releases, 2 Poisson steps at q = 0.01, 1 Gaussian releases, 3 Poisson" in SEQUENCE.statement
+    assert "1 Gaussian release, 2 Poisson steps at q = 0.01, 1 Gaussian release, 3 Poisson" in SEQUENCE.statement
 
 
 def test_releases_without_noise_get_the_same_and_the_others_keep_theirs():
@@ -204,7 +204,7 @@ def test_earlier_sums_are_counted_before_a_plans_own():
     assert plan.events()[:2] == [*EARLIER.events(), *STEPS_BEFORE.events()]
     assert plan.events(made=0) == [], "nothing is spent before the first sum"
     assert plan.planned == 1, "it makes its own alone"
-    assert "earlier releases of 'photos' (noisy sums: 21), 1 Gaussian releases" in plan.statement
+    assert "earlier releases of 'photos' (noisy sums: 21), 1 Gaussian release" in plan.statement
 
 
 def test_a_search_counts_earlier_sums_once():
