@@ -43,6 +43,7 @@ _BATCH = 512
 _NEW_PRIOR = 100  # updates
 _RECORDS_OF_A_PRIOR = 8_000
 _LEARNING_RATE, _WARM_UP, _LAST, _EMA = 2e-3, 50, 0.05, 0.998
+_MOST_NORM = 1.0  # of a gradient: one prior of very much noise must not undo what all others have taught
 _FEWEST = 64  # public images
 _PART = 4096  # images pooled at a time
 MAKING = "making"
@@ -232,6 +233,7 @@ class _Loop:
         for parameter in self._denoiser.parameters():
             if parameter.grad is not None:
                 parameter.grad = self._processes.sum(parameter.grad) / self._processes.size
+        nn.utils.clip_grad_norm_(self._denoiser.parameters(), _MOST_NORM)
         self._optimizer.step()
         ema.update(self.average, self._denoiser, updates=updates + 1, decay=_EMA)
         return float(self._processes.sum(loss.detach())) / self._processes.size  # of all, for all to stop together

@@ -15,6 +15,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, V
 from dpdm.methods import Diffusion, ImageFacts, Prior, Start
 from dpdm.networks import MLP
+from dpdm.privacy.processes import Processes
 from dpdm.runs import Trainer, pretraining, verify_release
 from dpdm.runs.pretraining import Pretraining, noisy_prior
 from dpdm.runs.start import START, open_start
@@ -239,3 +240,15 @@ def test_two_processes_make_one_start(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     first = METHOD.untrained(FACTS).denoiser.network.state_dict()
     assert any(not torch.equal(one[name], first[name]) for name in first)
+
+
+def test_one_very_noisy_prior_does_not_undo_what_others_taught(monkeypatch):
+    """A loss of a thousand times the usual moves Adam's second moments by no more than a gradient of norm one does."""
+    loop = pretraining._Loop(training(), Processes())
+    loop.update(0, part=0.0)
+    sound = pretraining.DenoisingLoss.__call__
+    monkeypatch.setattr(pretraining.DenoisingLoss, "__call__", lambda *given: 1e3 * sound(*given))
+    for number in range(1, 4):
+        loop.update(number, part=0.0)
+    moments = sum(float(state["exp_avg_sq"].sum()) for state in loop._optimizer.state.values())
+    assert 0 < moments <= 4 * 1e-3 * pretraining._MOST_NORM**2 * 1.01  # (1 - β₂) Σ ‖g‖², of four updates
