@@ -94,9 +94,9 @@ class Tuner:
             same = same and config.method.networks == first.method.networks
             if not same or _planned(config) != _planned(first):
                 raise InputError(
-                    "candidates differ in [privacy], [data], [public], start.sources, the network of their features or "
-                    "what their method releases, on which the price or the claim of a run depends: let them differ in "
-                    "other settings"
+                    "candidates differ in [privacy], [data], [public], start.sources or what their method releases or "
+                    "sees features by, on which the price or the claim of a run depends: let them differ in other "
+                    "settings"
                 )
         if not isinstance(first.privacy, Privacy):
             raise InputError("privacy.kind = non-private claims nothing: a search has no price there")
