@@ -277,7 +277,7 @@ def two_worlds_of_prototypes(folder: Path) -> list[str]:
     pairs = {
         "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES.part(inserted), IMAGES.part(range(last)))],
         "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
-        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], 255 - public.images[0]))],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
     }
     for name, d, e in _in_both_worlds(folder, method, pairs, public=public):
         found += differences(d, e)
