@@ -104,7 +104,7 @@ class ResidualNet:
 
     Source:
         He et al. 2016 (blocks, crops and flips); Zagoruyko & Komodakis 2016 (few blocks, of many channels). The stem
-        with stride 2 is our own: with it 60,000 images of 32 × 32 take two cores less than 20 minutes in float32.
+        with stride 2 is our own: with it 60,000 images of 32 × 32 take two cores about 20 minutes in float32.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
