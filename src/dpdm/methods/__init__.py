@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dpdm.methods.labelled import LabelledGenerator
     from dpdm.methods.labels import Labels
     from dpdm.methods.layers import Layers
-    from dpdm.methods.matching import MatchedImages
     from dpdm.methods.mean_embedding import MeanEmbedding
     from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
@@ -48,7 +47,6 @@ __all__ = [
     "LabelledGenerator",
     "Labels",
     "Layers",
-    "MatchedImages",
     "MeanEmbedding",
     "Method",
     "MixtureGenerator",
@@ -77,7 +75,6 @@ __getattr__ = lazily(
         "labelled": "LabelledGenerator",
         "labels": "Labels",
         "layers": "Layers",
-        "matching": "MatchedImages",
         "mean_embedding": "MeanEmbedding",
         "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",

@@ -102,8 +102,11 @@ class AggregatedEmbeddings(InFeatures):
 
     def releases(self, budget: Budget) -> tuple[PoissonSums, ...]:
         """Return the noisy embeddings, by default each over a quarter of the images: a larger batch gains little."""
-        if budget.steps is not None:
-            raise InputError(f"the method {self.kind} takes no steps: set queries, and leave out privacy.steps")
+        if budget.steps is not None or budget.max_grad_norm != 1:
+            raise InputError(
+                f"the method {self.kind} takes no steps: set queries, and leave out privacy.steps and "
+                "privacy.max_grad_norm"
+            )
         batch = budget.expected_batch_size or max(1, budget.dataset_size // 4)
         return (PoissonSums(name=_NAME, count=self.queries, expected_batch_size=batch, max_norm=1.0),)
 

@@ -32,6 +32,7 @@ from dpdm.methods.interface import (
 )
 from dpdm.methods.nearest import bytes_of_votes, columns_of, parts_for, squared_distances
 from dpdm.methods.populations import Pool, PopulationGenerator, chosen_by, perplexity
+from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.variations import Looks, Variations
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
@@ -163,9 +164,7 @@ class Evolution(Method):
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless shares of classes are positive and add up to one."""
-        shares = read("shares")
-        if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
-            raise InputError(f"{where} holds shares of classes that do not add up to one")
+        require_shares(read, where)
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -65,9 +65,10 @@ class Budget(NamedTuple):
 
     def require_no_steps(self, kind: str) -> None:
         """Raise InputError if steps are asked of a method that takes none."""
-        if self.steps or self.expected_batch_size is not None:
+        if self.steps or self.expected_batch_size is not None or self.max_grad_norm != 1:
             raise InputError(
-                f"the method {kind} takes no steps: leave out privacy.steps and privacy.expected_batch_size"
+                f"the method {kind} takes no steps: leave out privacy.steps, privacy.expected_batch_size and "
+                "privacy.max_grad_norm"
             )
 
 

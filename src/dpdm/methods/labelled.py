@@ -56,9 +56,9 @@ class LabelledGenerator(ImageGenerator):
     def remark(self) -> str:
         """Whether the public images are far from the private ones, or were not chosen."""
         if self.mixture is not None and float(self.from_prior) == 1:
-            return "private images chose the prior: its images are nearer to them than the public images are"
+            return "private images chose the prior, whose images are nearer to them than the public ones"
         far = float(self.agreement) > _FAR
-        return "the public images are far from the private ones: labels of others would serve better" if far else ""
+        return "the public images are far from the private ones: name nearer ones by --public" if far else ""
 
 
 def nearer_kinds(

@@ -26,6 +26,7 @@ from dpdm.methods.interface import (
     Sizes,
 )
 from dpdm.methods.labelled import LabelledGenerator, nearer_kinds
+from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.privacy.sums import CellRows, cell_sums, votes
@@ -172,9 +173,10 @@ class Labels(InFeatures):
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless shares are shares, and the prior is one that a run of this plan can come to."""
-        shares, part = read("shares"), float(read("from_prior"))
-        if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9 or not 0 <= float(read("agreement")) <= 1:
-            raise InputError(f"{where} holds shares of classes that do not add up to one")
+        require_shares(read, where)
+        part = float(read("from_prior"))
+        if not 0 <= float(read("agreement")) <= 1:
+            raise InputError(f"{where} holds an agreement of private images that is no share")
         margins = read("margins")
         if not (margins[:, :-1] >= margins[:, 1:]).all() or margins.abs().max() > 2.1:  # cosines differ by 2 at most
             raise InputError(f"{where} holds margins of labels that no run comes to")

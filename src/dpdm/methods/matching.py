@@ -13,11 +13,9 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from torch import Tensor, nn
 
 from dpdm.evaluation.layers import LayerMeans
-from dpdm.methods.interface import ImageFacts, ImageGenerator, Read
 from dpdm.methods.layers import Layers, View
 from dpdm.methods.moments import Layout, Statistics, divergence, gaussian_of
 from dpdm.privacy.processes import Processes
-from dpdm.types import InputError
 
 BATCH = 64
 """Images of an update."""
@@ -25,38 +23,6 @@ BATCH = 64
 _RATE, _LAST = 0.01, 0.1  # first learning rate, of pixels from 0 to 1, and the part of it that is left at the end
 _BESIDE = 1.15  # how much longer an update takes than its network
 _MOMENTUM, _SQUARES, _TINY = 0.9, 0.99, 1e-12  # of Adam
-
-
-class MatchedImages(ImageGenerator):
-    """Images that were matched to released moments; one is drawn at random for each label."""
-
-    images: UInt8[Tensor, "class image channel height width"]
-    shares: Float64[Tensor, " class"]
-
-    def __init__(self, facts: ImageFacts, population: int) -> None:
-        super().__init__()
-        self.facts, classes = facts, max(1, facts.num_classes)
-        self.register_buffer("images", torch.zeros(classes, population, *facts.shape, dtype=torch.uint8))
-        self.register_buffer("shares", torch.full((classes,), 1 / classes, dtype=torch.float64))
-
-    def draw(
-        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
-    ) -> Float[Tensor, "batch channel height width"]:
-        """Return one of the images for each label."""
-        chosen = torch.randint(self.images.shape[1], labels.shape, generator=random, device=labels.device)
-        return self.images[labels, chosen].float().div(127.5).sub(1)
-
-    @property
-    def class_shares(self) -> tuple[float, ...] | None:
-        """How frequent each class is, by the noisy counts."""
-        return tuple(self.shares.tolist()) if self.facts.num_classes else None
-
-
-def require_shares(read: Read, where: str) -> None:
-    """Raise InputError unless shares of classes are positive and add up to one."""
-    shares = read("shares")
-    if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
-        raise InputError(f"{where} holds shares of classes that do not add up to one")
 
 
 class Moves(NamedTuple):

@@ -28,6 +28,7 @@ from dpdm.methods.interface import (
     Run,
     Sizes,
 )
+from dpdm.methods.possible import require_shares
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.privacy.sums import BoundedSum, cell_sums
@@ -155,9 +156,7 @@ class MeanEmbedding(Method):
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless shares of classes are positive and add up to one, and all weights are finite."""
-        shares = read("shares")
-        if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
-            raise InputError(f"{where} holds shares of classes that do not add up to one")
+        require_shares(read, where)
         for name in dict(self.untrained(facts).named_parameters()):
             if not read(name).isfinite().all():
                 raise InputError(f"{where} holds weights that are not finite")

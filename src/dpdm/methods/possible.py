@@ -1,4 +1,4 @@
-"""Whether a prior's numbers are those that a run can come to: what else they are could be anything, images too."""
+"""Whether the numbers of a release are those that a run can come to: else they could be anything, images too."""
 
 import math
 from collections.abc import Iterator
@@ -21,6 +21,13 @@ MOST_DIRECTIONS = 60
 
 _CLOSE = 1e-9  # how near to what it must be a number is that was computed
 _PART_OF_DIRECTIONS = 2**20  # numbers of them read at a time
+
+
+def require_shares(read: Read, where: str) -> None:
+    """Raise InputError unless shares of classes are positive and add up to one."""
+    shares = read("shares")
+    if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
+        raise InputError(f"{where} holds shares of classes that do not add up to one")
 
 
 def require_possible(

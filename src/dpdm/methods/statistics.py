@@ -26,16 +26,16 @@ from dpdm.methods.interface import (
     Sizes,
 )
 from dpdm.methods.layers import Layers, View
-from dpdm.methods.matching import BATCH, MatchedImages, Matching, Moves, pace_of, require_shares
+from dpdm.methods.matching import BATCH, Matching, Moves, pace_of
 from dpdm.methods.moments import Layout
+from dpdm.methods.populations import PopulationGenerator
+from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.privacy.sums import BoundedSum, clipped_sum
 from dpdm.types import InputError, require_at_most, require_counts, require_within
 
-MOMENTS = "layer moments"
-"""What the sum is called."""
-
+MOMENTS = "layer moments"  # what the sum is called
 _MOST_IMAGES, _MOST_NUMBERS, _MOST_PASSES = 10**6, 2**24, 100_000
 _FEWEST = 20  # images of a class, and updates of each, which are given up last where time is short
 _LARGEST = 50_000  # images that time is chosen for, at most
@@ -122,10 +122,10 @@ class StatisticMatching(Method):
         layout = Layout((looked.directions,) * 8, looked.pairs, looked.own, looked.own_pairs, classes)
         require_at_most(_MOST_NUMBERS, **{"moments of all classes": layout.dimensions})
 
-    def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> MatchedImages:
+    def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> PopulationGenerator:
         """Return black images."""
         self.require_images(facts)
-        return MatchedImages(facts, self.population)
+        return PopulationGenerator(facts, self.population)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: public rows, vectors of records, images and one update."""
@@ -137,8 +137,8 @@ class StatisticMatching(Method):
     def seconds(self, facts: ImageFacts, *, records: int, device: torch.device) -> float:
         """Return about how long a run takes here."""
         looking, updating = pace_of(self.layers, facts.shape, device)
-        images = self.population * max(1, facts.num_classes)
-        return looking * (records + self.candidates + images) + updating * images * self.passes
+        made = self.population * max(1, facts.num_classes)
+        return looking * (records + self.candidates + made) + updating * made * self.passes
 
     def fitted(self, facts: ImageFacts, *, records: int, device: torch.device, seconds: float) -> "StatisticMatching":
         """Return the method with as many images as fill the time, and with fewer updates where these would be few.
@@ -159,9 +159,9 @@ class StatisticMatching(Method):
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
-    ) -> Generator[Progress, None, MatchedImages]:
+    ) -> Generator[Progress, None, PopulationGenerator]:
         """Release the moments, begin with images that are like it, and match them."""
-        assert isinstance(generator, MatchedImages)
+        assert isinstance(generator, PopulationGenerator)
         shape, random = data.shape, torch.Generator().manual_seed(run.seed)
         known = known_before(run, data, self.prior, self.candidates, random)
         rows = self.layers.of_public(run, known.images, shape)

@@ -4,14 +4,14 @@ Each process selects among its own records, by its own randomness, which is the 
 The first process adds noise, once, and keeps the journal; the noisy sum is then everyone's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from dpdm.types import InputError
 
@@ -66,6 +66,17 @@ class Processes:
         box = [value]
         distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def share(self, state: Iterable[nn.Module | torch.optim.Optimizer]) -> None:
+        """Give all processes what the first has in these: it alone has a checkpoint."""
+        if self.size == 1:
+            return
+        for part in state:
+            if isinstance(part, nn.Module):
+                for tensor in part.state_dict().values():
+                    tensor.copy_(self.from_first(tensor))
+            else:
+                part.load_state_dict(self.object_from_first(part.state_dict()))
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is true on any process: what all must agree on, such as to stop."""

@@ -138,7 +138,7 @@ class Pretraining:
         with processes.refused_together():
             updates = kept.restore(loop.state)
         updates = processes.object_from_first(updates)
-        loop.share()
+        processes.share(loop.state.values())
         while (seconds := processes.object_from_first(loop.clock.seconds)) < 60 * self.minutes or not updates:
             begun = time.monotonic()
             loss = loop.update(updates, part=min(1.0, seconds / (60 * self.minutes)))
@@ -203,17 +203,6 @@ class _Loop:
             "optimizer": self._optimizer,
             "clock": self.clock,
         }
-
-    def share(self) -> None:
-        """Give all processes the state of the first, which alone has a checkpoint."""
-        if self._processes.size == 1:
-            return
-        for part in self.state.values():
-            if isinstance(part, nn.Module):
-                for tensor in part.state_dict().values():
-                    tensor.copy_(self._processes.from_first(tensor))
-            else:
-                part.load_state_dict(self._processes.object_from_first(part.state_dict()))
 
     def update(self, updates: int, *, part: float) -> float:
         """Take one step, the time being spent to this part of it, and return the loss."""

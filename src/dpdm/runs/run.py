@@ -231,7 +231,7 @@ class Run:
         with self.processes.refused_together():
             updates = self._folder.restore(state)
         self.updates = self.processes.object_from_first(updates)
-        self._share_from_first()
+        self.processes.share(self._state.values())
         if self.updates > mechanism.steps_spent:
             raise InputError(
                 f"{self._place}: the checkpoint has seen {self.updates} steps and the journal counts "
@@ -244,18 +244,6 @@ class Run:
         if not self.updates:  # once more: nothing may be spent where a checkpoint cannot take the place of another
             self._folder.save(state, self.updates)
         return self.updates
-
-    def _share_from_first(self) -> None:
-        """Give all processes the state of the first, which alone has a checkpoint."""
-        if self.processes.size == 1:
-            return
-        for part in self._state.values():
-            if isinstance(part, nn.Module):
-                with torch.no_grad():
-                    for tensor in part.state_dict().values():
-                        tensor.copy_(self.processes.from_first(tensor))
-            else:
-                part.load_state_dict(self.processes.object_from_first(part.state_dict()))
 
     def took_step(self, diagnostics: Diagnostics, generator: ImageGenerator, *, learning_rate: float) -> Progress:
         """Note a step: losses in private/, ε and pictures in watch/, and a checkpoint now and then."""

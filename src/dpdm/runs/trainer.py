@@ -160,7 +160,9 @@ class Trainer:
         if not isinstance(data, ImageDataset):
             raise InputError(f"images are given as an ImageDataset (dpdm.open_dataset), not as {type(data).__name__}")
         if data.drawn:
-            raise InputError(f"{data.name} was drawn from a release: another run begins with it, and none protects it")
+            raise InputError(
+                f"{data.name} was drawn from a release: begin a run with it (--public), and protect other images"
+            )
         require_same_unit(self.plan, data)
         require_name(data.name, "the data set (data.name)")
         require_exact_size(self.plan, data)
