@@ -282,6 +282,8 @@ def test_a_method_that_is_none_and_a_table_of_another_are_refused(asked, says):
         ("diffusion", "privacy.steps=0", "privacy.steps = 0 trains no network: take the method prior"),
         ("prior", "privacy.steps=5", "the method prior takes no steps: leave out privacy.steps"),
         ("prior", "privacy.expected_batch_size=64", "the method prior takes no steps: leave out privacy.steps"),
+        ("prior", "privacy.max_grad_norm=2.0", "privacy.expected_batch_size and privacy.max_grad_norm"),
+        ("aggregated-embeddings", "privacy.max_grad_norm=2.0", "leave out privacy.steps and privacy.max_grad_norm"),
     ],
 )
 def test_steps_that_a_method_has_no_use_for_are_refused_and_never_ignored(method, override, says):
