@@ -76,6 +76,7 @@ from dpdm.methods import (
     labels,
     mean_embedding,
     prior,
+    public_classes,
     variations,
 )
 from dpdm.methods import gains as public_start
@@ -270,9 +271,11 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
 def two_worlds_of_prototypes(folder: Path) -> list[str]:
     """Private labels for public images, in worlds that differ in an image, in a group, and in what is public."""
     random = np.random.default_rng(7)
-    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    drawn = {"images": random.integers(0, 256, (40, 8, 8, 1), np.uint8), "labels": np.arange(40) % 5}
+    public = ImageDataset(**drawn, num_classes=5, name="shown", public=True)
     last, found = len(IMAGES) - 1, []
-    method = Labels(embedding=Embedding(features="pixels"), per_class=8, prior=Prior(centres=1, share=0.5), choice=0.2)
+    prior = Prior(centres=1, share=0.5)
+    method = Labels(embedding=Embedding(features="pixels"), per_class=8, prior=prior, public_classes=2, choice=0.2)
     inserted = np.roll(np.arange(len(IMAGES)), 1)
     pairs = {
         "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES.part(inserted), IMAGES.part(range(last)))],
@@ -1228,6 +1231,16 @@ def three_votes_for_a_start(patch: Patch) -> None:
     patch.setattr(public_start, "votes", three)
 
 
+def whole_votes_for_public_classes(patch: Patch) -> None:
+    sound = public_classes.votes
+
+    def whole(parts, *, bins):
+        total, sensitivity = sound(parts, bins=bins)
+        return BoundedSum(math.sqrt(3) * total, sensitivity)
+
+    patch.setattr(public_classes, "votes", whole)
+
+
 def centred_by_private_images(patch: Patch) -> None:
     sound = Embedded.parts
 
@@ -1567,6 +1580,7 @@ FAULTS = [
     Fault("each image of a group at full weight in a prototype", images_at_full_weight, two_worlds_of_prototypes),
     Fault("a black image in place of a blank one, in a prototype", blank_images_vote, two_worlds_of_prototypes),
     Fault("prototypes of rows longer than one", prototypes_of_longer_rows, two_worlds_of_prototypes),
+    Fault("three whole votes for public classes", whole_votes_for_public_classes, two_worlds_of_prototypes),
     Fault("features centred by the private mean", centred_by_private_images, two_worlds_of_prototypes),
     Fault("features that an image's neighbours move", features_by_neighbours, two_worlds_of_prototypes),
     Fault("labels by sums without noise", counts_without_noise, two_worlds_of_prototypes, said="weights"),

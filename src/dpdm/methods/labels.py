@@ -16,18 +16,11 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.diffusion.spectrum import cell_means
 from dpdm.methods.embedding import Embedded, Embedding, InFeatures, Space
-from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
-    ImageGenerator,
-    Progress,
-    Read,
-    Run,
-    Sizes,
-)
+from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Progress, Read, Run, Sizes
 from dpdm.methods.labelled import LabelledGenerator, nearer_kinds
 from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
+from dpdm.methods.public_classes import PUBLIC_CLASSES, clearest, voted_images
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.privacy.sums import CellRows, cell_sums, votes
 from dpdm.types import InputError, require_at_most, require_counts, require_within, tensor_to_images
@@ -37,6 +30,7 @@ CHOICE = "prior or public images"
 _COUNT_SCALE = 1 / 7  # beside a unit row: counts have seven times the noise of a coordinate, and cost 1 % more
 _LEAST_COUNT = 20.0  # records by which a sum is divided at least
 _MOST_IMAGES = 10**6
+_OF_VOTES = 0.1  # of the budget, for the votes for public classes
 _ASKED = 256  # candidates of a class, of either kind, that private images choose between
 
 
@@ -49,6 +43,8 @@ class Labels(InFeatures):
         per_class: Public images of each class that are kept: those that show it most clearly.
         from_prior: Share of the drawn images that the prior makes, from 0 to below 1; 0 leaves the prior out.
         prior: The prior beside them; `prior.share` is its part of the budget, the rest is the prototypes'.
+        public_classes: From how many classes of the public images each private class takes its own: those that get most
+            of its votes, three at most for each private image. They cost a tenth of the budget. 0 leaves the vote out.
         choice: Part of the budget for one vote of each private image, whether the prior or the labelled images are
             nearer to it; where the prior is, it makes all images. 0 leaves the vote out.
 
@@ -56,7 +52,7 @@ class Labels(InFeatures):
         * A private image adds one row of length one and one count, both to its own class; a group shares one.
 
     Source:
-        Snell et al. 2017 (prototypes); Dwork et al. 2006 (noisy sums).
+        Snell et al. 2017 (prototypes); Dwork et al. 2006 (noisy sums); Li et al. 2024 (PrivImage: public classes).
     """
 
     kind: ClassVar[str] = "labels"
@@ -65,6 +61,7 @@ class Labels(InFeatures):
     per_class: int = 4000
     from_prior: float = 0.3
     prior: Prior = field(default_factory=lambda: Prior(share=0.6))
+    public_classes: int = 0
     choice: float = 0.0
 
     def __post_init__(self) -> None:
@@ -73,17 +70,25 @@ class Labels(InFeatures):
         require_within(0, 0.5, choice=self.choice)
         if self.choice and not self.from_prior:
             raise InputError("choice is between the prior and public images: set from_prior too")
-        if self.from_prior and self.prior.share + self.choice >= 1:
-            raise InputError("prior.share and choice leave nothing for prototypes: let them be below 1 together")
+        if type(self.public_classes) is not int or self.public_classes < 0:
+            raise InputError(f"public_classes must be a whole number, 0 or more, not {self.public_classes}")
+        if (self.prior.share if self.from_prior else 0) + self.choice + self._votes_share >= 1:
+            raise InputError("prior.share, choice and votes leave nothing for prototypes: let them be below 1 together")
+
+    @property
+    def _votes_share(self) -> float:
+        return _OF_VOTES if self.public_classes else 0.0
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
-        """Return the prior's sums, if it takes part, then the prototypes, then the vote."""
+        """Return the prior's sums, if it takes part, then the prototypes, then votes."""
         budget.require_no_steps(self.kind)
-        before = self.prior.planned(budget, alone=False) if self.from_prior else ()
-        if not self.choice:
-            return (*before, FullSum(name=PROTOTYPES))
-        of_vote = 1 / (gaussian_mu(epsilon=budget.epsilon, delta=budget.delta) * math.sqrt(self.choice))
-        return (*before, FullSum(name=PROTOTYPES), FullSum(name=CHOICE, noise_multiplier=of_vote))
+        whole = gaussian_mu(epsilon=budget.epsilon, delta=budget.delta)
+        parts = {PUBLIC_CLASSES: self._votes_share, CHOICE: self.choice}
+        return (
+            *(self.prior.planned(budget, alone=False) if self.from_prior else ()),
+            FullSum(name=PROTOTYPES),
+            *(FullSum(name=name, noise_multiplier=1 / (whole * math.sqrt(p))) for name, p in parts.items() if p),
+        )
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError unless there are classes, and not more images of them than a release holds."""
@@ -109,6 +114,8 @@ class Labels(InFeatures):
             raise InputError(
                 f"{run.public.name} has {len(run.public):,} images, and per_class is {self.per_class:,}: set fewer"
             )
+        if self.public_classes and not run.public.num_classes:
+            raise InputError(f"{run.public.name} has no classes to vote for: leave out public_classes")
         self.embedding.compute(generator.facts.shape)
 
     def train(
@@ -134,7 +141,10 @@ class Labels(InFeatures):
             PROTOTYPES, lambda: cell_sums(of_classes(), max_norm=1.0, count_scale=_COUNT_SCALE, **shape)
         )
         prototypes, counts = cell_means(noisy, cells=classes, count_scale=_COUNT_SCALE, least_count=_LEAST_COUNT)
-        chosen, margins = clearest(rows, prototypes, self.per_class)
+        within = None
+        if self.public_classes:
+            within = voted_images(run, own, (labels, weights), rows, classes=classes, most=self.public_classes)
+        chosen, margins = clearest(rows, prototypes, self.per_class, within)
         chosen = run.processes.from_first(chosen)
         generator.images.copy_(torch.from_numpy(run.public.images[chosen.numpy()]).movedim(-1, -3))
         generator.margins.copy_(margins)
@@ -184,14 +194,3 @@ class Labels(InFeatures):
             raise InputError(f"{where} draws another part from the prior than config.toml says")
         if self.from_prior:
             self.prior.require_possible(read, plan, facts, below="mixture.", where=where)
-
-
-def clearest(
-    rows: Float32[Tensor, "images directions"], prototypes: Float64[Tensor, "class direction"], number: int
-) -> tuple[Int[Tensor, "class number"], Float32[Tensor, "class number"]]:
-    """Return the rows that show each class most clearly, and by how much: its score less the best other one."""
-    scores = rows @ prototypes.div(prototypes.norm(dim=1, keepdim=True).clamp(min=1e-9)).float().T
-    best = scores.topk(2, dim=1).values
-    others = torch.where(scores == best[:, :1], best[:, 1:], best[:, :1])
-    margins, chosen = (scores - others).topk(number, dim=0)
-    return chosen.T.contiguous(), margins.T.contiguous()

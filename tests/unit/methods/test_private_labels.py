@@ -7,7 +7,7 @@ import torch
 from dpdm.data import ImageDataset
 from dpdm.methods import Embedding, ImageFacts, Labels, Prior
 from dpdm.methods.labelled import nearer_kinds
-from dpdm.methods.labels import clearest
+from dpdm.methods.public_classes import clearest, nearest_classes
 from dpdm.privacy import OperatingSystemEntropy
 from dpdm.runs import Trainer
 from dpdm.types import InputError
@@ -70,6 +70,47 @@ def test_the_clearest_images_of_a_class_come_first():
     assert torch.allclose(margins, torch.tensor([[1, 0.7, 0], [1, 0, -0.7]]))
 
 
+def test_public_images_come_of_the_public_classes_that_private_ones_vote_for():
+    images, labels = stripes(900, 1)
+    shades = np.arange(900) // 3 % 3  # each public class has one shade of one kind of stripes
+    shown = ImageDataset(
+        images=(images // (1 + 2 * shades[:, None, None, None])).astype(np.uint8),
+        labels=3 * shades + labels,
+        num_classes=9,
+        name="shown",
+        public=True,
+    )
+    release = fit(private(3000), shown, per_class=90, public_classes=1)
+    assert [entry.name for entry in Labels(public_classes=1).plan(epsilon=1.0, dataset_size=9).releases][-2:] == [
+        "prototypes",
+        "votes for public classes",
+    ]
+    brightness = release.generator.images.float().mean((2, 3, 4))
+    of_own_shade = brightness[:2] > 80  # those of other shades are darker
+    assert of_own_shade.all()
+    assert (brightness[2] > 14).all()
+
+
+def test_a_private_image_votes_for_the_public_classes_that_it_is_nearest_to():
+    class Rows:
+        def parts(self):
+            yield slice(0, 2), torch.tensor([[1.0, 0], [0, 1.0]])
+
+    means = torch.tensor([[0, 1.0], [0.96, 0.28], [0.6, 0.8], [-1, 0]])
+    ((chosen, weighed),) = nearest_classes(Rows(), torch.tensor([0, 2]), torch.ones(2).double(), means, 2)
+    assert [set(row) for row in chosen.tolist()] == [{1, 2}, {8, 10}]
+    assert weighed.tolist() == [1, 1]
+
+
+def test_images_of_the_classes_voted_for_come_first_and_fill_up_by_others():
+    rows = torch.tensor([[1.0, 0], [0.8, 0.1], [0, 1], [0.5, 0.5]])
+    within = torch.tensor([[False, True, False, False], [False, False, False, True]])
+    chosen, margins = clearest(rows, torch.eye(2).double(), 2, within)
+    assert chosen.tolist() == [[0, 1], [2, 3]]
+    assert clearest(rows, torch.eye(2).double(), 1, within)[0].tolist() == [[1], [3]]
+    assert (margins[:, :-1] >= margins[:, 1:]).all()
+
+
 def test_the_prior_makes_its_share_of_the_images():
     shown = public()
     release = fit(private(), shown, from_prior=0.5, prior=Prior(centres=1, share=0.5))
@@ -107,6 +148,9 @@ def test_a_vote_is_for_the_kind_with_the_nearest_candidate_of_the_own_class():
         ({"from_prior": 1.0}, "from_prior must be from 0 to 0.99"),
         ({"from_prior": 0, "choice": 0.1}, "choice is between the prior and public images: set from_prior too"),
         ({"prior": Prior(share=0.9), "choice": 0.2}, "leave nothing for prototypes"),
+        ({"prior": Prior(share=0.9), "public_classes": 2}, "leave nothing for prototypes"),
+        ({"public_classes": -1}, "public_classes must be a whole number, 0 or more, not -1"),
+        ({"public_classes": 0.5}, "public_classes must be a whole number"),
     ],
 )
 def test_settings_that_do_not_fit_are_one_line(given, says):
@@ -117,6 +161,8 @@ def test_settings_that_do_not_fit_are_one_line(given, says):
 def test_images_that_cannot_be_labelled_are_refused_before_anything_is_spent():
     with pytest.raises(InputError, match="shown has 40 images, and per_class is 50: set fewer"):
         fit(private(), public(40))
+    with pytest.raises(InputError, match="shown has no classes to vote for: leave out public_classes"):
+        fit(private(), public(), public_classes=2)
     with pytest.raises(InputError, match="have no two: give labels"):
         Labels().require_images(ImageFacts((3, 8, 8), ()))
     with pytest.raises(InputError, match="per_class"):
