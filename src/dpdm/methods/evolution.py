@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -138,7 +138,7 @@ class Evolution(Method):
         rows, variations = looks.of_private(data), Variations(pool, looks, run, strength=self.augment)
         population = variations.first(self.population)
         for number in range(1, self.rounds + 1):
-            candidates = variations.looks(population, ahead=self.lookahead)
+            candidates = looks.exact(variations.looks(population, ahead=self.lookahead))
 
             def cast(candidates: Tensor = candidates) -> BoundedSum:
                 parts = _nearest_votes(data, rows, candidates, min(self.votes, self.population))
@@ -181,16 +181,17 @@ class Evolution(Method):
 
 
 def _nearest_votes(
-    data: ImageDataset, rows: Kept, candidates: Float32[Tensor, "class candidate features"], number: int = 1
+    data: ImageDataset, rows: Kept, candidates: Float[Tensor, "class candidate features"], number: int = 1
 ) -> Iterator[Choices]:
     """Yield the bins of the nearest candidates of its own class for each private image, and the image's weight."""
     labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
+    squares = [each.square().sum(1) for each in candidates]
     for part in parts_for(len(data), against=candidates.shape[1]):
-        x, of = torch.from_numpy(rows[part]).double(), torch.from_numpy(labels[part])
+        x, of = torch.from_numpy(rows[part]).to(candidates), torch.from_numpy(labels[part])
         chosen = torch.zeros(len(x), number, dtype=torch.long)
         for label in range(len(candidates)):
             mine = of == label
-            distances = squared_distances(x[mine], candidates[label].double())
+            distances = squared_distances(x[mine], candidates[label], squares[label])
             chosen[mine] = distances.topk(number, largest=False).indices
         yield of[:, None] * candidates.shape[1] + chosen, torch.from_numpy(data.weights[part])
 

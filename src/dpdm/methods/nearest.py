@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
@@ -41,10 +41,13 @@ def columns_of(shape: tuple[int, int, int]) -> int:
 
 
 def squared_distances(
-    x: Float64[Tensor, "one features"], y: Float64[Tensor, "other features"]
-) -> Float64[Tensor, "one other"]:
-    """Return the squared distances without ‖x‖², which no minimum depends on: exact for whole numbers."""
-    return y.square().sum(1) - 2 * x @ y.T
+    x: Float[Tensor, "one features"], y: Float[Tensor, "other features"], squares: Float[Tensor, " other"]
+) -> Float[Tensor, "one other"]:
+    """Return the squared distances without ‖x‖², which no minimum depends on; `squares` are all ‖y‖².
+
+    They are exact for `whole_features` in float64, and for rows of `Space.unit` in float32: multiples of 2⁻²² below 4.
+    """
+    return torch.addmm(squares, x, y.T, alpha=-2)
 
 
 def parts_for(number: int, *, against: int) -> Iterator[slice]:
@@ -63,7 +66,7 @@ def bytes_of_votes(columns: int, pixels: int, *, classes: int, population: int, 
     kept = 4 * columns * (known + records)
     populations = 3 * classes * population * pixels  # one in the generator, two on the way
     reading = 4 * columns * known
-    voting = 4 * columns * classes * population + 16 * columns * population
+    voting = 12 * columns * classes * population + 8 * columns * population
     varying = 16 * columns * known
     distances = 2 * bytes_of_distances(max(records, population), against=max(known, population))
     return kept + populations + max(reading, voting + distances, varying + distances)
@@ -79,9 +82,10 @@ def neighbours(
     """Return for each parent one of its `reach` nearest public images, itself included, at random."""
     ranks = torch.randint(min(reach, len(known)), parents.shape, generator=random)
     among, children = features[known].double(), parents.clone()
+    squares = among.square().sum(1)
     for part in parts_for(len(parents), against=len(known)):
         if reach > 1:
-            distances = squared_distances(features[parents[part]].double(), among)
+            distances = squared_distances(features[parents[part]].double(), among, squares)
             nearest = distances.topk(min(reach, len(known)), largest=False).indices
             children[part] = known[nearest.gather(1, ranks[part, None])[:, 0]]
     return children

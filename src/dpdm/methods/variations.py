@@ -1,7 +1,7 @@
 """How candidates of private evolution vary, and what a vote sees of them. Nothing here is private but kept rows."""
 
 import torch
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -47,6 +47,10 @@ class Looks:
         if self._embedding is None:
             return self._run.keep("pixels", data.images, whole_features, made_by="pixels, whole numbers")
         return self._embedding.of_private(self._run, data, self._space)
+
+    def exact(self, rows: Float32[Tensor, "*images features"]) -> Float[Tensor, "*images features"]:
+        """Return rows in the precision in which their distances are exact (see `nearest.squared_distances`)."""
+        return rows.double() if self._embedding is None else rows
 
     def _raw(self, images: Images) -> Float32[Tensor, "images features"]:
         """Return features before whitening; each process computes its part."""

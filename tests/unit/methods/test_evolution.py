@@ -8,6 +8,7 @@ import torch
 
 from dpdm.data import ImageDataset
 from dpdm.methods import Embedding, Evolution, ImageFacts, Prior
+from dpdm.methods.embedding import of_unit_length
 from dpdm.methods.evolution import _nearest_votes, chosen_by, perplexity
 from dpdm.methods.nearest import columns_of, neighbours, squared_distances, whole_features
 from dpdm.runs import Trainer
@@ -42,9 +43,20 @@ def test_numbers_are_small_enough_for_exact_distances_at_any_size(shape, least):
 
 def test_distances_are_exact_in_any_order():
     x, y = (whole_features(noise(50, (32, 32, 3), seed)).double() for seed in (0, 1))
-    found = squared_distances(x, y) + x.square().sum(1, keepdim=True)
+    found = squared_distances(x, y, y.square().sum(1)) + x.square().sum(1, keepdim=True)
     assert torch.equal(found, (x[:, None] - y).square().sum(2))
-    assert torch.equal(squared_distances(x[:1], y), squared_distances(x, y)[:1])
+    assert torch.equal(squared_distances(x[:1], y, y.square().sum(1)), squared_distances(x, y, y.square().sum(1))[:1])
+
+
+def test_distances_of_rows_of_unit_length_are_exact_in_float32():
+    random = torch.Generator().manual_seed(0)
+    alike = torch.randn(1, 1280, generator=random, dtype=torch.float64)
+    x, y = (of_unit_length(alike + torch.randn(40, 1280, generator=random).double() / 9) for _ in range(2))
+    y = torch.cat([y, -x, of_unit_length(torch.eye(40, 1280).double())])
+    of_floats = squared_distances(x, y, y.square().sum(1)).double()
+    x, y = x.double(), y.double()
+    assert torch.equal(of_floats, squared_distances(x, y, y.square().sum(1)))
+    assert torch.equal(of_floats + x.square().sum(1, keepdim=True), (x[:, None] - y).square().sum(2))
 
 
 def test_a_private_image_votes_for_the_nearest_candidate_of_its_class():

@@ -101,14 +101,16 @@ def test_a_move_is_made_from_where_the_parent_is():
 def test_distances_to_candidates_are_exact_also_to_means_of_children(embedding, strength):
     _, looks, variations = varied(embedding=embedding, strength=strength)
     population = variations.first(20)
-    x = looks.of_images(noise(15, (8, 8, 1), seed=3)).double()
+    x = looks.exact(looks.of_images(noise(15, (8, 8, 1), seed=3)))
     for ahead in (0, 3):
         rows = variations.looks(population, ahead=ahead)
         assert rows.shape == (2, 20, x.shape[1])
-        y = rows[0].double()
-        found = squared_distances(x, y) + x.square().sum(1, keepdim=True)
-        assert torch.equal(found, (x[:, None] - y).square().sum(2))
-        assert all(torch.equal(squared_distances(x[i : i + 1], y)[0], squared_distances(x, y)[i]) for i in range(15))
+        y = looks.exact(rows[0])
+        squares = y.square().sum(1)
+        found = squared_distances(x, y, squares).double() + x.double().square().sum(1, keepdim=True)
+        assert torch.equal(found, (x[:, None].double() - y).square().sum(2))
+        for one, distances in zip(x, squared_distances(x, y, squares), strict=True):
+            assert torch.equal(squared_distances(one[None], y, squares)[0], distances)
 
 
 def test_draws_of_a_prior_are_those_of_its_classes_and_of_the_seed():
