@@ -3,6 +3,7 @@
     python benchmarks/clipping.py --json > rows.json           measure, one row for each strategy and case
     python benchmarks/clipping.py --render docs/results.md     measure, and put the tables between the file's markers
     python benchmarks/clipping.py --render FILE --rows rows.json    put in what was measured before
+    python benchmarks/clipping.py --trains --render docs/results.md    a step by what trains of a public start
 
 A row's microseconds are for one noisy copy: a step's gradient ÷ (batch × noise multiplicity). "nonprivate" is the
 gradient of the mean loss in whichever memory layout and physical batch is the fastest. Opacus takes batch ×
@@ -37,12 +38,14 @@ from dpdm.config import Machine
 from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.methods import ImageFacts
 from dpdm.methods.made_up import bytes_of_one
+from dpdm.methods.trained import Trained
 from dpdm.networks import CompactUNet, Network, UNet
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.privacy.clipping import clip_factors, map_batch
 from dpdm.privacy.noise import grid_step
 from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.hardware import autocast, keep_freed_memory
+from dpdm.types import InputError
 from rendering import around, put_between, tables
 
 SHAPE, CLASSES = (1, 28, 28), 10
@@ -51,6 +54,9 @@ CASES = ((64, 1), (64, 4), (16, 32))  # batch, noise multiplicity
 PAPER_CASES = ((64, 1), (16, 4), (16, 32))
 DTYPES = ("float32", "bfloat16")
 MARKERS = "<!-- clipping: made by make bench -->", "<!-- clipping: end -->"
+TRAINS = ("all", "last", "norms", "attention", "low-rank:4")
+TRAINED_CASES: "dict[str, Cases]" = {"compact U-Net": ((64, 1), (64, 4)), "paper U-Net": ((16, 4),)}
+MARKERS_OF_TRAINS = "<!-- trains: made by benchmarks/clipping.py --trains -->", "<!-- trains: end -->"
 CPU = torch.device("cpu")
 Step = Callable[[], object]
 Cases = tuple[tuple[int, int], ...]
@@ -64,15 +70,21 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, nargs="+", help="take the rows from these files instead of measuring")
     parser.add_argument("--network", choices=list(NETWORKS), action="append", help="only this one")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="only this one")
+    parser.add_argument("--trains", action="store_true", help="measure by what trains, layer-wise, in float32")
     given = parser.parse_args()
+    markers = MARKERS_OF_TRAINS if given.trains else MARKERS
     if given.render:  # before anything is measured
         try:
-            around(MARKERS, given.render)
+            around(markers, given.render)
         except (ValueError, OSError) as error:
             parser.error(str(error))
     if given.rows:
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in given.rows]
         result = {"machine": parts[0]["machine"], "rows": [row for part in parts for row in part["rows"]]}
+    elif given.trains:
+        keep_freed_memory()
+        rows = [row for name in given.network or NETWORKS for row in measure_trained(name)]
+        result = {"machine": machine(), "rows": rows}
     else:
         keep_freed_memory()
         cells = [(n, d) for n in given.network or NETWORKS for d in given.dtype or DTYPES]
@@ -80,7 +92,7 @@ def main() -> None:
     if given.json or not given.render:
         print(json.dumps(result, indent=1))
     if given.render:
-        put_between(MARKERS, render(result), given.render)
+        put_between(markers, render(result), given.render)
 
 
 def measure(
@@ -111,6 +123,41 @@ def measure(
                 **row,
                 "ratio_to_nonprivate": ratio,
             }
+
+
+def measure_trained(name: str, *, seconds: float = 30.0) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one network: the plain gradient of all, and clipped sums layer by layer of what trains."""
+    for batch, copies in TRAINED_CASES[name]:
+        denoiser, loss, drawn = made_up(NETWORKS[name], batch, copies, CPU)
+        ways = [("nonprivate", step) for step in nonprivate(denoiser, loss, drawn)]
+        plain = len(ways)
+        for said in TRAINS:
+            network = copy.deepcopy(denoiser.network)
+            trained = Trained(said)
+            try:
+                trained.freeze(network, None)
+            except InputError:  # it has no attention
+                continue
+            stepped = PreconditionedDenoiser(trained.stepped(network, None, seed=0), EDM())
+            numbers = sum(p.numel() for p in stepped.parameters() if p.requires_grad)
+            ways.append((f"{said} ({numbers:,})", ours(LayerWise(), stepped, loss, drawn, batch)))
+        middle, _ = in_turns(ways, drawn.x.device, seconds)
+        fastest = min(middle[i] for i in range(plain))
+        for i, (strategy, step) in enumerate(ways):
+            if i < plain and middle[i] > fastest:
+                continue
+            row = {
+                "strategy": strategy,
+                "network": name,
+                "dtype": "float32",
+                "noise_multiplicity": copies,
+                "batch": batch,
+                "microseconds_per_copy": round(1e6 * middle[i] / batch / copies, 1),
+                "peak_bytes": peak_bytes(step, drawn.x.device),
+                "ratio_to_nonprivate": round(middle[i] / fastest, 3),
+            }
+            print(row, file=sys.stderr, flush=True)
+            yield row
 
 
 def made_up(
@@ -147,18 +194,7 @@ def measure_case(
     ways += [("one-backward-each", ours(OneBackwardEach(), denoiser, loss, drawn, batch))]
     ways += [("vectorized", ours(Vectorized(), denoiser, loss, drawn, at_once))]
     ways += opacus(denoiser, loss, drawn)
-    seconds: dict[int, list[float]] = {i: [] for i in range(len(ways))}
-    failed: dict[int, str] = {}
-    started = time.perf_counter()
-    while min(len(s) for i, s in seconds.items() if i not in failed) < 3 or time.perf_counter() - started < budget:
-        for i, (_, step) in enumerate(ways):
-            if i in failed or (len(seconds[i]) >= 3 and seconds[i][-1] > budget):
-                continue
-            try:
-                seconds[i].append(seconds_of(step, drawn.x.device))
-            except Exception as error:
-                failed[i] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
-    middle = {i: statistics.median(s[1:]) for i, s in seconds.items() if i not in failed}
+    middle, failed = in_turns(ways, drawn.x.device, budget)
     fastest = min(range(len(plain)), key=lambda i: middle.get(i, math.inf))  # a GPU may lack the memory for one
     rows = []
     for i, (strategy, step) in enumerate(ways):
@@ -176,6 +212,24 @@ def measure_case(
             row["error"] = failed[i]
         rows.append(row)
     return rows
+
+
+def in_turns(
+    ways: list[tuple[str, Step]], device: torch.device, budget: float
+) -> tuple[dict[int, float], dict[int, str]]:
+    """Return the median seconds of each way, and why others failed; all are timed in turns, for so many seconds."""
+    seconds: dict[int, list[float]] = {i: [] for i in range(len(ways))}
+    failed: dict[int, str] = {}
+    started = time.perf_counter()
+    while min(len(s) for i, s in seconds.items() if i not in failed) < 3 or time.perf_counter() - started < budget:
+        for i, (_, step) in enumerate(ways):
+            if i in failed or (len(seconds[i]) >= 3 and seconds[i][-1] > budget):
+                continue
+            try:
+                seconds[i].append(seconds_of(step, device))
+            except Exception as error:
+                failed[i] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    return {i: statistics.median(s[1:]) for i, s in seconds.items() if i not in failed}, failed
 
 
 def nonprivate(denoiser: PreconditionedDenoiser, loss: DenoisingLoss, drawn: NoisyBatch) -> Iterator[Step]:

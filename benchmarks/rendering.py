@@ -20,7 +20,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
             text.append(f"| {strategy} | " + " | ".join(cells) + " |")
         plain = [r for r in these if r["strategy"] == "nonprivate"]
         rates = ", ".join(f"{r['gigaflops']} of {r['convolution_gigaflops']}" for r in plain if "gigaflops" in r)
-        text.append(f"\nUseful GFLOP/s of the plain step, and of a convolution by itself: {rates}.")
+        text += [f"\nUseful GFLOP/s of the plain step, and of a convolution by itself: {rates}."] if rates else []
     errors = {r["strategy"]: r["error"] for r in rows if "error" in r}
     text += ["", *(f"{strategy} cannot run: {error.split(', got')[0]}.\n" for strategy, error in errors.items())]
     return "\n".join(text) + "\n"

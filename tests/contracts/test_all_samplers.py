@@ -12,7 +12,7 @@ import torch
 from dpdm import diffusion
 from dpdm.diffusion import DDIM, Churn, DPMSolver, MatchedSolver, StochasticDDIM, karras_schedule
 from dpdm.diffusion.samplers import Sampler
-from dpdm.methods.diffusion import AnySampler
+from dpdm.methods.denoising import AnySampler
 from dpdm.types import InputError
 
 SAMPLERS = {  # with the denoiser's calls in n steps

@@ -79,6 +79,15 @@ TOYS = {
     "statistics of a prior": StatisticMatching(prior=Prior(centres=2, rounds=2), **MATCHED),
     "diffusion from a public start": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
     "public start alone": Diffusion(start=Start(sources=("?",)), prior=Prior(centres=2, rounds=2), **TOY),
+    "low rank from a public start": Diffusion(
+        start=Start(sources=("?",), trains="low-rank:2"), prior=Prior(centres=2, rounds=2), **TOY
+    ),
+    "chosen matrices of a public start": Diffusion(
+        start=Start(sources=("?",), trains="chosen:3"), prior=Prior(centres=2, rounds=2), **TOY
+    ),
+    "low rank of chosen matrices": Diffusion(
+        start=Start(sources=("?", "!"), trains="chosen:3,low-rank:2"), prior=Prior(centres=1), **TOY
+    ),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),
 }
 PUBLIC = ImageDataset(
@@ -109,7 +118,8 @@ def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others
             public_start(TOY["network"], images, data.class_names, name=f"start{number}", scale=0.1 + number)
             for number, images in enumerate((PUBLIC, ALSO)[: len(method.start_folders)])
         ]
-        method = dataclasses.replace(method, start=Start(sources=tuple(each.sources[0] for each in made)))
+        start = dataclasses.replace(method.start, sources=tuple(each.sources[0] for each in made))
+        method = dataclasses.replace(method, start=start)
     machine = Machine(device="cpu", precision="float32", strategy="vectorized", physical_batch_size=4)
     plan = plan or plan_of(name, unit)
     public = PUBLIC if method.starts_from_images else None

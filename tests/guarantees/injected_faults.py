@@ -75,14 +75,17 @@ from dpdm.methods import (
     feature_maps,
     labels,
     mean_embedding,
+    own_draws,
     prior,
     public_classes,
     variations,
 )
 from dpdm.methods import gains as public_start
+from dpdm.methods import matrices as chosen_matrices
 from dpdm.methods import statistics as statistics_method
 from dpdm.methods.embedding import Embedded
 from dpdm.methods.loader import Loader
+from dpdm.methods.start import MATRICES
 from dpdm.methods.unit_rows import UnitRows
 from dpdm.networks import MLP
 from dpdm.privacy import (
@@ -265,6 +268,36 @@ def two_worlds_of_gains(folder: Path) -> list[str]:
         found += differences(d, e)
         if name == "public" and moved(d, e) != [0.0] * len(d.calls):
             found.append("an image that is public moved a sum")
+    return found
+
+
+_CHOICE_OF_MATRICES = 4  # its place among the sums
+
+
+def two_worlds_of_chosen_matrices(folder: Path) -> list[str]:
+    """A choice of matrices, in worlds that differ in an image, in a group, or in what has a gradient of zero."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    last, network, found = len(IMAGES) - 1, MLP(width=8, blocks=1), []
+    inserted, alone = np.roll(np.arange(len(IMAGES)), 1), IMAGES.part(range(1))
+    pairs = {
+        "image": [(IMAGES, IMAGES.part(range(last)))],
+        "alone": [(alone, dataclasses.replace(alone, images=public.images[:1]))],  # of which one is blank
+        "place": [(IMAGES.part(inserted), IMAGES.part(range(last)))],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
+    }
+    none = {"image": [(IMAGES, IMAGES.part(range(last)))]}
+    for first, of_these in ((1.0, pairs), (0.0, none)):  # where all weights are zero, no matrix has a gradient
+        start = worlds.public_start(network, public, IMAGES.class_names, scale=0.3 * first, first_scale=first)
+        start = dataclasses.replace(start, trains="chosen:3", gains=False)
+        method = Diffusion(network=network, prior=Prior(centres=1), start=start)
+        for name, d, e in _in_both_worlds(folder / f"{first}", method, of_these, steps=1, expected_batch_size=5):
+            if name == "place":  # by which the step selects
+                d.calls.pop(), e.calls.pop()
+            found += differences(d, e)
+            if name == "public" and moved(d, e)[_CHOICE_OF_MATRICES] > 0:
+                found.append("an image that is public moved the choice")
     return found
 
 
@@ -1172,25 +1205,35 @@ def centred_by_private_means(patch: Patch) -> None:
     patch.setattr(statistics_method, "known_before", known)
 
 
-def counts_without_noise(patch: Patch) -> None:
-    sound = Run.once
-
-    def once(self, name, make):
-        bounded = make()
-        return sound(self, name, lambda: bounded)._replace(values=bounded.total)
-
-    patch.setattr(Run, "once", once)
-
-
-def noise_where_there_are_votes(patch: Patch) -> None:
+def counts_without_noise(patch: Patch, *, of: str = "") -> None:
     sound = Run.once
 
     def once(self, name, make):
         bounded = make()
         noisy = sound(self, name, lambda: bounded)
-        return noisy._replace(values=torch.where(bounded.total > 0, noisy.values, 0))
+        return noisy._replace(values=bounded.total) if of in name else noisy
 
     patch.setattr(Run, "once", once)
+
+
+def choice_without_noise(patch: Patch) -> None:
+    counts_without_noise(patch, of=MATRICES)
+
+
+def noise_where_there_are_votes(patch: Patch, *, of: str = "") -> None:
+    sound = Run.once
+
+    def once(self, name, make):
+        bounded = make()
+        noisy = sound(self, name, lambda: bounded)
+        values = torch.where(bounded.total > 0, noisy.values, 0)
+        return noisy._replace(values=values) if of in name else noisy
+
+    patch.setattr(Run, "once", once)
+
+
+def noise_where_matrices_have_votes(patch: Patch) -> None:
+    noise_where_there_are_votes(patch, of=MATRICES)
 
 
 def clipped_level_by_level(patch: Patch) -> None:
@@ -1218,7 +1261,7 @@ def scaled_by_private_residuals(patch: Patch) -> None:
 
 
 def noise_by_position(patch: Patch) -> None:
-    patch.setattr(public_start, "pixel_digests", lambda images: np.arange(32 * len(images)).reshape(-1, 32) // 7)
+    patch.setattr(own_draws, "pixel_digests", lambda images: np.arange(32 * len(images)).reshape(-1, 32) // 7)
 
 
 def three_votes_for_a_start(patch: Patch) -> None:
@@ -1239,6 +1282,39 @@ def whole_votes_for_public_classes(patch: Patch) -> None:
         return BoundedSum(math.sqrt(3) * total, sensitivity)
 
     patch.setattr(public_classes, "votes", whole)
+
+
+def divided_by_a_norm_of_zero(patch: Patch) -> None:
+    def of_length_one(squared):
+        return (squared / squared.sum(dim=1, keepdim=True)).sqrt()
+
+    def summed(parts, *, dimensions, max_norm):
+        whole = [weights @ rows for rows, weights in parts]
+        return BoundedSum(sum(whole, torch.zeros(dimensions, dtype=torch.float64)), max_norm)
+
+    patch.setattr(chosen_matrices, "_of_length_one", of_length_one)
+    patch.setattr(chosen_matrices, "clipped_sum", summed)
+
+
+def a_whole_vote_for_each_matrix(patch: Patch) -> None:
+    def apart(parts, *, dimensions, max_norm):
+        total = torch.zeros(dimensions, dtype=torch.float64)
+        for rows, weights in parts:
+            total += weights @ (rows > 0).double()
+        return BoundedSum(total, max_norm)
+
+    patch.setattr(chosen_matrices, "clipped_sum", apart)
+
+
+def votes_by_gradients_of_all_images(patch: Patch) -> None:
+    sound = chosen_matrices._votes
+
+    def relative(*arguments):
+        whole = [*sound(*arguments)]
+        mean = sum(rows.sum(0) for rows, _ in whole)
+        yield from (((rows - mean), weights) for rows, weights in whole)
+
+    patch.setattr(chosen_matrices, "_votes", relative)
 
 
 def centred_by_private_images(patch: Patch) -> None:
@@ -1577,6 +1653,29 @@ FAULTS = [
     Fault("gains' noise by an image's position", noise_by_position, two_worlds_of_gains),
     Fault("gains of sums without noise", counts_without_noise, two_worlds_of_gains, said="weights"),
     Fault("a black image in place of a blank one, in the gains", blank_images_vote, two_worlds_of_gains),
+    Fault("matrices' votes divided by a norm of zero", divided_by_a_norm_of_zero, two_worlds_of_chosen_matrices),
+    Fault("a whole vote for each matrix", a_whole_vote_for_each_matrix, two_worlds_of_chosen_matrices),
+    Fault("votes beside those of other images", votes_by_gradients_of_all_images, two_worlds_of_chosen_matrices),
+    Fault("a choice's noise by an image's position", noise_by_position, two_worlds_of_chosen_matrices),
+    Fault(
+        "each image of a group at full weight in a choice",
+        images_at_full_weight,
+        two_worlds_of_chosen_matrices,
+        said=f"step {_CHOICE_OF_MATRICES}: the sums differ",
+    ),
+    Fault(
+        "a black image in place of a blank one, in a choice",
+        blank_images_vote,
+        two_worlds_of_chosen_matrices,
+        said="moved the choice",
+    ),
+    Fault(
+        "noise on matrices with votes alone",
+        noise_where_matrices_have_votes,
+        two_worlds_of_chosen_matrices,
+        said="weights",
+    ),
+    Fault("a choice by sums without noise", choice_without_noise, two_worlds_of_chosen_matrices, said="weights"),
     Fault("each image of a group at full weight in a prototype", images_at_full_weight, two_worlds_of_prototypes),
     Fault("a black image in place of a blank one, in a prototype", blank_images_vote, two_worlds_of_prototypes),
     Fault("prototypes of rows longer than one", prototypes_of_longer_rows, two_worlds_of_prototypes),
@@ -1634,6 +1733,7 @@ CHECKS = {
     candidates_of_a_release: "a run whose candidates are images of a release",
     two_worlds_of_moments: "two worlds of a public network's moments",
     two_worlds_of_gains: "two worlds of a public network's gains",
+    two_worlds_of_chosen_matrices: "two worlds of a choice of matrices",
     two_worlds_of_prototypes: "two worlds of private labels for public images",
     two_worlds_of_features: "two worlds of sums of features",
     two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",

@@ -320,14 +320,21 @@ GROUP_PLAN = PLAN | {"unit": "group"}
 
 @functools.cache
 def public_start(
-    network, public: ImageDataset, class_names: tuple[str, ...], *, scale: float = 0.1, name: str = "start"
+    network,
+    public: ImageDataset,
+    class_names: tuple[str, ...],
+    *,
+    scale: float = 0.1,
+    first_scale: float = 1.0,
+    name: str = "start",
 ) -> Start:
-    """Return a start whose weights are random numbers, added to first ones."""
+    """Return a start whose weights are random numbers, added to first ones, each times a scale."""
     folder = Path(tempfile.mkdtemp()) / name  # of one name, whichever process made it
     folder.mkdir()
     first = Diffusion(network=network).untrained(ImageFacts(public.shape, class_names), seed=5).denoiser.network
     random = torch.Generator().manual_seed(0)
-    weights = {name: w + scale * torch.randn(w.shape, generator=random) for name, w in first.state_dict().items()}
+    drawn = {name: torch.randn(w.shape, generator=random) for name, w in first.state_dict().items()}
+    weights = {name: first_scale * w + scale * drawn[name] for name, w in first.state_dict().items()}
     save_start(
         folder,
         weights,

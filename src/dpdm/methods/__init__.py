@@ -6,10 +6,9 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
+    from dpdm.methods.denoising import AnySampler, DenoisingGenerator
     from dpdm.methods.diffusion import (
         AnyPreconditioning,
-        AnySampler,
-        DenoisingGenerator,
         Diffusion,
         Optimizer,
         require_sampler_names,
@@ -67,7 +66,8 @@ __getattr__ = lazily(
     __name__,
     {
         "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
-        "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
+        "denoising": "AnySampler DenoisingGenerator",
+        "diffusion": "AnyPreconditioning Diffusion Optimizer require_sampler_names",
         "embedding": "Embedding",
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",

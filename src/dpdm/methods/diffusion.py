@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -22,20 +22,18 @@ from dpdm.diffusion import (
     GAIN_LEVELS,
     VE,
     VP,
-    Churn,
     DenoisingLoss,
-    DPMSolver,
     MatchedPreconditioning,
     MatchedSolver,
     MomentMatched,
     NoiseLevels,
     PreconditionedDenoiser,
     Preconditioning,
-    StochasticDDIM,
     V,
     Weighted,
 )
 from dpdm.methods import ema, made_up
+from dpdm.methods.denoising import AnySampler, DenoisingGenerator
 from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
     Budget,
@@ -49,6 +47,7 @@ from dpdm.methods.interface import (
     Sizes,
 )
 from dpdm.methods.loader import Loader
+from dpdm.methods.matrices import choose_matrices, rehearse_matrices
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.start import Start, load_start
 from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, build_network, code_of, said_of
@@ -56,7 +55,6 @@ from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
 from dpdm.types import InputError, refusing, require_at_most, require_within
 
 AnyPreconditioning = EDM | V | VP | VE | MomentMatched
-AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
 
 NETWORK = "denoiser.network."
 """What the names of a network's tensors begin with."""
@@ -64,7 +62,7 @@ NETWORK = "denoiser.network."
 PRIOR = "denoiser.preconditioning.prior."
 """What the names of the tensors of the prior around which a network is trained begin with."""
 
-_GAINS = "denoiser.preconditioning.gains"
+_GAINS, _CHOICE = "denoiser.preconditioning.gains", "choice"
 _MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
 _STEPS = 500
 
@@ -97,52 +95,6 @@ class Optimizer:
         """Return the learning rate when a fraction `progress` in [0, 1] of the steps is spent."""
         cosine = (1 + self.decay) / 2 + (1 - self.decay) / 2 * math.cos(math.pi * progress)
         return self.learning_rate * min(1.0, (progress + 1e-3) / max(self.warmup, 1e-3)) * cosine
-
-
-class DenoisingGenerator(ImageGenerator):
-    """Images drawn by a sampler from a denoiser."""
-
-    def __init__(
-        self, denoiser: PreconditionedDenoiser, facts: ImageFacts, sampler: AnySampler, *, unlabelled: bool
-    ) -> None:
-        super().__init__()
-        self.denoiser, self.facts, self.sampler = denoiser, facts, sampler
-        self.null_label = facts.num_classes if facts.num_classes and unlabelled else None
-
-    def draw(
-        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
-    ) -> Float[Tensor, "batch channel height width"]:
-        """Return what the sampler makes of standard normal draws, one image for each label."""
-        start = torch.randn((len(labels), *self.facts.shape), generator=random, device=labels.device)
-        return self.sampler(self.denoiser, start, labels, generator=random, null_label=self.null_label)
-
-    @property
-    def class_shares(self) -> tuple[float, ...] | None:
-        """How frequent each class is, as the prior has released it; None without a prior."""
-        preconditioning = self.denoiser.preconditioning
-        if not isinstance(preconditioning, MatchedPreconditioning) or not self.facts.num_classes:
-            return None
-        return tuple(preconditioning.prior.class_shares.tolist())
-
-    def around(self, denoiser: PreconditionedDenoiser) -> "DenoisingGenerator":
-        """Return the same with another denoiser."""
-        return DenoisingGenerator(denoiser, self.facts, self.sampler, unlabelled=self.null_label is not None)
-
-    def sampled_by(self, sampler: AnySampler) -> "DenoisingGenerator":
-        """Return the same with another sampler.
-
-        Raises:
-            InputError: The sampler asks for noise levels that training has not met.
-        """
-        if not callable(sampler):
-            raise InputError("sampler must be one of dpdm's samplers")
-        sampler.require_trained(self.denoiser.preconditioning.noise_levels)
-        return DenoisingGenerator(self.denoiser, self.facts, sampler, unlabelled=self.null_label is not None)
-
-    def shortened(self) -> tuple["DenoisingGenerator", float]:
-        """Return one whose sampler takes two steps at most."""
-        steps = min(2, self.sampler.steps)
-        return self.sampled_by(replace(self.sampler, steps=steps)), self.sampler.steps / steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +138,8 @@ class Diffusion(Method):
             raise InputError("start is for one of dpdm's networks: leave it out")
         if self.start is not None and self.start.private and self.prior is None:
             raise InputError(
-                "start.gains, and the choice of one of several starts, are for moment-matched preconditioning: without "
-                "a prior, name one start and set start.gains=false"
+                "start.gains, and the choice of starts or matrices, are for moment-matched preconditioning: without "
+                "a prior, name one start, set start.gains=false, and leave chosen out of start.trains"
             )
         require_sampler_names(self.samplers)
         for name, sampler in self._named().items():
@@ -241,18 +193,29 @@ class Diffusion(Method):
             preconditioning = self.preconditioning.about(prior, gains=with_gains)
         else:
             preconditioning = self.preconditioning
+        choice = None
         if self.start is not None:
-            self.start.freeze(network)
-        denoiser = PreconditionedDenoiser(network.train(), preconditioning)
-        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=self.loss.label_dropout > 0)
+            trained = self.start.trained
+            choice = trained.widest(network) if trained.chosen else None
+            trained.freeze(network, choice)
+        denoiser, unlabelled = PreconditionedDenoiser(network.train(), preconditioning), self.loss.label_dropout > 0
+        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice)
+
+    def stepped(self, generator: DenoisingGenerator, *, seed: int = 0) -> PreconditionedDenoiser:
+        """Return what private steps are taken with: the generator's denoiser, or one with A and B (`Trained`)."""
+        denoiser = generator.denoiser
+        if self.start is None or self.start.trained.rank is None:
+            return denoiser
+        network = self.start.trained.stepped(denoiser.network, generator.choice, seed=seed)
+        return PreconditionedDenoiser(network, denoiser.preconditioning)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, DenoisingGenerator]:
         """Release the prior, and gains; then select, draw, clip, add noise, update, average."""
         assert isinstance(generator, DenoisingGenerator)
-        denoiser = generator.denoiser
-        average = ema.start(denoiser).eval()
+        average = ema.start(generator.denoiser).eval()
+        denoiser = self.stepped(generator, seed=run.seed)
         optimizer = torch.optim.Adam(denoiser.parameters())
         updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer)
         noise_levels: NoiseLevels = self.preconditioning.noise_levels
@@ -262,7 +225,7 @@ class Diffusion(Method):
                 _matched(each).prior = prior
         if self.start is not None and not updates:
             start = choose_start(run, data, average, generator.facts)
-            for each in (denoiser, average):
+            for each in (generator.denoiser, average):
                 load_start(each.network, start, generator.facts)
         if self.start is not None and self.start.gains:
             gains = release_gains(run, data, average)
@@ -270,6 +233,10 @@ class Diffusion(Method):
                 _matched(each).gains = gains.of_levels.to(run.device)
             left = tuple(gains.left.tolist())
             noise_levels = Weighted(base=noise_levels, levels=GAIN_LEVELS, weights=left)
+        if self.start is not None and (number := self.start.trained.chosen):
+            choice = choose_matrices(run, data, average, number)
+            generator.choice = choice.to(run.device)
+            self.start.trained.freeze(denoiser.network, choice)
         released, mechanism = generator.around(average), run.mechanism
         if not mechanism.plan.steps:
             yield run.made_sum(released)
@@ -305,9 +272,12 @@ class Diffusion(Method):
         if self.start is not None and self.start.private:
             with refusing("the network fails on made-up images"):
                 rehearse_gains(generator.denoiser, generator.facts)
+                if self.start.trained.chosen:
+                    rehearse_matrices(generator.denoiser, generator.facts)
         if plan.steps:
+            denoiser = self.stepped(generator, seed=run.seed)
             with run.autocast():
-                made_up.require_trainable(self.loss, generator.denoiser, generator.facts, plan, mechanism, run)
+                made_up.require_trainable(self.loss, denoiser, generator.facts, plan, mechanism, run)
         for name, sampler in self._named().items():
             made_up.require_images_by(replace_sampler(generator, sampler), name)
 
@@ -326,6 +296,10 @@ class Diffusion(Method):
             raise InputError(f"{where} is of a run with a start, and config.toml lacks start.sha256")
         if self.start.gains and not ((read(_GAINS) >= 0) & (read(_GAINS) <= 1)).all():
             raise InputError(f"{where} holds gains that are not from 0 to 1")
+        if number := self.start.trained.chosen:
+            choice = read(_CHOICE).long()
+            if choice.max() > 1 or choice.sum() != number:
+                raise InputError(f"{where} holds another choice of matrices than one of {number}")
         if not plan.steps:  # nothing private has changed the public network
             with torch.device("meta"):
                 names = self.untrained(facts).denoiser.network.state_dict()

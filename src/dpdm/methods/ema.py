@@ -1,11 +1,13 @@
 """The exponential moving average of the weights: post-processing of private gradients, and what is released."""
 
 import copy
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dpdm.networks.low_rank import merged
 from dpdm.types import InputError, is_of_memory, one_line
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,8 +34,14 @@ def update(average: nn.Module, module: nn.Module, *, updates: int, decay: float)
     """Move `average` towards `module` after its update number `updates`.
 
     The weight of the past is min(decay, (1 + n) / (10 + n)), so that the first, random weights are soon forgotten.
+    Where a matrix trains as W + B A, `average` has that alone, under the name of W.
     """
     weight = min(decay, (1 + updates) / (10 + updates))
-    for slow, fast in zip(average.parameters(), module.parameters(), strict=True):
-        if fast.requires_grad:  # a frozen one stays what it is, whole numbers too
-            slow.lerp_(fast, 1 - weight)
+    pairs: Iterable[tuple[nn.Parameter, Tensor]]
+    if changed := list(merged(module)):
+        pairs = ((average.get_parameter(name), fast) for name, fast in changed)
+    else:
+        both = zip(average.parameters(), module.parameters(), strict=True)
+        pairs = ((slow, fast) for slow, fast in both if fast.requires_grad)  # a frozen one stays, whole numbers too
+    for slow, fast in pairs:
+        slow.lerp_(fast, 1 - weight)

@@ -9,18 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dpdm.data import ImageDataset, pixel_digests
+from dpdm.data import ImageDataset
 from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning, PreconditionedDenoiser
 from dpdm.methods.interface import ImageFacts, PublicStart, Run
+from dpdm.methods.own_draws import Part, levels_of_each, parts_of
 from dpdm.methods.start import CHOICE, GAINS, load_start
 from dpdm.privacy.sums import BoundedSum, Rows, clipped_sum, votes
-from dpdm.types import images_to_tensor
 
-_ROWS = 96  # noisy images at once: each row comes of a computation of one shape
-_DRAWS = 64  # noise images, of which each image has one that its pixels choose
 _LEAST_LEFT = 0.05  # of the loss: no noise level goes without steps
 _CALLS = 48_000  # of the network, in all: a minute of two cores
 
@@ -88,8 +86,7 @@ def release_gains(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser
 
 
 def _levels_of_each(run: Run) -> int:
-    """Return at how many noise levels each image is asked: by the declared size, so that time is bounded."""
-    return next(k for k in (12, 6, 4, 3, 2, 1) if k == 1 or k * run.mechanism.plan.dataset_size <= _CALLS)
+    return levels_of_each(run.mechanism.plan.dataset_size, calls=_CALLS)
 
 
 def rehearse_gains(denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:
@@ -109,42 +106,21 @@ class _Pairs:
     def __init__(self, denoiser: PreconditionedDenoiser, data: ImageDataset, of_each: int, seed: int) -> None:
         assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
         self._denoiser, self._preconditioning, self._data = denoiser, denoiser.preconditioning, data
-        self._of_each, self._at_once = of_each, _ROWS // of_each
-        random = torch.Generator().manual_seed(seed)
-        self._noise = torch.randn((_DRAWS, *data.shape), generator=random)
+        self._of_each, self._seed = of_each, seed
         self._device = next(denoiser.parameters()).device
 
     @torch.no_grad()
     def parts(self) -> Iterator[Rows]:
-        """Yield all images, part by part; the last part is filled up, so that all are of one size."""
-        weights = torch.from_numpy(self._data.weights)
-        known = self._data.labels
-        for start in range(0, len(self._data), self._at_once):
-            part = slice(start, start + self._at_once)
-            images = self._data.images[part]
-            labels = torch.zeros(self._at_once, dtype=torch.long)
-            if known is not None:
-                labels[: len(images)] = torch.from_numpy(known[part])
-            x = torch.zeros(self._at_once, *self._data.shape)
-            x[: len(images)] = images_to_tensor(images)
-            keys = torch.zeros(self._at_once, 2, dtype=torch.long)
-            keys[: len(images)] = torch.from_numpy(pixel_digests(images)[:, :2].astype("int64"))
-            yield self._rows(x, labels, keys)[: len(images)], weights[part]
+        """Yield all images, part by part."""
+        for part in parts_of(self._data, self._of_each, seed=self._seed):
+            yield self._rows(part)[: len(part.weights)], part.weights
 
-    def _rows(
-        self,
-        x: Float32[Tensor, "images channel height width"],
-        labels: Int[Tensor, " images"],
-        keys: Int64[Tensor, "images 2"],
-    ) -> Float[Tensor, "images pairs"]:
+    def _rows(self, part: Part) -> Float[Tensor, "images pairs"]:
         """Return a row of zeros but for the levels of each image."""
-        levels = len(GAIN_LEVELS)
-        apart = levels // self._of_each
-        chosen = (keys[:, :1] + apart * torch.arange(self._of_each)) % levels
-        sigma = torch.tensor(GAIN_LEVELS)[chosen].flatten().to(self._device)
+        levels, chosen = len(GAIN_LEVELS), part.levels
+        sigma = part.sigma.flatten().to(self._device)
         x, noise, labels = (
-            t.repeat_interleave(self._of_each, dim=0).to(self._device)
-            for t in (x, self._noise[keys[:, 1] % _DRAWS], labels)
+            t.repeat_interleave(self._of_each, dim=0).to(self._device) for t in (part.x, part.noise, part.labels)
         )
         noisy = x + sigma[:, None, None, None] * noise
         prior, correction = self._preconditioning.corrected(self._denoiser.network, noisy, sigma, labels)

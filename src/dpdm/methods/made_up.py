@@ -93,7 +93,8 @@ def bytes_of_one(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: I
 
     one = kept(1)
     each = kept(2) - one if loss.noise_multiplicity > 1 else 0
-    return one + (loss.noise_multiplicity - 1) * each + sum(4 * p.numel() for p in denoiser.parameters())
+    of_gradient = sum(4 * p.numel() for p in denoiser.parameters() if p.requires_grad)
+    return one + (loss.noise_multiplicity - 1) * each + of_gradient
 
 
 def bytes_for_backward(forward: Callable[[], Shaped[Tensor, "..."]], module: nn.Module) -> int:

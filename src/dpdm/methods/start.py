@@ -3,7 +3,6 @@
 Nothing private is spent on the network. Private images say, by one noisy sum, how far to follow it at each noise level.
 """
 
-import fnmatch
 import hashlib
 import math
 import re
@@ -16,20 +15,14 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from dpdm.methods.interface import Budget, ImageFacts, PublicStart
+from dpdm.methods.trained import Trained
 from dpdm.networks.layers import ConditionEmbedding
 from dpdm.privacy import FullSum, gaussian_mu
 from dpdm.types import InputError, require_at_most, require_name
 
-CHOICE, GAINS = "choice of a start", "gains"
-"""What the sums are called that tell which public network to begin with, and how far to follow it."""
+CHOICE, GAINS, MATRICES = "choice of a start", "gains", "choice of matrices"
+"""What the sums are called that tell which public network to begin with, how far to follow it, and what trains."""
 
-_TRAINED = {
-    "all": ("*",),
-    "norms": ("*norm*", "*scale_shift*", "*.bias"),
-    "attention": ("*attention*", "*qkv*"),
-    "last": ("up.*", "norm.*", "head.*", "*.up.*", "*.norm.*", "*.head.*"),
-}
-_MOST_PATTERNS, _PATTERN = 16, re.compile(r"[a-zA-Z0-9_.*]{1,64}", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 _MOST_STARTS = 8
 
@@ -43,10 +36,11 @@ class Start:
             choose one, by one vote each.
         gains: Whether private images say how far to follow the public network at each noise level. Without gains it is
             followed wholly, wherever it leads.
-        share: What choice and gains take of the budget together, as a share of μ² (`gaussian_mu`).
+        share: What gains and choices take of the budget together, as a share of μ² (`gaussian_mu`).
         sha256: Of the weights of each, as a release says it. Default: whatever the folders have.
-        trains: Which parameters the private steps train: `all`, `norms` (and biases), `attention`, `last` (the output
-            half), or names with `*`, joined by commas.
+        trains: Which parameters the private steps train (`Trained`): `all`, `norms` (and biases), `attention`, `last`
+            (the output half), or names with `*`, joined by commas; `low-rank:R`, a change of rank R to each matrix;
+            `chosen:K`, the K matrices that private images choose; or both of these, joined by a comma.
     """
 
     sources: tuple[str, ...]
@@ -69,28 +63,25 @@ class Start:
             raise InputError("start.sha256 must have one digest for each of start.sources")
         if not all(map(_SHA256.fullmatch, self.sha256)):
             raise InputError("start.sha256 must be 64 hexadecimal digits")
-        if len(self.patterns) > _MOST_PATTERNS or not all(map(_PATTERN.fullmatch, self.patterns)):
-            raise InputError(
-                f"start.trains must be {', '.join(_TRAINED)}, or up to {_MOST_PATTERNS} names of parameters joined by "
-                "commas, of letters, digits, _, . and *"
-            )
+        _ = self.trained
         if not 0 < self.share < 1:
             raise InputError(f"share must be above 0 and below 1, not {self.share}")
         if not self.private and self.share != type(self).share:
-            raise InputError("start.share is for gains, or for a choice of starts, and there is neither: leave it out")
+            raise InputError("start.share is for gains and choices, and there are none: leave it out")
 
     @property
-    def patterns(self) -> tuple[str, ...]:
-        """What `trains` stands for."""
-        return _TRAINED.get(self.trains) or tuple(name.strip() for name in self.trains.split(","))
+    def trained(self) -> Trained:
+        """What `trains` says."""
+        return Trained(self.trains)
 
     @property
     def private(self) -> tuple[str, ...]:
-        """What private images say of it, by noisy sums: which of several to begin with, and the gains."""
-        return (*([CHOICE] if len(self.sources) > 1 else []), *([GAINS] if self.gains else []))
+        """What private images say of it, by noisy sums: which of several to begin with, the gains, and what trains."""
+        asked = {CHOICE: len(self.sources) > 1, GAINS: self.gains, MATRICES: self.trained.chosen is not None}
+        return tuple(name for name, wanted in asked.items() if wanted)
 
     def planned(self, budget: Budget) -> tuple[FullSum, ...]:
-        """Return the votes for one of several, and the sum of the gains, as a plan has them, of equal shares."""
+        """Return the sums of `private`, as a plan has them, of equal shares."""
         whole = gaussian_mu(epsilon=budget.epsilon, delta=budget.delta)
         each = self.share / max(1, len(self.private))
         return tuple(FullSum(name=name, noise_multiplier=1 / (whole * math.sqrt(each))) for name in self.private)
@@ -118,21 +109,6 @@ class Start:
         """
         if weights_digest(weights) not in self.sha256:
             raise InputError(f"{where} holds another network than a public one that config.toml names")
-
-    def freeze(self, network: nn.Module) -> None:
-        """Leave trainable what `trains` names.
-
-        Raises:
-            InputError: Nothing is called so.
-        """
-        trained = 0
-        for name, parameter in network.named_parameters():
-            chosen = any(fnmatch.fnmatchcase(name, pattern) for pattern in self.patterns)
-            parameter.requires_grad_(chosen)
-            trained += chosen
-        if not trained:
-            known = ", ".join(sorted({name.split(".")[0] for name, _ in network.named_parameters()}))
-            raise InputError(f"start.trains = {self.trains} names no parameter of the network, whose parts are {known}")
 
 
 def weights_digest(weights: Mapping[str, Shaped[Tensor, "..."]]) -> str:

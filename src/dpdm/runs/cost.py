@@ -23,7 +23,7 @@ from dpdm.runs.hardware import (
     keep_freed_memory,
 )
 from dpdm.runs.memory import memory_for_a_batch, memory_free
-from dpdm.runs.rehearsal import BYTES_OF_A_PARAMETER
+from dpdm.runs.rehearsal import bytes_of_parameters
 from dpdm.types import InputError, require_positive
 
 SAMPLED = 10_000
@@ -69,10 +69,10 @@ class _Stopwatch:
         keep_freed_memory()
         self.device = choose_device(machine.device)
         self.generator = method.untrained(facts).to(self.device)
-        self._denoiser, self._method, self._machine, self._facts = self.generator.denoiser, method, machine, facts
+        self._denoiser = method.stepped(self.generator)
+        self._method, self._machine, self._facts = method, machine, facts
         self._processes = Processes.joined()
         self.parameters = sum(p.numel() for p in self._denoiser.parameters() if p.requires_grad)  # that get noise
-        self._all = sum(p.numel() for p in self._denoiser.parameters())
 
     def physical_batch_size(self, loss: DenoisingLoss) -> int:
         return physical_batch_size(
@@ -86,7 +86,7 @@ class _Stopwatch:
         """Return about what a process takes that has so many examples on the device at once, its images aside."""
         few = 1 if self._machine.strategy == "one-backward-each" else examples
         counted = 1.5 * few * bytes_of_one(loss, self._denoiser, self._facts)
-        return max(_peak_bytes(), counted + BYTES_OF_A_PARAMETER * self._all) / 2**30
+        return max(_peak_bytes(), counted + bytes_of_parameters(self._denoiser)) / 2**30
 
     def seconds(self, loss: DenoisingLoss, examples: int, *, within: float = _UNHURRIED) -> tuple[float, float]:
         """Return the seconds for each example of a step, and for the step beside them: the same on all processes.
@@ -334,8 +334,9 @@ def _require_half_free(method: Diffusion, machine: Machine, facts: ImageFacts) -
     """Raise InputError unless a step of this network needs at most half of the free memory; nothing of it is made."""
     with torch.device("meta"):
         generator = method.untrained(facts)
-    parameters = sum(p.numel() for p in generator.parameters())
-    needed, half = BYTES_OF_A_PARAMETER * parameters, memory_free(choose_device(machine.device)) // 2
+        denoiser = method.stepped(generator)
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    needed, half = bytes_of_parameters(denoiser), memory_free(choose_device(machine.device)) // 2
     if needed > half:
         raise InputError(
             f"a step of {parameters:,} parameters needs {needed / 2**30:.1f} GiB, and measuring may use half of the "

@@ -16,7 +16,7 @@ import torch
 from dpdm.config import Config
 from dpdm.data.shapes import draw_shapes
 from dpdm.methods import Diffusion, ImageFacts, Progress
-from dpdm.methods.diffusion import DenoisingGenerator
+from dpdm.methods.denoising import DenoisingGenerator
 from dpdm.privacy import FullSum, Plan, PoissonSums
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.releases import noise_of

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dpdm.runs.run import Run
     from dpdm.runs.trainer import Trainer
 
-BYTES_OF_A_PARAMETER = 44
-"""Weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64."""
+_OF_TRAINED, _OF_FROZEN = 44, 8
+"""Bytes: weight, average, gradient, Adam's two in float32; sum, noise, noisy sum in float64. What is frozen has two."""
 
 _SMALL_FILES = 2**24  # bytes: journal, losses and norms, pictures
 
@@ -80,10 +80,15 @@ def require_names(generator: ImageGenerator, method: Method) -> None:
         require_plain({name: entry for name, entry in layout.items() if name.startswith(foreign)})
 
 
+def bytes_of_parameters(module: nn.Module) -> int:
+    """Return what a step takes for the parameters of a module, whatever its batch."""
+    return sum(p.numel() * (_OF_TRAINED if p.requires_grad else _OF_FROZEN) for p in module.parameters())
+
+
 def require_memory(module: nn.Module, device: torch.device, *, one: int = 0) -> None:
     """Raise InputError unless the device has the memory for a step on one example, which takes `one` bytes itself."""
     parameters = sum(p.numel() for p in module.parameters())
-    needed, there = one + BYTES_OF_A_PARAMETER * parameters, memory_there(device)
+    needed, there = one + bytes_of_parameters(module), memory_there(device)
     if needed > there:
         raise InputError(
             f"a step on one image needs about {_size(needed)} of memory, and there are {_size(there)}: take a smaller "

@@ -170,7 +170,7 @@ def test_private_steps_go_on_from_it(start):
 )
 def test_what_trains_is_chosen_by_name(network, trains, moves):
     built = network.build((1, 16, 16), num_classes=3, images_in=2)
-    Start(sources=("?",), trains=trains).freeze(built)
+    Start(sources=("?",), trains=trains).trained.freeze(built, None)
     trained = {name for name, p in built.named_parameters() if p.requires_grad}
     parts = {name.split(".")[0] for name in trained}
     assert len(trained) > 0
@@ -262,6 +262,10 @@ def test_a_start_needs_a_prior(start):
         {"share": 0.1, "gains": False},
         {"sha256": ("any words at all",)},
         {"trains": "*, Alice has cancer"},
+        {"trains": "low-rank:0"},
+        {"trains": "low-rank:4,head.*"},
+        {"trains": "chosen:8,low-rank:4,chosen:8"},
+        {"trains": "chosen:99999"},
         {"trains": ",".join("*" * 99)},
     ],
 )

@@ -1,0 +1,88 @@
+"""What a diffusion model releases: a denoiser, with a sampler that draws from it."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from dpdm.diffusion import (
+    DDIM,
+    Churn,
+    DPMSolver,
+    MatchedPreconditioning,
+    MatchedSolver,
+    PreconditionedDenoiser,
+    StochasticDDIM,
+)
+from dpdm.methods.interface import ImageFacts, ImageGenerator
+from dpdm.types import InputError
+
+AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
+
+
+class DenoisingGenerator(ImageGenerator):
+    """Images drawn by a sampler from a denoiser.
+
+    Args:
+        denoiser: The network, and what is around it.
+        facts: Of the images.
+        sampler: What draws.
+        unlabelled: Whether the network knows images without label.
+        choice: One for each matrix of the network that private images chose, zero for the others; None without choice.
+    """
+
+    choice: UInt8[Tensor, " matrix"] | None
+
+    def __init__(
+        self,
+        denoiser: PreconditionedDenoiser,
+        facts: ImageFacts,
+        sampler: AnySampler,
+        *,
+        unlabelled: bool,
+        choice: UInt8[Tensor, " matrix"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("choice", choice)
+        self.denoiser, self.facts, self.sampler = denoiser, facts, sampler
+        self.null_label = facts.num_classes if facts.num_classes and unlabelled else None
+
+    def draw(
+        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return what the sampler makes of standard normal draws, one image for each label."""
+        start = torch.randn((len(labels), *self.facts.shape), generator=random, device=labels.device)
+        return self.sampler(self.denoiser, start, labels, generator=random, null_label=self.null_label)
+
+    @property
+    def class_shares(self) -> tuple[float, ...] | None:
+        """How frequent each class is, as the prior has released it; None without a prior."""
+        preconditioning = self.denoiser.preconditioning
+        if not isinstance(preconditioning, MatchedPreconditioning) or not self.facts.num_classes:
+            return None
+        return tuple(preconditioning.prior.class_shares.tolist())
+
+    def around(self, denoiser: PreconditionedDenoiser) -> "DenoisingGenerator":
+        """Return the same with another denoiser."""
+        return self._with(denoiser, self.sampler)
+
+    def sampled_by(self, sampler: AnySampler) -> "DenoisingGenerator":
+        """Return the same with another sampler.
+
+        Raises:
+            InputError: The sampler asks for noise levels that training has not met.
+        """
+        if not callable(sampler):
+            raise InputError("sampler must be one of dpdm's samplers")
+        sampler.require_trained(self.denoiser.preconditioning.noise_levels)
+        return self._with(self.denoiser, sampler)
+
+    def shortened(self) -> tuple["DenoisingGenerator", float]:
+        """Return one whose sampler takes two steps at most."""
+        steps = min(2, self.sampler.steps)
+        return self.sampled_by(replace(self.sampler, steps=steps)), self.sampler.steps / steps
+
+    def _with(self, denoiser: PreconditionedDenoiser, sampler: AnySampler) -> "DenoisingGenerator":
+        unlabelled = self.null_label is not None
+        return DenoisingGenerator(denoiser, self.facts, sampler, unlabelled=unlabelled, choice=self.choice)
