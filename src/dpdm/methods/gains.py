@@ -25,7 +25,13 @@ _LEAST_LEFT = 0.05  # of the loss: no noise level goes without steps
 _CALLS = 48_000  # of the network, in all: a minute of two cores
 
 
-def choose_start(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser, facts: ImageFacts) -> PublicStart:
+def choose_start(
+    run: Run,
+    data: ImageDataset,
+    denoiser: PreconditionedDenoiser,
+    facts: ImageFacts,
+    starts: tuple[PublicStart, ...],
+) -> PublicStart:
     """Return the start that most private images vote for, by one noisy sum; without asking them, if there is one alone.
 
     An image votes for the network whose correction leaves least of its residual, at noise levels and with noise that
@@ -34,12 +40,12 @@ def choose_start(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser,
     Guarantees:
         * An image has one vote, which depends on this image, on its label and on what was released before.
     """
-    if len(run.starts) == 1:
-        return run.starts[0]
+    if len(starts) == 1:
+        return starts[0]
 
     def cast() -> BoundedSum:
         left = []
-        for start in run.starts:
+        for start in starts:
             load_start(denoiser.network, start, facts)
             parts = _Pairs(denoiser, data, _levels_of_each(run), run.seed).parts()
             none = torch.zeros(0, 2 * len(GAIN_LEVELS), dtype=torch.float64)  # a process may have no image
@@ -47,10 +53,10 @@ def choose_start(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser,
             explained, squared = pairs.view(len(pairs), 2, len(GAIN_LEVELS)).sum(2).unbind(1)
             left.append(squared - 2 * explained)
         choices = torch.stack(left, dim=1).argmin(1)
-        return votes([(choices[:, None], torch.from_numpy(data.weights))], bins=len(run.starts))
+        return votes([(choices[:, None], torch.from_numpy(data.weights))], bins=len(starts))
 
     noisy, _ = run.once(CHOICE, cast)
-    return run.starts[int(noisy.argmax())]
+    return starts[int(noisy.argmax())]
 
 
 class Gains(NamedTuple):

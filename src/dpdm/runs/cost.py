@@ -69,7 +69,8 @@ class _Stopwatch:
         keep_freed_memory()
         self.device = choose_device(machine.device)
         self.generator = method.untrained(facts).to(self.device)
-        self._denoiser, self._method, self._machine, self._facts = self.generator.denoiser, method, machine, facts
+        self._denoiser, self._method, self._machine = self.generator.denoiser, method, machine
+        self._facts = self.generator.seen  # of what steps are taken on: latents, perhaps
         self._processes = Processes.joined()
         self.parameters = sum(p.numel() for p in self._denoiser.parameters() if p.requires_grad)  # that get noise
         self._all = sum(p.numel() for p in self._denoiser.parameters())
