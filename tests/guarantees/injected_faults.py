@@ -1215,7 +1215,7 @@ def scaled_by_private_residuals(patch: Patch) -> None:
 
 
 def noise_by_position(patch: Patch) -> None:
-    patch.setattr(public_start, "pixel_digests", lambda images: np.arange(32 * len(images)).reshape(-1, 32) // 7)
+    patch.setattr(public_start, "level_digests", lambda images: np.arange(32 * len(images)).reshape(-1, 32) // 7)
 
 
 def three_votes_for_a_start(patch: Patch) -> None:

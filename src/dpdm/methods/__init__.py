@@ -6,6 +6,7 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
+    from dpdm.methods.codec import Codec
     from dpdm.methods.diffusion import (
         AnyPreconditioning,
         AnySampler,
@@ -37,6 +38,7 @@ __all__ = [
     "AnyPreconditioning",
     "AnySampler",
     "Budget",
+    "Codec",
     "DenoisingGenerator",
     "Diffusion",
     "Embedding",
@@ -67,6 +69,7 @@ __getattr__ = lazily(
     __name__,
     {
         "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
+        "codec": "Codec",
         "diffusion": "AnyPreconditioning AnySampler DenoisingGenerator Diffusion Optimizer require_sampler_names",
         "embedding": "Embedding",
         "evolution": "Evolution",

@@ -19,7 +19,7 @@ from dpdm.data.dataset import in_parts
 from dpdm.methods.interface import ImageFacts, Kept, PublicStart, Read, Run
 from dpdm.methods.start import weights_digest
 from dpdm.networks.codec import ConvCodec, latent_shape
-from dpdm.types import Images, InputError, images_to_tensor, require_name
+from dpdm.types import Images, InputError, images_to_tensor, levels_to_tensor, require_name
 
 CODEC = "codec"
 """What the folder of a codec says in place of a preconditioning: it is no denoiser."""
@@ -161,11 +161,11 @@ def seen_of(network: ConvCodec | None, images: Images) -> Float[Tensor, "images 
         return images_to_tensor(images)
     channels, height, width = network.latent
     levels = network.levels(images).view(-1, height, width, channels)
-    return images_to_tensor(levels.byte().numpy())
+    return levels_to_tensor(levels.byte().numpy())
 
 
 def decoded(
-    network: ConvCodec | None, drawn: Float[Tensor, "images channel height width"]
+    network: ConvCodec | None, drawn: Float[Tensor, "images latent down across"]
 ) -> Float[Tensor, "images channel height width"]:
     """Return the images that drawn latents stand for; drawn images themselves without a codec."""
     return drawn if network is None else network.decode(drawn.float().clamp(-1, 1)).float()

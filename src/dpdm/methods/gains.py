@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
-from dpdm.data import ImageDataset, pixel_digests
+from dpdm.data import ImageDataset, level_digests
+from dpdm.data.dataset import MIN_SIDE
 from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning, PreconditionedDenoiser
 from dpdm.methods.interface import ImageFacts, PublicStart, Run
 from dpdm.methods.start import CHOICE, GAINS, load_start
 from dpdm.privacy.sums import BoundedSum, Rows, clipped_sum, votes
-from dpdm.types import images_to_tensor
+from dpdm.types import levels_to_tensor
 
 _ROWS = 96  # noisy images at once: each row comes of a computation of one shape
 _DRAWS = 64  # noise images, of which each image has one that its pixels choose
@@ -101,12 +102,13 @@ def _levels_of_each(run: Run) -> int:
 def rehearse_gains(denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:
     """Make the rows of an image that nobody took, as many at once as of private ones."""
     channels, height, width = facts.shape
-    black = np.zeros((1, height, width, channels), dtype=np.uint8)
+    black = np.zeros((1, height, width, channels), dtype=np.uint8)  # of latents, perhaps, which may be small
     labels = np.zeros(1, dtype=np.int64) if facts.num_classes else None
+    any_image = np.zeros((1, MIN_SIDE, MIN_SIDE), dtype=np.uint8)
     data = ImageDataset(
-        images=black, labels=labels, num_classes=facts.num_classes, class_names=facts.class_names, name="made up"
+        images=any_image, labels=labels, num_classes=facts.num_classes, class_names=facts.class_names, name="made up"
     )
-    next(_Pairs(denoiser, data, 1, 0).parts())
+    next(_Pairs(denoiser, data.shown_by(black), 1, 0).parts())
 
 
 class _Pairs:
@@ -132,9 +134,9 @@ class _Pairs:
             if known is not None:
                 labels[: len(images)] = torch.from_numpy(known[part])
             x = torch.zeros(self._at_once, *self._data.shape)
-            x[: len(images)] = images_to_tensor(images)
+            x[: len(images)] = levels_to_tensor(images)
             keys = torch.zeros(self._at_once, 2, dtype=torch.long)
-            keys[: len(images)] = torch.from_numpy(pixel_digests(images)[:, :2].astype("int64"))
+            keys[: len(images)] = torch.from_numpy(level_digests(images)[:, :2].astype("int64"))
             yield self._rows(x, labels, keys)[: len(images)], weights[part]
 
     def _rows(

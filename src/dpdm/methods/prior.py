@@ -43,7 +43,7 @@ from dpdm.methods.possible import MOST_COORDINATES, MOST_DIRECTIONS, require_pos
 from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.privacy.sums import BoundedSum, CellRows, cell_sums, second_moments
-from dpdm.types import InputError, images_to_tensor, require_at_most, require_counts, require_within
+from dpdm.types import InputError, levels_to_tensor, require_at_most, require_counts, require_within
 
 PRIOR_SUMS = ("mean of all", "class means", "covariance", "covariance of each class")
 """What the releases of every prior are called, in order; those of several centres come after."""
@@ -382,7 +382,7 @@ class _PriorFit:
         weights = torch.from_numpy(self._data.weights)
         for start in range(0, len(self._data), _PART):
             part = slice(start, start + _PART)
-            x = images_to_tensor(self._data.images[part]).flatten(1).double()
+            x = levels_to_tensor(self._data.images[part]).flatten(1).double()
             labels = self._data.labels
             known = torch.zeros(len(x), dtype=torch.long) if labels is None else torch.from_numpy(labels[part]).long()
             yield x, known, weights[part]

@@ -33,7 +33,7 @@ from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.kept import keep_rows
 from dpdm.runs.public_training import Loop, PublicTraining
 from dpdm.runs.start import open_start
-from dpdm.types import Images, InputError, images_to_tensor
+from dpdm.types import Images, InputError, levels_to_tensor
 
 EPSILONS, SIZES = (0.2, 10.0), (2_000, 100_000)
 """The budgets and numbers of private records that one start serves."""
@@ -143,7 +143,7 @@ class _Loop(Loop):
         facts, method = self._of.facts, self._of.method
         number = self.share_of(_BATCH)
         chosen = random.integers(len(self._seen), size=number)
-        x = images_to_tensor(self._seen[chosen])
+        x = levels_to_tensor(self._seen[chosen])
         labels = torch.from_numpy(self._groups[chosen])
         dropped = torch.from_numpy(random.random(number) < method.loss.label_dropout)
         u = (random.permutation(number) + random.random(number)) / number
@@ -173,7 +173,7 @@ class _Loop(Loop):
     def _pooled(self) -> Float32[Tensor, "images pixels"]:
         """The public images in 4 × 4 pixels, made part by part."""
         images = self._seen
-        parts = (images_to_tensor(images[start : start + _PART]) for start in range(0, len(images), _PART))
+        parts = (levels_to_tensor(images[start : start + _PART]) for start in range(0, len(images), _PART))
         return torch.cat([adaptive_avg_pool2d(part, 4).flatten(1) for part in parts])
 
     def _draw_groups(self, random: np.random.Generator) -> NDArray[np.int64]:
