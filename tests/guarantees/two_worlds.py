@@ -338,6 +338,7 @@ def public_start(
     return Start(sources=(str(folder),))
 
 
+@functools.cache
 def public_codec(public: ImageDataset, *, name: str = "codec") -> Codec:
     """Return a codec with random weights."""
     folder = Path(tempfile.mkdtemp()) / name  # of one name, whichever process made it
