@@ -65,7 +65,7 @@ def test_a_start_of_its_latents_is_begun_with_and_no_other_codec(dpdm, photos, c
         ),
         (("train", "digits", "--epsilon=4", "--method=prior", "--set=codec.source=nowhere"), "nowhere holds no start"),
         (("train", "digits", "--epsilon=4", "--method=labels", "--set=codec.source=s"), "unknown key codec"),
-        (("train", "digits", "--epsilon=4", "--method=prior", "--set=codec.sha256=\"1\""), "codec.source is missing"),
+        (("train", "digits", "--epsilon=4", "--method=prior", '--set=codec.sha256="1"'), "codec.source is missing"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(dpdm, line, says):
