@@ -51,6 +51,8 @@ def test_a_start_of_its_latents_is_begun_with_and_no_other_codec(dpdm, photos, c
     code, out, err = dpdm("verify", "run")
     assert code == 0, err
     assert 'public   "shapes", 100 images' in out
+    code, _, err = dpdm("audit", "run", "--minutes", "0.05")
+    assert code == 0, err
     code, out, err = dpdm("train", photos, "--epsilon=4", "--run=other", *TRAINED[2:], *steps, "--set=network.width=16")
     assert (code, err.count("\n")) == (2, 1)
     assert "was not made in the latents of this run's codec" in err

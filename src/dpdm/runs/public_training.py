@@ -63,7 +63,7 @@ class PublicTraining(ABC):
     def __post_init__(self) -> None:
         require_positive(minutes=self.minutes)
         name = self.public.name
-        require_name(name, "the public data (public.name)")
+        require_name(self.called, "the public data (public.name)")
         if self.public.shape != self.facts.shape:
             raise InputError(f"{name} has images of shape {self.public.shape}, not {self.facts.shape}")
         if self.public.drawn != bool(self.earlier):
