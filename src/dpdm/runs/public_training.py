@@ -167,13 +167,13 @@ class Loop(ABC):
     most_norm: ClassVar[float | None] = None
     """What the norm of a gradient is clipped to."""
 
+    optimizer: torch.optim.Optimizer
+    parameters: Sequence[nn.Parameter]
+
     def __init__(self, of: PublicTraining, processes: Processes) -> None:
         keep_freed_memory()
         self.processes, self.clock, self.device = processes, Clock(), choose_device(of.machine.device)
         self._seed, self._precision = of.seed, of.machine.precision
-
-    optimizer: torch.optim.Optimizer
-    parameters: Sequence[nn.Parameter]
 
     @property
     @abstractmethod
