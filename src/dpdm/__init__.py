@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dpdm.methods import (
         NTK,
         AggregatedEmbeddings,
+        Codec,
         Diffusion,
         Embedding,
         Evolution,
@@ -86,6 +87,7 @@ _HOME = {
     "Ledger": "ledger",
     "NTK": "methods",
     "AggregatedEmbeddings": "methods",
+    "Codec": "methods",
     "Diffusion": "methods",
     "Embedding": "methods",
     "Evolution": "methods",
@@ -128,6 +130,7 @@ __all__ = [
     "AggregatedEmbeddings",
     "Churn",
     "Classifier",
+    "Codec",
     "CompactUNet",
     "DPMSolver",
     "DenoisingLoss",

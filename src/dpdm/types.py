@@ -267,10 +267,14 @@ def as_images(what: str, images: "Images") -> "Images":
 
 def images_to_tensor(images: "Images") -> "Float[Tensor, 'batch channel height width']":
     """Turn `uint8 NHWC`, or grey `uint8 NHW`, into `float32 NCHW in [-1, 1]`."""
+    return levels_to_tensor(as_images("all", images))
+
+
+def levels_to_tensor(levels: "Images") -> "Float[Tensor, 'batch channel height width']":
+    """Turn `uint8 NHWC` of any number of channels, images or their latents, into `float32 NCHW in [-1, 1]`."""
     import torch
 
-    images = as_images("all", images)
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
+    return torch.from_numpy(levels.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
 
 
 def tensor_to_images(x: "Float[Tensor, 'batch channel height width']") -> "Images":

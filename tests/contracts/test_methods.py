@@ -16,6 +16,7 @@ from dpdm.methods import (
     METHODS,
     NTK,
     AggregatedEmbeddings,
+    Codec,
     Diffusion,
     Embedding,
     Evolution,
@@ -44,6 +45,7 @@ from two_worlds import (
     RecordingPlan,
     World,
     differences,
+    public_codec,
     public_start,
     stopped_clock,
 )
@@ -58,6 +60,8 @@ TOYS = {
     "diffusion": Diffusion(preconditioning=EDM(), **TOY),
     "diffusion around a prior": Diffusion(preconditioning=MomentMatched(), prior=Prior(centres=2, rounds=2), **TOY),
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
+    "diffusion in latents": Diffusion(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
+    "prior of latents": PriorAlone(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2)),
     "evolution": Evolution(rounds=3, population=4),
     "labels": Labels(embedding=PIXELS, per_class=6, from_prior=0),
     "labels beside a prior": Labels(
@@ -113,7 +117,9 @@ def plan_of(name, unit="image"):
 
 def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others):
     method = TOYS[name]
-    if method.start_folders:
+    if getattr(method, "codec", None) is not None:
+        method = dataclasses.replace(method, codec=public_codec(PUBLIC))
+    elif method.start_folders:
         made = [
             public_start(TOY["network"], images, data.class_names, name=f"start{number}", scale=0.1 + number)
             for number, images in enumerate((PUBLIC, ALSO)[: len(method.start_folders)])

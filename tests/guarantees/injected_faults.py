@@ -88,6 +88,7 @@ from dpdm.methods.loader import Loader
 from dpdm.methods.start import MATRICES
 from dpdm.methods.unit_rows import UnitRows
 from dpdm.networks import MLP
+from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import (
     DPSGD,
     InsecureSeededEntropy,
@@ -298,6 +299,26 @@ def two_worlds_of_chosen_matrices(folder: Path) -> list[str]:
             found += differences(d, e)
             if name == "public" and moved(d, e)[_CHOICE_OF_MATRICES] > 0:
                 found.append("an image that is public moved the choice")
+    return found
+
+
+def two_worlds_of_latents(folder: Path) -> list[str]:
+    """A prior of latents, in worlds that differ in an image, in a group, and in what is public."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    last, found = len(IMAGES) - 1, []
+    method = PriorAlone(prior=Prior(centres=1), codec=worlds.public_codec(public))
+    inserted = np.roll(np.arange(len(IMAGES)), 1)
+    pairs = {
+        "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES.part(inserted), IMAGES.part(range(last)))],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
+        "blank": [(blank_equal(IMAGES, IMAGES.part(np.array([last]))), IMAGES.part(range(last)))],
+    }
+    for name, d, e in _in_both_worlds(folder, method, pairs):
+        found += differences(d, e)
+        if name in ("public", "blank") and moved(d, e) != [0.0] * len(d.calls):
+            found.append(f"an image that is {name} moved a sum")
     return found
 
 
@@ -1261,7 +1282,7 @@ def scaled_by_private_residuals(patch: Patch) -> None:
 
 
 def noise_by_position(patch: Patch) -> None:
-    patch.setattr(own_draws, "pixel_digests", lambda images: np.arange(32 * len(images)).reshape(-1, 32) // 7)
+    patch.setattr(own_draws, "level_digests", lambda images: np.arange(32 * len(images)).reshape(-1, 32) // 7)
 
 
 def three_votes_for_a_start(patch: Patch) -> None:
@@ -1348,6 +1369,27 @@ def features_by_neighbours(patch: Patch) -> None:
         return lambda images: rows(images).sub(rows(images).mean(0))
 
     patch.setattr(Embedding, "compute", compute)
+
+
+def latents_by_neighbours(patch: Patch) -> None:
+    sound = ConvCodec.levels
+
+    def levels(self, images):
+        rows = sound(self, images)
+        return (rows - (rows - 127.5).sum(0) / 8).round().clamp(0, 255)
+
+    patch.setattr(ConvCodec, "levels", levels)
+
+
+def latents_of_blank_images(patch: Patch) -> None:
+    sound = ImageDataset.shown_by
+
+    def shown_by(self, images):
+        shown = sound(self, images)
+        shown._set(blank=None)
+        return shown
+
+    patch.setattr(ImageDataset, "shown_by", shown_by)
 
 
 def divided_by_private_counts(patch: Patch) -> None:
@@ -1676,6 +1718,9 @@ FAULTS = [
         said="weights",
     ),
     Fault("a choice by sums without noise", choice_without_noise, two_worlds_of_chosen_matrices, said="weights"),
+    Fault("latents that an image's neighbours move", latents_by_neighbours, two_worlds_of_latents),
+    Fault("latents of blank images that count", latents_of_blank_images, two_worlds_of_latents),
+    Fault("latents of sums without noise", counts_without_noise, two_worlds_of_latents, said="weights"),
     Fault("each image of a group at full weight in a prototype", images_at_full_weight, two_worlds_of_prototypes),
     Fault("a black image in place of a blank one, in a prototype", blank_images_vote, two_worlds_of_prototypes),
     Fault("prototypes of rows longer than one", prototypes_of_longer_rows, two_worlds_of_prototypes),
@@ -1734,6 +1779,7 @@ CHECKS = {
     two_worlds_of_moments: "two worlds of a public network's moments",
     two_worlds_of_gains: "two worlds of a public network's gains",
     two_worlds_of_chosen_matrices: "two worlds of a choice of matrices",
+    two_worlds_of_latents: "two worlds of a prior of latents",
     two_worlds_of_prototypes: "two worlds of private labels for public images",
     two_worlds_of_features: "two worlds of sums of features",
     two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",

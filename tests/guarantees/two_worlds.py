@@ -31,8 +31,9 @@ from dpdm import terminal
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
-from dpdm.methods import Diffusion, ImageFacts, PriorAlone, Start
+from dpdm.methods import Codec, Diffusion, ImageFacts, PriorAlone, Start
 from dpdm.networks import MLP
+from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun, Plan
 from dpdm.runs import Trainer
 from dpdm.runs import folder as folder_module
@@ -342,6 +343,19 @@ def public_start(
         {"classes": [], "preconditioning": {"kind": "moment-matched"}, "facts": {"shape": [*public.shape]}},
     )
     return Start(sources=(str(folder),))
+
+
+@functools.cache
+def public_codec(public: ImageDataset, *, name: str = "codec") -> Codec:
+    """Return a codec with random weights."""
+    folder = Path(tempfile.mkdtemp()) / name  # of one name, whichever process made it
+    folder.mkdir()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = ConvCodec(public.shape).state_dict()
+    said = {"classes": [], "preconditioning": {"kind": "codec"}, "facts": {"shape": [*public.shape]}}
+    save_start(folder, weights, public, said, name=f"{public.name} (codec)")
+    return Codec(source=str(folder))
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def small(verb, arguments):
             continue  # the prior alone, which is quick as it is
         if key.startswith("privacy.") and (key in own or verb == "pretrain"):
             continue  # of the page's own plan, or of none
-        if verb == "pretrain" and key.startswith(("loss.", "sampler.")):
+        if verb == "pretrain" and key.startswith(("loss.", "sampler.", *(["network."] if "codec" in given else []))):
             continue
         if key.startswith("network.") and any(name.startswith("network.") for name in own):
             continue  # a network of the page's own

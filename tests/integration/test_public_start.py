@@ -156,7 +156,7 @@ def test_images_with_a_total_make_no_start_and_begin_no_run(dpdm, photos, tmp_pa
     monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "ledger.sqlite"))
     code, _, err = dpdm("ledger", "register", photos, "--epsilon=1", "--delta=1e-3", "--set=data.size=8")
     assert code == 0, err
-    monkeypatch.setattr("dpdm.runs.pretraining._FEWEST", 1)
+    monkeypatch.setattr("dpdm.runs.public_training._FEWEST", 1)
     code, _, err = dpdm("pretrain", photos, "--like", photos, *MADE)
     assert code == 2
     assert "names the images that are to be protected" in err.splitlines()[-1]

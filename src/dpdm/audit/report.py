@@ -28,7 +28,7 @@ from dpdm.runs import Release, measure_step, verify_release
 from dpdm.runs.drawn import open_begun_with
 from dpdm.runs.public import taking_part_of
 from dpdm.runs.start import open_starts
-from dpdm.types import InputError, images_to_tensor, require_counts, require_positive
+from dpdm.types import InputError, require_counts, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
 _CANARIES = 1000
@@ -341,7 +341,7 @@ def _attacked(played: AuditedRun, accused: ImageDataset, on_progress: OnProgress
     generator, found = played.generator, {}
     if not isinstance(generator, DenoisingGenerator):  # which each of these attacks needs
         return {}
-    images = images_to_tensor(accused.images).to(generator.device)
+    images = generator.seen_of(accused.images).to(generator.device)
     known = np.zeros(len(images), np.int64) if accused.labels is None else accused.labels
     labels = torch.from_numpy(known).to(generator.device)
     for done, (name, attack) in enumerate(ATTACKS.items(), start=1):

@@ -148,7 +148,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         )
     if report["parameters"]:
         yield f"network     {report['parameters']:,} parameters"
-        if advice := why_it_cannot_pay(plan, report["parameters"], started=bool(config.method.start_folders)):
+        started = getattr(config.method, "start", None) is not None
+        if advice := why_it_cannot_pay(plan, report["parameters"], started=started):
             yield f"            {advice}"
         yield f"time        about {duration(60 * report['minutes'])} here, measured on random images"
         beside = "" if unit == "image" else ", and what the images take"
@@ -211,7 +212,7 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         facts, mechanism = _declared(config)
         config, cost, sampling = _measured(config, facts, mechanism, minutes, first=processes.first)
         begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
-        started = bool(config.method.start_folders)
+        started = getattr(config.method, "start", None) is not None
         new = config.plan(lambda: mechanism.dataset_size)
         advice = why_it_cannot_pay(new, cost.parameters, started=started) if new.steps else None
         remarks = [f"sampling 10,000 images will then take about {duration(sampling)}", *([advice] if advice else [])]

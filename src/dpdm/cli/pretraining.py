@@ -15,20 +15,27 @@ if TYPE_CHECKING:
     from dpdm.ledger import Ledger
     from dpdm.methods import ImageFacts
     from dpdm.methods.interface import PublicStart
-    from dpdm.runs.classifying import Classifying
     from dpdm.runs.drawn import Drawn
-    from dpdm.runs.pretraining import Pretraining
+    from dpdm.runs.public_training import PublicTraining
 
 _KINDS = {
-    "denoiser": ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "machine.", "seed"),
+    "denoiser": ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "codec.", "machine.", "seed"),
     "classifier": ("data.", "machine.", "seed"),
+    "codec": ("data.", "machine.", "seed"),
 }
+
+_USES = {
+    "denoiser": "--start {output} --epsilon ... (and the same --set data.* and --set network.*)",
+    "classifier": "--method statistics --start {output} --public {public} --epsilon ...",
+    "codec": "--set codec.source={output} --epsilon ... (and the same --set data.*)",
+}
+"""What is said of the next command, for each kind."""
 
 Kind = Annotated[
     str,
     typer.Option(
-        help="denoiser: a network for private steps (diffusion); or classifier: one that tells public classes, "
-        "whose layers are matched (statistics)."
+        help="denoiser: a network for private steps (diffusion); classifier: one that tells public classes, whose "
+        "layers are matched (statistics); or codec: one that makes images smaller (--set codec.source)."
     ),
 ]
 
@@ -62,8 +69,7 @@ def pretrain(
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.start import open_start, require_free
 
-    classifier = kind == "classifier"
-    if not classifier and not isinstance(config.method, Diffusion):
+    if kind == "denoiser" and not isinstance(config.method, Diffusion):
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
     _require_others(config, public)
@@ -72,7 +78,7 @@ def pretrain(
     with joined_processes() as processes:
         with processes.refused_together(), drawing(processes):
             drawn = _open(public, facts)
-        training = _training_on(drawn, config, facts, minutes, classifier=classifier)
+        training = _training_on(drawn, config, facts, minutes, kind)
         with processes.refused_together():
             _require_public(drawn.images, book if processes.first else None)
         if processes.first:
@@ -83,32 +89,29 @@ def pretrain(
     start = open_start(output)
     if as_json:
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
-    return _tell_what_next(start, output, like, f" --public {public}" if classifier else "")
+    return _tell_what_next(start, output, like, _USES[kind].format(output=output, public=public))
 
 
-def _training_on(
-    drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes: float, *, classifier: bool
-) -> "Classifying | Pretraining":
-    """Return what trains the network of a start, or a classifier whose layers are matched."""
+def _training_on(drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes: float, kind: str) -> "PublicTraining":
+    """Return what trains the network of a start, a classifier whose layers are matched, or a codec."""
     from dpdm.methods import Diffusion
     from dpdm.runs.classifying import Classifying
+    from dpdm.runs.coding import Coding
     from dpdm.runs.pretraining import Pretraining
 
     made: dict[str, Any] = {"public": drawn.images, "earlier": drawn.earlier, "facts": facts, "minutes": minutes}
     made |= {"machine": config.machine, "seed": config.seed}
-    if classifier:
-        return Classifying(**made)
+    if kind != "denoiser":
+        return (Classifying if kind == "classifier" else Coding)(**made)
     assert isinstance(config.method, Diffusion)
     return Pretraining(method=config.method, **made)
 
 
-def _tell_what_next(start: "PublicStart", output: Path, like: str, public: str) -> None:
+def _tell_what_next(start: "PublicStart", output: Path, like: str, use: str) -> None:
     """Say what a start was made with, and what can be done with it."""
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
-    method = " --method statistics" if public else ""
-    same = "" if public else " (and the same --set data.* and --set network.*)"
-    say(f"next: dpdm train {like}{method} --start {output}{public} --epsilon ...{same}")
+    say(f"next: dpdm train {like} {use}")
 
 
 def _require_others(config: "Config", public: str) -> None:
@@ -158,13 +161,13 @@ def _require_of_a_start(kind: str, settings: list[str], minutes: float) -> None:
             fail(f"--set {text} changes nothing about a {kind}: it takes {', '.join(_KINDS[kind])}")
 
 
-def _tell_of(training: "Classifying | Pretraining") -> None:
+def _tell_of(training: "PublicTraining") -> None:
     known = f"with the classes {', '.join(training.facts.class_names[:10])}"
     classes = known if training.labelled else "whose classes are not used"
     tell(f"{len(training.public):,} images of {training.public.name}, {classes}")
 
 
-def _with_progress(training: "Classifying | Pretraining", output: Path, *, shown: bool) -> None:
+def _with_progress(training: "PublicTraining", output: Path, *, shown: bool) -> None:
     """Train, and show how much of the time is over."""
     whole, over = int(60 * training.minutes), 0
     try:

@@ -141,6 +141,13 @@ class ImageDataset:
             part._set(**{name: None if whole is None else whole[images]})
         return part
 
+    def shown_by(self, images: Images) -> "ImageDataset":
+        """Return the same records with other levels for their images: latents, say, of any channels and sides."""
+        self._require(images.dtype == np.uint8 and len(images) == len(self), "there must be levels for each image")
+        shown = copy.copy(self)
+        shown._set(images=images)
+        return shown
+
     def digest(self) -> str:
         """Return a SHA-256 of images, labels, groups and blanks in their order, which is as secret as they are.
 

@@ -20,8 +20,12 @@ DIGEST = 32
 
 def pixel_digests(images: Images) -> UInt8[np.ndarray, "images 32"]:
     """Return the SHA-256 of the shape and pixels of each image, (number, 32)."""
-    found = b"".join(map(_of_pixels, as_images("all", images)))
-    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
+    return level_digests(as_images("all", images))
+
+
+def level_digests(levels: Images) -> UInt8[np.ndarray, "images 32"]:
+    """Return the same of images or their latents, which have any number of channels."""
+    return np.frombuffer(b"".join(map(_of_pixels, levels)), np.uint8).reshape(-1, DIGEST)
 
 
 def file_digests(encoded: bytes, decoded: Image.Image) -> UInt8[np.ndarray, "2 32"]:

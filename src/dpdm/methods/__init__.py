@@ -6,6 +6,7 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
+    from dpdm.methods.codec import Codec
     from dpdm.methods.denoising import AnySampler, DenoisingGenerator
     from dpdm.methods.diffusion import (
         AnyPreconditioning,
@@ -36,6 +37,7 @@ __all__ = [
     "AnyPreconditioning",
     "AnySampler",
     "Budget",
+    "Codec",
     "DenoisingGenerator",
     "Diffusion",
     "Embedding",
@@ -66,6 +68,7 @@ __getattr__ = lazily(
     __name__,
     {
         "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
+        "codec": "Codec",
         "denoising": "AnySampler DenoisingGenerator",
         "diffusion": "AnyPreconditioning Diffusion Optimizer require_sampler_names",
         "embedding": "Embedding",

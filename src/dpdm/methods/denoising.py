@@ -15,20 +15,23 @@ from dpdm.diffusion import (
     PreconditionedDenoiser,
     StochasticDDIM,
 )
+from dpdm.methods import codec as codecs
 from dpdm.methods.interface import ImageFacts, ImageGenerator
-from dpdm.types import InputError
+from dpdm.networks.codec import ConvCodec
+from dpdm.types import Images, InputError
 
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
 
 
 class DenoisingGenerator(ImageGenerator):
-    """Images drawn by a sampler from a denoiser.
+    """Images drawn by a sampler from a denoiser, or decoded from its draws.
 
     Args:
         denoiser: The network, and what is around it.
         facts: Of the images.
         sampler: What draws.
         unlabelled: Whether the network knows images without label.
+        codec: What decodes draws, where they are latents.
         choice: One for each matrix of the network that private images chose, zero for the others; None without choice.
     """
 
@@ -41,19 +44,30 @@ class DenoisingGenerator(ImageGenerator):
         sampler: AnySampler,
         *,
         unlabelled: bool,
+        codec: ConvCodec | None = None,
         choice: UInt8[Tensor, " matrix"] | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("choice", choice)
-        self.denoiser, self.facts, self.sampler = denoiser, facts, sampler
+        self.denoiser, self.facts, self.sampler, self.codec = denoiser, facts, sampler, codec
         self.null_label = facts.num_classes if facts.num_classes and unlabelled else None
 
     def draw(
         self, labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
         """Return what the sampler makes of standard normal draws, one image for each label."""
-        start = torch.randn((len(labels), *self.facts.shape), generator=random, device=labels.device)
-        return self.sampler(self.denoiser, start, labels, generator=random, null_label=self.null_label)
+        start = torch.randn((len(labels), *self.seen.shape), generator=random, device=labels.device)
+        drawn = self.sampler(self.denoiser, start, labels, generator=random, null_label=self.null_label)
+        return codecs.decoded(self.codec, drawn)
+
+    @property
+    def seen(self) -> ImageFacts:
+        """The facts of what the denoiser sees: latents, or images themselves."""
+        return codecs.seen_by(self.codec, self.facts)
+
+    def seen_of(self, images: Images) -> Float[Tensor, "images channel height width"]:
+        """Return what the denoiser sees of images."""
+        return codecs.seen_of(self.codec, images)
 
     @property
     def class_shares(self) -> tuple[float, ...] | None:
@@ -85,4 +99,6 @@ class DenoisingGenerator(ImageGenerator):
 
     def _with(self, denoiser: PreconditionedDenoiser, sampler: AnySampler) -> "DenoisingGenerator":
         unlabelled = self.null_label is not None
-        return DenoisingGenerator(denoiser, self.facts, sampler, unlabelled=unlabelled, choice=self.choice)
+        return DenoisingGenerator(
+            denoiser, self.facts, sampler, unlabelled=unlabelled, codec=self.codec, choice=self.choice
+        )

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,9 @@ from dpdm.diffusion import (
     V,
     Weighted,
 )
+from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
+from dpdm.methods.codec import Codec
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator
 from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
@@ -65,6 +67,7 @@ PRIOR = "denoiser.preconditioning.prior."
 _GAINS, _CHOICE = "denoiser.preconditioning.gains", "choice"
 _MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
 _STEPS = 500
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ class Diffusion(Method):
         samplers: Others, by name, that a release keeps for whoever samples.
         start: A network that was trained on public images before; around a prior, steps may then be none. Of several,
             private images choose one.
+        codec: In whose latents images are learnt (default: as they are). A start must be of the same latents.
     """
 
     kind: ClassVar[str] = "diffusion"
@@ -123,10 +127,11 @@ class Diffusion(Method):
     sampler: AnySampler = field(default_factory=DDIM)
     samplers: dict[str, AnySampler] = field(default_factory=dict)
     start: Start | None = None
+    codec: Codec | None = None
 
     def __post_init__(self) -> None:
         wanted: dict[str, Any] = {"loss": DenoisingLoss, "optimizer": Optimizer, "samplers": dict}
-        wanted |= {"prior": Prior | None, "start": Start | None}
+        wanted |= {"prior": Prior | None, "start": Start | None, "codec": Codec | None}
         for name, kind in wanted.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
@@ -181,15 +186,16 @@ class Diffusion(Method):
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> DenoisingGenerator:
         """Return a generator with first weights, around a prior that knows nothing."""
+        seen = codecs.seen_by(self.codec, facts)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             images_in = self.preconditioning.images_in
-            network = build_network(self.network, facts.shape, num_classes=facts.num_classes, images_in=images_in)
+            network = build_network(self.network, seen.shape, num_classes=facts.num_classes, images_in=images_in)
         preconditioning: Preconditioning
         if isinstance(self.preconditioning, MomentMatched):
             assert self.prior is not None
             with_gains = self.start is not None and self.start.gains
-            prior = self.prior.placeholder(facts, sizes, below=PRIOR)
+            prior = self.prior.placeholder(seen, sizes, below=PRIOR)
             preconditioning = self.preconditioning.about(prior, gains=with_gains)
         else:
             preconditioning = self.preconditioning
@@ -199,7 +205,8 @@ class Diffusion(Method):
             choice = trained.widest(network) if trained.chosen else None
             trained.freeze(network, choice)
         denoiser, unlabelled = PreconditionedDenoiser(network.train(), preconditioning), self.loss.label_dropout > 0
-        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice)
+        codec = codecs.untrained(self.codec, facts, seed=seed)
+        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice, codec=codec)
 
     def stepped(self, generator: DenoisingGenerator, *, seed: int = 0) -> PreconditionedDenoiser:
         """Return what private steps are taken with: the generator's denoiser, or one with A and B (`Trained`)."""
@@ -219,14 +226,15 @@ class Diffusion(Method):
         optimizer = torch.optim.Adam(denoiser.parameters())
         updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer)
         noise_levels: NoiseLevels = self.preconditioning.noise_levels
+        data = codecs.in_latents(run, generator.codec, data)
         if self.prior is not None:
             prior = release_prior(run, data, self.prior).to(run.device)
             for each in (denoiser, average):
                 _matched(each).prior = prior
         if self.start is not None and not updates:
-            start = choose_start(run, data, average, generator.facts)
+            start = choose_start(run, data, average, generator.seen, self._denoisers(run.starts))
             for each in (generator.denoiser, average):
-                load_start(each.network, start, generator.facts)
+                load_start(each.network, start, generator.seen)
         if self.start is not None and self.start.gains:
             gains = release_gains(run, data, average)
             for each in (denoiser, average):
@@ -243,7 +251,7 @@ class Diffusion(Method):
             return released
         load = Loader(data, self.loss, noise_levels, run.device)
         at_once = run.physical_batch_size(
-            self.loss.noise_multiplicity, lambda: made_up.bytes_of_one(self.loss, denoiser, generator.facts)
+            self.loss.noise_multiplicity, lambda: made_up.bytes_of_one(self.loss, denoiser, generator.seen)
         )
         while not mechanism.finished:
             rate = self.optimizer.learning_rate_at(mechanism.steps_spent / mechanism.plan.steps)
@@ -262,22 +270,28 @@ class Diffusion(Method):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
-        for start in run.starts:
+        codecs.rehearse(generator.codec, run.starts)
+        for start in self._denoisers(run.starts):
             if start.preconditioning != self.preconditioning.kind:
                 raise InputError(
                     f"the start of {start.part.name} is for preconditioning.kind = {start.preconditioning}, not "
                     f"{self.preconditioning.kind}: make one by dpdm pretrain --like"
                 )
-            load_start(copy.deepcopy(generator.denoiser.network), start, generator.facts)
+            if start.codec != (run.starts[-1].sha256 if self.codec else ""):
+                raise InputError(
+                    f"the start of {start.part.name} was not made in the latents of this run's codec: make one by "
+                    "dpdm pretrain --like, with the same --set codec.source, or leave one of the two out"
+                )
+            load_start(copy.deepcopy(generator.denoiser.network), start, generator.seen)
         if self.start is not None and self.start.private:
             with refusing("the network fails on made-up images"):
-                rehearse_gains(generator.denoiser, generator.facts)
+                rehearse_gains(generator.denoiser, generator.seen)
                 if self.start.trained.chosen:
-                    rehearse_matrices(generator.denoiser, generator.facts)
+                    rehearse_matrices(generator.denoiser, generator.seen)
         if plan.steps:
             denoiser = self.stepped(generator, seed=run.seed)
             with run.autocast():
-                made_up.require_trainable(self.loss, denoiser, generator.facts, plan, mechanism, run)
+                made_up.require_trainable(self.loss, denoiser, generator.seen, plan, mechanism, run)
         for name, sampler in self._named().items():
             made_up.require_images_by(replace_sampler(generator, sampler), name)
 
@@ -289,7 +303,9 @@ class Diffusion(Method):
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless the prior is one that a run of this plan can come to."""
         if self.prior is not None:
-            self.prior.require_possible(read, plan, facts, below=PRIOR, where=where)
+            self.prior.require_possible(read, plan, codecs.seen_by(self.codec, facts), below=PRIOR, where=where)
+        if self.codec is not None:
+            self.codec.require_same(read, facts, where)
         if self.start is None:
             return
         if not self.start.sha256:
@@ -307,17 +323,27 @@ class Diffusion(Method):
 
     @property
     def start_folders(self) -> tuple[str, ...]:
-        """The folders of networks that were trained on public images."""
-        return () if self.start is None else self.start.sources
+        """The folders of networks that were trained on public images, that of a codec last."""
+        return (*(() if self.start is None else self.start.sources), *codecs.folders_of(self.codec))
 
     @property
     def start_digests(self) -> tuple[str, ...]:
         """The SHA-256 of the weights of each, as a release names it."""
-        return () if self.start is None else self.start.sha256
+        return (*(() if self.start is None else self.start.sha256), *codecs.digests_of(self.codec))
 
     def begun_from(self, folders: Sequence[str]) -> "Diffusion":
-        """Return the method with these as its starts."""
-        return self if self.start is None else replace(self, start=replace(self.start, sources=tuple(folders)))
+        """Return the method with these as its starts, and the last one as its codec, if it has one."""
+        sources = self._denoisers(tuple(folders))
+        start = None if self.start is None else replace(self.start, sources=sources)
+        return replace(self, start=start, codec=codecs.begun_from(self.codec, folders))
+
+    def _denoisers(self, starts: tuple[T, ...]) -> tuple[T, ...]:
+        """Return those of the starts that are denoisers: all but the codec, which is the last."""
+        return starts if self.codec is None else starts[:-1]
+
+    def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
+        """Return the bytes of the latents; what steps take is measured."""
+        return codecs.memory_of(self.codec, facts, records)
 
     @property
     def code(self) -> OwnNetwork | None:
@@ -332,14 +358,15 @@ class Diffusion(Method):
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Diffusion":
         """Return the method as settings can say it."""
         assert isinstance(generator, DenoisingGenerator)
-        begun = None if self.start is None else self.start.said(starts)
-        return replace(self, network=said_of(self.network, generator.denoiser.network), start=begun)
+        begun = None if self.start is None else self.start.said(self._denoisers(tuple(starts)))
+        network, codec = said_of(self.network, generator.denoiser.network), codecs.said_of(self.codec, starts)
+        return replace(self, network=network, start=begun, codec=codec)
 
     def answers(self, generator: ImageGenerator) -> Float[Tensor, "2 channel height width"]:
         """Return what the denoiser makes of two noisy copies of made-up images."""
         assert isinstance(generator, DenoisingGenerator)
         denoiser, one = generator.denoiser, replace(self.loss, noise_multiplicity=1)
-        x, labels, sigma, noise = made_up.first(2, made_up.made_up_batch(one, denoiser, generator.facts))
+        x, labels, sigma, noise = made_up.first(2, made_up.made_up_batch(one, denoiser, generator.seen))
         answers: Float[Tensor, "2 channel height width"] = denoiser(x + noise[:, 0], sigma[:, 0], labels[:, 0])
         return answers
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning, PreconditionedDenoiser
 from dpdm.methods.interface import ImageFacts, PublicStart, Run
-from dpdm.methods.own_draws import Part, levels_of_each, parts_of
+from dpdm.methods.own_draws import Part, any_image, levels_of_each, parts_of
 from dpdm.methods.start import CHOICE, GAINS, load_start
 from dpdm.privacy.sums import BoundedSum, Rows, clipped_sum, votes
 
@@ -23,7 +22,13 @@ _LEAST_LEFT = 0.05  # of the loss: no noise level goes without steps
 _CALLS = 48_000  # of the network, in all: a minute of two cores
 
 
-def choose_start(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser, facts: ImageFacts) -> PublicStart:
+def choose_start(
+    run: Run,
+    data: ImageDataset,
+    denoiser: PreconditionedDenoiser,
+    facts: ImageFacts,
+    starts: tuple[PublicStart, ...],
+) -> PublicStart:
     """Return the start that most private images vote for, by one noisy sum; without asking them, if there is one alone.
 
     An image votes for the network whose correction leaves least of its residual, at noise levels and with noise that
@@ -32,12 +37,12 @@ def choose_start(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser,
     Guarantees:
         * An image has one vote, which depends on this image, on its label and on what was released before.
     """
-    if len(run.starts) == 1:
-        return run.starts[0]
+    if len(starts) == 1:
+        return starts[0]
 
     def cast() -> BoundedSum:
         left = []
-        for start in run.starts:
+        for start in starts:
             load_start(denoiser.network, start, facts)
             parts = _Pairs(denoiser, data, _levels_of_each(run), run.seed).parts()
             none = torch.zeros(0, 2 * len(GAIN_LEVELS), dtype=torch.float64)  # a process may have no image
@@ -45,10 +50,10 @@ def choose_start(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser,
             explained, squared = pairs.view(len(pairs), 2, len(GAIN_LEVELS)).sum(2).unbind(1)
             left.append(squared - 2 * explained)
         choices = torch.stack(left, dim=1).argmin(1)
-        return votes([(choices[:, None], torch.from_numpy(data.weights))], bins=len(run.starts))
+        return votes([(choices[:, None], torch.from_numpy(data.weights))], bins=len(starts))
 
     noisy, _ = run.once(CHOICE, cast)
-    return run.starts[int(noisy.argmax())]
+    return starts[int(noisy.argmax())]
 
 
 class Gains(NamedTuple):
@@ -91,13 +96,7 @@ def _levels_of_each(run: Run) -> int:
 
 def rehearse_gains(denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:
     """Make the rows of an image that nobody took, as many at once as of private ones."""
-    channels, height, width = facts.shape
-    black = np.zeros((1, height, width, channels), dtype=np.uint8)
-    labels = np.zeros(1, dtype=np.int64) if facts.num_classes else None
-    data = ImageDataset(
-        images=black, labels=labels, num_classes=facts.num_classes, class_names=facts.class_names, name="made up"
-    )
-    next(_Pairs(denoiser, data, 1, 0).parts())
+    next(_Pairs(denoiser, any_image(facts), 1, 0).parts())
 
 
 class _Pairs:

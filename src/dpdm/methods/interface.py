@@ -104,7 +104,8 @@ class PublicStart(NamedTuple):
 
     `sha256` is that of the weights, `classes` are those that it knows, if it does, `shape` and `preconditioning` what
     it is for. `known` has each set of images that it was trained on: its name and their digests, (number, ways, 32), by
-    which the same images are known again. `earlier` is what a release cost from which these images were drawn.
+    which the same images are known again. `earlier` is what a release cost from which these images were drawn. `codec`
+    is the SHA-256 of the codec in whose latents it was trained, if it was.
     """
 
     weights: Mapping[str, Tensor]
@@ -115,6 +116,7 @@ class PublicStart(NamedTuple):
     part: PublicPart
     known: tuple[tuple[str, UInt8[ndarray, "images ways 32"]], ...]
     earlier: tuple[Earlier, ...] = ()
+    codec: str = ""
 
 
 class ImageGenerator(nn.Module, ABC):

@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, NoiseLevels, NoisyBatch
-from dpdm.types import RandomBytes, images_to_tensor
+from dpdm.types import RandomBytes, levels_to_tensor
 
 
 class Loader:
@@ -51,7 +51,7 @@ class Loader:
     def _draw(
         self, images: Int64[ndarray, " batch"] | Int64[ndarray, "batch K"], random_bytes: RandomBytes
     ) -> NoisyBatch:
-        x = images_to_tensor(self._data.images[images.ravel()])
+        x = levels_to_tensor(self._data.images[images.ravel()])
         x[torch.from_numpy(self._blank[images.ravel()])] = torch.nan
         return self._loss.draw(
             x.view(*images.shape, *x.shape[1:]).to(self._device),

@@ -6,7 +6,6 @@ Source:
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.methods.interface import ImageFacts, Run
-from dpdm.methods.own_draws import Part, levels_of_each, parts_of
+from dpdm.methods.own_draws import Part, any_image, levels_of_each, parts_of
 from dpdm.methods.start import MATRICES
 from dpdm.methods.trained import marked
 from dpdm.networks.low_rank import matrices
@@ -50,15 +49,7 @@ def choose_matrices(
 
 def rehearse_matrices(denoiser: PreconditionedDenoiser, facts: ImageFacts) -> None:
     """Make the votes of an image that nobody took."""
-    channels, height, width = facts.shape
-    data = ImageDataset(
-        images=np.zeros((1, height, width, channels), dtype=np.uint8),
-        labels=np.zeros(1, dtype=np.int64) if facts.num_classes else None,
-        num_classes=facts.num_classes,
-        class_names=facts.class_names,
-        name="made up",
-    )
-    next(_votes(denoiser, data, 1, 0))
+    next(_votes(denoiser, any_image(facts), 1, 0))
 
 
 def _votes(denoiser: PreconditionedDenoiser, data: ImageDataset, of_each: int, seed: int) -> Iterator[Rows]:

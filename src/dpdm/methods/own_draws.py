@@ -6,13 +6,16 @@ So what an image is computed from depends on this image alone, to the bit, whate
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from dpdm.data import ImageDataset, pixel_digests
+from dpdm.data import ImageDataset, level_digests
+from dpdm.data.dataset import MIN_SIDE
 from dpdm.diffusion import GAIN_LEVELS
-from dpdm.types import images_to_tensor
+from dpdm.methods.interface import ImageFacts
+from dpdm.types import levels_to_tensor
 
 _ROWS = 96  # noisy images at once: each row comes of a computation of one shape
 _DRAWS = 64  # noise images, of which each image has one that its pixels choose
@@ -38,6 +41,19 @@ def levels_of_each(size: int, *, calls: int) -> int:
     return next(k for k in (12, 6, 4, 3, 2, 1) if k == 1 or k * size <= calls)
 
 
+def any_image(facts: ImageFacts) -> ImageDataset:
+    """Return a black image that nobody took, or a latent, of these facts."""
+    channels, height, width = facts.shape
+    data = ImageDataset(
+        images=np.zeros((1, MIN_SIDE, MIN_SIDE), dtype=np.uint8),  # a latent may be smaller than images are
+        labels=np.zeros(1, dtype=np.int64) if facts.num_classes else None,
+        num_classes=facts.num_classes,
+        class_names=facts.class_names,
+        name="made up",
+    )
+    return data.shown_by(np.zeros((1, height, width, channels), dtype=np.uint8))
+
+
 def parts_of(data: ImageDataset, of_each: int, *, seed: int, most: int = _ROWS) -> Iterator[Part]:
     """Yield all images, part by part, each with so many of the noise levels and one of a few public noise images.
 
@@ -58,8 +74,8 @@ def parts_of(data: ImageDataset, of_each: int, *, seed: int, most: int = _ROWS) 
         if known is not None:
             labels[: len(images)] = torch.from_numpy(known[part])
         x = torch.zeros(at_once, *data.shape)
-        x[: len(images)] = images_to_tensor(images)
+        x[: len(images)] = levels_to_tensor(images)
         keys = torch.zeros(at_once, 2, dtype=torch.long)
-        keys[: len(images)] = torch.from_numpy(pixel_digests(images)[:, :2].astype("int64"))
+        keys[: len(images)] = torch.from_numpy(level_digests(images)[:, :2].astype("int64"))
         levels = (keys[:, :1] + apart * torch.arange(of_each)) % len(GAIN_LEVELS)
         yield Part(x, labels, levels, noise[keys[:, 1] % _DRAWS], weights[part])

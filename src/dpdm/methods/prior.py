@@ -5,8 +5,8 @@ several centres a class a few rounds of k-means. All else is post-processing of 
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -26,11 +26,24 @@ from dpdm.diffusion.spectrum import (
     symmetric_matrices,
     with_texture,
 )
-from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, Read, Run, Sizes
+from dpdm.methods import codec as codecs
+from dpdm.methods.codec import Codec
+from dpdm.methods.interface import (
+    Budget,
+    ImageFacts,
+    ImageGenerator,
+    Method,
+    Progress,
+    PublicStart,
+    Read,
+    Run,
+    Sizes,
+)
 from dpdm.methods.possible import MOST_COORDINATES, MOST_DIRECTIONS, require_possible
-from dpdm.privacy import AnyPlan, FullSum, gaussian_mu
+from dpdm.networks.codec import ConvCodec
+from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.privacy.sums import BoundedSum, CellRows, cell_sums, second_moments
-from dpdm.types import InputError, images_to_tensor, require_at_most, require_counts, require_within
+from dpdm.types import InputError, levels_to_tensor, require_at_most, require_counts, require_within
 
 PRIOR_SUMS = ("mean of all", "class means", "covariance", "covariance of each class")
 """What the releases of every prior are called, in order; those of several centres come after."""
@@ -125,17 +138,18 @@ class Prior:
 
 
 class MixtureGenerator(ImageGenerator):
-    """Images drawn from a mixture of Gaussians."""
+    """Images drawn from a mixture of Gaussians, or decoded from its draws."""
 
-    def __init__(self, mixture: GaussianMixture, facts: ImageFacts) -> None:
+    def __init__(self, mixture: GaussianMixture, facts: ImageFacts, codec: ConvCodec | None = None) -> None:
         super().__init__()
-        self.mixture, self.facts = mixture, facts
+        self.mixture, self.facts, self.codec = mixture, facts, codec
 
     def draw(
         self, labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
         """Return exact draws, one for each label."""
-        return self.mixture.sample(labels, generator=random).float().view(-1, *self.facts.shape)
+        drawn = self.mixture.sample(labels, generator=random).float()
+        return codecs.decoded(self.codec, drawn.view(-1, *codecs.seen_by(self.codec, self.facts).shape))
 
     @property
     def class_shares(self) -> tuple[float, ...] | None:
@@ -149,10 +163,12 @@ class PriorAlone(Method):
 
     Args:
         prior: Its settings; `share` has no meaning here, since the prior gets all of the budget.
+        codec: In whose latents images are learnt (default: as they are).
     """
 
     kind: ClassVar[str] = "prior"
     prior: Prior = field(default_factory=Prior)
+    codec: Codec | None = None
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
         """Return the prior's sums, whose noise is scaled to the whole budget."""
@@ -161,21 +177,52 @@ class PriorAlone(Method):
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> MixtureGenerator:
         """Return a generator whose mixture knows nothing."""
-        return MixtureGenerator(self.prior.placeholder(facts, sizes, below="mixture."), facts)
+        mixture = self.prior.placeholder(codecs.seen_by(self.codec, facts), sizes, below="mixture.")
+        return MixtureGenerator(mixture, facts, codecs.untrained(self.codec, facts, seed=seed))
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, MixtureGenerator]:
         """Release the prior, and yield once."""
+        assert isinstance(generator, MixtureGenerator)
         run.resume()
-        mixture = release_prior(run, data, self.prior)
-        released = MixtureGenerator(mixture, generator.facts).to(run.device)
+        mixture = release_prior(run, codecs.in_latents(run, generator.codec, data), self.prior)
+        released = MixtureGenerator(mixture, generator.facts, generator.codec).to(run.device)
         yield run.made_sum(released)
         return released
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless the mixture is one that a run of this plan can come to."""
-        self.prior.require_possible(read, plan, facts, below="mixture.", where=where)
+        self.prior.require_possible(read, plan, codecs.seen_by(self.codec, facts), below="mixture.", where=where)
+        if self.codec is not None:
+            self.codec.require_same(read, facts, where)
+
+    def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
+        """Try the codec on an image that nobody took."""
+        assert isinstance(generator, MixtureGenerator)
+        codecs.rehearse(generator.codec, run.starts)
+
+    def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
+        """Return the bytes of the latents."""
+        return codecs.memory_of(self.codec, facts, records)
+
+    @property
+    def start_folders(self) -> tuple[str, ...]:
+        """The folder of the codec."""
+        return codecs.folders_of(self.codec)
+
+    @property
+    def start_digests(self) -> tuple[str, ...]:
+        """The SHA-256 of its weights, as a release names it."""
+        return codecs.digests_of(self.codec)
+
+    def begun_from(self, folders: Sequence[str]) -> "PriorAlone":
+        """Return the method with this as its codec's folder."""
+        return replace(self, codec=codecs.begun_from(self.codec, folders))
+
+    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "PriorAlone":
+        """Return the method as settings can say it: the codec by its name and the digest of its weights."""
+        return replace(self, codec=codecs.said_of(self.codec, starts))
 
 
 def release_prior(run: Run, data: ImageDataset, settings: Prior) -> GaussianMixture:
@@ -335,7 +382,7 @@ class _PriorFit:
         weights = torch.from_numpy(self._data.weights)
         for start in range(0, len(self._data), _PART):
             part = slice(start, start + _PART)
-            x = images_to_tensor(self._data.images[part]).flatten(1).double()
+            x = levels_to_tensor(self._data.images[part]).flatten(1).double()
             labels = self._data.labels
             known = torch.zeros(len(x), dtype=torch.long) if labels is None else torch.from_numpy(labels[part]).long()
             yield x, known, weights[part]

@@ -70,7 +70,8 @@ class _Stopwatch:
         self.device = choose_device(machine.device)
         self.generator = method.untrained(facts).to(self.device)
         self._denoiser = method.stepped(self.generator)
-        self._method, self._machine, self._facts = method, machine, facts
+        self._method, self._machine = method, machine
+        self._facts = self.generator.seen  # of what steps are taken on: latents, perhaps
         self._processes = Processes.joined()
         self.parameters = sum(p.numel() for p in self._denoiser.parameters() if p.requires_grad)  # that get noise
 

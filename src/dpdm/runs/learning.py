@@ -23,7 +23,7 @@ from dpdm.privacy.releases import noise_of
 from dpdm.runs.hardware import choose_device, keep_freed_memory
 from dpdm.runs.run import Run
 from dpdm.runs.start import open_starts
-from dpdm.types import InputError, images_to_tensor
+from dpdm.types import InputError
 
 FACTORS = (1 / 9, 1 / 3, 1.0, 3.0)
 """What the configured learning rate is multiplied by, in each try."""
@@ -135,7 +135,7 @@ class _Rehearsal:
         data = self._held_out
         labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
         batch = self._loss.draw(
-            images_to_tensor(data.images).to(self._device),
+            self._generator.seen_of(data.images).to(self._device),
             torch.from_numpy(labels).to(self._device),
             null_label=self._facts.num_classes,
             noise_levels=self._levels,

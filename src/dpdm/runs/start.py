@@ -54,6 +54,8 @@ def save_start(
     public: ImageDataset,
     settings: dict[str, Any],
     earlier: Sequence[Earlier] = (),
+    *,
+    name: str | None = None,
 ) -> None:
     """Write a start into its folder: `start.toml` last, without which there is none.
 
@@ -63,6 +65,7 @@ def save_start(
         public: What it was trained on.
         settings: What else there is to say of it; `classes`, `facts` and `preconditioning` are needed.
         earlier: What a release cost from which `public` was drawn.
+        name: What claims call the images (default: their name), where one claim names them for two networks.
 
     Raises:
         OSError: It cannot be written; the disk may be full.
@@ -71,7 +74,7 @@ def save_start(
     tensors = {f"{_NETWORK}{name}": value for name, value in weights.items()}
     tensors |= {f"{_KNOWN}{number}": torch.from_numpy(ways.copy()) for number, ways in enumerate(known.values())}
     save_weights(folder / WEIGHTS, tensors)
-    part = PublicPart(public.name, public.digest(), len(public), drawn=bool(earlier))
+    part = PublicPart(name or public.name, public.digest(), len(public), drawn=bool(earlier))
     table = {
         "version": VERSION,
         "public": as_settings([part]),
@@ -115,6 +118,7 @@ def open_start(source: Path | str) -> PublicStart:
             raise InputError(f"{folder / START} holds names of classes or sets that are no list of words: {_REMEDY}")
         earlier = tuple(Earlier(**entry) for entry in table.get("earlier", []))  # of the table that was read last
         kind, shape = str(table["preconditioning"]["kind"]), tuple(table["facts"]["shape"])
+        codec = str(table.get("codec", ""))
         if part.drawn != bool(earlier):
             raise InputError(f"{folder / START} names images drawn from a release, and not what it cost: {_REMEDY}")
         layout = read_layout(folder / WEIGHTS)
@@ -127,4 +131,4 @@ def open_start(source: Path | str) -> PublicStart:
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
         if not all(value.isfinite().all() for value in weights.values()):
             raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
-    return PublicStart(weights, weights_digest(weights), tuple(classes), kind, shape, part, ways, earlier)
+    return PublicStart(weights, weights_digest(weights), tuple(classes), kind, shape, part, ways, earlier, codec)

@@ -358,7 +358,9 @@ def test_votes_are_counted_by_hand(start):
 
     plan = SimpleNamespace(dataset_size=12)
     run = SimpleNamespace(starts=starts, seed=3, once=once, mechanism=SimpleNamespace(plan=plan))
-    assert choose_start(run, IMAGES, denoiser, facts) is starts[1], "by the noisy counts, whatever the exact ones"
+    assert choose_start(run, IMAGES, denoiser, facts, starts) is starts[1], (
+        "by the noisy counts, whatever the exact ones"
+    )
     expected = torch.zeros(2)
     for number in range(len(IMAGES)):
         left = []
@@ -423,7 +425,7 @@ def test_a_process_without_images_votes_for_none(start):
 
     plan = SimpleNamespace(dataset_size=12)
     run = SimpleNamespace(starts=starts, seed=3, once=once, mechanism=SimpleNamespace(plan=plan))
-    assert choose_start(run, empty, diffusion(start).untrained(facts).denoiser, facts) is starts[0]
+    assert choose_start(run, empty, diffusion(start).untrained(facts).denoiser, facts, starts) is starts[0]
     assert seen[0].total.tolist() == [0.0, 0.0]
 
 

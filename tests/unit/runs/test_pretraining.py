@@ -92,7 +92,7 @@ def test_what_is_interrupted_goes_on_and_what_is_finished_is_kept(tmp_path):
 
 
 def test_training_that_diverges_leaves_no_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining, "_LEARNING_RATE", float("nan"))
+    monkeypatch.setattr(pretraining._Loop, "rate", float("nan"))
     with pytest.raises(InputError, match="diverged at update 2"):
         list(training().steps(tmp_path / "start"))
     assert not (tmp_path / "start" / START).exists()
@@ -250,5 +250,5 @@ def test_one_very_noisy_prior_does_not_undo_what_others_taught(monkeypatch):
     monkeypatch.setattr(pretraining.DenoisingLoss, "__call__", lambda *given: 1e3 * sound(*given))
     for number in range(1, 4):
         loop.update(number, part=0.0)
-    moments = sum(float(state["exp_avg_sq"].sum()) for state in loop._optimizer.state.values())
+    moments = sum(float(state["exp_avg_sq"].sum()) for state in loop.optimizer.state.values())
     assert 0 < moments <= 4 * 1e-3 * pretraining._MOST_NORM**2 * 1.01  # (1 - β₂) Σ ‖g‖², of four updates

@@ -1,0 +1,180 @@
+"""`[codec]`: a public autoencoder, in whose latents private images are learnt. A generator decodes what it draws.
+
+A latent is kept as an image is: in levels from 0 to 255 of some channels. So whatever learns images learns latents.
+"""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dpdm.data import ImageDataset
+from dpdm.data.dataset import in_parts
+from dpdm.methods.interface import ImageFacts, Kept, PublicStart, Read, Run
+from dpdm.methods.start import weights_digest
+from dpdm.networks.codec import ConvCodec, latent_shape
+from dpdm.types import Images, InputError, images_to_tensor, levels_to_tensor, require_name
+
+CODEC = "codec"
+"""What the folder of a codec says in place of a preconditioning: it is no denoiser."""
+
+_WEIGHTS = "codec."  # what the names of a codec's tensors in a release begin with
+_SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
+_REMEDY = "make one by dpdm pretrain --kind codec --like"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """`[codec]`: the autoencoder in whose latents images are learnt.
+
+    Args:
+        source: The folder that `dpdm pretrain --kind codec` made; a release keeps its name alone.
+        sha256: Of the weights, as a release says it. Default: whatever the folder has.
+
+    Guarantees:
+        * The latent of an image depends on this image alone, to the bit (`ConvCodec.levels`).
+        * A release holds the weights, and `require_same` refuses others than those that its settings name.
+    """
+
+    source: str
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise InputError(f"codec.source is empty: {_REMEDY}")
+        require_name(self.source, "the codec (codec.source)")
+        if self.sha256 and not _SHA256.fullmatch(self.sha256):
+            raise InputError("codec.sha256 must be 64 hexadecimal digits")
+
+    def said(self, start: PublicStart | None) -> "Codec":
+        """Return it as a release says it: by the folder's name, and the digest of the weights.
+
+        Raises:
+            InputError: The weights are others than `sha256` says.
+        """
+        digest = self.sha256 if start is None else start.sha256
+        if self.sha256 not in ("", digest):
+            raise InputError(f"{self.source}: another codec than the one that codec.sha256 names")
+        return replace(self, source=Path(self.source).expanduser().resolve().name or CODEC, sha256=digest)
+
+    def require_same(self, read: Read, facts: ImageFacts, where: str) -> None:
+        """Raise InputError unless a file's weights are those that a release names: else they could be anything."""
+        if not self.sha256:
+            raise InputError(f"{where} is of a run with a codec, and config.toml lacks codec.sha256")
+        with torch.device("meta"):
+            names = ConvCodec(facts.shape).state_dict()
+        if weights_digest({name: read(f"{_WEIGHTS}{name}") for name in names}) != self.sha256:
+            raise InputError(f"{where} holds another codec than the public one that config.toml names")
+
+
+def folders_of(codec: Codec | None) -> tuple[str, ...]:
+    """Return the folder of a codec, if there is one: the last of a method's `start_folders`."""
+    return () if codec is None else (codec.source,)
+
+
+def digests_of(codec: Codec | None) -> tuple[str, ...]:
+    """Return the digest of its weights, if there is one."""
+    return () if codec is None else (codec.sha256,)
+
+
+def begun_from(codec: Codec | None, folders: Sequence[str]) -> Codec | None:
+    """Return the codec, if there is one, with the last of these as its folder."""
+    return None if codec is None else replace(codec, source=folders[-1])
+
+
+def said_of(codec: Codec | None, starts: Sequence[PublicStart]) -> Codec | None:
+    """Return the codec, if there is one, as a release says it; it is the last of the starts."""
+    return None if codec is None else codec.said(starts[-1] if starts else None)
+
+
+def seen_by(codec: Codec | ConvCodec | None, facts: ImageFacts) -> ImageFacts:
+    """Return the facts of what is learnt: of latents, or of the images themselves."""
+    return facts if codec is None else facts._replace(shape=latent_shape(facts.shape))
+
+
+def untrained(codec: Codec | None, facts: ImageFacts, *, seed: int) -> ConvCodec | None:
+    """Return the network of a codec with weights that are nobody's, to be loaded into; None without a codec."""
+    if codec is None:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ConvCodec(facts.shape).requires_grad_(False).eval()
+
+
+def load_codec(network: ConvCodec, start: PublicStart) -> None:
+    """Put public weights into a codec.
+
+    Raises:
+        InputError: They are those of another network, or for other images.
+    """
+    name = start.part.name
+    if start.preconditioning != CODEC:
+        raise InputError(f"the start of {name} holds no codec: {_REMEDY}")
+    if start.shape != network.shape:
+        here, made = (" × ".join(map(str, shape)) for shape in (network.shape, start.shape))
+        raise InputError(
+            f"the codec of {name} is for images of {made} (channels, height, width), not {here}: {_REMEDY}"
+        )
+    if _shapes(network.state_dict()) != _shapes(start.weights):
+        raise InputError(f"the codec of {name} is of another version: {_REMEDY}")
+    network.load_state_dict(start.weights)
+
+
+def in_latents(run: Run, network: ConvCodec | None, data: ImageDataset) -> ImageDataset:
+    """Return private images in the latents of the run's codec, kept in private/; as they are without a codec.
+
+    Which records are blank, whose they are, and of which class they are, stays.
+    """
+    if network is None:
+        return data
+    load_codec(network, run.starts[-1])
+    made_by = f"latents; weights sha256:{run.starts[-1].sha256}"
+    return data.shown_by(
+        from_rows(run.keep("latents", data.images, network.levels, made_by=made_by), len(data), network)
+    )
+
+
+def from_rows(kept: Kept, number: int, network: ConvCodec) -> Images:
+    """Return latents as images have their levels, of rows that `ConvCodec.levels` made."""
+    channels, height, width = network.latent
+    latents = np.empty((number, height, width, channels), dtype=np.uint8)
+    for part in in_parts(number):
+        latents[part] = kept[part].reshape(-1, height, width, channels)
+    return latents
+
+
+def rehearse(network: ConvCodec | None, starts: Sequence[PublicStart]) -> None:
+    """Raise InputError unless the codec of a run, the last of its starts, is one, and for its images."""
+    if network is not None:
+        load_codec(copy.deepcopy(network), starts[-1])
+
+
+def seen_of(network: ConvCodec | None, images: Images) -> Float[Tensor, "images channel height width"]:
+    """Return images, or their latents, as a denoiser sees them."""
+    if network is None:
+        return images_to_tensor(images)
+    channels, height, width = network.latent
+    levels = network.levels(images).view(-1, height, width, channels)
+    return levels_to_tensor(levels.byte().numpy())
+
+
+def decoded(
+    network: ConvCodec | None, drawn: Float[Tensor, "images latent down across"]
+) -> Float[Tensor, "images channel height width"]:
+    """Return the images that drawn latents stand for; drawn images themselves without a codec."""
+    return drawn if network is None else network.decode(drawn.float().clamp(-1, 1)).float()
+
+
+def memory_of(codec: Codec | None, facts: ImageFacts, records: int) -> int:
+    """Return the bytes that the latents of so many images take."""
+    return 0 if codec is None else records * int(np.prod(latent_shape(facts.shape)))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
