@@ -18,6 +18,7 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.diffusion import (
     DDIM,
+    DDPM,
     EDM,
     GAIN_LEVELS,
     VE,
@@ -36,6 +37,7 @@ from dpdm.diffusion import (
     Weighted,
 )
 from dpdm.methods import ema, made_up
+from dpdm.methods.folders import of_scheduler, require_classes, sampler_within
 from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
     Budget,
@@ -43,6 +45,7 @@ from dpdm.methods.interface import (
     ImageGenerator,
     Method,
     Progress,
+    PublicPart,
     PublicStart,
     Read,
     Run,
@@ -51,11 +54,11 @@ from dpdm.methods.interface import (
 from dpdm.methods.loader import Loader
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.start import Start, load_start
-from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, build_network, code_of, said_of
+from dpdm.networks import CompactUNet, DiffusersFolder, Network, Own, OwnNetwork, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
 from dpdm.types import InputError, refusing, require_at_most, require_within
 
-AnyPreconditioning = EDM | V | VP | VE | MomentMatched
+AnyPreconditioning = EDM | V | VP | VE | DDPM | MomentMatched
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
 
 NETWORK = "denoiser.network."
@@ -150,7 +153,8 @@ class Diffusion(Method):
     """Trains a denoiser with DP-SGD, around a released prior or from nothing.
 
     Args:
-        network: What to train: one of the package's networks; a `torch.nn.Module`, of which a copy is trained from the
+        network: What to train: one of the package's networks, or that of a `diffusers` folder, whose scheduler says the
+            preconditioning; a `torch.nn.Module`, of which a copy is trained from the
             weights it has; or what makes one (`MakeNetwork`), under the run's seed.
         preconditioning: How network and denoiser are related.
         prior: What moment-matched preconditioning is about, which always has one (default: `Prior()`); else None.
@@ -178,6 +182,11 @@ class Diffusion(Method):
         for name, kind in wanted.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
+        if isinstance(self.network, DiffusersFolder):
+            if self.prior is not None or self.start is not None:
+                raise InputError("a diffusers folder is a start of its own, without a prior: leave out prior and start")
+            object.__setattr__(self, "preconditioning", of_scheduler(self.network, self.preconditioning))
+            object.__setattr__(self, "sampler", sampler_within(self.preconditioning, self.sampler))
         if isinstance(self.preconditioning, MomentMatched):
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:
@@ -295,6 +304,8 @@ class Diffusion(Method):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
+        if isinstance(self.network, DiffusersFolder):
+            self.network.require_weights()
         for start in run.starts:
             if start.preconditioning != self.preconditioning.kind:
                 raise InputError(
@@ -312,7 +323,9 @@ class Diffusion(Method):
             made_up.require_images_by(replace_sampler(generator, sampler), name)
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if guidance goes away from classes that are not there."""
+        """Raise InputError if guidance goes away from classes that are not there, or a folder is for other images."""
+        if isinstance(self.network, DiffusersFolder):
+            require_classes(self.network, facts, self.loss)
         if not facts.num_classes and any(sampler.guidance for sampler in self._named().values()):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
 
@@ -330,6 +343,15 @@ class Diffusion(Method):
             with torch.device("meta"):
                 names = self.untrained(facts).denoiser.network.state_dict()
             self.start.require_same({name: read(f"{NETWORK}{name}") for name in names}, where)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The network of a diffusers folder, which somebody trained."""
+        return (self.network.name,) if isinstance(self.network, DiffusersFolder) else ()
+
+    def network_parts(self) -> tuple[PublicPart, ...]:
+        """Return it with the digest of its weights."""
+        return tuple(PublicPart(name, self.network.digest) for name in self.networks)  # type: ignore[union-attr]
 
     @property
     def start_folders(self) -> tuple[str, ...]:
