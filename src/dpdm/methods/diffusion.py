@@ -359,12 +359,19 @@ class Diffusion(Method):
         return () if self.start is None else self.start.sources
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of starts, or that of a diffusers pipeline."""
+        return (self.network.source,) if isinstance(self.network, DiffusersFolder) else self.start_folders
+
+    @property
     def start_digests(self) -> tuple[str, ...]:
         """The SHA-256 of the weights of each, as a release names it."""
         return () if self.start is None else self.start.sha256
 
     def begun_from(self, folders: Sequence[str]) -> "Diffusion":
-        """Return the method with these as its starts."""
+        """Return the method with these as its starts, or with this as its diffusers folder."""
+        if isinstance(self.network, DiffusersFolder):
+            return replace(self, network=replace(self.network, source=folders[0], unet=None))
         return self if self.start is None else replace(self, start=replace(self.start, sources=tuple(folders)))
 
     @property

@@ -21,9 +21,7 @@ def of_scheduler(folder: DiffusersFolder, given: object) -> DDPM:
             raise InputError("a diffusers folder has preconditioning.kind = ddpm, with the times of its unet")
         return given
     said = folder.scheduled()
-    levels = DiscreteTimes(
-        schedule=said.schedule, times=said.times, beta_start=said.beta_start, beta_end=said.beta_end
-    )
+    levels = DiscreteTimes(schedule=said.schedule, times=said.times, beta_start=said.beta_start, beta_end=said.beta_end)
     own = DDPM(prediction=said.prediction, noise_levels=levels)
     if given not in (own, MomentMatched()):
         raise InputError(f"preconditioning follows from the scheduler of {folder.source}: leave it out")

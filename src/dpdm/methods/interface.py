@@ -351,17 +351,22 @@ class Method(ABC):
         return ()
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """All folders of public networks that it begins with: where they are, a run keeps to itself."""
+        return self.start_folders
+
+    @property
     def start_digests(self) -> tuple[str, ...]:
         """The SHA-256 of the weights of each, as a release names it."""
         return ()
 
     def begun_from(self, folders: Sequence[str]) -> "Method":
-        """Return the method as a release says it with these as `start_folders`: where they are on this machine."""
+        """Return the method as a release says it with these as `folders`: where they are on this machine."""
         return self
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the public networks in whose features images are compared."""
+        """What a claim calls the public networks in whose features images are compared, or which is trained on."""
         return ()
 
     def network_parts(self) -> tuple[PublicPart, ...]:

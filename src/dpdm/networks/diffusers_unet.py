@@ -87,7 +87,7 @@ class DiffusersUNet:
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
-    attention_head_dim: int | None = 8
+    attention_head_dim: int | None = None
     norm_num_groups: int = 32
     attn_norm_num_groups: int | None = None
     norm_eps: float = 1e-5
@@ -202,6 +202,9 @@ class DiffusersNetwork(nn.Module):
     def __init__(self, unet: nn.Module, times: int, *, with_classes: bool, trains: str) -> None:
         super().__init__()
         self.unet, self.times, self.with_classes = unet, times, with_classes
+        for layer in unet.modules():
+            if isinstance(layer, nn.GroupNorm):
+                layer.register_forward_pre_hook(_in_rows)
         self.rank = rank_of(trains)
         if self.rank:
             _add_low_rank(unet, self.rank)
@@ -275,6 +278,11 @@ def imported(name: str) -> Any:  # noqa: ANN401 (a module that few have)
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(f"a diffusers folder needs {error.name}: {NEEDS}") from None
+
+
+def _in_rows(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Lay a norm's input out row by row: with channels last, torch 2.13 crashes where what comes before is frozen."""
+    return tuple(t.contiguous() for t in inputs)
 
 
 def _patterns(trains: str) -> tuple[str, ...]:

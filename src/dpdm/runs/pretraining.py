@@ -28,6 +28,7 @@ from dpdm.methods import Diffusion, ImageFacts, Prior, ema
 from dpdm.methods.interface import Run
 from dpdm.methods.prior import release_prior
 from dpdm.methods.start import forget_classes
+from dpdm.networks import DiffusersFolder
 from dpdm.privacy import Earlier, Noisy
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.sums import BoundedSum
@@ -86,7 +87,7 @@ class Pretraining:
     def __post_init__(self) -> None:
         require_positive(minutes=self.minutes)
         require_name(self.public.name, "the public data (public.name)")
-        if self.method.code is not None:
+        if self.method.code is not None or isinstance(self.method.network, DiffusersFolder):
             raise InputError("a start is for one of dpdm's networks: set network.kind")
         if self.public.shape != self.facts.shape:
             raise InputError(f"{self.public.name} has images of shape {self.public.shape}, not {self.facts.shape}")
