@@ -188,7 +188,8 @@ class DDPM(ScalarPreconditioning):
     divided by how many times there are.
 
     Args:
-        prediction: What the network gives: the noise ("epsilon"), √ᾱ n − √(1 − ᾱ) x₀ ("v_prediction"), or x₀ ("sample").
+        prediction: What the network gives: the noise ("epsilon"), x₀ ("sample"), or √ᾱ n − √(1 − ᾱ) x₀
+            ("v_prediction").
         noise_levels: Those of the scheduler.
 
     Source:

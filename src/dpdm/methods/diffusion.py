@@ -351,7 +351,8 @@ class Diffusion(Method):
 
     def network_parts(self) -> tuple[PublicPart, ...]:
         """Return it with the digest of its weights."""
-        return tuple(PublicPart(name, self.network.digest) for name in self.networks)  # type: ignore[union-attr]
+        network = self.network
+        return (PublicPart(network.name, network.digest),) if isinstance(network, DiffusersFolder) else ()
 
     @property
     def start_folders(self) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ class DiffusersUNet:
     @property
     def multiple(self) -> int:
         """What sides of images must be multiples of."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 1 << (len(self.block_out_channels) - 1)
 
     def with_classes(self, num_classes: int) -> int | None:
         """Return how many rows the table of classes has for so many classes: its own, or those of a new table.
@@ -205,6 +205,8 @@ class DiffusersNetwork(nn.Module):
         for layer in unet.modules():
             if isinstance(layer, nn.GroupNorm):
                 layer.register_forward_pre_hook(_in_rows)
+            if hasattr(layer, "set_processor"):  # torch's own attention has no rule under `vmap`
+                layer.set_processor(_plain_attention())
         self.rank = rank_of(trains)
         if self.rank:
             _add_low_rank(unet, self.rank)
@@ -225,6 +227,7 @@ class DiffusersNetwork(nn.Module):
         c_noise: Float[Tensor, " batch"],
         labels: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch channel height width"]:
+        """Return what the unet gives."""
         t = c_noise * self.times
         t = torch.where((t - t.round()).abs() < 2e-3, t.round(), t)  # the division by `times` left rounding
         out: Tensor = self.unet(x, t, labels if self.with_classes else None, return_dict=False)[0]
@@ -262,8 +265,8 @@ def rank_of(trains: str) -> int:
     if not trains.startswith("lora"):
         if len(patterns := _patterns(trains)) > _MOST_PATTERNS or not all(map(_PATTERN.fullmatch, patterns)):
             raise InputError(
-                f"trains must be {', '.join(_TRAINED)}, lora:RANK, or up to {_MOST_PATTERNS} names of parameters joined "
-                "by commas, of letters, digits, _, . and *"
+                f"trains must be {', '.join(_TRAINED)}, lora:RANK, or up to {_MOST_PATTERNS} names of parameters "
+                "joined by commas, of letters, digits, _, . and *"
             )
         return 0
     found = _RANK.fullmatch(trains)
@@ -278,6 +281,10 @@ def imported(name: str) -> Any:  # noqa: ANN401 (a module that few have)
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(f"a diffusers folder needs {error.name}: {NEEDS}") from None
+
+
+def _plain_attention() -> Any:  # noqa: ANN401 (of a module that few have)
+    return imported("diffusers.models.attention_processor").AttnProcessor()
 
 
 def _in_rows(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

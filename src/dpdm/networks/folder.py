@@ -3,6 +3,8 @@
 This is the one file of this room that reads any. `[network]` names the folder; a release says what was in it.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -12,9 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from dpdm.files import damaged, digest, read_json
 from dpdm.networks.diffusers_unet import DiffusersUNet, imported, rank_of
-from dpdm.types import InputError, require_name
+from dpdm.types import InputError, refusing, require_name
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _UNET, _SCHEDULER = "UNet2DModel", "DDPMScheduler"
@@ -102,7 +103,8 @@ class DiffusersFolder:
         if self.unet is not None:
             assert self.sha256 is not None
             return self.sha256
-        found = digest(_weights_of(self._folder))
+        with _weights_of(self._folder).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         if self.sha256 not in (None, found):
             raise InputError(f"{self.source} is another folder than the settings name: network.sha256 differs")
         return found
@@ -145,7 +147,7 @@ class DiffusersFolder:
         path = _weights_of(self._folder)
         self.digest  # noqa: B018 (which refuses another file)
         load = imported("diffusers").UNet2DModel.from_pretrained
-        with damaged(path, _REMEDY), torch.device("cpu"):
+        with refusing(f"{path} is damaged, so {_REMEDY}"), torch.device("cpu"):
             settings = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
             public, found = load(path.parent, output_loading_info=True, torch_dtype=torch.float32, **settings)
         for name in (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]):
@@ -174,7 +176,7 @@ def _read_unet(folder: Path) -> DiffusersUNet:
         raise InputError(f"{folder}/unet/config.json says {sorted(unknown)[0]}, which dpdm does not know")
     sides = () if size is None else tuple(size) if isinstance(size, list) else (size, size)
     values = {key: _plain(value) for key, value in said.items() if key in known_fields}
-    with damaged(folder / "unet" / "config.json", _REMEDY, what="holds what no unet says"):
+    with refusing(f"{folder}/unet/config.json holds what no unet says, so {_REMEDY}"):
         return DiffusersUNet(
             times=_read_scheduler(folder).times,
             sample_size=sides,
@@ -209,14 +211,25 @@ def _read_pipeline(folder: Path, part: str, wanted: str) -> dict[str, Any]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{folder} holds no diffusers pipeline (model_index.json): name a folder that has one")
-    parts = {key: value for key, value in read_json(index, most=_MOST_TEXT).items() if not key.startswith("_")}
+    parts = {key: value for key, value in _read_json(index).items() if not key.startswith("_")}
     if parts.keys() != {"unet", "scheduler"}:
         raise InputError(f"{folder} is a pipeline of {', '.join(sorted(parts)) or 'nothing'}: {_WANTED}")
     name = "config.json" if part == "unet" else "scheduler_config.json"
-    said: dict[str, Any] = dict(read_json(folder / part / name, most=_MOST_TEXT))
+    said: dict[str, Any] = dict(_read_json(folder / part / name))
     if said.get("_class_name") != wanted:
         raise InputError(f"{folder}/{part} is a {said.get('_class_name')!r}: {_WANTED}")
     return {key: value for key, value in said.items() if not key.startswith("_")}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a megabyte at most, or raise InputError naming the file."""
+    with refusing(f"{path} cannot be read, so {_REMEDY}"):
+        if not path.is_file() or path.stat().st_size > _MOST_TEXT:
+            raise InputError(f"{path} is missing, or no file of settings: {_REMEDY}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    return content
 
 
 def _weights_of(folder: Path) -> Path:

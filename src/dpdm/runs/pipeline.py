@@ -134,7 +134,8 @@ def _save(release: Release, folder: Path) -> str:
     """Write a release as a pipeline, and return what its README says."""
     drawn, method = release.generator, decode_method(release.settings)
     if isinstance(drawn, DenoisingGenerator) and isinstance(drawn.denoiser.network, DiffusersNetwork):
-        assert isinstance(method, Diffusion) and isinstance(method.network, DiffusersFolder)
+        assert isinstance(method, Diffusion)
+        assert isinstance(method.network, DiffusersFolder)
         plain = _plain_pipeline(drawn.denoiser.network, method.network.spec, method.preconditioning, release)
         plain.save_pretrained(folder, safe_serialization=True)
         if low_rank := drawn.denoiser.network.low_rank():
