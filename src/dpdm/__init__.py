@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dpdm.data import ImageDataset, open_dataset
     from dpdm.diffusion import (
         DDIM,
+        DDPM,
         EDM,
         VE,
         VP,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
         Start,
         StatisticMatching,
     )
-    from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
+    from dpdm.networks import MLP, CompactUNet, DiffusersFolder, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.runs import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
@@ -65,6 +66,7 @@ _HOME = {
     "ImageDataset": "data",
     "open_dataset": "data",
     "DDIM": "diffusion",
+    "DDPM": "diffusion",
     "EDM": "diffusion",
     "VE": "diffusion",
     "VP": "diffusion",
@@ -104,6 +106,7 @@ _HOME = {
     "MLP": "networks",
     "MakeNetwork": "networks",
     "CompactUNet": "networks",
+    "DiffusersFolder": "networks",
     "UNet": "networks",
     "DPSGD": "privacy",
     "FullSum": "privacy",
@@ -119,6 +122,7 @@ _HOME = {
 
 __all__ = [
     "DDIM",
+    "DDPM",
     "DPSGD",
     "EDM",
     "MLP",
@@ -131,6 +135,7 @@ __all__ = [
     "CompactUNet",
     "DPMSolver",
     "DenoisingLoss",
+    "DiffusersFolder",
     "Diffusion",
     "Embedding",
     "Evolution",

@@ -8,12 +8,12 @@ import pytest
 import torch
 from exact_gaussian import Constant
 
-from dpdm.diffusion import EDM, VE, VP, MomentMatched, PreconditionedDenoiser, V
+from dpdm.diffusion import DDPM, EDM, VE, VP, MomentMatched, PreconditionedDenoiser, V
 from dpdm.methods.diffusion import AnyPreconditioning
 from dpdm.types import InputError
 
 SHAPE = (1, 3, 4)
-TOYS = {kind: kind() for kind in (EDM, V, VP, VE)} | {
+TOYS = {kind: kind() for kind in (EDM, V, VP, VE, DDPM)} | {
     MomentMatched: MomentMatched().about(exact_gaussian.prior(SHAPE, std=1.0))
 }
 LABELS = torch.tensor([0, 1, 2, 0])  # two classes, and none
