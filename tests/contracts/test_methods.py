@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers_pipelines import save_pipeline
 from safetensors.torch import load_file
 
+from diffusers_pipelines import save_pipeline
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, DenoisingLoss, MomentMatched

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers_pipelines import save_pipeline
 from small_photos import save
 
+from diffusers_pipelines import save_pipeline
 from dpdm import Release, Trainer, load_config
 from dpdm.files import digest
 

@@ -187,6 +187,8 @@ class Diffusion(Method):
                 raise InputError("a diffusers folder is a start of its own, without a prior: leave out prior and start")
             object.__setattr__(self, "preconditioning", of_scheduler(self.network, self.preconditioning))
             object.__setattr__(self, "sampler", sampler_within(self.preconditioning, self.sampler))
+            within = {name: sampler_within(self.preconditioning, each) for name, each in self.samplers.items()}
+            object.__setattr__(self, "samplers", within)
         if isinstance(self.preconditioning, MomentMatched):
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:

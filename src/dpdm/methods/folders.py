@@ -1,13 +1,12 @@
 """A `diffusers` folder as what DPDM trains: its scheduler says how network and denoiser are related."""
 
+from dataclasses import replace
 from typing import Any
 
-from dpdm.diffusion import DDIM, DDPM, DenoisingLoss, DiscreteTimes, MomentMatched
+from dpdm.diffusion import DDPM, DenoisingLoss, DiscreteTimes, MomentMatched, Sampler
 from dpdm.methods.interface import ImageFacts
 from dpdm.networks import DiffusersFolder
 from dpdm.types import InputError
-
-_HIGHEST = 80.0  # as sampling begins elsewhere, where training has seen as much noise
 
 
 def of_scheduler(folder: DiffusersFolder, given: object) -> DDPM:
@@ -29,11 +28,16 @@ def of_scheduler(folder: DiffusersFolder, given: object) -> DDPM:
 
 
 def sampler_within(preconditioning: Any, sampler: Any) -> Any:  # noqa: ANN401 (unions of the method's file)
-    """Return the sampler; the default one is kept between the noise levels of training."""
-    if sampler != DDIM():
+    """Return the sampler; noise levels that nobody chose are kept between those of training."""
+    if not isinstance(sampler, Sampler):
         return sampler
-    low, high = preconditioning.noise_levels.span
-    return DDIM(sigma_min=max(low, sampler.sigma_min), sigma_max=min(high, _HIGHEST))
+    usual, (low, high) = type(sampler)(), preconditioning.noise_levels.span
+    if sampler.sigma_min == usual.sigma_min < low:
+        sampler = replace(sampler, sigma_min=low)
+    if sampler.sigma_max == usual.sigma_max and sampler.highest_level > high:
+        beyond = sampler.highest_level / sampler.sigma_max
+        sampler = replace(sampler, sigma_max=high if beyond == 1 else high / beyond * (1 - 1e-9))
+    return sampler
 
 
 def require_classes(folder: DiffusersFolder, facts: ImageFacts, loss: DenoisingLoss) -> None:

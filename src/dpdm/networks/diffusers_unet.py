@@ -206,7 +206,7 @@ class DiffusersNetwork(nn.Module):
             if isinstance(layer, nn.GroupNorm):
                 layer.register_forward_pre_hook(_in_rows)
             if hasattr(layer, "set_processor"):  # torch's own attention has no rule under `vmap`
-                layer.set_processor(_plain_attention())
+                layer.set_processor(_plain_attention())  # type: ignore[operator]
         self.rank = rank_of(trains)
         if self.rank:
             _add_low_rank(unet, self.rank)

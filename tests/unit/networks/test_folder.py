@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers_pipelines import save_pipeline
 from torch import nn
 
-from dpdm.config import encode
+from diffusers_pipelines import save_pipeline
 from dpdm.config.toml import decode_method, encode_method
-from dpdm.diffusion import DDIM, DDPM, EDM, DenoisingLoss, DiscreteTimes, PreconditionedDenoiser
+from dpdm.diffusion import DDIM, DDPM, EDM, Churn, DenoisingLoss, DiscreteTimes, PreconditionedDenoiser
 from dpdm.methods import Diffusion, ImageFacts, Prior, Start
 from dpdm.methods.made_up import made_up_batch
-from dpdm.networks import MLP, DiffusersFolder, DiffusersUNet
+from dpdm.networks import MLP, DiffusersFolder
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.types import InputError
 
@@ -191,7 +190,6 @@ def test_a_width_of_heads_that_is_not_said_stays_so(tmp_path):
     assert said.attention_head_dim is None
 
 
-
 def test_weights_are_the_folder_s_and_nothing_is_fetched(folder, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a network was asked")
@@ -309,7 +307,7 @@ def test_other_parts_of_the_method_do_not_fit(folder):
     said = diffusion(folder).said(diffusion(folder).untrained(FACTS)).network
     with pytest.raises(InputError, match="name its folder"):
         said.require_weights()
-    with pytest.raises(InputError, match="preconditioning.kind = ddpm"):
+    with pytest.raises(InputError, match=r"preconditioning.kind = ddpm"):
         Diffusion(network=said)
     with pytest.raises(InputError, match="sees one image"):
         DiffusersFolder(source=folder).build((1, 8, 8), num_classes=0, images_in=2)
@@ -321,6 +319,16 @@ def test_without_the_extra_the_line_says_what_to_install(missing, folder, monkey
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=r"pip install 'dpdm\[diffusers\]'"):
         method.untrained(FACTS)
+
+
+def test_noise_levels_of_samplers_that_nobody_chose_are_those_of_training(tmp_path):
+    dark = save_pipeline(tmp_path / "dark", scheduler={"beta_start": 0.00085, "beta_end": 0.012})
+    method = diffusion(dark, sampler=DDIM(steps=7), samplers={"other": Churn(steps=3)})
+    low, high = method.preconditioning.noise_levels.span
+    assert (method.sampler.sigma_min, method.sampler.sigma_max) == (low, min(high, 80.0))
+    assert method.samplers["other"].highest_level <= high * (1 + 1e-9)
+    with pytest.raises(InputError, match=r"sigma_min = 0.001 is below"):
+        diffusion(dark, sampler=DDIM(sigma_min=0.001))
 
 
 def test_its_preconditioning_serves_other_networks_too():
