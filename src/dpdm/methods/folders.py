@@ -35,8 +35,9 @@ def sampler_within(preconditioning: Any, sampler: Any) -> Any:  # noqa: ANN401 (
     if sampler.sigma_min == usual.sigma_min < low:
         sampler = replace(sampler, sigma_min=low)
     if sampler.sigma_max == usual.sigma_max and sampler.highest_level > high:
-        beyond = sampler.highest_level / sampler.sigma_max
-        sampler = replace(sampler, sigma_max=high if beyond == 1 else high / beyond * (1 - 1e-9))
+        sampler = replace(sampler, sigma_max=high)
+        if sampler.highest_level > high:  # it adds noise above its first level
+            sampler = replace(sampler, sigma_max=high * high / sampler.highest_level * (1 - 1e-9))
     return sampler
 
 
