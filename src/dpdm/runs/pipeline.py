@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dpdm.config import decode_method
-from dpdm.files import write_atomically
+from dpdm.files import read_json, write_atomically, write_json
 from dpdm.methods import DenoisingGenerator, Diffusion
 from dpdm.networks import DiffusersFolder, DiffusersNetwork, DiffusersUNet
 from dpdm.runs.exported import write_manifest
@@ -35,6 +35,7 @@ from dpdm.runs.verification import verify_release
 from dpdm.types import Images, InputError
 
 _LOW_RANK = "pytorch_lora_weights.safetensors"
+_INSTALL = "pip install 'dpdm[diffusers]', and load it by dpdm.runs.pipeline.DPDMPipeline.from_pretrained"
 _CARRIED = ("privacy.json", "config.toml")  # what a person should see of the release
 
 
@@ -145,6 +146,8 @@ def _save(release: Release, folder: Path) -> str:
     generator = Generator(release.settings, {name: list(tensor.shape) for name, tensor in state.items()})
     generator.generator.load_state_dict(state)
     DPDMPipeline(generator).save_pretrained(folder)
+    index = folder / "model_index.json"  # whose name of a class `diffusers` says where it knows none of that name
+    write_json(index, read_json(index) | {"_class_name": f"{DPDMPipeline.__name__} ({_INSTALL})"})
     return _readme(release, _OF_DPDM)
 
 
