@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dpdm.data import ImageDataset, open_dataset
     from dpdm.diffusion import (
         DDIM,
+        DDPM,
         EDM,
         VE,
         VP,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
         Start,
         StatisticMatching,
     )
-    from dpdm.networks import MLP, CompactUNet, MakeNetwork, UNet
+    from dpdm.networks import MLP, CompactUNet, DiffusersFolder, MakeNetwork, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.runs import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
@@ -66,6 +67,7 @@ _HOME = {
     "ImageDataset": "data",
     "open_dataset": "data",
     "DDIM": "diffusion",
+    "DDPM": "diffusion",
     "EDM": "diffusion",
     "VE": "diffusion",
     "VP": "diffusion",
@@ -106,6 +108,7 @@ _HOME = {
     "MLP": "networks",
     "MakeNetwork": "networks",
     "CompactUNet": "networks",
+    "DiffusersFolder": "networks",
     "UNet": "networks",
     "DPSGD": "privacy",
     "FullSum": "privacy",
@@ -121,6 +124,7 @@ _HOME = {
 
 __all__ = [
     "DDIM",
+    "DDPM",
     "DPSGD",
     "EDM",
     "MLP",
@@ -134,6 +138,7 @@ __all__ = [
     "CompactUNet",
     "DPMSolver",
     "DenoisingLoss",
+    "DiffusersFolder",
     "Diffusion",
     "Embedding",
     "Evolution",

@@ -8,12 +8,12 @@ import pytest
 import torch
 from exact_gaussian import Constant
 
-from dpdm.diffusion import EDM, VE, VP, MomentMatched, PreconditionedDenoiser, V
+from dpdm.diffusion import DDPM, EDM, VE, VP, MomentMatched, PreconditionedDenoiser, V
 from dpdm.methods.diffusion import AnyPreconditioning
 from dpdm.types import InputError
 
 SHAPE = (1, 3, 4)
-TOYS = {kind: kind() for kind in (EDM, V, VP, VE)} | {
+TOYS = {kind: kind() for kind in (EDM, V, VP, VE, DDPM)} | {
     MomentMatched: MomentMatched().about(exact_gaussian.prior(SHAPE, std=1.0))
 }
 LABELS = torch.tensor([0, 1, 2, 0])  # two classes, and none
@@ -88,9 +88,10 @@ def test_each_image_is_denoised_by_its_own_level_and_label_alone(kind):
 def test_noise_levels_of_training_rise_with_the_quantile_and_stay_in_their_span(kind):
     levels = TOYS[kind].noise_levels
     sigma = levels.quantile(torch.linspace(0.001, 0.999, 999, dtype=torch.float64))
-    assert (sigma.diff() > 0).all()
-    assert levels.span[0] < sigma[0]
-    assert sigma[-1] < levels.span[1]
+    assert (sigma.diff() >= 0).all()
+    assert (sigma[::10].diff() > 0).all()  # of discrete levels, neighbours may be one
+    assert levels.span[0] <= sigma[0]
+    assert sigma[-1] <= levels.span[1]
 
 
 @every_preconditioning

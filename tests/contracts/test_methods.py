@@ -1,7 +1,10 @@
 """What every method must do, whatever it is: a new one is added to METHODS, and to nothing else."""
 
+import atexit
 import dataclasses
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffusers_pipelines import save_pipeline
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
-from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched
+from dpdm.diffusion import DDIM, EDM, DenoisingLoss, MomentMatched
 from dpdm.methods import (
     METHODS,
     NTK,
@@ -30,7 +34,7 @@ from dpdm.methods import (
     Start,
     StatisticMatching,
 )
-from dpdm.networks import MLP
+from dpdm.networks import MLP, DiffusersFolder
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
 from dpdm.types import InputError
@@ -51,6 +55,9 @@ from two_worlds import (
 )
 
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
+FOLDER = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+PIPELINE = DiffusersFolder(source=save_pipeline(FOLDER / "pipeline"), trains="lora:2")
 PIXELS = Embedding(features="pixels")
 SMALL = {"updates": 5, "batch_size": 8, "latent": 2, "width": 16}
 FEATURES = Embedding(features="random-convnet", size=8)
@@ -91,6 +98,9 @@ TOYS = {
     ),
     "low rank of chosen matrices": Diffusion(
         start=Start(sources=("?", "!"), trains="chosen:3,low-rank:2"), prior=Prior(centres=1), **TOY
+    ),
+    "diffusion from a diffusers folder": Diffusion(
+        network=PIPELINE, loss=DenoisingLoss(noise_multiplicity=2), sampler=DDIM(steps=5, sigma_min=0.02)
     ),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),
 }

@@ -54,6 +54,7 @@ IN_PYTHON = {  # replaced in Python blocks
     "    steps=500,\n": "    steps=4,\n",
     "expected_batch_size=1024": "expected_batch_size=60000",
     "size=28": "size=8",
+    "sample_size=32": "sample_size=8",
     "sample(10_000": "sample(20",
     "sample(1_000": "sample(60",
     "sample(100": "sample(10",

@@ -29,8 +29,13 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     say(f"bound    {found.bounds}")
     by_pld = "" if found.epsilon == found.epsilon_rdp else f"{bound(found.epsilon)} by PLD, "
     say(f"checked  from the events: {by_pld}{bound(found.epsilon_rdp)} by Rényi accounting")
-    fit = "" if found.own_network else "the weights fit the settings; "
-    say(f"         digests of settings and weights; {fit}nothing else is there")
+    fit = "" if found.own_network or found.exported else "the weights fit the settings; "
+    of = "settings, and of all files of the pipeline" if found.exported else "settings and weights"
+    say(f"         digests of {of}; {fit}nothing else is there")
+    if found.exported:
+        say(
+            "         not checked: that the weights of a pipeline follow from those of the release it was exported from"
+        )
     for part in found.public:
         images = f", {part.images:,} images" if part.images else ""
         say(

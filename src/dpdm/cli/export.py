@@ -13,7 +13,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a finished run, with its claim, as a diffusers pipeline."""
+    """Write a finished run, with its claim, as a diffusers pipeline; one that was a diffusers folder needs no dpdm."""
     require_run(run)
     try:
         from dpdm.runs.pipeline import export_pipeline

@@ -127,6 +127,9 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
     for start in open_starts(config.method.start_folders):
         said = "of a release, which the claim counts" if start.earlier else "that no ε protects"
         yield f"start       a network of {start.part.images:,} images of {start.part.name}, {said}"
+    if plan.steps:
+        for name in config.method.networks:
+            yield f"start       the network of {name}: no ε protects the images that it was trained on"
     if config.method.starts_from_images and config.public is not None:
         said = "images of a release, which the claim counts" if config.earlier else "images that no ε protects"
         yield f"public      {config.public.source}: {said}"

@@ -22,7 +22,7 @@ from dpdm.config.settings import Config, NoPrivacy, Privacy
 from dpdm.config.target import Table, preset_names, read_preset, read_target
 from dpdm.diffusion import MatchedSolver, MomentMatched
 from dpdm.methods import METHODS, AnySampler, Diffusion, Method
-from dpdm.networks import Own
+from dpdm.networks import DiffusersFolder, Own
 from dpdm.privacy import AnyPlan
 from dpdm.types import InputError, require_at_most
 
@@ -231,7 +231,7 @@ def _source(table: Table) -> object:
 
 def _overridden(table: Table, overrides: Sequence[str]) -> Table:
     """Return `table` after all `key=value`, a new `kind` before the settings that belong to it."""
-    for override in sorted(overrides, key=lambda text: ".kind=" not in text):
+    for override in sorted(overrides, key=lambda text: (".kind=" not in text, "network.kind=" not in text)):
         _override(table, override)
     return table
 
@@ -253,6 +253,9 @@ def _override(table: Table, text: str) -> None:
             del samplers[name]
         if table.get("sampler", {}).get("kind") == MatchedSolver.kind:
             del table["sampler"]
+    if key.strip() == "network.kind" and value == DiffusersFolder.kind:  # which says the preconditioning, without prior
+        for name in ("preconditioning", "prior", "start", "sampler", "samplers"):
+            table.pop(name, None)
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):

@@ -4,6 +4,7 @@ from dpdm.diffusion.loss import DenoisingLoss, NoisyBatch
 from dpdm.diffusion.matched_solver import MatchedSolver
 from dpdm.diffusion.noise_levels import (
     Cosine,
+    DiscreteTimes,
     LogNormal,
     LogUniform,
     NoiseLevels,
@@ -11,6 +12,7 @@ from dpdm.diffusion.noise_levels import (
     Weighted,
 )
 from dpdm.diffusion.preconditioning import (
+    DDPM,
     EDM,
     GAIN_LEVELS,
     VE,
@@ -34,6 +36,7 @@ from dpdm.diffusion.schedule import karras_schedule
 
 __all__ = [
     "DDIM",
+    "DDPM",
     "EDM",
     "GAIN_LEVELS",
     "VE",
@@ -42,6 +45,7 @@ __all__ = [
     "Cosine",
     "DPMSolver",
     "DenoisingLoss",
+    "DiscreteTimes",
     "GaussianMixture",
     "Guided",
     "LogNormal",

@@ -1,17 +1,23 @@
 """Noise levels σ: their distribution in training."""
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dpdm.diffusion.schedule import require_descending
-from dpdm.types import InputError, require_within
+from dpdm.diffusion.schedule import HIGHEST_LEVEL, require_descending
+from dpdm.types import InputError, require_at_most, require_counts, require_within
 
+Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+"""How the β of a discrete process follow one another."""
+
+_MOST_TIMES = 10_000  # of a discrete process: published ones have 1,000 to 4,000
 _CELLS = 2048  # of equal probability, in which a weight is one number
 
 
@@ -138,6 +144,77 @@ class VariancePreserving:
     def quantile(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Return the σ below which a fraction `u` in (0, 1) of the training noise levels lies."""
         return self.sigma(self.t_min + (1 - self.t_min) * u)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteTimes:
+    """σ_t = √((1 − ᾱ_t) / ᾱ_t) for t uniform in 0, …, times − 1, ᾱ_t being the product of all 1 − β up to t.
+
+    ᾱ is computed in float32, as `diffusers` does: both then mean the same numbers.
+
+    Args:
+        schedule: How β goes from its first to its last value: "linear", "scaled_linear" (√β is linear), or
+            "squaredcos_cap_v2", which does without both: ᾱ is a squared cosine, and β at most 0.999.
+        times: How many levels there are.
+        beta_start: The first β.
+        beta_end: The last β.
+
+    Source:
+        Ho, Jain & Abbeel 2020, section 2 (linear); Rombach et al. 2022 (scaled); Nichol & Dhariwal 2021, eq. 17.
+    """
+
+    schedule: Betas = "linear"
+    times: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(Betas):
+            raise InputError(f"schedule must be one of {', '.join(get_args(Betas))}, not {self.schedule!r}")
+        require_counts(times=self.times)
+        require_at_most(_MOST_TIMES, times=self.times)
+        if self.times < 2:
+            raise InputError("times must be at least 2")
+        require_within(1e-6, 0.999, beta_start=self.beta_start, beta_end=self.beta_end)
+        if self.beta_start > self.beta_end:
+            raise InputError(f"beta_start = {self.beta_start:g} must be at most beta_end = {self.beta_end:g}")
+        if not self.levels.diff().gt(0).all() or self.span[1] > HIGHEST_LEVEL:
+            raise InputError(f"these betas come to noise levels above {HIGHEST_LEVEL:g}, or to equal ones")
+
+    @property
+    def levels(self) -> Float64[Tensor, " times"]:
+        """All σ_t, rising."""
+        return _discrete_levels(self.schedule, self.times, self.beta_start, self.beta_end)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first and the last."""
+        return float(self.levels[0]), float(self.levels[-1])
+
+    def quantile(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the σ below which a fraction `u` in (0, 1) of the training noise levels lies."""
+        t = (u.double() * self.times).long().clamp(0, self.times - 1)
+        return self.levels.to(u.device)[t].to(u.dtype)
+
+    def t(self, sigma: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the t of a level; between two levels it is linear in ln σ. No step depends on values."""
+        log = self.levels.to(sigma.device).log()
+        parts = (sigma.double().log()[..., None] - log[:-1]) / log.diff()
+        return parts.clamp(0, 1).sum(-1).to(sigma.dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _discrete_levels(schedule: str, times: int, beta_start: float, beta_end: float) -> Float64[Tensor, " times"]:
+    with torch.device("cpu"):  # not on "meta", where there are no numbers
+        if schedule == "squaredcos_cap_v2":
+            cosines = [math.cos((i / times + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(times + 1)]
+            betas = torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(cosines)])
+        elif schedule == "scaled_linear":
+            betas = torch.linspace(beta_start**0.5, beta_end**0.5, times) ** 2
+        else:
+            betas = torch.linspace(beta_start, beta_end, times)
+        product = torch.cumprod(1 - betas, dim=0).double()
+        return ((1 - product) / product).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)

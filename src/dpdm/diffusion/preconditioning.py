@@ -3,15 +3,18 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import ClassVar, Final, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from dpdm.diffusion.noise_levels import Cosine, LogNormal, LogUniform, NoiseLevels, VariancePreserving
+from dpdm.diffusion.noise_levels import Cosine, DiscreteTimes, LogNormal, LogUniform, NoiseLevels, VariancePreserving
 from dpdm.diffusion.prior import GaussianMixture
 from dpdm.types import InputError, require_within
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+"""What a network of `diffusers` may give."""
 
 GAIN_LEVELS: Final = tuple(0.03 * (12 / 0.03) ** (level / 11) for level in range(12))
 """The noise levels at which a network has a gain, evenly in ln σ."""
@@ -175,6 +178,46 @@ class VE(ScalarPreconditioning):
         """Return c_skip, c_out, c_in, c_noise at each σ."""
         one = torch.ones_like(sigma)
         return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(ScalarPreconditioning):
+    """What a network of `diffusers` is trained for, at the discrete times of its scheduler: √ᾱ x + √(1 − ᾱ) n at t.
+
+    Its input is x / √(1+σ²), which has the variance that √ᾱ x₀ + √(1 − ᾱ) n has; ᾱ = 1 / (1+σ²). A network is told t
+    divided by how many times there are.
+
+    Args:
+        prediction: What the network gives: the noise ("epsilon"), x₀ ("sample"), or √ᾱ n − √(1 − ᾱ) x₀
+            ("v_prediction").
+        noise_levels: Those of the scheduler.
+
+    Source:
+        Ho, Jain & Abbeel 2020, eq. 4 and 14; Salimans & Ho 2022, section 4; in the variables of Karras et al. 2022.
+    """
+
+    kind: ClassVar[str] = "ddpm"
+    prediction: Prediction = "epsilon"
+    noise_levels: DiscreteTimes = field(default_factory=DiscreteTimes)
+
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise InputError(f"prediction must be one of {', '.join(get_args(Prediction))}, not {self.prediction!r}")
+
+    @property
+    def c_noise_unit(self) -> float:  # type: ignore[override]
+        """How many times there are."""
+        return float(self.noise_levels.times)
+
+    def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
+        """Return c_skip, c_out, c_in, c_noise at each σ."""
+        one, variance = torch.ones_like(sigma), sigma**2 + 1
+        c_skip, c_out = {
+            "epsilon": (one, -sigma),
+            "v_prediction": (1 / variance, -sigma / variance.sqrt()),
+            "sample": (torch.zeros_like(sigma), one),
+        }[self.prediction]
+        return Coefficients(c_skip=c_skip, c_out=c_out, c_in=1 / variance.sqrt(), c_noise=self.noise_levels.t(sigma))
 
 
 @dataclass(frozen=True, kw_only=True)

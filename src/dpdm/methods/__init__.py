@@ -8,12 +8,7 @@ if TYPE_CHECKING:
     from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
     from dpdm.methods.codec import Codec
     from dpdm.methods.denoising import AnySampler, DenoisingGenerator
-    from dpdm.methods.diffusion import (
-        AnyPreconditioning,
-        Diffusion,
-        Optimizer,
-        require_sampler_names,
-    )
+    from dpdm.methods.diffusion import AnyPreconditioning, Diffusion, require_sampler_names
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
@@ -22,6 +17,7 @@ if TYPE_CHECKING:
     from dpdm.methods.labels import Labels
     from dpdm.methods.layers import Layers
     from dpdm.methods.mean_embedding import MeanEmbedding
+    from dpdm.methods.optimizer import Optimizer
     from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
@@ -70,7 +66,7 @@ __getattr__ = lazily(
         "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
         "codec": "Codec",
         "denoising": "AnySampler DenoisingGenerator",
-        "diffusion": "AnyPreconditioning Diffusion Optimizer require_sampler_names",
+        "diffusion": "AnyPreconditioning Diffusion require_sampler_names",
         "embedding": "Embedding",
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
@@ -79,6 +75,7 @@ __getattr__ = lazily(
         "labels": "Labels",
         "layers": "Layers",
         "mean_embedding": "MeanEmbedding",
+        "optimizer": "Optimizer",
         "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",

@@ -5,7 +5,6 @@ Source:
 """
 
 import copy
-import math
 import re
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.diffusion import (
     DDIM,
+    DDPM,
     EDM,
     GAIN_LEVELS,
     VE,
@@ -36,6 +36,7 @@ from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
 from dpdm.methods.codec import Codec
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator
+from dpdm.methods.folders import of_scheduler, require_classes, sampler_within
 from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
     Budget,
@@ -43,6 +44,7 @@ from dpdm.methods.interface import (
     ImageGenerator,
     Method,
     Progress,
+    PublicPart,
     PublicStart,
     Read,
     Run,
@@ -50,13 +52,14 @@ from dpdm.methods.interface import (
 )
 from dpdm.methods.loader import Loader
 from dpdm.methods.matrices import choose_matrices, rehearse_matrices
+from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.start import Start, load_start
-from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, build_network, code_of, said_of
+from dpdm.networks import CompactUNet, DiffusersFolder, Network, Own, OwnNetwork, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
-from dpdm.types import InputError, refusing, require_at_most, require_within
+from dpdm.types import InputError, refusing, require_at_most
 
-AnyPreconditioning = EDM | V | VP | VE | MomentMatched
+AnyPreconditioning = EDM | V | VP | VE | DDPM | MomentMatched
 
 NETWORK = "denoiser.network."
 """What the names of a network's tensors begin with."""
@@ -71,41 +74,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """`[optimizer]`: Adam, and the average of the weights, which is what is released.
-
-    Args:
-        learning_rate: Adam's, reached after `warmup`.
-        warmup: Fraction of the steps over which the learning rate rises from zero.
-        decay: Fraction of itself to which the learning rate falls by a cosine; 1 keeps it constant.
-        ema_decay: Weight of the past in the average of the weights.
-    """
-
-    learning_rate: float = 4e-3
-    warmup: float = 0.05
-    decay: float = 0.1
-    ema_decay: float = 0.999
-
-    def __post_init__(self) -> None:
-        require_within(1e-12, 100, learning_rate=self.learning_rate)
-        for name, value in (("warmup", self.warmup), ("ema_decay", self.ema_decay)):
-            if not 0 <= value < 1:
-                raise InputError(f"{name} must be in [0, 1), not {value}")
-        if not 0 <= self.decay <= 1:
-            raise InputError(f"decay must be in [0, 1], not {self.decay}")
-
-    def learning_rate_at(self, progress: float) -> float:
-        """Return the learning rate when a fraction `progress` in [0, 1] of the steps is spent."""
-        cosine = (1 + self.decay) / 2 + (1 - self.decay) / 2 * math.cos(math.pi * progress)
-        return self.learning_rate * min(1.0, (progress + 1e-3) / max(self.warmup, 1e-3)) * cosine
-
-
-@dataclass(frozen=True, kw_only=True)
 class Diffusion(Method):
     """Trains a denoiser with DP-SGD, around a released prior or from nothing.
 
     Args:
-        network: What to train: one of the package's networks; a `torch.nn.Module`, of which a copy is trained from the
+        network: What to train: one of the package's networks, or that of a `diffusers` folder, whose scheduler says the
+            preconditioning; a `torch.nn.Module`, of which a copy is trained from the
             weights it has; or what makes one (`MakeNetwork`), under the run's seed.
         preconditioning: How network and denoiser are related.
         prior: What moment-matched preconditioning is about, which always has one (default: `Prior()`); else None.
@@ -135,6 +109,13 @@ class Diffusion(Method):
         for name, kind in wanted.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
+        if isinstance(self.network, DiffusersFolder):
+            if self.prior is not None or self.start is not None or self.codec is not None:
+                raise InputError("a diffusers folder is a start of its own: leave out prior, start and codec")
+            object.__setattr__(self, "preconditioning", of_scheduler(self.network, self.preconditioning))
+            object.__setattr__(self, "sampler", sampler_within(self.preconditioning, self.sampler))
+            within = {name: sampler_within(self.preconditioning, each) for name, each in self.samplers.items()}
+            object.__setattr__(self, "samplers", within)
         if isinstance(self.preconditioning, MomentMatched):
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:
@@ -271,6 +252,8 @@ class Diffusion(Method):
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
         codecs.rehearse(generator.codec, run.starts)
+        if isinstance(self.network, DiffusersFolder):
+            self.network.require_weights()
         for start in self._denoisers(run.starts):
             if start.preconditioning != self.preconditioning.kind:
                 raise InputError(
@@ -296,7 +279,9 @@ class Diffusion(Method):
             made_up.require_images_by(replace_sampler(generator, sampler), name)
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if guidance goes away from classes that are not there."""
+        """Raise InputError if guidance goes away from classes that are not there, or a folder is for other images."""
+        if isinstance(self.network, DiffusersFolder):
+            require_classes(self.network, facts, self.loss)
         if not facts.num_classes and any(sampler.guidance for sampler in self._named().values()):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
 
@@ -322,9 +307,24 @@ class Diffusion(Method):
             self.start.require_same({name: read(f"{NETWORK}{name}") for name in names}, where)
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """The network of a diffusers folder, which somebody trained."""
+        return (self.network.name,) if isinstance(self.network, DiffusersFolder) else ()
+
+    def network_parts(self) -> tuple[PublicPart, ...]:
+        """Return it with the digest of its weights."""
+        network = self.network
+        return (PublicPart(network.name, network.digest),) if isinstance(network, DiffusersFolder) else ()
+
+    @property
     def start_folders(self) -> tuple[str, ...]:
         """The folders of networks that were trained on public images, that of a codec last."""
         return (*(() if self.start is None else self.start.sources), *codecs.folders_of(self.codec))
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of starts, or that of a diffusers pipeline."""
+        return (self.network.source,) if isinstance(self.network, DiffusersFolder) else self.start_folders
 
     @property
     def start_digests(self) -> tuple[str, ...]:
@@ -332,7 +332,9 @@ class Diffusion(Method):
         return (*(() if self.start is None else self.start.sha256), *codecs.digests_of(self.codec))
 
     def begun_from(self, folders: Sequence[str]) -> "Diffusion":
-        """Return the method with these as its starts, and the last one as its codec, if it has one."""
+        """Return the method with these as its starts and, last, its codec; or with this as its diffusers folder."""
+        if isinstance(self.network, DiffusersFolder):
+            return replace(self, network=replace(self.network, source=folders[0], unet=None))
         sources = self._denoisers(tuple(folders))
         start = None if self.start is None else replace(self.start, sources=sources)
         return replace(self, start=start, codec=codecs.begun_from(self.codec, folders))

@@ -104,8 +104,8 @@ class PublicStart(NamedTuple):
 
     `sha256` is that of the weights, `classes` are those that it knows, if it does, `shape` and `preconditioning` what
     it is for. `known` has each set of images that it was trained on: its name and their digests, (number, ways, 32), by
-    which the same images are known again. `earlier` is what a release cost from which these images were drawn. `codec`
-    is the SHA-256 of the codec in whose latents it was trained, if it was.
+    which the same images are known again. `earlier` is what a release cost from which these images were drawn, `codec`
+    the SHA-256 of the codec in whose latents it was trained, if it was.
     """
 
     weights: Mapping[str, Tensor]
@@ -353,17 +353,22 @@ class Method(ABC):
         return ()
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """All folders of public networks that it begins with: where they are, a run keeps to itself."""
+        return self.start_folders
+
+    @property
     def start_digests(self) -> tuple[str, ...]:
         """The SHA-256 of the weights of each, as a release names it."""
         return ()
 
     def begun_from(self, folders: Sequence[str]) -> "Method":
-        """Return the method as a release says it with these as `start_folders`: where they are on this machine."""
+        """Return the method as a release says it with these as `folders`: where they are on this machine."""
         return self
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the public networks in whose features images are compared."""
+        """What a claim calls the public networks in whose features images are compared, or which is trained on."""
         return ()
 
     def network_parts(self) -> tuple[PublicPart, ...]:
@@ -389,9 +394,5 @@ class Method(ABC):
         raise NotImplementedError(f"{self.kind} has no network of one's own")
 
     def with_code(self, network: Any) -> "Method":  # noqa: ANN401
-        """Return the method with the code of a network of one's own.
-
-        Raises:
-            InputError: The method has no such network.
-        """
+        """Return the method with the code of a network of one's own; raise InputError if it has no such network."""
         raise InputError("this run has no network of one's own: leave out network=")

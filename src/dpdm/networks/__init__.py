@@ -9,17 +9,19 @@ from torch import nn
 
 from dpdm.networks import own
 from dpdm.networks.compact_unet import CompactUNet
+from dpdm.networks.diffusers_unet import DiffusersNetwork, DiffusersUNet
+from dpdm.networks.folder import DiffusersFolder
 from dpdm.networks.mlp import MLP
 from dpdm.networks.own import MakeNetwork, Own
 from dpdm.networks.unet import UNet
 
-Network = CompactUNet | MLP | UNet | Own
+Network = CompactUNet | MLP | UNet | DiffusersFolder | Own
 """What settings can say of a network."""
 
 OwnNetwork = nn.Module | MakeNetwork
 """The code of a network that is not one of these: a module, which is copied, or what makes one."""
 
-_KNOWN = (CompactUNet, MLP, UNet, Own)
+_KNOWN = (CompactUNet, MLP, UNet, DiffusersFolder, Own)
 
 
 def build_network(
@@ -42,12 +44,17 @@ def code_of(network: Network | OwnNetwork | None) -> OwnNetwork | None:
 
 def said_of(network: Network | OwnNetwork, module: nn.Module) -> Network:
     """Return what a run's settings say of the `module` that `network` made."""
+    if isinstance(network, DiffusersFolder):
+        return network.said()
     return network if type(network) in _KNOWN else Own.of(module)  # type: ignore[return-value]
 
 
 __all__ = [
     "MLP",
     "CompactUNet",
+    "DiffusersFolder",
+    "DiffusersNetwork",
+    "DiffusersUNet",
     "MakeNetwork",
     "Network",
     "Own",

@@ -1,6 +1,7 @@
 """A release as a pipeline of Hugging Face's `diffusers`, for whoever works with these.
 
-Needs `pip install 'dpdm[diffusers]'`, where it is exported and where it is loaded: the generator is the package's own.
+Needs `pip install 'dpdm[diffusers]'` where it is exported. Where the network is that of a diffusers folder, `diffusers`
+alone loads it again. Every other generator is the package's own, which is then needed there, too.
 """
 
 import shutil
@@ -10,18 +11,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers import (
+    ConfigMixin,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    ModelMixin,
+    UNet2DModel,
+)
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
+from safetensors.torch import save_file
 
 from dpdm.config import decode_method
-from dpdm.files import write_atomically
-from dpdm.methods import DenoisingGenerator
+from dpdm.files import read_json, write_atomically, write_json
+from dpdm.methods import DenoisingGenerator, Diffusion
+from dpdm.networks import DiffusersFolder, DiffusersNetwork, DiffusersUNet
+from dpdm.runs.exported import write_manifest
 from dpdm.runs.release import Release, facts_of
 from dpdm.runs.run_folder import release_folder
 from dpdm.runs.verification import verify_release
 from dpdm.types import Images, InputError
 
+_LOW_RANK = "pytorch_lora_weights.safetensors"
+_INSTALL = "pip install 'dpdm[diffusers]', and load it by dpdm.runs.pipeline.DPDMPipeline.from_pretrained"
 _CARRIED = ("privacy.json", "config.toml")  # what a person should see of the release
 
 
@@ -90,7 +104,10 @@ class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def export_pipeline(run: Path | str, folder: Path) -> None:
-    """Write a finished run's release as a folder that `DPDMPipeline.from_pretrained` loads, with its claim.
+    """Write a finished run's release as a folder that `diffusers` loads, with its claim, which `verify_release` checks.
+
+    A network of a diffusers folder becomes a `DDPMPipeline`, low rank merged into its weights; with low rank, a file of
+    it lies beside. All else becomes a `DPDMPipeline`.
 
     Raises:
         InputError: There is no finished run, its files do not bear out a claim, or the folder holds something.
@@ -99,16 +116,14 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
         raise InputError(f"{folder} is not empty: choose another folder")
     verify_release(run)
     release = Release.load(run)
-    state = release.generator.state_dict()
-    generator = Generator(release.settings, {name: list(tensor.shape) for name, tensor in state.items()})
-    generator.generator.load_state_dict(state)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        DPDMPipeline(generator).save_pretrained(partial)
+        readme = _save(release, partial)
         for name in _CARRIED:
             shutil.copyfile(release_folder(run) / name, partial / name)  # not every file system has modes
-        write_atomically(partial / "README.md", lambda path: path.write_text(_readme(release), encoding="utf-8"))
+        write_atomically(partial / "README.md", lambda path: path.write_text(readme, encoding="utf-8"))
+        write_manifest(partial)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -116,19 +131,85 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _readme(release: Release) -> str:
+def _save(release: Release, folder: Path) -> str:
+    """Write a release as a pipeline, and return what its README says."""
+    drawn, method = release.generator, decode_method(release.settings)
+    if isinstance(drawn, DenoisingGenerator) and isinstance(drawn.denoiser.network, DiffusersNetwork):
+        assert isinstance(method, Diffusion)
+        assert isinstance(method.network, DiffusersFolder)
+        plain = _plain_pipeline(drawn.denoiser.network, method.network.spec, method.preconditioning, release)
+        plain.save_pretrained(folder, safe_serialization=True)
+        if low_rank := drawn.denoiser.network.low_rank():
+            save_file({name: value.contiguous().cpu() for name, value in low_rank.items()}, folder / _LOW_RANK)
+        return _readme(release, _PLAIN_WITH_CLASSES if drawn.denoiser.network.with_classes else _PLAIN, low_rank)
+    state = drawn.state_dict()
+    generator = Generator(release.settings, {name: list(tensor.shape) for name, tensor in state.items()})
+    generator.generator.load_state_dict(state)
+    DPDMPipeline(generator).save_pretrained(folder)
+    index = folder / "model_index.json"  # whose name of a class `diffusers` says where it knows none of that name
+    write_json(index, read_json(index) | {"_class_name": f"{DPDMPipeline.__name__} ({_INSTALL})"})
+    return _readme(release, _OF_DPDM)
+
+
+def _plain_pipeline(network: DiffusersNetwork, spec: DiffusersUNet, ddpm: Any, release: Release) -> DDPMPipeline:  # noqa: ANN401
+    """Return what `diffusers` alone draws from. What it goes by in sampling alone is as it has it by default."""
+    facts, levels = release.facts, ddpm.noise_levels
+    rows = spec.with_classes(facts.num_classes)
+    unet = UNet2DModel(**spec.config(num_class_embeds=rows, sides=facts.shape[1:]))
+    unet.load_state_dict(network.merged())
+    scheduler = DDPMScheduler(
+        num_train_timesteps=levels.times,
+        beta_start=levels.beta_start,
+        beta_end=levels.beta_end,
+        beta_schedule=levels.schedule,
+        prediction_type=ddpm.prediction,
+    )
+    return DDPMPipeline(unet.eval(), scheduler)
+
+
+_OF_DPDM = """import torch
+from dpdm.runs.pipeline import DPDMPipeline  # pip install 'dpdm[diffusers]'
+
+pipeline = DPDMPipeline.from_pretrained("path/of/this/folder")
+images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
+"""
+
+_PLAIN = """import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
+images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
+"""
+
+_PLAIN_WITH_CLASSES = """import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
+unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
+labels = torch.tensor([0, 0, 0])  # a DDPMPipeline takes no classes, so its steps are written out
+sides = unet.config.sample_size
+sides = (sides, sides) if isinstance(sides, int) else sides
+x = torch.randn(len(labels), unet.config.in_channels, *sides)
+scheduler.set_timesteps(50)
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(x, t, class_labels=labels).sample, t, x).prev_sample
+images = pipeline.numpy_to_pil(((x + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy())
+"""
+
+
+def _readme(release: Release, code: str, low_rank: object = None) -> str:
     classes = ", ".join(f"{label} {name}" for label, name in enumerate(release.facts.class_names)) or "none"
+    beside = (
+        f"`{_LOW_RANK}` holds the low rank alone, which is merged into the weights already.\n\n" if low_rank else ""
+    )
     return f"""# Images under differential privacy
 
 {release.statement}
 
-`privacy.json` holds the claim for machines. Classes: {classes}.
+`privacy.json` holds the claim for machines, and `manifest.json` the digests of all files: `dpdm verify` of this folder
+checks both. Classes: {classes}.
 
-```python
-import torch
-from dpdm.runs.pipeline import DPDMPipeline
-
-pipeline = DPDMPipeline.from_pretrained("path/of/this/folder")
-images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
-```
+{beside}```python
+{code}```
 """

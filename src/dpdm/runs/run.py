@@ -337,7 +337,7 @@ def _opened(
     place = None if trainer.run is None or not processes.first else Path(trainer.run)
     with processes.refused_together():
         kept = {**settings, **trainer.asked, "machine": encode(trainer.machine), "opened": data.location}
-        folders = [str(Path(folder).expanduser().resolve()) for folder in trainer.method.start_folders]
+        folders = [str(Path(folder).expanduser().resolve()) for folder in trainer.method.folders]
         kept |= {"start_folders": folders} if folders else {}
         asked = figures_of(trainer.plan).asked
         folder = PrivateFolder(None if place is None else place / "private", kept, asked=asked)

@@ -18,6 +18,7 @@ from dpdm.files import json_text
 from dpdm.methods import Budget, ImageFacts, Method, PublicPart
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
 from dpdm.privacy.accounting import round_up, true_positive_rates
+from dpdm.runs.exported import MANIFEST, require_manifest
 from dpdm.runs.public import as_settings, claim_of, read_parts
 from dpdm.runs.release import (
     FILES,
@@ -58,6 +59,7 @@ class Verified:
         starts: The declared name of each public network that it may have begun with, and the SHA-256 of its weights.
         own_network: The declared name of the network's class, if its code is not dpdm's; "" if it is.
         own_weights: What it calls its weights, with types and shapes.
+        exported: Whether it is an exported pipeline: that its weights follow from those of the release was not checked.
     """
 
     statement: str
@@ -75,6 +77,7 @@ class Verified:
     starts: tuple[tuple[str, str], ...] = ()
     own_network: str = ""
     own_weights: tuple[str, ...] = ()
+    exported: bool = False
 
     @property
     def protects(self) -> str:
@@ -176,7 +179,9 @@ def verify_release(run: Path | str) -> Verified:
     `config.toml`. The stated ε may be one digit above, and below by what the rounding of float64 can make of it.
 
     Args:
-        run: A run's folder, or its `release/`.
+        run: A run's folder, its `release/`, or a pipeline that was exported from it. Of a pipeline, settings and claim
+            are checked alike, and all files against the digests beside them; its weights have other names than the
+            release's, or low rank is merged into them, and nothing tells that they follow from it.
 
     Guarantees:
         * Settings and claim are the bytes that a run writes of what they say, and the weights' file is that of its
@@ -190,15 +195,22 @@ def verify_release(run: Path | str) -> Verified:
     privacy = read_claim(folder)
     if privacy.get("private") is not True:
         raise InputError(f"{folder} is NOT PRIVATE and must not be published: {privacy.get('statement')}")
-    _require_files(folder, privacy)
+    exported = (folder / MANIFEST).exists() and not (folder / "model.safetensors").exists()
+    if exported:
+        require_manifest(folder)
+    else:
+        _require_files(folder, privacy)
     settings = read_settings(folder, privacy)
+    layout: Layout | None = None
     try:
         plan, method, facts, seed, public, text = understood(settings)
         _require_as_written(folder / "config.toml", text)
-        layout = require_layout(folder / "model.safetensors", method, plan, facts, public)
+        if not exported:
+            layout = require_layout(folder / "model.safetensors", method, plan, facts, public)
         assert isinstance(plan, Plan)
         _require_same_claim(folder, privacy, plan, public)
-        _require_weights(folder, privacy, layout, plan, method, facts)
+        if layout is not None:
+            _require_weights(folder, privacy, layout, plan, method, facts)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except InputError as error:
         said = str(error)
@@ -222,7 +234,8 @@ def verify_release(run: Path | str) -> Verified:
         public=public,
         starts=tuple(zip(method.start_folders, method.start_digests, strict=True)),
         own_network="" if method.foreign is None else str(settings["network"]["type"]),
-        own_weights=() if method.foreign is None else _said(layout, method.foreign),
+        own_weights=() if method.foreign is None or layout is None else _said(layout, method.foreign),
+        exported=exported,
     )
 
 

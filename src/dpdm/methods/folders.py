@@ -1,0 +1,52 @@
+"""A `diffusers` folder as what DPDM trains: its scheduler says how network and denoiser are related."""
+
+from dataclasses import replace
+from typing import Any
+
+from dpdm.diffusion import DDPM, DenoisingLoss, DiscreteTimes, MomentMatched, Sampler
+from dpdm.methods.interface import ImageFacts
+from dpdm.networks import DiffusersFolder
+from dpdm.types import InputError
+
+
+def of_scheduler(folder: DiffusersFolder, given: object) -> DDPM:
+    """Return the preconditioning that a folder's scheduler says; one that is `given` must be the same.
+
+    Raises:
+        InputError: It is another, or dpdm does not know such a scheduler.
+    """
+    if folder.unet is not None:  # of a release, which says both
+        if not isinstance(given, DDPM) or given.noise_levels.times != folder.unet.times:
+            raise InputError("a diffusers folder has preconditioning.kind = ddpm, with the times of its unet")
+        return given
+    said = folder.scheduled()
+    levels = DiscreteTimes(schedule=said.schedule, times=said.times, beta_start=said.beta_start, beta_end=said.beta_end)
+    own = DDPM(prediction=said.prediction, noise_levels=levels)
+    if given not in (own, MomentMatched()):
+        raise InputError(f"preconditioning follows from the scheduler of {folder.source}: leave it out")
+    return own
+
+
+def sampler_within(preconditioning: Any, sampler: Any) -> Any:  # noqa: ANN401 (unions of the method's file)
+    """Return the sampler; noise levels that nobody chose are kept between those of training."""
+    if not isinstance(sampler, Sampler):
+        return sampler
+    usual, (low, high) = type(sampler)(), preconditioning.noise_levels.span
+    if sampler.sigma_min == usual.sigma_min < low:
+        sampler = replace(sampler, sigma_min=low)
+    if sampler.sigma_max == usual.sigma_max and sampler.highest_level > high:
+        sampler = replace(sampler, sigma_max=high)
+        if sampler.highest_level > high:  # it adds noise above its first level
+            sampler = replace(sampler, sigma_max=high * high / sampler.highest_level * (1 - 1e-9))
+    return sampler
+
+
+def require_classes(folder: DiffusersFolder, facts: ImageFacts, loss: DenoisingLoss) -> None:
+    """Raise InputError unless a folder's network takes such images, with a null class if training needs one."""
+    spec = folder.spec
+    spec.require_images(facts.shape, facts.num_classes)
+    if loss.label_dropout and facts.num_classes and spec.with_classes(facts.num_classes) == facts.num_classes:
+        raise InputError(
+            f"the unet of {folder.source} has no null class, which loss.label_dropout = {loss.label_dropout:g} needs: "
+            "set it to 0"
+        )

@@ -1,0 +1,208 @@
+"""A diffusers folder from the command line: planned, trained on from, claimed, exported, and loaded without dpdm."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_photos import save
+
+from diffusers_pipelines import save_pipeline
+from dpdm import Release, Trainer, load_config
+from dpdm.files import digest
+
+export_pipeline = pytest.importorskip("dpdm.runs.pipeline").export_pipeline
+pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:diffusers.*")
+
+FOLDER = ("--set=network.kind=diffusers", "--set=network.source=public/pipeline", "--set=data.size=8")
+DELTA = "--set=privacy.delta=1e-3"
+CLAIM = ("--epsilon=4", "--dataset-size=30", DELTA)
+STEPS = ("--set=privacy.steps=2", "--set=privacy.expected_batch_size=8", "--set=loss.noise_multiplicity=2")
+LOW_RANK = ("--set=network.trains=lora:2", "--set=machine.precision=float32")
+ALL = (*FOLDER, *CLAIM, *STEPS, *LOW_RANK)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a public pipeline, a finished run, and what was exported from it."""
+    home = tmp_path_factory.mktemp("made")
+    save_pipeline(home / "public" / "pipeline", in_channels=3, out_channels=3)
+    photos, outside = save(home / "photos"), Path.cwd()
+    os.chdir(home)
+    try:
+        overrides = [each.removeprefix("--set=") for each in (*FOLDER, *STEPS, *LOW_RANK, DELTA)]
+        overrides += ["privacy.epsilon=4.0", "privacy.dataset_size=30"]
+        config = load_config(str(photos), method="diffusion", overrides=overrides)
+        data = config.data.open()
+        Trainer.from_config(config, data, run=home / "run", ledger=lambda: None).fit(data)
+        export_pipeline(home / "run", home / "out")
+    finally:
+        os.chdir(outside)
+    return home
+
+
+@pytest.fixture
+def public(made, tmp_path):
+    return Path(shutil.copytree(made / "public", tmp_path / "public")) / "pipeline"
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return Path(shutil.copytree(made / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def out(made, tmp_path):
+    return Path(shutil.copytree(made / "out", tmp_path / "out"))
+
+
+def test_a_plan_says_what_is_public_and_what_is_trained(dpdm, photos, public):
+    code, out, err = dpdm("plan", photos, "--method=diffusion", *ALL)
+    assert code == 0, err
+    assert "start       the network of pipeline: no ε protects the images that it was trained on" in out
+
+
+def test_the_same_command_begins_and_goes_on_and_a_release_needs_the_folder_no_more(dpdm, photos, public, tmp_path):
+    for _ in range(2):
+        code, _, err = dpdm("train", photos, "--method=diffusion", *ALL, "--run=run")
+        assert code == 0, err
+    sha256 = digest(public / "unet" / "diffusion_pytorch_model.safetensors")
+    shutil.rmtree(public)
+    code, out, err = dpdm("verify", "run")
+    assert code == 0, err
+    assert f'public   "pipeline", SHA-256 {sha256}: declared so, and the claim does not protect it' in out
+    assert "public/pipeline" not in (tmp_path / "run" / "release" / "config.toml").read_text()
+    assert dpdm("sample", "run", "-n", 4, "-o", "made.npz", "--set", "sampler.steps=2")[0] == 0
+    with np.load(tmp_path / "made.npz") as made:
+        assert "it does not protect what was declared public: 'pipeline'" in str(made["claim"])
+
+
+LOADED = """
+import sys
+sys.modules["dpdm"] = None  # whoever imports it fails
+import torch
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)
+x, t, labels = torch.load(sys.argv[2])
+with torch.no_grad():
+    raw = pipeline.unet(x, t, class_labels=labels).sample
+product = pipeline.scheduler.alphas_cumprod[t][:, None, None, None]
+torch.save((x - (1 - product).sqrt() * raw) / product.sqrt(), sys.argv[3])
+"""
+
+
+def test_an_export_is_loaded_without_dpdm_and_denoises_the_same(run, out, tmp_path):
+    denoiser = Release.load(run).generator.denoiser.cpu()
+    t, labels = torch.tensor([3, 250, 700]), torch.tensor([0, 2, 3])
+    x = torch.randn(3, 3, 8, 8)
+    torch.save((x, t, labels), tmp_path / "inputs.pt")
+    line = [sys.executable, "-c", LOADED, "out", "inputs.pt", "answers.pt"]
+    alone = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(line, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sigma = denoiser.preconditioning.noise_levels.levels[t].float()
+    with torch.no_grad():
+        ours = denoiser(x * (1 + sigma**2).sqrt()[:, None, None, None], sigma, labels)
+    theirs = torch.load(tmp_path / "answers.pt")
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * sigma.max().item())
+
+
+def test_an_export_carries_its_claim_and_low_rank_and_verify_says_what_it_checks(dpdm, run, tmp_path):
+    code, _, err = dpdm("export", "run", "-o", "out")
+    assert code == 0, err
+    out, claim = tmp_path / "out", Release.load(run).statement
+    assert claim in (out / "README.md").read_text()
+    assert (out / "pytorch_lora_weights.safetensors").is_file()
+    assert (out / "privacy.json").read_bytes() == (run / "release" / "privacy.json").read_bytes()
+    code, said, err = dpdm("verify", "out")
+    assert code == 0, err
+    assert claim in said
+    assert "not checked: that the weights of a pipeline follow from those of the release" in said
+    assert "the weights fit the settings" not in said
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda out: (out / "unet" / "config.json").write_text("{}"), "is not the file that was exported"),
+        (lambda out: (out / "more.txt").write_text("more"), "does not belong to the export"),
+        (lambda out: (out / "README.md").unlink(), "is missing"),
+        (lambda out: (out / "link").symlink_to("README.md"), "is a link"),
+        (lambda out: (out / "manifest.json").write_text('{"sha256": 3}'), "holds no digests"),
+        (
+            lambda out: _forged(out, lambda text: re.sub(r"\([0-9.]+, ", "(0.1, ", text)),
+            "privacy.json states statement",
+        ),
+    ],
+)
+def test_what_an_export_does_not_hold_is_refused(spoil, match, dpdm, out):
+    spoil(out)
+    code, _, err = dpdm("verify", "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert match in err
+
+
+def _forged(out, change):
+    """Change the claim, and the manifest with it."""
+    (out / "privacy.json").write_text(change((out / "privacy.json").read_text()))
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["sha256"]["privacy.json"] = digest(out / "privacy.json")
+    (out / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_manifest_beside_a_release_hides_no_weights(dpdm, run):
+    (run / "release" / "manifest.json").write_text('{"sha256": {}}')
+    code, _, err = dpdm("verify", "run")
+    assert code == 2
+    assert "does not belong to a release" in err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "match"),
+    [
+        (lambda public: shutil.rmtree(public), (), "holds no diffusers pipeline"),
+        (lambda public: None, ("--set=data.size=16",), "set data.channels and data.size"),
+        (lambda public: None, ("--set=network.trains=lora:0",), "lora:RANK"),
+        (lambda public: None, ("--start=start",), "leave out prior and start"),
+        (lambda public: None, ("--set=preconditioning.kind=edm",), "preconditioning follows from the scheduler"),
+        (
+            lambda public: (public / "unet" / "diffusion_pytorch_model.safetensors").rename(
+                public / "unet" / "diffusion_pytorch_model.bin"
+            ),
+            (),
+            "never from a pickle",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_spent(spoil, more, match, dpdm, photos, public, tmp_path):
+    spoil(public)
+    code, _, err = dpdm("train", photos, "--method=diffusion", *ALL, *more, "--run=run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert match in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_folder_does_not_go_on_with_a_run(dpdm, photos, public):
+    from diffusers import UNet2DModel
+
+    assert dpdm("train", photos, "--method=diffusion", *ALL, "--run=run")[0] == 0
+    unet = UNet2DModel.from_pretrained(public / "unet")
+    with torch.no_grad():
+        unet.conv_in.bias.add_(1)
+    unet.save_pretrained(public / "unet")
+    code, _, err = dpdm("train", photos, "--method=diffusion", *ALL, "--run=run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds another run" in err
+
+
+def test_importing_dpdm_and_saying_a_folder_imports_no_diffusers(tmp_path):
+    line = "import dpdm, sys; dpdm.DiffusersFolder(source='x'); print('diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
