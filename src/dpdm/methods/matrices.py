@@ -18,6 +18,7 @@ from dpdm.methods.start import MATRICES
 from dpdm.methods.trained import marked
 from dpdm.networks.low_rank import matrices
 from dpdm.privacy import LayerWise
+from dpdm.privacy.clipping import trainable_parameters
 from dpdm.privacy.sums import BoundedSum, Rows, clipped_sum
 
 _CALLS = 16_000  # of the network, with gradients, in all: a minute of two cores
@@ -63,7 +64,8 @@ def _votes(denoiser: PreconditionedDenoiser, data: ImageDataset, of_each: int, s
         strategy, loss = LayerWise(), DenoisingLoss(noise_multiplicity=of_each)
         most = _NUMBERS // sum(weight.numel() for weight in weights)
         for part in parts_of(data, of_each, seed=seed, most=most):
-            squared = strategy.squared_norms(loss, denoiser, _batch(part, next(denoiser.parameters()).device))
+            found = strategy.squared_norms(loss, denoiser, _batch(part, next(denoiser.parameters()).device))
+            squared = dict(zip(trainable_parameters(denoiser), found, strict=True))
             rows = _of_length_one(torch.stack([squared[weight] for weight in weights], dim=1).cpu())
             yield rows[: len(part.weights)], part.weights
     finally:

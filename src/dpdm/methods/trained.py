@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from torch import Tensor, nn
 
 from dpdm.networks.low_rank import LowRank, low_rank, matrices
@@ -124,7 +124,7 @@ class Trained:
         return {match[1]: int(match[2]) for match in found if match}
 
 
-def marked(sums: Tensor, number: int) -> UInt8[Tensor, " matrix"]:
+def marked(sums: Float64[Tensor, " matrix"], number: int) -> UInt8[Tensor, " matrix"]:
     """Return one for each of the largest sums, and zero for the others."""
     choice = torch.zeros(len(sums), dtype=torch.uint8, device="cpu")
     choice[sums.cpu().topk(number).indices] = 1

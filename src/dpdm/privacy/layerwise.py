@@ -148,14 +148,11 @@ class LayerWise:
         padding = _padding(len(batch[0]))
         yield self._gradients(loss, module, batch, padding=padding, layout=of_shape.layout)
 
-    def squared_norms(
-        self, loss: PerExampleLoss, module: nn.Module, batch: Batch
-    ) -> dict[Tensor, Float64[Tensor, " batch"]]:
-        """Return the squared norm of each example's gradient in each trainable parameter, before clipping."""
+    def squared_norms(self, loss: PerExampleLoss, module: nn.Module, batch: Batch) -> list[Float64[Tensor, " batch"]]:
+        """Return the squared norm of each example's gradient in each of `trainable_parameters`, before clipping."""
         (gradients,) = self(loss, module, batch)
         with exactly(gradients.losses):
-            squared = [part.squared_norms[: len(gradients.losses)] for part in gradients.parts]
-        return dict(zip(trainable_parameters(module), squared, strict=True))
+            return [part.squared_norms[: len(gradients.losses)] for part in gradients.parts]
 
     def check(self, loss: PerExampleLoss, module: nn.Module, *examples: MadeUp) -> None:
         """Compare with `OneBackwardEach` on made-up examples, for a copy of the module with moved parameters.

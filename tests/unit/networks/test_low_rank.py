@@ -140,5 +140,5 @@ def test_squared_norms_of_each_parameter_are_those_of_one_backward_pass():
     found = LayerWise().squared_norms(loss, denoiser, batch)
     for number, rows in enumerate(OneBackwardEach()(loss, denoiser, batch)):
         parts = rows.rows[0].split([p.numel() for p in denoiser.parameters()])
-        for parameter, part in zip(denoiser.parameters(), parts, strict=True):
-            assert float(found[parameter][number]) == pytest.approx(float(part.double().square().sum()), rel=1e-3)
+        for squared, part in zip(found, parts, strict=True):
+            assert float(squared[number]) == pytest.approx(float(part.double().square().sum()), rel=1e-3)
