@@ -92,7 +92,8 @@ def main() -> None:
     if given.json or not given.render:
         print(json.dumps(result, indent=1))
     if given.render:
-        put_between(markers, render(result), given.render)
+        command = "python benchmarks/clipping.py --trains" if given.trains else "make bench"
+        put_between(markers, render(result, command), given.render)
 
 
 def measure(
@@ -424,12 +425,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def render(result: dict[str, Any]) -> str:
+def render(result: dict[str, Any], command: str = "make bench") -> str:
     """Return the tables, one for each network and precision."""
     m = result["machine"]
     text = [
-        f"\nCommit {m['commit']}, {m['threads']} threads of {m['processor']} ({m['instructions']}), "
-        f"torch {m['torch']}; `make bench`.\n"
+        f"\nCommit {m['commit']}, {m['threads']} thread{'s' * (m['threads'] > 1)} of {m['processor']} "
+        f"({m['instructions']}), torch {m['torch']}; `{command}`.\n"
     ]
     return "\n".join(text) + tables(result["rows"])
 

@@ -65,7 +65,7 @@ def _votes(denoiser: PreconditionedDenoiser, data: ImageDataset, of_each: int, s
         most = _NUMBERS // sum(weight.numel() for weight in weights)
         for part in parts_of(data, of_each, seed=seed, most=most):
             found = strategy.squared_norms(loss, denoiser, _batch(part, next(denoiser.parameters()).device))
-            squared = dict(zip(trainable_parameters(denoiser), found, strict=True))
+            squared: dict[Tensor, Tensor] = dict(zip(trainable_parameters(denoiser), found, strict=True))
             rows = _of_length_one(torch.stack([squared[weight] for weight in weights], dim=1).cpu())
             yield rows[: len(part.weights)], part.weights
     finally:
