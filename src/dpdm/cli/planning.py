@@ -115,7 +115,6 @@ def _report(config: "Config", plan: "AnyPlan", cost: "StepCost", sampling: float
 
 def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: float) -> Iterator[str]:
     """Say what a plan claims and costs, for people."""
-    from dpdm.runs.start import open_starts
     from dpdm.runs.worth import why_it_cannot_pay
 
     unit = plan.unit
@@ -124,17 +123,7 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         noise = ", ".join(dict.fromkeys(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values()))
         first = " first" if plan.steps else ""
         yield f"sums        {len(plan.full)}{first}; noise {noise} times what one {unit} can change"
-    for start in open_starts(config.method.start_folders):
-        said = "of a release, which the claim counts" if start.earlier else "that no ε protects"
-        yield f"start       a network of {start.part.images:,} images of {start.part.name}, {said}"
-    if plan.steps:
-        for name in config.method.networks:
-            yield f"start       the network of {name}: no ε protects the images that it was trained on"
-    if config.method.starts_from_images and config.public is not None:
-        said = "images of a release, which the claim counts" if config.earlier else "images that no ε protects"
-        yield f"public      {config.public.source}: {said}"
-    elif config.method.starts_from_images:
-        yield "public      train needs --public: images that no ε protects"
+    yield from _public(config, plan)
     if report["epsilon"] is not None:
         if plan.steps:
             curve = ", ".join(f"{bound(eps)} at step {steps}" for steps, eps in report["epsilon_at"].items())
@@ -168,6 +157,23 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
             among = _among(config) if config.method.starts_from_images else ""
             yield f"memory      about {report['memory_gib']:.1f} GiB{among}"
     yield f"sampling    about {duration(sampling)} for 10,000 images here"
+
+
+def _public(config: "Config", plan: "AnyPlan") -> Iterator[str]:
+    """Say with what that is not protected, or was paid for before, a run begins."""
+    from dpdm.runs.start import open_starts
+
+    for start in open_starts(config.method.start_folders):
+        said = "of a release, which the claim counts" if start.earlier else "that no ε protects"
+        yield f"start       a network of {start.part.images:,} images of {start.part.name}, {said}"
+    if plan.steps:
+        for name in config.method.networks:
+            yield f"start       the network of {name}: no ε protects the images that it was trained on"
+    if config.method.starts_from_images and config.public is not None:
+        said = "images of a release, which the claim counts" if config.earlier else "images that no ε protects"
+        yield f"public      {config.public.source}: {said}"
+    elif config.method.starts_from_images:
+        yield "public      train needs --public: images that no ε protects"
 
 
 def _memory_of(config: "Config", facts: "ImageFacts", plan: "AnyPlan") -> int:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor, nn
 
 from dpdm.config import Machine, encode
@@ -182,11 +182,11 @@ class Loop(ABC):
 
     @property
     @abstractmethod
-    def weights(self) -> Mapping[str, Tensor]:
+    def weights(self) -> Mapping[str, Shaped[Tensor, "..."]]:
         """What is kept in the end."""
 
     @abstractmethod
-    def loss(self, random: np.random.Generator) -> Tensor:
+    def loss(self, random: np.random.Generator) -> Float[Tensor, ""]:
         """Return the loss of this process's part of a batch, which `random` draws."""
 
     def prepare(self, updates: int) -> None:

@@ -200,7 +200,7 @@ def test_without_a_prior_a_network_is_pre_trained_and_tuned(tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"gains": False, "sources": ("a", "b")}])
 def test_what_a_prior_is_needed_for_is_refused_without_one(changes):
-    with pytest.raises(InputError, match=r"name one start and set start\.gains=false"):
+    with pytest.raises(InputError, match=r"name one start, set start\.gains=false"):
         dataclasses.replace(PLAIN, start=Start(**{"sources": ("a",)} | changes))
 
 
