@@ -1,21 +1,27 @@
 """A diffusers folder from the command line: planned, trained on from, claimed, exported, and loaded without dpdm."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from small_photos import save
 
 from diffusers_pipelines import save_pipeline
 from dpdm import Release, Trainer, load_config
-from dpdm.files import digest
+from dpdm.config import decode_plan
+from dpdm.files import digest, json_text, read_json, write_json
+from dpdm.privacy import OperatingSystemEntropy
+from dpdm.runs.exported import write_manifest
+from dpdm.runs.public import claim_of
+from dpdm.runs.release import SCHEMA
 
 export_pipeline = pytest.importorskip("dpdm.runs.pipeline").export_pipeline
 pytest.importorskip("peft")
@@ -124,7 +130,7 @@ def test_an_export_carries_its_claim_and_low_rank_and_verify_says_what_it_checks
     code, said, err = dpdm("verify", "out")
     assert code == 0, err
     assert claim in said
-    assert "not checked: that the weights of a pipeline follow from those of the release" in said
+    assert "not checked: that weights and settings of the pipeline follow from the release" in said
     assert "the weights fit the settings" not in said
 
 
@@ -136,8 +142,16 @@ def test_an_export_carries_its_claim_and_low_rank_and_verify_says_what_it_checks
         (lambda out: (out / "README.md").unlink(), "is missing"),
         (lambda out: (out / "link").symlink_to("README.md"), "is a link"),
         (lambda out: (out / "manifest.json").write_text('{"sha256": 3}'), "holds no digests"),
+        (lambda out: _said_more(out, losses=[1.23]), "holds more than digests"),
+        (lambda out: _changed(out, "losses.csv", lambda text: "1.23"), "does not belong to the export"),
         (
-            lambda out: _forged(out, lambda text: re.sub(r"\([0-9.]+, ", "(0.1, ", text)),
+            lambda out: _changed(out, "README.md", lambda text: re.sub(r"\([0-9.]+, ", "(0.1, ", text)),
+            "does not say what an export of this claim says",
+        ),
+        (lambda out: (out / "secret words").mkdir(), "does not belong to the export"),
+        (lambda out: out.with_name("elsewhere").hardlink_to(out / "unet" / "config.json"), "hard link"),
+        (
+            lambda out: _changed(out, "privacy.json", lambda text: re.sub(r"\([0-9.]+, ", "(0.1, ", text)),
             "privacy.json states statement",
         ),
     ],
@@ -149,12 +163,76 @@ def test_what_an_export_does_not_hold_is_refused(spoil, match, dpdm, out):
     assert match in err
 
 
-def _forged(out, change):
-    """Change the claim, and the manifest with it."""
-    (out / "privacy.json").write_text(change((out / "privacy.json").read_text()))
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["sha256"]["privacy.json"] = digest(out / "privacy.json")
-    (out / "manifest.json").write_text(json.dumps(manifest))
+def _changed(out, name, change):
+    """Change a file of an export, or add it, and write the manifest anew."""
+    path = out / name
+    path.write_text(change(path.read_text() if path.exists() else ""))
+    (out / "manifest.json").unlink()
+    write_manifest(out)
+
+
+def _said_more(out, **more):
+    write_json(out / "manifest.json", read_json(out / "manifest.json") | more)
+
+
+def test_an_export_that_leaves_out_what_was_public_is_refused(dpdm, out):
+    settings = tomllib.loads((out / "config.toml").read_text())
+    settings["facts"]["public"] = []
+    plan = decode_plan(settings["plan"])
+    _changed(out, "config.toml", lambda text: tomli_w.dumps(settings))
+    digests = {"config.toml": digest(out / "config.toml")}
+    claim = {"schema": SCHEMA, **claim_of(plan, (), entropy=OperatingSystemEntropy())}
+    whole = read_json(out / "privacy.json")["sha256"] | digests
+    _changed(out, "privacy.json", lambda text: json_text({**claim, "sha256": whole}))
+    code, _, err = dpdm("verify", "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "names other public data than the method diffusion is made with" in err
+
+
+@pytest.mark.parametrize("key", ["unet", "sha256"])
+def test_a_release_whose_settings_leave_out_the_folder_looks_at_nobody_s_disk(key, dpdm, run, public):
+    settings = tomllib.loads((run / "release" / "config.toml").read_text())
+    del settings["network"][key]
+    settings["network"]["source"] = str(public)
+    _settings_of(run / "release", settings)
+    for command in (("verify", "run"), ("sample", "run", "-n", "2", "-o", "made.npz")):
+        code, _, err = dpdm(*command)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"lacks network.{key}" in err
+
+
+def test_a_release_names_one_digest_of_its_folder(dpdm, run):
+    settings = tomllib.loads((run / "release" / "config.toml").read_text())
+    settings["network"]["sha256"] = "0" * 64
+    _settings_of(run / "release", settings)
+    code, _, err = dpdm("verify", "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "names other public data than the method diffusion is made with" in err
+
+
+def _settings_of(release, settings):
+    """Write other settings into a release, and their digest into its claim."""
+    (release / "config.toml").write_text(tomli_w.dumps(settings))
+    claim = read_json(release / "privacy.json")
+    claim["sha256"]["config.toml"] = digest(release / "config.toml")
+    (release / "privacy.json").write_text(json_text(claim))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_private_run_has_made_is_no_public_folder(whole, dpdm, photos, out, public, tmp_path):
+    shutil.rmtree(public)
+    if whole:
+        shutil.copytree(out, public)
+    else:  # the files that diffusers reads, without the claim beside them
+        for name in ("unet", "scheduler"):
+            shutil.copytree(out / name, public / name)
+        shutil.copy(out / "model_index.json", public)
+    for command in (("train", photos, "--run=again"), ("plan", photos)):
+        code, _, err = dpdm(command[0], command[1], "--method=diffusion", *ALL, *command[2:])
+        assert (code, err.count("\n")) == (2, 1)
+        assert "private run" in err
+        assert "not public" in err
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_manifest_beside_a_release_hides_no_weights(dpdm, run):
@@ -170,7 +248,7 @@ def test_a_manifest_beside_a_release_hides_no_weights(dpdm, run):
         (lambda public: shutil.rmtree(public), (), "holds no diffusers pipeline"),
         (lambda public: None, ("--set=data.size=16",), "set data.channels and data.size"),
         (lambda public: None, ("--set=network.trains=lora:0",), "lora:RANK"),
-        (lambda public: None, ("--start=start",), "leave out prior and start"),
+        (lambda public: None, ("--start=start",), "leave out prior, start and codec"),
         (lambda public: None, ("--set=preconditioning.kind=edm",), "preconditioning follows from the scheduler"),
         (
             lambda public: (public / "unet" / "diffusion_pytorch_model.safetensors").rename(

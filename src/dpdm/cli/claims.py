@@ -31,11 +31,9 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     say(f"checked  from the events: {by_pld}{bound(found.epsilon_rdp)} by Rényi accounting")
     fit = "" if found.own_network or found.exported else "the weights fit the settings; "
     of = "settings, and of all files of the pipeline" if found.exported else "settings and weights"
-    say(f"         digests of {of}; {fit}nothing else is there")
+    say(f"         digests of {of}; {fit}{'no other file' if found.exported else 'nothing else'} is there")
     if found.exported:
-        say(
-            "         not checked: that the weights of a pipeline follow from those of the release it was exported from"
-        )
+        say("         not checked: that weights and settings of the pipeline follow from the release")
     for part in found.public:
         images = f", {part.images:,} images" if part.images else ""
         say(

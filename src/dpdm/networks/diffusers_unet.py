@@ -21,7 +21,7 @@ DownBlock = Literal["DownBlock2D", "AttnDownBlock2D"]
 UpBlock = Literal["UpBlock2D", "AttnUpBlock2D"]
 
 NEEDS = "pip install 'dpdm[diffusers]'"
-_MOST_LEVELS, _MOST_RANK, _MOST_PATTERNS = 8, 256, 16
+_MOST_LEVELS, _MOST_LAYERS, _MOST_RANK, _MOST_PATTERNS = 8, 32, 256, 16
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _TRAINED = {
     "all": ("*",),
@@ -119,6 +119,7 @@ class DiffusersUNet:
         require_counts_or_none(**optional)
         require_at_most(MOST_WIDTH, **{name: count for name, count in (counts | optional).items() if count})
         require_at_most(MOST_BLOCKS, layers_per_block=self.layers_per_block)
+        require_at_most(_MOST_LAYERS, **{"layers_per_block × levels": self.layers_per_block * levels})
         require_within(0, 1, downsample_padding=self.downsample_padding, freq_shift=self.freq_shift)
         require_within(1e-12, 1, norm_eps=self.norm_eps)
         require_within(1e-3, 1e3, mid_block_scale_factor=self.mid_block_scale_factor)

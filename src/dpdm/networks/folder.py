@@ -39,6 +39,10 @@ _OF_SAMPLING = (  # what `diffusers` alone goes by when it draws
     "dynamic_thresholding_ratio",
     "sample_max_value",
 )
+_OF_A_RUN = ("privacy.json", "release/privacy.json", "private/journal.jsonl")
+CLAIM = "_dpdm_claim"
+"""The key under which each file of settings of an exported pipeline says its claim: such weights are not public."""
+
 _BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 _PREDICTION = {"prediction_type": "epsilon"}
 
@@ -208,14 +212,21 @@ def _read_pipeline(folder: Path, part: str, wanted: str) -> dict[str, Any]:
     Raises:
         InputError: There is no pipeline, or one of other parts.
     """
+    at = folder.resolve()
+    for place in (at, *at.parents[:2]):
+        if any((place / name).exists() for name in _OF_A_RUN):
+            raise InputError(f"{folder} belongs to a private run ({place}): its weights are not public")
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"{folder} holds no diffusers pipeline (model_index.json): name a folder that has one")
-    parts = {key: value for key, value in _read_json(index).items() if not key.startswith("_")}
+    name = "config.json" if part == "unet" else "scheduler_config.json"
+    whole, said = _read_json(index), _read_json(folder / part / name) if (folder / part).is_dir() else {}
+    if claim := whole.get(CLAIM) or said.get(CLAIM):
+        raise InputError(f"{folder} was exported from a private run ({claim}): its weights are not public")
+    parts = {key: value for key, value in whole.items() if not key.startswith("_")}
     if parts.keys() != {"unet", "scheduler"}:
         raise InputError(f"{folder} is a pipeline of {', '.join(sorted(parts)) or 'nothing'}: {_WANTED}")
-    name = "config.json" if part == "unet" else "scheduler_config.json"
-    said: dict[str, Any] = dict(_read_json(folder / part / name))
+    said = _read_json(folder / part / name)
     if said.get("_class_name") != wanted:
         raise InputError(f"{folder}/{part} is a {said.get('_class_name')!r}: {_WANTED}")
     return {key: value for key, value in said.items() if not key.startswith("_")}

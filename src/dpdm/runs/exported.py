@@ -1,16 +1,75 @@
-"""The manifest of an exported pipeline: the digest of each of its files. Who checks it needs no `diffusers`."""
+"""What lies beside the weights of an exported pipeline: a README, and the digests of all files.
+
+Who checks them needs no `diffusers`.
+"""
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
-from dpdm.files import digest, read_json, write_json
+from dpdm.files import digest, json_text, read_at_most, read_json, write_json
 from dpdm.types import InputError
 
 MANIFEST = "manifest.json"
 """The file with the digests, beside the claim."""
 
+LOW_RANK = "pytorch_lora_weights.safetensors"
+"""The file with a low-rank change alone."""
+
+_README = "README.md"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_KNOWN = {
+    *("config.toml", "privacy.json", "model_index.json", _README, LOW_RANK, "scheduler/scheduler_config.json"),
+    *(f"{part}/{name}" for part in ("unet", "generator") for name in ("config.json", _WEIGHTS)),
+}
 _MOST_TEXT, _MOST_FILES = 2**16, 100
+
+OF_DPDM = """import torch
+from dpdm.runs.pipeline import DPDMPipeline  # pip install 'dpdm[diffusers]'
+
+pipeline = DPDMPipeline.from_pretrained("path/of/this/folder")
+images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
+"""
+
+PLAIN = """import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
+images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
+"""
+
+PLAIN_WITH_CLASSES = """import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
+unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
+labels = torch.tensor([0, 0, 0])  # a DDPMPipeline takes no classes, so its steps are written out
+sides = unet.config.sample_size
+sides = (sides, sides) if isinstance(sides, int) else sides
+x = torch.randn(len(labels), unet.config.in_channels, *sides)
+scheduler.set_timesteps(50)
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(x, t, class_labels=labels).sample, t, x).prev_sample
+images = pipeline.numpy_to_pil(((x + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy())
+"""
+
+
+def readme_of(statement: str, class_names: Sequence[str], code: str, *, low_rank: bool) -> str:
+    """Return what the README of a pipeline says: nothing but its claim, and how to load it."""
+    classes = ", ".join(f"{label} {name}" for label, name in enumerate(class_names)) or "none"
+    beside = f"`{LOW_RANK}` holds the low rank alone, which is merged into the weights already.\n\n" if low_rank else ""
+    return f"""# Images under differential privacy
+
+{statement}
+
+`privacy.json` holds the claim for machines, and `manifest.json` the digests of all files: `dpdm verify` of this folder
+checks both. Classes: {classes}.
+
+{beside}```python
+{code}```
+"""
 
 
 def write_manifest(folder: Path) -> None:
@@ -18,24 +77,38 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST, {"sha256": {name: digest(folder / name) for name in _files(folder)}})
 
 
-def require_manifest(folder: Path) -> None:
-    """Raise InputError unless a folder holds the files of its manifest, as they were written, and no others."""
+def require_manifest(folder: Path) -> list[Path]:
+    """Return the files of a pipeline and their folders; raise InputError unless they are those of its manifest.
+
+    They must be files that an export has, as they were written, and the manifest must say nothing else.
+    """
     found = read_json(folder / MANIFEST, most=_MOST_TEXT).get("sha256")
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise InputError(f"{folder / MANIFEST} is damaged: it holds no digests")
+    if read_at_most(folder / MANIFEST, _MOST_TEXT) != json_text({"sha256": found}).encode():
+        raise InputError(f"{folder / MANIFEST} holds more than digests, or is not as an export writes it")
     there = [name for name in _files(folder) if name != MANIFEST]
     for name in there:
-        if name not in found:
+        if name not in found or name not in _KNOWN:
             raise InputError(f"{folder / name} does not belong to the export: take it away, it is covered by no claim")
     for name in sorted(found):
         if name not in there:
             raise InputError(f"{folder / ascii(name)[1:-1][:80]} is missing")
         if digest(folder / name) != found[name]:
             raise InputError(f"{folder / name} is not the file that was exported: its digest differs")
+    return [folder, *(folder / name for name in {str(Path(name).parent) for name in there} | {*there, MANIFEST})]
+
+
+def require_readme(folder: Path, statement: str, class_names: Sequence[str]) -> None:
+    """Raise InputError unless the README says what an export of this claim says, and no more."""
+    low_rank, content = (folder / LOW_RANK).exists(), read_at_most(folder / _README, _MOST_TEXT)
+    codes = (PLAIN, PLAIN_WITH_CLASSES, OF_DPDM)
+    if content not in [readme_of(statement, class_names, code, low_rank=low_rank).encode() for code in codes]:
+        raise InputError(f"{folder / _README} does not say what an export of this claim says")
 
 
 def _files(folder: Path) -> list[str]:
-    """Return all files in a folder and its folders, or raise InputError for what is neither."""
+    """Return all files in a folder and its folders, or raise InputError for what is neither, or is empty."""
     names = []
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -43,6 +116,8 @@ def _files(folder: Path) -> list[str]:
             mode = path.lstat().st_mode
             if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
                 raise InputError(f"{path} is a link, or no file: verify a copy, made by cp -rL")
+            if stat.S_ISDIR(mode) and not any(path.iterdir()):
+                raise InputError(f"{path} does not belong to the export: take it away, it is covered by no claim")
         names += [(Path(place) / name).relative_to(folder).as_posix() for name in files]
         if len(names) > _MOST_FILES:
             raise InputError(f"{folder} holds more files than an export does")

@@ -28,13 +28,13 @@ from dpdm.config import decode_method
 from dpdm.files import read_json, write_atomically, write_json
 from dpdm.methods import DenoisingGenerator, Diffusion
 from dpdm.networks import DiffusersFolder, DiffusersNetwork, DiffusersUNet
-from dpdm.runs.exported import write_manifest
-from dpdm.runs.release import Release, facts_of
+from dpdm.networks.folder import CLAIM
+from dpdm.runs.exported import LOW_RANK, OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, readme_of, write_manifest
+from dpdm.runs.release import Release, facts_of, require_whole_folder
 from dpdm.runs.run_folder import release_folder
 from dpdm.runs.verification import verify_release
 from dpdm.types import Images, InputError
 
-_LOW_RANK = "pytorch_lora_weights.safetensors"
 _INSTALL = "pip install 'dpdm[diffusers]', and load it by dpdm.runs.pipeline.DPDMPipeline.from_pretrained"
 _CARRIED = ("privacy.json", "config.toml")  # what a person should see of the release
 
@@ -52,6 +52,7 @@ class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, settings: dict[str, Any], sizes: dict[str, list[int]]) -> None:
         super().__init__()
+        require_whole_folder(settings, self.config_name)
         shapes = {name: tuple(shape) for name, shape in sizes.items()}
         self.generator = decode_method(settings).untrained(facts_of(settings["facts"]), sizes=shapes)
 
@@ -140,15 +141,18 @@ def _save(release: Release, folder: Path) -> str:
         plain = _plain_pipeline(drawn.denoiser.network, method.network.spec, method.preconditioning, release)
         plain.save_pretrained(folder, safe_serialization=True)
         if low_rank := drawn.denoiser.network.low_rank():
-            save_file({name: value.contiguous().cpu() for name, value in low_rank.items()}, folder / _LOW_RANK)
-        return _readme(release, _PLAIN_WITH_CLASSES if drawn.denoiser.network.with_classes else _PLAIN, low_rank)
+            save_file({name: value.contiguous().cpu() for name, value in low_rank.items()}, folder / LOW_RANK)
+        for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+            write_json(folder / name, read_json(folder / name) | {CLAIM: release.statement})
+        code = PLAIN_WITH_CLASSES if drawn.denoiser.network.with_classes else PLAIN
+        return readme_of(release.statement, release.facts.class_names, code, low_rank=bool(low_rank))
     state = drawn.state_dict()
     generator = Generator(release.settings, {name: list(tensor.shape) for name, tensor in state.items()})
     generator.generator.load_state_dict(state)
     DPDMPipeline(generator).save_pretrained(folder)
     index = folder / "model_index.json"  # whose name of a class `diffusers` says where it knows none of that name
     write_json(index, read_json(index) | {"_class_name": f"{DPDMPipeline.__name__} ({_INSTALL})"})
-    return _readme(release, _OF_DPDM)
+    return readme_of(release.statement, release.facts.class_names, OF_DPDM, low_rank=False)
 
 
 def _plain_pipeline(network: DiffusersNetwork, spec: DiffusersUNet, ddpm: Any, release: Release) -> DDPMPipeline:  # noqa: ANN401
@@ -165,51 +169,3 @@ def _plain_pipeline(network: DiffusersNetwork, spec: DiffusersUNet, ddpm: Any, r
         prediction_type=ddpm.prediction,
     )
     return DDPMPipeline(unet.eval(), scheduler)
-
-
-_OF_DPDM = """import torch
-from dpdm.runs.pipeline import DPDMPipeline  # pip install 'dpdm[diffusers]'
-
-pipeline = DPDMPipeline.from_pretrained("path/of/this/folder")
-images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
-"""
-
-_PLAIN = """import torch
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
-images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
-"""
-
-_PLAIN_WITH_CLASSES = """import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
-unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
-labels = torch.tensor([0, 0, 0])  # a DDPMPipeline takes no classes, so its steps are written out
-sides = unet.config.sample_size
-sides = (sides, sides) if isinstance(sides, int) else sides
-x = torch.randn(len(labels), unet.config.in_channels, *sides)
-scheduler.set_timesteps(50)
-with torch.no_grad():
-    for t in scheduler.timesteps:
-        x = scheduler.step(unet(x, t, class_labels=labels).sample, t, x).prev_sample
-images = pipeline.numpy_to_pil(((x + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy())
-"""
-
-
-def _readme(release: Release, code: str, low_rank: object = None) -> str:
-    classes = ", ".join(f"{label} {name}" for label, name in enumerate(release.facts.class_names)) or "none"
-    beside = (
-        f"`{_LOW_RANK}` holds the low rank alone, which is merged into the weights already.\n\n" if low_rank else ""
-    )
-    return f"""# Images under differential privacy
-
-{release.statement}
-
-`privacy.json` holds the claim for machines, and `manifest.json` the digests of all files: `dpdm verify` of this folder
-checks both. Classes: {classes}.
-
-{beside}```python
-{code}```
-"""

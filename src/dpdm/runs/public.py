@@ -8,6 +8,7 @@ from dpdm.config import require_public_source
 from dpdm.data import ImageDataset, blank_equal, blank_known, read_location
 from dpdm.methods import ImageGenerator, Method, PublicPart
 from dpdm.methods.interface import PublicStart
+from dpdm.networks import DiffusersFolder
 from dpdm.privacy import AnyPlan, Earlier, Plan
 from dpdm.privacy.entropy import Entropy
 from dpdm.types import InputError, require_name
@@ -62,6 +63,9 @@ def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, g
     counted = all(part.images for part in parts[:images]) and not any(part.images for part in parts[images:])
     networks = len(method.networks)
     named = tuple(part.name for part in parts[images : images + networks]) == method.networks
+    network = getattr(method, "network", None)
+    if isinstance(network, DiffusersFolder) and network.unet is not None:  # a release says its digest twice
+        named = named and tuple(parts[images : images + networks]) == method.network_parts()
     rest = tuple(parts[images + networks :])
     if not counted or not named or rest != generator.parts:
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")

@@ -16,7 +16,7 @@ from dpdm.config import decode_method, decode_plan
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
 from dpdm.methods import AnySampler, DenoisingGenerator, ImageFacts, ImageGenerator, Method, PublicPart
-from dpdm.networks import OwnNetwork
+from dpdm.networks import DiffusersFolder, OwnNetwork
 from dpdm.privacy import AnyPlan
 from dpdm.privacy.processes import Processes
 from dpdm.runs.hardware import Precision, autocast, choose_device
@@ -106,9 +106,22 @@ def read_settings(folder: Path, privacy: dict[str, Any]) -> dict[str, Any]:
         keys = sum(not line.startswith("    ") for line in lines)
         if keys > _MOST_KEYS or not all(map(_LINE.fullmatch, lines)):  # none takes a parser long
             raise ValueError("comments, or lines of another form")
-        return tomllib.loads(text)
+        settings = tomllib.loads(text)
     except ValueError as error:
         raise InputError(f"{folder}/config.toml is not valid TOML, or not as a run writes it ({error})") from None
+    require_whole_folder(settings, f"{folder}/config.toml")
+    return settings
+
+
+def require_whole_folder(settings: Mapping[str, Any], where: str) -> None:
+    """Raise InputError if settings of a release leave out what was in a diffusers folder: nobody's disk is looked at.
+
+    Without it, what they mean would follow from a folder of whoever reads them.
+    """
+    network = settings.get("network")
+    if isinstance(network, Mapping) and network.get("kind") == DiffusersFolder.kind:
+        for key in {"unet", "sha256"} - network.keys():
+            raise InputError(f"{where} is of a run with a diffusers folder, and lacks network.{key}")
 
 
 def require_weights_digest(folder: Path, privacy: dict[str, Any]) -> None:
@@ -136,9 +149,7 @@ def require_layout(
         if method.foreign is not None:  # whose code is not here: its weights are what the file says
             foreign = {name: entry for name, entry in layout.items() if name.startswith(method.foreign)}
             require_plain(foreign)
-            method = method.with_code(nn.Identity())
-        with torch.device("meta"):
-            generator = method.untrained(facts, sizes=_sizes(layout))
+        generator = untrained(method, facts, _sizes(layout))
         require_needed(public, method, plan, generator)
         expected = layout_of(generator.state_dict())
         if expected | foreign != layout:
@@ -148,6 +159,13 @@ def require_layout(
             raise
         raise InputError(f"{path.parent} is damaged ({type(error).__name__}): its files do not fit together") from None
     return layout
+
+
+def untrained(method: Method, facts: ImageFacts, sizes: Mapping[str, tuple[int, ...]] | None = None) -> ImageGenerator:
+    """Return a method's generator without any numbers, and with nothing in the place of a network of other code."""
+    with torch.device("meta"):
+        known = method if method.foreign is None else method.with_code(nn.Identity())
+        return known.untrained(facts, sizes=sizes)
 
 
 def _sizes(layout: Layout) -> dict[str, tuple[int, ...]]:

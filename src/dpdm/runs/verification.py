@@ -18,8 +18,8 @@ from dpdm.files import json_text
 from dpdm.methods import Budget, ImageFacts, Method, PublicPart
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
 from dpdm.privacy.accounting import round_up, true_positive_rates
-from dpdm.runs.exported import MANIFEST, require_manifest
-from dpdm.runs.public import as_settings, claim_of, read_parts
+from dpdm.runs.exported import MANIFEST, require_manifest, require_readme
+from dpdm.runs.public import as_settings, claim_of, read_parts, require_needed
 from dpdm.runs.release import (
     FILES,
     SCHEMA,
@@ -28,6 +28,7 @@ from dpdm.runs.release import (
     read_settings,
     require_layout,
     require_weights_digest,
+    untrained,
 )
 from dpdm.runs.run_folder import release_folder
 from dpdm.runs.weights import Layout, all_finite, reader
@@ -197,7 +198,8 @@ def verify_release(run: Path | str) -> Verified:
         raise InputError(f"{folder} is NOT PRIVATE and must not be published: {privacy.get('statement')}")
     exported = (folder / MANIFEST).exists() and not (folder / "model.safetensors").exists()
     if exported:
-        require_manifest(folder)
+        for path in require_manifest(folder):
+            _require_own(path)
     else:
         _require_files(folder, privacy)
     settings = read_settings(folder, privacy)
@@ -205,10 +207,14 @@ def verify_release(run: Path | str) -> Verified:
     try:
         plan, method, facts, seed, public, text = understood(settings)
         _require_as_written(folder / "config.toml", text)
-        if not exported:
+        if exported:
+            require_needed(public, method, plan, untrained(method, facts))
+        else:
             layout = require_layout(folder / "model.safetensors", method, plan, facts, public)
         assert isinstance(plan, Plan)
         _require_same_claim(folder, privacy, plan, public)
+        if exported:
+            require_readme(folder, str(privacy["statement"]), facts.class_names)
         if layout is not None:
             _require_weights(folder, privacy, layout, plan, method, facts)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
@@ -266,16 +272,21 @@ def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
             raise InputError(f"{path} is missing, or not a file of its own") from None
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{path} is missing, or not a file of its own")
-        if found.st_nlink > 1:
-            raise InputError(f"{path} is a file of other folders too (a hard link): verify a copy, made by cp -r")
     for path in (folder, *(folder / name for name in (*FILES, "privacy.json"))):
-        if _attributes(path) - _OF_THE_SYSTEM:
-            raise InputError(
-                f"{path} has extended attributes or an access list, which no run writes: verify a copy, made by cp -r"
-            )
+        _require_own(path)
     digests = privacy.get("sha256")
     if isinstance(digests, dict) and digests.keys() - {*FILES}:
         raise InputError(f"{folder}/privacy.json has digests of files that do not belong to a release")
+
+
+def _require_own(path: Path) -> None:
+    """Raise InputError if a file is that of other folders too, or a file or a folder carries more than it holds."""
+    if path.is_file() and path.lstat().st_nlink > 1:
+        raise InputError(f"{path} is a file of other folders too (a hard link): verify a copy, made by cp -r")
+    if _attributes(path) - _OF_THE_SYSTEM:
+        raise InputError(
+            f"{path} has extended attributes or an access list, which no run writes: verify a copy, made by cp -r"
+        )
 
 
 def _attributes(path: Path) -> set[str]:
