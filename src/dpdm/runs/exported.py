@@ -1,7 +1,4 @@
-"""What lies beside the weights of an exported pipeline: a README, and the digests of all files.
-
-Who checks them needs no `diffusers`.
-"""
+"""The manifest of an exported pipeline: the digest of each of its files. Who checks it needs no `diffusers`."""
 
 import os
 import stat
@@ -9,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdm.files import digest, json_text, read_at_most, read_json, write_json
+from dpdm.runs.readme import LOW_RANK, OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, readme_of
 from dpdm.types import InputError
 
 MANIFEST = "manifest.json"
 """The file with the digests, beside the claim."""
-
-LOW_RANK = "pytorch_lora_weights.safetensors"
-"""The file with a low-rank change alone."""
 
 _README = "README.md"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -24,52 +19,6 @@ _KNOWN = {
     *(f"{part}/{name}" for part in ("unet", "generator") for name in ("config.json", _WEIGHTS)),
 }
 _MOST_TEXT, _MOST_FILES = 2**16, 100
-
-OF_DPDM = """import torch
-from dpdm.runs.pipeline import DPDMPipeline  # pip install 'dpdm[diffusers]'
-
-pipeline = DPDMPipeline.from_pretrained("path/of/this/folder")
-images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
-"""
-
-PLAIN = """import torch
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
-images = pipeline(10, generator=torch.Generator().manual_seed(0)).images
-"""
-
-PLAIN_WITH_CLASSES = """import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
-unet, scheduler = pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config)
-labels = torch.tensor([0, 0, 0])  # a DDPMPipeline takes no classes, so its steps are written out
-sides = unet.config.sample_size
-sides = (sides, sides) if isinstance(sides, int) else sides
-x = torch.randn(len(labels), unet.config.in_channels, *sides)
-scheduler.set_timesteps(50)
-with torch.no_grad():
-    for t in scheduler.timesteps:
-        x = scheduler.step(unet(x, t, class_labels=labels).sample, t, x).prev_sample
-images = pipeline.numpy_to_pil(((x + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy())
-"""
-
-
-def readme_of(statement: str, class_names: Sequence[str], code: str, *, low_rank: bool) -> str:
-    """Return what the README of a pipeline says: nothing but its claim, and how to load it."""
-    classes = ", ".join(f"{label} {name}" for label, name in enumerate(class_names)) or "none"
-    beside = f"`{LOW_RANK}` holds the low rank alone, which is merged into the weights already.\n\n" if low_rank else ""
-    return f"""# Images under differential privacy
-
-{statement}
-
-`privacy.json` holds the claim for machines, and `manifest.json` the digests of all files: `dpdm verify` of this folder
-checks both. Classes: {classes}.
-
-{beside}```python
-{code}```
-"""
 
 
 def write_manifest(folder: Path) -> None:

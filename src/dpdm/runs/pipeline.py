@@ -29,7 +29,8 @@ from dpdm.files import read_json, write_atomically, write_json
 from dpdm.methods import DenoisingGenerator, Diffusion
 from dpdm.networks import DiffusersFolder, DiffusersNetwork, DiffusersUNet
 from dpdm.networks.folder import CLAIM
-from dpdm.runs.exported import LOW_RANK, OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, readme_of, write_manifest
+from dpdm.runs.exported import write_manifest
+from dpdm.runs.readme import LOW_RANK, OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, readme_of
 from dpdm.runs.release import Release, facts_of, require_whole_folder
 from dpdm.runs.run_folder import release_folder
 from dpdm.runs.verification import verify_release

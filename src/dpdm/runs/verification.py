@@ -198,8 +198,7 @@ def verify_release(run: Path | str) -> Verified:
         raise InputError(f"{folder} is NOT PRIVATE and must not be published: {privacy.get('statement')}")
     exported = (folder / MANIFEST).exists() and not (folder / "model.safetensors").exists()
     if exported:
-        for path in require_manifest(folder):
-            _require_own(path)
+        _require_exported(folder)
     else:
         _require_files(folder, privacy)
     settings = read_settings(folder, privacy)
@@ -207,16 +206,13 @@ def verify_release(run: Path | str) -> Verified:
     try:
         plan, method, facts, seed, public, text = understood(settings)
         _require_as_written(folder / "config.toml", text)
-        if exported:
-            require_needed(public, method, plan, untrained(method, facts))
-        else:
-            layout = require_layout(folder / "model.safetensors", method, plan, facts, public)
+        layout = _layout_of(folder, method, plan, facts, public, exported=exported)
         assert isinstance(plan, Plan)
         _require_same_claim(folder, privacy, plan, public)
-        if exported:
-            require_readme(folder, str(privacy["statement"]), facts.class_names)
         if layout is not None:
             _require_weights(folder, privacy, layout, plan, method, facts)
+        else:
+            require_readme(folder, str(privacy["statement"]), facts.class_names)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except InputError as error:
         said = str(error)
@@ -245,6 +241,16 @@ def verify_release(run: Path | str) -> Verified:
     )
 
 
+def _layout_of(
+    folder: Path, method: Method, plan: AnyPlan, facts: ImageFacts, public: Sequence[PublicPart], *, exported: bool
+) -> Layout | None:
+    """Return the layout of a release's weights, which is that of its settings; None of a pipeline."""
+    if not exported:
+        return require_layout(folder / "model.safetensors", method, plan, facts, public)
+    require_needed(public, method, plan, untrained(method, facts))
+    return None
+
+
 def _said(layout: Layout, foreign: str) -> tuple[str, ...]:
     """Return names, types and shapes of a network's weights: words, for all that anyone can check."""
     return tuple(
@@ -252,6 +258,12 @@ def _said(layout: Layout, foreign: str) -> tuple[str, ...]:
         for name, (dtype, shape) in sorted(layout.items())
         if name.startswith(foreign)
     )
+
+
+def _require_exported(folder: Path) -> None:
+    """Raise InputError unless a folder holds the files of an exported pipeline, and nothing else."""
+    for path in require_manifest(folder):
+        _require_own(path)
 
 
 def _require_files(folder: Path, privacy: dict[str, Any]) -> None:

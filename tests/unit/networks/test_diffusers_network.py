@@ -259,6 +259,7 @@ def test_weights_that_are_not_finite_are_refused(own):
         ("unet/config.json", {"out_channels": 2}, "other channels than it takes"),
         ("unet/config.json", {"cross_attention_dim": 8}, "says cross_attention_dim"),
         ("unet/config.json", {"layers_per_block": 10**6}, "layers_per_block"),
+        ("unet/config.json", {"layers_per_block": 17}, "layers_per_block × levels"),
         ("unet/config.json", {"block_out_channels": "wide"}, "block"),
         ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}, "a pipeline of scheduler, unet, vqvae"),
     ],
