@@ -72,7 +72,7 @@ TOYS = {
     "evolution": Evolution(rounds=3, population=4),
     "labels": Labels(embedding=PIXELS, per_class=6, from_prior=0),
     "labels beside a prior": Labels(
-        embedding=PIXELS, per_class=6, prior=Prior(share=0.5, centres=2, rounds=2), choice=0.2
+        embedding=PIXELS, per_class=6, prior=Prior(share=0.5, centres=2, rounds=2), public_classes=2, choice=0.2
     ),
     "mean-embedding": MeanEmbedding(features=Fourier(number=20), **SMALL),
     "mean-embedding by a tangent kernel": MeanEmbedding(features=NTK(width=5), **SMALL),
@@ -106,6 +106,8 @@ TOYS = {
 }
 PUBLIC = ImageDataset(
     images=np.concatenate([np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8), IMAGES.images[:1]]),
+    labels=np.arange(41) % 4,
+    num_classes=4,
     name="drawn at random",
     public=True,
 )

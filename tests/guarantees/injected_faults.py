@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tomllib
+import types
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -1152,14 +1153,19 @@ def nearest_rows_alone(patch: Patch) -> None:
     patch.setattr(UnitRows, "of_class", of_class)
 
 
-def votes_of_norm_above_one(patch: Patch) -> None:
-    sound = evolution.votes
+def _votes_times(factor: float, module: types.ModuleType, patch: Patch) -> None:
+    """Count each vote so many times, and state the sensitivity of one."""
+    sound = module.votes
 
-    def whole(parts, *, bins):
+    def louder(parts, *, bins):
         total, sensitivity = sound(parts, bins=bins)
-        return BoundedSum(math.sqrt(3) * total, sensitivity)
+        return BoundedSum(factor * total, sensitivity)
 
-    patch.setattr(evolution, "votes", whole)
+    patch.setattr(module, "votes", louder)
+
+
+def votes_of_norm_above_one(patch: Patch) -> None:
+    _votes_times(math.sqrt(3), evolution, patch)
 
 
 def features_of_private_images_together(patch: Patch) -> None:
@@ -1289,23 +1295,11 @@ def noise_by_position(patch: Patch) -> None:
 
 
 def three_votes_for_a_start(patch: Patch) -> None:
-    sound = public_start.votes
-
-    def three(parts, *, bins):
-        total, sensitivity = sound(parts, bins=bins)
-        return BoundedSum(3 * total, sensitivity)
-
-    patch.setattr(public_start, "votes", three)
+    _votes_times(3, public_start, patch)
 
 
 def whole_votes_for_public_classes(patch: Patch) -> None:
-    sound = public_classes.votes
-
-    def whole(parts, *, bins):
-        total, sensitivity = sound(parts, bins=bins)
-        return BoundedSum(math.sqrt(3) * total, sensitivity)
-
-    patch.setattr(public_classes, "votes", whole)
+    _votes_times(math.sqrt(3), public_classes, patch)
 
 
 def divided_by_a_norm_of_zero(patch: Patch) -> None:

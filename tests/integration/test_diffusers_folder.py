@@ -149,6 +149,7 @@ def test_an_export_carries_its_claim_and_low_rank_and_verify_says_what_it_checks
             "does not say what an export of this claim says",
         ),
         (lambda out: (out / "secret words").mkdir(), "does not belong to the export"),
+        (lambda out: (out / "two\nlines").write_text("more"), "does not belong to the export"),
         (lambda out: out.with_name("elsewhere").hardlink_to(out / "unet" / "config.json"), "hard link"),
         (
             lambda out: _changed(out, "privacy.json", lambda text: re.sub(r"\([0-9.]+, ", "(0.1, ", text)),
@@ -218,12 +219,16 @@ def _settings_of(release, settings):
     (release / "privacy.json").write_text(json_text(claim))
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_what_a_private_run_has_made_is_no_public_folder(whole, dpdm, photos, out, public, tmp_path):
-    shutil.rmtree(public)
-    if whole:
+@pytest.mark.parametrize("taken", ["whole", "parts", "weights"])
+def test_what_a_private_run_has_made_is_no_public_folder(taken, dpdm, photos, out, public, tmp_path):
+    if taken == "weights":  # beside the settings of a public folder
+        name = "unet/diffusion_pytorch_model.safetensors"
+        shutil.copy(out / name, public / name)
+    else:
+        shutil.rmtree(public)
+    if taken == "whole":
         shutil.copytree(out, public)
-    else:  # the files that diffusers reads, without the claim beside them
+    elif taken == "parts":  # the files that diffusers reads, without the claim beside them
         for name in ("unet", "scheduler"):
             shutil.copytree(out / name, public / name)
         shutil.copy(out / "model_index.json", public)

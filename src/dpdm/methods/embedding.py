@@ -111,7 +111,7 @@ class Embedding:
         return value.number
 
     def differentiable(self, shape: tuple[int, int, int], device: torch.device) -> OfLevels:
-        """Return what makes rows of levels in 0..255 (number, *shape): `compute`, through which gradients pass.
+        """Return what makes rows of levels in 0..255 `(number, *shape)`: `compute`, through which gradients pass.
 
         Raises:
             InputError: The features are not there, or not for such images.

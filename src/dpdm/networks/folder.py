@@ -20,7 +20,7 @@ from dpdm.types import InputError, refusing, require_name
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _UNET, _SCHEDULER = "UNet2DModel", "DDPMScheduler"
 _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
-_MOST_TEXT = 2**20
+_MOST_TEXT, _MOST_HEADER = 2**20, 2**24
 _REMEDY = "copy the folder again, from where it came from"
 _WANTED = f"dpdm reads a pipeline of one {_UNET} and one {_SCHEDULER}"
 _OTHER_UNETS: Mapping[str, tuple[object, ...]] = {  # what may be said in these ways alone
@@ -41,7 +41,7 @@ _OF_SAMPLING = (  # what `diffusers` alone goes by when it draws
 )
 _OF_A_RUN = ("privacy.json", "release/privacy.json", "private/journal.jsonl")
 CLAIM = "_dpdm_claim"
-"""The key under which each file of settings of an exported pipeline says its claim: such weights are not public."""
+"""The key under which settings and weights of an exported pipeline say its claim: they are not public."""
 
 _BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 _PREDICTION = {"prediction_type": "epsilon"}
@@ -114,8 +114,10 @@ class DiffusersFolder:
         return found
 
     def scheduled(self) -> Scheduled:
-        """Return what its scheduler says; raise InputError if it says what dpdm does not know."""
-        return _read_scheduler(self._folder)
+        """Return what its scheduler says; raise InputError if it says what dpdm does not know, or is not public."""
+        said = _read_scheduler(self._folder)
+        _weights_of(self._folder)
+        return said
 
     def said(self) -> "DiffusersFolder":
         """Return it as a release says it."""
@@ -148,12 +150,13 @@ class DiffusersFolder:
         Raises:
             InputError: They are damaged, or those of another unet.
         """
-        path = _weights_of(self._folder)
-        self.digest  # noqa: B018 (which refuses another file)
+        path, before = _weights_of(self._folder), self.digest
         load = imported("diffusers").UNet2DModel.from_pretrained
         with refusing(f"{path} is damaged, so {_REMEDY}"), torch.device("cpu"):
             settings = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
             public, found = load(path.parent, output_loading_info=True, torch_dtype=torch.float32, **settings)
+        if self.digest != before:
+            raise InputError(f"{path} was changed while it was read: begin again")
         for name in (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]):
             raise InputError(f"{path} does not hold what config.json says ({name}): {_REMEDY}")
         if not all(value.isfinite().all() for value in public.state_dict().values()):
@@ -243,10 +246,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _said_in(path: Path) -> dict[str, Any]:
+    """Return what a file of safetensors says of itself: it begins with the length of a JSON object that may say it."""
+    with refusing(f"{path} is damaged, so {_REMEDY}"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MOST_HEADER:
+            raise ValueError("no file of safetensors")
+        said: dict[str, Any] = json.loads(file.read(length)).get("__metadata__", {})
+    return said
+
+
 def _weights_of(folder: Path) -> Path:
     """Return the file of a folder's weights, or raise InputError: a pickle runs what a stranger wrote."""
     path = folder / "unet" / _WEIGHTS
     if path.is_file():
+        if claim := _said_in(path).get(CLAIM):
+            raise InputError(f"{path} was exported from a private run ({claim}): its weights are not public")
         return path
     others = sorted(each.name for each in path.parent.glob("*") if each.name != "config.json")
     raise InputError(

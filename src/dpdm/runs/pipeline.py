@@ -141,8 +141,10 @@ def _save(release: Release, folder: Path) -> str:
         assert isinstance(method.network, DiffusersFolder)
         plain = _plain_pipeline(drawn.denoiser.network, method.network.spec, method.preconditioning, release)
         plain.save_pretrained(folder, safe_serialization=True)
+        said = {"format": "pt", CLAIM: release.statement}
+        save_file(plain.unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.safetensors", said)
         if low_rank := drawn.denoiser.network.low_rank():
-            save_file({name: value.contiguous().cpu() for name, value in low_rank.items()}, folder / LOW_RANK)
+            save_file({name: value.contiguous().cpu() for name, value in low_rank.items()}, folder / LOW_RANK, said)
         for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
             write_json(folder / name, read_json(folder / name) | {CLAIM: release.statement})
         code = PLAIN_WITH_CLASSES if drawn.denoiser.network.with_classes else PLAIN

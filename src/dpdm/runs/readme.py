@@ -44,8 +44,8 @@ def readme_of(statement: str, class_names: Sequence[str], code: str, *, low_rank
 
 {statement}
 
-`privacy.json` holds the claim for machines, and `manifest.json` the digests of all files: `dpdm verify` of this folder
-checks both. Classes: {classes}.
+`privacy.json` holds the claim for machines, and `manifest.json` the digests of all files.
+`dpdm verify` of this folder checks both. Classes: {classes}.
 
 {beside}```python
 {code}```

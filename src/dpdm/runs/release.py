@@ -120,8 +120,9 @@ def require_whole_folder(settings: Mapping[str, Any], where: str) -> None:
     """
     network = settings.get("network")
     if isinstance(network, Mapping) and network.get("kind") == DiffusersFolder.kind:
-        for key in {"unet", "sha256"} - network.keys():
-            raise InputError(f"{where} is of a run with a diffusers folder, and lacks network.{key}")
+        for key in ("unet", "sha256"):
+            if key not in network:
+                raise InputError(f"{where} is of a run with a diffusers folder, and lacks network.{key}")
 
 
 def require_weights_digest(folder: Path, privacy: dict[str, Any]) -> None:
