@@ -10,8 +10,8 @@ from dpdm.config import load_config
 from dpdm.data import ImageDataset
 from dpdm.data.procedural import watched
 from dpdm.methods import NTK, Embedding, Fourier, ImageFacts, MeanEmbedding, PublicFeatures, SmallGenerator
+from dpdm.methods.class_means import ClassMeans, discrepancies
 from dpdm.methods.feature_maps import _drawn
-from dpdm.methods.mean_embedding import discrepancies
 from dpdm.privacy import FullSum, NonPrivate
 from dpdm.runs import Trainer
 from dpdm.types import InputError, images_to_tensor
@@ -176,6 +176,38 @@ def test_more_classes_than_an_update_has_images_are_taken_in_turn():
     method = MeanEmbedding(features=FEATURES["fourier"], updates=3, batch_size=16, latent=2, width=16)
     release = Trainer(method=method, plan=method.plan(epsilon=1, dataset_size=60), run=None, ledger=None).fit(data)
     assert release.sample(40, seed=0)[0].shape == (40, 8, 8, 1)
+
+
+def test_the_state_is_kept_that_is_nearest_to_a_second_planned_sum(monkeypatch):
+    method = MeanEmbedding(features=FEATURES["fourier"], updates=40, batch_size=16, latent=2, width=16, stopping=0.2)
+    plan = method.plan(epsilon=1, dataset_size=200)
+    first, second = plan.releases
+    assert (first.name, second.name) == ("features of each class", "features to stop by")
+    assert second.noise_multiplier == pytest.approx(first.noise_multiplier * 2, rel=1e-3)  # √(0.8 / 0.2)
+    states, distances = [], iter([5.0, 3.0, 4.0, *[6.0] * 17])
+
+    def judged(self, generator, *, seed):
+        states.append({name: tensor.clone() for name, tensor in generator.state_dict().items()})
+        return next(distances)
+
+    monkeypatch.setattr(ClassMeans, "discrepancy_of", judged)
+    data = ImageDataset(images=noise(200), name="noise")
+    kept = Trainer(method=method, plan=plan, run=None, ledger=None).fit(data).generator.state_dict()
+    assert len(states) == 20
+    assert all(torch.equal(kept[name], tensor) for name, tensor in states[1].items())
+    assert not all(torch.equal(kept[name], tensor) for name, tensor in states[-1].items())
+
+
+def test_a_judge_tells_a_generator_that_has_learnt_from_one_that_has_not():
+    generator = trained(5.0, FEATURES["fourier"]).generator
+    fresh = SmallGenerator(generator.facts, latent=3, width=32)
+    images, labels = trained(50.0, FEATURES["fourier"]).sample(400, seed=0)
+    x = images_to_tensor(images)
+    features = Fourier(number=200).built(generator.facts, 1, CPU)
+    means = torch.cat([features.means(x[labels == label][None]) for label in (0, 1)])
+    judge = ClassMeans(features, means, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert judge.discrepancy_of(generator, seed=0) == judge.discrepancy_of(generator, seed=0)
+    assert judge.discrepancy_of(generator, seed=0) < judge.discrepancy_of(fresh, seed=0) - 0.1
 
 
 def test_a_person_hears_how_far_the_generator_is():
