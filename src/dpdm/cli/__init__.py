@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import dpdm
+from dpdm.cli.advising import advise
 from dpdm.cli.checking import check
 from dpdm.cli.claims import audit, report, verify
 from dpdm.cli.export import export
@@ -24,7 +25,11 @@ from dpdm.cli.tuning import tune
 from dpdm.terminal import speak_in_its_letters, speak_to_nobody
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-for verb in (check, plan, prepare, pretrain, train, tune, sample, export, evaluate, compare, verify, audit, report):
+verbs = (
+    *(check, advise, plan, prepare, pretrain, train, tune),
+    *(sample, export, evaluate, compare, verify, audit, report),
+)
+for verb in verbs:
     app.command()(verb)
 app.add_typer(ledger, name="ledger")
 

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from dpdm.config import Config
+    from dpdm.ledger import Ledger
 
 METHODS = sorted(  # by the first lines of their presets: a help waits for no library
     f"{file.name.removesuffix('.toml')}: {file.read_text(encoding='utf-8').splitlines()[0].strip('# ')}"
@@ -126,6 +127,15 @@ def load_settings(
         if config.privacy.steps == 0:
             fail("privacy.steps = 0 takes no steps that could be timed: leave out --minutes")
     return config
+
+
+def existing_ledger(place: str | None) -> "Ledger | None":
+    """Return a ledger that is there: none is made, since it would know of nothing."""
+    from dpdm.ledger import Ledger
+    from dpdm.terminal import tell
+
+    book = Ledger.default(place, tell=tell)
+    return book if book is not None and book.storage.exists else None
 
 
 def require_method(method: str | None) -> None:

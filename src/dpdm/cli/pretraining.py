@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.options import AsJson, LedgerPlace, Set, fail, load_settings, print_json, say
+from dpdm.cli.options import AsJson, LedgerPlace, Set, existing_ledger, fail, load_settings, print_json, say
 from dpdm.cli.training import drawing
 from dpdm.terminal import show_progress, tell
 
@@ -73,7 +73,7 @@ def pretrain(
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
     _require_others(config, public)
-    book = _existing(ledger)
+    book = existing_ledger(ledger)
     facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
         with processes.refused_together(), drawing(processes):
@@ -133,14 +133,6 @@ def _open(public: str, facts: "ImageFacts") -> "Drawn":
         return Drawn(open_public(public, shape=facts.shape, class_names=facts.class_names), ())
     tell(f"drawing images from the release of {public}, which runs with this start count again")
     return open_drawn(public, shape=facts.shape)
-
-
-def _existing(place: str | None) -> "Ledger | None":
-    """Return a ledger that is there: none is made, since it would know of nothing."""
-    from dpdm.ledger import Ledger
-
-    book = Ledger.default(place, tell=tell)
-    return book if book is not None and book.storage.exists else None
 
 
 def _require_public(images: "ImageDataset", book: "Ledger | None") -> None:

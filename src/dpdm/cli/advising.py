@@ -1,0 +1,102 @@
+"""`dpdm advise`: which method to try first, by declared facts alone."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpdm.cli.options import AsJson, Epsilon, LedgerPlace, Set, Size, Target, existing_ledger, fail, load_settings, show
+
+if TYPE_CHECKING:
+    from dpdm.runs.advice import Advice, Case, Row, Way
+
+
+def advise(
+    target: Target,
+    epsilon: Epsilon = None,
+    dataset_size: Size = None,
+    public: Annotated[
+        str | None, typer.Option(help="Public images at hand, as train --public takes them: fonts, shapes, or a path.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time that training may take.")] = None,
+    ledger: LedgerPlace = None,
+    set: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the ways from these images to synthetic ones, by what was measured on others. Opens no image."""
+    config = load_settings(target, epsilon, dataset_size, set)
+    from dpdm.config import Privacy, declared_facts
+    from dpdm.runs.advice import Case, left_out
+    from dpdm.runs.advice import advise as ranked
+    from dpdm.types import require_positive
+
+    if minutes is not None:
+        require_positive(minutes=minutes)
+    if not isinstance(config.privacy, Privacy):
+        fail("a run without noise needs no advice on its budget: leave out privacy.kind")
+    facts = declared_facts(config, ledger=existing_ledger(ledger))
+    if config.privacy.dataset_size is None:
+        fail("the number of images is not declared: say --dataset-size, a public figure")
+    assert config.privacy.epsilon is not None
+    number, budget = config.privacy.dataset_size, config.privacy.epsilon
+    case = Case(target, facts, number, budget, public, minutes, tuple(set or ()))
+    choices, others = ranked(case), left_out(case)
+    report = {
+        "ways": [_said(choice) for choice in choices],
+        "left_out": [{"way": way.name, "reason": reason} for way, reason in others],
+    }
+    show(report, _lines(case, choices, others), as_json)
+
+
+def _said(choice: "Advice") -> dict[str, Any]:
+    """Return what machines read of one way."""
+    accuracy = [row.cnn for row in choice.rows]
+    return {
+        "way": choice.way.name,
+        "cnn_percent": [min(accuracy), max(accuracy)] if accuracy else None,
+        "points_above_prior": None if not choice.rows else [row.gain for row in choice.rows],
+        "minutes": [row.minutes for row in choice.rows],
+        "memory_gib": choice.way.gib,
+        "against": choice.against,
+        "commands": list(choice.commands),
+    }
+
+
+def _lines(case: "Case", choices: "list[Advice]", others: "list[tuple[Way, str]]") -> Iterator[str]:
+    """Say it for people."""
+    channels, height, width = case.facts.shape
+    seen = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
+    kinds = f"{case.facts.num_classes} classes" if case.facts.num_classes else "no classes"
+    yield f"for         {case.number:,} images, {height} × {width}, {seen}, {kinds}; ε = {case.epsilon:g}"
+    for number, choice in enumerate(choices, 1):
+        yield ""
+        yield f"{number}. {choice.way.name}: {choice.way.what}"
+        if choice.against:
+            yield f"   last      {choice.against}"
+        if choice.rows:
+            yield f"   CNN       {_range([row.cnn for row in choice.rows])} % of real test images"
+            for row in choice.rows:
+                yield f"             {_row(row)}"
+            yield (
+                f"   takes     {_range([row.minutes for row in choice.rows], 0)} min on two cores, "
+                f"about {choice.way.gib:g} GiB"
+            )
+        for command in choice.commands:
+            yield f"   $ {command}"
+    if others:
+        yield ""
+    for way, reason in others:
+        yield f"{way.name}: {reason}"
+    yield ""
+    yield "Ranges are those of other images: yours may be harder. No private image was opened."
+
+
+def _row(row: "Row") -> str:
+    public = f" with {row.public}" if row.public else ""
+    gained = "" if row.gain is None or row.way == "prior" else f", {row.gain:+.1f} against the prior alone"
+    return f"{row.cnn:.1f} on {row.number:,} of {row.images}{public} at ε = {row.epsilon:g}{gained}"
+
+
+def _range(values: "list[float]", digits: int = 1) -> str:
+    least, most = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return least if least == most else f"{least} to {most}"
