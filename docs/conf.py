@@ -15,6 +15,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"dpdm {release}"
 html_show_sphinx = False
+html_extra_path = ["attacker.html"]
 
 myst_heading_anchors = 3
 

@@ -141,40 +141,12 @@ def test_names_of_classes_cannot_inject_anything(dpdm, photos, tmp_path):
     assert "a&lt;script&gt;alert(1)&lt;" in page
 
 
-@pytest.fixture
-def browser(tmp_path):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'chromium'}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
-
-
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_in_a_browser_it_needs_no_network_filters_classes_and_fits_a_phone(dpdm, run, browser):
+def test_in_a_browser_it_needs_no_network_filters_classes_and_fits_a_phone(dpdm, run, browser, fetched):
     assert dpdm("report", run, "--private")[0] == 0
     address = (run / "private" / "report.html").as_uri()
     browser.get(address)
-    requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    fetched = {r["params"]["request"]["url"] for r in requests if r["method"] == "Network.requestWillBeSent"}
-    of_the_browser = ("chrome:", "data:")  # its own start page
-    assert {url for url in fetched if not url.startswith(of_the_browser)} == {address}
+    assert fetched(browser) == {address}
 
     def shown():
         return browser.execute_script("return [...document.querySelectorAll('.class')].filter(e => !e.hidden).length")
