@@ -48,11 +48,12 @@ test-pythons:  ## the fast tests on Python 3.11 to 3.13; what is not installed i
 	test -x .venv-nox/bin/nox || { $(PYTHON) -m venv .venv-nox && .venv-nox/bin/pip install --quiet "nox[uv]"; }
 	.venv-nox/bin/nox
 
-lint: setup  ## style, formatting, types, and who may import whom
+lint: setup  ## style, formatting, types, who may import whom, and the files of containers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint Containerfile Containerfile.cuda
 
 docs: setup  ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -24,7 +24,7 @@ from dpdm.cli.training import prepare, train
 from dpdm.cli.tuning import tune
 from dpdm.terminal import speak_in_its_letters, speak_to_nobody
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 verbs = (
     *(check, advise, plan, prepare, pretrain, train, tune),
     *(sample, export, evaluate, compare, verify, audit, report),
