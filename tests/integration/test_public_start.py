@@ -55,6 +55,21 @@ def test_a_start_is_made_trained_with_and_named_wherever_the_claim_is(dpdm, run,
     assert "drawn from a private release" in err
 
 
+def test_a_report_says_the_method_what_was_public_and_how_far_it_was_followed(dpdm, run, tmp_path):
+    code, _, err = dpdm("report", "run")
+    assert code == 0, err
+    facts = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert facts["method"] == "diffusion"
+    (part,) = facts["public"]
+    assert (part["name"], part["images"], part["drawn"]) == ("shapes", 100, False)
+    gains = facts["learnt"]["gains"]
+    assert [each["sigma"] for each in gains][::11] == [0.03, 12.0]
+    assert all(0 <= each["gain"] <= 1 for each in gains)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert part["sha256"][:16] in page
+    assert "How far the public network is followed" in page
+
+
 def test_the_same_command_goes_on_and_another_start_does_not(dpdm, photos, run):
     code, _, err = dpdm("train", photos, *TRAINED, *NO_STEPS)
     assert code == 0, err

@@ -9,8 +9,10 @@ from typing import Any
 
 import dpdm
 from dpdm.config import decode_plan, read_toml
+from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning
 from dpdm.evaluation import Scorecard
 from dpdm.files import json_text, read_json
+from dpdm.methods import DenoisingGenerator, ImageGenerator
 from dpdm.privacy import Plan, PoissonSums
 from dpdm.privacy.accounting import round_up
 from dpdm.report.private import read_private
@@ -55,6 +57,9 @@ def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> t
             "factor": math.exp(min(verified.epsilon, 700.0)),
             "true_positive_rates": {str(false): true for false, true in verified.true_positive_rates.items()},
         },
+        "method": settings["method"],
+        "public": [part._asdict() for part in verified.public],
+        "learnt": {"remark": release.generator.remark, "gains": _gains(release.generator)},
         "spent": _curve(plan),
         "budget": _budget(plan),
         "classes": list(release.facts.class_names),
@@ -77,6 +82,17 @@ def _curve(plan: Plan) -> list[dict[str, float]]:
     points = sorted({plan.steps * point // _POINTS for point in range(1, _POINTS + 1)} - {0})
     start = [0] if plan.made_after(0) else []
     return [{"step": step, "epsilon": plan.epsilon(made=plan.made_after(step))} for step in start + points]
+
+
+def _gains(generator: ImageGenerator) -> list[dict[str, float]]:
+    """Return how far a public network is followed at each noise level, if private images were asked."""
+    rule = generator.denoiser.preconditioning if isinstance(generator, DenoisingGenerator) else None
+    if not isinstance(rule, MatchedPreconditioning) or rule.gains is None:
+        return []
+    return [
+        {"sigma": float(f"{sigma:.2g}"), "gain": gain}
+        for sigma, gain in zip(GAIN_LEVELS, rule.gains.tolist(), strict=True)
+    ]
 
 
 def _budget(plan: Plan) -> list[dict[str, Any]]:
