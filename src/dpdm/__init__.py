@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Prior,
         PriorAlone,
         PublicFeatures,
+        Retrieval,
         Start,
         StatisticMatching,
     )
@@ -103,6 +104,7 @@ _HOME = {
     "Prior": "methods",
     "PriorAlone": "methods",
     "PublicFeatures": "methods",
+    "Retrieval": "methods",
     "Start": "methods",
     "StatisticMatching": "methods",
     "MLP": "networks",
@@ -166,6 +168,7 @@ __all__ = [
     "PriorAlone",
     "PublicFeatures",
     "Release",
+    "Retrieval",
     "Sensitive",
     "Start",
     "StatisticMatching",

@@ -31,6 +31,7 @@ from dpdm.methods import (
     Prior,
     PriorAlone,
     PublicFeatures,
+    Retrieval,
     Start,
     StatisticMatching,
 )
@@ -102,6 +103,12 @@ TOYS = {
     "diffusion from a diffusers folder": Diffusion(
         network=PIPELINE, loss=DenoisingLoss(noise_multiplicity=2), sampler=DDIM(steps=5, sigma_min=0.02)
     ),
+    "retrieval, from a public start": Diffusion(
+        preconditioning=EDM(), start=Start(sources=("?",), gains=False), retrieval=Retrieval(keep=6), **TOY
+    ),
+    "retrieval, from a diffusers folder": Diffusion(
+        network=PIPELINE, retrieval=Retrieval(keep=6), sampler=DDIM(steps=5, sigma_min=0.02), loss=TOY["loss"]
+    ),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),
 }
 PUBLIC = ImageDataset(
@@ -133,7 +140,14 @@ def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others
         method = dataclasses.replace(method, codec=public_codec(PUBLIC))
     elif method.start_folders:
         made = [
-            public_start(TOY["network"], images, data.class_names, name=f"start{number}", scale=0.1 + number)
+            public_start(
+                TOY["network"],
+                images,
+                data.class_names,
+                name=f"start{number}",
+                scale=0.1 + number,
+                preconditioning=method.preconditioning,
+            )
             for number, images in enumerate((PUBLIC, ALSO)[: len(method.start_folders)])
         ]
         start = dataclasses.replace(method.start, sources=tuple(each.sources[0] for each in made))

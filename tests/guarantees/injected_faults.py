@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import safetensors.torch
@@ -51,7 +52,7 @@ from dpdm.audit import parametric
 from dpdm.audit.canaries import AuditedRun, WatchedRun, train_with_canaries
 from dpdm.config import Config, Data, Machine, Privacy, encode
 from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
-from dpdm.diffusion import EDM, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
+from dpdm.diffusion import EDM, Below, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.evaluation.layers import LayerMeans
 from dpdm.files import json_text
 from dpdm.ledger import Ledger
@@ -70,6 +71,7 @@ from dpdm.methods import (
     Prior,
     PriorAlone,
     PublicFeatures,
+    Retrieval,
     Start,
     StatisticMatching,
     evolution,
@@ -323,6 +325,29 @@ def two_worlds_of_latents(folder: Path) -> list[str]:
         found += differences(d, e)
         if name in ("public", "blank") and moved(d, e) != [0.0] * len(d.calls):
             found.append(f"an image that is {name} moved a sum")
+    return found
+
+
+def two_worlds_of_trajectories(folder: Path) -> list[str]:
+    """Retrieval of public trajectories, in worlds that differ in an image; and the noise levels of private steps."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    small = {"network": MLP(width=8, blocks=1), "preconditioning": EDM(), "loss": DenoisingLoss(noise_multiplicity=2)}
+    start = worlds.public_start(small["network"], public, IMAGES.class_names, preconditioning=EDM())
+    start = dataclasses.replace(start, gains=False)
+    method = Diffusion(**small, start=start, retrieval=Retrieval(keep=8))
+    pairs = {"image": [(IMAGES, IMAGES.part(range(len(IMAGES) - 1))), (IMAGES, IMAGE_NEIGHBOURS["white"])]}
+    load, found = Loader.__call__, []
+
+    def watched(self, units, random_bytes):
+        batch = load(self, units, random_bytes)
+        if (batch.sigma > 1).any():  # above `retrieval.level`
+            found.append("a private step was taken at a noise level of public trajectories")
+        return batch
+
+    with mock.patch.object(Loader, "__call__", watched):
+        for _, d, e in _in_both_worlds(folder, method, pairs, public=public, steps=3, expected_batch_size=6):
+            found += differences(d, e)
     return found
 
 
@@ -1389,6 +1414,20 @@ def latents_of_blank_images(patch: Patch) -> None:
     patch.setattr(ImageDataset, "shown_by", shown_by)
 
 
+def steps_at_all_noise_levels(patch: Patch) -> None:
+    patch.setattr(Below, "quantile", lambda self, u: self.base.quantile(u))
+
+
+def trajectories_of_private_images(patch: Patch) -> None:
+    sound = Diffusion.train
+
+    def train(self, generator, data, run):
+        run.public = ImageDataset(images=data.images, name=data.name)
+        return sound(self, generator, data, run)
+
+    patch.setattr(Diffusion, "train", train)
+
+
 def divided_by_private_counts(patch: Patch) -> None:
     sound = mean_embedding.cell_sums
 
@@ -1718,6 +1757,13 @@ FAULTS = [
     Fault("latents that an image's neighbours move", latents_by_neighbours, two_worlds_of_latents),
     Fault("latents of blank images that count", latents_of_blank_images, two_worlds_of_latents),
     Fault("latents of sums without noise", counts_without_noise, two_worlds_of_latents, said="weights"),
+    Fault(
+        "private steps at the noise levels of public trajectories too",
+        steps_at_all_noise_levels,
+        two_worlds_of_trajectories,
+        said="noise level",
+    ),
+    Fault("trajectories of private images", trajectories_of_private_images, two_worlds_of_trajectories, said="weights"),
     Fault("each image of a group at full weight in a prototype", images_at_full_weight, two_worlds_of_prototypes),
     Fault("a black image in place of a blank one, in a prototype", blank_images_vote, two_worlds_of_prototypes),
     Fault("prototypes of rows longer than one", prototypes_of_longer_rows, two_worlds_of_prototypes),
@@ -1777,6 +1823,7 @@ CHECKS = {
     two_worlds_of_gains: "two worlds of a public network's gains",
     two_worlds_of_chosen_matrices: "two worlds of a choice of matrices",
     two_worlds_of_latents: "two worlds of a prior of latents",
+    two_worlds_of_trajectories: "two worlds of public trajectories",
     two_worlds_of_prototypes: "two worlds of private labels for public images",
     two_worlds_of_features: "two worlds of sums of features",
     two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",

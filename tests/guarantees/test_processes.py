@@ -132,6 +132,79 @@ assert not [name for name in threads if "gloo" in name], threads
 """
 
 
+ADAPTERS = """
+import io, random, sys
+from pathlib import Path
+import torch
+from torch import distributed
+import dpdm
+from dpdm.methods.interface import ImageFacts
+from dpdm.methods.loader import Loader
+from dpdm.privacy import clipped_grad_sum
+from dpdm.runs.hardware import joined_processes
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]) / "guarantees")]
+from two_worlds import IMAGES
+from diffusers_pipelines import save_pipeline
+torch.set_num_threads(1)
+NUMBER, NORM = len(IMAGES), 0.05
+loss, facts = dpdm.DenoisingLoss(noise_multiplicity=2), ImageFacts(IMAGES.shape, IMAGES.class_names)
+reduced, reduce = [], distributed.all_reduce
+distributed.all_reduce = lambda t: (reduced.append(t.numel()), reduce(t))[1]
+
+def folder(rank):
+    network = dpdm.DiffusersFolder(source=save_pipeline(f"pipeline{rank}"), trains="lora:4")
+    return dpdm.Diffusion(network=network, loss=loss)
+
+def start(rank):
+    trained = dpdm.Start(sources=("public",), gains=False, trains="low-rank:4")
+    return dpdm.Diffusion(network=dpdm.CompactUNet(width=16), preconditioning=dpdm.EDM(), start=trained, loss=loss)
+
+with joined_processes() as processes:
+    method = {"folder": folder, "start": start}[sys.argv[2]](processes.rank)
+    denoiser = method.stepped(method.untrained(facts, seed=1), seed=1)
+    numbers = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in denoiser.parameters():  # where B is zero, A has no gradient
+            p.add_(0.1 * torch.randn(p.shape, generator=numbers))
+    trains = [p for p in denoiser.parameters() if p.requires_grad]
+    frozen = {p: p.clone() for p in denoiser.parameters() if not p.requires_grad}
+    size, whole = sum(map(torch.numel, trains)), Loader(IMAGES, loss, method.noise_levels, torch.device("cpu"))
+    assert 0 < size < sum(map(torch.numel, frozen)) / 2
+
+    def rows_of(records):  # the draws of a record are its own, whichever process has it
+        draws = b"".join(random.Random(record).randbytes(16) for record in records.tolist())
+        return whole(records.numpy(), io.BytesIO(draws).read)
+
+    mine = torch.tensor(processes.shard(NUMBER))
+    optimizer = torch.optim.SGD(trains, lr=0.5)
+    for strategy in ("layer-wise", "vectorized"):
+        plan = dpdm.DPSGD(dataset_size=NUMBER, expected_batch_size=NUMBER, steps=2, noise_multiplier=1e-9, delta=1e-3,
+                          max_grad_norm=NORM)
+        run = plan.start(strategy=dpdm.Machine(strategy=strategy).clipping)
+        for _ in range(2):
+            alone = clipped_grad_sum(loss, denoiser, rows_of(torch.arange(NUMBER)), max_grad_norm=NORM).vector / NUMBER
+            reduced.clear()
+            run.backward(loss, denoiser, num_records=len(mine), load=lambda i, _: rows_of(mine[i]))
+            together = torch.cat([p.grad.flatten() for p in trains]).double()
+            assert together.norm() > 0.1 * NORM
+            assert torch.allclose(alone, together, rtol=1e-3, atol=1e-4 * alone.abs().max().item())
+            assert sorted(reduced)[-1] == size and sum(reduced) < size + 100, (reduced, size)
+            assert all(p.grad is None and torch.equal(p, was) for p, was in frozen.items())
+            optimizer.step()
+    everyones = [None] * processes.size
+    distributed.all_gather_object(everyones, [p.detach().numpy().tobytes() for p in trains])
+    assert all(theirs == everyones[0] for theirs in everyones)
+"""
+
+
+@pytest.mark.parametrize("which", ["folder", "start"])
+def test_adapters_on_two_processes_take_the_steps_of_one_and_their_sums_alone_are_reduced(which, tmp_path):
+    if which == "folder":
+        pytest.importorskip("peft")
+    result = launch(2, ADAPTERS, Path(__file__).parents[1], which, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 IN_GROUPS = TRAINED.replace("delta=1e-4", 'delta=1e-4, unit="group", releases=PRIOR.releases(epsilon=1, delta=1e-4)')
 IN_GROUPS = IN_GROUPS.replace('dpdm.open_dataset("digits")', "replace(digits, groups=np.arange(len(digits)) % 500)")
 IN_GROUPS = IN_GROUPS.replace("preconditioning=dpdm.EDM()", "preconditioning=dpdm.MomentMatched(), prior=PRIOR")

@@ -328,11 +328,13 @@ def public_start(
     scale: float = 0.1,
     first_scale: float = 1.0,
     name: str = "start",
+    preconditioning=MomentMatched(),  # noqa: B008 (frozen)
 ) -> Start:
     """Return a start whose weights are random numbers, added to first ones, each times a scale."""
     folder = Path(tempfile.mkdtemp()) / name  # of one name, whichever process made it
     folder.mkdir()
-    first = Diffusion(network=network).untrained(ImageFacts(public.shape, class_names), seed=5).denoiser.network
+    untrained = Diffusion(network=network, preconditioning=preconditioning).untrained
+    first = untrained(ImageFacts(public.shape, class_names), seed=5).denoiser.network
     random = torch.Generator().manual_seed(0)
     drawn = {name: torch.randn(w.shape, generator=random) for name, w in first.state_dict().items()}
     weights = {name: first_scale * w + scale * drawn[name] for name, w in first.state_dict().items()}
@@ -340,7 +342,7 @@ def public_start(
         folder,
         weights,
         public,
-        {"classes": [], "preconditioning": {"kind": "moment-matched"}, "facts": {"shape": [*public.shape]}},
+        {"classes": [], "preconditioning": {"kind": preconditioning.kind}, "facts": {"shape": [*public.shape]}},
     )
     return Start(sources=(str(folder),))
 

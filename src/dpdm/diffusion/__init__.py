@@ -3,6 +3,7 @@
 from dpdm.diffusion.loss import DenoisingLoss, NoisyBatch
 from dpdm.diffusion.matched_solver import MatchedSolver
 from dpdm.diffusion.noise_levels import (
+    Below,
     Cosine,
     DiscreteTimes,
     LogNormal,
@@ -41,6 +42,7 @@ __all__ = [
     "GAIN_LEVELS",
     "VE",
     "VP",
+    "Below",
     "Churn",
     "Cosine",
     "DPMSolver",

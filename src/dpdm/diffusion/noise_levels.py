@@ -18,6 +18,7 @@ Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 """How the β of a discrete process follow one another."""
 
 _MOST_TIMES = 10_000  # of a discrete process: published ones have 1,000 to 4,000
+_LEAST_SHARE = 1e-4  # of all noise levels, for training on these alone
 _CELLS = 2048  # of equal probability, in which a weight is one number
 
 
@@ -215,6 +216,43 @@ def _discrete_levels(schedule: str, times: int, beta_start: float, beta_end: flo
             betas = torch.linspace(beta_start, beta_end, times)
         product = torch.cumprod(1 - betas, dim=0).double()
         return ((1 - product) / product).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Below:
+    """The noise levels of another distribution that are not above one level.
+
+    Args:
+        base: That distribution.
+        most: The level.
+    """
+
+    base: NoiseLevels
+    most: float
+
+    def __post_init__(self) -> None:
+        if self._share < _LEAST_SHARE:
+            raise InputError(f"hardly any noise level of training is below {self.most:g}: set it higher")
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """That of `base`, up to the level."""
+        low, high = self.base.span
+        return low, min(high, self.most)
+
+    def quantile(self, u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return the σ below which a fraction `u` in (0, 1) of the training noise levels lies."""
+        return self.base.quantile(u * self._share).clamp(max=self.most)
+
+    @functools.cached_property
+    def _share(self) -> float:
+        """The part of `base` that is not above the level, by bisection: a quantile rises."""
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            within = self.base.quantile(torch.tensor(middle, dtype=torch.float64)) <= self.most
+            low, high = (middle, high) if within else (low, middle)
+        return low
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from dpdm.lazy import lazily
 if TYPE_CHECKING:
     from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
     from dpdm.methods.codec import Codec
-    from dpdm.methods.denoising import AnySampler, DenoisingGenerator
-    from dpdm.methods.diffusion import AnyPreconditioning, Diffusion, require_sampler_names
+    from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
+    from dpdm.methods.diffusion import AnyPreconditioning, Diffusion
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
+    from dpdm.methods.retrieval import Retrieval
     from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
     from dpdm.methods.statistics import StatisticMatching
@@ -54,6 +55,7 @@ __all__ = [
     "Progress",
     "PublicFeatures",
     "PublicPart",
+    "Retrieval",
     "SmallGenerator",
     "Start",
     "StatisticMatching",
@@ -65,8 +67,8 @@ __getattr__ = lazily(
     {
         "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
         "codec": "Codec",
-        "denoising": "AnySampler DenoisingGenerator",
-        "diffusion": "AnyPreconditioning Diffusion require_sampler_names",
+        "denoising": "AnySampler DenoisingGenerator require_sampler_names",
+        "diffusion": "AnyPreconditioning Diffusion",
         "embedding": "Embedding",
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
@@ -79,6 +81,7 @@ __getattr__ = lazily(
         "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
+        "retrieval": "Retrieval",
         "small_generator": "SmallGenerator",
         "start": "Start",
         "statistics": "StatisticMatching",

@@ -1,5 +1,7 @@
 """What a diffusion model releases: a denoiser, with a sampler that draws from it."""
 
+import re
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -12,14 +14,17 @@ from dpdm.diffusion import (
     DPMSolver,
     MatchedPreconditioning,
     MatchedSolver,
+    NoiseLevels,
     PreconditionedDenoiser,
     StochasticDDIM,
 )
 from dpdm.methods import codec as codecs
 from dpdm.methods.interface import ImageFacts, ImageGenerator
+from dpdm.methods.retrieval import Trajectories
 from dpdm.networks.codec import ConvCodec
-from dpdm.types import Images, InputError
+from dpdm.types import Images, InputError, require_at_most
 
+_MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
 
 
@@ -33,6 +38,7 @@ class DenoisingGenerator(ImageGenerator):
         unlabelled: Whether the network knows images without label.
         codec: What decodes draws, where they are latents.
         choice: One for each matrix of the network that private images chose, zero for the others; None without choice.
+        trajectories: Where draws begin, if it is not with noise alone.
     """
 
     choice: UInt8[Tensor, " matrix"] | None
@@ -46,17 +52,24 @@ class DenoisingGenerator(ImageGenerator):
         unlabelled: bool,
         codec: ConvCodec | None = None,
         choice: UInt8[Tensor, " matrix"] | None = None,
+        trajectories: Trajectories | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("choice", choice)
         self.denoiser, self.facts, self.sampler, self.codec = denoiser, facts, sampler, codec
+        self.trajectories = trajectories
         self.null_label = facts.num_classes if facts.num_classes and unlabelled else None
 
     def draw(
         self, labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
-        """Return what the sampler makes of standard normal draws, one image for each label."""
+        """Return what the sampler makes of standard normal draws, one image for each label.
+
+        With retrieval it makes it of ends of public trajectories, which these draws bring to its first noise level.
+        """
         start = torch.randn((len(labels), *self.seen.shape), generator=random, device=labels.device)
+        if self.trajectories is not None:
+            start = start + self.trajectories.draw(labels, random=random) / self.sampler.sigma_max
         drawn = self.sampler(self.denoiser, start, labels, generator=random, null_label=self.null_label)
         return codecs.decoded(self.codec, drawn)
 
@@ -68,6 +81,12 @@ class DenoisingGenerator(ImageGenerator):
     def seen_of(self, images: Images) -> Float[Tensor, "images channel height width"]:
         """Return what the denoiser sees of images."""
         return codecs.seen_of(self.codec, images)
+
+    @property
+    def noise_levels(self) -> NoiseLevels:
+        """Those that training meets."""
+        whole = self.denoiser.preconditioning.noise_levels
+        return whole if self.trajectories is None else self.trajectories.of.late(whole)
 
     @property
     def class_shares(self) -> tuple[float, ...] | None:
@@ -89,7 +108,7 @@ class DenoisingGenerator(ImageGenerator):
         """
         if not callable(sampler):
             raise InputError("sampler must be one of dpdm's samplers")
-        sampler.require_trained(self.denoiser.preconditioning.noise_levels)
+        sampler.require_trained(self.noise_levels)
         return self._with(self.denoiser, sampler)
 
     def shortened(self) -> tuple["DenoisingGenerator", float]:
@@ -98,7 +117,21 @@ class DenoisingGenerator(ImageGenerator):
         return self.sampled_by(replace(self.sampler, steps=steps)), self.sampler.steps / steps
 
     def _with(self, denoiser: PreconditionedDenoiser, sampler: AnySampler) -> "DenoisingGenerator":
-        unlabelled = self.null_label is not None
         return DenoisingGenerator(
-            denoiser, self.facts, sampler, unlabelled=unlabelled, codec=self.codec, choice=self.choice
+            denoiser,
+            self.facts,
+            sampler,
+            unlabelled=self.null_label is not None,
+            codec=self.codec,
+            choice=self.choice,
+            trajectories=self.trajectories,
         )
+
+
+def require_sampler_names(names: Collection[object]) -> None:
+    """Raise InputError unless these may be the names of samplers: few, short, and words of one form."""
+    require_at_most(_MOST_SAMPLERS, samplers=len(names))
+    for name in names:
+        if not isinstance(name, str) or not _SAMPLER.fullmatch(name):
+            said = ascii(name)[:80]
+            raise InputError(f"a sampler is called {said}: take a letter, and then at most 31 of a-z, 0-9, _ and -")

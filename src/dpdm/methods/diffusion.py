@@ -5,8 +5,7 @@ Source:
 """
 
 import copy
-import re
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -35,7 +34,7 @@ from dpdm.diffusion import (
 from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
 from dpdm.methods.codec import Codec
-from dpdm.methods.denoising import AnySampler, DenoisingGenerator
+from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
 from dpdm.methods.folders import of_scheduler, require_classes, sampler_within
 from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
@@ -54,10 +53,11 @@ from dpdm.methods.loader import Loader
 from dpdm.methods.matrices import choose_matrices, rehearse_matrices
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.prior import Prior, release_prior
-from dpdm.methods.start import Start, load_start
+from dpdm.methods.retrieval import Retrieval, Trajectories, require_public_denoiser
+from dpdm.methods.start import Start, load_start, require_start
 from dpdm.networks import CompactUNet, DiffusersFolder, Network, Own, OwnNetwork, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
-from dpdm.types import InputError, refusing, require_at_most
+from dpdm.types import InputError, refusing
 
 AnyPreconditioning = EDM | V | VP | VE | DDPM | MomentMatched
 
@@ -68,7 +68,6 @@ PRIOR = "denoiser.preconditioning.prior."
 """What the names of the tensors of the prior around which a network is trained begin with."""
 
 _GAINS, _CHOICE = "denoiser.preconditioning.gains", "choice"
-_MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
 _STEPS = 500
 T = TypeVar("T")
 
@@ -90,6 +89,7 @@ class Diffusion(Method):
         start: A network that was trained on public images before; around a prior, steps may then be none. Of several,
             private images choose one.
         codec: In whose latents images are learnt (default: as they are). A start must be of the same latents.
+        retrieval: Given if public images begin each trajectory, and private steps train what follows alone.
     """
 
     kind: ClassVar[str] = "diffusion"
@@ -102,10 +102,12 @@ class Diffusion(Method):
     samplers: dict[str, AnySampler] = field(default_factory=dict)
     start: Start | None = None
     codec: Codec | None = None
+    retrieval: Retrieval | None = None
 
     def __post_init__(self) -> None:
         wanted: dict[str, Any] = {"loss": DenoisingLoss, "optimizer": Optimizer, "samplers": dict}
         wanted |= {"prior": Prior | None, "start": Start | None, "codec": Codec | None}
+        wanted |= {"retrieval": Retrieval | None}
         for name, kind in wanted.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
@@ -113,13 +115,18 @@ class Diffusion(Method):
             if self.prior is not None or self.start is not None or self.codec is not None:
                 raise InputError("a diffusers folder is a start of its own: leave out prior, start and codec")
             object.__setattr__(self, "preconditioning", of_scheduler(self.network, self.preconditioning))
-            object.__setattr__(self, "sampler", sampler_within(self.preconditioning, self.sampler))
-            within = {name: sampler_within(self.preconditioning, each) for name, each in self.samplers.items()}
-            object.__setattr__(self, "samplers", within)
         if isinstance(self.preconditioning, MomentMatched):
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:
             raise InputError("prior is for moment-matched preconditioning: set preconditioning.kind=moment-matched")
+        folder = isinstance(self.network, DiffusersFolder)
+        if self.retrieval is not None:
+            require_public_denoiser(begun=folder or self.start is not None, prior=self.prior is not None)
+            object.__setattr__(self, "starts_from_images", True)  # of this one
+        if folder or self.retrieval is not None:
+            object.__setattr__(self, "sampler", sampler_within(self.noise_levels, self.sampler))
+            within = {name: sampler_within(self.noise_levels, each) for name, each in self.samplers.items()}
+            object.__setattr__(self, "samplers", within)
         if self.start is not None and self.code is not None:
             raise InputError("start is for one of dpdm's networks: leave it out")
         if self.start is not None and self.start.private and self.prior is None:
@@ -131,6 +138,12 @@ class Diffusion(Method):
         for name, sampler in self._named().items():
             self._require_trained(name, sampler)
 
+    @property
+    def noise_levels(self) -> NoiseLevels:
+        """Those of private steps, unless gains weigh them."""
+        whole = self.preconditioning.noise_levels
+        return whole if self.retrieval is None else self.retrieval.late(whole)
+
     def _named(self) -> dict[str, AnySampler]:
         return {"sampler": self.sampler, **{f"samplers.{name}": each for name, each in self.samplers.items()}}
 
@@ -140,7 +153,7 @@ class Diffusion(Method):
             raise InputError(f"{name} must be one of dpdm's samplers, not {type(sampler).__name__}")
         if isinstance(sampler, MatchedSolver) and self.prior is None:
             raise InputError(f"{name}.kind = {sampler.kind} needs moment-matched preconditioning, which has a prior")
-        sampler.require_trained(self.preconditioning.noise_levels, name=name)
+        sampler.require_trained(self.noise_levels, name=name)
         if sampler.guidance and not self.loss.label_dropout:
             raise InputError(
                 f"{name}.guidance = {sampler.guidance:g} needs images without label in training: "
@@ -186,8 +199,10 @@ class Diffusion(Method):
             choice = trained.widest(network) if trained.chosen else None
             trained.freeze(network, choice)
         denoiser, unlabelled = PreconditionedDenoiser(network.train(), preconditioning), self.loss.label_dropout > 0
-        codec = codecs.untrained(self.codec, facts, seed=seed)
-        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice, codec=codec)
+        of_generator: dict[str, Any] = {"unlabelled": unlabelled, "choice": choice}
+        of_generator["codec"] = codecs.untrained(self.codec, facts, seed=seed)
+        of_generator["trajectories"] = None if self.retrieval is None else Trajectories(self.retrieval, seen)
+        return DenoisingGenerator(denoiser, facts, self.sampler, **of_generator)
 
     def stepped(self, generator: DenoisingGenerator, *, seed: int = 0) -> PreconditionedDenoiser:
         """Return what private steps are taken with: the generator's denoiser, or one with A and B (`Trained`)."""
@@ -205,8 +220,9 @@ class Diffusion(Method):
         average = ema.start(generator.denoiser).eval()
         denoiser = self.stepped(generator, seed=run.seed)
         optimizer = torch.optim.Adam(denoiser.parameters())
-        updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer)
-        noise_levels: NoiseLevels = self.preconditioning.noise_levels
+        also = {} if generator.trajectories is None else {"trajectories": generator.trajectories}
+        updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer, **also)
+        noise_levels = self.noise_levels
         data = codecs.in_latents(run, generator.codec, data)
         if self.prior is not None:
             prior = release_prior(run, data, self.prior).to(run.device)
@@ -216,6 +232,8 @@ class Diffusion(Method):
             start = choose_start(run, data, average, generator.seen, self._denoisers(run.starts))
             for each in (generator.denoiser, average):
                 load_start(each.network, start, generator.seen)
+        if generator.trajectories is not None and run.public is not None and not updates:
+            generator.trajectories.fill(run, average, generator.seen_of, null_label=generator.null_label)
         if self.start is not None and self.start.gains:
             gains = release_gains(run, data, average)
             for each in (denoiser, average):
@@ -255,17 +273,10 @@ class Diffusion(Method):
         if isinstance(self.network, DiffusersFolder):
             self.network.require_weights()
         for start in self._denoisers(run.starts):
-            if start.preconditioning != self.preconditioning.kind:
-                raise InputError(
-                    f"the start of {start.part.name} is for preconditioning.kind = {start.preconditioning}, not "
-                    f"{self.preconditioning.kind}: make one by dpdm pretrain --like"
-                )
-            if start.codec != (run.starts[-1].sha256 if self.codec else ""):
-                raise InputError(
-                    f"the start of {start.part.name} was not made in the latents of this run's codec: make one by "
-                    "dpdm pretrain --like, with the same --set codec.source, or leave one of the two out"
-                )
+            require_start(start, self.preconditioning.kind, codec=run.starts[-1].sha256 if self.codec else "")
             load_start(copy.deepcopy(generator.denoiser.network), start, generator.seen)
+        if self.retrieval is not None and run.public is not None:
+            self.retrieval.entries(run.public, generator.facts, seed=run.seed)
         if self.start is not None and self.start.private:
             with refusing("the network fails on made-up images"):
                 rehearse_gains(generator.denoiser, generator.seen)
@@ -276,7 +287,7 @@ class Diffusion(Method):
             with run.autocast():
                 made_up.require_trainable(self.loss, denoiser, generator.seen, plan, mechanism, run)
         for name, sampler in self._named().items():
-            made_up.require_images_by(replace_sampler(generator, sampler), name)
+            made_up.require_images_by(generator.sampled_by(sampler).shortened()[0], name)
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError if guidance goes away from classes that are not there, or a folder is for other images."""
@@ -291,6 +302,8 @@ class Diffusion(Method):
             self.prior.require_possible(read, plan, codecs.seen_by(self.codec, facts), below=PRIOR, where=where)
         if self.codec is not None:
             self.codec.require_same(read, facts, where)
+        if self.retrieval is not None:
+            self.retrieval.require_possible(read, facts, where)
         if self.start is None:
             return
         if not self.start.sha256:
@@ -344,8 +357,9 @@ class Diffusion(Method):
         return starts if self.codec is None else starts[:-1]
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
-        """Return the bytes of the latents; what steps take is measured."""
-        return codecs.memory_of(self.codec, facts, records)
+        """Return the bytes of the latents, and of public trajectories; what steps take is measured."""
+        bank = 0 if self.retrieval is None else self.retrieval.memory(codecs.seen_by(self.codec, facts))
+        return codecs.memory_of(self.codec, facts, records) + bank
 
     @property
     def code(self) -> OwnNetwork | None:
@@ -379,21 +393,7 @@ class Diffusion(Method):
         return replace(self, network=network)
 
 
-def require_sampler_names(names: Collection[object]) -> None:
-    """Raise InputError unless these may be the names of samplers: few, short, and words of one form."""
-    require_at_most(_MOST_SAMPLERS, samplers=len(names))
-    for name in names:
-        if not isinstance(name, str) or not _SAMPLER.fullmatch(name):
-            said = ascii(name)[:80]
-            raise InputError(f"a sampler is called {said}: take a letter, and then at most 31 of a-z, 0-9, _ and -")
-
-
 def _matched(denoiser: PreconditionedDenoiser) -> MatchedPreconditioning:
     """Return what a denoiser around a prior has: the prior, and perhaps gains."""
     assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
     return denoiser.preconditioning
-
-
-def replace_sampler(generator: DenoisingGenerator, sampler: AnySampler) -> DenoisingGenerator:
-    """Return the generator with another sampler, whose steps are two at most."""
-    return generator.sampled_by(sampler).shortened()[0]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from dpdm.diffusion import DDPM, DenoisingLoss, DiscreteTimes, MomentMatched, Sampler
+from dpdm.diffusion import DDPM, DenoisingLoss, DiscreteTimes, MomentMatched, NoiseLevels, Sampler
 from dpdm.methods.interface import ImageFacts
 from dpdm.networks import DiffusersFolder
 from dpdm.types import InputError
@@ -27,11 +27,11 @@ def of_scheduler(folder: DiffusersFolder, given: object) -> DDPM:
     return own
 
 
-def sampler_within(preconditioning: Any, sampler: Any) -> Any:  # noqa: ANN401 (unions of the method's file)
+def sampler_within(noise_levels: NoiseLevels, sampler: Any) -> Any:  # noqa: ANN401 (unions of the method's file)
     """Return the sampler; noise levels that nobody chose are kept between those of training."""
     if not isinstance(sampler, Sampler):
         return sampler
-    usual, (low, high) = type(sampler)(), preconditioning.noise_levels.span
+    usual, (low, high) = type(sampler)(), noise_levels.span
     if sampler.sigma_min == usual.sigma_min < low:
         sampler = replace(sampler, sigma_min=low)
     if sampler.sigma_max == usual.sigma_max and sampler.highest_level > high:

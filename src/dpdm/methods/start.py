@@ -120,6 +120,20 @@ def weights_digest(weights: Mapping[str, Shaped[Tensor, "..."]]) -> str:
     return whole.hexdigest()
 
 
+def require_start(start: PublicStart, kind: str, *, codec: str) -> None:
+    """Raise InputError unless a start is for this kind of preconditioning, and for latents of this codec, if any."""
+    if start.preconditioning != kind:
+        raise InputError(
+            f"the start of {start.part.name} is for preconditioning.kind = {start.preconditioning}, not {kind}: make "
+            "one by dpdm pretrain --like"
+        )
+    if start.codec != codec:
+        raise InputError(
+            f"the start of {start.part.name} was not made in the latents of this run's codec: make one by dpdm "
+            "pretrain --like, with the same --set codec.source, or leave one of the two out"
+        )
+
+
 def load_start(network: nn.Module, start: PublicStart, facts: ImageFacts) -> None:
     """Put public weights into a network; where they know no classes, all classes begin alike.
 

@@ -102,7 +102,7 @@ class _Rehearsal:
         self._machine, self._seed, self._facts = config.machine, config.seed, facts
         self._device = choose_device(config.machine.device)
         self._starts = open_starts(method.start_folders)
-        self._levels = method.preconditioning.noise_levels
+        self._levels = method.noise_levels
         self._loss = replace(method.loss, noise_multiplicity=_COPIES, label_dropout=0.0)
         self._generator: DenoisingGenerator | None = None
 

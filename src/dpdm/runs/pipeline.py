@@ -136,18 +136,19 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
 def _save(release: Release, folder: Path) -> str:
     """Write a release as a pipeline, and return what its README says."""
     drawn, method = release.generator, decode_method(release.settings)
-    if isinstance(drawn, DenoisingGenerator) and isinstance(drawn.denoiser.network, DiffusersNetwork):
+    network = drawn.denoiser.network if isinstance(drawn, DenoisingGenerator) and drawn.trajectories is None else None
+    if isinstance(network, DiffusersNetwork):  # whose draws begin with noise alone
         assert isinstance(method, Diffusion)
         assert isinstance(method.network, DiffusersFolder)
-        plain = _plain_pipeline(drawn.denoiser.network, method.network.spec, method.preconditioning, release)
+        plain = _plain_pipeline(network, method.network.spec, method.preconditioning, release)
         plain.save_pretrained(folder, safe_serialization=True)
         said = {"format": "pt", CLAIM: release.statement}
         save_file(plain.unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.safetensors", said)
-        if low_rank := drawn.denoiser.network.low_rank():
+        if low_rank := network.low_rank():
             save_file({name: value.contiguous().cpu() for name, value in low_rank.items()}, folder / LOW_RANK, said)
         for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
             write_json(folder / name, read_json(folder / name) | {CLAIM: release.statement})
-        code = PLAIN_WITH_CLASSES if drawn.denoiser.network.with_classes else PLAIN
+        code = PLAIN_WITH_CLASSES if network.with_classes else PLAIN
         return readme_of(release.statement, release.facts.class_names, code, low_rank=bool(low_rank))
     state = drawn.state_dict()
     generator = Generator(release.settings, {name: list(tensor.shape) for name, tensor in state.items()})

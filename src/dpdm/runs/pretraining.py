@@ -66,6 +66,11 @@ class Pretraining(PublicTraining):
         if self.method.code is not None or isinstance(self.method.network, DiffusersFolder):
             raise InputError("a start is for one of dpdm's networks: set network.kind")
 
+    @property
+    def alone(self) -> Diffusion:
+        """The method without what it begins with."""
+        return replace(self.method, start=None, retrieval=None)
+
     @cached_property
     def codec(self) -> PublicStart | None:
         """The codec in whose latents the network is trained: read once."""
@@ -73,7 +78,7 @@ class Pretraining(PublicTraining):
 
     def settings(self) -> dict[str, Any]:
         """Return what the start was made with and for."""
-        tables = encode_method(replace(self.method, start=None))
+        tables = encode_method(self.alone)
         shape = [*seen_by(self.method.codec, self.facts).shape]
         return {
             **super().settings(),
@@ -99,7 +104,7 @@ class _Loop(Loop):
     def __init__(self, of: Pretraining, processes: Processes) -> None:
         super().__init__(of, processes)
         self._of = of
-        generator = replace(of.method, start=None).untrained(of.facts, seed=of.seed)
+        generator = of.alone.untrained(of.facts, seed=of.seed)
         if not of.labelled:
             forget_classes(generator.denoiser.network)
         self._seen = of.public.images

@@ -21,7 +21,11 @@ def parts_of(
     images: Sequence[ImageDataset], starts: Sequence[PublicStart], method: Method, generator: ImageGenerator
 ) -> tuple[PublicPart, ...]:
     """Return a run's public images, those of its starts, its public networks, and what drawing needs beside weights."""
-    used = [PublicPart(public.name, public.digest(), len(public), public.drawn) for public in images]
+    twice = {start.part.name for start in starts}  # a name is one part's
+    names = [f"{public.name} (again)" if public.name in twice else public.name for public in images]
+    used = [
+        PublicPart(name, public.digest(), len(public), public.drawn) for name, public in zip(names, images, strict=True)
+    ]
     return (*used, *(start.part for start in starts), *method.network_parts(), *generator.parts)
 
 
