@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from dpdm.ledger import Ledger
     from dpdm.methods import (
+        GAN,
         NTK,
         AggregatedEmbeddings,
         Codec,
@@ -87,6 +88,7 @@ _HOME = {
     "frechet_distance": "evaluation",
     "image_features": "evaluation",
     "Ledger": "ledger",
+    "GAN": "methods",
     "NTK": "methods",
     "AggregatedEmbeddings": "methods",
     "Codec": "methods",
@@ -127,6 +129,7 @@ __all__ = [
     "DDPM",
     "DPSGD",
     "EDM",
+    "GAN",
     "MLP",
     "NTK",
     "VE",

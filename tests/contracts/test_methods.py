@@ -17,6 +17,7 @@ from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, DenoisingLoss, MomentMatched
 from dpdm.methods import (
+    GAN,
     METHODS,
     NTK,
     AggregatedEmbeddings,
@@ -69,6 +70,7 @@ TOYS = {
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "diffusion in latents": Diffusion(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
     "prior of latents": PriorAlone(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2)),
+    "gan": GAN(width=16, latent=2, discriminator_width=4, batch_size=8),
     "evolution": Evolution(rounds=3, population=4),
     "labels": Labels(embedding=PIXELS, per_class=6, from_prior=0),
     "labels beside a prior": Labels(
@@ -122,7 +124,7 @@ every_method = pytest.mark.parametrize("name", TOYS)
 
 def plan_of(name, unit="image"):
     method, steps = TOYS[name], {}
-    if isinstance(method, Diffusion):
+    if isinstance(method, Diffusion | GAN):
         steps = {"steps": 0} if name == "public start alone" else {"steps": 3, "expected_batch_size": 5}
     return method.plan(**BUDGET, **steps, unit=unit)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
+    from dpdm.methods.gan import GAN
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.labelled import LabelledGenerator
     from dpdm.methods.labels import Labels
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dpdm.methods.statistics import StatisticMatching
 
 __all__ = [
+    "GAN",
     "METHODS",
     "NTK",
     "AggregatedEmbeddings",
@@ -70,6 +72,7 @@ __getattr__ = lazily(
         "embedding": "Embedding",
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
+        "gan": "GAN",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "labelled": "LabelledGenerator",
         "labels": "Labels",

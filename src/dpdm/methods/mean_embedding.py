@@ -28,7 +28,7 @@ from dpdm.methods.interface import (
     Run,
     Sizes,
 )
-from dpdm.methods.possible import require_shares
+from dpdm.methods.possible import require_finite, require_shares
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.types import InputError, require_at_most, require_counts, require_within
@@ -169,9 +169,7 @@ class MeanEmbedding(Method):
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless shares of classes are positive and add up to one, and all weights are finite."""
         require_shares(read, where)
-        for name in dict(self.untrained(facts).named_parameters()):
-            if not read(name).isfinite().all():
-                raise InputError(f"{where} holds weights that are not finite")
+        require_finite(read, dict(self.untrained(facts).named_parameters()), where)
 
     @property
     def _all_features(self) -> tuple[AnyFeatures, ...]:

@@ -3,6 +3,7 @@
 from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings
 from dpdm.methods.diffusion import Diffusion
 from dpdm.methods.evolution import Evolution
+from dpdm.methods.gan import GAN
 from dpdm.methods.interface import Method
 from dpdm.methods.labels import Labels
 from dpdm.methods.mean_embedding import MeanEmbedding
@@ -17,5 +18,6 @@ _ALL: tuple[type[Method], ...] = (
     MeanEmbedding,
     AggregatedEmbeddings,
     StatisticMatching,
+    GAN,
 )
 METHODS: dict[str, type[Method]] = {method.kind: method for method in _ALL}
