@@ -23,6 +23,7 @@ from dpdm.methods import (
     AggregatedEmbeddings,
     Codec,
     Diffusion,
+    Distillation,
     Embedding,
     Evolution,
     Fourier,
@@ -32,6 +33,7 @@ from dpdm.methods import (
     Prior,
     PriorAlone,
     PublicFeatures,
+    SlicedWasserstein,
     Start,
     StatisticMatching,
 )
@@ -71,6 +73,10 @@ TOYS = {
     "diffusion in latents": Diffusion(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
     "prior of latents": PriorAlone(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2)),
     "gan": GAN(width=16, latent=2, discriminator_width=4, batch_size=8),
+    "sliced": SlicedWasserstein(directions=7, bins=4, updates=5, batch_size=64, latent=2, width=16),
+    "distillation": Distillation(
+        features=PublicFeatures(embedding=Embedding(features="random-convnets", size=8)), images=3, updates=4
+    ),
     "evolution": Evolution(rounds=3, population=4),
     "labels": Labels(embedding=PIXELS, per_class=6, from_prior=0),
     "labels beside a prior": Labels(

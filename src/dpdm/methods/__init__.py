@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dpdm.methods.codec import Codec
     from dpdm.methods.denoising import AnySampler, DenoisingGenerator
     from dpdm.methods.diffusion import AnyPreconditioning, Diffusion, require_sampler_names
+    from dpdm.methods.distillation import Distillation, DistilledGenerator
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
+    from dpdm.methods.sliced import SlicedWasserstein
     from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
     from dpdm.methods.statistics import StatisticMatching
@@ -38,6 +40,8 @@ __all__ = [
     "Codec",
     "DenoisingGenerator",
     "Diffusion",
+    "Distillation",
+    "DistilledGenerator",
     "Embedding",
     "Evolution",
     "Fourier",
@@ -56,6 +60,7 @@ __all__ = [
     "Progress",
     "PublicFeatures",
     "PublicPart",
+    "SlicedWasserstein",
     "SmallGenerator",
     "Start",
     "StatisticMatching",
@@ -69,6 +74,7 @@ __getattr__ = lazily(
         "codec": "Codec",
         "denoising": "AnySampler DenoisingGenerator",
         "diffusion": "AnyPreconditioning Diffusion require_sampler_names",
+        "distillation": "DistilledGenerator Distillation",
         "embedding": "Embedding",
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
@@ -82,6 +88,7 @@ __getattr__ = lazily(
         "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
+        "sliced": "SlicedWasserstein",
         "small_generator": "SmallGenerator",
         "start": "Start",
         "statistics": "StatisticMatching",

@@ -44,9 +44,7 @@ class Discriminator(nn.Module):
         channels, height, across = facts.shape
         halvings = max(1, math.ceil(math.log2(min(height, across) / _SMALLEST)))
         made = [channels, *(min(_MOST_CHANNELS, width * 2**number) for number in range(halvings))]
-        self.halvings = nn.ModuleList(
-            nn.Conv2d(one, other, 4, stride=2, padding=1) for one, other in pairwise(made)
-        )
+        self.halvings = nn.ModuleList(nn.Conv2d(one, other, 4, stride=2, padding=1) for one, other in pairwise(made))
         last = made[-1] * (height // 2**halvings) * (across // 2**halvings)
         self.heads = nn.Linear(last, max(1, facts.num_classes))
 

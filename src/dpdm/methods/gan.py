@@ -145,7 +145,8 @@ class GAN(Method):
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
         adam.step()
-        return values.detach() < 0
+        known: torch.Tensor = values.detach() < 0
+        return known
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try a private step, and one of the generator, on made-up images."""
