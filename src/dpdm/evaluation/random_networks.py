@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from dpdm.evaluation.features import Compute, OfLevels
+from dpdm.evaluation.checks import Compute
+from dpdm.evaluation.features import OfLevels
 from dpdm.evaluation.preparation import framed, prepared
 from dpdm.types import InputError
 

