@@ -64,12 +64,16 @@ class FitsGenerator(Method):
         """Return the bytes that the generator takes for the images of an update, with gradients."""
         return self.batch_size * 16 * self.width * math.prod(facts.shape[1:])
 
+    def classes_at_once(self, classes: int) -> int:
+        """Return how many of so many classes an update is about."""
+        return min(classes, max(1, self.batch_size // self.fewest_of_class))
+
     def fit(self, generator: SmallGenerator, loss: Loss, run: Run) -> Generator[Progress, None, None]:
         """Train the generator; yield now and then, where a run may be stopped. Nothing of it is kept then."""
         optimizer = torch.optim.Adam(generator.parameters(), lr=self.learning_rate)
         random = torch.Generator().manual_seed(run.seed)
         number = len(generator.shares)
-        chosen = min(number, self.batch_size // self.fewest_of_class)
+        chosen = self.classes_at_once(number)
         each = self.batch_size // chosen
         weights = (generator.shares * number).float()
         for update in range(self.updates):

@@ -38,10 +38,9 @@ def directions(shape: SHAPE, number: int, *, seed: int) -> Float64[Tensor, "pixe
     return (flat / flat.abs().sum(1, keepdim=True) * _GRID).trunc().T.contiguous()
 
 
-def projected(x: Tensor, weights: Float64[Tensor, "pixels number"]) -> Float32[Tensor, "*images number"]:
-    """Return the projections of images in [-1, 1], through which gradients pass."""
-    made: Tensor = x.flatten(-3) @ (weights / _GRID).to(x)
-    return made
+def as_floats(weights: Float64[Tensor, "pixels number"]) -> Float32[Tensor, "pixels number"]:
+    """Return weights by which images in [-1, 1] are multiplied."""
+    return (weights / _GRID).float()
 
 
 def bins_of(

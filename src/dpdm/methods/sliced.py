@@ -9,20 +9,22 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.fitted import FitsGenerator, same_everywhere
 from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Progress, Run
-from dpdm.methods.projections import choices, directions, on_simplex, projected, quantiles
+from dpdm.methods.projections import as_floats, choices, directions, on_simplex, quantiles
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.privacy import FullSum
 from dpdm.privacy.sums import votes
-from dpdm.types import require_at_most, require_counts, require_counts_or_none, require_within
+from dpdm.types import require_at_most, require_counts, require_within
 
 _HISTOGRAMS = "histograms of projections"
 _NOISY = 0.3  # of an average count: noise of a bin, up to which more directions are asked
 _FEWEST, _MOST = 50, 2000  # directions, where nobody says how many
+_AT_ONCE = 500  # directions of an update
 _MOST_NUMBERS = 10**8  # bins of all histograms
 _MOST_WEIGHTS = 10**8
 
@@ -60,8 +62,7 @@ class SlicedWasserstein(FitsGenerator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_counts_or_none(directions=self.directions)
-        require_counts(bins=self.bins)
+        require_counts(bins=self.bins, **({} if self.directions is None else {"directions": self.directions}))
         require_within(2, 10**4, bins=self.bins)
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
@@ -88,7 +89,7 @@ class SlicedWasserstein(FitsGenerator):
 
     @property
     def _bytes_of_batch(self) -> int:
-        return 4 * 8 * self.batch_size * self._at_most
+        return 4 * 8 * self.batch_size * min(_AT_ONCE, self._at_most)
 
     def number_of(self, run: Run, classes: int) -> int:
         """Return how many directions there are, by the plan alone."""
@@ -107,22 +108,22 @@ class SlicedWasserstein(FitsGenerator):
         run.resume()
         classes = len(generator.shares)
         number = self.number_of(run, classes)
-        weights = directions(generator.facts.shape, number, seed=run.seed)
+        drawn = directions(generator.facts.shape, number, seed=run.seed)
         cast = {"bins": classes * number * self.bins}
-        noisy, noise_std = run.once(_HISTOGRAMS, lambda: votes(choices(data, weights, bins=self.bins), **cast))
+        noisy, noise_std = run.once(_HISTOGRAMS, lambda: votes(choices(data, drawn, bins=self.bins), **cast))
         counts = (noisy * math.sqrt(number)).view(classes, number, self.bins)
         least = max(1.0, 2 * noise_std * math.sqrt(self.bins))  # a class that is not told from none
         sizes = counts.sum(2).mean(1).clamp(min=least)
         generator.shares.copy_(sizes / sizes.sum())
         shares = on_simplex(counts, sizes[:, None].expand(-1, number))
-        wanted: dict[int, Tensor] = {}  # by how many images a class has in an update
+        weights = as_floats(drawn).to(run.device)
+        wanted = quantiles(shares, self.batch_size // self.classes_at_once(classes)).float().to(run.device)
+        random = torch.Generator().manual_seed(run.seed)
 
         def loss(made: Tensor, of: Tensor) -> Tensor:
-            each = made.shape[1]
-            if each not in wanted:
-                wanted[each] = quantiles(shares, each).mT.float().to(run.device)
-            ordered = projected(made, weights).sort(dim=1).values
-            return (ordered - wanted[each][of]).square().mean(dim=(1, 2))
+            some = torch.randperm(number, generator=random)[:_AT_ONCE].to(run.device)
+            ordered = (made.flatten(2) @ weights[:, some]).mT.sort(dim=2).values
+            return (ordered - wanted[of[:, None], some]).square().mean(dim=(1, 2))
 
         yield from self.fit(generator, loss, run)
         same_everywhere(generator, run)
