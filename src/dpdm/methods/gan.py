@@ -36,6 +36,7 @@ _STEPS = 1000
 _MOST_WIDTH, _MOST_LATENT, _MOST_BATCH, _MOST_STEPS = 2**12, 2**12, 10**5, 10**4
 _BETAS = (0.5, 0.9)  # of both Adams: a game needs less memory than a descent
 _LOSS = PairLoss()
+_ALIKE = 1e-3  # mean absolute difference of two images that counts as none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,9 @@ class GAN(Method):
         width: Of the generator.
         latent: Random numbers that an image is made of.
         discriminator_width: Channels of the discriminator's first layer.
-        batch_size: Images of a step of the generator; of the discriminator it is privacy.expected_batch_size.
+        batch_size: Pairs of images of a step of the generator; of the discriminator it is privacy.expected_batch_size.
         generator_rate: Adam's, of the generator; it falls as that of the discriminator does.
+        spread: Weight of a term by which the generator's images of a class are kept apart; 0 leaves it out.
         threshold: Share of generated images below which a discriminator that knows them is asked more often.
         most_steps: Private steps for one of the generator, at most.
         optimizer: Of the discriminator; and the average of the generator, which is what is released.
@@ -57,18 +59,20 @@ class GAN(Method):
         * The generator, and how often it is its turn, follow from the discriminator and from generated images alone.
 
     Source:
-        Bie, Kamath & Zhang 2023; that an image and a generated one are clipped as a pair is ours.
+        Bie, Kamath & Zhang 2023; images kept apart: Mao, Lee, Tseng, Ma & Yang 2019 (mode seeking). That an image and a
+        generated one are clipped as a pair is ours.
     """
 
     kind: ClassVar[str] = "gan"
     width: int = 256
     latent: int = 32
-    discriminator_width: int = 16
-    batch_size: int = 128
+    discriminator_width: int = 8
+    batch_size: int = 64
     generator_rate: float = 1e-3
+    spread: float = 0.1
     threshold: float = 0.7
     most_steps: int = 50
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-3, ema_decay=0.99))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=2e-3, ema_decay=0.98))
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("latent", "discriminator_width", "batch_size", "most_steps")}
@@ -79,8 +83,8 @@ class GAN(Method):
         require_at_most(_MOST_BATCH, batch_size=self.batch_size)
         require_at_most(_MOST_STEPS, most_steps=self.most_steps)
         require_within(1e-6, 0.1, generator_rate=self.generator_rate)
-        if not 0 <= self.threshold <= 1:
-            raise InputError(f"threshold must be from 0 to 1, not {self.threshold}")
+        require_within(0, 1, threshold=self.threshold)
+        require_within(0, 1e3, spread=self.spread)
         if not isinstance(self.optimizer, Optimizer):
             raise InputError(f"optimizer must be Optimizer, not {type(self.optimizer).__name__}")
 
@@ -136,11 +140,15 @@ class GAN(Method):
         """Take a step of the generator; return which of its images the discriminator knew."""
         random, device = torch.Generator().manual_seed(seed), generator.device
         classes = max(1, generator.facts.num_classes)
-        labels = torch.randint(classes, (self.batch_size,), generator=random).to(device)
-        latent = torch.randn(self.batch_size, self.latent, generator=random).to(device)
-        values = discriminator(generator(latent, labels), labels)
+        labels = torch.randint(classes, (self.batch_size,), generator=random).repeat(2).to(device)
+        latent = torch.randn(2 * self.batch_size, self.latent, generator=random).to(device)
+        images = generator(latent, labels)
+        values = discriminator(images, labels)
         adam.zero_grad()
         loss = softplus(-values).mean()
+        if self.spread:  # two images of a class are to differ as their random numbers do
+            apart, drawn = ((one - other).abs().mean() for one, other in (images.chunk(2), latent.chunk(2)))
+            loss = loss + self.spread * drawn / (apart + _ALIKE)
         parameters = list(generator.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
@@ -161,7 +169,7 @@ class GAN(Method):
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes of a step of the generator; what private steps take is measured."""
-        return self.batch_size * 16 * (self.width + 2 * self.discriminator_width) * math.prod(facts.shape[1:])
+        return 2 * self.batch_size * 16 * (self.width + 2 * self.discriminator_width) * math.prod(facts.shape[1:])
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless all weights are finite."""

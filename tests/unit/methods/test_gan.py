@@ -141,7 +141,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
         ({"batch_size": 10**6}, "batch_size"),
         ({"most_steps": 0}, "most_steps"),
         ({"generator_rate": 1.0}, "generator_rate"),
-        ({"threshold": 1.5}, "threshold must be from 0 to 1"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"spread": -1.0}, "spread"),
         ({"optimizer": None}, "optimizer must be Optimizer"),
     ],
 )
