@@ -17,11 +17,13 @@ from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, DenoisingLoss, MomentMatched
 from dpdm.methods import (
+    GAN,
     METHODS,
     NTK,
     AggregatedEmbeddings,
     Codec,
     Diffusion,
+    Distillation,
     Embedding,
     Evolution,
     Fourier,
@@ -32,6 +34,7 @@ from dpdm.methods import (
     PriorAlone,
     PublicFeatures,
     Retrieval,
+    SlicedWasserstein,
     Start,
     StatisticMatching,
 )
@@ -70,6 +73,11 @@ TOYS = {
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "diffusion in latents": Diffusion(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
     "prior of latents": PriorAlone(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2)),
+    "gan": GAN(width=16, latent=2, discriminator_width=4, batch_size=8),
+    "sliced": SlicedWasserstein(directions=7, bins=4, updates=5, batch_size=64, latent=2, width=16),
+    "distillation": Distillation(
+        features=PublicFeatures(embedding=Embedding(features="random-convnets", size=8)), images=3, updates=4
+    ),
     "evolution": Evolution(rounds=3, population=4),
     "labels": Labels(embedding=PIXELS, per_class=6, from_prior=0),
     "labels beside a prior": Labels(
@@ -129,7 +137,7 @@ every_method = pytest.mark.parametrize("name", TOYS)
 
 def plan_of(name, unit="image"):
     method, steps = TOYS[name], {}
-    if isinstance(method, Diffusion):
+    if isinstance(method, Diffusion | GAN):
         steps = {"steps": 0} if name == "public start alone" else {"steps": 3, "expected_batch_size": 5}
     return method.plan(**BUDGET, **steps, unit=unit)
 

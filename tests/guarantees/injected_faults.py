@@ -58,9 +58,11 @@ from dpdm.files import json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
 from dpdm.methods import (
+    GAN,
     NTK,
     AggregatedEmbeddings,
     Diffusion,
+    Distillation,
     Embedding,
     Evolution,
     Fourier,
@@ -72,8 +74,10 @@ from dpdm.methods import (
     PriorAlone,
     PublicFeatures,
     Retrieval,
+    SlicedWasserstein,
     Start,
     StatisticMatching,
+    adversary,
     evolution,
     feature_maps,
     labels,
@@ -81,6 +85,7 @@ from dpdm.methods import (
     own_draws,
     prior,
     public_classes,
+    sliced,
     variations,
 )
 from dpdm.methods import gains as public_start
@@ -414,6 +419,51 @@ def two_worlds_of_noisy_embeddings(folder: Path) -> list[str]:
         found += differences(d, e)
         if name == "public" and moved(d, e) != [0.0] * len(d.calls):
             found.append("an image that is public moved a sum")
+    return found
+
+
+def _neighbours() -> dict[str, list[tuple[ImageDataset, ImageDataset]]]:
+    """Return pairs that differ in an image, in a group, or in one that is blank."""
+    last = len(IMAGES) - 1
+    inserted = IMAGES.part(np.roll(np.arange(len(IMAGES)), 1))
+    return {
+        "image": [(inserted, IMAGES.part(range(last))), (IMAGES, IMAGE_NEIGHBOURS["first of its class"])],
+        "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
+        "blank": [(blank_equal(IMAGES, IMAGES.part(np.array([last]))), IMAGES.part(range(last)))],
+    }
+
+
+def two_worlds_of_a_discriminator(folder: Path) -> list[str]:
+    """A generator and what it is trained against, in worlds that differ in an image, a group, or a blank image."""
+    method, found = GAN(width=16, latent=2, discriminator_width=4, batch_size=8, most_steps=3), []
+    pairs = _neighbours()  # which differ in the last image, so that the draws of all others are the same
+    pairs["image"] = [(IMAGES, IMAGE_NEIGHBOURS[name]) for name in ("removed", "white")]
+    steps = {"steps": 4, "expected_batch_size": 9, "max_grad_norm": 0.05}
+    for name, d, e in _in_both_worlds(folder, method, pairs, **steps):
+        found += differences(d, e)
+        if name == "blank" and max(moved(d, e)) > 1e-6:
+            found.append("an image that is blank moved a sum")
+    return found
+
+
+def two_worlds_of_histograms(folder: Path) -> list[str]:
+    """Histograms of projections, in worlds that differ in an image, a group, or a blank image."""
+    method, found = SlicedWasserstein(directions=6, bins=4, updates=2, batch_size=64, latent=2, width=16), []
+    for name, d, e in _in_both_worlds(folder, method, _neighbours()):
+        found += differences(d, e)
+        if name == "blank" and moved(d, e) != [0.0] * len(d.calls):
+            found.append("an image that is blank moved a sum")
+    return found
+
+
+def two_worlds_of_distillation(folder: Path) -> list[str]:
+    """Images that follow sums of random networks' features, in worlds that differ in an image, a group, or a blank."""
+    in_networks = PublicFeatures(embedding=Embedding(features="random-convnets", size=8))
+    method, found = Distillation(features=in_networks, images=2, updates=2), []
+    for name, d, e in _in_both_worlds(folder, method, _neighbours()):
+        found += differences(d, e)
+        if name == "blank" and moved(d, e) != [0.0] * len(d.calls):
+            found.append("an image that is blank moved a sum")
     return found
 
 
@@ -1471,6 +1521,56 @@ def centred_by_private_features(patch: Patch) -> None:
     patch.setattr(feature_maps._PublicMap, "rows", rows)
 
 
+def generated_for_the_batch_as_a_whole(patch: Patch) -> None:
+    sound = adversary.PairLoader._draw
+
+    def drawn(self, images, random_bytes):
+        return sound(self, images, lambda count: random_bytes(count - 1) + bytes([len(images) % 256]))
+
+    patch.setattr(adversary.PairLoader, "_draw", drawn)
+
+
+def _with_losses(patch: Patch) -> list[torch.Tensor]:
+    """Return where the losses of the last private step are."""
+    sound, last = MechanismRun.backward, []
+
+    def backward(self, *arguments, **given):
+        diagnostics = sound(self, *arguments, **given)
+        last[:] = [diagnostics.losses.reveal(because="a fault").nan_to_num(0.0)]
+        return diagnostics
+
+    patch.setattr(MechanismRun, "backward", backward)
+    return last
+
+
+def pace_by_private_images(patch: Patch) -> None:
+    """Let the generator take its turn by what the discriminator makes of private images."""
+    last = _with_losses(patch)
+    patch.setattr(adversary.Pace, "is_due", lambda self: int(1e5 * float(last[0].sum())) % 2 == 0)
+
+
+def as_many_generated_as_selected(patch: Patch) -> None:
+    last, sound = _with_losses(patch), GAN._follow
+
+    def follow(self, *arguments, **given):
+        return sound(dataclasses.replace(self, batch_size=1 + len(last[0])), *arguments, **given)
+
+    patch.setattr(GAN, "_follow", follow)
+
+
+def projections_one_by_one(patch: Patch) -> None:
+    _votes_times(math.sqrt(6), sliced, patch)
+
+
+def bins_from_private_images(patch: Patch) -> None:
+    sound = sliced.choices
+
+    def choices(data, weights, *, bins):
+        return sound(data, weights * (255 * len(data) / max(1, data.images.mean())), bins=bins)
+
+    patch.setattr(sliced, "choices", choices)
+
+
 def images_that_bring_nothing_along(patch: Patch) -> None:
     sound = drawn.open_drawn
 
@@ -1784,6 +1884,17 @@ FAULTS = [
         two_worlds_of_noisy_embeddings,
         said="weights",
     ),
+    Fault("images generated for a batch as a whole", generated_for_the_batch_as_a_whole, two_worlds_of_a_discriminator),
+    Fault("a generator's turns by private images", pace_by_private_images, two_worlds_of_a_discriminator),
+    Fault("as many generated images as were selected", as_many_generated_as_selected, two_worlds_of_a_discriminator),
+    Fault("projections released one by one, counted once", projections_one_by_one, two_worlds_of_histograms),
+    Fault("bins that follow from private images", bins_from_private_images, two_worlds_of_histograms),
+    Fault("noise on bins of projections with votes alone", noise_where_there_are_votes, two_worlds_of_histograms),
+    Fault("each image of a group at full weight in a histogram", images_at_full_weight, two_worlds_of_histograms),
+    Fault("a black image's projections in place of a blank one's", blank_images_vote, two_worlds_of_histograms),
+    Fault("images distilled from sums without noise", counts_without_noise, two_worlds_of_distillation, said="weights"),
+    Fault("each image of a group at full weight, distilled", images_at_full_weight, two_worlds_of_distillation),
+    Fault("a black image distilled in place of a blank one", blank_images_vote, two_worlds_of_distillation),
     Fault("the sum of the k rows next to a query", nearest_rows_alone, two_worlds_of_noisy_embeddings),
     Fault("a black image in place of a blank one, embedded", blank_images_vote, two_worlds_of_noisy_embeddings),
     Fault("images of a release that bring nothing along", images_that_bring_nothing_along, images_of_a_release),
@@ -1827,6 +1938,9 @@ CHECKS = {
     two_worlds_of_prototypes: "two worlds of private labels for public images",
     two_worlds_of_features: "two worlds of sums of features",
     two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",
+    two_worlds_of_a_discriminator: "two worlds of a discriminator's steps",
+    two_worlds_of_histograms: "two worlds of histograms of projections",
+    two_worlds_of_distillation: "two worlds of distilled images",
     images_of_a_release: "a run that begins with images of a release",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",

@@ -16,7 +16,18 @@ from dpdm.evaluation.distances import neighbourhood_scores
 from dpdm.evaluation.features import EfficientNetLite0, Pixels
 from dpdm.evaluation.fidelity import _check_resamples, draw_equally
 from dpdm.evaluation.picture import one_row_per_class
-from dpdm.methods import NTK, Diffusion, Evolution, Fourier, ImageFacts, MeanEmbedding, PriorAlone
+from dpdm.methods import (
+    GAN,
+    NTK,
+    Diffusion,
+    Distillation,
+    Evolution,
+    Fourier,
+    ImageFacts,
+    MeanEmbedding,
+    PriorAlone,
+    SlicedWasserstein,
+)
 from dpdm.methods.prior import Prior
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import FullSum, NonPrivate, Plan, PoissonSums
@@ -67,6 +78,15 @@ COUNTED = {
     "MeanEmbedding batch_size": lambda value: MeanEmbedding(batch_size=value),
     "MeanEmbedding latent": lambda value: MeanEmbedding(latent=value),
     "MeanEmbedding width": lambda value: MeanEmbedding(width=value),
+    "GAN width": lambda value: GAN(width=value),
+    "GAN latent": lambda value: GAN(latent=value),
+    "GAN discriminator_width": lambda value: GAN(discriminator_width=value),
+    "GAN batch_size": lambda value: GAN(batch_size=value),
+    "GAN most_steps": lambda value: GAN(most_steps=value),
+    "SlicedWasserstein directions": lambda value: SlicedWasserstein(directions=value),
+    "SlicedWasserstein bins": lambda value: SlicedWasserstein(bins=value),
+    "Distillation images": lambda value: Distillation(images=value),
+    "Distillation updates": lambda value: Distillation(updates=value),
     "Fourier number": lambda value: Fourier(number=value),
     "NTK width": lambda value: NTK(width=value),
     "Data size": lambda value: Data(source="digits", size=value),

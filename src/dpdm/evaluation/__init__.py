@@ -43,6 +43,7 @@ from dpdm.evaluation.picture import save_grid as save_grid
 from dpdm.evaluation.picture import side_by_side as side_by_side
 from dpdm.evaluation.protocol import QUICK as QUICK
 from dpdm.evaluation.protocol import UtilityProtocol as UtilityProtocol
+from dpdm.evaluation.random_networks import RandomConvNets as RandomConvNets
 from dpdm.evaluation.scorecard import Judge as Judge
 from dpdm.evaluation.scorecard import Labelled as Labelled
 from dpdm.evaluation.scorecard import Scorecard as Scorecard

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from dpdm.methods.codec import Codec
     from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
     from dpdm.methods.diffusion import AnyPreconditioning, Diffusion
+    from dpdm.methods.distillation import Distillation, DistilledGenerator
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
+    from dpdm.methods.gan import GAN
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.labelled import LabelledGenerator
     from dpdm.methods.labels import Labels
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
     from dpdm.methods.registry import METHODS
     from dpdm.methods.retrieval import Retrieval
+    from dpdm.methods.sliced import SlicedWasserstein
     from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
     from dpdm.methods.statistics import StatisticMatching
 
 __all__ = [
+    "GAN",
     "METHODS",
     "NTK",
     "AggregatedEmbeddings",
@@ -37,6 +41,8 @@ __all__ = [
     "Codec",
     "DenoisingGenerator",
     "Diffusion",
+    "Distillation",
+    "DistilledGenerator",
     "Embedding",
     "Evolution",
     "Fourier",
@@ -56,6 +62,7 @@ __all__ = [
     "PublicFeatures",
     "PublicPart",
     "Retrieval",
+    "SlicedWasserstein",
     "SmallGenerator",
     "Start",
     "StatisticMatching",
@@ -69,9 +76,11 @@ __getattr__ = lazily(
         "codec": "Codec",
         "denoising": "AnySampler DenoisingGenerator require_sampler_names",
         "diffusion": "AnyPreconditioning Diffusion",
+        "distillation": "DistilledGenerator Distillation",
         "embedding": "Embedding",
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
+        "gan": "GAN",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "labelled": "LabelledGenerator",
         "labels": "Labels",
@@ -82,6 +91,7 @@ __getattr__ = lazily(
         "prior": "MixtureGenerator Prior PriorAlone",
         "registry": "METHODS",
         "retrieval": "Retrieval",
+        "sliced": "SlicedWasserstein",
         "small_generator": "SmallGenerator",
         "start": "Start",
         "statistics": "StatisticMatching",

@@ -11,8 +11,10 @@ from dpdm.methods.feature_maps import AnyFeatures, FeatureMap
 from dpdm.methods.interface import ImageFacts, Run
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.privacy.sums import BoundedSum, cell_sums
+from dpdm.types import InputError, require_at_most
 
 _COUNT_SCALE = 0.3  # of counts beside rows of length one: the sums get 4 % more noise for them
+_MOST_NUMBERS = 10**8  # of all sums
 _JUDGED = 2000  # images by which a generator is judged
 _FEWEST_JUDGED = 2  # of each class
 
@@ -56,6 +58,23 @@ def released(name: str, of: AnyFeatures, run: Run, data: ImageDataset, facts: Im
     counts = (noisy[-cells:] / _COUNT_SCALE).clamp(min=least)
     means = (noisy[:-cells].view(cells, dimensions) / counts[:, None]).float().to(run.device)
     return ClassMeans(features, means, counts / counts.sum())
+
+
+def require_summed(features: tuple[AnyFeatures, ...], facts: ImageFacts) -> None:
+    """Raise InputError if there is more to add up than memory is good for."""
+    for each in features:
+        each.require_images(facts.shape)
+    numbers = sum(each.dimensions(facts.shape) for each in features) * max(1, facts.num_classes)
+    require_at_most(_MOST_NUMBERS, **{"the number of features × classes": numbers})
+
+
+def require_gradients(
+    of: AnyFeatures, images: Float32[Tensor, "images channel height width"], facts: ImageFacts, *, seed: int
+) -> None:
+    """Raise InputError unless made-up images, that follow from something, have finite features and a gradient."""
+    means = of.built(facts, seed, images.device).means(images[None])
+    if not means.requires_grad or means.shape != (1, of.dimensions(facts.shape)) or not means.isfinite().all():
+        raise InputError("these features give no finite numbers, or no gradient, for such images: choose others")
 
 
 def discrepancies(

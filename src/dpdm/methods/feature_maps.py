@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.embedding import Embedding
-from dpdm.methods.interface import ImageFacts, Run
+from dpdm.methods.interface import ImageFacts, PublicPart, Run
 from dpdm.types import Images, InputError, require_at_most, require_counts, require_within
 
 _GRID = 2.0**19  # of random weights: with whole numbers as pixels, each sum below is exact in float64
@@ -63,6 +63,15 @@ class Features(ABC):
     def bytes_of_one(self, shape: tuple[int, int, int]) -> int:
         """Return how much memory the map takes for an image through which gradients pass."""
         return 16 * self.dimensions(shape)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What a claim calls the public network that makes them, if somebody trained one."""
+        return ()
+
+    def network_parts(self) -> tuple[PublicPart, ...]:
+        """Return it with the digest of its weights."""
+        return ()
 
     def said(self) -> Self:
         """Return the features as a release says them."""
@@ -220,6 +229,15 @@ class PublicFeatures(Features):
     def built(self, facts: ImageFacts, seed: int, device: torch.device) -> FeatureMap:
         """Return the map."""
         return _PublicMap(self.embedding, facts.shape, device)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """What a claim calls the network, if somebody trained it."""
+        return self.embedding.network
+
+    def network_parts(self) -> tuple[PublicPart, ...]:
+        """Return it with the digest of its weights."""
+        return self.embedding.parts()
 
     def said(self) -> Self:
         """Return the features as a release says them."""

@@ -11,38 +11,31 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from dpdm.data import ImageDataset
-from dpdm.data.procedural import tell_progress
-from dpdm.methods.class_means import ClassMeans, discrepancies, released
+from dpdm.methods.class_means import discrepancies, released, require_gradients, require_summed
 from dpdm.methods.feature_maps import PART, AnyFeatures, Fourier, PublicFeatures
+from dpdm.methods.fitted import FitsGenerator, same_everywhere
 from dpdm.methods.interface import (
     Budget,
     ImageFacts,
     ImageGenerator,
-    Method,
     Progress,
     PublicPart,
     PublicStart,
-    Read,
     Run,
-    Sizes,
 )
-from dpdm.methods.possible import require_shares
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
-from dpdm.types import InputError, require_at_most, require_counts, require_within
+from dpdm.types import require_within
 
 _SUMS, _PROXY = "features of each class", "features to stop by"
 _OF_PROXY = Fourier()  # in which the second sum is: they cost no network, and tell any images apart
-_MOST_NUMBERS = 10**8  # of all sums
-_MOST_UPDATES, _MOST_BATCH, _MOST_WIDTH, _MOST_LATENT = 10**7, 10**5, 2**12, 2**12
-_FEWEST_OF_CLASS = 8  # images of a class in an update; where there are many classes, each update has some of them
-_SHOWN = 20  # times that a person hears how far the generator is
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanEmbedding(Method):
+class MeanEmbedding(FitsGenerator):
     """A small generator, trained to have the mean features of each class that a noisy sum tells.
 
     Args:
@@ -65,20 +58,10 @@ class MeanEmbedding(Method):
 
     kind: ClassVar[str] = "mean-embedding"
     features: AnyFeatures = field(default_factory=Fourier)
-    updates: int = 1000
-    batch_size: int = 200
-    learning_rate: float = 3e-3
-    latent: int = 10
-    width: int = 200
     stopping: float = 0.0
 
     def __post_init__(self) -> None:
-        require_counts(updates=self.updates, batch_size=self.batch_size, latent=self.latent, width=self.width)
-        require_at_most(_MOST_UPDATES, updates=self.updates)
-        require_within(_FEWEST_OF_CLASS, _MOST_BATCH, batch_size=self.batch_size)
-        require_within(8, _MOST_WIDTH, width=self.width)
-        require_at_most(_MOST_LATENT, latent=self.latent)
-        require_within(1e-6, 0.1, learning_rate=self.learning_rate)
+        super().__post_init__()
         require_within(0, 0.5, stopping=self.stopping)
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
@@ -91,35 +74,22 @@ class MeanEmbedding(Method):
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError if there is more to add up than memory is good for."""
-        for features in self._all_features:
-            features.require_images(facts.shape)
-        numbers = self._numbers(facts)
-        require_at_most(_MOST_NUMBERS, **{"the number of features × classes": numbers})
-
-    def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> SmallGenerator:
-        """Return a generator with first weights."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return SmallGenerator(facts, latent=self.latent, width=self.width)
+        require_summed(self._all_features, facts)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: sums, rows and weights of features, and a batch with gradients."""
         row = self.features.dimensions(facts.shape)
         kept = 4 * row * records if isinstance(self.features, PublicFeatures) else 0
         rows = 8 * 5 * max(PART, row) + kept
-        of_image = self.features.bytes_of_one(facts.shape) + 16 * self.width * math.prod(facts.shape[1:])
+        of_update = self.batch_size * self.features.bytes_of_one(facts.shape) + self.bytes_of_update(facts)
         weights = sum(features.bytes_of_weights(facts.shape) for features in self._all_features)
-        return 8 * 5 * self._numbers(facts) + rows + weights + self.batch_size * of_image
+        return 8 * 5 * self._numbers(facts) + rows + weights + of_update
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError if the features are not there, or give no gradient for such images."""
         assert isinstance(generator, SmallGenerator)
-        features = self.features.built(generator.facts, run.seed, run.device)
         latent = torch.zeros(2, self.latent, device=run.device)
-        means = features.means(generator(latent, latent[:, 0].long())[None])
-        expected = (1, self.features.dimensions(generator.facts.shape))
-        if not means.requires_grad or means.shape != expected or not means.isfinite().all():
-            raise InputError("these features give no finite numbers, or no gradient, for such images: choose others")
+        require_gradients(self.features, generator(latent, latent[:, 0].long()), generator.facts, seed=run.seed)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
@@ -132,46 +102,19 @@ class MeanEmbedding(Method):
         if self.stopping:
             judge = released(_PROXY, _OF_PROXY, run, data, facts, seed=run.seed + 1)
         generator.shares.copy_(told.shares)
-        yield from self._fit(generator, told, judge, run)
-        for tensor in generator.state_dict().values():  # all processes have come to the same, if all are alike
-            tensor.copy_(run.processes.from_first(tensor))
-        return generator
-
-    def _fit(
-        self, generator: SmallGenerator, told: ClassMeans, judge: ClassMeans | None, run: Run
-    ) -> Generator[Progress, None, None]:
-        """Train the generator; yield now and then, where a run may be stopped."""
-        optimizer = torch.optim.Adam(generator.parameters(), lr=self.learning_rate)
-        random = torch.Generator().manual_seed(run.seed)
-        classes = len(told.means)
-        chosen = min(classes, self.batch_size // _FEWEST_OF_CLASS)
-        each = self.batch_size // chosen
-        weights = (generator.shares * classes).float()
         nearest, best = math.inf, generator.state_dict()
-        for update in range(self.updates):
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * (1 - update / self.updates)
-            taken = torch.randperm(classes, generator=random)[:chosen]
-            latent = torch.randn(chosen * each, self.latent, generator=random)
-            labels, taken = taken.repeat_interleave(each).to(run.device), taken.to(run.device)
-            made = told.features.means(generator(latent.to(run.device), labels).unflatten(0, (chosen, each)))
-            optimizer.zero_grad()
-            (discrepancies(made, told.means[taken], each) * weights[taken]).mean().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            if (update + 1) % max(1, self.updates // _SHOWN) == 0 or update + 1 == self.updates:
-                tell_progress("generator", update + 1, self.updates)
-                if judge and (distance := judge.discrepancy_of(generator, seed=run.seed)) < nearest:
-                    nearest, best = distance, copy.deepcopy(generator.state_dict())
-                yield run.made_sum(generator)
+
+        def loss(made: Tensor, classes: Tensor) -> Tensor:
+            return discrepancies(told.features.means(made), told.means[classes], made.shape[1])
+
+        for progress in self.fit(generator, loss, run):
+            if judge and (distance := judge.discrepancy_of(generator, seed=run.seed)) < nearest:
+                nearest, best = distance, copy.deepcopy(generator.state_dict())
+            yield progress
         if judge:
             generator.load_state_dict(best)
-
-    def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
-        """Raise InputError unless shares of classes are positive and add up to one, and all weights are finite."""
-        require_shares(read, where)
-        for name in dict(self.untrained(facts).named_parameters()):
-            if not read(name).isfinite().all():
-                raise InputError(f"{where} holds weights that are not finite")
+        same_everywhere(generator, run)
+        return generator
 
     @property
     def _all_features(self) -> tuple[AnyFeatures, ...]:
@@ -184,11 +127,11 @@ class MeanEmbedding(Method):
     @property
     def networks(self) -> tuple[str, ...]:
         """What a claim calls the public network in whose features images are compared."""
-        return self.features.embedding.network if isinstance(self.features, PublicFeatures) else ()
+        return self.features.networks
 
     def network_parts(self) -> tuple[PublicPart, ...]:
         """Return this network with the digest of its weights."""
-        return self.features.embedding.parts() if isinstance(self.features, PublicFeatures) else ()
+        return self.features.network_parts()
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "MeanEmbedding":
         """Return the method as settings can say it."""

@@ -1,7 +1,7 @@
 """Whether the numbers of a release are those that a run can come to: else they could be anything, images too."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float64
@@ -28,6 +28,13 @@ def require_shares(read: Read, where: str) -> None:
     shares = read("shares")
     if not (shares > 0).all() or abs(float(shares.sum()) - 1) > 1e-9:
         raise InputError(f"{where} holds shares of classes that do not add up to one")
+
+
+def require_finite(read: Read, names: Iterable[str], where: str) -> None:
+    """Raise InputError unless all of these tensors are finite."""
+    for name in names:
+        if not read(name).isfinite().all():
+            raise InputError(f"{where} holds weights that are not finite")
 
 
 def require_possible(

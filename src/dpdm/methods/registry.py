@@ -2,11 +2,14 @@
 
 from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings
 from dpdm.methods.diffusion import Diffusion
+from dpdm.methods.distillation import Distillation
 from dpdm.methods.evolution import Evolution
+from dpdm.methods.gan import GAN
 from dpdm.methods.interface import Method
 from dpdm.methods.labels import Labels
 from dpdm.methods.mean_embedding import MeanEmbedding
 from dpdm.methods.prior import PriorAlone
+from dpdm.methods.sliced import SlicedWasserstein
 from dpdm.methods.statistics import StatisticMatching
 
 _ALL: tuple[type[Method], ...] = (
@@ -17,5 +20,8 @@ _ALL: tuple[type[Method], ...] = (
     MeanEmbedding,
     AggregatedEmbeddings,
     StatisticMatching,
+    GAN,
+    SlicedWasserstein,
+    Distillation,
 )
 METHODS: dict[str, type[Method]] = {method.kind: method for method in _ALL}

@@ -22,11 +22,12 @@ class SmallGenerator(ImageGenerator):
         facts: Of the images.
         latent: Random numbers of an image.
         width: Units of the first layer; channels are an eighth of it.
+        counted: Whether it also holds how frequent each class is.
     """
 
     shares: Float64[Tensor, " class"]
 
-    def __init__(self, facts: ImageFacts, *, latent: int, width: int) -> None:
+    def __init__(self, facts: ImageFacts, *, latent: int, width: int, counted: bool = True) -> None:
         super().__init__()
         self.facts, self.latent, self._classes = facts, latent, max(1, facts.num_classes)
         channels, height, width_of_image = facts.shape
@@ -41,7 +42,9 @@ class SmallGenerator(ImageGenerator):
         made = [max(_FEWEST_CHANNELS, self._start[0] // 2**number) for number in range(doublings + 1)]
         self.doublings = nn.ModuleList(nn.Conv2d(one, other, 3, padding=1) for one, other in pairwise(made))
         self.last = nn.Conv2d(made[-1], channels, 3, padding=1)
-        self.register_buffer("shares", torch.full((self._classes,), 1 / self._classes, dtype=torch.float64))
+        self._counted = counted
+        if counted:
+            self.register_buffer("shares", torch.full((self._classes,), 1 / self._classes, dtype=torch.float64))
 
     def forward(
         self, latent: Float[Tensor, "batch latent"], labels: Int[Tensor, " batch"]
@@ -67,4 +70,4 @@ class SmallGenerator(ImageGenerator):
     @property
     def class_shares(self) -> tuple[float, ...] | None:
         """How frequent each class is, by its noisy count."""
-        return tuple(self.shares.tolist()) if self.facts.num_classes else None
+        return tuple(self.shares.tolist()) if self.facts.num_classes and self._counted else None
