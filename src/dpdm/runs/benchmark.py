@@ -36,8 +36,8 @@ class Benchmark(NamedTuple):
     def claim(self, claim: Mapping[str, Any]) -> dict[str, Any]:
         """Return a claim with the stamp before its statement."""
         runs = f"{self.runs:,} run{'s' if self.runs != 1 else ''}"
-        together = f"ε ≤ {upwards(self.epsilon)} together at δ = {self.delta}"
-        return {**claim, "statement": f"BENCHMARK: {runs} on these images, {together}; of this one: {claim['statement']}"}
+        together = f"{runs} on these images, ε ≤ {upwards(self.epsilon)} together at δ = {self.delta}"
+        return {**claim, "statement": f"BENCHMARK: {together}; of this one: {claim['statement']}"}
 
 
 def with_stamp(settings: dict[str, Any], benchmark: Benchmark | None) -> dict[str, Any]:
