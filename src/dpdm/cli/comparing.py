@@ -1,5 +1,6 @@
 """`dpdm compare --methods`: each method trained on a benchmark and judged, in one command that goes on."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -50,13 +51,8 @@ def compare_methods(
 ) -> None:
     """Train and judge each of some methods, or of all, on images that are a benchmark."""
     names = _named(methods)
-    for text in asked.settings:
-        if not text.startswith(_FOR_ALL):
-            fail(f"--set {text} is not a setting of all methods: a comparison takes data., machine. and privacy. only")
-    require_found(asked.reference)
-    base = asked.config(None)
-    from dpdm.config import is_release
-    from dpdm.data.public import require_public_there
+    _refuse(asked)
+    base, configs = asked.config(None), _configs(asked, names)
     from dpdm.evaluation import Judge
     from dpdm.files import held
     from dpdm.ledger import Ledger, Records
@@ -64,36 +60,73 @@ def compare_methods(
     from dpdm.privacy.processes import Processes
     from dpdm.report import write_comparison
 
-    if asked.public is not None and not is_release(asked.public):
-        require_public_there(asked.public)
-    book = Ledger.default(ledger, tell=tell)
+    book, alone = Ledger.default(ledger, tell=tell), Processes()
     if book is None:
         fail("a benchmark is a property of images in a ledger: name one by --ledger")
-    require_readable(book, Processes())
+    require_readable(book, alone)
     data = base.data.open()
-    if not data.public:
-        _refuse_private(asked, names, data)
     plan = base.plan(lambda: data.num_units)
     if not isinstance(plan, Plan):
         fail("privacy.kind = non-private claims nothing: leave it out")
+    possible = {name: config for name, config in configs.items() if not isinstance(config, str)}
+    if not data.public:
+        _refuse_private(asked, list(possible.values()), data)
+    if not possible:
+        fail("; ".join(f"{name} {config}" for name, config in configs.items()))
     real = Real(asked.reference or _test_of(base.data.source), asked.fit, base.data.group)
-    test = real.like(data, data.name)
-    features = features_of(_features(asked.features), None, [test], asked.images)
+    features = features_of(_features(asked.features), None, [real.like(data, data.name)], asked.images)
     rows = _Rows(folder, asked)
+    judge = Judge(features=features, quick=asked.quick, at_most=asked.images, seed=asked.seed, processes=alone)
     with held(folder / ".lock", otherwise=f"{folder} is in use: another process compares; wait for it"):
         book.declare_benchmark(Records.of(data), delta=plan.delta, relation=plan.relation, unit=plan.one_unit)
-        judge = Judge(
-            features=features, quick=asked.quick, at_most=asked.images, seed=asked.seed, processes=Processes()
-        )
-        for number, name in enumerate(names, 1):
-            if "scores" not in rows.of(name):
+        for number, (name, config) in enumerate(configs.items(), 1):
+            if isinstance(config, str):
+                rows.put(name, refused=config)
+            elif "scores" not in rows.of(name) or not (folder / name / "release" / "privacy.json").exists():
                 tell(f"{name}, method {number} of {len(names)}")
-                _enter_row(rows, name, asked, data, book, judge, real)
+                _enter_row(rows, name, config, asked, data, book, judge, real)
         facts = _facts(rows, names, book, data, real.source, features)
         write_comparison(facts, folder / "comparison.html")
     if not any("scores" in row for row in facts["rows"]):
-        fail("no method ran: " + "; ".join(f"{row['method']}: {row['refused']}" for row in facts["rows"]))
+        fail("; ".join(f"{row['method']}: {row['refused']}" for row in facts["rows"]))
     show(facts, _lines(facts, folder, markdown=markdown), as_json)
+
+
+def _refuse(asked: Asked) -> None:
+    """Raise InputError for what no comparison can be made of, before the heavy imports."""
+    if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "1"):
+        fail("dpdm compare --methods is one process: start it without torchrun")
+    for text in asked.settings:
+        if not text.startswith(_FOR_ALL):
+            fail(f"--set {text} is not a setting of all methods: a comparison takes data., machine. and privacy. only")
+    from dpdm.types import require_positive
+
+    require_positive(minutes=1.0 if asked.minutes is None else asked.minutes)
+    require_found(asked.reference)
+
+
+def _configs(asked: Asked, names: Sequence[str]) -> "dict[str, Config | str]":
+    """Return the settings of each method, or why it cannot take part."""
+    from dpdm.config import is_release
+    from dpdm.data.public import require_public_there
+    from dpdm.types import InputError
+
+    if asked.public is not None and not is_release(asked.public):
+        require_public_there(asked.public)
+    found: dict[str, Config | str] = {}
+    for name in names:
+        try:
+            config = asked.config(name)
+            if config.method.starts_from_images and asked.public is None:
+                found[name] = "needs public images: --public"
+                continue
+            if config.method.starts_from_images:
+                config = asked.config(name, public=asked.public)
+            require_public_there_for(config)
+            found[name] = config
+        except InputError as error:
+            found[name] = str(error)
+    return found
 
 
 def _named(methods: str) -> list[str]:
@@ -121,18 +154,12 @@ def _features(named: str | None) -> str | None:
     return named or ("efficientnet-lite0" if there else None)
 
 
-def _refuse_private(asked: Asked, names: Sequence[str], data: "ImageDataset") -> None:
+def _refuse_private(asked: Asked, configs: "Sequence[Config]", data: "ImageDataset") -> None:
     """Say what a comparison of private images costs, and what to do."""
     from dpdm.privacy import Plan
     from dpdm.privacy.accounting import epsilon
-    from dpdm.types import InputError
 
-    plans = []
-    for name in names:
-        try:
-            plans.append(asked.config(name).plan(lambda: data.num_units))
-        except InputError:  # it could not be trained at all
-            continue
+    plans = [config.plan(lambda: data.num_units) for config in configs]
     events = [event for plan in plans if isinstance(plan, Plan) for event in plan.events()]
     cost = epsilon(events, delta=plans[0].delta or 1e-5, relation=plans[0].relation) if plans else 0.0
     fail(
@@ -171,7 +198,14 @@ class _Rows:
 
 
 def _enter_row(
-    rows: _Rows, name: str, asked: Asked, data: "ImageDataset", book: "Ledger", judge: "Judge", real: Real
+    rows: _Rows,
+    name: str,
+    config: "Config",
+    asked: Asked,
+    data: "ImageDataset",
+    book: "Ledger",
+    judge: "Judge",
+    real: Real,
 ) -> None:
     """Train one method and judge it; what it cannot do is said in its row, and the others go on."""
     from dpdm.privacy.processes import Processes
@@ -181,7 +215,7 @@ def _enter_row(
     folder = rows.folder / name
     try:
         try:
-            memory = _trained(name, asked, data, book, folder)
+            memory = _trained(config, asked.minutes, data, book, folder)
         finally:  # a comparison that is stopped has taken this time, too
             rows.put(name, seconds=before + time.monotonic() - started)
         remarks = list[str]()
@@ -193,29 +227,17 @@ def _enter_row(
         rows.put(name, refused=str(error))
 
 
-def _trained(name: str, asked: Asked, data: "ImageDataset", book: "Ledger", folder: Path) -> int | None:
+def _trained(config: "Config", minutes: float | None, data: "ImageDataset", book: "Ledger", folder: Path) -> int | None:
     """Plan and train one method; return the most memory that it took, where the system tells."""
-    from dpdm.config import require_timed
+    from dpdm.methods import Diffusion
     from dpdm.privacy.processes import Processes
     from dpdm.runs import Trainer
     from dpdm.runs.hardware import choose_device
     from dpdm.runs.memory import peak_memory
-    from dpdm.types import InputError
 
-    config = asked.config(name)
-    if config.method.starts_from_images:
-        if asked.public is None:
-            fail("needs public images: --public")
-        config = asked.config(name, public=asked.public)
-    require_public_there_for(config)
     with peak_memory(choose_device(config.machine.device)) as most:
-        if asked.minutes is not None:
-            try:
-                require_timed(config.method)
-            except InputError:
-                pass
-            else:
-                config = fitted(config, folder, asked.minutes, Processes())
+        if minutes is not None and (isinstance(config.method, Diffusion) or config.method.timed):
+            config = fitted(config, folder, minutes, Processes())
         require_agreeing(config, data)
         trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: book)
         train_with_progress(trainer, data, Processes())
