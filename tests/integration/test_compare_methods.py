@@ -136,9 +136,10 @@ def test_what_cannot_be_compared_is_refused_in_a_line(dpdm, book, given, said):
 @pytest.mark.slow
 def test_all_methods_on_digits(dpdm, tmp_path, book):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "public.npz", images=rng.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8))
+    np.savez(tmp_path / "public.npz", images=rng.integers(0, 256, (4000, 8, 8, 1), dtype=np.uint8))
     code, out, err = dpdm(*LINE, "--methods", "all", "--minutes", 0.1, "--public", "public.npz", "--json", *book)
     assert code == 0, err
     rows = {row["method"]: row for row in json.loads(out)["rows"]}
     assert set(rows) == set(comparing._named("all"))
-    assert {name for name, row in rows.items() if "scores" not in row} <= {"statistics"}
+    refused = {name: row["refused"] for name, row in rows.items() if "scores" not in row}
+    assert set(refused) <= {"statistics"}, refused  # which has seconds here, and says that it needs more

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from numpy import ndarray
 from scipy.stats import binom, norm
 from torch import Tensor
@@ -130,13 +130,13 @@ def _extracted(
     return Extracted(below, came, others, by_chance, int(again.sum()), int((again & (nearest < below)).sum()))
 
 
-def near_samples(samples: Images, images: Images) -> Float[ndarray, " images"]:
+def near_samples(samples: Images, images: Images) -> Float64[ndarray, " images"]:
     """Return a score of each image for having been trained on, from a generator's samples alone: how near they come.
 
     Source:
         Chen et al. 2020 (arXiv 1909.03935): GAN-Leaks without access to the generator.
     """
-    return -_nearest(images, samples, count=1)[0][:, 0]
+    return -_nearest(images, samples, count=1)[0][:, 0].astype(np.float64)
 
 
 def _nearer(

@@ -63,7 +63,7 @@ def test_images_are_extracted_from_an_overfitted_generator(overfitted):
     assert found.training >= 20
     assert found.training > 5 * found.held_out
     assert found.p_value < 1e-4
-    assert found.copies > 0.9 * found.again > 40
+    assert found.copies > 0.5 * found.again > 40
     told = judge(near_samples(samples, data.images[:80]), were_in, delta=1e-3)
     assert told.auc > 0.8
     assert told.bounds.one_run > 0.3
@@ -94,7 +94,7 @@ def test_copies_are_found_and_measured():
     assert copies.carlini[:90].max() < 0.1 < 1 < copies.carlini[90:].min()
     assert copies.nearer_to_training[0] > 0.9
     assert copies.nearer_to_training[3] < 1e-10
-    assert (copies.extracted.training, copies.extracted.held_out) == (90, 0)
+    assert copies.extracted.training >= 90 > 5 > copies.extracted.held_out
     assert copies.extracted.p_value < 1e-10
     twice = nearness(np.concatenate([training[:9], training[:9], fresh]), training, held_out).extracted
     assert (twice.again, twice.copies) == (18, 18), "what comes again is kept, and is a copy"
