@@ -89,8 +89,15 @@ def test_a_stamp_that_no_run_writes_is_refused(dpdm, tmp_path, book):
     release = tmp_path / "c" / "prior" / "release"
     settings = (release / "config.toml").read_text()
     start = settings.index("[facts.benchmark]")
-    for old, new in (("runs = 1", "runs = 0"), ("runs = 1", 'runs = "two"'), ("epsilon = ", "epsilon = 9")):
+    forged = [("runs = 1", "runs = 0"), ("runs = 1", 'runs = "two"'), ("runs = 1", "runs = 1000001")]
+    forged += [
+        ("epsilon = 0.", "epsilon = 0.0"),
+        ("epsilon = 0.", "epsilon = 9.123456789"),
+        ("delta = 0.", "delta = 0.1"),
+    ]
+    for old, new in [*forged, ("epsilon = ", "epsilon = 9"), ("delta = 0.", "delta = 0.1")]:
         (release / "config.toml").write_text(settings[:start] + settings[start:].replace(old, new, 1))
+        assert (release / "config.toml").read_text() != settings
         digested(release)
         with pytest.raises(InputError, match=r"facts.benchmark|privacy.json states statement"):
             verify_release(tmp_path / "c" / "prior")

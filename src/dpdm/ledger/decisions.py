@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dpdm.ledger import entries
-from dpdm.ledger.account import Accounts, Reservation, find_run, read_accounts, require_account
+from dpdm.ledger.account import Account, Accounts, Reservation, find_run, read_accounts, require_account
 from dpdm.ledger.entries import Statement
 from dpdm.ledger.identity import RunIdentity
 from dpdm.ledger.records import (
@@ -116,8 +116,8 @@ def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: st
         require_no_total(accounts, public)
     made = [] if known else _registration(accounts, request, seen, told, ledger)
     account, events = known or read_accounts(made)[dataset], request.plan.events()
-    if account.benchmark and request.plan.search is not None:
-        raise InputError(f"{dataset} is a benchmark, on which methods are compared: search on other images")
+    if account.benchmark:
+        _require_comparable(account, request.plan)
     with naming_first(known, seen):
         require_same_kind(account, request.plan, request.records)
         made += record_new_fingerprint(accounts, account, seen, told)
@@ -127,6 +127,14 @@ def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: st
         dataset=dataset, reservation=name, planned=planned, events=entries.encode_events(events)
     )
     return [*made, reserved, request.taking(name)]
+
+
+def _require_comparable(account: Account, plan: "Plan") -> None:
+    """Raise InputError for a plan whose release could not say what all runs on a benchmark cost."""
+    if plan.search is not None:
+        raise InputError(f"{account.dataset} is a benchmark, on which methods are compared: search on other images")
+    if plan.delta != account.delta:
+        raise InputError(f"{account.dataset} is a benchmark at δ = {account.delta}: set privacy.delta to that")
 
 
 def _registration(

@@ -1,6 +1,5 @@
 """The stamp of a release of a benchmark: how many runs there are on the same images, and what all cost together."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from dpdm.runs.run_folder import release_folder
 from dpdm.types import InputError
 
 _KEY = "benchmark"
+_MOST_RUNS = 10**6
 
 
 class Benchmark(NamedTuple):
@@ -60,7 +60,7 @@ def read_stamp(settings: Mapping[str, Any]) -> Benchmark | None:
     except TypeError:
         stamp = Benchmark(0, 0.0, 0.0)
     whole = type(stamp.runs) is int and type(stamp.epsilon) is type(stamp.delta) is float
-    if not whole or not (0 < stamp.runs < 2**63 and 0 < stamp.epsilon < math.inf and 0 < stamp.delta < 1):
+    if not whole or not 0 < stamp.runs <= _MOST_RUNS or round(stamp.epsilon, 4) != stamp.epsilon:
         raise InputError("config.toml holds something in facts.benchmark that is no sum of runs")
     return stamp
 

@@ -346,7 +346,10 @@ def _require_same_claim(
     opening = f"({expected['epsilon']}, "
     expected |= {"statement": str(expected["statement"]).replace(opening, f"({stated['epsilon']}, ")}
     expected |= {key: stated[key] for key in costs}
-    expected = expected if benchmark is None else benchmark.claim(expected)
+    if benchmark is not None:
+        if benchmark.delta != plan.delta or not benchmark.epsilon >= stated["epsilon"] - 1.5 * _DIGIT:
+            raise InputError(f"{folder}/config.toml states in facts.benchmark less than this one run costs")
+        expected = benchmark.claim(expected)
     for key in sorted(expected):
         if expected[key] != stated[key]:
             raise InputError(

@@ -101,6 +101,8 @@ def test_claims_of_two_kinds_and_searches_are_refused(benchmark):
     other = dataclasses.replace(RUN, relation="replace_special", dataset_size=6)
     with pytest.raises(InputError, match="claims of two kinds do not add up"):
         benchmark.reserve("a", other, PUBLIC, place="a")
+    with pytest.raises(InputError, match="a benchmark at δ = 1e-05"):
+        benchmark.reserve("c", dataclasses.replace(RUN, delta=1e-4), PUBLIC, place="c")
     search = dataclasses.replace(RUN, search=Search(mean=3.0))
     with pytest.raises(InputError, match="search on other images"):
         benchmark.reserve("b", search, PUBLIC, place="b")
