@@ -22,7 +22,7 @@ MOST_OF_A_FUNCTION = 50  # lines of code
 LONGER_STILL = {"audit/report.py: audit_run"}  # to be split; no other may be added
 
 PRIVACY = "batch_selection entropy clipping layerwise layer_rules sums rehearsal unchanged diagnostics noise mechanism"
-RUNS = "run folder trainer public start drawn release verification weights exported"
+RUNS = "run folder trainer public start drawn release benchmark verification weights exported"
 ONE_RUN = [
     *(f"privacy/{name}.py" for name in f"{PRIVACY} processes plan releases accounting figures journal".split()),
     *(f"runs/{name}.py" for name in RUNS.split()),
@@ -37,7 +37,7 @@ ACROSS_RUNS = [
     ),
     *("privacy/filter.py", "privacy/search.py", "runs/settling.py", "runs/tuning.py"),
 ]
-MOST_TO_READ = {"of one run": (ONE_RUN, 3930), "across runs": (ACROSS_RUNS, 1460)}  # lines of code
+MOST_TO_READ = {"of one run": (ONE_RUN, 3995), "across runs": (ACROSS_RUNS, 1495)}  # lines of code
 
 
 def lines_of_code(text: str) -> set[int]:

@@ -55,7 +55,7 @@ from dpdm.data import Framing, ImageDataset, blank_equal, open_dataset, prepare
 from dpdm.diffusion import EDM, Below, DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.evaluation.layers import LayerMeans
 from dpdm.files import json_text
-from dpdm.ledger import Ledger
+from dpdm.ledger import Ledger, decisions
 from dpdm.ledger.records import Records
 from dpdm.methods import (
     GAN,
@@ -112,12 +112,14 @@ from dpdm.privacy import (
     mechanism,
     sums,
 )
+from dpdm.privacy.accounting import upwards
 from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.noise import grid_step
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs import Release, Trainer, drawn, verify_release
+from dpdm.runs.benchmark import Benchmark
 from dpdm.runs.pretraining import Pretraining
 from dpdm.runs.public import claim_of
 from dpdm.runs.release import digest
@@ -533,6 +535,26 @@ def known_again(folder: Path) -> list[str]:
     except InputError:
         return []
     return ["the same images have a budget under each of two names"]
+
+
+def runs_on_a_benchmark(folder: Path) -> list[str]:
+    """Two runs on a benchmark beside what their releases say, and the same images by another name."""
+    book = Ledger(str(folder / "ledger.sqlite"), tell=lambda line: None)
+    shared = dataclasses.replace(IMAGES, public=True)
+    method = PriorAlone(prior=Prior(centres=1))
+    plan = method.plan(epsilon=1.0, dataset_size=12, delta=1e-3)
+    book.declare_benchmark(Records.of(shared), delta=plan.delta, relation=plan.relation)
+    said = [
+        Trainer(method=method, plan=plan, run=folder / name, ledger=book).fit(shared).statement for name in ("a", "b")
+    ]
+    together = f"ε ≤ {upwards(book.account(shared.name).epsilon_if_planned)} together"
+    found = [] if said[1].startswith("BENCHMARK: 2 runs") and together in said[1] else ["another sum than the ledger's"]
+    try:
+        book.register(Records("others", IMAGES.images), epsilon=1.0, delta=1e-3, relation=plan.relation)
+        found.append("its images have a total by another name")
+    except InputError:
+        pass
+    return found
 
 
 def statistics(folder: Path, *, entropy=None) -> list[str]:
@@ -1591,6 +1613,29 @@ def sources_forgotten(patch: Patch) -> None:
     patch.setattr(Records, "of", lambda data: sound(dataclasses.replace(data, sources=None)))
 
 
+def no_stamp(patch: Patch) -> None:
+    patch.setattr(Benchmark, "of", lambda account: None)
+
+
+def stamp_of_this_run_alone(patch: Patch) -> None:
+    sound = Benchmark.of
+
+    def of(account):
+        last = dict([list(account.reservations.items())[-1]])
+        return sound(dataclasses.replace(account, reservations=last))
+
+    patch.setattr(Benchmark, "of", of)
+
+
+def benchmark_forgotten_by_name(patch: Patch) -> None:
+    sound = decisions.require_unknown
+
+    def require_unknown(accounts, seen, *, private):
+        sound({name: account for name, account in accounts.items() if not account.benchmark}, seen, private=private)
+
+    patch.setattr(decisions, "require_unknown", require_unknown)
+
+
 def losses_in_the_release(patch: Patch) -> None:
     sound = Release.save
 
@@ -1901,6 +1946,9 @@ FAULTS = [
     Fault("earlier noisy sums that a plan does not count", earlier_sums_not_counted, images_of_a_release),
     Fault("three votes of an image for a start", three_votes_for_a_start, two_worlds_of_gains),
     Fault("a ledger that looks at framed images alone", sources_forgotten, known_again),
+    Fault("a release of a benchmark without its stamp", no_stamp, runs_on_a_benchmark),
+    Fault("a stamp that adds up one run", stamp_of_this_run_alone, runs_on_a_benchmark),
+    Fault("a benchmark that another name leaves", benchmark_forgotten_by_name, runs_on_a_benchmark),
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
     Fault("steps counted in memory only", reserve_in_memory, journal),
     Fault("more steps than planned", one_step_more, journal),
@@ -1942,6 +1990,7 @@ CHECKS = {
     two_worlds_of_histograms: "two worlds of histograms of projections",
     two_worlds_of_distillation: "two worlds of distilled images",
     images_of_a_release: "a run that begins with images of a release",
+    runs_on_a_benchmark: "releases of a benchmark beside its ledger",
     known_again: "a prepared copy under another name and at another size",
     statistics: "`dpdm audit`, statistics of the mechanism",
     noise_of_the_prior: "`dpdm audit`, noise on a prior's sums",

@@ -4,12 +4,13 @@ All of it is about private images: for the data owner, covered by no ε.
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from numpy import ndarray
-from scipy.stats import norm
+from scipy.stats import binom, norm
 from torch import Tensor
 
 from dpdm.evaluation import nearest as neighbours
@@ -17,6 +18,32 @@ from dpdm.types import Images, images_to_tensor
 
 _NEIGHBOURS = 50  # over which Carlini's score averages
 _ALPHA = 0.5
+_NEAR = 0.01  # of held-out images are near a training image, whoever generates
+
+
+class Extracted(NamedTuple):
+    """Which images come out again, by generating many and keeping those that come out more than once.
+
+    Near is nearer than `below`, as only the nearest hundredth of held-out images come to a training image.
+
+    Args:
+        below: That distance.
+        training: Of as many training images as held-out ones, how many have a generated image near.
+        held_out: Of the held-out images, how many have: what a generator that copies nobody does to both.
+        p_value: How likely chance deals so many of all these to the training images.
+        again: Generated images that have another one near: what an attacker keeps who knows no image.
+        copies: How many of these are near a training image.
+
+    Source:
+        Carlini et al. 2023 (arXiv 2301.13188): generate, keep what is generated again, and compare.
+    """
+
+    below: float
+    training: int
+    held_out: int
+    p_value: float
+    again: int
+    copies: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +61,7 @@ class Nearness:
         nearer_to_training: Of the generated images, the part that is nearer to the training set than to held-out
             images, of as many from each; with the 95 % interval that it would lie in around itself, and its p-value
             against one half, if images were dealt to the two sets by chance. None without held-out images.
+        extracted: Which training images come out again; None without held-out images.
 
     Source:
         Carlini et al. 2023 (arXiv 2301.13188) for the score, with α = 0.5 and n = 50.
@@ -44,6 +72,19 @@ class Nearness:
     carlini: Float[ndarray, " generated"]
     of_held_out: Float[ndarray, " held"] | None
     nearer_to_training: tuple[float, float, float, float] | None
+    extracted: Extracted | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return numbers of all images together."""
+        nearer = self.nearer_to_training
+        return {
+            "generated": len(self.nearest),
+            "distance_to_training": _quantiles(self.nearest),
+            "held_out_distance_to_training": None if self.of_held_out is None else _quantiles(self.of_held_out),
+            "carlini": _quantiles(self.carlini),
+            "nearer_to_training": nearer and dict(zip(("part", "low", "high", "p_value"), nearer, strict=True)),
+            "extracted": self.extracted and self.extracted._asdict(),
+        }
 
 
 def nearness(generated: Images, training: Images, held_out: Images | None, *, seed: int = 0) -> Nearness:
@@ -56,17 +97,46 @@ def nearness(generated: Images, training: Images, held_out: Images | None, *, se
         seed: Of the choice of as many training images as held-out ones, for a fair comparison.
     """
     distances, indices = _nearest(generated, training, count=min(_NEIGHBOURS, len(training)))
-    of_held_out, compared = None, None
+    of_held_out, compared, extracted = None, None, None
     if held_out is not None:
         of_held_out = _nearest(held_out, training, count=1)[0][:, 0]
         compared = _nearer(generated, training, held_out, np.random.default_rng(seed))
+        below = float(np.quantile(of_held_out, _NEAR))
+        extracted = _extracted(generated, training, held_out, distances[:, 0], below, np.random.default_rng(seed))
     return Nearness(
         nearest=distances[:, 0],
         neighbour=indices[:, 0],
         carlini=distances[:, 0] / np.maximum(_ALPHA * distances.mean(1), 1e-9),
         of_held_out=of_held_out,
         nearer_to_training=compared,
+        extracted=extracted,
     )
+
+
+def _extracted(
+    generated: Images,
+    training: Images,
+    held_out: Images,
+    nearest: Float[ndarray, " generated"],
+    below: float,
+    rng: np.random.Generator,
+) -> Extracted:
+    """Return which images come out again, if two are near below a distance."""
+    size = min(len(training), len(held_out))
+    sides = (images[rng.permutation(len(images))[:size]] for images in (training, held_out))
+    came, others = (int((_nearest(images, generated, count=1)[0][:, 0] < below).sum()) for images in sides)
+    again = _nearest(generated, generated, count=2)[0][:, 1] < below  # the nearest is the image itself
+    by_chance = float(binom.sf(came - 1, came + others, 0.5))
+    return Extracted(below, came, others, by_chance, int(again.sum()), int((again & (nearest < below)).sum()))
+
+
+def near_samples(samples: Images, images: Images) -> Float64[ndarray, " images"]:
+    """Return a score of each image for having been trained on, from a generator's samples alone: how near they come.
+
+    Source:
+        Chen et al. 2020 (arXiv 1909.03935): GAN-Leaks without access to the generator.
+    """
+    return -_nearest(images, samples, count=1)[0][:, 0].astype(np.float64)
 
 
 def _nearer(
@@ -98,6 +168,12 @@ def _nearest(
         distances.append(exact.gather(1, order) / 2)  # tensors go from −1 to 1
         indices.append(chosen.gather(1, order))
     return torch.cat(distances).numpy(), torch.cat(indices).numpy()
+
+
+def _quantiles(values: Float[ndarray, " images"]) -> dict[str, float]:
+    return {
+        name: float(np.quantile(values, part)) for name, part in (("least", 0), ("percentile_1", 0.01), ("median", 0.5))
+    }
 
 
 def _flat(images: Images) -> Float[Tensor, "images pixels"]:

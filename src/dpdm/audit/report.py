@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
-from dpdm.audit.memorisation import Nearness, nearness
+from dpdm.audit.memorisation import Nearness, near_samples, nearness
 from dpdm.audit.parametric import Check, called, check_mechanism, check_sums
 from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
 from dpdm.data import ImageDataset, open_again, open_dataset, read_location
@@ -130,7 +130,6 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as one JSON object."""
-        near = self.nearness
         return {
             "stamp": STAMP,
             "claim": self.claim,
@@ -162,15 +161,7 @@ class Audit:
                 {"false_positive_rate": false, "true_positive_rate": true}
                 for false, true in zip(*self.ceiling, strict=True)
             ],
-            "memorisation": {
-                "generated": len(near.nearest),
-                "distance_to_training": _quantiles(near.nearest),
-                "held_out_distance_to_training": None if near.of_held_out is None else _quantiles(near.of_held_out),
-                "carlini": _quantiles(near.carlini),
-                "nearer_to_training": None
-                if near.nearer_to_training is None
-                else dict(zip(("part", "low", "high", "p_value"), near.nearer_to_training, strict=True)),
-            },
+            "memorisation": self.nearness.as_json(),
         }
 
 
@@ -235,7 +226,7 @@ def audit_run(
         else:
             played = outcome
     assert played is not None
-    black_box = _attacked(played, data.part(played.members), on_progress)
+    black_box = _attacked(played, data.part(played.members), generated, on_progress)
     on_progress("looking for copies", 0, 1)
     made, _ = release.sample(generated)
     near = nearness(made, data.images, None if held_out is None else held_out.images)
@@ -336,18 +327,25 @@ def _public_of(run: Path | str, release: Release, config: Config, public: ImageD
     return public
 
 
-def _attacked(played: AuditedRun, accused: ImageDataset, on_progress: OnProgress) -> dict[str, Attacked]:
+def _attacked(
+    played: AuditedRun, accused: ImageDataset, generated: int, on_progress: OnProgress
+) -> dict[str, Attacked]:
     """Return how well each attack that the generator is open to tells its members from the others."""
-    generator, found = played.generator, {}
-    if not isinstance(generator, DenoisingGenerator):  # which each of these attacks needs
-        return {}
+
+    def judged(of_images: ndarray) -> Attacked:
+        scores = np.bincount(accused.units, accused.weights * of_images)  # a group's is the mean of its images'
+        return judge(scores, played.were_in, delta=played.plan.delta)
+
+    generator = played.generator
+    samples, _ = Release(generator, {}, {}).sample(generated)
+    found = {"samples": judged(near_samples(samples, accused.images))}
+    if not isinstance(generator, DenoisingGenerator):  # which each of the others needs
+        return found
     images = generator.seen_of(accused.images).to(generator.device)
     known = np.zeros(len(images), np.int64) if accused.labels is None else accused.labels
     labels = torch.from_numpy(known).to(generator.device)
     for done, (name, attack) in enumerate(ATTACKS.items(), start=1):
-        of_images = attack_scores(attack, generator.denoiser, images, labels)
-        scores = np.bincount(accused.units, accused.weights * of_images)  # a group's is the mean of its images'
-        found[name] = judge(scores, played.were_in, delta=played.plan.delta)
+        found[name] = judged(attack_scores(attack, generator.denoiser, images, labels))
         on_progress("attacking the generator", done, len(ATTACKS))
     return found
 
@@ -392,9 +390,3 @@ def _write(found: Audit, folder: Path, made: ndarray, data: ImageDataset) -> Non
         captions=("generated", "nearest in training"),
     )
     write_json(folder / "audit.json", report)
-
-
-def _quantiles(values: ndarray) -> dict[str, float]:
-    return {
-        name: float(np.quantile(values, part)) for name, part in (("least", 0), ("percentile_1", 0.01), ("median", 0.5))
-    }

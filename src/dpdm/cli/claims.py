@@ -185,6 +185,11 @@ def _print_audit(found: "Audit") -> None:
             f"             {100 * part:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of generated ones are nearer to "
             "training than to held-out images"
         )
+    if (out := near.extracted) is not None:
+        say(
+            f"             nearer than {out.below:.3f} to a generated one: {out.training} training and {out.held_out} "
+            f"held-out images; {out.copies} of {out.again} generated ones that come again are copies"
+        )
 
 
 def _rate(rate: "Rate", others: int) -> str:

@@ -237,7 +237,7 @@ def _open(place: str | None, *, must_exist: bool = True) -> "Ledger":
 
 def _facts(shown: "Shown") -> dict[str, Any]:
     account = shown.account
-    kept = "dataset", "epsilon", "delta", "relation", "unit", "order", "registered"
+    kept = "dataset", "epsilon", "delta", "relation", "unit", "order", "registered", "benchmark"
     of_runs, of_entered = ("state", "at", "place", "completed"), ("what", "epsilon", "delta")
     return {
         **{name: getattr(account, name) for name in kept},
@@ -256,7 +256,8 @@ def _percent(share: float) -> int:
 
 def _total(account: "Account") -> str:
     total = account.epsilon
-    return "public, not limited" if total is None else f"a total of ({bound(total)}, {account.delta})"
+    public = "a benchmark for good, not limited" if account.benchmark else "public, not limited"
+    return public if total is None else f"a total of ({bound(total)}, {account.delta})"
 
 
 def _used(shown: "Shown") -> str:

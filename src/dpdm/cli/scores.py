@@ -6,8 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dpdm.cli.comparing import Asked, compare_methods
 from dpdm.cli.judging import Entrant, Real, enter, features_of, is_run, judged, named_alike, require_fit
-from dpdm.cli.options import AsJson, fail, require_found, require_run, show
+from dpdm.cli.options import (
+    AsJson,
+    Epsilon,
+    LedgerPlace,
+    PublicImages,
+    Set,
+    Size,
+    fail,
+    require_found,
+    require_run,
+    show,
+)
 from dpdm.terminal import show_progress, tell
 
 if TYPE_CHECKING:
@@ -137,29 +149,77 @@ def _evaluated(
 
 
 def compare(
-    sources: Annotated[list[str], typer.Argument(help="Finished runs, or images of any origin: .npz files, folders.")],
-    reference: Reference,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Finished runs, or images of any origin: .npz files, folders.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Real images to test on (default with --methods: a built-in data set's own).")
+    ] = None,
     count: Annotated[int, typer.Option("-n", "--count", help="Number of images that a run draws.")] = 10_000,
+    methods: Annotated[
+        str | None, typer.Option(help="Train methods first, on a benchmark: all, or names joined by commas.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="With --methods: a preset, a TOML file or public images.")] = None,
+    epsilon: Epsilon = None,
+    minutes: Annotated[float | None, typer.Option(help="With --methods: time for each that can be timed.")] = None,
+    public: PublicImages = None,
+    dataset_size: Size = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "-r", help="With --methods: the folder. The same command goes on.")
+    ] = None,
+    ledger: LedgerPlace = None,
+    set: Set = None,
     fit: FitTo = "crop",
     num_classes: Classes = None,
     group: Group = None,
     features: Named = None,
     quick: Quick = False,
     seed: Seed = 0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="With --methods: a table in Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge runs, or images of any origin, side by side."""
+    """Judge runs, or images of any origin, side by side; or train methods on a benchmark and judge those."""
+    from dpdm.types import require_positive
+
+    require_positive(count=count)
+    if methods is None:
+        beside = (dataset, epsilon, minutes, public, dataset_size, run, ledger, set, markdown or None)
+        if any(given is not None for given in beside):
+            fail("--dataset, --epsilon, --minutes, --public, --run, --ledger, --set and --markdown go with --methods")
+        if not sources or reference is None:
+            fail("name what is compared, and --reference with real images; or --methods all --dataset fashion-mnist")
+        real = Real(reference, fit, group)
+        return _compare_sources(sources, real, count, num_classes, features, quick, seed, as_json)
+    if sources or num_classes is not None or group is not None:
+        fail("--methods compares methods: leave out runs, --num-classes and --group (--set data.…)")
+    if dataset is None:
+        fail("--methods needs the images: --dataset fashion-mnist, say")
+    of_data = (dataset, epsilon, minutes, public, dataset_size, set or [])
+    asked = Asked(*of_data, reference, fit, features, count, quick, seed)
+    folder = run or Path("runs") / f"compare-{Path(dataset.replace(':', '-')).stem}"
+    return compare_methods(asked, methods, folder, ledger, markdown=markdown, as_json=as_json)
+
+
+def _compare_sources(
+    sources: list[str],
+    real: Real,
+    count: int,
+    num_classes: int | None,
+    features: str | None,
+    quick: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Judge finished runs, or images, side by side."""
     runs = [source for source in sources if is_run(source)]
-    require_found(*(source for source in sources if source not in runs), reference)
+    require_found(*(source for source in sources if source not in runs), real.source)
     for run in runs:
         require_run(Path(run))
     from dpdm.evaluation import Judge
     from dpdm.runs import verify_release
     from dpdm.runs.hardware import joined_processes
-    from dpdm.types import require_positive
 
-    require_positive(count=count)
-    real, remarks = Real(reference, fit, group), list[str]()
+    remarks = list[str]()
     entrants = [
         enter(source, real, count=count, num_classes=num_classes, seed=seed, remarks=remarks) for source in sources
     ]
@@ -180,8 +240,8 @@ def compare(
     if not processes.first:
         return
     found = [row | card.as_json() for row, card in zip(rows, cards, strict=True)]
-    report = {"reference": reference, "quick": quick, "rows": found, "covered_by_epsilon": False}
-    show(report, _compared(rows, cards, reference), as_json)
+    report = {"reference": real.source, "quick": quick, "rows": found, "covered_by_epsilon": False}
+    show(report, _compared(rows, cards, real.source), as_json)
 
 
 def _compared(rows: Sequence[dict[str, Any]], cards: "Sequence[Scorecard]", reference: str) -> Iterator[str]:

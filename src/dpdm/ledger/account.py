@@ -61,7 +61,7 @@ class Account:
     """One data set: the result of reading its entries in order.
 
     `records` maps a digest of the images to a digest of their groups: empty without groups, or once the owner of the
-    data has allowed others.
+    data has allowed others. `benchmark` is whether methods are compared on it, which no later entry can change.
 
     Guarantees:
         * Whatever `require_room` lets pass keeps all releases together within the total, even if each run was chosen
@@ -79,6 +79,7 @@ class Account:
     reservations: dict[str, Reservation] = field(default_factory=dict)
     entered: list[entries.OtherReleaseEntered] = field(default_factory=list)
     facts: entries.FactsDeclared | None = None
+    benchmark: bool = False
 
     @property
     def filter(self) -> RenyiFilter | None:
@@ -225,6 +226,10 @@ def apply(statement: Statement, accounts: Accounts) -> Account:
     match statement:
         case entries.RecordsSeen():
             account.records |= statement.records
+        case entries.BenchmarkDeclared():
+            if account.epsilon is not None or account.records or not account.untouched:
+                raise InputError(f"the ledger is damaged: {account.dataset} became a benchmark late; restore a backup")
+            account.benchmark = True
         case entries.FactsDeclared():
             account.facts = statement
         case entries.TotalChanged():
@@ -241,7 +246,7 @@ def apply(statement: Statement, accounts: Accounts) -> Account:
 def _register(statement: entries.Registered, accounts: Accounts) -> Account:
     name = statement.dataset
     before = accounts.get(name)
-    if before is not None and not before.untouched:
+    if before is not None and (before.benchmark or not before.untouched):
         raise InputError(f"the ledger is damaged: {name} is registered twice; restore a backup")
     kept = () if before is None else (before.records, before.reservations)
     total = statement.epsilon, statement.delta, statement.relation, statement.unit, statement.order

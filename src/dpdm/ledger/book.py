@@ -165,6 +165,19 @@ class Ledger:
         new = Registered.total(records.dataset, epsilon, delta, relation, unit)
         self._append(lambda accounts: decisions.register(accounts, new, seen, facts))
 
+    def declare_benchmark(self, records: Records, *, delta: float, relation: Relation, unit: str = "one image") -> None:
+        """Make public records a benchmark, for good, before anything is released of them.
+
+        Raises:
+            InputError: They are private, or the ledger has other entries of theirs, under whatever name.
+        """
+        require_own_name(records)
+        if not records.public:
+            raise InputError(f"{records.dataset} is private: only images that are declared public can be a benchmark")
+        seen, ledger = fingerprint(records, self.storage.key()), self.storage.shown
+        new = Registered.total(records.dataset, None, delta, relation, unit)
+        self._append(lambda accounts: decisions.declare_benchmark(accounts, new, seen, ledger=ledger))
+
     def change_total(self, dataset: str, *, epsilon: float) -> None:
         """Give a data set another ε, which stays on record: a filter wants its total fixed before the first run."""
         require_positive(epsilon=epsilon)

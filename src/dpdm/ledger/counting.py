@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dpdm.ledger.account import Account
 from dpdm.ledger.book import Ledger
 from dpdm.ledger.identity import RunIdentity
 from dpdm.ledger.records import Records
@@ -26,8 +27,8 @@ def counted(
     finished: bool,
     spent: Callable[[], int | None],
     undo: Callable[[], None],
-) -> Iterator[None]:
-    """Reserve a plan on entering; on leaving, tell the ledger what was made of it.
+) -> Iterator[Account | None]:
+    """Reserve a plan on entering, and yield its account, if it is counted; on leaving, tell what was made of it.
 
     After an error a run in a folder keeps its reservation, so that it can go on. One in memory cannot: it is completed.
 
@@ -51,7 +52,7 @@ def counted(
     if ledger is None and before is not None and not finished:
         raise InputError(f"{run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
     if ledger is None or (finished and before is None):  # the latter began without a ledger
-        yield
+        yield None
         return
     identity = before or RunIdentity.new()
 
@@ -80,7 +81,7 @@ def counted(
             raise
         identity = identity.saw(head, private)
     try:
-        yield
+        yield ledger.account_of(identity.run)
     except BaseException:
         if run is None:
             complete()

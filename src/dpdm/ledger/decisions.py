@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dpdm.ledger import entries
-from dpdm.ledger.account import Accounts, Reservation, find_run, read_accounts, require_account
+from dpdm.ledger.account import Account, Accounts, Reservation, find_run, read_accounts, require_account
 from dpdm.ledger.entries import Statement
 from dpdm.ledger.identity import RunIdentity
 from dpdm.ledger.records import (
@@ -69,6 +69,23 @@ def register(
     return [new, seen, *facts]
 
 
+def declare_benchmark(
+    accounts: Accounts, new: entries.Registered, seen: entries.RecordsSeen, *, ledger: str
+) -> list[Statement]:
+    """Make records a benchmark by their first entries; nothing is appended if they are one."""
+    there = [a for a in accounts.values() if a.dataset == new.dataset or a.records.keys() & seen.records.keys()]
+    if not there:
+        return [new, entries.BenchmarkDeclared(dataset=new.dataset), seen]
+    for account in there:
+        if not account.benchmark:
+            raise InputError(
+                f"{new.dataset} has entries in {ledger} that are no benchmark's, as {account.dataset}: only its first "
+                "entry can make it one; name a ledger for benchmarks by --ledger"
+            )
+    require_unknown(accounts, seen, private=False)
+    return []
+
+
 def change_total(accounts: Accounts, dataset: str, epsilon: float) -> list[Statement]:
     """Give a data set another ε, with the order at which most runs fit into it."""
     account = require_account(accounts, dataset)
@@ -99,6 +116,8 @@ def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: st
         require_no_total(accounts, public)
     made = [] if known else _registration(accounts, request, seen, told, ledger)
     account, events = known or read_accounts(made)[dataset], request.plan.events()
+    if account.benchmark:
+        _require_comparable(account, request.plan)
     with naming_first(known, seen):
         require_same_kind(account, request.plan, request.records)
         made += record_new_fingerprint(accounts, account, seen, told)
@@ -108,6 +127,14 @@ def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: st
         dataset=dataset, reservation=name, planned=planned, events=entries.encode_events(events)
     )
     return [*made, reserved, request.taking(name)]
+
+
+def _require_comparable(account: Account, plan: "Plan") -> None:
+    """Raise InputError for a plan whose release could not say what all runs on a benchmark cost."""
+    if plan.search is not None:
+        raise InputError(f"{account.dataset} is a benchmark, on which methods are compared: search on other images")
+    if plan.delta != account.delta:
+        raise InputError(f"{account.dataset} is a benchmark at δ = {account.delta}: set privacy.delta to that")
 
 
 def _registration(

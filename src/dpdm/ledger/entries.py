@@ -74,6 +74,14 @@ class RecordsSeen(_Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkDeclared(_Entry):
+    """A public data set is one on which methods are compared: said as it is registered, and for good."""
+
+    dataset: str
+    kind: Literal["benchmark"] = "benchmark"
+
+
+@dataclass(frozen=True, kw_only=True)
 class FactsDeclared(_Entry):
     """What the owner of a data set declares of its images: shape (channels, height, width), and names of classes."""
 
@@ -156,6 +164,7 @@ class OtherReleaseEntered(_Entry):
 Statement = (
     Registered
     | RecordsSeen
+    | BenchmarkDeclared
     | FactsDeclared
     | TotalChanged
     | GroupsReleased

@@ -89,10 +89,11 @@ def _keyed(key: bytes, content: bytes) -> int:
 def account_of(accounts: Accounts, plan: "Plan", records: Records) -> str:
     """Return the name of a run's account.
 
-    A public data set has one account for each kind of claim, since claims of different kinds do not add up.
+    A public data set has one account for each kind of claim, since claims of different kinds do not add up. A benchmark
+    has one, and so one kind: its runs are added up.
     """
     account = accounts.get(records.dataset)
-    if account is None or account.epsilon is not None or not records.public:
+    if account is None or account.epsilon is not None or account.benchmark or not records.public:
         return records.dataset
     same = (account.relation, account.unit) == (plan.relation, plan.one_unit)
     return records.dataset if same else f"{records.dataset} ({plan.relation} of {plan.one_unit})"
@@ -142,14 +143,14 @@ def naming_first(account: Account | None, seen: RecordsSeen) -> Iterator[None]:
 
 
 def require_unknown(accounts: Accounts, seen: RecordsSeen, *, private: bool) -> None:
-    """Raise InputError if these records are another data set's, whose total is limited.
+    """Raise InputError if these records are another data set's, whose total is limited, or which is a benchmark.
 
     Where they are `private`, the same holds if a person declared them public: no total counts what was spent there.
     """
     for account in accounts.values():
         if account.dataset == seen.dataset or not account.records.keys() & seen.records.keys():
             continue
-        if account.epsilon is not None:
+        if account.epsilon is not None or account.benchmark:
             raise InputError(
                 f"the records of {seen.dataset} are registered as {account.dataset}: go on under that name, by "
                 f"--set data.name={account.dataset!r}"

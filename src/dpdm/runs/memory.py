@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -49,3 +50,25 @@ def memory_there(device: torch.device) -> int:
 def _beside() -> int:
     """Return how many processes of this run are on this machine."""
     return number_in("LOCAL_WORLD_SIZE")
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Yield what returns the most bytes that this process has held since: of the GPU's, or of the machine's.
+
+    None where the system does not tell (it is Linux that does).
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of before
+
+    def most() -> int | None:
+        if device.type == "cuda":
+            return torch.cuda.max_memory_reserved(device)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            return 1024 * int(lines["VmHWM"].split()[0])
+        return None
+
+    yield most

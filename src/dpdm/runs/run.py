@@ -24,6 +24,7 @@ from dpdm.privacy.figures import figures_of
 from dpdm.privacy.mechanism import LoadRows
 from dpdm.privacy.processes import Processes
 from dpdm.privacy.sums import BoundedSum
+from dpdm.runs.benchmark import Benchmark, stamped
 from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.folder import PrivateFolder, State
 from dpdm.runs.hardware import autocast, keep_freed_memory
@@ -307,9 +308,10 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         folder=folder,
         watch=watch,
         num_records=own.num_units,
-        begin=lambda: _reserve(trainer, data, mechanism, folder, counting),
+        begin=lambda: stamps.append(_reserve(trainer, data, mechanism, folder, counting)),
     )
-    run._as_release = lambda made: Release(made, claim, settings)
+    stamps = list[Benchmark | None]()
+    run._as_release = lambda made: stamped(Release(made, claim, settings), *stamps or [None])
     with counting:  # the ledger hears of the end last, and before anything is released
         try:
             if not mechanism.finished:
@@ -347,9 +349,9 @@ def _opened(
 
 def _reserve(
     trainer: "Trainer", data: ImageDataset, mechanism: MechanismRun, folder: PrivateFolder, counting: ExitStack
-) -> None:
-    """Reserve the plan in the ledger, if it claims anything, for as long as `counting` lasts."""
-    plan, processes = trainer.plan, mechanism.processes
+) -> Benchmark | None:
+    """Reserve the plan in the ledger, if it claims anything, for as long as `counting` lasts; return a stamp for it."""
+    plan, processes, stamp = trainer.plan, mechanism.processes, None
     with processes.refused_together():
         if isinstance(plan, Plan) and trainer.entropy.secure and processes.first:
             reservation = counted(
@@ -363,7 +365,8 @@ def _reserve(
                 spent=lambda: mechanism.spent,
                 undo=folder.remove,
             )
-            counting.enter_context(reservation)
+            stamp = Benchmark.of(counting.enter_context(reservation))
+    return processes.object_from_first(stamp)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from dpdm.files import json_text
 from dpdm.methods import Budget, ImageFacts, Method, PublicPart
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
 from dpdm.privacy.accounting import round_up, true_positive_rates
+from dpdm.runs.benchmark import Benchmark, read_stamp, with_stamp
 from dpdm.runs.exported import MANIFEST, require_manifest, require_readme
 from dpdm.runs.public import as_settings, claim_of, read_parts, require_needed
 from dpdm.runs.release import (
@@ -120,6 +121,7 @@ class Settings(NamedTuple):
     facts: ImageFacts
     seed: int
     public: tuple[PublicPart, ...]
+    benchmark: Benchmark | None
     text: str
 
 
@@ -136,11 +138,12 @@ def understood(settings: dict[str, Any]) -> Settings:
     require_seed(seed=seed)
     method, public = decode_method(settings), read_parts(settings["facts"]["public"])
     require_planned(method, plan)
-    whole = release_settings(method, plan, seed, name, facts, public)
+    benchmark = read_stamp(settings)
+    whole = with_stamp(release_settings(method, plan, seed, name, facts, public), benchmark)
     if settings != whole:
         unknown = sorted(key for key in settings.keys() | whole.keys() if settings.get(key) != whole.get(key))
         raise InputError(f"config.toml holds something in {', '.join(unknown)} that no run writes there")
-    return Settings(plan, method, facts, seed, public, tomli_w.dumps(whole))
+    return Settings(plan, method, facts, seed, public, benchmark, tomli_w.dumps(whole))
 
 
 def release_settings(
@@ -204,11 +207,11 @@ def verify_release(run: Path | str) -> Verified:
     settings = read_settings(folder, privacy)
     layout: Layout | None = None
     try:
-        plan, method, facts, seed, public, text = understood(settings)
+        plan, method, facts, seed, public, benchmark, text = understood(settings)
         _require_as_written(folder / "config.toml", text)
         layout = _layout_of(folder, method, plan, facts, public, exported=exported)
         assert isinstance(plan, Plan)
-        _require_same_claim(folder, privacy, plan, public)
+        _require_same_claim(folder, privacy, plan, public, benchmark)
         if layout is not None:
             _require_weights(folder, privacy, layout, plan, method, facts)
         else:
@@ -326,7 +329,9 @@ def _require_weights(
     method.require_possible(reader(path, layout), plan, facts, str(path))
 
 
-def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: Plan, public: Sequence[PublicPart]) -> None:
+def _require_same_claim(
+    folder: Path, privacy: dict[str, Any], plan: Plan, public: Sequence[PublicPart], benchmark: Benchmark | None
+) -> None:
     """Raise InputError unless `privacy.json` is what a run with this plan writes."""
     stated = {key: value for key, value in privacy.items() if key not in ("schema", "sha256")}
     costs = {"epsilon_rdp": plan.epsilon(accountant="rdp"), "epsilon": plan.epsilon()}
@@ -341,6 +346,10 @@ def _require_same_claim(folder: Path, privacy: dict[str, Any], plan: Plan, publi
     opening = f"({expected['epsilon']}, "
     expected |= {"statement": str(expected["statement"]).replace(opening, f"({stated['epsilon']}, ")}
     expected |= {key: stated[key] for key in costs}
+    if benchmark is not None:
+        if benchmark.delta != plan.delta or not benchmark.epsilon >= stated["epsilon"] - 1.5 * _DIGIT:
+            raise InputError(f"{folder}/config.toml states in facts.benchmark less than this one run costs")
+        expected = benchmark.claim(expected)
     for key in sorted(expected):
         if expected[key] != stated[key]:
             raise InputError(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dpdm.audit.membership import ATTACKS, attack_scores, judge
-from dpdm.audit.memorisation import nearness
+from dpdm.audit.memorisation import near_samples, nearness
 from dpdm.config import Machine
 from dpdm.data import ImageDataset, open_dataset
 from dpdm.diffusion import EDM, DenoisingLoss, V
@@ -36,13 +36,14 @@ def overfitted():
         machine=Machine(strategy="layer-wise", precision="float32"),
     ).fit(part)
     images = images_to_tensor(data.images[:80])
-    return release.generator.denoiser, images, torch.from_numpy(data.labels[:80]), np.arange(80) < 40
+    return release, images, torch.from_numpy(data.labels[:80]), np.arange(80) < 40
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.proof
 def test_members_of_an_overfitted_generator_are_found(name, overfitted):
-    denoiser, images, labels, were_in = overfitted
+    release, images, labels, were_in = overfitted
+    denoiser = release.generator.denoiser
     scores = attack_scores(ATTACKS[name], denoiser, images, labels)
     found = judge(scores, were_in, delta=1e-3)
     assert found.auc > 0.8
@@ -50,6 +51,22 @@ def test_members_of_an_overfitted_generator_are_found(name, overfitted):
     assert found.bounds.one_run > 0.3
     alone = attack_scores(ATTACKS[name], denoiser, images[3:5], labels[3:5])
     assert alone == pytest.approx(scores[3:5], rel=1e-3)
+
+
+@pytest.mark.proof
+def test_images_are_extracted_from_an_overfitted_generator(overfitted):
+    """Calibrated where it must succeed: a generator that memorises, of which an attacker has samples alone."""
+    release, _, _, were_in = overfitted
+    data = open_dataset("digits")
+    samples, _ = release.sample(400, seed=0)
+    found = nearness(samples, data.images[:40], data.images[40:400]).extracted
+    assert found.training >= 20
+    assert found.training > 5 * found.held_out
+    assert found.p_value < 1e-4
+    assert found.copies > 0.5 * found.again > 40
+    told = judge(near_samples(samples, data.images[:80]), were_in, delta=1e-3)
+    assert told.auc > 0.8
+    assert told.bounds.one_run > 0.3
 
 
 def test_rates_are_those_of_the_curve():
@@ -77,6 +94,12 @@ def test_copies_are_found_and_measured():
     assert copies.carlini[:90].max() < 0.1 < 1 < copies.carlini[90:].min()
     assert copies.nearer_to_training[0] > 0.9
     assert copies.nearer_to_training[3] < 1e-10
+    assert copies.extracted.training >= 90 > 5 > copies.extracted.held_out
+    assert copies.extracted.p_value < 1e-10
+    twice = nearness(np.concatenate([training[:9], training[:9], fresh]), training, held_out).extracted
+    assert (twice.again, twice.copies) == (18, 18), "what comes again is kept, and is a copy"
+    assert honest.extracted.p_value > 0.01
+    assert honest.extracted.again <= 5
     assert nearness(fresh, training, None).nearer_to_training is None
 
 
