@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from dpdm.terminal import tell
+
 if TYPE_CHECKING:
     from dpdm.config import Config
     from dpdm.ledger import Ledger
@@ -148,9 +150,11 @@ def require_method(method: str | None) -> None:
 
 def require_target(target: str) -> None:
     """Raise InputError unless there is such a preset, file or path, before the heavy imports."""
-    from dpdm.config.target import read_target
+    from dpdm.config.target import preset_names, read_target
 
     read_target(target)
+    if target in preset_names() and Path(target).exists():
+        tell(f"{target} is taken for the preset of this name. Say ./{target} for what lies here")
 
 
 def require_found(*sources: str | None) -> None:

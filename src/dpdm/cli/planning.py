@@ -120,7 +120,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
     unit = plan.unit
     yield f"claim       {report['statement']}"
     if plan.full and report["epsilon"] is not None:
-        noise = ", ".join(dict.fromkeys(f"{multiplier:.3g}" for multiplier in report["noise_multipliers"].values()))
+        least, most = (f"{end(report['noise_multipliers'].values()):.3g}" for end in (min, max))
+        noise = least if least == most else f"from {least} to {most}"
         first = " first" if plan.steps else ""
         yield f"sums        {len(plan.full)}{first}; noise {noise} times what one {unit} can change"
     yield from _public(config, plan)

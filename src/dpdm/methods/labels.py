@@ -112,7 +112,8 @@ class Labels(InFeatures):
         assert run.public is not None
         if len(run.public) < self.per_class:
             raise InputError(
-                f"{run.public.name} has {len(run.public):,} images, and per_class is {self.per_class:,}: set fewer"
+                f"{run.public.name} has {len(run.public):,} images, and per_class is {self.per_class:,}: "
+                f"set per_class to {len(run.public)} at most"
             )
         if self.public_classes and not run.public.num_classes:
             raise InputError(f"{run.public.name} has no classes to vote for: leave out public_classes")

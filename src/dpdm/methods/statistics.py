@@ -150,7 +150,9 @@ class StatisticMatching(Method):
         updates = int((seconds - looking * (records + self.candidates)) / (looking / self.passes + updating) / classes)
         passes = max(min(self.passes, updates // _FEWEST), min(self.passes, _FEWEST))
         if updates < passes:
-            raise InputError(f"{seconds / 60:.2g} minutes are too short: give more, or a smaller layers.size")
+            raise InputError(
+                "the time is too short for one image of each class: give more minutes, or a smaller layers.size"
+            )
         return replace(self, passes=passes, population=min(updates // passes, _LARGEST // classes))
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:

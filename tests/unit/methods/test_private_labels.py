@@ -159,7 +159,7 @@ def test_settings_that_do_not_fit_are_one_line(given, says):
 
 
 def test_images_that_cannot_be_labelled_are_refused_before_anything_is_spent():
-    with pytest.raises(InputError, match="shown has 40 images, and per_class is 50: set fewer"):
+    with pytest.raises(InputError, match="shown has 40 images, and per_class is 50: set per_class to 40 at most"):
         fit(private(), public(40))
     with pytest.raises(InputError, match="shown has no classes to vote for: leave out public_classes"):
         fit(private(), public(), public_classes=2)

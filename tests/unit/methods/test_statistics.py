@@ -319,7 +319,7 @@ def test_time_goes_to_images_and_only_then_to_updates(minutes, population, passe
 
 def test_a_time_in_which_nothing_can_be_done_is_refused(monkeypatch):
     monkeypatch.setattr(statistics, "pace_of", lambda layers, shape, device: (0.01, 0.01))
-    with pytest.raises(InputError, match="too short: give more, or a smaller layers"):
+    with pytest.raises(InputError, match="too short for one image of each class: give more minutes"):
         StatisticMatching(candidates=5_000).fitted(FACTS, records=20_000, device=CPU, seconds=200)
 
 
