@@ -1,6 +1,7 @@
 """What a diffusion model releases: a denoiser, with a sampler that draws from it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -16,8 +17,8 @@ from dpdm.diffusion import (
     StochasticDDIM,
 )
 from dpdm.methods import codec as codecs
-from dpdm.methods.interface import ImageFacts, ImageGenerator
-from dpdm.networks.codec import ConvCodec
+from dpdm.methods.interface import ImageFacts, ImageGenerator, PublicPart
+from dpdm.networks import TextToImageFolder
 from dpdm.types import Images, InputError
 
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
@@ -32,6 +33,7 @@ class DenoisingGenerator(ImageGenerator):
         sampler: What draws.
         unlabelled: Whether the network knows images without label.
         codec: What decodes draws, where they are latents.
+        folder: The pipeline whose public weights are no part of its state.
         choice: One for each matrix of the network that private images chose, zero for the others; None without choice.
     """
 
@@ -44,12 +46,14 @@ class DenoisingGenerator(ImageGenerator):
         sampler: AnySampler,
         *,
         unlabelled: bool,
-        codec: ConvCodec | None = None,
+        codec: codecs.AnyCodec | None = None,
         choice: UInt8[Tensor, " matrix"] | None = None,
+        folder: TextToImageFolder | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("choice", choice)
         self.denoiser, self.facts, self.sampler, self.codec = denoiser, facts, sampler, codec
+        self.folder = folder
         self.null_label = facts.num_classes if facts.num_classes and unlabelled else None
 
     def draw(
@@ -59,6 +63,16 @@ class DenoisingGenerator(ImageGenerator):
         start = torch.randn((len(labels), *self.seen.shape), generator=random, device=labels.device)
         drawn = self.sampler(self.denoiser, start, labels, generator=random, null_label=self.null_label)
         return codecs.decoded(self.codec, drawn)
+
+    @property
+    def parts(self) -> tuple[PublicPart, ...]:  # type: ignore[override]
+        """The unet and the autoencoder of its pipeline, if it begins with one of texts and latents."""
+        return () if self.folder is None else tuple(PublicPart(*part) for part in self.folder.for_drawing)
+
+    def supply(self, part: PublicPart, path: Path) -> None:
+        """Take the public weights of a part of its pipeline from the part's folder."""
+        assert self.folder is not None
+        self.folder.supply(part.name, path, self.denoiser.network, self.codec)
 
     @property
     def seen(self) -> ImageFacts:
@@ -100,5 +114,11 @@ class DenoisingGenerator(ImageGenerator):
     def _with(self, denoiser: PreconditionedDenoiser, sampler: AnySampler) -> "DenoisingGenerator":
         unlabelled = self.null_label is not None
         return DenoisingGenerator(
-            denoiser, self.facts, sampler, unlabelled=unlabelled, codec=self.codec, choice=self.choice
+            denoiser,
+            self.facts,
+            sampler,
+            unlabelled=unlabelled,
+            codec=self.codec,
+            choice=self.choice,
+            folder=self.folder,
         )

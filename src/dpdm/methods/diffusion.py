@@ -36,7 +36,7 @@ from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
 from dpdm.methods.codec import Codec
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator
-from dpdm.methods.folders import of_scheduler, require_classes, sampler_within
+from dpdm.methods import folders as pipelines
 from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
     Budget,
@@ -55,7 +55,17 @@ from dpdm.methods.matrices import choose_matrices, rehearse_matrices
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.start import Start, load_start
-from dpdm.networks import CompactUNet, DiffusersFolder, Network, Own, OwnNetwork, build_network, code_of, said_of
+from dpdm.networks import (
+    CompactUNet,
+    Network,
+    Own,
+    OwnNetwork,
+    PipelineFolder,
+    TextToImageFolder,
+    build_network,
+    code_of,
+    said_of,
+)
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
 from dpdm.types import InputError, refusing, require_at_most
 
@@ -109,12 +119,12 @@ class Diffusion(Method):
         for name, kind in wanted.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
-        if isinstance(self.network, DiffusersFolder):
+        if isinstance(self.network, PipelineFolder):
             if self.prior is not None or self.start is not None or self.codec is not None:
                 raise InputError("a diffusers folder is a start of its own: leave out prior, start and codec")
-            object.__setattr__(self, "preconditioning", of_scheduler(self.network, self.preconditioning))
-            object.__setattr__(self, "sampler", sampler_within(self.preconditioning, self.sampler))
-            within = {name: sampler_within(self.preconditioning, each) for name, each in self.samplers.items()}
+            object.__setattr__(self, "preconditioning", pipelines.of_scheduler(self.network, self.preconditioning))
+            object.__setattr__(self, "sampler", pipelines.sampler_within(self.preconditioning, self.sampler))
+            within = {name: pipelines.sampler_within(self.preconditioning, each) for name, each in self.samplers.items()}
             object.__setattr__(self, "samplers", within)
         if isinstance(self.preconditioning, MomentMatched):
             object.__setattr__(self, "prior", self.prior or Prior())
@@ -167,7 +177,7 @@ class Diffusion(Method):
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> DenoisingGenerator:
         """Return a generator with first weights, around a prior that knows nothing."""
-        seen = codecs.seen_by(self.codec, facts)
+        seen = pipelines.seen_by(self.network, codecs.seen_by(self.codec, facts))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             images_in = self.preconditioning.images_in
@@ -186,8 +196,9 @@ class Diffusion(Method):
             choice = trained.widest(network) if trained.chosen else None
             trained.freeze(network, choice)
         denoiser, unlabelled = PreconditionedDenoiser(network.train(), preconditioning), self.loss.label_dropout > 0
-        codec = codecs.untrained(self.codec, facts, seed=seed)
-        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice, codec=codec)
+        codec: Any = codecs.untrained(self.codec, facts, seed=seed) or pipelines.codec_of(self.network, network, facts)
+        more = {"folder": self.network} if isinstance(self.network, TextToImageFolder) else {}
+        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice, codec=codec, **more)
 
     def stepped(self, generator: DenoisingGenerator, *, seed: int = 0) -> PreconditionedDenoiser:
         """Return what private steps are taken with: the generator's denoiser, or one with A and B (`Trained`)."""
@@ -252,7 +263,7 @@ class Diffusion(Method):
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
         codecs.rehearse(generator.codec, run.starts)
-        if isinstance(self.network, DiffusersFolder):
+        if isinstance(self.network, PipelineFolder):
             self.network.require_weights()
         for start in self._denoisers(run.starts):
             if start.preconditioning != self.preconditioning.kind:
@@ -276,12 +287,12 @@ class Diffusion(Method):
             with run.autocast():
                 made_up.require_trainable(self.loss, denoiser, generator.seen, plan, mechanism, run)
         for name, sampler in self._named().items():
-            made_up.require_images_by(replace_sampler(generator, sampler), name)
+            made_up.require_images_by(generator.sampled_by(sampler).shortened()[0], name)
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError if guidance goes away from classes that are not there, or a folder is for other images."""
-        if isinstance(self.network, DiffusersFolder):
-            require_classes(self.network, facts, self.loss)
+        if isinstance(self.network, PipelineFolder):
+            pipelines.require_classes(self.network, facts, self.loss)
         if not facts.num_classes and any(sampler.guidance for sampler in self._named().values()):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
 
@@ -308,13 +319,12 @@ class Diffusion(Method):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The network of a diffusers folder, which somebody trained."""
-        return (self.network.name,) if isinstance(self.network, DiffusersFolder) else ()
+        """The networks of a diffusers folder, which somebody trained."""
+        return self.network.names if isinstance(self.network, PipelineFolder) else ()
 
     def network_parts(self) -> tuple[PublicPart, ...]:
-        """Return it with the digest of its weights."""
-        network = self.network
-        return (PublicPart(network.name, network.digest),) if isinstance(network, DiffusersFolder) else ()
+        """Return them with the digests of their weights."""
+        return pipelines.parts_of(self.network)
 
     @property
     def start_folders(self) -> tuple[str, ...]:
@@ -324,7 +334,7 @@ class Diffusion(Method):
     @property
     def folders(self) -> tuple[str, ...]:
         """The folders of starts, or that of a diffusers pipeline."""
-        return (self.network.source,) if isinstance(self.network, DiffusersFolder) else self.start_folders
+        return (self.network.source,) if isinstance(self.network, PipelineFolder) else self.start_folders
 
     @property
     def start_digests(self) -> tuple[str, ...]:
@@ -333,8 +343,8 @@ class Diffusion(Method):
 
     def begun_from(self, folders: Sequence[str]) -> "Diffusion":
         """Return the method with these as its starts and, last, its codec; or with this as its diffusers folder."""
-        if isinstance(self.network, DiffusersFolder):
-            return replace(self, network=replace(self.network, source=folders[0], unet=None))
+        if isinstance(self.network, PipelineFolder):
+            return replace(self, network=self.network.begun_from(folders[0]))
         sources = self._denoisers(tuple(folders))
         start = None if self.start is None else replace(self.start, sources=sources)
         return replace(self, start=start, codec=codecs.begun_from(self.codec, folders))
@@ -345,7 +355,7 @@ class Diffusion(Method):
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes of the latents; what steps take is measured."""
-        return codecs.memory_of(self.codec, facts, records)
+        return codecs.memory_of(self.codec, facts, records) + pipelines.memory_of(self.network, facts, records)
 
     @property
     def code(self) -> OwnNetwork | None:
@@ -392,8 +402,3 @@ def _matched(denoiser: PreconditionedDenoiser) -> MatchedPreconditioning:
     """Return what a denoiser around a prior has: the prior, and perhaps gains."""
     assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
     return denoiser.preconditioning
-
-
-def replace_sampler(generator: DenoisingGenerator, sampler: AnySampler) -> DenoisingGenerator:
-    """Return the generator with another sampler, whose steps are two at most."""
-    return generator.sampled_by(sampler).shortened()[0]

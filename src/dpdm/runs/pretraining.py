@@ -26,7 +26,7 @@ from dpdm.methods.codec import from_rows, load_codec, seen_by
 from dpdm.methods.interface import PublicStart, Run
 from dpdm.methods.prior import release_prior
 from dpdm.methods.start import forget_classes
-from dpdm.networks import DiffusersFolder
+from dpdm.networks import PipelineFolder
 from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import Noisy
 from dpdm.privacy.processes import Processes
@@ -63,7 +63,7 @@ class Pretraining(PublicTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method.code is not None or isinstance(self.method.network, DiffusersFolder):
+        if self.method.code is not None or isinstance(self.method.network, PipelineFolder):
             raise InputError("a start is for one of dpdm's networks: set network.kind")
 
     @cached_property
