@@ -3,8 +3,7 @@
 Its public weights are no part of a release: `state_dict` holds what is trained, and the prompts of the classes.
 """
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -155,7 +154,6 @@ class TextNetwork(DiffusersNetwork):
 
     Guarantees:
         * `state_dict` holds what is trained, and the prompts: no public weight that stays as it is.
-        * A copy shares the weights that stay as they are, which nobody changes.
     """
 
     prompts: Float[Tensor, "class token width"]
@@ -201,8 +199,9 @@ class TextNetwork(DiffusersNetwork):
             taken = {name: value for name, value in taken.items() if name in self.public}
         self.unet.load_state_dict(taken, strict=False, assign=True)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TextNetwork":
-        return copied(self, memo, (p for name, p in self.unet.named_parameters() if name in self.public))
+    def kept(self) -> Iterator[nn.Parameter]:
+        """Yield the public weights that stay as they are, which an average of the network may share."""
+        return (p for name, p in self.unet.named_parameters() if name in self.public)
 
     def low_rank(self) -> dict[str, Shaped[Tensor, "..."]]:
         """Return what low rank has added, by the names that a pipeline of `diffusers` loads it by."""
@@ -212,15 +211,6 @@ class TextNetwork(DiffusersNetwork):
         """Return what is trained, by its names in the unet."""
         state = self.unet.state_dict()
         return {plain_name(name): value for name, value in state.items() if name not in self.public}
-
-
-def copied(module: Any, memo: dict[int, Any], shared: Any) -> Any:  # noqa: ANN401 (a module, and its tensors)
-    """Return a deep copy of a module that shares some of its tensors."""
-    memo |= {id(t): t for t in shared}
-    made = module.__class__.__new__(module.__class__)
-    memo[id(module)] = made
-    made.__dict__.update({name: copy.deepcopy(value, memo) for name, value in module.__dict__.items()})
-    return made
 
 
 def leave_out(module: nn.Module, names: set[str] | frozenset[str]) -> None:

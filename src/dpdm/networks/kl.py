@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from dpdm.networks.condition_unet import copied, leave_out
+from dpdm.networks.condition_unet import leave_out
 from dpdm.networks.diffusers_unet import imported
 from dpdm.networks.pipeline import REMEDY, weights_of
 from dpdm.types import Images, InputError, images_to_tensor, refusing, require_at_most, require_counts, require_within
@@ -116,9 +116,6 @@ class KLCodec(nn.Module):
     def _device(self) -> torch.device:
         first: Tensor = next(self.vae.parameters())
         return first.device
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "KLCodec":
-        return copied(self, memo, () if self.vae is None else self.vae.parameters())  # type: ignore[no-any-return]
 
 
 @contextmanager

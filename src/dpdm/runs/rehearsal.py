@@ -130,9 +130,8 @@ def _save_and_open(release: Release, method: Method, folder: Path | None) -> Non
     """
     moved = copy.deepcopy(release.generator)
     random = torch.Generator().manual_seed(0)
-    state = moved.state_dict()
-    for name, p in moved.named_parameters():
-        if name in state and p.is_floating_point():  # public weights beside it are those of all copies
+    for p in moved.parameters():
+        if p.is_floating_point():
             p.add_(0.02 * torch.randn(p.shape, generator=random).to(p))
     with tempfile.TemporaryDirectory() if folder is None else _emptied(folder / "rehearsal") as place:
         try:
