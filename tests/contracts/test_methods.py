@@ -104,7 +104,7 @@ TOYS = {
         network=PIPELINE, loss=DenoisingLoss(noise_multiplicity=2), sampler=DDIM(steps=5, sigma_min=0.02)
     ),
     "diffusion from texts and latents": Diffusion(
-        network=TEXTS, loss=DenoisingLoss(noise_multiplicity=2), sampler=DDIM(steps=5, sigma_min=0.04, guidance=1.0)
+        network=TEXTS, loss=DenoisingLoss(noise_multiplicity=2), sampler=DDIM(steps=2, sigma_min=0.04)
     ),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),
 }

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from dpdm.networks.diffusers_unet import DiffusersNetwork, imported, plain_name
+from dpdm.networks.diffusers_unet import DiffusersNetwork, imported
 from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH
 from dpdm.types import InputError, refusing, require_at_most, require_counts, require_counts_or_none, require_within
 
@@ -206,11 +206,6 @@ class TextNetwork(DiffusersNetwork):
     def low_rank(self) -> dict[str, Shaped[Tensor, "..."]]:
         """Return what low rank has added, by the names that a pipeline of `diffusers` loads it by."""
         return {f"unet.{name}": value for name, value in super().low_rank().items()}
-
-    def trained(self) -> dict[str, Shaped[Tensor, "..."]]:
-        """Return what is trained, by its names in the unet."""
-        state = self.unet.state_dict()
-        return {plain_name(name): value for name, value in state.items() if name not in self.public}
 
 
 def leave_out(module: nn.Module, names: set[str] | frozenset[str]) -> None:

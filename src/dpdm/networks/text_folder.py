@@ -29,10 +29,12 @@ from dpdm.types import InputError, refusing
 CLASS: Final = "{class}"
 """What stands in a prompt for the name of a class."""
 
-_PUBLIC = ("unet", "vae", "text_encoder", "tokenizer")
+PUBLIC: Final = ("unet", "vae", "text_encoder", "tokenizer")
+"""The parts of a pipeline that a claim names."""
+
 _FOR_DRAWING = ("unet", "vae")  # a release holds what the text encoder made of the prompts
 _TEXT_WEIGHTS = "model.safetensors"
-_NAMED = (  # the files of a part that are read, in the order in which its digest has them
+NAMED: Final = (
     "added_tokens.json",
     "config.json",
     "diffusion_pytorch_model.safetensors",
@@ -43,6 +45,8 @@ _NAMED = (  # the files of a part that are read, in the order in which its diges
     "tokenizer_config.json",
     "vocab.json",
 )
+"""The files of a part that are read, in the order in which its digest has them."""
+
 _LONGEST_PROMPT = 1000
 _PARTS = Parts(
     {
@@ -116,8 +120,8 @@ class TextToImageFolder(PipelineFolder):
         super().__post_init__()
         if not self.prompt.isprintable() or len(self.prompt) > _LONGEST_PROMPT:
             raise InputError(f"prompt must be up to {_LONGEST_PROMPT} visible characters")
-        if self.sha256 and (len(self.sha256) != len(_PUBLIC) or not all(map(SHA256.fullmatch, self.sha256))):
-            raise InputError(f"sha256 must be 64 hexadecimal digits each of {', '.join(_PUBLIC)}")
+        if self.sha256 and (len(self.sha256) != len(PUBLIC) or not all(map(SHA256.fullmatch, self.sha256))):
+            raise InputError(f"sha256 must be 64 hexadecimal digits each of {', '.join(PUBLIC)}")
         if (self.unet is None) != (self.latents is None) or (self.released and not self.sha256):
             raise InputError("unet, latents and sha256 are said together, by a release")
 
@@ -139,7 +143,7 @@ class TextToImageFolder(PipelineFolder):
     @property
     def names(self) -> tuple[str, ...]:
         """What a claim calls its public parts."""
-        return tuple(f"{self.name}/{part}" for part in _PUBLIC)
+        return tuple(f"{self.name}/{part}" for part in PUBLIC)
 
     @property
     def digests(self) -> tuple[tuple[str, str], ...]:
@@ -148,7 +152,7 @@ class TextToImageFolder(PipelineFolder):
         Raises:
             InputError: The folder holds others than the settings name.
         """
-        found = self.sha256 if self.released else tuple(digest_of_part(self.folder / part) for part in _PUBLIC)
+        found = self.sha256 if self.released else tuple(digest_of_part(self.folder / part) for part in PUBLIC)
         if self.sha256 not in ((), found):
             raise InputError(f"{self.source} is another folder than the settings name: network.sha256 differs")
         return tuple(zip(self.names, found, strict=True))
@@ -156,7 +160,7 @@ class TextToImageFolder(PipelineFolder):
     @property
     def for_drawing(self) -> tuple[tuple[str, str], ...]:
         """Those of `digests` that drawing needs, and that a release does not hold."""
-        return tuple(each for part, each in zip(_PUBLIC, self.digests, strict=True) if part in _FOR_DRAWING)
+        return tuple(each for part, each in zip(PUBLIC, self.digests, strict=True) if part in _FOR_DRAWING)
 
     def said(self) -> "TextToImageFolder":
         """Return it as a release says it."""
@@ -229,7 +233,7 @@ class TextToImageFolder(PipelineFolder):
         """
         assert isinstance(network, TextNetwork)
         assert isinstance(codec, KLCodec)
-        if part == self.names[_PUBLIC.index("vae")]:
+        if part == self.names[PUBLIC.index("vae")]:
             codec.begin_from(path, dict(self.digests)[part])
         else:
             network.begin_from(_weights_in(path), frozen=True)
@@ -268,7 +272,7 @@ def digest_of_part(part: Path) -> str:
     Raises:
         InputError: There are none.
     """
-    names = [name for name in _NAMED if (part / name).is_file()]
+    names = [name for name in NAMED if (part / name).is_file()]
     if not names:
         raise InputError(f"{part} is missing, or holds no files of safetensors or settings: {REMEDY}")
     lines = "".join(f"{digest_of(part / name)}  {name}\n" for name in names)

@@ -298,9 +298,7 @@ class Release:
         """
         folder = release_folder(run)
         release = open_without_public(folder, network)
-        if isinstance(public, Path | str):
-            public = {part.name: Path(public) / part.name.rpartition("/")[2] for part in release.generator.parts}
-        _supply(release.generator, public or {}, folder)
+        supply(release.generator, public or {}, folder)
         return replace(release, generator=release.generator.to(choose_device("auto")))
 
 
@@ -330,8 +328,12 @@ def open_without_public(folder: Path, network: OwnNetwork | None) -> Release:
     return Release(generator, claim, settings)
 
 
-def _supply(generator: ImageGenerator, public: Mapping[str, Path | str], folder: Path) -> None:
+def supply(generator: ImageGenerator, public: Mapping[str, Path | str] | Path | str, folder: Path) -> None:
     """Give a generator its public parts, or raise InputError if one is missing, another file, or not needed."""
+    if isinstance(public, Path | str):  # of which the parts have the names
+        if not generator.parts:
+            raise InputError(f"{folder} needs no public pipeline: leave {public} out")
+        public = {part.name: Path(public) / part.name.rpartition("/")[2] for part in generator.parts}
     if unknown := public.keys() - {part.name for part in generator.parts}:
         raise InputError(f"{folder} needs no public file {', '.join(sorted(unknown))}: leave it out")
     for part in generator.parts:
