@@ -51,6 +51,7 @@ def save_text_pipeline(folder, *, scheduler=None, kind="PNDMScheduler", channels
     words = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokens = {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    steps = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = diffusers.StableDiffusionPipeline(
@@ -65,7 +66,7 @@ def save_text_pipeline(folder, *, scheduler=None, kind="PNDMScheduler", channels
             ),
             text_encoder=CLIPTextModel(CLIPTextConfig(max_position_embeddings=16, **words, **tokens)),
             tokenizer=_tokenizer(Path(folder).with_suffix(".words")),
-            scheduler=getattr(diffusers, kind)(**(SCHEDULER | (scheduler or {}))),
+            scheduler=getattr(diffusers, kind)(**(SCHEDULER | steps | (scheduler or {}))),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

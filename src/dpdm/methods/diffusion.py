@@ -124,7 +124,9 @@ class Diffusion(Method):
                 raise InputError("a diffusers folder is a start of its own: leave out prior, start and codec")
             object.__setattr__(self, "preconditioning", pipelines.of_scheduler(self.network, self.preconditioning))
             object.__setattr__(self, "sampler", pipelines.sampler_within(self.preconditioning, self.sampler))
-            within = {name: pipelines.sampler_within(self.preconditioning, each) for name, each in self.samplers.items()}
+            within = {
+                name: pipelines.sampler_within(self.preconditioning, each) for name, each in self.samplers.items()
+            }
             object.__setattr__(self, "samplers", within)
         if isinstance(self.preconditioning, MomentMatched):
             object.__setattr__(self, "prior", self.prior or Prior())
@@ -198,7 +200,9 @@ class Diffusion(Method):
         denoiser, unlabelled = PreconditionedDenoiser(network.train(), preconditioning), self.loss.label_dropout > 0
         codec: Any = codecs.untrained(self.codec, facts, seed=seed) or pipelines.codec_of(self.network, network, facts)
         more = {"folder": self.network} if isinstance(self.network, TextToImageFolder) else {}
-        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice, codec=codec, **more)
+        return DenoisingGenerator(
+            denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice, codec=codec, **more
+        )
 
     def stepped(self, generator: DenoisingGenerator, *, seed: int = 0) -> PreconditionedDenoiser:
         """Return what private steps are taken with: the generator's denoiser, or one with A and B (`Trained`)."""

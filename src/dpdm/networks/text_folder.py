@@ -32,6 +32,9 @@ CLASS: Final = "{class}"
 PUBLIC: Final = ("unet", "vae", "text_encoder", "tokenizer")
 """The parts of a pipeline that a claim names."""
 
+AS_THEY_ARE: Final = ("vae", "text_encoder", "tokenizer")
+"""Those that no private step changes: an exported pipeline has copies of them."""
+
 _FOR_DRAWING = ("unet", "vae")  # a release holds what the text encoder made of the prompts
 _TEXT_WEIGHTS = "model.safetensors"
 NAMED: Final = (

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdm.files import digest, json_text, read_at_most, read_json, write_json
-from dpdm.networks.text_folder import NAMED, PUBLIC
+from dpdm.methods import PublicPart
+from dpdm.networks.text_folder import AS_THEY_ARE, NAMED, PUBLIC, digest_of_part
 from dpdm.runs.readme import CODES, LOW_RANK, readme_of
 from dpdm.types import InputError
 
@@ -56,6 +57,14 @@ def require_readme(folder: Path, statement: str, class_names: Sequence[str]) -> 
     known = (readme_of(statement, class_names, code, low_rank=low) for code in CODES for low in (False, True))
     if content not in [each.encode() for each in known]:
         raise InputError(f"{folder / _README} does not say what an export of this claim says")
+
+
+def require_public_parts(folder: Path, public: Sequence[PublicPart]) -> None:
+    """Raise InputError if a part that no private step changes is another than the claim names."""
+    for part in public:
+        place = folder / part.name.rpartition("/")[2]
+        if place.name in AS_THEY_ARE and place.is_dir() and digest_of_part(place) != part.sha256:
+            raise InputError(f"{place} is another part than the claim names: its SHA-256 is {part.sha256}")
 
 
 def _files(folder: Path) -> list[str]:

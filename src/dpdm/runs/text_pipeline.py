@@ -10,14 +10,13 @@ from safetensors.torch import save_file
 from dpdm.diffusion import DDPM
 from dpdm.files import read_json, write_json
 from dpdm.methods import DenoisingGenerator
-from dpdm.networks import TextNetwork, TextToImageFolder, digest_of_part
+from dpdm.networks import TextNetwork, digest_of_part
 from dpdm.networks.pipeline import CLAIM, WEIGHTS
-from dpdm.networks.text_folder import NAMED
+from dpdm.networks.text_folder import AS_THEY_ARE, NAMED
 from dpdm.runs.readme import ADAPTER, LOW_RANK, TEXT_TO_IMAGE, readme_of
 from dpdm.runs.release import Release
 from dpdm.types import InputError
 
-_AS_IT_IS = ("vae", "text_encoder", "tokenizer")  # which no private step has changed
 _INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": diffusers.__version__,
@@ -66,10 +65,10 @@ def save_text_pipeline(release: Release, folder: Path, public: Path | str | None
 
 def _copy_public(drawn: DenoisingGenerator, public: Path, folder: Path) -> None:
     """Copy the files of the parts that stay as they are; raise InputError if a part is another than the claim names."""
-    assert isinstance(drawn.folder, TextToImageFolder)
+    assert drawn.folder is not None
     for name, sha256 in drawn.folder.digests:
         part = name.rpartition("/")[2]
-        if part not in _AS_IT_IS:
+        if part not in AS_THEY_ARE:
             continue
         (folder / part).mkdir()
         for file in NAMED:

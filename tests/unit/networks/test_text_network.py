@@ -75,7 +75,8 @@ def test_a_state_holds_what_is_trained_and_the_prompts_alone(trains, folder):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_denoiser_is_what_diffusers_predicts_of_the_clean_latent_of_a_prompt(prediction, tmp_path):
-    public = save_text_pipeline(tmp_path / "texts", scheduler={"prediction_type": prediction}, kind="DDIMScheduler")
+    scheduler = {"prediction_type": prediction, "clip_sample": False}
+    public = save_text_pipeline(tmp_path / "texts", scheduler=scheduler, kind="DDPMScheduler")
     method = diffusion(public)
     assert method.preconditioning == DDPM(
         prediction=prediction,
@@ -96,12 +97,23 @@ def test_the_denoiser_is_what_diffusers_predicts_of_the_clean_latent_of_a_prompt
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * max(1, sigma.item()))
 
 
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "PNDMScheduler"])
+def test_any_scheduler_of_the_same_betas_says_the_same(kind, own):
+    expected = diffusion(own).preconditioning
+    getattr(diffusers, kind)(**SCHEDULER).save_pretrained(own / "scheduler")
+    index = json.loads((own / "model_index.json").read_text())
+    change(own / "model_index.json", scheduler=[index["scheduler"][0], kind])
+    assert diffusion(own).preconditioning == expected
+
+
 def test_latents_are_scaled_posterior_means_and_each_depends_on_its_image_alone(folder):
     codec = diffusion(folder).untrained(FACTS).codec
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     rows = codec.rows(images)
     assert torch.equal(codec.rows(images[[3, 1]]), rows[[3, 1]])
-    assert torch.equal(codec.rows(np.concatenate([images[4:], 0 * images])), torch.cat([rows[4:], codec.rows(0 * images)]))
+    assert torch.equal(
+        codec.rows(np.concatenate([images[4:], 0 * images])), torch.cat([rows[4:], codec.rows(0 * images)])
+    )
     vae = diffusers.AutoencoderKL.from_pretrained(Path(folder) / "vae")
     with torch.no_grad():
         means = vae.encode(levels_to_tensor(images)).latent_dist.mean * vae.config.scaling_factor
@@ -278,7 +290,9 @@ def test_what_a_release_says_is_said_together(folder):
         said.require_weights()
     for wrong in ({"latents": None}, {"sha256": ()}, {"unet": None}):
         with pytest.raises(InputError, match="said together"):
-            TextToImageFolder(**{"source": "x", "sha256": said.sha256, "unet": said.unet, "latents": said.latents} | wrong)
+            TextToImageFolder(
+                **{"source": "x", "sha256": said.sha256, "unet": said.unet, "latents": said.latents} | wrong
+            )
     with pytest.raises(InputError, match="64 hexadecimal digits each"):
         TextToImageFolder(source=folder, sha256=("0" * 64,))
     with pytest.raises(InputError, match="another folder than the settings name"):
