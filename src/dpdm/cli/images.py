@@ -57,8 +57,7 @@ def sample(
     claims = release.claim.get("private") is not False
     if claims:  # none is stated that the files do not bear out
         verify_release(run)
-    drawn = _draw(release, count, seed, sampler=chosen, labels=wanted)
-    if drawn is None:
+    if not (drawn := _draw(release, count, seed, sampler=chosen, labels=wanted)):
         return None
     images, labels = drawn
     known = labels if facts.num_classes else None

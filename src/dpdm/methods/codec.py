@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -148,7 +149,7 @@ def in_latents(run: Run, network: AnyCodec | None, data: ImageDataset) -> ImageD
     return data.shown_by(from_rows(kept, len(data), network))
 
 
-def from_rows(kept: Kept, number: int, network: AnyCodec) -> Images | Latents:
+def from_rows(kept: Kept | NDArray[np.float32], number: int, network: AnyCodec) -> Images | Latents:
     """Return latents as training keeps them, of rows that the codec made."""
     channels, height, width = network.latent
     latents = np.empty((number, height, width, channels), dtype=network.dtype)
@@ -168,8 +169,7 @@ def seen_of(network: AnyCodec | None, images: Images) -> Float[Tensor, "images c
     if network is None:
         return images_to_tensor(images)
     rows = network.levels(images) if isinstance(network, ConvCodec) else network.rows(images)
-    channels, height, width = network.latent
-    return levels_to_tensor(rows.view(-1, height, width, channels).numpy().astype(network.dtype))
+    return levels_to_tensor(from_rows(rows.numpy(), len(images), network))
 
 
 def decoded(

@@ -18,7 +18,7 @@ from dpdm.diffusion import (
 )
 from dpdm.methods import codec as codecs
 from dpdm.methods.interface import ImageFacts, ImageGenerator, PublicPart
-from dpdm.networks import TextToImageFolder
+from dpdm.networks import KLCodec, TextToImageFolder
 from dpdm.types import Images, InputError
 
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
@@ -33,7 +33,6 @@ class DenoisingGenerator(ImageGenerator):
         sampler: What draws.
         unlabelled: Whether the network knows images without label.
         codec: What decodes draws, where they are latents.
-        folder: The pipeline whose public weights are no part of its state.
         choice: One for each matrix of the network that private images chose, zero for the others; None without choice.
     """
 
@@ -48,12 +47,10 @@ class DenoisingGenerator(ImageGenerator):
         unlabelled: bool,
         codec: codecs.AnyCodec | None = None,
         choice: UInt8[Tensor, " matrix"] | None = None,
-        folder: TextToImageFolder | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("choice", choice)
         self.denoiser, self.facts, self.sampler, self.codec = denoiser, facts, sampler, codec
-        self.folder = folder
         self.null_label = facts.num_classes if facts.num_classes and unlabelled else None
 
     def draw(
@@ -65,8 +62,13 @@ class DenoisingGenerator(ImageGenerator):
         return codecs.decoded(self.codec, drawn)
 
     @property
+    def folder(self) -> TextToImageFolder | None:
+        """The pipeline whose public weights are no part of its state, if it begins with one of texts and latents."""
+        return self.codec.folder if isinstance(self.codec, KLCodec) else None
+
+    @property
     def parts(self) -> tuple[PublicPart, ...]:  # type: ignore[override]
-        """The unet and the autoencoder of its pipeline, if it begins with one of texts and latents."""
+        """The unet and the autoencoder of `folder`."""
         return () if self.folder is None else tuple(PublicPart(*part) for part in self.folder.for_drawing)
 
     def supply(self, part: PublicPart, path: Path) -> None:
@@ -114,11 +116,5 @@ class DenoisingGenerator(ImageGenerator):
     def _with(self, denoiser: PreconditionedDenoiser, sampler: AnySampler) -> "DenoisingGenerator":
         unlabelled = self.null_label is not None
         return DenoisingGenerator(
-            denoiser,
-            self.facts,
-            sampler,
-            unlabelled=unlabelled,
-            codec=self.codec,
-            choice=self.choice,
-            folder=self.folder,
+            denoiser, self.facts, sampler, unlabelled=unlabelled, codec=self.codec, choice=self.choice
         )

@@ -8,6 +8,7 @@ import copy
 import re
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -34,9 +35,9 @@ from dpdm.diffusion import (
 )
 from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
+from dpdm.methods import folders as pipelines
 from dpdm.methods.codec import Codec
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator
-from dpdm.methods import folders as pipelines
 from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
     Budget,
@@ -55,17 +56,7 @@ from dpdm.methods.matrices import choose_matrices, rehearse_matrices
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.start import Start, load_start
-from dpdm.networks import (
-    CompactUNet,
-    Network,
-    Own,
-    OwnNetwork,
-    PipelineFolder,
-    TextToImageFolder,
-    build_network,
-    code_of,
-    said_of,
-)
+from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, PipelineFolder, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
 from dpdm.types import InputError, refusing, require_at_most
 
@@ -123,11 +114,9 @@ class Diffusion(Method):
             if self.prior is not None or self.start is not None or self.codec is not None:
                 raise InputError("a diffusers folder is a start of its own: leave out prior, start and codec")
             object.__setattr__(self, "preconditioning", pipelines.of_scheduler(self.network, self.preconditioning))
-            object.__setattr__(self, "sampler", pipelines.sampler_within(self.preconditioning, self.sampler))
-            within = {
-                name: pipelines.sampler_within(self.preconditioning, each) for name, each in self.samplers.items()
-            }
-            object.__setattr__(self, "samplers", within)
+            within = partial(pipelines.sampler_within, self.preconditioning)
+            object.__setattr__(self, "sampler", within(self.sampler))
+            object.__setattr__(self, "samplers", {name: within(each) for name, each in self.samplers.items()})
         if isinstance(self.preconditioning, MomentMatched):
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:
@@ -199,10 +188,7 @@ class Diffusion(Method):
             trained.freeze(network, choice)
         denoiser, unlabelled = PreconditionedDenoiser(network.train(), preconditioning), self.loss.label_dropout > 0
         codec: Any = codecs.untrained(self.codec, facts, seed=seed) or pipelines.codec_of(self.network, network, facts)
-        more = {"folder": self.network} if isinstance(self.network, TextToImageFolder) else {}
-        return DenoisingGenerator(
-            denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice, codec=codec, **more
-        )
+        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, choice=choice, codec=codec)
 
     def stepped(self, generator: DenoisingGenerator, *, seed: int = 0) -> PreconditionedDenoiser:
         """Return what private steps are taken with: the generator's denoiser, or one with A and B (`Trained`)."""

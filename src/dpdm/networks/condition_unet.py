@@ -174,8 +174,8 @@ class TextNetwork(DiffusersNetwork):
     ) -> Float[Tensor, "batch channel height width"]:
         """Return what the unet gives."""
         if len(x) > _AT_ONCE and not torch.is_grad_enabled():
-            parts = zip(*(each.split(_AT_ONCE) for each in (x, c_noise, labels)), strict=True)
-            return torch.cat([self(*part) for part in parts])
+            parts = (slice(start, start + _AT_ONCE) for start in range(0, len(x), _AT_ONCE))
+            return torch.cat([self(x[part], c_noise[part], labels[part]) for part in parts])
         out: Tensor = self.unet(x, self.at(c_noise), self.prompts[labels], return_dict=False)[0]
         return out
 
@@ -218,8 +218,8 @@ def leave_out(module: nn.Module, names: set[str] | frozenset[str]) -> None:
     def loaded(_: nn.Module, keys: Any) -> None:  # noqa: ANN401 (torch's own)
         keys.missing_keys[:] = [key for key in keys.missing_keys if not _ends(key, names)]
 
-    module.register_state_dict_post_hook(saved)
-    module.register_load_state_dict_post_hook(loaded)
+    module.register_state_dict_post_hook(saved)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_post_hook(loaded)  # type: ignore[no-untyped-call]
 
 
 def _ends(key: str, names: set[str] | frozenset[str]) -> bool:

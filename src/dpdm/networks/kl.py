@@ -49,7 +49,8 @@ class KLCodec(nn.Module):
     """Posterior means of an `AutoencoderKL`, less the shift and times the scale; and its decoder.
 
     Args:
-        latents: What it says of them.
+        folder: The pipeline whose autoencoder it is.
+        latents: What this says of them.
         shape: Of images: channels, height, width.
         latent: Of a latent.
 
@@ -62,9 +63,16 @@ class KLCodec(nn.Module):
 
     most, dtype = MOST, np.float16
 
-    def __init__(self, latents: Latents, shape: tuple[int, int, int], latent: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        folder: Any,  # noqa: ANN401 (a TextToImageFolder)
+        latents: Latents,
+        *,
+        shape: tuple[int, int, int],
+        latent: tuple[int, int, int],
+    ) -> None:
         super().__init__()
-        self.latents, self.shape, self.latent = latents, shape, latent
+        self.folder, self.latents, self.shape, self.latent = folder, latents, shape, latent
         self.vae: Any = None
         self.sha256 = ""
 
@@ -105,10 +113,11 @@ class KLCodec(nn.Module):
         """Return the images of latents."""
         z = latents.float() / self.latents.scale + self.latents.shift
         with torch.no_grad(), _plainly(self._device):
-            return torch.cat([self.vae.decode(part).sample for part in z.split(_AT_ONCE)])
+            starts = range(0, len(z), _AT_ONCE)
+            return torch.cat([self.vae.decode(z[start : start + _AT_ONCE]).sample for start in starts])
 
     def _of_one(self, image: Images) -> Float32[Tensor, "1 numbers"]:
-        mean = self.vae.encode(images_to_tensor(image).to(self._device)).latent_dist.mode()
+        mean: Tensor = self.vae.encode(images_to_tensor(image).to(self._device)).latent_dist.mode()
         latent = ((mean - self.latents.shift) * self.latents.scale).clamp(-self.most, self.most)
         return latent.permute(0, 2, 3, 1).flatten(1).float().cpu()
 

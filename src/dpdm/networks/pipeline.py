@@ -126,7 +126,8 @@ class PipelineFolder(ABC):
 
     def begun_from(self, source: str) -> Self:
         """Return it as a release says it with the place of its folder on this machine."""
-        return replace(self, source=source, **{name: None for name in self.needed if name != "sha256"})
+        said: dict[str, Any] = {name: None for name in self.needed if name != "sha256"}
+        return replace(self, source=source, **said)
 
     @property
     def name(self) -> str:

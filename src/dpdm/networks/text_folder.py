@@ -212,7 +212,7 @@ class TextToImageFolder(PipelineFolder):
             InputError: They are damaged, or do not fit the unet.
         """
         assert isinstance(network, TextNetwork)
-        codec = KLCodec(self.space, shape, self.seen(shape))
+        codec = KLCodec(self, self.space, shape=shape, latent=self.seen(shape))
         if self.released or network.prompts.device.type == "meta":
             return codec
         before = self.digests

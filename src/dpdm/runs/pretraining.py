@@ -103,7 +103,7 @@ class _Loop(Loop):
         if not of.labelled:
             forget_classes(generator.denoiser.network)
         self._seen = of.public.images
-        if of.codec is not None and generator.codec is not None:
+        if of.codec is not None and isinstance(generator.codec, ConvCodec):
             self._seen = _latents(generator.codec, of.codec, of.public.images)
         self._denoiser = generator.denoiser.to(self.device)
         self.average = ema.start(self._denoiser).eval()
@@ -196,7 +196,8 @@ def _latents(network: ConvCodec, codec: PublicStart, images: Images) -> Images:
     """Return the latents of public images, in levels."""
     load_codec(network, codec)
     kept = keep_rows(None, images, network.levels, made_by=codec.sha256, name="latents")
-    return from_rows(kept, len(images), network)
+    levels: Images = from_rows(kept, len(images), network)  # type: ignore[assignment]
+    return levels
 
 
 def noisy_prior(settings: Prior, public: ImageDataset, random: np.random.Generator) -> GaussianMixture:

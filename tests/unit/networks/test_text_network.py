@@ -1,4 +1,4 @@
-"""A text-to-image folder as a network: read offline, what diffusers computes, and what of it is trained and released."""
+"""A text-to-image folder as a network: read offline, what diffusers computes, what is trained and released."""
 
 import copy
 import json
@@ -212,10 +212,13 @@ def change(path, **entries):
 
 
 def refused(folder, match, facts=FACTS, **changes):
-    with pytest.raises(InputError, match=match) as error:
+    def begin():
         method = diffusion(folder, **changes)
         method.require_images(facts)
         method.untrained(facts)
+
+    with pytest.raises(InputError, match=match) as error:
+        begin()
     assert "\n" not in str(error.value)
 
 
