@@ -1,5 +1,6 @@
 """A text-to-image pipeline from the command line: planned, trained on, claimed, exported, and loaded without dpdm."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from diffusers_pipelines import save_text_pipeline
 from dpdm import Release, Trainer, load_config
 from dpdm.runs.exported import write_manifest
 
+UNet2DConditionModel = pytest.importorskip("diffusers").UNet2DConditionModel
 export_pipeline = pytest.importorskip("dpdm.runs.pipeline").export_pipeline
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
@@ -64,6 +66,28 @@ def test_a_plan_says_what_is_public_and_what_is_trained(dpdm, photos, public):
     assert code == 0, err
     for part in ("unet", "vae", "text_encoder", "tokenizer"):
         assert f"start       the network of texts/{part}: no ε protects the images that it was trained on" in out
+
+
+def test_a_plan_needs_settings_alone_and_says_what_each_set_takes(dpdm, photos, public, monkeypatch):
+    for path in public.rglob("*.safetensors"):
+        path.unlink()
+    code, out, err = dpdm("plan", photos, "--method=diffusion", *ALL, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    unet, by_set = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(public / "unet")), report["by_set"]
+    assert by_set["all"]["parameters"] == sum(p.numel() for p in unet.parameters())
+    assert report["parameters"] == by_set["lora:4"]["parameters"] // 2
+    assert report["seconds_per_step"] >= 0
+    code, out, err = dpdm("plan", photos, "--method=diffusion", *ALL)
+    assert "counted: the public weights are not here" in out
+    assert "network.trains=attention: " in out
+    code, _, err = dpdm("train", photos, "--method=diffusion", *ALL, "--run=run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is missing" in err
+    monkeypatch.setattr("dpdm.runs.rehearsal.memory_there", lambda device: 2**16)
+    code, _, err = dpdm("plan", photos, "--method=diffusion", *ALL)
+    assert code == 2
+    assert "a step on one image needs about" in err
 
 
 def test_a_run_goes_on_and_its_release_holds_no_public_weight(dpdm, photos, public, tmp_path):

@@ -127,7 +127,9 @@ def test_tables_of_all_that_is_stored_reach_the_page(gpu, measured, tmp_path):
         "| run | 0.5 steps a second; all 4,395 steps: 2.4 hours (layer-wise, on random images, at most 2.0 GB) |"
         in text
     )
-    assert "| adapter | 51 images a second, 1.12 × a plain step; 797,184 of 860,318,148 parameters train, 64 lat" in text
+    assert (
+        "| adapter | 51 images a second, 1.12 × a plain step; 797,184 of 860,318,148 parameters train, 64 lat" in text
+    )
     assert "| clipping, bfloat16 | failed: no memory |" in text
     assert "| clipping, float32 | below; Opacus is not installed |" in text
     assert "| paper U-Net, layer-wise | 3.0e-07 | 2.0e-03 |" in text

@@ -142,8 +142,15 @@ class PipelineFolder(ABC):
     def scheduled(self) -> Scheduled:
         """Return what its scheduler says; raise InputError if it says what dpdm does not know, or is not public."""
         said = read_scheduler(self.folder, self.parts)
-        weights_of(self.folder / "unet")
+        if self.has_weights:
+            weights_of(self.folder / "unet")
         return said
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its unet has more than settings, which are enough for a plan."""
+        unet = self.folder / "unet"
+        return self.released or (unet.is_dir() and any(each.name != "config.json" for each in unet.iterdir()))
 
     def require_weights(self) -> None:
         """Raise InputError where settings are those of a release, whose folder nobody has named."""
