@@ -34,8 +34,9 @@ PARTS = {  # each with its share of the seconds
     "agreement": 0.1,
     "memory": 0.1,
     "run": 0.2,
-    "clipping, bfloat16": 0.2,
-    "clipping, float32": 0.2,
+    "adapter": 0.1,
+    "clipping, bfloat16": 0.15,
+    "clipping, float32": 0.15,
 }
 SECONDS = 1000.0
 GRACE = 60.0  # seconds that a part may take beyond its share: to start, and to finish what it is at
@@ -218,6 +219,11 @@ def in_words(name: str, part: dict[str, Any] | None) -> str:
         whole = f"all {part['steps_planned']:,} steps: {part['projected_hours']:.1f} hours"
         how = f"{part['strategy']}, on {part['images']}, at most {part['peak_bytes'] / 1e9:.1f} GB"
         return f"{part['steps_per_second']:.3g} steps a second; {whole} ({how})"
+    if name == "adapter":
+        rate, ratio = f"{part['images_per_second']:.3g} images a second", f"{part['ratio_to_plain']:.2f} × a plain step"
+        size = f"{part['trained_parameters']:,} of {part['unet_parameters']:,} parameters train"
+        peak = f", at most {part['peak_bytes'] / 1e9:.1f} GB beside the weights" if part["peak_bytes"] else ""
+        return f"{rate}, {ratio}; {size}, {part['batch']} latents of {' × '.join(map(str, part['latent']))}{peak}"
     without = name.startswith("clipping") and not any("opacus" in row["strategy"] for row in part["rows"])
     return "below; Opacus is not installed" if without else "below"
 

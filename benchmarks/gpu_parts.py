@@ -24,13 +24,13 @@ import pytest
 import torch
 
 import dpdm
-from clipping import CLASSES, CPU, DTYPES, NETWORKS, SHAPE, Cases, made_up, peak_bytes
+from clipping import CLASSES, CPU, DTYPES, NETWORKS, SHAPE, Cases, in_turns, made_up, ours, peak_bytes
 from clipping import measure as measure_clipping
 from dpdm.config import Machine, load_config
-from dpdm.diffusion import EDM, NoisyBatch
+from dpdm.diffusion import DDPM, EDM, DenoisingLoss, DiscreteTimes, NoisyBatch, PreconditionedDenoiser
 from dpdm.methods import Diffusion, ImageFacts
 from dpdm.methods.made_up import bytes_of_one
-from dpdm.networks import Network, UNet
+from dpdm.networks import ConditionUNet, Network, UNet
 from dpdm.privacy import DPSGD, LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.runs import Trainer
 from dpdm.runs.cost import measure_step, physical_batch_size
@@ -42,6 +42,9 @@ STRATEGIES = {"layer-wise": LayerWise(), "one-backward-each": OneBackwardEach(),
 FACTS = ImageFacts(SHAPE, tuple("0123456789"))
 
 
+SD_15 = ConditionUNet(times=1000, tokens=77, cross_attention_dim=768)
+
+
 class Sizes(NamedTuple):
     """How large what is measured is."""
 
@@ -51,6 +54,9 @@ class Sizes(NamedTuple):
     at_once: int | Literal["auto"]  # and its examples
     images: int  # of the private run
     settings: tuple[str, ...]  # of that run, other than its preset's
+    text_unet: ConditionUNet = SD_15  # of the adapter part
+    latent: int = 32  # and the sides of its latents: of images of 256 pixels
+    latents: int = 64  # and how many a step has, if they fit
 
 
 OF_A_GPU = Sizes(NETWORKS, ((128, 1), (64, 4), (64, 32)), (1, 32), "auto", 60_000, ())
@@ -71,6 +77,19 @@ TINY = Sizes(
         "loss.noise_multiplicity=2",
         "sampler.steps=2",
     ),
+    ConditionUNet(
+        times=1000,
+        tokens=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=(2,),
+        norm_num_groups=4,
+    ),
+    8,
+    4,
 )
 
 
@@ -204,6 +223,52 @@ def run(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def adapter(device: torch.device, seconds: float, sizes: Sizes) -> dict[str, Any]:
+    """Time a private step beside a plain one: low rank 4 on a unet of random weights, in latents."""
+    denoiser = text_denoiser(sizes, device)
+    loss = DenoisingLoss(noise_multiplicity=1, label_dropout=0.1)
+    seen = ImageFacts((sizes.text_unet.in_channels, sizes.latent, sizes.latent), FACTS.class_names)
+    with autocast("auto", device):
+        machine = Machine()
+        fit = physical_batch_size(machine, device, 1, partial(bytes_of_one, loss, denoiser, seen))
+        batch = min(fit, sizes.latents)
+        x = torch.randn(batch, *seen.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        labels = torch.arange(batch, device=device) % seen.num_classes
+        levels, null = denoiser.preconditioning.noise_levels, seen.num_classes
+        drawn = loss.draw(x, labels, null_label=null, noise_levels=levels, random_bytes=os.urandom)
+        private = ours(LayerWise(), denoiser, loss, drawn, batch)
+
+        def plain() -> None:
+            denoiser.zero_grad()
+            loss(denoiser, drawn).sum().backward()
+
+        middle, failed = in_turns([("plain", plain), ("private", private)], device, 0.7 * seconds)
+        if failed:
+            return {"failed": "; ".join(failed.values())}
+        peak = peak_bytes(private, device)
+    of = [*denoiser.parameters()]
+    return {
+        "unet_parameters": sum(p.numel() for p in of),
+        "trained_parameters": sum(p.numel() for p in of if p.requires_grad),
+        "latent": [*seen.shape],
+        "batch": batch,
+        "images_per_second": batch / middle[1],
+        "peak_bytes": peak,
+        "ratio_to_plain": middle[1] / middle[0],
+    }
+
+
+def text_denoiser(sizes: Sizes, device: torch.device) -> PreconditionedDenoiser:
+    """Return a denoiser by a unet of Stable Diffusion's shape, whose weights and prompts are random."""
+    network = sizes.text_unet.build(prompts=len(FACTS.class_names) + 1, trains="lora:4").begun().to_empty(device=device)
+    random = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for t in (*network.parameters(), network.prompts):
+            t.normal_(std=0.02, generator=random)
+    levels = DiscreteTimes(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    return PreconditionedDenoiser(network, DDPM(noise_levels=levels))
+
+
 def fashion_mnist(number: int) -> tuple[dpdm.ImageDataset, str]:
     """Return the first images of Fashion-MNIST, or random ones of its shape, and which of both."""
     try:
@@ -233,6 +298,7 @@ PARTS = {
     "agreement": agreement,
     "memory": memory,
     "run": run,
+    "adapter": adapter,
     **{f"clipping, {dtype}": clipping(dtype) for dtype in DTYPES},
 }
 

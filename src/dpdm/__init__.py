@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         Start,
         StatisticMatching,
     )
-    from dpdm.networks import MLP, CompactUNet, DiffusersFolder, MakeNetwork, UNet
+    from dpdm.networks import MLP, CompactUNet, DiffusersFolder, MakeNetwork, TextToImageFolder, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
     from dpdm.runs import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
@@ -117,6 +117,7 @@ _HOME = {
     "MakeNetwork": "networks",
     "CompactUNet": "networks",
     "DiffusersFolder": "networks",
+    "TextToImageFolder": "networks",
     "UNet": "networks",
     "DPSGD": "privacy",
     "FullSum": "privacy",
@@ -183,6 +184,7 @@ __all__ = [
     "StatisticMatching",
     "StochasticDDIM",
     "Synthesizer",
+    "TextToImageFolder",
     "Trainer",
     "UNet",
     "UtilityProtocol",

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     Images = NDArray[np.uint8]
     """Images as people keep them: (number, height, width, channel), 0..255."""
 
+    Latents = NDArray[np.float16]
+    """Numbers of about unit variance as training keeps them: (number, height, width, channel)."""
+
     Labels = NDArray[np.int64]
     """Class indices: (number,), 0 <= label < num_classes."""
 else:
 
     def __getattr__(name: str) -> object:
         """Make the array types when they are first asked for: an error needs no numpy."""
-        levels = {"Images": "uint8", "Labels": "int64"}
+        levels = {"Images": "uint8", "Latents": "float16", "Labels": "int64"}
         if name not in levels:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import numpy as np
@@ -270,11 +273,15 @@ def images_to_tensor(images: "Images") -> "Float[Tensor, 'batch channel height w
     return levels_to_tensor(as_images("all", images))
 
 
-def levels_to_tensor(levels: "Images") -> "Float[Tensor, 'batch channel height width']":
-    """Turn `uint8 NHWC` of any number of channels, images or their latents, into `float32 NCHW in [-1, 1]`."""
+def levels_to_tensor(levels: "Images | Latents") -> "Float[Tensor, 'batch channel height width']":
+    """Turn `uint8 NHWC` of any number of channels into `float32 NCHW in [-1, 1]`; numbers of latents stay as they are.
+
+    Latents have levels, too, where they are bounded as images are.
+    """
     import torch
 
-    return torch.from_numpy(levels.transpose(0, 3, 1, 2).copy()).float().div_(127.5).sub_(1)
+    x = torch.from_numpy(levels.transpose(0, 3, 1, 2).copy()).float()
+    return x if levels.dtype == "float16" else x.div_(127.5).sub_(1)
 
 
 def tensor_to_images(x: "Float[Tensor, 'batch channel height width']") -> "Images":

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusers_pipelines import save_pipeline
+from diffusers_pipelines import save_pipeline, save_text_pipeline
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, DenoisingLoss, MomentMatched
@@ -38,7 +38,7 @@ from dpdm.methods import (
     Start,
     StatisticMatching,
 )
-from dpdm.networks import MLP, DiffusersFolder
+from dpdm.networks import MLP, DiffusersFolder, TextToImageFolder
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
 from dpdm.types import InputError
@@ -62,6 +62,7 @@ TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplici
 FOLDER = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 PIPELINE = DiffusersFolder(source=save_pipeline(FOLDER / "pipeline"), trains="lora:2")
+TEXTS = TextToImageFolder(source=save_text_pipeline(FOLDER / "texts", channels=1), trains="lora:2")
 PIXELS = Embedding(features="pixels")
 SMALL = {"updates": 5, "batch_size": 8, "latent": 2, "width": 16}
 FEATURES = Embedding(features="random-convnet", size=8)
@@ -116,6 +117,9 @@ TOYS = {
     ),
     "retrieval, from a diffusers folder": Diffusion(
         network=PIPELINE, retrieval=Retrieval(keep=6), sampler=DDIM(steps=5, sigma_min=0.02), loss=TOY["loss"]
+    ),
+    "diffusion from texts and latents": Diffusion(
+        network=TEXTS, loss=DenoisingLoss(noise_multiplicity=2), sampler=DDIM(steps=2, sigma_min=0.04)
     ),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),
 }
@@ -235,7 +239,7 @@ def test_a_release_verifies_loads_and_draws_the_same(name, tmp_path):
     made = trainer(name, tmp_path / "run").fit(IMAGES)
     verified = verify_release(tmp_path / "run")
     assert verified.statement == made.statement
-    opened = Release.load(tmp_path / "run")
+    opened = Release.load(tmp_path / "run", public=TEXTS.source if made.generator.parts else None)
     assert opened.generator.state_dict().keys() == made.generator.state_dict().keys()
     for images in (made.sample(6, seed=3)[0], opened.sample(6, seed=3)[0]):
         assert images.shape == (6, 8, 8, 1)

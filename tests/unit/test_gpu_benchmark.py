@@ -107,10 +107,13 @@ def test_tables_of_all_that_is_stored_reach_the_page(gpu, measured, tmp_path):
     private = {"steps_planned": 4395, "projected_hours": 2.44, "strategy": "layer-wise", "images": "random images"}
     row = {"network": "paper U-Net", "strategy": "layer-wise", "noise_multiplicity": 4, "batch": 64}
     of_clipping = {"dtype": "float32", "microseconds_per_copy": 120.0, "ratio_to_nonprivate": 1.2, "peak_bytes": 10**9}
+    of_adapter = {"images_per_second": 51.0, "ratio_to_plain": 1.12, "trained_parameters": 797_184, "batch": 64}
+    of_adapter |= {"unet_parameters": 860_318_148, "latent": [4, 32, 32], "peak_bytes": 3 * 10**10}
     code, _, _ = measured(
         tests={"passed": 50, "skipped": 1},
         agreement={"rows": [{**row, "float32": 3e-7, "bfloat16": 2e-3}], "claims_equal": True},
         memory={"rows": [{**row, "examples_at_once": 90, "peak_bytes": 3 * 10**10, "planned_bytes": 4 * 10**10}]},
+        adapter=of_adapter,
         run={**private, "steps_per_second": 0.5, "peak_bytes": 2 * 10**9},
         **{"clipping, float32": {"rows": [{**row, **of_clipping}]}, "clipping, bfloat16": {"failed": "no memory"}},
     )
@@ -123,6 +126,9 @@ def test_tables_of_all_that_is_stored_reach_the_page(gpu, measured, tmp_path):
     assert (
         "| run | 0.5 steps a second; all 4,395 steps: 2.4 hours (layer-wise, on random images, at most 2.0 GB) |"
         in text
+    )
+    assert (
+        "| adapter | 51 images a second, 1.12 × a plain step; 797,184 of 860,318,148 parameters train, 64 lat" in text
     )
     assert "| clipping, bfloat16 | failed: no memory |" in text
     assert "| clipping, float32 | below; Opacus is not installed |" in text

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from dpdm.cli.options import AsJson, Run, fail, print_json, require_run, say
+from dpdm.cli.options import AsJson, PublicPipeline, Run, fail, print_json, require_run, say
 
 
 def export(
     run: Run,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    public: PublicPipeline = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a finished run, with its claim, as a diffusers pipeline; one that was a diffusers folder needs no dpdm."""
@@ -21,7 +22,7 @@ def export(
         if (error.name or "").partition(".")[0] == "dpdm":
             raise
         fail(f"export needs {error.name}: pip install 'dpdm[diffusers]'")
-    export_pipeline(run, output)
+    export_pipeline(run, output, public=public)
     if as_json:
         return print_json({"output": str(output)})
     say(f"{output} holds the pipeline; its README.md says how to load it")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from dpdm.cli.options import AsJson, Run, Set, fail, print_json, require_run, say
+from dpdm.cli.options import AsJson, PublicPipeline, Run, Set, fail, print_json, require_run, say
 from dpdm.terminal import show_progress
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def sample(
         str, typer.Option(help="equal, released (by the run's prior), or a number for each class: 3,1,1.")
     ] = "equal",
     seed: Annotated[int | None, typer.Option(help="Seed that makes the images repeatable.")] = None,
+    public: PublicPipeline = None,
     sampler: Annotated[str | None, typer.Option(help="One of the run's named samplers, such as accuracy.")] = None,
     set: Set = None,
     as_json: AsJson = False,
@@ -46,7 +47,7 @@ def sample(
     from dpdm.types import require_positive
 
     require_positive(count=count)
-    release = Release.load(run)
+    release = Release.load(run, public=public)
     facts = release.facts
     chosen = choose_sampler(release.settings, name=sampler, overrides=set or []) if sampler or set else None
     wanted = None
@@ -56,8 +57,7 @@ def sample(
     claims = release.claim.get("private") is not False
     if claims:  # none is stated that the files do not bear out
         verify_release(run)
-    drawn = _draw(release, count, seed, sampler=chosen, labels=wanted)
-    if drawn is None:
+    if not (drawn := _draw(release, count, seed, sampler=chosen, labels=wanted)):
         return None
     images, labels = drawn
     known = labels if facts.num_classes else None

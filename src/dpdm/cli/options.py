@@ -30,6 +30,13 @@ MethodName = Annotated[
         + "".join(f"\n\n{method}" for method in METHODS),
     ),
 ]
+PublicPipeline = Annotated[
+    Path | None,
+    typer.Option(
+        "--public",
+        help="The diffusers pipeline that a text-to-image run began with: its release holds what was trained alone.",
+    ),
+]
 PublicImages = Annotated[
     str | None,
     typer.Option(

@@ -50,6 +50,7 @@ def plan(
     from dpdm.config import is_release, require_public_source
     from dpdm.data.public import require_public_there
     from dpdm.runs import measure_sampling, measure_step
+    from dpdm.runs.counted import count_step, is_without_weights
     from dpdm.runs.hardware import choose_device
     from dpdm.runs.start import open_starts
 
@@ -59,7 +60,10 @@ def plan(
             require_public_there(config.public.source)
     open_starts(config.method.start_folders)
     facts, asked = _declared(config)
-    if minutes is not None:
+    by_set: dict[str, tuple[int, float]] = {}
+    if minutes is None and is_without_weights(config):
+        (cost, by_set), sampling = count_step(config, facts, asked), 0.0
+    elif minutes is not None:
         config, cost, sampling = _measured(config, facts, asked, minutes, first=True)
         asked = config.plan(lambda: asked.dataset_size)
     else:
@@ -67,6 +71,8 @@ def plan(
     if own := _memory_of(config, facts, asked):
         cost = cost._replace(memory_gib=cost.memory_gib + own / 2**30)
     report = _report(config, asked, cost, sampling)
+    if by_set:
+        report["by_set"] = {name: {"parameters": of[0], "memory_gib": round(of[1], 2)} for name, of in by_set.items()}
     if config.method.timed:
         device = choose_device(config.machine.device)
         report["minutes"] = config.method.seconds(facts, records=asked.dataset_size, device=device) / 60
@@ -144,10 +150,15 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         started = getattr(config.method, "start", None) is not None
         if advice := why_it_cannot_pay(plan, report["parameters"], started=started):
             yield f"            {advice}"
-        yield f"time        about {duration(60 * report['minutes'])} here, measured on random images"
+        where = "here, measured on random images"
+        if by_set := report.get("by_set"):
+            where = "at 100 TFLOP/s, counted: the public weights are not here"
+        yield f"time        about {duration(60 * report['minutes'])} {where}"
         beside = "" if unit == "image" else ", and what the images take"
         at_once = f"{report['physical_batch_size']:,} {unit}s at once"
         yield f"memory      about {report['memory_gib']:.1f} GiB, for {at_once}{beside}"
+        for name, of in (by_set or {}).items():
+            yield f"            network.trains={name}: {of['parameters']:,} parameters, {of['memory_gib']:.1f} GiB"
     else:
         takes = "minutes, most of them for features" if config.method.networks else "seconds to minutes"
         said = f"{takes}: no network is trained on private images"
@@ -157,7 +168,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         if report["memory_gib"] >= _SHOWN_GIB:
             among = _among(config) if config.method.starts_from_images else ""
             yield f"memory      about {report['memory_gib']:.1f} GiB{among}"
-    yield f"sampling    about {duration(sampling)} for 10,000 images here"
+    if sampling:
+        yield f"sampling    about {duration(sampling)} for 10,000 images here"
 
 
 def _public(config: "Config", plan: "AnyPlan") -> Iterator[str]:

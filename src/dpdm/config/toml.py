@@ -22,7 +22,7 @@ from dpdm.config.settings import Config, NoPrivacy, Privacy
 from dpdm.config.target import Table, preset_names, read_preset, read_target
 from dpdm.diffusion import MatchedSolver, MomentMatched
 from dpdm.methods import METHODS, AnySampler, Diffusion, Method
-from dpdm.networks import DiffusersFolder, Own
+from dpdm.networks import DiffusersFolder, Own, TextToImageFolder
 from dpdm.privacy import AnyPlan
 from dpdm.types import InputError, require_at_most
 
@@ -253,7 +253,8 @@ def _override(table: Table, text: str) -> None:
             del samplers[name]
         if table.get("sampler", {}).get("kind") == MatchedSolver.kind:
             del table["sampler"]
-    if key.strip() == "network.kind" and value == DiffusersFolder.kind:  # which says the preconditioning, without prior
+    if key.strip() == "network.kind" and value in (DiffusersFolder.kind, TextToImageFolder.kind):
+        # which says the preconditioning, without prior
         for name in ("preconditioning", "prior", "start", "sampler", "samplers"):
             table.pop(name, None)
     for parent in parents:

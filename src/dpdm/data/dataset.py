@@ -11,7 +11,15 @@ from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from dpdm.data.layout import normal_form
-from dpdm.types import MOST_CLASSES, Images, InputError, Labels, require_counts_or_none, require_names_of_classes
+from dpdm.types import (
+    MOST_CLASSES,
+    Images,
+    InputError,
+    Labels,
+    Latents,
+    require_counts_or_none,
+    require_names_of_classes,
+)
 
 MIN_SIDE = 8
 """Pixels: the networks halve an image up to three times."""
@@ -141,9 +149,10 @@ class ImageDataset:
             part._set(**{name: None if whole is None else whole[images]})
         return part
 
-    def shown_by(self, images: Images) -> "ImageDataset":
-        """Return the same records with other levels for their images: latents, say, of any channels and sides."""
-        self._require(images.dtype == np.uint8 and len(images) == len(self), "there must be levels for each image")
+    def shown_by(self, images: Images | Latents) -> "ImageDataset":
+        """Return the same records with other numbers for their images: latents, say, of any channels and sides."""
+        self._require(images.dtype in (np.uint8, np.float16), "there must be levels, or numbers of latents")
+        self._require(len(images) == len(self), "there must be levels for each image")
         shown = copy.copy(self)
         shown._set(images=images)
         return shown

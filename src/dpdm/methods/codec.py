@@ -12,14 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.data.dataset import in_parts
 from dpdm.methods.interface import ImageFacts, Kept, PublicStart, Read, Run
 from dpdm.methods.start import weights_digest
+from dpdm.networks import KLCodec
 from dpdm.networks.codec import ConvCodec, latent_shape
-from dpdm.types import Images, InputError, images_to_tensor, levels_to_tensor, require_name
+from dpdm.types import Images, InputError, Latents, images_to_tensor, levels_to_tensor, require_name
+
+AnyCodec = ConvCodec | KLCodec
+"""One that `[codec]` names, or that of a text-to-image pipeline, which is read with its folder."""
 
 CODEC = "codec"
 """What the folder of a codec says in place of a preconditioning: it is no denoiser."""
@@ -93,9 +98,11 @@ def said_of(codec: Codec | None, starts: Sequence[PublicStart]) -> Codec | None:
     return None if codec is None else codec.said(starts[-1] if starts else None)
 
 
-def seen_by(codec: Codec | ConvCodec | None, facts: ImageFacts) -> ImageFacts:
+def seen_by(codec: Codec | AnyCodec | None, facts: ImageFacts) -> ImageFacts:
     """Return the facts of what is learnt: of latents, or of the images themselves."""
-    return facts if codec is None else facts._replace(shape=latent_shape(facts.shape))
+    if codec is None:
+        return facts
+    return facts._replace(shape=latent_shape(facts.shape) if isinstance(codec, Codec) else codec.latent)
 
 
 def untrained(codec: Codec | None, facts: ImageFacts, *, seed: int) -> ConvCodec | None:
@@ -126,49 +133,50 @@ def load_codec(network: ConvCodec, start: PublicStart) -> None:
     network.load_state_dict(start.weights)
 
 
-def in_latents(run: Run, network: ConvCodec | None, data: ImageDataset) -> ImageDataset:
+def in_latents(run: Run, network: AnyCodec | None, data: ImageDataset) -> ImageDataset:
     """Return private images in the latents of the run's codec, kept in private/; as they are without a codec.
 
     Which records are blank, whose they are, and of which class they are, stays.
     """
     if network is None:
         return data
-    load_codec(network, run.starts[-1])
-    made_by = f"latents; weights sha256:{run.starts[-1].sha256}"
-    return data.shown_by(
-        from_rows(run.keep("latents", data.images, network.levels, made_by=made_by), len(data), network)
-    )
+    if isinstance(network, ConvCodec):
+        load_codec(network, run.starts[-1])
+        make, sha256 = network.levels, run.starts[-1].sha256
+    else:
+        make, sha256 = network.rows, network.sha256
+    kept = run.keep("latents", data.images, make, made_by=f"latents; weights sha256:{sha256}")
+    return data.shown_by(from_rows(kept, len(data), network))
 
 
-def from_rows(kept: Kept, number: int, network: ConvCodec) -> Images:
-    """Return latents as images have their levels, of rows that `ConvCodec.levels` made."""
+def from_rows(kept: Kept | NDArray[np.float32], number: int, network: AnyCodec) -> Images | Latents:
+    """Return latents as training keeps them, of rows that the codec made."""
     channels, height, width = network.latent
-    latents = np.empty((number, height, width, channels), dtype=np.uint8)
+    latents = np.empty((number, height, width, channels), dtype=network.dtype)
     for part in in_parts(number):
         latents[part] = kept[part].reshape(-1, height, width, channels)
     return latents
 
 
-def rehearse(network: ConvCodec | None, starts: Sequence[PublicStart]) -> None:
+def rehearse(network: AnyCodec | None, starts: Sequence[PublicStart]) -> None:
     """Raise InputError unless the codec of a run, the last of its starts, is one, and for its images."""
-    if network is not None:
+    if isinstance(network, ConvCodec):
         load_codec(copy.deepcopy(network), starts[-1])
 
 
-def seen_of(network: ConvCodec | None, images: Images) -> Float[Tensor, "images channel height width"]:
+def seen_of(network: AnyCodec | None, images: Images) -> Float[Tensor, "images channel height width"]:
     """Return images, or their latents, as a denoiser sees them."""
     if network is None:
         return images_to_tensor(images)
-    channels, height, width = network.latent
-    levels = network.levels(images).view(-1, height, width, channels)
-    return levels_to_tensor(levels.byte().numpy())
+    rows = network.levels(images) if isinstance(network, ConvCodec) else network.rows(images)
+    return levels_to_tensor(from_rows(rows.numpy(), len(images), network))
 
 
 def decoded(
-    network: ConvCodec | None, drawn: Float[Tensor, "images latent down across"]
+    network: AnyCodec | None, drawn: Float[Tensor, "images latent down across"]
 ) -> Float[Tensor, "images channel height width"]:
     """Return the images that drawn latents stand for; drawn images themselves without a codec."""
-    return drawn if network is None else network.decode(drawn.float().clamp(-1, 1)).float()
+    return drawn if network is None else network.decode(drawn.float().clamp(-network.most, network.most)).float()
 
 
 def memory_of(codec: Codec | None, facts: ImageFacts, records: int) -> int:

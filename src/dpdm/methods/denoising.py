@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -19,9 +20,9 @@ from dpdm.diffusion import (
     StochasticDDIM,
 )
 from dpdm.methods import codec as codecs
-from dpdm.methods.interface import ImageFacts, ImageGenerator
+from dpdm.methods.interface import ImageFacts, ImageGenerator, PublicPart
 from dpdm.methods.retrieval import Trajectories
-from dpdm.networks.codec import ConvCodec
+from dpdm.networks import KLCodec, TextToImageFolder
 from dpdm.types import Images, InputError, require_at_most
 
 _MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
@@ -50,7 +51,7 @@ class DenoisingGenerator(ImageGenerator):
         sampler: AnySampler,
         *,
         unlabelled: bool,
-        codec: ConvCodec | None = None,
+        codec: codecs.AnyCodec | None = None,
         choice: UInt8[Tensor, " matrix"] | None = None,
         trajectories: Trajectories | None = None,
     ) -> None:
@@ -72,6 +73,21 @@ class DenoisingGenerator(ImageGenerator):
             start = start + self.trajectories.draw(labels, random=random) / self.sampler.sigma_max
         drawn = self.sampler(self.denoiser, start, labels, generator=random, null_label=self.null_label)
         return codecs.decoded(self.codec, drawn)
+
+    @property
+    def folder(self) -> TextToImageFolder | None:
+        """The pipeline whose public weights are no part of its state, if it begins with one of texts and latents."""
+        return self.codec.folder if isinstance(self.codec, KLCodec) else None
+
+    @property
+    def parts(self) -> tuple[PublicPart, ...]:  # type: ignore[override]
+        """The unet and the autoencoder of `folder`."""
+        return () if self.folder is None else tuple(PublicPart(*part) for part in self.folder.for_drawing)
+
+    def supply(self, part: PublicPart, path: Path) -> None:
+        """Take the public weights of a part of its pipeline from the part's folder."""
+        assert self.folder is not None
+        self.folder.supply(part.name, path, self.denoiser.network, self.codec)
 
     @property
     def seen(self) -> ImageFacts:

@@ -7,6 +7,7 @@ Source:
 import copy
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -18,25 +19,22 @@ from dpdm.diffusion import (
     DDIM,
     DDPM,
     EDM,
-    GAIN_LEVELS,
     VE,
     VP,
     DenoisingLoss,
-    MatchedPreconditioning,
     MatchedSolver,
     MomentMatched,
     NoiseLevels,
     PreconditionedDenoiser,
     Preconditioning,
     V,
-    Weighted,
 )
 from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
+from dpdm.methods import folders as pipelines
 from dpdm.methods.codec import Codec
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
-from dpdm.methods.folders import of_scheduler, require_classes, sampler_within
-from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
+from dpdm.methods.gains import choose_start, rehearse_gains
 from dpdm.methods.interface import (
     Budget,
     ImageFacts,
@@ -50,12 +48,12 @@ from dpdm.methods.interface import (
     Sizes,
 )
 from dpdm.methods.loader import Loader
-from dpdm.methods.matrices import choose_matrices, rehearse_matrices
+from dpdm.methods.matrices import rehearse_matrices
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.retrieval import Retrieval, Trajectories, require_public_denoiser
 from dpdm.methods.start import Start, load_start, require_start
-from dpdm.networks import CompactUNet, DiffusersFolder, Network, Own, OwnNetwork, build_network, code_of, said_of
+from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, PipelineFolder, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
 from dpdm.types import InputError, refusing
 
@@ -111,22 +109,23 @@ class Diffusion(Method):
         for name, kind in wanted.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
-        if isinstance(self.network, DiffusersFolder):
+        if isinstance(self.network, PipelineFolder):
             if self.prior is not None or self.start is not None or self.codec is not None:
                 raise InputError("a diffusers folder is a start of its own: leave out prior, start and codec")
-            object.__setattr__(self, "preconditioning", of_scheduler(self.network, self.preconditioning))
+            object.__setattr__(self, "preconditioning", pipelines.of_scheduler(self.network, self.preconditioning))
         if isinstance(self.preconditioning, MomentMatched):
             object.__setattr__(self, "prior", self.prior or Prior())
         elif self.prior is not None:
             raise InputError("prior is for moment-matched preconditioning: set preconditioning.kind=moment-matched")
-        folder = isinstance(self.network, DiffusersFolder)
+        folder = isinstance(self.network, PipelineFolder)
         if self.retrieval is not None:
+            pipelines.require_pixels(self.network)
             require_public_denoiser(begun=folder or self.start is not None, prior=self.prior is not None)
             object.__setattr__(self, "starts_from_images", True)  # of this one
         if folder or self.retrieval is not None:
-            object.__setattr__(self, "sampler", sampler_within(self.noise_levels, self.sampler))
-            within = {name: sampler_within(self.noise_levels, each) for name, each in self.samplers.items()}
-            object.__setattr__(self, "samplers", within)
+            within = partial(pipelines.sampler_within, self.noise_levels)
+            object.__setattr__(self, "sampler", within(self.sampler))
+            object.__setattr__(self, "samplers", {name: within(each) for name, each in self.samplers.items()})
         if self.start is not None and self.code is not None:
             raise InputError("start is for one of dpdm's networks: leave it out")
         if self.start is not None and self.start.private and self.prior is None:
@@ -180,7 +179,7 @@ class Diffusion(Method):
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> DenoisingGenerator:
         """Return a generator with first weights, around a prior that knows nothing."""
-        seen = codecs.seen_by(self.codec, facts)
+        seen = pipelines.seen_by(self.network, codecs.seen_by(self.codec, facts))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             images_in = self.preconditioning.images_in
@@ -199,10 +198,10 @@ class Diffusion(Method):
             choice = trained.widest(network) if trained.chosen else None
             trained.freeze(network, choice)
         denoiser, unlabelled = PreconditionedDenoiser(network.train(), preconditioning), self.loss.label_dropout > 0
-        of_generator: dict[str, Any] = {"unlabelled": unlabelled, "choice": choice}
-        of_generator["codec"] = codecs.untrained(self.codec, facts, seed=seed)
-        of_generator["trajectories"] = None if self.retrieval is None else Trajectories(self.retrieval, seen)
-        return DenoisingGenerator(denoiser, facts, self.sampler, **of_generator)
+        codec: Any = codecs.untrained(self.codec, facts, seed=seed) or pipelines.codec_of(self.network, network, facts)
+        trajectories = None if self.retrieval is None else Trajectories(self.retrieval, seen)
+        of_generator: dict[str, Any] = {"choice": choice, "codec": codec, "trajectories": trajectories}
+        return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, **of_generator)
 
     def stepped(self, generator: DenoisingGenerator, *, seed: int = 0) -> PreconditionedDenoiser:
         """Return what private steps are taken with: the generator's denoiser, or one with A and B (`Trained`)."""
@@ -222,28 +221,18 @@ class Diffusion(Method):
         optimizer = torch.optim.Adam(denoiser.parameters())
         also = {} if generator.trajectories is None else {"trajectories": generator.trajectories}
         updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer, **also)
-        noise_levels = self.noise_levels
         data = codecs.in_latents(run, generator.codec, data)
         if self.prior is not None:
             prior = release_prior(run, data, self.prior).to(run.device)
             for each in (denoiser, average):
-                _matched(each).prior = prior
+                matched(each).prior = prior
         if self.start is not None and not updates:
             start = choose_start(run, data, average, generator.seen, self._denoisers(run.starts))
             for each in (generator.denoiser, average):
                 load_start(each.network, start, generator.seen)
         if generator.trajectories is not None and run.public is not None and not updates:
             generator.trajectories.fill(run, average, generator.seen_of, null_label=generator.null_label)
-        if self.start is not None and self.start.gains:
-            gains = release_gains(run, data, average)
-            for each in (denoiser, average):
-                _matched(each).gains = gains.of_levels.to(run.device)
-            left = tuple(gains.left.tolist())
-            noise_levels = Weighted(base=noise_levels, levels=GAIN_LEVELS, weights=left)
-        if self.start is not None and (number := self.start.trained.chosen):
-            choice = choose_matrices(run, data, average, number)
-            generator.choice = choice.to(run.device)
-            self.start.trained.freeze(denoiser.network, choice)
+        noise_levels = ask(self.start, self.noise_levels, generator, denoiser, average, data, run)
         released, mechanism = generator.around(average), run.mechanism
         if not mechanism.plan.steps:
             yield run.made_sum(released)
@@ -270,7 +259,7 @@ class Diffusion(Method):
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
         codecs.rehearse(generator.codec, run.starts)
-        if isinstance(self.network, DiffusersFolder):
+        if isinstance(self.network, PipelineFolder):
             self.network.require_weights()
         for start in self._denoisers(run.starts):
             require_start(start, self.preconditioning.kind, codec=run.starts[-1].sha256 if self.codec else "")
@@ -291,8 +280,8 @@ class Diffusion(Method):
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError if guidance goes away from classes that are not there, or a folder is for other images."""
-        if isinstance(self.network, DiffusersFolder):
-            require_classes(self.network, facts, self.loss)
+        if isinstance(self.network, PipelineFolder):
+            pipelines.require_classes(self.network, facts, self.loss)
         if not facts.num_classes and any(sampler.guidance for sampler in self._named().values()):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
 
@@ -321,13 +310,12 @@ class Diffusion(Method):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The network of a diffusers folder, which somebody trained."""
-        return (self.network.name,) if isinstance(self.network, DiffusersFolder) else ()
+        """The networks of a diffusers folder, which somebody trained."""
+        return self.network.names if isinstance(self.network, PipelineFolder) else ()
 
     def network_parts(self) -> tuple[PublicPart, ...]:
-        """Return it with the digest of its weights."""
-        network = self.network
-        return (PublicPart(network.name, network.digest),) if isinstance(network, DiffusersFolder) else ()
+        """Return them with the digests of their weights."""
+        return pipelines.parts_of(self.network)
 
     @property
     def start_folders(self) -> tuple[str, ...]:
@@ -337,7 +325,7 @@ class Diffusion(Method):
     @property
     def folders(self) -> tuple[str, ...]:
         """The folders of starts, or that of a diffusers pipeline."""
-        return (self.network.source,) if isinstance(self.network, DiffusersFolder) else self.start_folders
+        return (self.network.source,) if isinstance(self.network, PipelineFolder) else self.start_folders
 
     @property
     def start_digests(self) -> tuple[str, ...]:
@@ -346,8 +334,8 @@ class Diffusion(Method):
 
     def begun_from(self, folders: Sequence[str]) -> "Diffusion":
         """Return the method with these as its starts and, last, its codec; or with this as its diffusers folder."""
-        if isinstance(self.network, DiffusersFolder):
-            return replace(self, network=replace(self.network, source=folders[0], unet=None))
+        if isinstance(self.network, PipelineFolder):
+            return replace(self, network=self.network.begun_from(folders[0]))
         sources = self._denoisers(tuple(folders))
         start = None if self.start is None else replace(self.start, sources=sources)
         return replace(self, start=start, codec=codecs.begun_from(self.codec, folders))
@@ -359,7 +347,7 @@ class Diffusion(Method):
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes of the latents, and of public trajectories; what steps take is measured."""
         bank = 0 if self.retrieval is None else self.retrieval.memory(codecs.seen_by(self.codec, facts))
-        return codecs.memory_of(self.codec, facts, records) + bank
+        return bank + codecs.memory_of(self.codec, facts, records) + pipelines.memory_of(self.network, facts, records)
 
     @property
     def code(self) -> OwnNetwork | None:
@@ -391,9 +379,3 @@ class Diffusion(Method):
         if not isinstance(self.network, Own):
             return super().with_code(network)
         return replace(self, network=network)
-
-
-def _matched(denoiser: PreconditionedDenoiser) -> MatchedPreconditioning:
-    """Return what a denoiser around a prior has: the prior, and perhaps gains."""
-    assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
-    return denoiser.preconditioning

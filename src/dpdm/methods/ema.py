@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from dpdm.networks import TextNetwork
 from dpdm.networks.low_rank import merged
 from dpdm.types import InputError, is_of_memory, one_line
 
@@ -14,13 +15,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def start(module: M) -> M:
-    """Return a frozen copy of `module` that will hold the average.
+    """Return a frozen copy of `module` that will hold the average; public weights that stay as they are, they share.
 
     Raises:
         InputError: It cannot be copied.
     """
+    shared = [p for part in module.modules() if isinstance(part, TextNetwork) for p in part.kept()]
     try:
-        average = copy.deepcopy(module)
+        average = copy.deepcopy(module, {id(p): p for p in shared})
     except Exception as error:  # whatever a network of one's own does
         if is_of_memory(error):
             raise

@@ -1,22 +1,25 @@
 """A `diffusers` folder as what DPDM trains: its scheduler says how network and denoiser are related."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from dpdm.diffusion import DDPM, DenoisingLoss, DiscreteTimes, MomentMatched, NoiseLevels, Sampler
-from dpdm.methods.interface import ImageFacts
-from dpdm.networks import DiffusersFolder
+from dpdm.methods.interface import ImageFacts, PublicPart
+from dpdm.networks import DiffusersFolder, KLCodec, PipelineFolder, TextToImageFolder
 from dpdm.types import InputError
 
 
-def of_scheduler(folder: DiffusersFolder, given: object) -> DDPM:
+def of_scheduler(folder: PipelineFolder, given: object) -> DDPM:
     """Return the preconditioning that a folder's scheduler says; one that is `given` must be the same.
 
     Raises:
         InputError: It is another, or dpdm does not know such a scheduler.
     """
-    if folder.unet is not None:  # of a release, which says both
-        if not isinstance(given, DDPM) or given.noise_levels.times != folder.unet.times:
+    if folder.released:  # which says both
+        if not isinstance(given, DDPM) or given.noise_levels.times != folder.spec.times:
             raise InputError("a diffusers folder has preconditioning.kind = ddpm, with the times of its unet")
         return given
     said = folder.scheduled()
@@ -41,10 +44,38 @@ def sampler_within(noise_levels: NoiseLevels, sampler: Any) -> Any:  # noqa: ANN
     return sampler
 
 
-def require_classes(folder: DiffusersFolder, facts: ImageFacts, loss: DenoisingLoss) -> None:
+def seen_by(network: object, facts: ImageFacts) -> ImageFacts:
+    """Return the facts of what a network learns: of the latents of its pipeline, or of the images themselves."""
+    return facts._replace(shape=network.seen(facts.shape)) if isinstance(network, TextToImageFolder) else facts
+
+
+def codec_of(network: object, module: nn.Module, facts: ImageFacts) -> KLCodec | None:
+    """Return the autoencoder of a pipeline that has one, whose `module` gets the prompts of the classes."""
+    return network.complete(module, facts.shape, facts.class_names) if isinstance(network, TextToImageFolder) else None
+
+
+def memory_of(network: object, facts: ImageFacts, records: int) -> int:
+    """Return the bytes that the latents of so many images take, where a pipeline learns latents."""
+    return 2 * records * math.prod(network.seen(facts.shape)) if isinstance(network, TextToImageFolder) else 0
+
+
+def parts_of(network: object) -> tuple[PublicPart, ...]:
+    """Return the public parts of a pipeline, with the digests of their weights."""
+    return tuple(PublicPart(*part) for part in network.digests) if isinstance(network, PipelineFolder) else ()
+
+
+def require_pixels(network: object) -> None:
+    """Raise InputError for a network of texts and latents, whose latents are no levels of images."""
+    if isinstance(network, TextToImageFolder):
+        raise InputError("retrieval is for networks of images, not for a text-to-image pipeline: leave it out")
+
+
+def require_classes(folder: PipelineFolder, facts: ImageFacts, loss: DenoisingLoss) -> None:
     """Raise InputError unless a folder's network takes such images, with a null class if training needs one."""
+    folder.require_images(facts.shape, facts.num_classes)
+    if not isinstance(folder, DiffusersFolder):
+        return
     spec = folder.spec
-    spec.require_images(facts.shape, facts.num_classes)
     if loss.label_dropout and facts.num_classes and spec.with_classes(facts.num_classes) == facts.num_classes:
         raise InputError(
             f"the unet of {folder.source} has no null class, which loss.label_dropout = {loss.label_dropout:g} needs: "

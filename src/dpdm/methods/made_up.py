@@ -102,16 +102,21 @@ def bytes_for_backward(forward: Callable[[], Shaped[Tensor, "..."]], module: nn.
     kept: dict[int, int] = {}
 
     def count(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[_place(t)] = t.untyped_storage().nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         result = forward()  # alive until counted, so that no two tensors share an address
     for p in module.parameters():
-        kept.pop(p.untyped_storage().data_ptr(), None)
+        kept.pop(_place(p), None)
     del result
     return sum(kept.values())
+
+
+def _place(t: Tensor) -> int:
+    """Return what tells the memory of a tensor from that of others; on "meta", which has none, its storage does."""
+    storage = t.untyped_storage()
+    return storage.data_ptr() or storage._cdata
 
 
 def first(number: int, batch: NoisyBatch) -> NoisyBatch:

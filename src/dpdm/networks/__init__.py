@@ -9,19 +9,23 @@ from torch import nn
 
 from dpdm.networks import own
 from dpdm.networks.compact_unet import CompactUNet
+from dpdm.networks.condition_unet import ConditionUNet, TextNetwork
 from dpdm.networks.diffusers_unet import DiffusersNetwork, DiffusersUNet
 from dpdm.networks.folder import DiffusersFolder
+from dpdm.networks.kl import KLCodec
 from dpdm.networks.mlp import MLP
 from dpdm.networks.own import MakeNetwork, Own
+from dpdm.networks.pipeline import PipelineFolder
+from dpdm.networks.text_folder import TextToImageFolder, digest_of_part
 from dpdm.networks.unet import UNet
 
-Network = CompactUNet | MLP | UNet | DiffusersFolder | Own
+Network = CompactUNet | MLP | UNet | DiffusersFolder | TextToImageFolder | Own
 """What settings can say of a network."""
 
 OwnNetwork = nn.Module | MakeNetwork
 """The code of a network that is not one of these: a module, which is copied, or what makes one."""
 
-_KNOWN = (CompactUNet, MLP, UNet, DiffusersFolder, Own)
+_KNOWN = (CompactUNet, MLP, UNet, DiffusersFolder, TextToImageFolder, Own)
 
 
 def build_network(
@@ -44,7 +48,7 @@ def code_of(network: Network | OwnNetwork | None) -> OwnNetwork | None:
 
 def said_of(network: Network | OwnNetwork, module: nn.Module) -> Network:
     """Return what a run's settings say of the `module` that `network` made."""
-    if isinstance(network, DiffusersFolder):
+    if isinstance(network, DiffusersFolder | TextToImageFolder):
         return network.said()
     return network if type(network) in _KNOWN else Own.of(module)  # type: ignore[return-value]
 
@@ -52,15 +56,21 @@ def said_of(network: Network | OwnNetwork, module: nn.Module) -> Network:
 __all__ = [
     "MLP",
     "CompactUNet",
+    "ConditionUNet",
     "DiffusersFolder",
     "DiffusersNetwork",
     "DiffusersUNet",
+    "KLCodec",
     "MakeNetwork",
     "Network",
     "Own",
     "OwnNetwork",
+    "PipelineFolder",
+    "TextNetwork",
+    "TextToImageFolder",
     "UNet",
     "build_network",
     "code_of",
+    "digest_of_part",
     "said_of",
 ]

@@ -3,6 +3,7 @@
 import copy
 from typing import Any, Final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class ConvCodec(nn.Module):
         * `levels` are the same, to the bit, whatever images are beside one, and on however many cores: each sum is
           exact, and all else is done number by number.
     """
+
+    most, dtype = 1.0, np.uint8
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()

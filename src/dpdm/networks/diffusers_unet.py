@@ -214,8 +214,7 @@ class DiffusersNetwork(nn.Module):
         patterns = (f"*{_LOW_RANK}*",) if self.rank else _patterns(trains)
         trained = 0
         for name, parameter in unet.named_parameters():
-            plain = name.replace(_BASE, ".")
-            chosen = any(fnmatch.fnmatchcase(plain, pattern) for pattern in patterns)
+            chosen = any(fnmatch.fnmatchcase(plain_name(name), pattern) for pattern in patterns)
             parameter.requires_grad_(chosen)
             trained += chosen
         if not trained:
@@ -229,25 +228,34 @@ class DiffusersNetwork(nn.Module):
         labels: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch channel height width"]:
         """Return what the unet gives."""
-        t = c_noise * self.times
-        t = torch.where((t - t.round()).abs() < 2e-3, t.round(), t)  # the division by `times` left rounding
-        out: Tensor = self.unet(x, t, labels if self.with_classes else None, return_dict=False)[0]
+        t, classes = self.at(c_noise), labels if self.with_classes else None
+        out: Tensor = self.unet(x, t, classes, return_dict=False)[0]
         return out
+
+    def at(self, c_noise: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Return the times that the unet is told."""
+        t = c_noise * self.times
+        return torch.where((t - t.round()).abs() < 2e-3, t.round(), t)  # the division by `times` left rounding
 
     def begin_from(self, weights: Mapping[str, Shaped[Tensor, "..."]]) -> None:
         """Take public weights; a table of classes that these lack stays as it is."""
+        places = self._places(weights)
+        self.unet.load_state_dict({places[name]: value for name, value in weights.items()}, strict=False)
+
+    def _places(self, weights: Mapping[str, Shaped[Tensor, "..."]]) -> dict[str, str]:
+        """Return the name here of each of a unet's weights; raise InputError if these are others."""
         own = self.unet.state_dict()
-        places = {name.replace(_BASE, "."): name for name in own if _LOW_RANK not in name}
+        places = {plain_name(name): name for name in own if _LOW_RANK not in name}
         missing = places.keys() - weights.keys() - {_CLASSES}
         other = [name for name in weights if name not in places or own[places[name]].shape != weights[name].shape]
         if missing or other:
             raise InputError(f"the weights of the unet are not what its config.json says: {[*missing, *other][0]}")
-        self.unet.load_state_dict({places[name]: value for name, value in weights.items()}, strict=False)
+        return places
 
     def merged(self) -> dict[str, Shaped[Tensor, "..."]]:
         """Return the weights of the `UNet2DModel` alone: low-rank changes are added to what they belong to."""
         whole = self.unet.state_dict()
-        plain = {name.replace(_BASE, "."): value for name, value in whole.items() if _LOW_RANK not in name}
+        plain = {plain_name(name): value for name, value in whole.items() if _LOW_RANK not in name}
         for name, value in whole.items():
             if name.endswith(f"{_BASE}weight"):
                 place = name.removesuffix(f"{_BASE}weight")
@@ -274,6 +282,11 @@ def rank_of(trains: str) -> int:
     if found is None or (rank := int(found[1])) > _MOST_RANK:
         raise InputError(f"trains = {trains!r} must be lora:RANK, such as lora:4, of a rank up to {_MOST_RANK}")
     return rank
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a weight with low rank beside it has in a unet without."""
+    return name.replace(_BASE, ".")
 
 
 def imported(name: str) -> Any:  # noqa: ANN401 (a module that few have)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpdm.files import digest, json_text, read_at_most, read_json, write_json
-from dpdm.runs.readme import LOW_RANK, OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, readme_of
+from dpdm.methods import PublicPart
+from dpdm.networks.text_folder import AS_THEY_ARE, NAMED, PUBLIC, digest_of_part
+from dpdm.runs.readme import CODES, LOW_RANK, readme_of
 from dpdm.types import InputError
 
 MANIFEST = "manifest.json"
@@ -17,6 +19,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _KNOWN = {
     *("config.toml", "privacy.json", "model_index.json", _README, LOW_RANK, "scheduler/scheduler_config.json"),
     *(f"{part}/{name}" for part in ("unet", "generator") for name in ("config.json", _WEIGHTS)),
+    *(f"{part}/{name}" for part in PUBLIC for name in NAMED),
 }
 _MOST_TEXT, _MOST_FILES = 2**16, 100
 
@@ -50,10 +53,18 @@ def require_manifest(folder: Path) -> list[Path]:
 
 def require_readme(folder: Path, statement: str, class_names: Sequence[str]) -> None:
     """Raise InputError unless the README says what an export of this claim says, and no more."""
-    low_rank, content = (folder / LOW_RANK).exists(), read_at_most(folder / _README, _MOST_TEXT)
-    codes = (PLAIN, PLAIN_WITH_CLASSES, OF_DPDM)
-    if content not in [readme_of(statement, class_names, code, low_rank=low_rank).encode() for code in codes]:
+    content = read_at_most(folder / _README, _MOST_TEXT)
+    known = (readme_of(statement, class_names, code, low_rank=low) for code in CODES for low in (False, True))
+    if content not in [each.encode() for each in known]:
         raise InputError(f"{folder / _README} does not say what an export of this claim says")
+
+
+def require_public_parts(folder: Path, public: Sequence[PublicPart]) -> None:
+    """Raise InputError if a part that no private step changes is another than the claim names."""
+    for part in public:
+        place = folder / part.name.rpartition("/")[2]
+        if place.name in AS_THEY_ARE and place.is_dir() and digest_of_part(place) != part.sha256:
+            raise InputError(f"{place} is another part than the claim names: its SHA-256 is {part.sha256}")
 
 
 def _files(folder: Path) -> list[str]:

@@ -27,12 +27,13 @@ from safetensors.torch import save_file
 from dpdm.config import decode_method
 from dpdm.files import read_json, write_atomically, write_json
 from dpdm.methods import DenoisingGenerator, Diffusion
-from dpdm.networks import DiffusersFolder, DiffusersNetwork, DiffusersUNet
-from dpdm.networks.folder import CLAIM
+from dpdm.networks import DiffusersFolder, DiffusersNetwork, DiffusersUNet, TextToImageFolder
+from dpdm.networks.pipeline import CLAIM
 from dpdm.runs.exported import write_manifest
 from dpdm.runs.readme import LOW_RANK, OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, readme_of
-from dpdm.runs.release import Release, facts_of, require_whole_folder
+from dpdm.runs.release import Release, facts_of, open_without_public, require_whole_folder, supply
 from dpdm.runs.run_folder import release_folder
+from dpdm.runs.text_pipeline import save_text_pipeline
 from dpdm.runs.verification import verify_release
 from dpdm.types import Images, InputError
 
@@ -105,11 +106,17 @@ class DPDMPipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=made) if return_dict else (made,)
 
 
-def export_pipeline(run: Path | str, folder: Path) -> None:
+def export_pipeline(run: Path | str, folder: Path, *, public: Path | str | None = None) -> None:
     """Write a finished run's release as a folder that `diffusers` loads, with its claim, which `verify_release` checks.
 
-    A network of a diffusers folder becomes a `DDPMPipeline`, low rank merged into its weights; with low rank, a file of
-    it lies beside. All else becomes a `DPDMPipeline`.
+    A network of a diffusers folder becomes a `DDPMPipeline`, or a `StableDiffusionPipeline`, low rank merged into its
+    weights; with low rank, a file of it lies beside. All else becomes a `DPDMPipeline`.
+
+    Args:
+        run: The run's folder.
+        folder: What is made.
+        public: The folder of the text-to-image pipeline that the run began with. Without it, the file of low rank is
+            all that is exported of such a run.
 
     Raises:
         InputError: There is no finished run, its files do not bear out a claim, or the folder holds something.
@@ -117,11 +124,14 @@ def export_pipeline(run: Path | str, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose another folder")
     verify_release(run)
-    release = Release.load(run)
+    release = open_without_public(release_folder(run), None)
+    if public is not None or not release.generator.parts:
+        supply(release.generator, public or {}, release_folder(run))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        readme = _save(release, partial)
+        text = isinstance(getattr(release.generator, "folder", None), TextToImageFolder)
+        readme = save_text_pipeline(release, partial, public) if text else _save(release, partial)
         for name in _CARRIED:
             shutil.copyfile(release_folder(run) / name, partial / name)  # not every file system has modes
         write_atomically(partial / "README.md", lambda path: path.write_text(readme, encoding="utf-8"))

@@ -26,7 +26,7 @@ from dpdm.methods.codec import from_rows, load_codec, seen_by
 from dpdm.methods.interface import PublicStart, Run
 from dpdm.methods.prior import release_prior
 from dpdm.methods.start import forget_classes
-from dpdm.networks import DiffusersFolder
+from dpdm.networks import PipelineFolder
 from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import Noisy
 from dpdm.privacy.processes import Processes
@@ -63,7 +63,7 @@ class Pretraining(PublicTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method.code is not None or isinstance(self.method.network, DiffusersFolder):
+        if self.method.code is not None or isinstance(self.method.network, PipelineFolder):
             raise InputError("a start is for one of dpdm's networks: set network.kind")
 
     @property
@@ -108,7 +108,7 @@ class _Loop(Loop):
         if not of.labelled:
             forget_classes(generator.denoiser.network)
         self._seen = of.public.images
-        if of.codec is not None and generator.codec is not None:
+        if of.codec is not None and isinstance(generator.codec, ConvCodec):
             self._seen = _latents(generator.codec, of.codec, of.public.images)
         self._denoiser = generator.denoiser.to(self.device)
         self.average = ema.start(self._denoiser).eval()
@@ -201,7 +201,8 @@ def _latents(network: ConvCodec, codec: PublicStart, images: Images) -> Images:
     """Return the latents of public images, in levels."""
     load_codec(network, codec)
     kept = keep_rows(None, images, network.levels, made_by=codec.sha256, name="latents")
-    return from_rows(kept, len(images), network)
+    levels: Images = from_rows(kept, len(images), network)  # type: ignore[assignment]
+    return levels
 
 
 def noisy_prior(settings: Prior, public: ImageDataset, random: np.random.Generator) -> GaussianMixture:

@@ -8,7 +8,7 @@ from dpdm.config import require_public_source
 from dpdm.data import ImageDataset, blank_equal, blank_known, read_location
 from dpdm.methods import ImageGenerator, Method, PublicPart
 from dpdm.methods.interface import PublicStart
-from dpdm.networks import DiffusersFolder
+from dpdm.networks import PipelineFolder
 from dpdm.privacy import AnyPlan, Earlier, Plan
 from dpdm.privacy.entropy import Entropy
 from dpdm.types import InputError, require_name
@@ -26,7 +26,8 @@ def parts_of(
     used = [
         PublicPart(name, public.digest(), len(public), public.drawn) for name, public in zip(names, images, strict=True)
     ]
-    return (*used, *(start.part for start in starts), *method.network_parts(), *generator.parts)
+    networks = method.network_parts()
+    return (*used, *(start.part for start in starts), *networks, *_beside(networks, generator))
 
 
 def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, Any]]:
@@ -68,10 +69,10 @@ def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, g
     networks = len(method.networks)
     named = tuple(part.name for part in parts[images : images + networks]) == method.networks
     network = getattr(method, "network", None)
-    if isinstance(network, DiffusersFolder) and network.unet is not None:  # a release says its digest twice
+    if isinstance(network, PipelineFolder) and network.released:  # which says its digests twice
         named = named and tuple(parts[images : images + networks]) == method.network_parts()
     rest = tuple(parts[images + networks :])
-    if not counted or not named or rest != generator.parts:
+    if not counted or not named or rest != _beside(parts[images : images + networks], generator):
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")
     begun_with = (*parts[: method.starts_from_images], *parts[images - len(method.start_folders) : images])
     drawn = any(part.drawn for part in begun_with)
@@ -79,6 +80,11 @@ def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, g
         raise InputError("config.toml calls other images drawn from a release than those that a run begins with")
     if isinstance(plan, Plan) and drawn != bool(plan.earlier):
         raise InputError("config.toml names images drawn from a release, and counts none, or the other way round")
+
+
+def _beside(networks: Sequence[PublicPart], generator: ImageGenerator) -> tuple[PublicPart, ...]:
+    """Return what drawing needs that is none of the public networks which a method names already."""
+    return tuple(part for part in generator.parts if part not in networks)
 
 
 def require_counted(plan: AnyPlan, starts: Sequence[PublicStart], earlier: Sequence[Earlier] = ()) -> None:

@@ -35,6 +35,22 @@ with torch.no_grad():
 images = pipeline.numpy_to_pil(((x + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).numpy())
 """
 
+TEXT_TO_IMAGE = """from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
+images = pipeline("the network.prompt of config.toml, with the name of a class").images
+"""
+
+ADAPTER = f"""from diffusers import DiffusionPipeline
+
+# {LOW_RANK} changes the public pipeline that config.toml names.
+pipeline = DiffusionPipeline.from_pretrained("path/of/the/public/pipeline")
+pipeline.load_lora_weights("path/of/this/folder")
+images = pipeline("the network.prompt of config.toml, with the name of a class").images
+"""
+
+CODES = OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, TEXT_TO_IMAGE, ADAPTER
+
 
 def readme_of(statement: str, class_names: Sequence[str], code: str, *, low_rank: bool) -> str:
     """Return what the README of a pipeline says: nothing but its claim, and how to load it."""

@@ -113,8 +113,9 @@ def _require_room(run: Path, generator: ImageGenerator) -> None:
     place = run.absolute()
     while not place.exists():
         place = place.parent
-    trained = sum(p.nbytes for p in generator.parameters())
-    rest = sum(t.nbytes for t in generator.state_dict().values()) - trained
+    state = generator.state_dict()
+    trained = sum(p.nbytes for name, p in generator.named_parameters() if name in state)
+    rest = sum(t.nbytes for t in state.values()) - trained
     there = sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) if run.exists() else 0
     needed, free = 9 * trained + 3 * max(0, rest) + _SMALL_FILES - there, shutil.disk_usage(place).free
     if needed > free:
@@ -142,12 +143,12 @@ def _save_and_open(release: Release, method: Method, folder: Path | None) -> Non
         except InputError as error:
             said = str(error).replace(str(place), "it")
             raise InputError(f"a release of this network could not be opened again: {said}") from error
-    opened.to(moved.device)
     before, after = moved.state_dict(), opened.state_dict()
-    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
+    if before.keys() != after.keys() or not all(torch.equal(before[name].cpu(), after[name]) for name in before):
         raise InputError("the network's weights are not the same once a release of it was written and read")
     if method.code is None:
         return
+    opened.to(moved.device)
     moved.eval()
     one, other = (method.answers(generator) for generator in (moved, opened))
     if not torch.allclose(one, other, 1e-3, 1e-3, equal_nan=True):

@@ -16,7 +16,7 @@ from dpdm.config import decode_method, decode_plan
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
 from dpdm.methods import AnySampler, DenoisingGenerator, ImageFacts, ImageGenerator, Method, PublicPart
-from dpdm.networks import DiffusersFolder, OwnNetwork
+from dpdm.networks import DiffusersFolder, OwnNetwork, TextToImageFolder, digest_of_part
 from dpdm.privacy import AnyPlan
 from dpdm.privacy.processes import Processes
 from dpdm.runs.hardware import Precision, autocast, choose_device
@@ -119,10 +119,11 @@ def require_whole_folder(settings: Mapping[str, Any], where: str) -> None:
     Without it, what they mean would follow from a folder of whoever reads them.
     """
     network = settings.get("network")
-    if isinstance(network, Mapping) and network.get("kind") == DiffusersFolder.kind:
-        for key in ("unet", "sha256"):
-            if key not in network:
-                raise InputError(f"{where} is of a run with a diffusers folder, and lacks network.{key}")
+    for folder in (DiffusersFolder, TextToImageFolder):
+        if isinstance(network, Mapping) and network.get("kind") == folder.kind:
+            for key in folder.needed:
+                if key not in network:
+                    raise InputError(f"{where} is of a run with a diffusers folder, and lacks network.{key}")
 
 
 def require_weights_digest(folder: Path, privacy: dict[str, Any]) -> None:
@@ -278,14 +279,18 @@ class Release:
 
     @staticmethod
     def load(
-        run: Path | str, *, network: OwnNetwork | None = None, public: Mapping[str, Path | str] | None = None
+        run: Path | str,
+        *,
+        network: OwnNetwork | None = None,
+        public: Mapping[str, Path | str] | Path | str | None = None,
     ) -> "Release":
         """Return the release of a finished run's folder, or of the folder `release/` itself.
 
         Args:
             run: The folder.
             network: The code of a network that is not one of dpdm's: a module, which is copied, or what makes one.
-            public: The files of public parts that the release needs and does not hold, by the names it gives them.
+            public: The public parts that the release needs and does not hold, by the names it gives them; or the folder
+                of the diffusers pipeline that they are parts of.
 
         Raises:
             InputError: There is no finished run, its release is damaged, the network is not what it was trained
@@ -293,7 +298,7 @@ class Release:
         """
         folder = release_folder(run)
         release = open_without_public(folder, network)
-        _supply(release.generator, public or {}, folder)
+        supply(release.generator, public or {}, folder)
         return replace(release, generator=release.generator.to(choose_device("auto")))
 
 
@@ -323,15 +328,23 @@ def open_without_public(folder: Path, network: OwnNetwork | None) -> Release:
     return Release(generator, claim, settings)
 
 
-def _supply(generator: ImageGenerator, public: Mapping[str, Path | str], folder: Path) -> None:
+def supply(generator: ImageGenerator, public: Mapping[str, Path | str] | Path | str, folder: Path) -> None:
     """Give a generator its public parts, or raise InputError if one is missing, another file, or not needed."""
+    if isinstance(public, Path | str):  # of which the parts have the names
+        if not generator.parts:
+            raise InputError(f"{folder} needs no public pipeline: leave {public} out")
+        public = {part.name: Path(public) / part.name.rpartition("/")[2] for part in generator.parts}
     if unknown := public.keys() - {part.name for part in generator.parts}:
         raise InputError(f"{folder} needs no public file {', '.join(sorted(unknown))}: leave it out")
     for part in generator.parts:
         if part.name not in public:
-            raise InputError(f"{folder} needs the public file {part.name} (SHA-256 {part.sha256}): name its path")
+            raise InputError(
+                f"{folder} needs the public file {part.name} (SHA-256 {part.sha256}): name its path, or that of the "
+                "pipeline that it is of, by --public or Release.load(run, public=...)"
+            )
         path = Path(public[part.name])
-        if not path.is_file() or digest(path) != part.sha256:
+        found = digest_of_part(path) if path.is_dir() else digest(path) if path.is_file() else None
+        if found != part.sha256:
             raise InputError(f"{path} is not the public file {part.name} of {folder}: its SHA-256 is {part.sha256}")
         generator.supply(part, path)
 

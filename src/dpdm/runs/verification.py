@@ -19,7 +19,7 @@ from dpdm.methods import Budget, ImageFacts, Method, PublicPart
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
 from dpdm.privacy.accounting import round_up, true_positive_rates
 from dpdm.runs.benchmark import Benchmark, read_stamp, with_stamp
-from dpdm.runs.exported import MANIFEST, require_manifest, require_readme
+from dpdm.runs.exported import MANIFEST, require_manifest, require_public_parts, require_readme
 from dpdm.runs.public import as_settings, claim_of, read_parts, require_needed
 from dpdm.runs.release import (
     FILES,
@@ -216,6 +216,7 @@ def verify_release(run: Path | str) -> Verified:
             _require_weights(folder, privacy, layout, plan, method, facts)
         else:
             require_readme(folder, str(privacy["statement"]), facts.class_names)
+            require_public_parts(folder, public)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except InputError as error:
         said = str(error)
