@@ -32,6 +32,7 @@ from dpdm.diffusion import (
 from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
 from dpdm.methods import folders as pipelines
+from dpdm.methods.asked import ask, matched
 from dpdm.methods.codec import Codec
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
 from dpdm.methods.gains import choose_start, rehearse_gains
