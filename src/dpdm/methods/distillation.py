@@ -86,7 +86,7 @@ class Distillation(Method):
         default_factory=lambda: PublicFeatures(embedding=Embedding(features="random-convnets", size=32))
     )
     images: int = 20
-    updates: int = 500
+    updates: int = 300
     learning_rate: float = 0.05
     shift: int = 1
 

@@ -68,11 +68,11 @@ class GAN(Method):
     latent: int = 32
     discriminator_width: int = 8
     batch_size: int = 64
-    generator_rate: float = 1e-3
-    spread: float = 0.1
+    generator_rate: float = 2e-3
+    spread: float = 0.3
     threshold: float = 0.7
     most_steps: int = 50
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=2e-3, ema_decay=0.98))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=4e-3, ema_decay=0.98))
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("latent", "discriminator_width", "batch_size", "most_steps")}
