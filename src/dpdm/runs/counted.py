@@ -65,7 +65,7 @@ def _of(method: Diffusion, config: Config, facts: ImageFacts, plan: AnyPlan, *, 
         few = dataclasses.replace(loss, noise_multiplicity=1)
         batch = made_up_batch(few, denoiser, seen)
         with FlopCounterMode(display=False) as counter:
-            few(denoiser, batch).sum().backward()
+            few(denoiser, batch).sum().backward()  # type: ignore[no-untyped-call]
         operations = counter.get_total_flops() * loss.noise_multiplicity // len(batch.x)
     fit = physical_batch_size(config.machine, device, loss.noise_multiplicity, lambda: one)
     at_once = min(plan.expected_batch_size, fit)
