@@ -61,18 +61,16 @@ def plan(
     open_starts(config.method.start_folders)
     facts, asked = _declared(config)
     by_set: dict[str, tuple[int, float]] = {}
-    if minutes is None and is_without_weights(config):
-        (cost, by_set), sampling = count_step(config, facts, asked), 0.0
-    elif minutes is not None:
+    if minutes is not None:
         config, cost, sampling = _measured(config, facts, asked, minutes, first=True)
         asked = config.plan(lambda: asked.dataset_size)
+    elif is_without_weights(config):
+        (cost, by_set), sampling = count_step(config, facts, asked), 0.0
     else:
         cost, sampling = measure_step(config, facts, asked), measure_sampling(config, facts)
     if own := _memory_of(config, facts, asked):
         cost = cost._replace(memory_gib=cost.memory_gib + own / 2**30)
-    report = _report(config, asked, cost, sampling)
-    if by_set:
-        report["by_set"] = {name: {"parameters": of[0], "memory_gib": round(of[1], 2)} for name, of in by_set.items()}
+    report = _report(config, asked, cost, sampling, by_set)
     if config.method.timed:
         device = choose_device(config.machine.device)
         report["minutes"] = config.method.seconds(facts, records=asked.dataset_size, device=device) / 60
@@ -90,13 +88,16 @@ def plan(
         say(f"to train    exactly this: {these} (train --minutes measures again)")
 
 
-def _report(config: "Config", plan: "AnyPlan", cost: "StepCost", sampling: float) -> dict[str, Any]:
+def _report(
+    config: "Config", plan: "AnyPlan", cost: "StepCost", sampling: float, by_set: dict[str, tuple[int, float]]
+) -> dict[str, Any]:
     """Return what a plan claims and costs, for machines."""
     from dpdm.config import encode_config
     from dpdm.runs.worth import noise_to_signal
 
     quarters = [plan.steps * part // 4 for part in (1, 2, 3, 4)] if plan.steps else []
-    return {
+    sets = {name: {"parameters": of[0], "memory_gib": round(of[1], 2)} for name, of in by_set.items()}
+    return ({"by_set": sets} if sets else {}) | {
         "statement": plan.statement,
         "sample_rate": plan.sample_rate,
         "noise_multipliers": {release.name: release.noise_multiplier for release in plan.full},
