@@ -56,3 +56,11 @@ def test_rows_are_rendered_between_the_markers(tmp_path, monkeypatch, capsys):
     assert "| opacus-ew | cannot run |" in text
     assert "opacus-ew cannot run: RuntimeError: no.\n" in text
     assert "100 of 150" in text
+
+
+def test_the_first_tables_of_the_results_are_those_of_the_packaged_rows(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    standing = importlib.import_module("standing")
+    page = (BENCHMARKS.parent / "docs" / "results.md").read_text(encoding="utf-8")
+    between = page.split(standing.MARKERS[0] + "\n")[1].split(standing.MARKERS[1])[0]
+    assert between == standing.tables(), "python benchmarks/standing.py --render docs/results.md"
