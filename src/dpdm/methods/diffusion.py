@@ -22,7 +22,6 @@ from dpdm.diffusion import (
     VE,
     VP,
     DenoisingLoss,
-    MatchedPreconditioning,
     MatchedSolver,
     MomentMatched,
     NoiseLevels,
@@ -34,7 +33,7 @@ from dpdm.diffusion import (
 from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
 from dpdm.methods.codec import Codec
-from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
+from dpdm.methods.denoising import AnySampler, DenoisingGenerator, matched, require_sampler_names
 from dpdm.methods.folders import of_scheduler, require_classes, sampler_within
 from dpdm.methods.gains import choose_start, rehearse_gains, release_gains
 from dpdm.methods.interface import (
@@ -106,9 +105,8 @@ class Diffusion(Method):
 
     def __post_init__(self) -> None:
         wanted: dict[str, Any] = {"loss": DenoisingLoss, "optimizer": Optimizer, "samplers": dict}
-        wanted |= {"prior": Prior | None, "start": Start | None, "codec": Codec | None}
-        wanted |= {"retrieval": Retrieval | None}
-        for name, kind in wanted.items():
+        optional = {"prior": Prior, "start": Start, "codec": Codec, "retrieval": Retrieval}
+        for name, kind in (wanted | {name: kind | None for name, kind in optional.items()}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
         if isinstance(self.network, DiffusersFolder):
@@ -227,17 +225,13 @@ class Diffusion(Method):
         if self.prior is not None:
             prior = release_prior(run, data, self.prior).to(run.device)
             for each in (denoiser, average):
-                _matched(each).prior = prior
-        if self.start is not None and not updates:
-            start = choose_start(run, data, average, generator.seen, self._denoisers(run.starts))
-            for each in (generator.denoiser, average):
-                load_start(each.network, start, generator.seen)
-        if generator.trajectories is not None and run.public is not None and not updates:
-            generator.trajectories.fill(run, average, generator.seen_of, null_label=generator.null_label)
+                matched(each).prior = prior
+        if not updates:
+            self._begin(generator, average, data, run)
         if self.start is not None and self.start.gains:
             gains = release_gains(run, data, average)
             for each in (denoiser, average):
-                _matched(each).gains = gains.of_levels.to(run.device)
+                matched(each).gains = gains.of_levels.to(run.device)
             left = tuple(gains.left.tolist())
             noise_levels = Weighted(base=noise_levels, levels=GAIN_LEVELS, weights=left)
         if self.start is not None and (number := self.start.trained.chosen):
@@ -265,6 +259,16 @@ class Diffusion(Method):
             ema.update(average, denoiser, updates=updates, decay=self.optimizer.ema_decay)
             yield run.took_step(diagnostics, released, learning_rate=rate)
         return released
+
+    def _begin(
+        self, generator: DenoisingGenerator, average: PreconditionedDenoiser, data: ImageDataset, run: Run
+    ) -> None:
+        if self.start is not None:
+            start = choose_start(run, data, average, generator.seen, self._denoisers(run.starts))
+            for each in (generator.denoiser, average):
+                load_start(each.network, start, generator.seen)
+        if generator.trajectories is not None and run.public is not None:
+            generator.trajectories.fill(run, average, generator.seen_of, null_label=generator.null_label)
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try gradients, clipping and every sampler on made-up images."""
@@ -391,9 +395,3 @@ class Diffusion(Method):
         if not isinstance(self.network, Own):
             return super().with_code(network)
         return replace(self, network=network)
-
-
-def _matched(denoiser: PreconditionedDenoiser) -> MatchedPreconditioning:
-    """Return what a denoiser around a prior has: the prior, and perhaps gains."""
-    assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
-    return denoiser.preconditioning
