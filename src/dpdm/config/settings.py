@@ -181,6 +181,8 @@ class Machine:
             package's networks; "one-backward-each" needs the least memory; "vectorized" is the reference.
         device: "auto" takes a GPU where there is one.
         precision: Of the network's calls; "auto" is bfloat16 where the hardware has it.
+        checkpointing: Whether blocks of a network of `diffusers` are computed again for the backward pass, and keep
+            nothing until then: less memory for an example, for a fourth more time up to twice as much.
         tensorboard: Whether to write for TensorBoard too: what anyone may see into `watch/`, losses and norms into
             `private/`.
     """
@@ -189,9 +191,14 @@ class Machine:
     strategy: Literal["layer-wise", "vectorized", "one-backward-each"] = "layer-wise"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        if self.checkpointing and self.strategy == "vectorized":
+            raise InputError(
+                "machine.checkpointing has no effect on the strategy vectorized, which keeps all: leave it out"
+            )
         if self.physical_batch_size != "auto":
             require_counts(physical_batch_size=self.physical_batch_size)
             require_at_most(_MOST_AT_ONCE, physical_batch_size=self.physical_batch_size)

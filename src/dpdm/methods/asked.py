@@ -1,8 +1,8 @@
 """What private images are asked of a public network: how far it is followed, and which of its matrices train."""
 
 from dpdm.data import ImageDataset
-from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning, NoiseLevels, PreconditionedDenoiser, Weighted
-from dpdm.methods.denoising import DenoisingGenerator
+from dpdm.diffusion import GAIN_LEVELS, NoiseLevels, PreconditionedDenoiser, Weighted
+from dpdm.methods.denoising import DenoisingGenerator, matched
 from dpdm.methods.gains import release_gains
 from dpdm.methods.interface import Run
 from dpdm.methods.matrices import choose_matrices
@@ -44,9 +44,3 @@ def ask(
         generator.choice = choice.to(run.device)
         start.trained.freeze(denoiser.network, choice)
     return noise_levels
-
-
-def matched(denoiser: PreconditionedDenoiser) -> MatchedPreconditioning:
-    """Return what a denoiser around a prior has: the prior, and perhaps gains."""
-    assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
-    return denoiser.preconditioning

@@ -25,6 +25,7 @@ from dpdm.methods.retrieval import Trajectories
 from dpdm.networks import KLCodec, TextToImageFolder
 from dpdm.types import Images, InputError, require_at_most
 
+_FAR = 0.1  # of a gain, on average over noise levels: with less, the network is hardly followed
 _MOST_SAMPLERS, _SAMPLER = 16, re.compile("[a-z][a-z0-9_-]{0,31}")
 AnySampler = DDIM | StochasticDDIM | Churn | DPMSolver | MatchedSolver
 
@@ -112,6 +113,18 @@ class DenoisingGenerator(ImageGenerator):
             return None
         return tuple(preconditioning.prior.class_shares.tolist())
 
+    @property
+    def remark(self) -> str:
+        """Whether the public network that it began with hardly helps, as the released gains tell."""
+        preconditioning = self.denoiser.preconditioning
+        gains = preconditioning.gains if isinstance(preconditioning, MatchedPreconditioning) else None
+        if gains is None or float(gains.mean()) > _FAR:
+            return ""
+        return (
+            "the public start hardly helps: its images are far from the private ones. The method prior, or another "
+            "start, may serve better; that is a new run, whose ε comes on top of this one's"
+        )
+
     def around(self, denoiser: PreconditionedDenoiser) -> "DenoisingGenerator":
         """Return the same with another denoiser."""
         return self._with(denoiser, self.sampler)
@@ -151,3 +164,9 @@ def require_sampler_names(names: Collection[object]) -> None:
         if not isinstance(name, str) or not _SAMPLER.fullmatch(name):
             said = ascii(name)[:80]
             raise InputError(f"a sampler is called {said}: take a letter, and then at most 31 of a-z, 0-9, _ and -")
+
+
+def matched(denoiser: PreconditionedDenoiser) -> MatchedPreconditioning:
+    """Return what a denoiser around a prior has: the prior, and perhaps gains."""
+    assert isinstance(denoiser.preconditioning, MatchedPreconditioning)
+    return denoiser.preconditioning

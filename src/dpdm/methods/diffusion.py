@@ -32,9 +32,9 @@ from dpdm.diffusion import (
 from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
 from dpdm.methods import folders as pipelines
-from dpdm.methods.asked import ask, matched
+from dpdm.methods.asked import ask
 from dpdm.methods.codec import Codec
-from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
+from dpdm.methods.denoising import AnySampler, DenoisingGenerator, matched, require_sampler_names
 from dpdm.methods.gains import choose_start, rehearse_gains
 from dpdm.methods.interface import (
     Budget,
@@ -105,9 +105,8 @@ class Diffusion(Method):
 
     def __post_init__(self) -> None:
         wanted: dict[str, Any] = {"loss": DenoisingLoss, "optimizer": Optimizer, "samplers": dict}
-        wanted |= {"prior": Prior | None, "start": Start | None, "codec": Codec | None}
-        wanted |= {"retrieval": Retrieval | None}
-        for name, kind in wanted.items():
+        optional = {"prior": Prior, "start": Start, "codec": Codec, "retrieval": Retrieval}
+        for name, kind in (wanted | {name: kind | None for name, kind in optional.items()}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
         if isinstance(self.network, PipelineFolder):

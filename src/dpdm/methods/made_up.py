@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
 from dpdm.methods.interface import ImageFacts, ImageGenerator, Run
+from dpdm.networks.checkpointing import keeping_all
 from dpdm.privacy import AnyPlan, MechanismRun
 from dpdm.types import InputError, refusing
 
@@ -98,19 +100,43 @@ def bytes_of_one(loss: DenoisingLoss, denoiser: PreconditionedDenoiser, facts: I
 
 
 def bytes_for_backward(forward: Callable[[], Shaped[Tensor, "..."]], module: nn.Module) -> int:
-    """Return the bytes of what one forward pass keeps for its backward pass, parameters aside."""
-    kept: dict[int, int] = {}
+    """Return the bytes of what one forward pass keeps for its backward pass, parameters aside.
+
+    Of blocks that compute again it counts what the largest would keep, and all inputs of layers that train: these are
+    kept for layer-wise gradients.
+    """
+    kept: dict[int, Tensor] = {}  # alive until counted, so that no two tensors share an address
+    parameters = {_place(p) for p in module.parameters()}
 
     def count(t: Tensor) -> Tensor:
-        kept[_place(t)] = t.untyped_storage().nbytes()
+        if (place := _place(t)) not in parameters:
+            kept[place] = t.detach()
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        result = forward()  # alive until counted, so that no two tensors share an address
-    for p in module.parameters():
-        kept.pop(_place(p), None)
+    def size() -> int:
+        return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+    with keeping_all(module) as blocks, ExitStack() as hooks:
+        within = {block: 0 for block in blocks}
+        for block in blocks:
+            hooks.callback(block.register_forward_pre_hook(lambda b, _: within.update({b: -size()})).remove)
+            hooks.callback(block.register_forward_hook(lambda b, *_: within.update({b: within[b] + size()})).remove)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            result = forward()
+    if not blocks:
+        return size()
+    kept.clear()
+
+    def count_input(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        count(inputs[0])
+
+    with ExitStack() as hooks, torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        for layer in module.modules():
+            if any(p.requires_grad for p in layer.parameters(recurse=False)):
+                hooks.callback(layer.register_forward_hook(count_input).remove)
+        result = forward()
     del result
-    return sum(kept.values())
+    return size() + max(within.values())
 
 
 def _place(t: Tensor) -> int:

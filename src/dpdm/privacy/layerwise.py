@@ -203,6 +203,7 @@ class LayerWise:
         made = _Pass(module, len(batch[0]), layout)
         with made.watching():
             losses = loss(module, batch)
+            made.ended = True
             if made.roots and losses.requires_grad:
                 torch.autograd.grad(losses.sum(), made.roots, allow_unused=True)
         if layout is not None and len(made.called) < len(layout):
@@ -231,6 +232,7 @@ class _Pass:
         self.parts: dict[nn.Parameter, Part] = {}
         self.roots: list[Tensor] = []
         self.called: list[_Called] = []
+        self.ended = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -255,6 +257,8 @@ class _Pass:
         own = {i: cast(nn.Parameter, p) for i, p in enumerate(both) if p in self._wanted}
         if not own or not torch.is_grad_enabled():
             return None
+        if self.ended:  # a block that keeps nothing computes again what its own backward pass needs
+            return None if output.requires_grad else output.detach().requires_grad_().clone()
         rows, left_over = divmod(len(output), self._examples) if output.ndim else (0, 1)
         call, number = _Called(self._places[layer], rows), len(self.called)
         self.called.append(call)

@@ -15,6 +15,7 @@ from dpdm.config import Config, Machine, require_timed
 from dpdm.diffusion import DenoisingLoss, NoisyBatch
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator
 from dpdm.methods.made_up import bytes_of_one
+from dpdm.networks.checkpointing import compute_again
 from dpdm.privacy import DPSGD, AnyPlan
 from dpdm.privacy.processes import Processes
 from dpdm.runs.hardware import (
@@ -69,6 +70,8 @@ class _Stopwatch:
         keep_freed_memory()
         self.device = choose_device(machine.device)
         self.generator = method.untrained(facts).to(self.device)
+        if machine.checkpointing:
+            compute_again(self.generator)
         self._denoiser = method.stepped(self.generator)
         self._method, self._machine = method, machine
         self._facts = self.generator.seen  # of what steps are taken on: latents, perhaps

@@ -14,6 +14,7 @@ from dpdm.data import ImageDataset, read_location, require_outside, require_same
 from dpdm.ledger import Ledger, Records
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
 from dpdm.methods.interface import PublicStart
+from dpdm.networks.checkpointing import compute_again
 from dpdm.privacy import AnyPlan, Earlier, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
 from dpdm.privacy.entropy import Entropy
@@ -186,6 +187,8 @@ class Trainer:
         require_names(generator, self.method)
         with refusing(f"the network cannot be moved to the device {device}"):
             generator.to(device)
+        if self.machine.checkpointing:
+            compute_again(generator)
         reject_cross_example_layers(generator)
         require_storable(generator.state_dict())
         require_readable(self, self.settings(data, generator), generator)

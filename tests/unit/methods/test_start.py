@@ -434,3 +434,12 @@ def test_a_choice_without_gains_is_rehearsed_too(start, monkeypatch):
     monkeypatch.setattr("dpdm.methods.diffusion.rehearse_gains", lambda *given: rehearsed.append(given))
     trainer(diffusion(two_starts(start, gains=False))).rehearse(IMAGES)
     assert len(rehearsed) == 1
+
+
+def test_a_start_that_hardly_helps_is_said_and_one_that_does_is_not():
+    method = Diffusion(network=MLP(width=8, blocks=1), start=Start(sources=("public",)), prior=Prior(centres=1))
+    generator = method.untrained(ImageFacts((1, 8, 8), ()))
+    assert generator.remark == ""
+    generator.denoiser.preconditioning.gains.fill_(0.05)
+    assert generator.remark.startswith("the public start hardly helps: its images are far from the private ones")
+    assert Diffusion(network=MLP(width=8, blocks=1)).untrained(ImageFacts((1, 8, 8), ())).remark == ""

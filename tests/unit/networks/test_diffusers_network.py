@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from diffusers_pipelines import save_pipeline
+from dpdm.config import Machine
 from dpdm.config.toml import decode_method, encode_method
 from dpdm.diffusion import DDIM, DDPM, EDM, Churn, DenoisingLoss, DiscreteTimes, PreconditionedDenoiser
 from dpdm.methods import Diffusion, ImageFacts, Prior, Start
-from dpdm.methods.made_up import made_up_batch
+from dpdm.methods.made_up import bytes_of_one, made_up_batch
 from dpdm.networks import MLP, DiffusersFolder
+from dpdm.networks.checkpointing import compute_again
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
 from dpdm.types import InputError
 
@@ -123,6 +125,43 @@ def test_per_example_gradients_are_the_same_by_every_strategy(trains, classes, f
         other = clipped_grad_sum(LOSS, denoiser, batch, max_grad_norm=1e-2, strategy=strategy)
         assert exact.vector.abs().max() > 1e-5
         assert torch.allclose(other.vector, exact.vector, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("trains", ["all", "lora:2"])
+def test_blocks_that_compute_again_have_the_same_gradients_and_keep_less(trains, folder):
+    denoiser = diffusion(folder, trains=trains).untrained(FACTS).denoiser
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    batch = made_up_batch(LOSS, denoiser, FACTS)
+
+    def kept_bytes():
+        kept = {}
+
+        def count(t):
+            kept[t.untyped_storage().data_ptr()] = t
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            result = LOSS(denoiser, batch)
+        del result
+        return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+    ways = (LayerWise(), OneBackwardEach(), Vectorized())
+    before = [clipped_grad_sum(LOSS, denoiser, batch, max_grad_norm=1e-2, strategy=way).vector for way in ways]
+    kept, counted = kept_bytes(), bytes_of_one(LOSS, denoiser, FACTS)
+    compute_again(denoiser)
+    again = copy.deepcopy(denoiser)  # as a run's average is
+    assert kept_bytes() < 0.7 * kept
+    assert bytes_of_one(LOSS, denoiser, FACTS) < counted
+    for module in (denoiser, again):
+        for way, sound in zip(ways, before, strict=True):
+            found = clipped_grad_sum(LOSS, module, batch, max_grad_norm=1e-2, strategy=way).vector
+            assert torch.equal(found, sound)
+    with pytest.raises(InputError, match=r"machine.checkpointing is for a network of diffusers, and there is none"):
+        compute_again(MLP(width=8, blocks=1).build((1, 8, 8), num_classes=0))
+    with pytest.raises(InputError, match=r"machine.checkpointing has no effect on the strategy vectorized"):
+        Machine(checkpointing=True, strategy="vectorized")
 
 
 @pytest.mark.parametrize("trains", TRAINED)
