@@ -116,7 +116,10 @@ def test_a_new_kind_drops_the_settings_of_the_old_one_whatever_the_order():
     [
         ("privacy.stepz=3", "unknown key privacy.stepz: did you mean steps?"),
         ("privacyy.steps=3", "unknown key privacyy (method = diffusion): did you mean privacy?"),
-        ("network.kind=gan", "network.kind must be one of compact-unet, mlp, unet, diffusers, not 'gan'"),
+        (
+            "network.kind=gan",
+            "network.kind must be one of compact-unet, mlp, unet, diffusers, text-to-image",
+        ),
         ("privacy.steps=many", "privacy.steps = 'many'"),
         ("machine.device=tpu", "machine.device = 'tpu'"),
         ("optimizer.warmup=2", "optimizer: warmup must be in [0, 1), not 2"),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Float, Float32
+from numpy import ndarray
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -149,7 +149,7 @@ def in_latents(run: Run, network: AnyCodec | None, data: ImageDataset) -> ImageD
     return data.shown_by(from_rows(kept, len(data), network))
 
 
-def from_rows(kept: Kept | NDArray[np.float32], number: int, network: AnyCodec) -> Images | Latents:
+def from_rows(kept: Kept | Float32[ndarray, "images numbers"], number: int, network: AnyCodec) -> Images | Latents:
     """Return latents as training keeps them, of rows that the codec made."""
     channels, height, width = network.latent
     latents = np.empty((number, height, width, channels), dtype=network.dtype)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Int, Shaped, UInt8
@@ -157,6 +157,7 @@ class ImageGenerator(nn.Module, ABC):
         return self, 1.0
 
 
+@runtime_checkable
 class Kept(Protocol):
     """One row of numbers for each private image: secret, and read part by part."""
 
