@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dpdm.files import digest, json_text, read_at_most, read_json, write_json
 from dpdm.methods import PublicPart
-from dpdm.networks.text_folder import AS_THEY_ARE, NAMED, PUBLIC, digest_of_part
+from dpdm.networks.pipeline import NAMED, WEIGHTS
+from dpdm.networks.text_folder import AS_THEY_ARE, PUBLIC, digest_of_part
 from dpdm.runs.readme import CODES, LOW_RANK, readme_of
 from dpdm.types import InputError
 
@@ -15,10 +16,9 @@ MANIFEST = "manifest.json"
 """The file with the digests, beside the claim."""
 
 _README = "README.md"
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _KNOWN = {
     *("config.toml", "privacy.json", "model_index.json", _README, LOW_RANK, "scheduler/scheduler_config.json"),
-    *(f"{part}/{name}" for part in ("unet", "generator") for name in ("config.json", _WEIGHTS)),
+    *(f"{part}/{name}" for part in ("unet", "generator") for name in ("config.json", WEIGHTS)),
     *(f"{part}/{name}" for part in PUBLIC for name in NAMED),
 }
 _MOST_TEXT, _MOST_FILES = 2**16, 100

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_pipelines import SCHEDULER, save_text_pipeline
+from diffusers_pipelines import SCHEDULER, add_adapter, add_shards, save_text_pipeline
 from dpdm.config.toml import decode_method, encode_method
 from dpdm.diffusion import DDIM, DDPM, DenoisingLoss
 from dpdm.methods import Diffusion, ImageFacts, ema
@@ -233,6 +233,20 @@ def refused(folder, match, facts=FACTS, **changes):
 def test_a_pickle_is_refused(path, match, own):
     (own / path).rename((own / path).with_suffix(".bin"))
     refused(own, match)
+
+
+def test_files_that_no_digest_covers_are_not_read(folder, own):
+    """Loaders take shards before the one file of weights, and add adapters to it."""
+    for part in ("unet", "vae"):
+        add_shards(own / part, "diffusion_pytorch_model")
+    add_adapter(own / "text_encoder")
+    add_shards(own / "text_encoder", "model")
+    (plain, others) = (diffusion(each).untrained(FACTS) for each in (folder, own))
+    assert [digest for _, digest in plain.folder.digests] == [digest for _, digest in others.folder.digests]
+    for one, other in ((plain.denoiser.network, others.denoiser.network), (plain.codec, others.codec)):
+        for (name, weight), same in zip(one.named_parameters(), other.parameters(), strict=True):
+            assert torch.equal(weight, same), name
+    assert torch.equal(plain.denoiser.network.prompts, others.denoiser.network.prompts)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer"])
