@@ -276,6 +276,8 @@ def test_weights_that_are_not_finite_are_refused(own):
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type"),
         ("unet/config.json", {"more": 1}, "says more, which dpdm does not know"),
         ("unet/config.json", {"layers_per_block": 10**6}, "layers_per_block"),
+        ("unet/config.json", {"transformer_layers_per_block": 33}, "transformer_layers"),
+        ("unet/config.json", {"layers_per_block": 8, "transformer_layers_per_block": 8}, "of all blocks"),
         ("unet/config.json", {"layers_per_block": 2}, "not what its config.json says"),
         ("unet/config.json", {"cross_attention_dim": 8}, "widths of a token differ"),
         ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
