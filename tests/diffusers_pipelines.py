@@ -85,3 +85,27 @@ def _tokenizer(folder):
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(known)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+
+
+def add_shards(part, name):
+    """Put other weights beside those of a part, as shards, which loaders take before the one file."""
+    from safetensors.torch import load_file, save_file
+
+    other = {key: value + 1 for key, value in load_file(part / f"{name}.safetensors").items()}
+    shard = f"{name}-00001-of-00001.safetensors"
+    save_file(other, part / shard, {"format": "pt"})
+    size = sum(value.nbytes for value in other.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(other, shard)}
+    (part / f"{name}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def add_adapter(part):
+    """Put an adapter into the folder of a text encoder, which loaders add to its weights."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import CLIPTextModel
+
+    layers = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    config = LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
+    get_peft_model(CLIPTextModel.from_pretrained(part), config).save_pretrained(part.with_name("adapted"))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        part.with_name("adapted").joinpath(name).rename(part / name)

@@ -196,6 +196,19 @@ def test_an_export_with_another_autoencoder_is_refused(made, dpdm, tmp_path):
     assert "vae is another part than the claim names" in err
 
 
+@pytest.mark.parametrize("added", ["unet/vocab.json", "vae/config.json"])
+def test_an_export_with_files_that_no_claim_covers_is_refused(added, made, dpdm, tmp_path):
+    shutil.copytree(made / "adapter", tmp_path / "copy")
+    path = tmp_path / "copy" / added
+    path.parent.mkdir()
+    path.write_text('{"words": "of anybody"}')
+    (tmp_path / "copy" / "manifest.json").unlink()
+    write_manifest(tmp_path / "copy")
+    code, _, err = dpdm("verify", "copy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "does not belong to the export" in err or "is another part than the claim names" in err
+
+
 def test_without_low_rank_an_export_needs_the_public_pipeline(dpdm, photos, public):
     trained = (*FOLDER, *CLAIM, *STEPS, "--set=network.trains=norms", "--set=sampler.steps=2")
     code, _, err = dpdm("train", photos, "--method=diffusion", *trained, "--run=whole")

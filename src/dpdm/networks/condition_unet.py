@@ -16,6 +16,7 @@ from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH
 from dpdm.types import InputError, refusing, require_at_most, require_counts, require_counts_or_none, require_within
 
 _MOST_LEVELS, _MOST_LAYERS, _MOST_TOKENS = 8, 32, 1024
+_MOST_TRANSFORMERS = 64  # layers of all blocks: Stable Diffusion has 8, and a stranger's settings must come to an end
 _AT_ONCE = 16  # rows, where nothing is trained: drawing images of any number takes the memory of these
 _LOW_RANK_A = ".lora_A."
 
@@ -109,6 +110,8 @@ class ConditionUNet:
         layers = {"layers_per_block": self.layers_per_block, "transformer_layers": self.transformer_layers_per_block}
         require_at_most(MOST_BLOCKS, **layers)
         require_at_most(_MOST_LAYERS, **{"layers_per_block × levels": self.layers_per_block * levels})
+        transformers = self.layers_per_block * levels * self.transformer_layers_per_block
+        require_at_most(_MOST_TRANSFORMERS, **{"transformer_layers_per_block of all blocks": transformers})
         require_within(0, 1, downsample_padding=self.downsample_padding, freq_shift=self.freq_shift)
         require_within(1e-12, 1, norm_eps=self.norm_eps)
         require_within(1e-3, 1e3, mid_block_scale_factor=self.mid_block_scale_factor)

@@ -15,6 +15,7 @@ from dpdm.networks.pipeline import (
     Parts,
     PipelineFolder,
     digest_of,
+    only_named,
     plain,
     read_scheduler,
     read_settings,
@@ -126,9 +127,9 @@ class DiffusersFolder(PipelineFolder):
         """
         path, before = weights_of(self.folder / "unet"), self.digest
         load = imported("diffusers").UNet2DModel.from_pretrained
-        with refusing(f"{path} is damaged, so {REMEDY}"), torch.device("cpu"):
+        with refusing(f"{path} is damaged, so {REMEDY}"), torch.device("cpu"), only_named(path.parent) as part:
             settings = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
-            public, found = load(path.parent, output_loading_info=True, torch_dtype=torch.float32, **settings)
+            public, found = load(part, output_loading_info=True, torch_dtype=torch.float32, **settings)
         if self.digest != before:
             raise InputError(f"{path} was changed while it was read: begin again")
         for name in (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]):

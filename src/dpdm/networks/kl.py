@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpdm.networks.condition_unet import leave_out
 from dpdm.networks.diffusers_unet import imported
-from dpdm.networks.pipeline import REMEDY, weights_of
+from dpdm.networks.pipeline import REMEDY, only_named, weights_of
 from dpdm.types import Images, InputError, images_to_tensor, refusing, require_at_most, require_counts, require_within
 
 MOST: Final = 16.0
@@ -83,9 +83,9 @@ class KLCodec(nn.Module):
             InputError: They are damaged, or those of another autoencoder.
         """
         path = weights_of(part)
-        with refusing(f"{path} is damaged, so {REMEDY}"), torch.device("cpu"):
+        with refusing(f"{path} is damaged, so {REMEDY}"), torch.device("cpu"), only_named(part) as named:
             vae, found = imported("diffusers").AutoencoderKL.from_pretrained(
-                part,
+                named,
                 output_loading_info=True,
                 torch_dtype=torch.float32,
                 local_files_only=True,

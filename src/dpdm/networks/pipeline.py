@@ -7,11 +7,13 @@ import functools
 import hashlib
 import json
 import re
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from torch import nn
 
@@ -22,6 +24,20 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 REMEDY = "copy the folder again, from where it came from"
 CLAIM = "_dpdm_claim"
 """The key under which settings and weights of an exported pipeline say its claim: they are not public."""
+
+TEXT_WEIGHTS = "model.safetensors"
+NAMED: Final = (
+    "added_tokens.json",
+    "config.json",
+    WEIGHTS,
+    "merges.txt",
+    TEXT_WEIGHTS,
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""The files of a part that are read, in the order in which its digest has them."""
 
 SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 _MOST_TEXT, _MOST_HEADER = 2**20, 2**24
@@ -233,6 +249,19 @@ def weights_of(part: Path, name: str = WEIGHTS) -> Path:
         f"{path} is missing{f' (there is {others[0]})' if others else ''}: weights are read from one file of "
         "safetensors alone, never from a pickle; save them by save_pretrained(..., safe_serialization=True)"
     )
+
+
+@contextmanager
+def only_named(part: Path) -> Iterator[Path]:
+    """Yield a folder with those files of a part that are read, and no others, which no digest covers.
+
+    `diffusers` and `transformers` look for more: shards and adapters go before the file of weights, without a word.
+    """
+    with tempfile.TemporaryDirectory(prefix="dpdm-") as folder:
+        for name in NAMED:
+            if (part / name).is_file():
+                (Path(folder) / name).symlink_to((part / name).resolve())
+        yield Path(folder)
 
 
 def digest_of(path: Path) -> str:

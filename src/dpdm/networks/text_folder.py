@@ -14,11 +14,14 @@ from dpdm.networks.condition_unet import ConditionUNet, TextNetwork
 from dpdm.networks.diffusers_unet import imported
 from dpdm.networks.kl import KLCodec, Latents
 from dpdm.networks.pipeline import (
+    NAMED,
     REMEDY,
     SHA256,
+    TEXT_WEIGHTS,
     Parts,
     PipelineFolder,
     digest_of,
+    only_named,
     plain,
     read_scheduler,
     read_settings,
@@ -36,20 +39,6 @@ AS_THEY_ARE: Final = ("vae", "text_encoder", "tokenizer")
 """Those that no private step changes: an exported pipeline has copies of them."""
 
 _FOR_DRAWING = ("unet", "vae")  # a release holds what the text encoder made of the prompts
-_TEXT_WEIGHTS = "model.safetensors"
-NAMED: Final = (
-    "added_tokens.json",
-    "config.json",
-    "diffusion_pytorch_model.safetensors",
-    "merges.txt",
-    _TEXT_WEIGHTS,
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-)
-"""The files of a part that are read, in the order in which its digest has them."""
-
 _LONGEST_PROMPT = 1000
 _PARTS = Parts(
     {
@@ -250,15 +239,17 @@ class TextToImageFolder(PipelineFolder):
     @torch.no_grad()
     def _embedded(self, class_names: Sequence[str]) -> Float32[Tensor, "class token width"]:
         """Return what the text encoder makes of the prompts. It is not kept."""
-        weights_of(self.folder / "text_encoder", _TEXT_WEIGHTS)
+        weights_of(self.folder / "text_encoder", TEXT_WEIGHTS)
         transformers, tokens = imported("transformers"), self.spec.tokens
         imported("transformers.utils.logging").disable_progress_bar()
         with refusing(f"the text encoder of {self.source} is damaged, so {REMEDY}"), torch.device("cpu"):
             files = {"local_files_only": True}
-            tokenizer = transformers.CLIPTokenizer.from_pretrained(self.folder / "tokenizer", **files)
-            encoder, found = transformers.CLIPTextModel.from_pretrained(
-                self.folder / "text_encoder", use_safetensors=True, output_loading_info=True, **files
-            )
+            with only_named(self.folder / "tokenizer") as part:
+                tokenizer = transformers.CLIPTokenizer.from_pretrained(part, **files)
+            with only_named(self.folder / "text_encoder") as part:
+                encoder, found = transformers.CLIPTextModel.from_pretrained(
+                    part, use_safetensors=True, output_loading_info=True, **files
+                )
             if found["missing_keys"] or found["mismatched_keys"]:
                 raise ValueError("its weights are not those that config.json says")
             prompts = [*self.prompts_of(class_names)]

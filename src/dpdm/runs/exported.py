@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dpdm.files import digest, json_text, read_at_most, read_json, write_json
 from dpdm.methods import PublicPart
-from dpdm.networks.text_folder import AS_THEY_ARE, NAMED, PUBLIC, digest_of_part
+from dpdm.networks.pipeline import NAMED, WEIGHTS
+from dpdm.networks.text_folder import AS_THEY_ARE, digest_of_part
 from dpdm.runs.readme import CODES, LOW_RANK, readme_of
 from dpdm.types import InputError
 
@@ -15,11 +16,10 @@ MANIFEST = "manifest.json"
 """The file with the digests, beside the claim."""
 
 _README = "README.md"
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _KNOWN = {
     *("config.toml", "privacy.json", "model_index.json", _README, LOW_RANK, "scheduler/scheduler_config.json"),
-    *(f"{part}/{name}" for part in ("unet", "generator") for name in ("config.json", _WEIGHTS)),
-    *(f"{part}/{name}" for part in PUBLIC for name in NAMED),
+    *(f"{part}/{name}" for part in ("unet", "generator") for name in ("config.json", WEIGHTS)),
+    *(f"{part}/{name}" for part in AS_THEY_ARE for name in NAMED),
 }
 _MOST_TEXT, _MOST_FILES = 2**16, 100
 
@@ -61,10 +61,10 @@ def require_readme(folder: Path, statement: str, class_names: Sequence[str]) -> 
 
 def require_public_parts(folder: Path, public: Sequence[PublicPart]) -> None:
     """Raise InputError if a part that no private step changes is another than the claim names."""
-    for part in public:
-        place = folder / part.name.rpartition("/")[2]
-        if place.name in AS_THEY_ARE and place.is_dir() and digest_of_part(place) != part.sha256:
-            raise InputError(f"{place} is another part than the claim names: its SHA-256 is {part.sha256}")
+    named = {part.name.rpartition("/")[2]: part.sha256 for part in public}
+    for place in (folder / part for part in AS_THEY_ARE):
+        if place.is_dir() and digest_of_part(place) != (sha256 := named.get(place.name, "that of none")):
+            raise InputError(f"{place} is another part than the claim names: its SHA-256 is {sha256}")
 
 
 def _files(folder: Path) -> list[str]:

@@ -11,8 +11,8 @@ from dpdm.diffusion import DDPM
 from dpdm.files import read_json, write_json
 from dpdm.methods import DenoisingGenerator
 from dpdm.networks import TextNetwork, digest_of_part
-from dpdm.networks.pipeline import CLAIM, WEIGHTS
-from dpdm.networks.text_folder import AS_THEY_ARE, NAMED
+from dpdm.networks.pipeline import CLAIM, NAMED, WEIGHTS
+from dpdm.networks.text_folder import AS_THEY_ARE
 from dpdm.runs.readme import ADAPTER, LOW_RANK, TEXT_TO_IMAGE, readme_of
 from dpdm.runs.release import Release
 from dpdm.types import InputError

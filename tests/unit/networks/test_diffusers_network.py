@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_pipelines import save_pipeline
+from diffusers_pipelines import add_shards, save_pipeline
 from dpdm.config import Machine
 from dpdm.config.toml import decode_method, encode_method
 from dpdm.diffusion import DDIM, DDPM, EDM, Churn, DenoisingLoss, DiscreteTimes, PreconditionedDenoiser
@@ -255,6 +255,16 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
 def test_a_pickle_is_refused(own):
     (own / "unet" / "diffusion_pytorch_model.safetensors").rename(own / "unet" / "diffusion_pytorch_model.bin")
     refused(own, r"diffusion_pytorch_model.bin.*never from a pickle")
+
+
+def test_files_that_no_digest_covers_are_not_read(folder, own):
+    """Loaders take shards before the one file of weights."""
+    add_shards(own / "unet", "diffusion_pytorch_model")
+    plain, other = (DiffusersFolder(source=str(each)) for each in (folder, own))
+    assert plain.digest == other.digest
+    weights, same = (each.build((1, 8, 8), num_classes=0).state_dict() for each in (plain, other))
+    for name, weight in weights.items():
+        assert torch.equal(weight, same[name]), name
 
 
 def test_damaged_weights_are_refused(own):

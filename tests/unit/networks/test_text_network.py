@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_pipelines import SCHEDULER, save_text_pipeline
+from diffusers_pipelines import SCHEDULER, add_adapter, add_shards, save_text_pipeline
 from dpdm.config.toml import decode_method, encode_method
 from dpdm.diffusion import DDIM, DDPM, DenoisingLoss
 from dpdm.methods import Diffusion, ImageFacts, ema
@@ -235,6 +235,20 @@ def test_a_pickle_is_refused(path, match, own):
     refused(own, match)
 
 
+def test_files_that_no_digest_covers_are_not_read(folder, own):
+    """Loaders take shards before the one file of weights, and add adapters to it."""
+    for part in ("unet", "vae"):
+        add_shards(own / part, "diffusion_pytorch_model")
+    add_adapter(own / "text_encoder")
+    add_shards(own / "text_encoder", "model")
+    (plain, others) = (diffusion(each).untrained(FACTS) for each in (folder, own))
+    assert [digest for _, digest in plain.folder.digests] == [digest for _, digest in others.folder.digests]
+    for one, other in ((plain.denoiser.network, others.denoiser.network), (plain.codec, others.codec)):
+        for (name, weight), same in zip(one.named_parameters(), other.parameters(), strict=True):
+            assert torch.equal(weight, same), name
+    assert torch.equal(plain.denoiser.network.prompts, others.denoiser.network.prompts)
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer"])
 def test_damaged_files_are_refused(part, own):
     files = [path for path in (own / part).iterdir() if path.suffix == ".safetensors" or path.name == "tokenizer.json"]
@@ -262,6 +276,8 @@ def test_weights_that_are_not_finite_are_refused(own):
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type"),
         ("unet/config.json", {"more": 1}, "says more, which dpdm does not know"),
         ("unet/config.json", {"layers_per_block": 10**6}, "layers_per_block"),
+        ("unet/config.json", {"transformer_layers_per_block": 33}, "transformer_layers"),
+        ("unet/config.json", {"layers_per_block": 8, "transformer_layers_per_block": 8}, "of all blocks"),
         ("unet/config.json", {"layers_per_block": 2}, "not what its config.json says"),
         ("unet/config.json", {"cross_attention_dim": 8}, "widths of a token differ"),
         ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "T5EncoderModel"),
