@@ -56,6 +56,7 @@ from dpdm.diffusion import EDM, Below, DenoisingLoss, NoisyBatch, Preconditioned
 from dpdm.evaluation.layers import LayerMeans
 from dpdm.files import json_text
 from dpdm.ledger import Ledger, decisions
+from dpdm.ledger import records as of_records
 from dpdm.ledger.records import Records
 from dpdm.methods import (
     GAN,
@@ -552,6 +553,11 @@ def runs_on_a_benchmark(folder: Path) -> list[str]:
     try:
         book.register(Records("others", IMAGES.images), epsilon=1.0, delta=1e-3, relation=plan.relation)
         found.append("its images have a total by another name")
+    except InputError:
+        pass
+    try:
+        Trainer(method=method, plan=plan, ledger=book).fit(dataclasses.replace(shared, images=255 - shared.images))
+        found.append("other images, whatever was spent on them, go by its name")
     except InputError:
         pass
     return found
@@ -1636,6 +1642,10 @@ def benchmark_forgotten_by_name(patch: Patch) -> None:
     patch.setattr(decisions, "require_unknown", require_unknown)
 
 
+def benchmark_of_other_images(patch: Patch) -> None:
+    patch.setattr(of_records, "require_its_own", lambda accounts, benchmark, seen: None)
+
+
 def losses_in_the_release(patch: Patch) -> None:
     sound = Release.save
 
@@ -1949,6 +1959,7 @@ FAULTS = [
     Fault("a release of a benchmark without its stamp", no_stamp, runs_on_a_benchmark),
     Fault("a stamp that adds up one run", stamp_of_this_run_alone, runs_on_a_benchmark),
     Fault("a benchmark that another name leaves", benchmark_forgotten_by_name, runs_on_a_benchmark),
+    Fault("other images under a benchmark's name", benchmark_of_other_images, runs_on_a_benchmark),
     Fault("a resumed run that counts from zero", forget_on_resuming, journal),
     Fault("steps counted in memory only", reserve_in_memory, journal),
     Fault("more steps than planned", one_step_more, journal),

@@ -84,6 +84,38 @@ def test_each_release_is_stamped_with_the_sum_of_all(dpdm, tmp_path, book):
     assert "a benchmark for good" in dpdm("ledger", "show", "digits", *book)[1]
 
 
+def test_a_stamp_is_of_the_ledger_that_counts_the_run(dpdm, tmp_path, book, monkeypatch):
+    assert dpdm(*LINE, "--methods", "prior", *book)[0] == 0
+    other = tmp_path / "other.sqlite"
+    code, _, err = dpdm(*LINE, "--methods", "prior,evolution", "--ledger", other)
+    assert code == 2
+    assert "has no reservation of this run" in err
+    assert not other.exists() or not Ledger(str(other)).accounts(), "and no benchmark begins there"
+
+    line = ("train", "digits", "--method", "prior", "--epsilon", 1, "--run", "alone")
+    assert dpdm(*line, *book)[0] == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing, "_enter_row", lambda rows, name, *rest: rows.put(name, refused="not now"))
+        assert dpdm(*LINE, "--methods", "sliced", *book)[0] == 2
+    assert "BENCHMARK: 2 runs" in verify_release(tmp_path / "c" / "prior").statement, "of an earlier choice of methods"
+    for path in (tmp_path / "alone" / "release").iterdir():
+        path.unlink()
+    code, _, err = dpdm(*line, "--ledger", "none")
+    assert code == 2
+    assert "began in a ledger" in err
+    assert dpdm(*line, *book)[0] == 0
+    assert "BENCHMARK: 2 runs" in verify_release(tmp_path / "alone").statement
+
+
+def test_a_private_reference_is_refused(dpdm, tmp_path, photos, book):
+    names = [folder.name for folder in photos.iterdir() if folder.is_dir()]
+    register = ("ledger", "register", photos, "--set=data.size=8", "--set=data.channels=1", "--epsilon", 1)
+    assert dpdm(*register, "--dataset-size", 120, "--delta", 1e-3, *book)[0] == 0, names
+    shown = dpdm(*LINE, "--methods", "prior", "--reference", photos, *book)
+    assert shown[0] == 2, shown
+    assert "they are private" in shown[2], shown
+
+
 def test_a_stamp_that_no_run_writes_is_refused(dpdm, tmp_path, book):
     assert dpdm(*LINE, "--methods", "prior", *book)[0] == 0
     release = tmp_path / "c" / "prior" / "release"

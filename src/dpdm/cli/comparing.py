@@ -59,6 +59,7 @@ def compare_methods(
     from dpdm.privacy import Plan
     from dpdm.privacy.processes import Processes
     from dpdm.report import write_comparison
+    from dpdm.runs.benchmark import counted_in
 
     book, alone = Ledger.default(ledger, tell=tell), Processes()
     if book is None:
@@ -74,15 +75,19 @@ def compare_methods(
     if not possible:
         fail("; ".join(f"{name} {config}" for name, config in configs.items()))
     real = Real(asked.reference or _test_of(base.data.source), asked.fit, base.data.group)
-    features = features_of(_features(asked.features), None, [real.like(data, data.name)], asked.images)
+    test = real.like(data, data.name)
+    book.require_public([Records.of(test)])  # since everyone sees the scores
+    features = features_of(_features(asked.features), None, [test], asked.images)
     rows = _Rows(folder, asked)
     judge = Judge(features=features, quick=asked.quick, at_most=asked.images, seed=asked.seed, processes=alone)
     with held(folder / ".lock", otherwise=f"{folder} is in use: another process compares; wait for it"):
+        for name in rows.released():
+            counted_in(book, folder / name)
         book.declare_benchmark(Records.of(data), delta=plan.delta, relation=plan.relation, unit=plan.one_unit)
         for number, (name, config) in enumerate(configs.items(), 1):
             if isinstance(config, str):
                 rows.put(name, refused=config)
-            elif "scores" not in rows.of(name) or not (folder / name / "release" / "privacy.json").exists():
+            elif name not in rows.released():
                 tell(f"{name}, method {number} of {len(names)}")
                 _enter_row(rows, name, config, asked, data, book, judge, real)
         facts = _facts(rows, names, book, data, real.source, features)
@@ -189,6 +194,11 @@ class _Rows:
         """Return what is known of a method."""
         return self._rows.get(name, {})
 
+    def released(self) -> list[str]:
+        """Return the methods that are judged, and have their release."""
+        there = (name for name, row in self._rows.items() if "scores" in row)
+        return [name for name in there if (self.folder / name / "release" / "privacy.json").exists()]
+
     def put(self, name: str, **known: object) -> None:
         """Add to what is known of a method, and write it down."""
         from dpdm.files import write_json
@@ -252,11 +262,12 @@ def _facts(
     from dpdm.runs.benchmark import Benchmark, stamp_again
 
     account = book.account(data.name)
+    for name in rows.released():  # of earlier choices of methods, too
+        stamp_again(rows.folder / name, book)
     found = []
     for name in names:
         row = {"method": name, **rows.of(name)}
         if "scores" in row:
-            stamp_again(rows.folder / name, account)
             verified = verify_release(rows.folder / name)
             public = [part.name for part in verified.public]
             row |= {"claim": verified.statement, "epsilon": verified.epsilon, "delta": account.delta, "public": public}
@@ -297,6 +308,7 @@ def _lines(facts: dict[str, Any], folder: Path, *, markdown: bool) -> Iterator[s
     yield ""
     yield (
         f"BENCHMARK: {together['runs']} runs on {facts['dataset']}, ε ≤ {bound(together['epsilon'])} together at "
-        f"δ = {together['delta']:g}; each release says so. Accuracies in %, on {facts['reference']}."
+        f"δ = {together['delta']:g}; each release says so. Accuracies in %, on {facts['reference']}: if "
+        "that is private, so are they."
     )
     yield f"the page: {folder / 'comparison.html'}"

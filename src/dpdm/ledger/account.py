@@ -96,6 +96,11 @@ class Account:
         """
         budget = self.filter
         if budget is None:
+            if self.benchmark and 10 * sum(entry.delta for entry in [*self.entered, *entered]) > self.delta:
+                raise InputError(
+                    f"{self.dataset} is a benchmark at δ = {self.delta}, of which a tenth is for releases with a δ of "
+                    "their own: it does not fit"
+                )
             return
         spent = self._divergence(budget)
         more = budget.divergence(events, self.relation) + sum(entry.epsilon for entry in entered)

@@ -49,7 +49,7 @@ def counted(
     """
     private = None if run is None else run / "private"
     before = None if private is None else RunIdentity.read(private)
-    if ledger is None and before is not None and not finished:
+    if ledger is None and before is not None:  # finished, too: its release may say what a benchmark's runs cost
         raise InputError(f"{run} began in a ledger: go on with it, by --ledger or DPDM_LEDGER")
     if ledger is None or (finished and before is None):  # the latter began without a ledger
         yield None

@@ -16,6 +16,7 @@ from dpdm.ledger.records import (
     has_others,
     naming_first,
     record_new_fingerprint,
+    require_its_own,
     require_no_total,
     require_same_kind,
     require_unknown,
@@ -83,6 +84,7 @@ def declare_benchmark(
                 "entry can make it one; name a ledger for benchmarks by --ledger"
             )
     require_unknown(accounts, seen, private=False)
+    require_its_own(accounts, accounts[new.dataset], seen)
     return []
 
 

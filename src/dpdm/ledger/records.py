@@ -110,6 +110,8 @@ def record_new_fingerprint(accounts: Accounts, account: Account, seen: RecordsSe
                 f"it, by dpdm ledger regroup {account.dataset!r}"
             )
     require_unknown(accounts, seen, private=account.epsilon is not None)
+    if account.benchmark:
+        require_its_own(accounts, account, seen)
     if has_others(account, seen) and account.epsilon is not None:
         told.append(
             f"ledger: {account.dataset} has other records than before. If these are other people's, stop and "
@@ -159,6 +161,18 @@ def require_unknown(accounts: Accounts, seen: RecordsSeen, *, private: bool) -> 
             raise InputError(
                 f"the records of {seen.dataset} were declared public as {account.dataset}, and nothing limited its "
                 "runs: no total can count what they spent. Take records on which nothing was spent"
+            )
+
+
+def require_its_own(accounts: Accounts, benchmark: Account, seen: RecordsSeen) -> None:
+    """Raise InputError unless records are a benchmark's, and no other account's: its sum is of all their runs."""
+    if has_others(benchmark, seen):
+        raise InputError(f"{benchmark.dataset} is a benchmark of other images than these: {_ANOTHER_NAME}")
+    for account in accounts.values():
+        if account is not benchmark and account.records.keys() & seen.records.keys():
+            raise InputError(
+                f"these images of {benchmark.dataset}, a benchmark, have entries as {account.dataset} too, which its "
+                "sum lacks: name a ledger for benchmarks by --ledger"
             )
 
 

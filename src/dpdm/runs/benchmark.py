@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpdm.config import decode_plan
-from dpdm.ledger import Account
+from dpdm.ledger import Account, Ledger, RunIdentity
 from dpdm.privacy import OperatingSystemEntropy
 from dpdm.privacy.accounting import round_up, upwards
 from dpdm.runs.public import claim_of, read_parts
@@ -72,12 +72,27 @@ def stamped(release: Release, benchmark: Benchmark | None) -> Release:
     return replace(release, claim=benchmark.claim(release.claim), settings=with_stamp(release.settings, benchmark))
 
 
-def stamp_again(run: Path, account: Account) -> None:
-    """Write the release of a finished run with the sum of all runs up to now.
+def counted_in(ledger: Ledger, run: Path) -> Account:
+    """Return the account in which a run has reserved.
+
+    Raises:
+        InputError: It has not, in this ledger: so the sums here lack it.
+    """
+    identity = RunIdentity.read(run / "private")
+    if identity is None:
+        raise InputError(f"{run} holds no run that a ledger counts: is the path right?")
+    return ledger.account_of(identity.run)
+
+
+def stamp_again(run: Path, ledger: Ledger) -> None:
+    """Write the release of a finished run with the sum of all runs up to now, in the ledger that counts it.
 
     After a crash in between there is no release: the run makes it again of what it has kept.
+
+    Raises:
+        InputError: This ledger does not count it.
     """
-    folder, benchmark = release_folder(run), Benchmark.of(account)
+    folder, benchmark = release_folder(run), Benchmark.of(counted_in(ledger, run))
     release = open_without_public(folder, None)
     if benchmark is None or read_stamp(release.settings) == benchmark:
         return

@@ -124,3 +124,35 @@ def test_entries_of_before_read_as_they_did():
     new = entries.Registered.total("shared", None, 1e-5, "add_or_remove_one", "one image")
     assert sorted(asdict(new)) == ["at", "dataset", "delta", "epsilon", "kind", "order", "relation", "unit"]
     assert not read_accounts([entries.decode_statement(asdict(new), number=1)])["shared"].benchmark
+
+
+OTHERS = 255 - IMAGES
+
+
+@pytest.mark.parametrize("runs", [0, 2])
+def test_other_images_under_its_name_are_refused(ledger, runs):
+    for number in range(runs):
+        ledger.reserve(f"{number}", RUN, Records("others", OTHERS, public=True), place="there")
+    ledger.declare_benchmark(PUBLIC, **KIND)
+    with pytest.raises(InputError, match=r"a benchmark of other images|only its first entry"):
+        ledger.declare_benchmark(Records("shared", OTHERS, public=True), **KIND)
+    with pytest.raises(InputError, match="a benchmark of other images"):
+        ledger.reserve("a", RUN, Records("shared", OTHERS, public=True), place="a")
+    assert not ledger.account("shared").reservations
+
+
+def test_images_that_have_runs_elsewhere_do_not_join_it_by_what_both_are_known_by(ledger):
+    """As arrays they were known by pixels at one size, and as files of another size they are the benchmark's."""
+    files, framed = np.full((6, 1, 32), 7, np.uint8), OTHERS
+    ledger.reserve("a", RUN, Records("others", framed, public=True), place="a")
+    ledger.declare_benchmark(Records("shared", IMAGES, public=True, sources=files), **KIND)
+    with pytest.raises(InputError, match="have entries as others too, which its sum lacks"):
+        ledger.reserve("b", RUN, Records("shared", framed, public=True, sources=files), place="b")
+
+
+def test_other_releases_leave_most_of_its_delta(benchmark):
+    benchmark.enter("shared", what="counts", epsilon=0.5, delta=1e-6)
+    for delta in (1e-7, 1e-5, 0.5):
+        with pytest.raises(InputError, match="a benchmark at δ = 1e-05, of which a tenth"):
+            benchmark.enter("shared", what="more", epsilon=0.5, delta=delta)
+    assert Benchmark.of(benchmark.account("shared")) == (1, 0.5, 1e-5)

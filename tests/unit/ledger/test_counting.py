@@ -56,6 +56,8 @@ def test_after_an_error_a_run_in_a_folder_goes_on_and_one_in_memory_is_completed
             assert reservation(ledger).events == PLAN.events(), "all of it stays reserved"
             with pytest.raises(InputError, match="began in a ledger"), entered(None, run, 1, begun=True):
                 pass
+            with pytest.raises(InputError, match="began in a ledger"), entered(None, run, 1, begun=True, finished=True):
+                pass
             with entered(ledger, run, 1, begun=True):
                 pass
             ledger.change_total("scans", epsilon=9.0)
