@@ -122,8 +122,6 @@ def _report(
 
 def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: float) -> Iterator[str]:
     """Say what a plan claims and costs, for people."""
-    from dpdm.runs.worth import why_it_cannot_pay
-
     unit = plan.unit
     yield f"claim       {report['statement']}"
     if plan.full and report["epsilon"] is not None:
@@ -148,8 +146,7 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         )
     if report["parameters"]:
         yield f"network     {report['parameters']:,} parameters"
-        started = getattr(config.method, "start", None) is not None
-        if advice := why_it_cannot_pay(plan, report["parameters"], started=started):
+        if advice := _advice(config, plan, report["parameters"]):
             yield f"            {advice}"
         where = "here, measured on random images"
         if by_set := report.get("by_set"):
@@ -171,6 +168,14 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
             yield f"memory      about {report['memory_gib']:.1f} GiB{among}"
     if sampling:
         yield f"sampling    about {duration(sampling)} for 10,000 images here"
+
+
+def _advice(config: "Config", plan: "AnyPlan", parameters: int) -> str | None:
+    """Return what to do instead of noisy steps that cannot pay, if they cannot."""
+    from dpdm.runs.worth import why_it_cannot_pay
+
+    started = getattr(config.method, "start", None) is not None
+    return why_it_cannot_pay(plan, parameters, started=started, pipeline=bool(config.method.networks))
 
 
 def _public(config: "Config", plan: "AnyPlan") -> Iterator[str]:
@@ -217,7 +222,6 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
     """Return the settings that take so long; for a run that goes on, those with which it began."""
     from dpdm.config import decode_plan
     from dpdm.methods import Diffusion
-    from dpdm.runs.worth import why_it_cannot_pay
 
     there = _begun_with(folder, processes)
     if there is not None:
@@ -235,9 +239,8 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         facts, mechanism = _declared(config)
         config, cost, sampling = _measured(config, facts, mechanism, minutes, first=processes.first)
         begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
-        started = getattr(config.method, "start", None) is not None
         new = config.plan(lambda: mechanism.dataset_size)
-        advice = why_it_cannot_pay(new, cost.parameters, started=started) if new.steps else None
+        advice = _advice(config, new, cost.parameters) if new.steps else None
         remarks = [f"sampling 10,000 images will then take about {duration(sampling)}", *([advice] if advice else [])]
     if processes.first:
         steps, batch = config.privacy.steps, config.privacy.expected_batch_size

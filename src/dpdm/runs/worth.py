@@ -29,18 +29,24 @@ def noise_to_signal(plan: AnyPlan, parameters: int) -> float | None:
     return plan.noise_multiplier * math.sqrt(parameters) / plan.expected_batch_size
 
 
-def why_it_cannot_pay(plan: AnyPlan, parameters: int, *, started: bool = False) -> str | None:
+def why_it_cannot_pay(plan: AnyPlan, parameters: int, *, started: bool = False, pipeline: bool = False) -> str | None:
     """Return one line on what to do instead of training this network, or None if it may pay.
 
     Args:
         plan: What training it would release.
         parameters: Those that are trained.
         started: Whether the network has learnt from public images already.
+        pipeline: Whether it is that of a pipeline of diffusers.
     """
     ratio = noise_to_signal(plan, parameters)
     if ratio is None or ratio <= PAYS_UP_TO:
         return None
     hidden = f"z√P/E = {ratio:.2g} is above {PAYS_UP_TO:g}, so noise hides what it could learn"
+    if pipeline:
+        return (
+            f"private steps will not pay: {hidden}. Train fewer parameters (--set network.trains=lora:4, or less), or "
+            "in larger batches (--set privacy.expected_batch_size)"
+        )
     if started:
         return f"private steps will not pay: {hidden}. Leave the network as it is (--set privacy.steps=0)"
     return (

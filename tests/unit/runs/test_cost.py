@@ -195,6 +195,8 @@ def test_a_network_pays_by_one_rule():
     started = why_it_cannot_pay(config.plan(lambda: 0), 44_480, started=True)
     assert started.startswith("private steps will not pay: z√P/E = 1.5 is above 0.5")
     assert started.endswith("(--set privacy.steps=0)")
+    pipeline = why_it_cannot_pay(config.plan(lambda: 0), 44_480, pipeline=True)
+    assert "Train fewer parameters (--set network.trains=lora:4, or less)" in pipeline
     alone = load_config("digits", method="prior")
     assert noise_to_signal(alone.plan(lambda: 0), 0) is None
     open_to_all = load_config("digits", overrides=["privacy.kind=non-private"])
