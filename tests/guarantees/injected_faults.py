@@ -79,10 +79,10 @@ from dpdm.methods import (
     Start,
     StatisticMatching,
     adversary,
+    class_means,
     evolution,
     feature_maps,
     labels,
-    mean_embedding,
     own_draws,
     prior,
     public_classes,
@@ -1507,7 +1507,7 @@ def trajectories_of_private_images(patch: Patch) -> None:
 
 
 def divided_by_private_counts(patch: Patch) -> None:
-    sound = mean_embedding.cell_sums
+    sound = class_means.cell_sums
 
     def means(parts, *, cells, count_scale, **given):
         total, sensitivity = sound(parts, cells=cells, count_scale=count_scale, **given)
@@ -1515,18 +1515,18 @@ def divided_by_private_counts(patch: Patch) -> None:
         of_each = 12 / cells * total[:-cells].view(cells, -1) / counts.clamp(min=1)
         return BoundedSum(torch.cat([of_each.flatten(), total[-cells:]]), sensitivity)
 
-    patch.setattr(mean_embedding, "cell_sums", means)
+    patch.setattr(class_means, "cell_sums", means)
 
 
 def two_moments_counted_once(patch: Patch) -> None:
-    sound = mean_embedding.cell_sums
+    sound = class_means.cell_sums
 
     def both(parts, *, max_norm, count_scale, **shape):
         longer = ((rows * math.sqrt(2), cell, weights) for rows, cell, weights in parts)
         total, _ = sound(longer, max_norm=math.sqrt(2), count_scale=count_scale, **shape)
         return BoundedSum(total, math.hypot(1, count_scale))
 
-    patch.setattr(mean_embedding, "cell_sums", both)
+    patch.setattr(class_means, "cell_sums", both)
 
 
 def bandwidth_of_private_images(patch: Patch) -> None:
