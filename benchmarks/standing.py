@@ -37,7 +37,7 @@ def tables() -> str:
 def _line(row: Row) -> str:
     logreg, mlp = ("" if value is None else f"{value:.1f}" for value in (row.logreg, row.mlp))
     cells = [f"{row.epsilon:g}", f"{row.number:,}", row.way, row.public or "", logreg, mlp, f"{row.cnn:.1f}"]
-    return f"| {' | '.join([*cells, row.protocol, f'{row.minutes:g}', row.measured])} |"
+    return f"| {' | '.join([*cells, row.protocol, '' if row.minutes is None else f'{row.minutes:g}', row.measured])} |"
 
 
 if __name__ == "__main__":

@@ -56,7 +56,6 @@ def _said(choice: "Advice") -> dict[str, Any]:
         "cnn_percent": [min(accuracy), max(accuracy)] if accuracy else None,
         "points_above_prior": None if not choice.rows else [row.gain for row in choice.rows],
         "minutes": [row.minutes for row in choice.rows],
-        "memory_gib": choice.way.gib,
         "against": choice.against,
         "commands": list(choice.commands),
     }
@@ -77,10 +76,8 @@ def _lines(case: "Case", choices: "list[Advice]", others: "list[tuple[Way, str]]
             yield f"   CNN       {_range([row.cnn for row in choice.rows])} % of real test images"
             for row in choice.rows:
                 yield f"             {_row(row)}"
-            yield (
-                f"   takes     {_range([row.minutes for row in choice.rows], 0)} min on two cores, "
-                f"about {choice.way.gib:g} GiB"
-            )
+            if minutes := [row.minutes for row in choice.rows if row.minutes is not None]:
+                yield f"   took      {_range(minutes)} min of a slow core's time, for training alone"
         for command in choice.commands:
             yield f"   $ {command}"
     if others:
@@ -89,6 +86,7 @@ def _lines(case: "Case", choices: "list[Advice]", others: "list[tuple[Way, str]]
         yield f"{way.name}: {reason}"
     yield ""
     yield "Ranges are those of other images: yours may be harder. No private image was opened."
+    yield "dpdm plan, with the same words as train, says memory and time on this machine."
 
 
 def _row(row: "Row") -> str:

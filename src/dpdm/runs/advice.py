@@ -24,7 +24,6 @@ class Way:
 
     name: str
     what: str
-    gib: float
     commands: tuple[str, ...]
     public: bool = False
     classes: bool = False
@@ -41,11 +40,11 @@ class Row:
     epsilon: float
     cnn: float
     protocol: str
-    minutes: float
     measured: str
     logreg: float | None = None
     mlp: float | None = None
     prior: float | None = None
+    minutes: float | None = None
     public: str | None = None
 
     @property
@@ -92,8 +91,9 @@ def measured() -> tuple[tuple[Way, ...], tuple[Row, ...]]:
 def advise(case: Case) -> list[Advice]:
     """Return the ways that can be taken, the best first.
 
-    Ways are ranked by the mean of what they gained over the prior alone, in the rows nearest to the case. Those that
-    do not fit the minutes, or of which nothing was measured on images of as many channels, come last.
+    Ways are ranked by the mean of what they gained over the prior alone, in the rows nearest to the case. Then come
+    those of which no gain was measured. Those that do not fit the minutes, or that were not measured on images of as
+    many channels, come last.
     """
     ways, rows = measured()
     possible = [_advice(way, rows, case) for way in ways if _possible(way, case)]
@@ -115,9 +115,14 @@ def _advice(way: Way, rows: Sequence[Row], case: Case) -> Advice:
     against = None
     if not near:
         against = f"not measured on {'grey' if case.facts.shape[0] == 1 else 'colour'} images"
-    elif case.minutes is not None and (least := min(row.minutes for row in near)) > case.minutes:
+    elif case.minutes is not None and (least := _least_minutes(near)) > case.minutes:
         against = f"took {least:g} minutes at least, and {case.minutes:g} are asked for"
     return Advice(way, near, tuple(_command(command, case) for command in way.commands), against)
+
+
+def _least_minutes(rows: Sequence[Row]) -> float:
+    """Return the shortest time of training; none where nobody measured it."""
+    return min((row.minutes for row in rows if row.minutes is not None), default=0.0)
 
 
 def _command(command: str, case: Case) -> str:
