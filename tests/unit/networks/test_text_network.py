@@ -12,7 +12,7 @@ import torch
 from diffusers_pipelines import SCHEDULER, add_adapter, add_shards, save_text_pipeline
 from dpdm.config.toml import decode_method, encode_method
 from dpdm.diffusion import DDIM, DDPM, DenoisingLoss
-from dpdm.methods import Diffusion, ImageFacts, ema
+from dpdm.methods import Diffusion, ImageFacts, Retrieval, ema
 from dpdm.methods.made_up import made_up_batch
 from dpdm.networks import TextToImageFolder, digest_of_part
 from dpdm.privacy import LayerWise, OneBackwardEach, Vectorized, clipped_grad_sum
@@ -316,3 +316,8 @@ def test_what_a_release_says_is_said_together(folder):
         TextToImageFolder(source=folder, sha256=("0" * 64,))
     with pytest.raises(InputError, match="another folder than the settings name"):
         TextToImageFolder(source=folder, sha256=("0" * 64,) * 4).said()
+
+
+def test_retrieval_is_refused_where_latents_are_no_levels(folder):
+    with pytest.raises(InputError, match="retrieval is for networks of images, not for a text-to-image pipeline"):
+        Diffusion(network=TextToImageFolder(source=folder), retrieval=Retrieval(keep=6))
