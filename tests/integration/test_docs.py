@@ -18,6 +18,7 @@ import typer
 from PIL import Image
 
 import dpdm as package
+from diffusers_pipelines import save_text_pipeline
 from dpdm import cli
 from dpdm.audit import parametric, report
 from dpdm.runs import tuning
@@ -148,6 +149,8 @@ def test_every_block_of_a_page_runs(page, folder, dpdm, one_thread):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (100, 8, 8), dtype=np.uint8)
     names = {"images": images, "labels": np.arange(100) % 10, "dpdm": package}
+    if "pipelines/sd" in (DOCS / "guide" / page).read_text(encoding="utf-8"):
+        save_text_pipeline("pipelines/sd")  # a pipeline that readers have, and that no page makes
     for block in blocks(page):
         if block.language == "python":
             text = block.text
