@@ -134,6 +134,20 @@ def test_an_export_carries_its_claim_and_low_rank_and_verify_says_what_it_checks
     assert "the weights fit the settings" not in said
 
 
+def test_images_that_the_unet_cannot_halve_are_exported_with_a_border_and_drawn_without(dpdm, photos, tmp_path):
+    save_pipeline(tmp_path / "public" / "pipeline", sample_size=10, in_channels=3, out_channels=3)
+    code, _, err = dpdm("train", photos, "--method=diffusion", *ALL, "--set=data.size=9", "--run=run")
+    assert code == 0, err
+    assert dpdm("sample", "run", "-n", 4, "-o", "made.npz", "--set", "sampler.steps=2")[0] == 0
+    with np.load(tmp_path / "made.npz") as made:
+        assert made["images"].shape == (4, 9, 9, 3)
+    assert dpdm("export", "run", "-o", "out")[0] == 0
+    assert read_json(tmp_path / "out" / "unet" / "config.json")["sample_size"] == 10
+    assert "cut off the border" in (tmp_path / "out" / "README.md").read_text()
+    code, _, err = dpdm("verify", "out")
+    assert code == 0, err
+
+
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [

@@ -19,12 +19,13 @@ from dpdm.data import ImageDataset
 from dpdm.data.dataset import in_parts
 from dpdm.methods.interface import ImageFacts, Kept, PublicStart, Read, Run
 from dpdm.methods.start import weights_digest
-from dpdm.networks import KLCodec
+from dpdm.networks import Frame, KLCodec
 from dpdm.networks.codec import ConvCodec, latent_shape
+from dpdm.networks.frame import framed
 from dpdm.types import Images, InputError, Latents, images_to_tensor, levels_to_tensor, require_name
 
-AnyCodec = ConvCodec | KLCodec
-"""One that `[codec]` names, or that of a text-to-image pipeline, which is read with its folder."""
+AnyCodec = ConvCodec | KLCodec | Frame
+"""One that `[codec]` names, that of a text-to-image pipeline, which is read with its folder, or a frame."""
 
 CODEC = "codec"
 """What the folder of a codec says in place of a preconditioning: it is no denoiser."""
@@ -134,12 +135,14 @@ def load_codec(network: ConvCodec, start: PublicStart) -> None:
 
 
 def in_latents(run: Run, network: AnyCodec | None, data: ImageDataset) -> ImageDataset:
-    """Return private images in the latents of the run's codec, kept in private/; as they are without a codec.
+    """Return private images in the latents of the run's codec, kept in private/; in a frame; or as they are.
 
     Which records are blank, whose they are, and of which class they are, stays.
     """
     if network is None:
         return data
+    if isinstance(network, Frame):
+        return data.shown_by(framed(data.images, network.latent[1:]))
     if isinstance(network, ConvCodec):
         load_codec(network, run.starts[-1])
         make, sha256 = network.levels, run.starts[-1].sha256

@@ -8,7 +8,7 @@ from torch import nn
 
 from dpdm.diffusion import DDPM, DenoisingLoss, DiscreteTimes, MomentMatched, NoiseLevels, Sampler
 from dpdm.methods.interface import ImageFacts, PublicPart
-from dpdm.networks import DiffusersFolder, KLCodec, PipelineFolder, TextToImageFolder
+from dpdm.networks import DiffusersFolder, Frame, KLCodec, PipelineFolder, TextToImageFolder
 from dpdm.types import InputError
 
 
@@ -45,18 +45,23 @@ def sampler_within(noise_levels: NoiseLevels, sampler: Any) -> Any:  # noqa: ANN
 
 
 def seen_by(network: object, facts: ImageFacts) -> ImageFacts:
-    """Return the facts of what a network learns: of the latents of its pipeline, or of the images themselves."""
-    return facts._replace(shape=network.seen(facts.shape)) if isinstance(network, TextToImageFolder) else facts
+    """Return the facts of what a network learns: latents, images in a frame, or the images themselves."""
+    return facts._replace(shape=network.seen(facts.shape)) if isinstance(network, PipelineFolder) else facts
 
 
-def codec_of(network: object, module: nn.Module, facts: ImageFacts) -> KLCodec | None:
-    """Return the autoencoder of a pipeline that has one, whose `module` gets the prompts of the classes."""
-    return network.complete(module, facts.shape, facts.class_names) if isinstance(network, TextToImageFolder) else None
+def codec_of(network: object, module: nn.Module, facts: ImageFacts) -> KLCodec | Frame | None:
+    """Return the autoencoder of a pipeline that has one, whose `module` gets the prompts of the classes; or a frame."""
+    if isinstance(network, TextToImageFolder):
+        return network.complete(module, facts.shape, facts.class_names)
+    seen = seen_by(network, facts).shape
+    return None if seen == facts.shape else Frame(shape=facts.shape, latent=seen)
 
 
 def memory_of(network: object, facts: ImageFacts, records: int) -> int:
-    """Return the bytes that the latents of so many images take, where a pipeline learns latents."""
-    return 2 * records * math.prod(network.seen(facts.shape)) if isinstance(network, TextToImageFolder) else 0
+    """Return the bytes that the latents of so many images take, or these in a frame."""
+    seen = seen_by(network, facts).shape
+    size = 2 if isinstance(network, TextToImageFolder) else 1
+    return 0 if seen == facts.shape else records * math.prod(seen) * size
 
 
 def parts_of(network: object) -> tuple[PublicPart, ...]:

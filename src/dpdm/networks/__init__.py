@@ -12,12 +12,14 @@ from dpdm.networks.compact_unet import CompactUNet
 from dpdm.networks.condition_unet import ConditionUNet, TextNetwork
 from dpdm.networks.diffusers_unet import DiffusersNetwork, DiffusersUNet
 from dpdm.networks.folder import DiffusersFolder
+from dpdm.networks.frame import Frame
 from dpdm.networks.kl import KLCodec
 from dpdm.networks.mlp import MLP
 from dpdm.networks.own import MakeNetwork, Own
 from dpdm.networks.pipeline import PipelineFolder
 from dpdm.networks.text_folder import TextToImageFolder, digest_of_part
 from dpdm.networks.unet import UNet
+from dpdm.types import InputError
 
 Network = CompactUNet | MLP | UNet | DiffusersFolder | TextToImageFolder | Own
 """What settings can say of a network."""
@@ -47,9 +49,16 @@ def code_of(network: Network | OwnNetwork | None) -> OwnNetwork | None:
 
 
 def said_of(network: Network | OwnNetwork, module: nn.Module) -> Network:
-    """Return what a run's settings say of the `module` that `network` made."""
+    """Return what a run's settings say of the `module` that `network` made.
+
+    Raises:
+        InputError: A folder holds other public weights than those that the module has begun with.
+    """
     if isinstance(network, DiffusersFolder | TextToImageFolder):
-        return network.said()
+        said = network.said()
+        if isinstance(module, DiffusersNetwork) and module.begun_with not in ((), said.digests):
+            raise InputError(f"{network.source} was changed since the run has read it: begin again")
+        return said
     return network if type(network) in _KNOWN else Own.of(module)  # type: ignore[return-value]
 
 
@@ -60,6 +69,7 @@ __all__ = [
     "DiffusersFolder",
     "DiffusersNetwork",
     "DiffusersUNet",
+    "Frame",
     "KLCodec",
     "MakeNetwork",
     "Network",

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from dpdm.networks.frame import framed_sides
 from dpdm.networks.layers import MOST_BLOCKS, MOST_WIDTH
 from dpdm.types import InputError, refusing, require_at_most, require_counts, require_counts_or_none, require_within
 
@@ -126,8 +127,13 @@ class DiffusersUNet:
 
     @property
     def multiple(self) -> int:
-        """What sides of images must be multiples of."""
+        """What sides of what it sees must be multiples of."""
         return 1 << (len(self.block_out_channels) - 1)
+
+    def seen(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape of what it sees of images of `shape`: these, or these in a frame that it can halve."""
+        height, width = framed_sides(shape[1:], self.multiple)
+        return shape[0], height, width
 
     def with_classes(self, num_classes: int) -> int | None:
         """Return how many rows the table of classes has for so many classes: its own, or those of a new table.
@@ -147,15 +153,10 @@ class DiffusersUNet:
     def require_images(self, shape: tuple[int, int, int], num_classes: int) -> None:
         """Raise InputError unless it takes images of `shape` (channel, height, width) and so many classes."""
         own = " × ".join(map(str, (self.in_channels, *(self.sample_size or ("any", "any")))))
-        if shape[0] != self.in_channels or (self.sample_size and shape[1:] != self.sample_size):
+        if shape[0] != self.in_channels or (self.sample_size and self.seen(shape)[1:] != self.sample_size):
             raise InputError(
                 f"the unet is for images of {own} (channels, height, width), and these are "
                 f"{' × '.join(map(str, shape))}: set data.channels and data.size"
-            )
-        if any(side % self.multiple for side in shape[1:]):
-            raise InputError(
-                f"the unet halves images {len(self.block_out_channels) - 1} times, so their sides must be multiples of "
-                f"{self.multiple}, not {shape[1]} × {shape[2]}: set data.size"
             )
         self.with_classes(num_classes)
 
@@ -203,6 +204,7 @@ class DiffusersNetwork(nn.Module):
     def __init__(self, unet: nn.Module, times: int, *, with_classes: bool, trains: str) -> None:
         super().__init__()
         self.unet, self.times, self.with_classes = unet, times, with_classes
+        self.begun_with: tuple[tuple[str, str], ...] = ()  # the digests of the public weights, once it has them
         for layer in unet.modules():
             if isinstance(layer, nn.GroupNorm):
                 layer.register_forward_pre_hook(_in_rows)

@@ -102,6 +102,10 @@ class DiffusersFolder(PipelineFolder):
         """Return it as a release says it."""
         return replace(self, source=self.name, sha256=self.digest, unet=self.spec)
 
+    def seen(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape of what its unet sees of images of this shape: these, or these in a frame."""
+        return self.spec.seen(shape)
+
     def require_images(self, shape: tuple[int, int, int], num_classes: int) -> None:
         """Raise InputError unless its unet takes images of `shape` (channel, height, width) and so many classes."""
         self.spec.require_images(shape, num_classes)
@@ -125,18 +129,19 @@ class DiffusersFolder(PipelineFolder):
         Raises:
             InputError: They are damaged, or those of another unet.
         """
-        path, before = weights_of(self.folder / "unet"), self.digest
+        path, before = weights_of(self.folder / "unet"), self.digests
         load = imported("diffusers").UNet2DModel.from_pretrained
         with refusing(f"{path} is damaged, so {REMEDY}"), torch.device("cpu"), only_named(path.parent) as part:
             settings = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
             public, found = load(part, output_loading_info=True, torch_dtype=torch.float32, **settings)
-        if self.digest != before:
+        if self.digests != before:
             raise InputError(f"{path} was changed while it was read: begin again")
         for name in (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]):
             raise InputError(f"{path} does not hold what config.json says ({name}): {REMEDY}")
         if not all(value.isfinite().all() for value in public.state_dict().values()):
             raise InputError(f"{path} holds numbers that are not finite: {REMEDY}")
         network.begin_from(public.state_dict())
+        network.begun_with = before
 
 
 def _read_unet(folder: Path) -> DiffusersUNet:

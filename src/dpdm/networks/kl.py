@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpdm.networks.condition_unet import leave_out
 from dpdm.networks.diffusers_unet import imported
+from dpdm.networks.frame import framed, unframed
 from dpdm.networks.pipeline import REMEDY, only_named, weights_of
 from dpdm.types import Images, InputError, images_to_tensor, refusing, require_at_most, require_counts, require_within
 
@@ -114,12 +115,19 @@ class KLCodec(nn.Module):
         z = latents.float() / self.latents.scale + self.latents.shift
         with torch.no_grad(), _plainly(self._device):
             starts = range(0, len(z), _AT_ONCE)
-            return torch.cat([self.vae.decode(z[start : start + _AT_ONCE]).sample for start in starts])
+            drawn = torch.cat([self.vae.decode(z[start : start + _AT_ONCE]).sample for start in starts])
+        return unframed(drawn, self.shape[1:])
 
     def _of_one(self, image: Images) -> Float32[Tensor, "1 numbers"]:
-        mean: Tensor = self.vae.encode(images_to_tensor(image).to(self._device)).latent_dist.mode()
+        whole = images_to_tensor(framed(image, self.sides))
+        mean: Tensor = self.vae.encode(whole.to(self._device)).latent_dist.mode()
         latent = ((mean - self.latents.shift) * self.latents.scale).clamp(-self.most, self.most)
         return latent.permute(0, 2, 3, 1).flatten(1).float().cpu()
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Height and width of what is encoded: an image, in a frame where autoencoder and unet need one."""
+        return tuple(side * self.latents.factor for side in self.latent[1:])
 
     @property
     def _device(self) -> torch.device:

@@ -140,6 +140,10 @@ class PipelineFolder(ABC):
     def require_images(self, shape: tuple[int, int, int], num_classes: int) -> None:
         """Raise InputError unless it takes images of `shape` (channel, height, width) and so many classes."""
 
+    @abstractmethod
+    def seen(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape of what its unet sees of images of this shape (channel, height, width)."""
+
     def begun_from(self, source: str) -> Self:
         """Return it as a release says it with the place of its folder on this machine."""
         said: dict[str, Any] = {name: None for name in self.needed if name != "sha256"}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dpdm.networks.condition_unet import ConditionUNet, TextNetwork
 from dpdm.networks.diffusers_unet import imported
+from dpdm.networks.frame import framed_sides
 from dpdm.networks.kl import KLCodec, Latents
 from dpdm.networks.pipeline import (
     NAMED,
@@ -160,22 +161,18 @@ class TextToImageFolder(PipelineFolder):
         return replace(self, source=self.name, sha256=digests, unet=self.spec, latents=self.space)
 
     def seen(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Return the shape of the latents of images of this shape."""
+        """Return the shape of the latents of images of this shape, in a frame that autoencoder and unet can shrink."""
         factor = self.space.factor
-        return self.spec.in_channels, -(-shape[1] // factor), -(-shape[2] // factor)
+        height, width = framed_sides(shape[1:], factor * self.spec.multiple)
+        return self.spec.in_channels, height // factor, width // factor
 
     def require_images(self, shape: tuple[int, int, int], num_classes: int) -> None:
         """Raise InputError unless it takes images of `shape` (channel, height, width)."""
-        space, multiple = self.space, self.space.factor * self.spec.multiple
+        space = self.space
         if shape[0] != space.channels:
             raise InputError(
                 f"the autoencoder of {self.name} is for images of {space.channels} channels, and these have "
                 f"{shape[0]}: set data.channels"
-            )
-        if any(side % multiple for side in shape[1:]):
-            raise InputError(
-                f"the autoencoder of {self.name} and its unet shrink sides by {multiple}, so these must be multiples "
-                f"of it, not {shape[1]} × {shape[2]}: set data.size"
             )
 
     def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> TextNetwork:
@@ -191,6 +188,7 @@ class TextToImageFolder(PipelineFolder):
             return network
         network.begun()
         if not self.released:
+            network.begun_with = self.digests
             network.begin_from(_weights_in(self.folder / "unet"))
         return network
 
@@ -204,10 +202,10 @@ class TextToImageFolder(PipelineFolder):
         codec = KLCodec(self, self.space, shape=shape, latent=self.seen(shape))
         if self.released or network.prompts.device.type == "meta":
             return codec
-        before = self.digests
+        before = dict(network.begun_with)
         network.prompts = self._embedded(class_names)
-        codec.begin_from(self.folder / "vae", dict(before)[f"{self.name}/vae"])
-        if self.digests != before:
+        codec.begin_from(self.folder / "vae", before[f"{self.name}/vae"])
+        if dict(self.digests) != before:
             raise InputError(f"{self.source} was changed while it was read: begin again")
         return codec
 

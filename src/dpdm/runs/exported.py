@@ -54,7 +54,12 @@ def require_manifest(folder: Path) -> list[Path]:
 def require_readme(folder: Path, statement: str, class_names: Sequence[str]) -> None:
     """Raise InputError unless the README says what an export of this claim says, and no more."""
     content = read_at_most(folder / _README, _MOST_TEXT)
-    known = (readme_of(statement, class_names, code, low_rank=low) for code in CODES for low in (False, True))
+    known = (
+        readme_of(statement, class_names, code, low_rank=low, bordered=bordered)
+        for code in CODES
+        for low in (False, True)
+        for bordered in (False, True)
+    )
     if content not in [each.encode() for each in known]:
         raise InputError(f"{folder / _README} does not say what an export of this claim says")
 

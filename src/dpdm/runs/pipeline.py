@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from dpdm.config import decode_method
 from dpdm.files import read_json, write_atomically, write_json
-from dpdm.methods import DenoisingGenerator, Diffusion
+from dpdm.methods import DenoisingGenerator, Diffusion, ImageFacts
 from dpdm.networks import DiffusersFolder, DiffusersNetwork, DiffusersUNet, TextToImageFolder
 from dpdm.networks.pipeline import CLAIM
 from dpdm.runs.exported import write_manifest
@@ -149,8 +149,9 @@ def _save(release: Release, folder: Path) -> str:
     network = drawn.denoiser.network if isinstance(drawn, DenoisingGenerator) and drawn.trajectories is None else None
     if isinstance(network, DiffusersNetwork):  # whose draws begin with noise alone
         assert isinstance(method, Diffusion)
+        assert isinstance(drawn, DenoisingGenerator)
         assert isinstance(method.network, DiffusersFolder)
-        plain = _plain_pipeline(network, method.network.spec, method.preconditioning, release)
+        plain = _plain_pipeline(network, method.network.spec, method.preconditioning, drawn.seen)
         plain.save_pretrained(folder, safe_serialization=True)
         said = {"format": "pt", CLAIM: release.statement}
         save_file(plain.unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.safetensors", said)
@@ -159,7 +160,8 @@ def _save(release: Release, folder: Path) -> str:
         for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
             write_json(folder / name, read_json(folder / name) | {CLAIM: release.statement})
         code = PLAIN_WITH_CLASSES if network.with_classes else PLAIN
-        return readme_of(release.statement, release.facts.class_names, code, low_rank=bool(low_rank))
+        bordered = drawn.seen != drawn.facts
+        return readme_of(release.statement, release.facts.class_names, code, low_rank=bool(low_rank), bordered=bordered)
     state = drawn.state_dict()
     generator = Generator(release.settings, {name: list(tensor.shape) for name, tensor in state.items()})
     generator.generator.load_state_dict(state)
@@ -169,11 +171,10 @@ def _save(release: Release, folder: Path) -> str:
     return readme_of(release.statement, release.facts.class_names, OF_DPDM, low_rank=False)
 
 
-def _plain_pipeline(network: DiffusersNetwork, spec: DiffusersUNet, ddpm: Any, release: Release) -> DDPMPipeline:  # noqa: ANN401
+def _plain_pipeline(network: DiffusersNetwork, spec: DiffusersUNet, ddpm: Any, seen: ImageFacts) -> DDPMPipeline:  # noqa: ANN401
     """Return what `diffusers` alone draws from. What it goes by in sampling alone is as it has it by default."""
-    facts, levels = release.facts, ddpm.noise_levels
-    rows = spec.with_classes(facts.num_classes)
-    unet = UNet2DModel(**spec.config(num_class_embeds=rows, sides=facts.shape[1:]))
+    levels, rows = ddpm.noise_levels, spec.with_classes(seen.num_classes)
+    unet = UNet2DModel(**spec.config(num_class_embeds=rows, sides=seen.shape[1:]))
     unet.load_state_dict(network.merged())
     scheduler = DDPMScheduler(
         num_train_timesteps=levels.times,

@@ -49,13 +49,15 @@ pipeline.load_lora_weights("path/of/this/folder")
 images = pipeline("the network.prompt of config.toml, with the name of a class").images
 """
 
+_BORDERED = "An image is the middle of what is drawn, of the height and width in config.toml: cut off the border.\n\n"
 CODES = OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, TEXT_TO_IMAGE, ADAPTER
 
 
-def readme_of(statement: str, class_names: Sequence[str], code: str, *, low_rank: bool) -> str:
+def readme_of(statement: str, class_names: Sequence[str], code: str, *, low_rank: bool, bordered: bool = False) -> str:
     """Return what the README of a pipeline says: nothing but its claim, and how to load it."""
     classes = ", ".join(f"{label} {name}" for label, name in enumerate(class_names)) or "none"
     beside = f"`{LOW_RANK}` holds the low rank alone, which is merged into the weights already.\n\n" if low_rank else ""
+    beside += _BORDERED if bordered else ""
     return f"""# Images under differential privacy
 
 {statement}

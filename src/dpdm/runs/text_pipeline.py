@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from dpdm.diffusion import DDPM
 from dpdm.files import read_json, write_json
 from dpdm.methods import DenoisingGenerator
-from dpdm.networks import TextNetwork, digest_of_part
+from dpdm.networks import KLCodec, TextNetwork, digest_of_part
 from dpdm.networks.pipeline import CLAIM, NAMED, WEIGHTS
 from dpdm.networks.text_folder import AS_THEY_ARE
 from dpdm.runs.readme import ADAPTER, LOW_RANK, TEXT_TO_IMAGE, readme_of
@@ -60,7 +60,10 @@ def save_text_pipeline(release: Release, folder: Path, public: Path | str | None
     write_json(folder / "model_index.json", _INDEX)
     for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
         write_json(folder / name, read_json(folder / name) | {CLAIM: release.statement})
-    return readme_of(release.statement, release.facts.class_names, TEXT_TO_IMAGE, low_rank=network.rank > 0)
+    assert isinstance(drawn.codec, KLCodec)
+    bordered = drawn.codec.sides != drawn.facts.shape[1:]
+    low_rank = network.rank > 0
+    return readme_of(release.statement, release.facts.class_names, TEXT_TO_IMAGE, low_rank=low_rank, bordered=bordered)
 
 
 def _copy_public(drawn: DenoisingGenerator, public: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffusers_pipelines import add_shards, save_pipeline
@@ -322,8 +323,24 @@ def test_other_images_are_refused(folder, tmp_path):
     refused(folder, "1 × 8 × 8.*data.channels", ImageFacts((3, 8, 8), ()))
     refused(folder, "1 × 8 × 8.*data.size", ImageFacts((1, 16, 16), ()))
     free = save_pipeline(tmp_path / "free", sample_size=None)
-    refused(free, "multiples of 2", ImageFacts((1, 9, 8), ()))
     assert diffusion(free).untrained(ImageFacts((1, 16, 16), ())).facts.shape == (1, 16, 16)
+
+
+def test_weights_that_change_after_they_were_read_are_not_claimed(own):
+    method = diffusion(own)
+    generator, path = method.untrained(FACTS), own / "unet" / "diffusion_pytorch_model.safetensors"
+    other = {key: value + 1 for key, value in load_file(path).items()}
+    save_file(other, path, {"format": "pt"})
+    with pytest.raises(InputError, match="was changed since the run has read it"):
+        method.said(generator)
+
+
+def test_sides_that_it_cannot_halve_get_a_border_which_drawn_images_lose(folder):
+    facts = ImageFacts((1, 7, 8), ())
+    generator = diffusion(folder, sampler=DDIM(steps=2)).untrained(facts)
+    assert generator.seen.shape == (1, 8, 8)
+    drawn = generator.draw(torch.zeros(3, dtype=torch.int64), random=torch.Generator().manual_seed(0))
+    assert drawn.shape == (3, 1, 7, 8)
 
 
 def test_other_classes_are_refused_and_a_null_class_is_needed_where_labels_are_dropped(tmp_path):

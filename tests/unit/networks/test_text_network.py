@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffusers_pipelines import SCHEDULER, add_adapter, add_shards, save_text_pipeline
 from dpdm.config.toml import decode_method, encode_method
@@ -295,7 +296,28 @@ def test_what_dpdm_does_not_know_is_refused(path, entries, match, own):
 
 def test_other_images_are_refused(folder):
     refused(folder, "3 channels.*data.channels", ImageFacts((1, 16, 16), ()))
-    refused(folder, "multiples of it, not 18 × 16: set data.size", ImageFacts((3, 18, 16), ()))
+
+
+def test_weights_that_change_after_they_were_read_are_not_claimed(own):
+    method = diffusion(own)
+    generator, path = method.untrained(FACTS), own / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(InputError, match="was changed since the run has read it"):
+        method.said(generator)
+
+
+def test_sides_that_it_cannot_shrink_get_a_border_which_drawn_images_lose(folder):
+    """A public image is encoded with its border, by itself, and decoded without."""
+    generator = diffusion(folder, sampler=DDIM(steps=2)).untrained(FACTS._replace(shape=(3, 17, 13)))
+    assert generator.seen.shape == (4, 10, 8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 17, 13, 3), dtype=np.uint8)
+    rows = generator.codec.rows(images)
+    assert torch.equal(rows[1:], generator.codec.rows(images[1:]))
+    whole = np.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0)), mode="edge")
+    same = diffusion(folder).untrained(FACTS._replace(shape=(3, 20, 16))).codec
+    assert torch.equal(rows, same.rows(whole))
+    latents = rows.reshape(2, 10, 8, 4).permute(0, 3, 1, 2)
+    assert torch.equal(generator.codec.decode(latents), same.decode(latents)[:, :, 1:18, 1:14])
 
 
 def test_a_checker_of_finished_images_is_left_alone(own):
