@@ -111,6 +111,9 @@ def test_a_run_goes_on_and_its_release_holds_no_public_weight(dpdm, photos, publ
     with np.load(tmp_path / "made.npz") as drawn:
         assert drawn["images"].shape == (4, 8, 8, 3)
         assert "it does not protect what was declared public: 'texts/unet'" in str(drawn["claim"])
+    assert dpdm("report", "run")[0] == 2
+    code, _, err = dpdm("report", "run", "--public=public/texts")
+    assert code == 0, err
 
 
 def test_another_pipeline_opens_no_release(run, public, dpdm):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.options import AsJson, Run, bound, print_json, require_found, require_run, say
+from dpdm.cli.options import AsJson, PublicPipeline, Run, bound, print_json, require_found, require_run, say
 from dpdm.terminal import show_stages, tell
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def report(
         bool,
         typer.Option("--private", help="Add losses, norms and the audit: for the data owner alone."),
     ] = False,
+    public: PublicPipeline = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a page on what a run claims, spent and draws. JSON with the same facts lies beside it."""
@@ -132,7 +133,7 @@ def report(
 
     home = run.parent if release_folder(run) == run else run
     output = output or (run / "private" if private else home) / "report.html"
-    write_report(run, output, scores=scores, private=private)
+    write_report(run, output, scores=scores, private=private, public=public)
     if as_json:
         return print_json({"output": str(output), "json": str(output.with_suffix(".json")), "private": private})
     whose = f"may be published unless the scores of {scores} come of private images" if scores else "may be published"

@@ -25,20 +25,23 @@ _POINTS = 10  # of the curve of ε
 _LIBRARIES = ("torch", "numpy", "dp-accounting", "cryptography")
 
 
-def gather(run: Path, *, scores: Path | None = None, private: bool = False) -> tuple[dict[str, Any], Release]:
+def gather(
+    run: Path, *, scores: Path | None = None, private: bool = False, public: Path | None = None
+) -> tuple[dict[str, Any], Release]:
     """Return what can be said of a finished run, and its release.
 
     Args:
         run: The run's folder, or its `release/`, whose files must bear out the claim.
         scores: What `dpdm evaluate --json` printed, in a file: whoever passes it answers for its images being public.
         private: Whether losses, norms and the findings of an audit come in: the page is then for the owner alone.
+        public: The folder of the diffusers pipeline that a text-to-image release needs for drawing.
 
     Raises:
         InputError: There is no finished run, it claims nothing, its files do not agree, or the scores cannot be read.
     """
     verified = verify_release(run)
     folder = release_folder(run)
-    release = Release.load(folder)
+    release = Release.load(folder, public=public)
     settings = read_toml(folder / "config.toml")
     plan = decode_plan(settings["plan"])
     assert isinstance(plan, Plan)

@@ -23,7 +23,9 @@ from dpdm.types import Images, InputError
 _PER_CLASS, _MOST_CLASSES = 20, 20
 
 
-def write_report(run: Path, output: Path, *, scores: Path | None = None, private: bool = False) -> None:
+def write_report(
+    run: Path, output: Path, *, scores: Path | None = None, private: bool = False, public: Path | None = None
+) -> None:
     """Write the page to `output`, and the facts beside it as JSON; each wholly or not at all.
 
     Args:
@@ -31,6 +33,7 @@ def write_report(run: Path, output: Path, *, scores: Path | None = None, private
         output: A file name that ends in .html; its twin gets .json.
         scores: What `dpdm evaluate --json` printed, in a file.
         private: Whether losses, norms, an audit's findings and its pictures come in.
+        public: The folder of the diffusers pipeline that a text-to-image release needs for drawing.
 
     Raises:
         InputError: See `gather`; or `output` is no .html name.
@@ -42,7 +45,7 @@ def write_report(run: Path, output: Path, *, scores: Path | None = None, private
         raise InputError(f"{twin} exists and is no report's: choose another name for the page, its twin goes there")
     if output.resolve().parent == release_folder(run).resolve():
         raise InputError(f"{output} would lie in the release, which holds nothing but its own files: choose another -o")
-    facts, release = gather(run, scores=scores, private=private)
+    facts, release = gather(run, scores=scores, private=private, public=public)
     nearest = run / "private" / "audit" / "nearest.png"
     picture = nearest.read_bytes() if private and nearest.is_file() else None
     output.parent.mkdir(parents=True, exist_ok=True)
