@@ -21,7 +21,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, VE, DenoisingLoss, MomentMatched
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Diffusion, Prior
+from dpdm.methods import Diffusion, Evolution, Prior
 from dpdm.networks import MLP, Own
 from dpdm.privacy import DPSGD
 from dpdm.runs import Release, Trainer, rehearsal, tuning, verify_release
@@ -379,6 +379,21 @@ def test_what_can_refuse_a_run_does_so_before_anything_is_spent_counted_or_left(
     assert not (tmp_path / "run").exists()
     monkeypatch.undo()
     assert ledger.storage.entries() == before
+
+
+def test_rows_of_private_images_are_made_for_no_run_that_the_ledger_refuses(tmp_path, monkeypatch):
+    book = Ledger(str(tmp_path / "small.sqlite"), tell=lambda line: None)
+    book.register(Records.of(SCANS), epsilon=0.1, delta=1e-3, relation="add_or_remove_one")
+    method = Evolution(population=2, rounds=1)
+    asked = method.plan(epsilon=1.0, dataset_size=12, delta=1e-3)
+    public = dataclasses.replace(SCANS.part(range(6)), public=True, name="others")
+    monkeypatch.setattr("dpdm.runs.run.keep_rows", lambda *_, **__: pytest.fail("rows were made"))
+    run = Trainer(
+        method=method, plan=asked, public=public, run=tmp_path / "run", ledger=book, machine=Machine(device="cpu")
+    )
+    with pytest.raises(InputError, match="does not fit"):
+        run.fit(SCANS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_after_a_refusal_the_folder_is_free_and_the_next_try_goes_to_its_end(tmp_path, ledger):

@@ -34,6 +34,15 @@ def evolved(dpdm, photos, shown, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.parametrize("named", ["photos", "./photos/", "photos:train", "fonts+photos", "link", "{}"])
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_private_images_are_not_named_as_public_ones_too(named, command, dpdm, photos, tmp_path):
+    (tmp_path / "link").symlink_to(photos)
+    code, _, err = dpdm(command, "photos", *EVOLVED, "--public", named.format(photos))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "photos cannot be the private images and public ones at once" in err
+
+
 def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolved, tmp_path):
     claim = json.loads((evolved / "release" / "privacy.json").read_text())
     (part,) = claim["public"]

@@ -128,10 +128,13 @@ class Run:
     @property
     def mechanism(self) -> MechanismRun:
         """What makes the planned sums; reached for the first time, the plan is reserved."""
+        self._reserved()
+        return self._mechanism
+
+    def _reserved(self) -> None:
         if not self._begun:
             self._begin()
             self._begun = True
-        return self._mechanism
 
     def autocast(self) -> torch.autocast:
         """Return the context for calls of a network."""
@@ -209,7 +212,11 @@ class Run:
     def keep(
         self, name: str, images: Images, make: Callable[[Images], Float32[Tensor, "images columns"]], *, made_by: str
     ) -> KeptRows:
-        """Return one row of numbers for each private image: as kept in private/, or made now and kept there."""
+        """Return one row of numbers for each image: as kept in private/, or made now and kept there.
+
+        The plan is reserved first: what a ledger refuses has cost nobody the time of rows.
+        """
+        self._reserved()
         path = self._folder.path
         return keep_rows(None if path is None else path / "kept" / name, images, make, made_by=made_by, name=name)
 
