@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpdm.cli.options import AsJson, Epsilon, LedgerPlace, Set, Size, Target, existing_ledger, fail, load_settings, show
+from dpdm.cli.options import (
+    AsJson,
+    Epsilon,
+    LedgerPlace,
+    SetData,
+    Size,
+    Target,
+    existing_ledger,
+    fail,
+    load_settings,
+    show,
+)
 
 if TYPE_CHECKING:
     from dpdm.runs.advice import Advice, Case, Row, Way
@@ -20,7 +31,7 @@ def advise(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time that training may take.")] = None,
     ledger: LedgerPlace = None,
-    set: Set = None,
+    set: SetData = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank the ways from these images to synthetic ones, by what was measured on others. Opens no image."""

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from dpdm.cli.options import AsJson, Set, Target, fail, load_settings, print_json, say
+from dpdm.cli.options import AsJson, SetData, Target, fail, load_settings, print_json, say
 from dpdm.terminal import show_progress
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _SHOWN = 5  # of sizes and refused files, a line; --json has all
 
 
-def check(target: Target, set: Set = None, as_json: AsJson = False) -> None:
+def check(target: Target, set: SetData = None, as_json: AsJson = False) -> None:
     """Say what a source of images holds, before anything is spent.
 
     That is parts, classes, sizes, what is refused, and what counts as public. Nothing is stored, no ledger is touched.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from dpdm.cli.options import AsJson, PublicPipeline, Run, Set, fail, print_json, require_run, say
+from dpdm.cli.options import AsJson, PublicPipeline, Run, SetSampler, fail, print_json, require_run, say
 from dpdm.terminal import show_progress
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def sample(
     seed: Annotated[int | None, typer.Option(help="Seed that makes the images repeatable.")] = None,
     public: PublicPipeline = None,
     sampler: Annotated[str | None, typer.Option(help="One of the run's named samplers, such as accuracy.")] = None,
-    set: Set = None,
+    set: SetSampler = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw images from a finished run. No number of them costs further privacy."""

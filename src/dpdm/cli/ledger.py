@@ -11,7 +11,7 @@ from dpdm.cli.options import (
     AsJson,
     Epsilon,
     LedgerPlace,
-    Set,
+    SetData,
     Size,
     Target,
     bound,
@@ -84,7 +84,7 @@ def register(
     epsilon: Epsilon = None,
     delta: Annotated[float, typer.Option(help="δ of the total.")] = 1e-5,
     dataset_size: Size = None,
-    set: Set = None,
+    set: SetData = None,
     place: LedgerPlace = None,
 ) -> None:
     """Give a data set its total (ε, δ) before the first run on it."""

@@ -69,6 +69,14 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting, as key=value: network.width=64, say. plan --json lists all settings."),
 ]
+SetData = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the images, as key=value: data.size=32, say."),
+]
+SetSampler = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the sampler, as key=value: sampler.steps=10, say."),
+]
 Rehearse = Annotated[
     bool,
     typer.Option(

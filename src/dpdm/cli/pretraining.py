@@ -53,7 +53,7 @@ def pretrain(
         str, typer.Option(help="What it is for: a preset, a TOML file, or a path, of which no image is read.")
     ],
     kind: Kind = "denoiser",
-    minutes: Annotated[float, typer.Option(help="Time for it.")] = 30.0,
+    minutes: Annotated[float, typer.Option(help="Time for it, beside that for opening or drawing its images.")] = 30.0,
     ledger: LedgerPlace = None,
     set: Set = None,
     as_json: AsJson = False,
