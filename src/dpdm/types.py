@@ -59,7 +59,15 @@ RandomBytes = Callable[[int], bytes]
 
 
 class InputError(ValueError):
-    """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2."""
+    """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2.
+
+    Example:
+        >>> try:
+        ...     open_dataset("mist")
+        ... except InputError as error:
+        ...     print(str(error).partition(": ")[2])
+        did you mean mnist?
+    """
 
 
 def is_of_memory(error: BaseException) -> bool:
@@ -119,6 +127,12 @@ class Sensitive(Generic[T]):
 
     Privacy:
         Secret. Whatever is revealed must stay on the data owner's side; ε does not cover it.
+
+    Example:
+        >>> Sensitive(0.31)
+        Sensitive(...)
+        >>> Sensitive(0.31).reveal(because="its owner looks at it")
+        0.31
     """
 
     __slots__ = ("_disclosures", "_value")

@@ -27,6 +27,7 @@ ONE_RUN = [
     *(f"privacy/{name}.py" for name in f"{PRIVACY} processes plan releases accounting figures journal".split()),
     *(f"runs/{name}.py" for name in RUNS.split()),
     "methods/interface.py",
+    "methods/values.py",
     "config/earlier.py",
     "generators.py",
 ]
@@ -37,7 +38,7 @@ ACROSS_RUNS = [
     ),
     *("privacy/filter.py", "privacy/search.py", "runs/settling.py", "runs/tuning.py"),
 ]
-MOST_TO_READ = {"of one run": (ONE_RUN, 4040), "across runs": (ACROSS_RUNS, 1515)}  # lines of code
+MOST_TO_READ = {"of one run": (ONE_RUN, 4055), "across runs": (ACROSS_RUNS, 1515)}  # lines of code
 
 
 def lines_of_code(text: str) -> set[int]:

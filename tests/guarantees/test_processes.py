@@ -138,7 +138,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 import dpdm
-from dpdm.methods.interface import ImageFacts
+from dpdm.methods.values import ImageFacts
 from dpdm.methods.loader import Loader
 from dpdm.privacy import clipped_grad_sum
 from dpdm.runs.hardware import joined_processes

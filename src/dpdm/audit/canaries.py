@@ -25,7 +25,7 @@ from dpdm.config import Config, require_same_unit
 from dpdm.data import ImageDataset
 from dpdm.diffusion import NoisyBatch
 from dpdm.methods import ImageFacts, ImageGenerator
-from dpdm.methods.interface import PublicStart
+from dpdm.methods.values import PublicStart
 from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, PoissonSums, Strategy
 from dpdm.privacy.clipping import PerExampleLoss
 from dpdm.privacy.diagnostics import Diagnostics

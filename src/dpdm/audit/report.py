@@ -20,7 +20,7 @@ from dpdm.data import ImageDataset, open_again, open_dataset, read_location
 from dpdm.evaluation import roc_chart, side_by_side
 from dpdm.files import write_atomically, write_json
 from dpdm.methods import DenoisingGenerator, ImageFacts, Method
-from dpdm.methods.interface import PublicStart
+from dpdm.methods.values import PublicStart
 from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dpdm.data import ImageDataset
     from dpdm.ledger import Ledger
     from dpdm.methods import ImageFacts
-    from dpdm.methods.interface import PublicStart
+    from dpdm.methods.values import PublicStart
     from dpdm.runs.drawn import Drawn
     from dpdm.runs.public_training import PublicTraining
 

@@ -186,6 +186,10 @@ class Machine:
             nothing until then: less memory for an example, for a fourth more time up to twice as much.
         tensorboard: Whether to write for TensorBoard too: what anyone may see into `watch/`, losses and norms into
             `private/`.
+
+    Example:
+        >>> Machine(precision="float32").physical_batch_size
+        'auto'
     """
 
     physical_batch_size: int | Literal["auto"] = "auto"

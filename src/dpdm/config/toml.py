@@ -48,6 +48,10 @@ def load_config(
 
     Raises:
         InputError: No such preset, file, path or method; an unknown key; a value that does not fit.
+
+    Example:
+        >>> load_config("fashion-mnist-cpu", overrides=["privacy.epsilon=1"]).privacy.epsilon
+        1.0
     """
     own = {key: value for key, value in read_target(target).items() if key not in (*_FOLLOWS, *leave_out)}
     if method is not None:

@@ -59,6 +59,11 @@ class ImageDataset:
     Privacy:
         `images`, `labels`, `groups`, `sources`, `blank`, `len()` and `num_units` are secret, and `location` is the data
         owner's. The rest is declared, and all that `repr` draws on.
+
+    Example:
+        >>> images, labels = np.zeros((20, 28, 28, 1), np.uint8), np.arange(20) % 2
+        >>> ImageDataset(images=images, labels=labels, num_classes=2, name="scans")
+        ImageDataset(name='scans', shape=(1, 28, 28), num_classes=2)
     """
 
     images: Images

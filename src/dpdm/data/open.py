@@ -52,6 +52,10 @@ def open_dataset(
 
     Raises:
         InputError: If the source cannot be opened so.
+
+    Example:
+        >>> open_dataset("digits:test").shape
+        (1, 8, 8)
     """
     if group == "":
         raise InputError("data.group is empty: name what tells which images form a group, or leave it out")

@@ -44,6 +44,10 @@ class DenoisingLoss:
 
     Source:
         Dockhorn et al. 2023, eq. 6 (noise multiplicity); Karras et al. 2022, eq. 8 (weighting).
+
+    Example:
+        >>> Diffusion(loss=DenoisingLoss(noise_multiplicity=32)).loss.noise_multiplicity
+        32
     """
 
     noise_multiplicity: int = 8

@@ -26,6 +26,10 @@ class MatchedSolver(Sampler):
 
     Source:
         The multistep rule of DPM-Solver++ (Lu et al. 2022) with θ, direction by direction, for its time.
+
+    Example:
+        >>> MatchedSolver(steps=10).steps
+        10
     """
 
     kind: ClassVar[str] = "matched-solver"

@@ -41,6 +41,10 @@ class LogNormal:
 
     Source:
         Karras et al. 2022, Table 1 ("Noise distribution"), P_mean and P_std.
+
+    Example:
+        >>> EDM(noise_levels=LogNormal(mean=-1.0)).noise_levels.mean
+        -1.0
     """
 
     mean: float = -1.2

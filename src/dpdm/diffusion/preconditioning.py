@@ -95,6 +95,10 @@ class EDM(ScalarPreconditioning):
 
     Source:
         Karras et al. 2022, Table 1, column "Ours (EDM)".
+
+    Example:
+        >>> Diffusion(preconditioning=EDM(sigma_data=0.5)).preconditioning.sigma_data
+        0.5
     """
 
     kind: ClassVar[str] = "edm"
@@ -123,6 +127,10 @@ class V(ScalarPreconditioning):
 
     Source:
         Salimans & Ho 2022, section 4, in the variables of Karras et al.; Dockhorn et al. 2023 use it at ε = 0.2.
+
+    Example:
+        >>> Diffusion(preconditioning=V()).preconditioning == V()
+        True
     """
 
     kind: ClassVar[str] = "v"
@@ -145,6 +153,10 @@ class VP(ScalarPreconditioning):
 
     Source:
         Song et al. 2021; Karras et al. 2022, Table 1, column "VP", with M = 1000: the unit of their embedding of time.
+
+    Example:
+        >>> Diffusion(preconditioning=VP()).preconditioning == VP()
+        True
     """
 
     kind: ClassVar[str] = "vp"
@@ -169,6 +181,10 @@ class VE(ScalarPreconditioning):
 
     Source:
         Song et al. 2021; Karras et al. 2022, Table 1, column "VE".
+
+    Example:
+        >>> Diffusion(preconditioning=VE(), sampler=DDIM(sigma_min=0.02, sigma_max=50)).preconditioning == VE()
+        True
     """
 
     kind: ClassVar[str] = "ve"
@@ -194,6 +210,10 @@ class DDPM(ScalarPreconditioning):
 
     Source:
         Ho, Jain & Abbeel 2020, eq. 4 and 14; Salimans & Ho 2022, section 4; in the variables of Karras et al. 2022.
+
+    Example:
+        >>> DDPM(prediction="v_prediction").noise_levels.times
+        1000
     """
 
     kind: ClassVar[str] = "ddpm"
@@ -225,6 +245,10 @@ class MomentMatched:
     """EDM about a prior: the network only learns what the prior's own denoiser gets wrong.
 
     This is the choice; `about` couples it with a prior, once there is one.
+
+    Example:
+        >>> type(Diffusion().preconditioning) is MomentMatched
+        True
     """
 
     kind: ClassVar[str] = "moment-matched"

@@ -139,6 +139,10 @@ class DDIM(Sampler):
 
     Source:
         Song, Meng & Ermon 2021, eq. 13, in the variables of Karras et al. 2022, eq. 1 and 3.
+
+    Example:
+        >>> DDIM(steps=3).schedule().tolist()[0]
+        80.0
     """
 
     kind: ClassVar[str] = "ddim"
@@ -160,6 +164,10 @@ class StochasticDDIM(Sampler):
     Source:
         Song et al. 2021, eq. 6, in the variables of Karras et al. 2022, eq. 6 with β = 1/σ; the "stochastic DDIM" of
         Dockhorn et al. 2023, which is not the ancestral step of Song, Meng & Ermon.
+
+    Example:
+        >>> StochasticDDIM(steps=50).steps
+        50
     """
 
     kind: ClassVar[str] = "stochastic-ddim"
@@ -190,6 +198,10 @@ class Churn(Sampler):
 
     Source:
         Karras et al. 2022, Algorithm 2, with γ at most √2 − 1.
+
+    Example:
+        >>> Churn(steps=20, s_churn=0).steps  # without fresh noise: Heun's method
+        20
     """
 
     kind: ClassVar[str] = "churn"
@@ -244,6 +256,10 @@ class DPMSolver(Sampler):
 
     Source:
         Lu et al. 2022 (DPM-Solver++), Algorithm 2, with α = 1 and λ = −ln σ.
+
+    Example:
+        >>> DPMSolver(steps=20).steps
+        20
     """
 
     kind: ClassVar[str] = "dpm-solver++"

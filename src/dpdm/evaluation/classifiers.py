@@ -28,6 +28,13 @@ class Classifier(Protocol):
 
     The module is tried on a few synthetic images before anything is trained, and refused in one line if it is not what
     is said here.
+
+    Example:
+        >>> class Linear:
+        ...     def build(self, shape, num_classes):
+        ...         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))
+        >>> Linear().build((1, 28, 28), num_classes=10)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
     """
 
     def build(self, shape: ImageShape, num_classes: int) -> nn.Module:

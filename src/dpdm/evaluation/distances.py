@@ -33,6 +33,11 @@ def frechet_distance(a: Float[Tensor, "images features"], b: Float[Tensor, "othe
 
     Source:
         Heusel et al. 2017, eq. 6, computed by torchmetrics.
+
+    Example:
+        >>> x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+        >>> round(frechet_distance(x, x + 1), 3)  # the means are (1, 1, 1, 1) apart
+        4.0
     """
     check_features(a, b, fewest=1)
     if min(len(a), len(b)) < FEWEST_IMAGES:

@@ -37,6 +37,14 @@ class Features(Protocol):
     """A value that builds a function from images to feature vectors: any object that has these three will do.
 
     It is tried on made-up images before anything is computed, and refused in one line if it is not what is said here.
+
+    Example:
+        >>> class FirstColumn:
+        ...     name, digest = "first column", "none"
+        ...     def build(self):
+        ...         return lambda images: torch.from_numpy(images).flatten(1).float()[:, ::8]
+        >>> image_features(np.full((2, 8, 8, 1), 51, np.uint8), FirstColumn()).shape
+        torch.Size([2, 8])
     """
 
     @property
@@ -367,6 +375,10 @@ def image_features(
 
     Raises:
         InputError: There are no images, or the features are not what `Features` says: before anything is computed.
+
+    Example:
+        >>> image_features(np.zeros((3, 8, 8, 1), np.uint8), dpdm.evaluation.Pixels()).shape
+        torch.Size([3, 64])
     """
     images = as_images("all", images)
     if not len(images):

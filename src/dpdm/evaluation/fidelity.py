@@ -146,6 +146,12 @@ def evaluate_fidelity(
 
     Privacy:
         The reference may be private: then ε does not cover the scores, and they are for the data owner only.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> a, b = (rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8) for _ in range(2))
+        >>> evaluate_fidelity(a, b, features=dpdm.evaluation.Pixels(), resamples=0).frechet.value > 0
+        True
     """
     images, reference = as_images("synthetic", images), as_images("reference", reference)
     # before the features, which take minutes

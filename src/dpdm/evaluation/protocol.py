@@ -20,6 +20,10 @@ class UtilityProtocol:
 
     Source:
         Dockhorn et al. 2023, section 5; the 90/10 split as in Cao et al. 2021 (DP-Sinkhorn).
+
+    Example:
+        >>> UtilityProtocol(epochs=10).batch_size
+        128
     """
 
     epochs: int = 50

@@ -101,6 +101,13 @@ def evaluate_utility(
 
     Source:
         Dockhorn et al. 2023, section 5; Cao et al. 2021 (DP-Sinkhorn).
+
+    Example:
+        >>> images, labels = np.repeat(np.array([0, 255], np.uint8), 40)[:, None, None], np.repeat([0, 1], 40)
+        >>> images = np.broadcast_to(images, (80, 8, 8)).copy()
+        >>> scores = evaluate_utility(images, labels, images, labels, num_classes=2, protocol=UtilityProtocol(epochs=2))
+        >>> list(scores)
+        ['logreg', 'mlp', 'cnn']
     """
     require_testable(images, labels, test_images, test_labels, num_classes=num_classes, seed=seed)
     images, test_images = as_images("synthetic", images), as_images("test", test_images)

@@ -66,6 +66,11 @@ class Ledger:
     Raises:
         InputError: From every method, if the ledger is damaged or of a newer version, or says no.
         OSError: From every method, if the ledger cannot be reached.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Ledger(f"{folder}/ledger.sqlite").accounts()
+        {}
     """
 
     url: str

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
     from dpdm.methods.gan import GAN
-    from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
+    from dpdm.methods.interface import ImageGenerator, Method
     from dpdm.methods.labelled import LabelledGenerator
     from dpdm.methods.labels import Labels
     from dpdm.methods.layers import Layers
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
     from dpdm.methods.statistics import StatisticMatching
+    from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart
 
 __all__ = [
     "GAN",
@@ -81,7 +82,7 @@ __getattr__ = lazily(
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
         "gan": "GAN",
-        "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
+        "interface": "ImageGenerator Method",
         "labelled": "LabelledGenerator",
         "labels": "Labels",
         "layers": "Layers",
@@ -95,5 +96,6 @@ __getattr__ = lazily(
         "small_generator": "SmallGenerator",
         "start": "Start",
         "statistics": "StatisticMatching",
+        "values": "Budget ImageFacts Progress PublicPart",
     },
 )

@@ -17,9 +17,9 @@ from torch.nn.functional import leaky_relu, softplus
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss
-from dpdm.methods.interface import ImageFacts
 from dpdm.methods.loader import UnitLoader
 from dpdm.methods.small_generator import SmallGenerator
+from dpdm.methods.values import ImageFacts
 from dpdm.types import RandomBytes
 
 _SMALLEST = 4  # side of an image at most, below which nothing is halved

@@ -15,17 +15,10 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.embedding import Embedding, InFeatures, of_unit_length
-from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
-    ImageGenerator,
-    Progress,
-    Read,
-    Run,
-    Sizes,
-)
+from dpdm.methods.interface import ImageGenerator, Run
 from dpdm.methods.nearest import public_of
 from dpdm.methods.unit_rows import Rows, UnitRows, Units, Weigh, nearness
+from dpdm.methods.values import Budget, ImageFacts, Progress, Read, Sizes
 from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
 from dpdm.privacy.releases import noise_of
 from dpdm.types import InputError, RandomBytes, require_at_most, require_counts, require_within
@@ -82,6 +75,10 @@ class AggregatedEmbeddings(InFeatures):
     Source:
         Noisy aggregated embeddings: DPAgg-TI (arXiv 2411.14639). Queries by similarity: DP-RDM (arXiv 2403.14421), with
         a weighted sum in place of the mean of k nearest rows.
+
+    Example:
+        >>> AggregatedEmbeddings(queries=100).plan(epsilon=1.0, dataset_size=60000).steps
+        100
     """
 
     kind: ClassVar[str] = "aggregated-embeddings"

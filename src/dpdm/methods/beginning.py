@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
-from dpdm.methods.interface import ImageFacts, Run
+from dpdm.methods.interface import Run
 from dpdm.methods.moments import Gaussians, Layout, Statistics, gaussian_of, log_density
 from dpdm.methods.prior import Prior, release_prior
+from dpdm.methods.values import ImageFacts
 from dpdm.types import Images, tensor_to_images
 
 _PART = 1000  # images drawn at a time

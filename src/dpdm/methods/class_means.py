@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.feature_maps import AnyFeatures, FeatureMap
-from dpdm.methods.interface import ImageFacts, Run
+from dpdm.methods.interface import Run
 from dpdm.methods.small_generator import SmallGenerator
+from dpdm.methods.values import ImageFacts
 from dpdm.privacy.sums import BoundedSum, cell_sums
 from dpdm.types import InputError, require_at_most
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.data.dataset import in_parts
-from dpdm.methods.interface import ImageFacts, Kept, PublicStart, Read, Run
+from dpdm.methods.interface import Kept, Run
 from dpdm.methods.start import weights_digest
+from dpdm.methods.values import ImageFacts, PublicStart, Read
 from dpdm.networks import Frame, KLCodec
 from dpdm.networks.codec import ConvCodec, latent_shape
 from dpdm.networks.frame import framed
@@ -46,6 +47,10 @@ class Codec:
     Guarantees:
         * The latent of an image depends on this image alone, to the bit (`ConvCodec.levels`).
         * A release holds the weights, and `require_same` refuses others than those that its settings name.
+
+    Example:
+        >>> Diffusion(codec=Codec(source="codecs/photographs")).codec.source
+        'codecs/photographs'
     """
 
     source: str

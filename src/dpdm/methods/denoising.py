@@ -20,8 +20,9 @@ from dpdm.diffusion import (
     StochasticDDIM,
 )
 from dpdm.methods import codec as codecs
-from dpdm.methods.interface import ImageFacts, ImageGenerator, PublicPart
+from dpdm.methods.interface import ImageGenerator
 from dpdm.methods.retrieval import Trajectories
+from dpdm.methods.values import ImageFacts, PublicPart
 from dpdm.networks import KLCodec, TextToImageFolder
 from dpdm.types import Images, InputError, require_at_most
 

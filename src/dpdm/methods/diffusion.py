@@ -37,16 +37,9 @@ from dpdm.methods.codec import Codec
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator, matched, require_sampler_names
 from dpdm.methods.gains import choose_start, rehearse_gains
 from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
     ImageGenerator,
     Method,
-    Progress,
-    PublicPart,
-    PublicStart,
-    Read,
     Run,
-    Sizes,
 )
 from dpdm.methods.loader import Loader
 from dpdm.methods.matrices import rehearse_matrices
@@ -54,6 +47,7 @@ from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.retrieval import Retrieval, Trajectories, require_public_denoiser
 from dpdm.methods.start import Start, load_start, require_start
+from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart, PublicStart, Read, Sizes
 from dpdm.networks import CompactUNet, Network, Own, OwnNetwork, PipelineFolder, build_network, code_of, said_of
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, PoissonSums
 from dpdm.types import InputError, refusing
@@ -89,6 +83,11 @@ class Diffusion(Method):
             private images choose one.
         codec: In whose latents images are learnt (default: as they are). A start must be of the same latents.
         retrieval: Given if public images begin each trajectory, and private steps train what follows alone.
+
+    Example:
+        >>> plan = Diffusion(preconditioning=EDM()).plan(epsilon=1.0, dataset_size=60000, steps=100)
+        >>> [(release.name, release.count) for release in plan.releases]
+        [('steps', 100)]
     """
 
     kind: ClassVar[str] = "diffusion"

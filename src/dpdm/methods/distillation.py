@@ -20,19 +20,13 @@ from dpdm.methods.class_means import ClassMeans, released, require_gradients, re
 from dpdm.methods.embedding import Embedding
 from dpdm.methods.feature_maps import PART, AnyFeatures, PublicFeatures
 from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
     ImageGenerator,
     Method,
-    Progress,
-    PublicPart,
-    PublicStart,
-    Read,
     Run,
-    Sizes,
 )
 from dpdm.methods.populations import PopulationGenerator
 from dpdm.methods.possible import require_shares
+from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart, PublicStart, Read, Sizes
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.types import require_at_most, require_counts, require_within, tensor_to_images
 
@@ -79,6 +73,10 @@ class Distillation(Method):
     Source:
         NDPDC (a submission to ICLR 2023) asks private images in each update, and so pays for each. That the sums are
         collected once is Dosser's.
+
+    Example:
+        >>> [release.name for release in Distillation().plan(epsilon=1.0, dataset_size=60000).releases]
+        ['features of each class']
     """
 
     kind: ClassVar[str] = "distillation"

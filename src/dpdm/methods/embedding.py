@@ -22,7 +22,13 @@ from dpdm.evaluation import EfficientNetLite0, Pixels, RandomConvNet, RandomConv
 from dpdm.evaluation.checks import Compute, built_features
 from dpdm.evaluation.features import OfLevels
 from dpdm.generators import no_shared_draws
-from dpdm.methods.interface import ImageGenerator, Kept, Method, PublicPart, PublicStart, Run
+from dpdm.methods.interface import (
+    ImageGenerator,
+    Kept,
+    Method,
+    Run,
+)
+from dpdm.methods.values import PublicPart, PublicStart
 from dpdm.types import Images, InputError, require_within
 
 AT_ONCE = 16
@@ -47,6 +53,11 @@ class Embedding:
 
     Guarantees:
         * The row of an image depends on this image alone, to the bit: on none beside it, and on no place in a batch.
+
+    Example:
+        >>> compute = Embedding(features="random-convnet", size=8).compute((1, 8, 8))
+        >>> len(compute(np.zeros((2, 8, 8, 1), np.uint8)))
+        2
     """
 
     features: str = "efficientnet-lite0"

@@ -18,22 +18,16 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.methods.embedding import Embedding
 from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
     ImageGenerator,
     Kept,
     Method,
-    Progress,
-    PublicPart,
-    PublicStart,
-    Read,
     Run,
-    Sizes,
 )
 from dpdm.methods.nearest import bytes_of_votes, columns_of, parts_for, squared_distances
 from dpdm.methods.populations import Pool, PopulationGenerator, chosen_by, perplexity
 from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
+from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart, PublicStart, Read, Sizes
 from dpdm.methods.variations import Looks, Variations
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.privacy.sums import BoundedSum, Choices, votes
@@ -69,6 +63,11 @@ class Evolution(Method):
     Source:
         Lin et al. 2024 (private evolution, lookahead); Lin et al. 2025, over images in place of a simulator: neighbours
         as variations. Several votes, and the prior as what draws candidates, are ours.
+
+    Example:
+        >>> plan = Evolution(rounds=2).plan(epsilon=1.0, dataset_size=60000)
+        >>> [release.name for release in plan.releases]
+        ['votes, round 1', 'votes, round 2']
     """
 
     kind: ClassVar[str] = "evolution"

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.embedding import Embedding
-from dpdm.methods.interface import ImageFacts, PublicPart, Run
+from dpdm.methods.interface import Run
+from dpdm.methods.values import ImageFacts, PublicPart
 from dpdm.types import Images, InputError, require_at_most, require_counts, require_within
 
 _GRID = 2.0**19  # of random weights: with whole numbers as pixels, each sum below is exact in float64
@@ -90,6 +91,10 @@ class Fourier(Features):
 
     Source:
         Rahimi & Recht 2007; Harder, Adamczewski & Park 2021 (DP-MERF).
+
+    Example:
+        >>> MeanEmbedding(features=Fourier(number=200)).features.number
+        200
     """
 
     kind: ClassVar[str] = "fourier"
@@ -148,6 +153,10 @@ class NTK(Features):
 
     Source:
         Yang, Adamczewski, Sutherland, Li & Park 2023 (DP-NTK); Jacot, Gabriel & Hongler 2018.
+
+    Example:
+        >>> MeanEmbedding(features=NTK(width=64)).features.width
+        64
     """
 
     kind: ClassVar[str] = "ntk"
@@ -217,6 +226,10 @@ class PublicFeatures(Features):
 
     Source:
         Harder, Jalali Asadabadi, Sutherland & Park 2023 (DP-MEPF).
+
+    Example:
+        >>> PublicFeatures(embedding=Embedding(features="random-convnet", size=32)).embedding.size
+        32
     """
 
     kind: ClassVar[str] = "public"

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from dpdm.diffusion import DDPM, DenoisingLoss, DiscreteTimes, MomentMatched, NoiseLevels, Sampler
-from dpdm.methods.interface import ImageFacts, PublicPart
+from dpdm.methods.values import ImageFacts, PublicPart
 from dpdm.networks import DiffusersFolder, Frame, KLCodec, PipelineFolder, TextToImageFolder
 from dpdm.types import InputError
 

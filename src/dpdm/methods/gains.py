@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning, PreconditionedDenoiser
-from dpdm.methods.interface import ImageFacts, PublicStart, Run
+from dpdm.methods.interface import Run
 from dpdm.methods.own_draws import Part, any_image, levels_of_each, parts_of
 from dpdm.methods.start import CHOICE, GAINS, load_start
+from dpdm.methods.values import ImageFacts, PublicStart
 from dpdm.privacy.sums import BoundedSum, Rows, clipped_sum, votes
 
 _LEAST_LEFT = 0.05  # of the loss: no noise level goes without steps

@@ -16,19 +16,15 @@ from dpdm.data import ImageDataset
 from dpdm.methods import ema
 from dpdm.methods.adversary import Discriminator, Pace, PairLoader, PairLoss, Pairs
 from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
     ImageGenerator,
     Method,
-    Progress,
-    Read,
     Run,
-    Sizes,
 )
 from dpdm.methods.made_up import bytes_for_backward
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.possible import require_finite
 from dpdm.methods.small_generator import SmallGenerator
+from dpdm.methods.values import Budget, ImageFacts, Progress, Read, Sizes
 from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
 from dpdm.types import InputError, refusing, require_at_most, require_counts, require_within
 
@@ -61,6 +57,11 @@ class GAN(Method):
     Source:
         Bie, Kamath & Zhang 2023; images kept apart: Mao, Lee, Tseng, Ma & Yang 2019 (mode seeking). That an image and a
         generated one are clipped as a pair is ours.
+
+    Example:
+        >>> plan = GAN().plan(epsilon=1.0, dataset_size=60000, steps=500, expected_batch_size=256)
+        >>> plan.poisson[0].count
+        500
     """
 
     kind: ClassVar[str] = "gan"

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dpdm.diffusion import GaussianMixture
 from dpdm.methods.embedding import Embedded
-from dpdm.methods.interface import ImageFacts, ImageGenerator
+from dpdm.methods.interface import ImageGenerator
+from dpdm.methods.values import ImageFacts
 from dpdm.privacy.sums import Choices
 
 _FAR = 0.25  # of the squared length of rows: more is what private images have in common, and public ones lack

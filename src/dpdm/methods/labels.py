@@ -16,11 +16,12 @@ from torch import Tensor
 from dpdm.data import ImageDataset
 from dpdm.diffusion.spectrum import cell_means
 from dpdm.methods.embedding import Embedded, Embedding, InFeatures, Space
-from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Progress, Read, Run, Sizes
+from dpdm.methods.interface import ImageGenerator, Run
 from dpdm.methods.labelled import LabelledGenerator, nearer_kinds
 from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.public_classes import PUBLIC_CLASSES, clearest, voted_images
+from dpdm.methods.values import Budget, ImageFacts, Progress, Read, Sizes
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.privacy.sums import CellRows, cell_sums, votes
 from dpdm.types import InputError, require_at_most, require_counts, require_within, tensor_to_images
@@ -53,6 +54,10 @@ class Labels(InFeatures):
 
     Source:
         Snell et al. 2017 (prototypes); Dwork et al. 2006 (noisy sums); Li et al. 2024 (PrivImage: public classes).
+
+    Example:
+        >>> [release.name for release in Labels(from_prior=0.0).plan(epsilon=1.0, dataset_size=50000).releases]
+        ['prototypes']
     """
 
     kind: ClassVar[str] = "labels"

@@ -19,8 +19,9 @@ from dpdm.evaluation import EfficientNetLite0, RandomConvNet
 from dpdm.evaluation.checks import Compute
 from dpdm.evaluation.layers import LayerMeans, layers_of, residual_layers
 from dpdm.methods.embedding import AT_ONCE, depends_on_itself_alone, probe_of
-from dpdm.methods.interface import ImageFacts, Kept, PublicPart, PublicStart, Run
+from dpdm.methods.interface import Kept, Run
 from dpdm.methods.start import load_start
+from dpdm.methods.values import ImageFacts, PublicPart, PublicStart
 from dpdm.types import Images, InputError, require_counts, require_name, require_within
 
 CLASSIFIER = "classifier"
@@ -51,6 +52,10 @@ class Layers:
 
     Guarantees:
         * The row of an image depends on this image alone, to the bit: on none beside it, and on no place in a batch.
+
+    Example:
+        >>> StatisticMatching(layers=Layers(network="random-convnet", size=16)).layers.size
+        16
     """
 
     network: str = "efficientnet-lite0"

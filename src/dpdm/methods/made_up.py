@@ -11,7 +11,8 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
-from dpdm.methods.interface import ImageFacts, ImageGenerator, Run
+from dpdm.methods.interface import ImageGenerator, Run
+from dpdm.methods.values import ImageFacts
 from dpdm.networks.checkpointing import keeping_all
 from dpdm.privacy import AnyPlan, MechanismRun
 from dpdm.types import InputError, refusing

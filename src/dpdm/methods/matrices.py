@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, NoisyBatch, PreconditionedDenoiser
-from dpdm.methods.interface import ImageFacts, Run
+from dpdm.methods.interface import Run
 from dpdm.methods.own_draws import Part, any_image, levels_of_each, parts_of
 from dpdm.methods.start import MATRICES
 from dpdm.methods.trained import marked
+from dpdm.methods.values import ImageFacts
 from dpdm.networks.low_rank import matrices
 from dpdm.privacy import LayerWise
 from dpdm.privacy.clipping import trainable_parameters

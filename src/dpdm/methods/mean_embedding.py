@@ -17,16 +17,9 @@ from dpdm.data import ImageDataset
 from dpdm.methods.class_means import discrepancies, released, require_gradients, require_summed
 from dpdm.methods.feature_maps import PART, AnyFeatures, Fourier, PublicFeatures
 from dpdm.methods.fitted import FitsGenerator, same_everywhere
-from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
-    ImageGenerator,
-    Progress,
-    PublicPart,
-    PublicStart,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Run
 from dpdm.methods.small_generator import SmallGenerator
+from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart, PublicStart
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.types import require_within
 
@@ -54,6 +47,10 @@ class MeanEmbedding(FitsGenerator):
 
     Source:
         Harder, Adamczewski & Park 2021; Harder et al. 2023; Yang et al. 2023: see the features.
+
+    Example:
+        >>> [release.name for release in MeanEmbedding().plan(epsilon=1.0, dataset_size=60000).releases]
+        ['features of each class']
     """
 
     kind: ClassVar[str] = "mean-embedding"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from dpdm.data import ImageDataset
-from dpdm.methods.interface import ImageFacts
+from dpdm.methods.values import ImageFacts
 from dpdm.types import Images
 
 _SIDE = 16  # numbers at most along the shorter side of images that are compared

@@ -15,6 +15,10 @@ class Optimizer:
         warmup: Fraction of the steps over which the learning rate rises from zero.
         decay: Fraction of itself to which the learning rate falls by a cosine; 1 keeps it constant.
         ema_decay: Weight of the past in the average of the weights.
+
+    Example:
+        >>> Diffusion(optimizer=Optimizer(learning_rate=1e-3)).optimizer.learning_rate
+        0.001
     """
 
     learning_rate: float = 4e-3

@@ -14,7 +14,7 @@ from torch import Tensor
 from dpdm.data import ImageDataset, level_digests
 from dpdm.data.dataset import MIN_SIDE
 from dpdm.diffusion import GAIN_LEVELS
-from dpdm.methods.interface import ImageFacts
+from dpdm.methods.values import ImageFacts
 from dpdm.types import levels_to_tensor
 
 _ROWS = 96  # noisy images at once: each row comes of a computation of one shape

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
-from dpdm.methods.interface import ImageFacts, ImageGenerator, Run
+from dpdm.methods.interface import ImageGenerator, Run
 from dpdm.methods.nearest import public_of
+from dpdm.methods.values import ImageFacts
 from dpdm.types import Images, tensor_to_images
 
 _PART = 4096  # images drawn at a time

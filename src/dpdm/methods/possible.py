@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from dpdm.diffusion.spectrum import LEAST_VARIANCE
-from dpdm.methods.interface import ImageFacts, Read
+from dpdm.methods.values import ImageFacts, Read
 from dpdm.privacy import AnyPlan
 from dpdm.privacy.releases import noise_of
 from dpdm.types import InputError

@@ -29,17 +29,12 @@ from dpdm.diffusion.spectrum import (
 from dpdm.methods import codec as codecs
 from dpdm.methods.codec import Codec
 from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
     ImageGenerator,
     Method,
-    Progress,
-    PublicStart,
-    Read,
     Run,
-    Sizes,
 )
 from dpdm.methods.possible import MOST_COORDINATES, MOST_DIRECTIONS, require_possible
+from dpdm.methods.values import Budget, ImageFacts, Progress, PublicStart, Read, Sizes
 from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.privacy.sums import BoundedSum, CellRows, cell_sums, second_moments
@@ -73,6 +68,11 @@ class Prior:
         rounds: Of k-means, by which the centres are found; of no use to one centre.
         split: What mean, class means, covariance, each class's own and all rounds together get, in proportion.
         max_deviation: What a record's deviation from a mean is clipped to: a root mean square per pixel.
+
+    Example:
+        >>> plan = PriorAlone(prior=Prior(centres=1)).plan(epsilon=1.0, dataset_size=60000)
+        >>> [release.name for release in plan.releases]
+        ['mean of all', 'class means', 'covariance', 'covariance of each class']
     """
 
     share: float = 0.2
@@ -164,6 +164,10 @@ class PriorAlone(Method):
     Args:
         prior: Its settings; `share` has no meaning here, since the prior gets all of the budget.
         codec: In whose latents images are learnt (default: as they are).
+
+    Example:
+        >>> PriorAlone().plan(epsilon=1.0, dataset_size=60000).steps
+        0
     """
 
     kind: ClassVar[str] = "prior"

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, Below, NoiseLevels, PreconditionedDenoiser
-from dpdm.methods.interface import ImageFacts, Read, Run
+from dpdm.methods.interface import Run
 from dpdm.methods.nearest import bytes_of_distances, columns_of, parts_for, squared_distances, whole_features
+from dpdm.methods.values import ImageFacts, Read
 from dpdm.types import Images, InputError, require_at_most, require_counts, require_within
 
 TRAJECTORIES = "trajectories."
@@ -39,6 +40,10 @@ class Retrieval:
     Source:
         Jiang, Wang & Wang 2025 (RAPID). Their questions are asked in sampling. None depends on a private image, so
         that here a run asks as many of each class as there are entries, and its release has the counts of the answers.
+
+    Example:
+        >>> Retrieval(keep=500).keep
+        500
     """
 
     keep: int = 2000

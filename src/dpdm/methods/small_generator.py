@@ -8,7 +8,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot, relu
 
-from dpdm.methods.interface import ImageFacts, ImageGenerator
+from dpdm.methods.interface import ImageGenerator
+from dpdm.methods.values import ImageFacts
 
 _SMALLEST = 8  # side of an image at most, below which nothing is doubled
 _FEWEST_CHANNELS = 4

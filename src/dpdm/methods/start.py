@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from dpdm.methods.interface import Budget, ImageFacts, PublicStart
 from dpdm.methods.trained import Trained
+from dpdm.methods.values import Budget, ImageFacts, PublicStart
 from dpdm.networks.layers import ConditionEmbedding
 from dpdm.privacy import FullSum, gaussian_mu
 from dpdm.types import InputError, require_at_most, require_name
@@ -41,6 +41,10 @@ class Start:
         trains: Which parameters the private steps train (`Trained`): `all`, `norms` (and biases), `attention`, `last`
             (the output half), or names with `*`, joined by commas; `low-rank:R`, a change of rank R to each matrix;
             `chosen:K`, the K matrices that private images choose; or both of these, joined by a comma.
+
+    Example:
+        >>> Diffusion(start=Start(sources=("starts/fonts",))).start_folders
+        ('starts/fonts',)
     """
 
     sources: tuple[str, ...]

@@ -14,16 +14,9 @@ from dpdm.data import ImageDataset
 from dpdm.data.procedural import tell_progress
 from dpdm.methods.beginning import beginning, known_before
 from dpdm.methods.interface import (
-    Budget,
-    ImageFacts,
     ImageGenerator,
     Method,
-    Progress,
-    PublicPart,
-    PublicStart,
-    Read,
     Run,
-    Sizes,
 )
 from dpdm.methods.layers import Layers, View
 from dpdm.methods.matching import BATCH, Matching, Moves, pace_of
@@ -31,6 +24,7 @@ from dpdm.methods.moments import Layout
 from dpdm.methods.populations import PopulationGenerator
 from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior
+from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart, PublicStart, Read, Sizes
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
 from dpdm.privacy.sums import BoundedSum, clipped_sum
 from dpdm.types import InputError, require_at_most, require_counts, require_within
@@ -59,6 +53,10 @@ class StatisticMatching(Method):
 
     Source:
         The idea: SPS, statistic matching in public features (ICLR 2026). The rest: docs/method.md.
+
+    Example:
+        >>> [release.name for release in StatisticMatching().plan(epsilon=1.0, dataset_size=50000).releases]
+        ['layer moments']
     """
 
     kind: ClassVar[str] = "statistics"

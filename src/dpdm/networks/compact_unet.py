@@ -26,6 +26,11 @@ class CompactUNet:
     Source:
         U-Net: Ronneberger et al. 2015; conditioning by scale and shift: Dhariwal & Nichol 2021; folding of pixels
         (space to depth): Shi et al. 2016.
+
+    Example:
+        >>> network = CompactUNet(width=16).build((1, 28, 28), num_classes=10)
+        >>> sum(p.numel() for p in network.parameters())
+        62996
     """
 
     kind: ClassVar[str] = "compact-unet"

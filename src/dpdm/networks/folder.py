@@ -48,6 +48,10 @@ class DiffusersFolder(PipelineFolder):
             half), `lora:RANK` (low rank beside attention, by `peft`), or names with `*`, joined by commas.
         sha256: Of the file of its weights, as a release says it. Default: whatever the folder has.
         unet: What its `config.json` says, as a release says it.
+
+    Example:
+        >>> DiffusersFolder(source="pipelines/small", trains="lora:4").name
+        'small'
     """
 
     kind: ClassVar[str] = "diffusers"

@@ -19,6 +19,10 @@ class MLP:
     Args:
         width: Hidden features.
         blocks: Residual blocks.
+
+    Example:
+        >>> sum(p.numel() for p in MLP(width=16, blocks=1).build((1, 8, 8), num_classes=0).parameters())
+        3776
     """
 
     kind: ClassVar[str] = "mlp"

@@ -30,6 +30,16 @@ class MakeNetwork(Protocol):
         F must not mix the rows of a batch, draw random numbers, fill buffers from its input, or have batch
         normalisation. Its first weights must not depend on the private images. The claim does not protect the images
         that first weights come from.
+
+    Example:
+        >>> class Blur(torch.nn.Module):
+        ...     def __init__(self, shape, *, num_classes, images_in):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Conv2d(images_in * shape[0], shape[0], 3, padding=1)
+        ...     def forward(self, x, c_noise, labels):
+        ...         return self.layer(x)
+        >>> Diffusion(network=Blur).code is Blur
+        True
     """
 
     def __call__(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int) -> nn.Module:

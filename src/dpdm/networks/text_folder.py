@@ -99,6 +99,11 @@ class TextToImageFolder(PipelineFolder):
             the folder has.
         unet: What its `config.json` says, and how many tokens a prompt has, as a release says it.
         latents: What that of the autoencoder says of latents, as a release says it.
+
+    Example:
+        >>> folder = TextToImageFolder(source="pipelines/sd", trains="lora:4", prompt="a scan of {class}")
+        >>> folder.prompts_of(("healthy", "ill"))
+        ('a scan of healthy', 'a scan of ill', '')
     """
 
     kind: ClassVar[str] = "text-to-image"

@@ -32,6 +32,10 @@ class UNet:
     Source:
         Dockhorn et al. 2023, appendix: sizes. Song et al. 2021, appendix H: residual blocks that change the resolution
         (Brock et al. 2019), skips rescaled by 1/√2. Ho et al. 2020, appendix B: levels, attention, conditioning.
+
+    Example:
+        >>> UNet(width=32, attention=()).build((1, 28, 28), num_classes=10).multiple
+        4
     """
 
     kind: ClassVar[str] = "unet"

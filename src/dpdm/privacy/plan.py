@@ -70,6 +70,11 @@ class Plan(_Startable):
     Source:
         Accounting of add-or-remove and zero-out: Ponomareva et al. 2023. The grid needs no accounting of its own: for a
         whole number S, round(S + Z) = S + round(Z), so rounding is post-processing.
+
+    Example:
+        >>> plan = Plan(dataset_size=60000, releases=(FullSum(name="class means", noise_multiplier=3.73),))
+        >>> round(plan.epsilon(), 2)
+        1.0
     """
 
     kind: ClassVar[str] = "private"
@@ -222,6 +227,11 @@ class NonPrivate(_Startable):
     """The null object: the same sums in the same order without noise, nothing clipped in steps, and no claim.
 
     For public data, and to see what privacy costs in quality.
+
+    Example:
+        >>> plan = NonPrivate.dp_sgd(dataset_size=60000, expected_batch_size=2048, steps=100)
+        >>> plan.steps  # batches are random, and nothing is claimed
+        100
     """
 
     kind: ClassVar[str] = "non-private"

@@ -29,6 +29,10 @@ class FullSum:
     Args:
         name: What the sum is, in words that a claim may hold.
         noise_multiplier: Standard deviation of its noise ÷ its L2 sensitivity; None until calibrated.
+
+    Example:
+        >>> Plan(dataset_size=60000, releases=(FullSum(name="class means", noise_multiplier=8.0),)).epsilon() < 0.5
+        True
     """
 
     kind: ClassVar[str] = "full"
@@ -55,6 +59,11 @@ class PoissonSums:
         expected_batch_size: E: each record enters with probability E / N. Means are sums divided by this constant.
         max_norm: C, the L2 norm that each record's vector is clipped to: the sensitivity of each sum.
         noise_multiplier: Standard deviation of the noise ÷ C; None until calibrated.
+
+    Example:
+        >>> sums = PoissonSums(count=100, expected_batch_size=2048, noise_multiplier=1.5)
+        >>> Plan(dataset_size=60000, releases=(sums,)).epsilon() < 3
+        True
     """
 
     kind: ClassVar[str] = "poisson"
@@ -177,6 +186,11 @@ class NamedSums:
 
         Source:
             Abadi et al. 2016.
+
+        Example:
+            >>> plan = DPSGD(dataset_size=60000, expected_batch_size=2048, steps=100, noise_multiplier=1.5)
+            >>> plan.epsilon() < 3
+            True
         """
         before = [FullSum(name=name, noise_multiplier=noise) for name, noise in (releases or {}).items()]
         if steps != 0:

@@ -23,9 +23,10 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, GaussianMixture, MatchedPreconditioning, NoisyBatch
 from dpdm.methods import Diffusion, Prior, ema
 from dpdm.methods.codec import from_rows, load_codec, seen_by
-from dpdm.methods.interface import PublicStart, Run
+from dpdm.methods.interface import Run
 from dpdm.methods.prior import release_prior
 from dpdm.methods.start import forget_classes
+from dpdm.methods.values import PublicStart
 from dpdm.networks import PipelineFolder
 from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import Noisy

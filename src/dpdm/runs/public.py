@@ -7,7 +7,7 @@ from typing import Any
 from dpdm.config import require_public_source
 from dpdm.data import ImageDataset, blank_equal, blank_known, read_location
 from dpdm.methods import ImageGenerator, Method, PublicPart
-from dpdm.methods.interface import PublicStart
+from dpdm.methods.values import PublicStart
 from dpdm.networks import PipelineFolder
 from dpdm.privacy import AnyPlan, Earlier, Plan
 from dpdm.privacy.entropy import Entropy

@@ -185,6 +185,14 @@ class Release:
 
     Privacy:
         All of it may be published: it is post-processing of noisy sums and declared facts.
+
+    Example:
+        >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+        >>> method = PriorAlone(prior=Prior(centres=1))
+        >>> plan = method.plan(epsilon=1.0, dataset_size=64, delta=1e-3)
+        >>> release = Trainer(method=method, plan=plan, ledger=None).fit(ImageDataset(images=images, name="scans"))
+        >>> release.sample(5, seed=0)[0].shape
+        (5, 8, 8, 1)
     """
 
     generator: ImageGenerator

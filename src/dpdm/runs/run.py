@@ -17,7 +17,7 @@ from dpdm.data import ImageDataset
 from dpdm.ledger import Records, RunIdentity
 from dpdm.ledger.counting import counted
 from dpdm.methods import ImageGenerator, Progress
-from dpdm.methods.interface import PublicStart
+from dpdm.methods.values import PublicStart
 from dpdm.privacy import MechanismRun, Noisy, Plan
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of

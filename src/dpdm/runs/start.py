@@ -14,8 +14,8 @@ from dpdm.config.earlier import START, earlier_of
 from dpdm.data import ImageDataset, pixel_digests
 from dpdm.files import damaged, digest, write_toml
 from dpdm.ledger import Records
-from dpdm.methods.interface import PublicPart, PublicStart
 from dpdm.methods.start import weights_digest
+from dpdm.methods.values import PublicPart, PublicStart
 from dpdm.privacy import Earlier
 from dpdm.runs.public import as_settings, read_parts
 from dpdm.runs.weights import read_layout, read_weights, save_weights

@@ -33,6 +33,12 @@ class Synthesizer:
         noise_multiplicity: Noisy copies of an image, or of images of a group, in one step.
         network: What to train, as `Diffusion` takes it.
         run: A folder to keep the run in, so that it can be resumed.
+
+    Example:
+        >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)
+        >>> fitted = Synthesizer(epsilon=1.0, delta=1e-3, steps=0).fit(images)
+        >>> fitted.sample(5, seed=0)[0].shape
+        (5, 8, 8, 1)
     """
 
     epsilon: float

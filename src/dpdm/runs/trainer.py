@@ -13,7 +13,7 @@ from dpdm.config import Config, Machine, encode_config, require_exact_size, requ
 from dpdm.data import ImageDataset, read_location, require_outside, require_same_shape
 from dpdm.ledger import Ledger, Records
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
-from dpdm.methods.interface import PublicStart
+from dpdm.methods.values import PublicStart
 from dpdm.networks.checkpointing import compute_again
 from dpdm.privacy import AnyPlan, Earlier, OperatingSystemEntropy
 from dpdm.privacy.clipping import reject_cross_example_layers
@@ -66,6 +66,14 @@ class Trainer:
         * After every step the parameters are equal to the bit on all processes.
         * What a rehearsal on made-up images can refuse, it refuses before the first noisy sum and before the ledger
           counts the run; the run's folder is then as before.
+
+    Example:
+        >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+        >>> method = PriorAlone(prior=Prior(centres=1))
+        >>> plan = method.plan(epsilon=1.0, dataset_size=64, delta=1e-3)
+        >>> release = Trainer(method=method, plan=plan, ledger=None).fit(ImageDataset(images=images, name="scans"))
+        >>> print(release.statement)
+        (0.9998, 0.001)-DP, add or remove one image, 4 Gaussian releases, PLD accountant
     """
 
     method: Method = field(default_factory=Diffusion)
