@@ -40,7 +40,7 @@ def test_private_images_are_not_named_as_public_ones_too(named, command, dpdm, p
     (tmp_path / "link").symlink_to(photos)
     code, _, err = dpdm(command, "photos", *EVOLVED, "--public", named.format(photos))
     assert (code, err.count("\n")) == (2, 1)
-    assert "photos cannot be the private images and public ones at once" in err
+    assert "names the images that are to be protected" in err
 
 
 def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolved, tmp_path):

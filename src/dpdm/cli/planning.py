@@ -48,7 +48,7 @@ def plan(
     """Show what a run would claim and need, before any training."""
     config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public, start=start)
     from dpdm.config import is_release, require_public_source
-    from dpdm.data.public import require_public_there
+    from dpdm.data.public import location_of, require_others_than
     from dpdm.runs import measure_sampling, measure_step
     from dpdm.runs.counted import count_step, is_without_weights
     from dpdm.runs.hardware import choose_device
@@ -57,7 +57,7 @@ def plan(
     if config.public is not None:  # a plan can be made without, which train cannot
         require_public_source(config.method, given=True)
         if not is_release(config.public.source):
-            require_public_there(config.public.source)
+            require_others_than(location_of(config.data.source), config.public.source)
     open_starts(config.method.start_folders)
     facts, asked = _declared(config)
     by_set: dict[str, tuple[int, float]] = {}

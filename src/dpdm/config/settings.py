@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 
 from dpdm.config.earlier import earlier_of, released_by
 from dpdm.data import Channels, Fit, ImageDataset, is_built_in, open_dataset, open_public
-from dpdm.data.location import require_apart
 from dpdm.methods import Budget, Diffusion, Method
 from dpdm.privacy import AnyPlan, Earlier, LayerWise, NonPrivate, OneBackwardEach, Plan, Strategy, Vectorized
 from dpdm.privacy.plan import Noise
@@ -241,8 +240,6 @@ class Config:
 
     def __post_init__(self) -> None:
         require_seed(seed=self.seed)
-        if self.public is not None:
-            require_apart(self.data.source, self.public.source)
 
     def plan(self, count_units: Callable[[], int], **search: Search) -> AnyPlan:
         """Return the plan, its noise calibrated. `count_units` is called if no size is declared."""

@@ -47,22 +47,6 @@ def require_source(source: str) -> None:
         require_there(Path(split_of(source)[0] or "an empty name"))
 
 
-def require_apart(private: str, public: str) -> None:
-    """Raise InputError if one name is that of the private images and of public ones, which may be joined by `+`.
-
-    Nothing is opened. Records that are in both under two names are found one by one, and blanked.
-    """
-    own = _of(private)
-    for name in {public, *public.split("+")}:
-        if is_source(name.strip()) and _of(name.strip()) == own:
-            raise InputError(f"{private} cannot be the private images and public ones at once: name others by --public")
-
-
-def _of(source: str) -> tuple[object, Split]:
-    place, split = split_of(source)
-    return place if place in BUILT_IN else found(Path(place).expanduser()).resolve(), split
-
-
 def require_there(path: Path) -> None:
     """Raise InputError, with what may be meant, if nothing is at a path."""
     if not path.exists():
