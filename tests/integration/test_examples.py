@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import shlex
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -30,14 +33,48 @@ def test_a_network_of_ones_own_is_trained_saved_and_opened_again(tmp_path, capsy
     assert 'type = "own_network.Convolutions"' in (tmp_path / "run" / "release" / "config.toml").read_text()
 
 
-@pytest.mark.proof
-def test_the_notebook_runs_from_top_to_bottom(capsys):
-    notebook = json.loads((EXAMPLES / "step_by_step.ipynb").read_text(encoding="utf-8"))
-    names: dict[str, object] = {}
+def cells(name):
+    """The code of a notebook, cell by cell."""
+    notebook = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         assert not cell.get("outputs"), "clear the outputs: they are what ran on somebody's machine"
         if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), "step_by_step.ipynb", "exec"), names)
+            yield "".join(cell["source"])
+
+
+@pytest.mark.proof
+def test_a_folder_becomes_a_release_from_top_to_bottom(dpdm, tmp_path, monkeypatch):
+    """Lines of a shell go through the command line; what only a browser can show is called, and shows nothing."""
+    shown = []
+    display = types.ModuleType("IPython.display")
+    display.display, display.IFrame = shown.append, lambda source, *_: Path(source).read_text(encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "ledger.sqlite"))
+    names, said = {}, ""
+    for code in cells("own_folder.ipynb"):
+        if not code.startswith("!"):
+            exec(compile(code, "own_folder.ipynb", "exec"), names)
+            continue
+        shell = [line for line in code.splitlines() if line.startswith("!")]
+        for line in shell:
+            program, *arguments = shlex.split(line[1:])
+            assert program == "dpdm"
+            answer, out, err = dpdm(*arguments)
+            assert answer == 0, f"{line}\n{err}"
+            said += out
+        exec(compile("\n".join(line for line in code.splitlines() if line not in shell), "shown", "exec"), names)
+    assert names["images"].shape == (100, 8, 8, 1)
+    assert "declared so, and the claim does not protect it" in said
+    assert [type(each) for each in shown[1:]] == [str]
+
+
+@pytest.mark.proof
+def test_the_notebook_runs_from_top_to_bottom(capsys):
+    names: dict[str, object] = {}
+    for code in cells("step_by_step.ipynb"):
+        exec(compile(code, "step_by_step.ipynb", "exec"), names)
     assert names["images"].shape == (1000, 8, 8, 1)
     assert names["scores"]["cnn"].accuracy > 0.5
     assert capsys.readouterr().out.count(names["plan"].statement) == 2

@@ -22,26 +22,28 @@ def declared_facts(config: Config, *, ledger: Ledger | None = None) -> ImageFact
     Raises:
         InputError: Something is not declared: it names all that is missing, and how to give it.
     """
-    data = config.data
-    if (registered := _registered(data, ledger)) is not None:
-        return registered
+    data, known = config.data, _registered(config.data, ledger)
     needed = {"data.size": data.size, "data.channels": data.channels, "data.num_classes": data.num_classes}
-    if missing := [key for key, value in needed.items() if value is None]:
+    missing = [key for key, value in needed.items() if value is None]
+    if missing and known is None:
         example = {"data.size": 32, "data.channels": 3, "data.num_classes": 10}
         how = " ".join(f"--set {key}={example[key]}" for key in missing)
         raise InputError(
             f"{data.source} is not opened for this, so its facts must be declared: say {' and '.join(missing)}, such "
             f"as {how} (data.num_classes=0: no classes); or register it (dpdm ledger register)"
         )
-    assert data.size is not None
-    assert data.channels is not None
-    assert data.num_classes is not None
-    return ImageFacts((data.channels, data.size, data.size), classes_of(data.source, data.num_classes))
+    channels, *sides = (None, None, None) if known is None else known.shape
+    height, width = sides if data.size is None else (data.size, data.size)
+    if known is not None and data.num_classes in (None, known.num_classes):
+        names = known.class_names
+    else:
+        names = classes_of(data.source, data.num_classes or 0)
+    return ImageFacts((data.channels or channels, height, width), names)  # type: ignore[arg-type]
 
 
 def _registered(data: Data, ledger: Ledger | None) -> ImageFacts | None:
-    """Return what a ledger says of images of which settings say nothing."""
-    if ledger is None or (data.size, data.channels, data.num_classes) != (None, None, None):
+    """Return what a ledger says of these images, if they were declared there."""
+    if ledger is None:
         return None
     place, split = split_of(data.source)
     name = data.name or found(Path(place).expanduser()).resolve().name + ("" if split == "train" else f":{split}")
