@@ -1,0 +1,130 @@
+"""docs/gallery.md: the first images of each class by several ways at several ε, each under the command that made it.
+
+    python benchmarks/gallery.py --runs runs/gallery --page docs/gallery.md
+
+Runs that are there are taken as they are. `starts/fonts` must be there: its command is on the page, too. Data sets come
+from DPDM_DATA, and from Debian's `dataset-fashion-mnist`.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy import ndarray
+from PIL import Image
+
+from dpdm.data import open_dataset
+from dpdm.evaluation import image_grid, one_row_per_class
+
+BUDGETS: Final = ("0.2", "1", "10")
+SCALE: Final = 2
+FONTS: Final = "dpdm pretrain fonts --like mnist-cpu --minutes 40 -o starts/fonts"
+
+
+class Way(NamedTuple):
+    """A way to images: what it is, and its command without ε and run."""
+
+    name: str
+    command: str
+
+
+class Shown(NamedTuple):
+    """A data set, and the ways that are shown of it."""
+
+    name: str
+    source: str
+    ways: tuple[Way, ...]
+    note: str = ""
+
+
+GALLERY: Final = {
+    "digits": Shown(
+        "Digits",
+        "digits",
+        (
+            Way("prior alone", "dpdm train digits --method prior"),
+            Way("prior and network, a minute", "dpdm train digits"),
+        ),
+        "1,438 images of 8 × 8 pixels: very few, so little can be learnt at ε = 0.2.",
+    ),
+    "mnist": Shown(
+        "MNIST",
+        "mnist",
+        (
+            Way("prior alone", "dpdm train mnist-cpu --method prior"),
+            Way("public start", "dpdm train mnist-cpu --start starts/fonts --set privacy.steps=0"),
+            Way("private evolution", "dpdm train mnist-cpu --method evolution --public fonts"),
+        ),
+        f"60,000 images. The public start was made by `{FONTS}`.",
+    ),
+    "fashion-mnist": Shown(
+        "Fashion-MNIST",
+        "fashion-mnist",
+        (Way("prior alone", "dpdm train fashion-mnist-cpu --method prior"),),
+        "60,000 images. A network beside the prior, in an hour: the first picture of README.md.",
+    ),
+    "cifar10": Shown(
+        "CIFAR-10",
+        "cifar10",
+        (Way("prior alone", "dpdm train cifar10-cpu --method prior"),),
+        "50,000 images, of a copy in JPEG. What a prior of Gaussians sees of photographs is fog.",
+    ),
+}
+
+
+def strip(images: "ndarray", labels: "ndarray") -> Image.Image:
+    """Return the first image of each class, side by side."""
+    picture = image_grid(one_row_per_class(images, labels, num_classes=10)[:10], columns=10, scale=SCALE)
+    return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+
+
+def drawn(way: Way, epsilon: str, runs: Path, number: str) -> tuple[str, Image.Image]:
+    """Return a command, and the strip of its run, which is made if it is not there."""
+    run, made = runs / f"{number}-{epsilon}", runs / f"{number}-{epsilon}.npz"
+    command = f"{way.command} --epsilon {epsilon}"
+    if not made.exists():
+        for line in (f"{command} --run {run}", f"dpdm sample {run} -n 10 --seed 0 -o {made}"):
+            print(line, flush=True)
+            subprocess.run([sys.executable, "-m", *shlex.split(line)], check=True)
+    with np.load(made) as found:
+        return command, strip(found["images"], found["labels"])
+
+
+def section(key: str, runs: Path, folder: Path) -> str:
+    """Return the part of the page of one data set, and write its pictures."""
+    shown = GALLERY[key]
+    data = open_dataset(shown.source)
+    assert data.labels is not None
+    strip(data.images, data.labels).save(folder / f"{key}-real.png", optimize=True)
+    lines = [f"## {shown.name}", "", shown.note, "", "Real images:", "", f"![real]({folder.name}/{key}-real.png)"]
+    for place, way in enumerate(shown.ways):
+        lines += ["", f"### {shown.name}: {way.name}"]
+        for epsilon in BUDGETS:
+            command, picture = drawn(way, epsilon, runs, f"{key}-{place}")
+            name = f"{key}-{place}-{epsilon}.png"
+            picture.save(folder / name, optimize=True)
+            lines += ["", f"![{way.name} at ε = {epsilon}]({folder.name}/{name})", "", "```text", command, "```"]
+    return "\n".join(lines)
+
+
+HEAD: Final = """# Gallery
+
+The first image of each class, none picked (`dpdm sample RUN -n 10 --seed 0`). δ is 10⁻⁵, of the
+digits 10⁻⁴. How good such images are for classifiers stands in [Results](results.md).
+"""
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True, help="where runs are kept")
+    parser.add_argument("--page", type=Path, required=True, help="the page; its pictures lie in a folder of its name")
+    given = parser.parse_args()
+    pictures = given.page.with_suffix("")
+    pictures.mkdir(exist_ok=True)
+    given.runs.mkdir(parents=True, exist_ok=True)
+    sections = [section(key, given.runs, pictures) for key in GALLERY]
+    given.page.write_text("\n\n".join([HEAD.rstrip(), *sections]) + "\n", encoding="utf-8")
