@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32, Float64, Int, Int64, UInt8
 from torch import Tensor, nn
 
 from dpdm.data import ImageDataset
+from dpdm.data.procedural import tell_progress
 from dpdm.diffusion import DDIM, Below, NoiseLevels, PreconditionedDenoiser
 from dpdm.methods.interface import Run
 from dpdm.methods.nearest import bytes_of_distances, columns_of, parts_for, squared_distances, whole_features
@@ -149,7 +150,7 @@ class Trajectories(nn.Module):
         for start in range(0, of.keep, _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             noise[part] += seen_of(run.public.images[chosen[part].numpy()]) / of.key
-        answers = _Answers(denoiser, run)
+        answers = _Answers(denoiser, run, images=2 * of.keep + classes * of.asked(self.seen))
         keys, ends = answers(noise, labels, of.key, of.key), answers(noise, labels, of.key, of.level)
         counts = torch.zeros_like(self.counts, device="cpu")
         highest = min(_HIGHEST, denoiser.preconditioning.noise_levels.span[1])
@@ -166,8 +167,8 @@ class Trajectories(nn.Module):
 class _Answers:
     """What a public network makes of noisy images, in levels."""
 
-    def __init__(self, denoiser: PreconditionedDenoiser, run: Run) -> None:
-        self._denoiser, self._run = denoiser, run
+    def __init__(self, denoiser: PreconditionedDenoiser, run: Run, *, images: int) -> None:
+        self._denoiser, self._run, self._images, self._done = denoiser, run, images, 0
 
     def __call__(
         self, noisy: Float[Tensor, "images channel height width"], labels: Int[Tensor, " images"], at: float, to: float
@@ -184,6 +185,8 @@ class _Answers:
                     sampler = DDIM(steps=_STEPS, sigma_max=at, sigma_min=to)
                     made = sampler(self._denoiser, x, known, generator=torch.Generator())
             answers[part] = made.float().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
+            self._done += len(x)
+            tell_progress("public trajectories", self._done, self._images)
         return answers
 
 
