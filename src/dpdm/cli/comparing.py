@@ -79,7 +79,13 @@ def compare_methods(
     book.require_public([Records.of(test)])  # since everyone sees the scores
     features = features_of(_features(asked.features), None, [test], asked.images)
     rows = _Rows(folder, asked)
-    judge = Judge(features=features, quick=asked.quick, at_most=asked.images, seed=asked.seed, processes=alone)
+    judge = Judge(
+        features=features,
+        protocol="quick" if asked.quick else "paper",
+        at_most=asked.images,
+        seed=asked.seed,
+        processes=alone,
+    )
     with held(folder / ".lock", otherwise=f"{folder} is in use: another process compares; wait for it"):
         for name in rows.released():
             counted_in(book, folder / name)
