@@ -102,6 +102,8 @@ def test_a_run_goes_on_and_its_release_holds_no_public_weight(dpdm, photos, publ
     assert code == 0, err
     for part in ("unet", "vae", "text_encoder", "tokenizer"):
         assert f'public   "texts/{part}", SHA-256' in out
+    assert 'prompt   "a photo of a {class}": declared, and for {class} the name of each class' in out
+    assert json.loads(dpdm("verify", "run", "--json")[1])["prompt"] == "a photo of a {class}"
     code, _, err = dpdm("sample", "run", "-n", 4, "-o", "made.npz")
     assert (code, err.count("\n")) == (2, 1)
     assert "needs the public file texts/unet" in err

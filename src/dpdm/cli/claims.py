@@ -45,6 +45,8 @@ def verify(run: Run, as_json: AsJson = False) -> None:
         )
     for name, sha256 in found.starts:
         say(f"start    {_quoted([name])}, network SHA-256 {sha256}: declared so; start.toml of the public start has it")
+    if found.prompt:
+        say(f"prompt   {_quoted([found.prompt])}: declared, and for {{class}} the name of each class")
     say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}; {_samplers(found.samplers)}")
     say(f"seed     {found.seed}; names, seed and settings are declared: nothing can check them")
     if found.own_network:
