@@ -88,7 +88,7 @@ def evaluate(
         require_fit(sides[1][1], test, seed)
     fewest = min(len(data) for _, data in sides)
     chosen = features_of(features, sides[1][1] if baseline else None, [test], fewest)
-    for remark in (*remarks, *_remarks_on(named, fewest)):
+    for remark in (*remarks, *_remarks_on(named, len(entrant.made))):
         tell(remark)
     with joined_processes() as processes:
         device = choose_device("auto")
