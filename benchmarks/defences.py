@@ -114,16 +114,21 @@ def table(digits: Split, *, samples: int, most_steps: int, dp_steps: int) -> Ite
     away = draw_away(drawing(plain), labels, digits.training.images, below=extracted.below)
     yield row("drawn again if near a training image", plain, away, labels, digits)
 
+    seen: list[tuple[tuple[int, Release], Images]] = []
+
     def states() -> Iterator[tuple[tuple[int, Release], Images]]:
         for halvings in range(5, -1, -1):
             steps = most_steps >> halvings
             release = trained(PLAIN, without_noise(steps, size), digits.training) if halvings else plain
-            yield (steps, release), drawing(release)(labels, 0)
+            seen.append(((steps, release), drawing(release)(labels, 0)))
+            yield seen[-1]
 
     stopped = stop_before_copies(states(), digits.training.images, digits.held_out.images)
-    if stopped is not None:
-        (steps, release), made = stopped
-        yield row(f"stopped before samples copy, {steps:,} steps", release, made, labels, digits)
+    for (steps, release), of_state in seen:
+        here = stopped is not None and release is stopped[0][1]
+        if release is not plain:
+            name = f"stopped before samples copy, {steps:,} steps" if here else f"none, {steps:,} steps"
+            yield row(name, release, of_state, labels, digits)
     for epsilon in (10.0, 1.0):
         for name, method, taken in (("prior alone", PriorAlone(), None), ("diffusion", AROUND_A_PRIOR, dp_steps)):
             budget = {} if taken is None else {"steps": taken, "expected_batch_size": 200}
