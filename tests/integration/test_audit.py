@@ -102,6 +102,7 @@ def test_a_part_of_the_steps_is_called_a_part_and_the_last_word_is_the_runs_clai
     page = (trained / "private" / "report.html").read_text()
     assert scope in page
     assert "cost of what was audited by itself, the sums before and 2 of 6 steps" in page
+    assert "Shares, a statistic of all images, which no ε hides" in page
 
 
 def test_the_test_part_is_held_out_unless_another_is_given(dpdm, photos, tmp_path):
