@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MOST_OF_A_FILE = 400  # lines, whatever is in them
 MOST_OF_THE_MEDIAN_FILE = 140  # a method is one file of at most 200
 MOST_OF_A_FUNCTION = 50  # lines of code
-LONGER_STILL = {"audit/report.py: audit_run"}  # to be split; no other may be added
+LONGER_STILL: set[str] = set()  # no function may be added
 
 PRIVACY = "batch_selection entropy clipping layerwise layer_rules sums rehearsal unchanged diagnostics noise mechanism"
 RUNS = "run folder trainer public start drawn release benchmark verification weights exported"

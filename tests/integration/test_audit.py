@@ -37,6 +37,7 @@ def test_a_sound_run_is_attacked_and_not_contradicted(dpdm, trained, photos):
     claim = json.loads((trained / "release" / "privacy.json").read_text())["statement"]
     assert out.splitlines()[-1] == f"Nothing that was found contradicts the run's claim: {claim}"
     assert "(too few images to tell) at 1 %" in out
+    assert "properties   a statistic of all images, which no ε hides: shares as an attacker estimates them, by" in out
     assert "training with canaries: 6 of 6" in err
     after = contents(trained)
     added = {f"private/audit/{name}" for name in ("audit.json", "nearest.png", "roc.svg")}
@@ -57,6 +58,8 @@ def test_a_sound_run_is_attacked_and_not_contradicted(dpdm, trained, photos):
         assert 0 <= attack["auc"] <= 1
         assert [rate["false_positive_rate"] for rate in attack["rates"]] == [0.01, 0.001]
     assert all(point["true_positive_rate"] <= 1 for point in found["ceiling"])
+    assert sum(found["properties"]["estimated"]) == pytest.approx(1)
+    assert found["properties"]["error"] <= 1
     code, _, err = dpdm("verify", trained)
     assert code == 0, err
 
@@ -99,6 +102,7 @@ def test_a_part_of_the_steps_is_called_a_part_and_the_last_word_is_the_runs_clai
     page = (trained / "private" / "report.html").read_text()
     assert scope in page
     assert "cost of what was audited by itself, the sums before and 2 of 6 steps" in page
+    assert "Shares, a statistic of all images, which no ε hides" in page
 
 
 def test_the_test_part_is_held_out_unless_another_is_given(dpdm, photos, tmp_path):

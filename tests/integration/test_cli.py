@@ -213,6 +213,34 @@ def test_images_in_colour_have_one_more_row_and_stand_beside_grey_ones(dpdm, tmp
     assert colour == ["colour.npz", *["33.3"] * 4, "60", "none", "stated"]
 
 
+def test_images_are_judged_by_the_protocol_of_dpimagebench(dpdm, tmp_path, quick_scores, monkeypatch):
+    from dpdm.runs import hardware
+
+    monkeypatch.setattr(hardware, "choose_device", lambda _: torch.device("cpu"))
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    save_npz(tmp_path / "made.npz", images, np.arange(60) % 3, num_classes=3)
+    save_npz(tmp_path / "real.npz", images // 2, np.arange(60) % 3, num_classes=3)
+    line = ("evaluate", "made.npz", "--reference", "real.npz")
+    code, out, err = dpdm(*line, "--protocol=dpimagebench", "--json")
+    assert code == 0, err
+    assert "DPImageBench's protocol is for 60,000 images, and these are 60: not comparable" in err
+    assert "a small residual network stands in for WRN-40-4" in err
+    found = json.loads(out)
+    assert (found["protocol"], found["quick"]) == ("dpimagebench", False)
+    assert "resnet" in found
+    assert found.keys().isdisjoint({"logreg", "mlp", "cnn"})
+    code, out, err = dpdm(*line, "--protocol=quick", "--quick", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["protocol"], json.loads(out)["quick"]) == ("quick", True)
+    for wrong, said in (
+        (("--protocol=mine",), "--protocol is one of paper, quick, dpimagebench, not 'mine'"),
+        (("--protocol=paper", "--quick"), "--quick is a protocol of its own"),
+    ):
+        code, _, err = dpdm(*line, *wrong)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert said in err
+
+
 def test_other_names_of_classes_are_refused_before_the_work(dpdm, trained, tmp_path, no_work):
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     save_npz(tmp_path / "dogs.npz", images, np.arange(60) % 3, num_classes=3, class_names=("ant", "bee", "dog"))

@@ -102,6 +102,8 @@ def test_a_run_goes_on_and_its_release_holds_no_public_weight(dpdm, photos, publ
     assert code == 0, err
     for part in ("unet", "vae", "text_encoder", "tokenizer"):
         assert f'public   "texts/{part}", SHA-256' in out
+    assert 'prompt   "a photo of a {class}": declared, and for {class} the name of each class' in out
+    assert json.loads(dpdm("verify", "run", "--json")[1])["prompt"] == "a photo of a {class}"
     code, _, err = dpdm("sample", "run", "-n", 4, "-o", "made.npz")
     assert (code, err.count("\n")) == (2, 1)
     assert "needs the public file texts/unet" in err
@@ -234,3 +236,17 @@ def test_what_a_private_run_has_made_is_no_public_folder(made, dpdm, photos, tmp
     code, _, err = dpdm("train", photos, "--method=diffusion", *ALL, "--run=again")
     assert "was exported from a private run" in err
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.proof
+def test_a_run_is_audited_with_the_public_network_as_reference(run, photos, dpdm, monkeypatch):
+    from dpdm.audit import report
+
+    monkeypatch.setattr(report, "check_mechanism", lambda plan: [])
+    code, out, err = dpdm("audit", "run", "--minutes", "1", "--held-out", photos)
+    assert code == 0, err
+    assert "black box    loss less public base's: AUC" in out
+    assert "properties   nothing here tells how frequent classes are, and no ε would hide it" in out
+    found = json.loads(Path("run/private/audit/audit.json").read_text())
+    assert "loss less public base's" in found["black_box"]
+    assert found["properties"] is None, "it draws each class alike, and was trained without images of no class"

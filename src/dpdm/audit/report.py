@@ -14,26 +14,24 @@ from numpy import ndarray
 from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, near_samples, nearness
+from dpdm.audit.opened import Opened, open_run
 from dpdm.audit.parametric import Check, called, check_mechanism, check_sums
-from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
-from dpdm.data import ImageDataset, open_again, open_dataset, read_location
+from dpdm.audit.properties import Properties, properties_of
+from dpdm.audit.reference import LESS_PUBLIC, Calibrated, public_denoiser
+from dpdm.config import Config
+from dpdm.data import ImageDataset
 from dpdm.evaluation import roc_chart, side_by_side
 from dpdm.files import write_atomically, write_json
-from dpdm.methods import DenoisingGenerator, ImageFacts, Method
-from dpdm.methods.values import PublicStart
+from dpdm.methods import DenoisingGenerator, ImageFacts
 from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
-from dpdm.runs import Release, measure_step, verify_release
-from dpdm.runs.drawn import open_begun_with
-from dpdm.runs.public import taking_part_of
-from dpdm.runs.start import open_starts
+from dpdm.runs import Release, measure_step
 from dpdm.types import InputError, require_counts, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
 _CANARIES = 1000
 _MEMBERS = 1000
-_FEWEST = 16  # images, or groups, that can be audited
 _SHOWN = 20  # closest pairs in the picture
 _FALSE_ALARMS = tuple(float(rate) for rate in np.geomspace(1e-3, 1, 25))
 
@@ -58,6 +56,7 @@ class Audit:
         black_box: What each attack on the trained generator found, by its name.
         ceiling: False-positive rates, and the most true positives that the audited plan allows at each.
         nearness: How near generated images are to the training images.
+        properties: What an attacker learns of the share of each class; None where nothing tells it.
     """
 
     claim: str
@@ -72,6 +71,7 @@ class Audit:
     black_box: dict[str, Attacked]
     ceiling: tuple[tuple[float, ...], list[float]]
     nearness: Nearness
+    properties: Properties | None
 
     @property
     def part(self) -> str:
@@ -162,6 +162,7 @@ class Audit:
                 for false, true in zip(*self.ceiling, strict=True)
             ],
             "memorisation": self.nearness.as_json(),
+            "properties": self.properties and self.properties.as_json(),
         }
 
 
@@ -205,35 +206,22 @@ def audit_run(
         raise InputError(
             "an audit needs at least two canaries, and two members: those that take part and those that do not"
         )
-    release, plan, config, location = _finished(run)
-    data, held_out = _images_of(run, release, plan, location, data, held_out)
-    public = _public_of(run, release, config, public)
-    starts = _starts_of(run, release, config)
-    data = taking_part_of(data, public, starts)
-    audited = dataclasses.replace(_within(minutes, config, plan, release.facts, canaries), earlier=())
+    opened = open_run(run, data=data, public=public, held_out=held_out)
+    plan, images = opened.plan, opened.data
+    audited = dataclasses.replace(_within(minutes, opened.config, plan, opened.release.facts, canaries), earlier=())
 
     on_progress("checking the mechanism", 0, 1)
     checks = check_mechanism(plan)
     on_progress("checking the mechanism", 1, 1)
-    members = max(2, min(members, data.num_units // 4))
-    coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
-    played: AuditedRun | None = None
-    for outcome in train_with_canaries(
-        config, audited, data, public=public, starts=starts, canaries=canaries, members=members, coins=coins
-    ):
-        if isinstance(outcome, int):
-            on_progress("training with canaries", outcome, audited.steps or audited.planned)
-        else:
-            played = outcome
-    assert played is not None
-    black_box = _attacked(played, data.part(played.members), generated, on_progress)
+    members = max(2, min(members, images.num_units // 4))
+    played = _played(opened, audited, canaries, members, on_progress)
+    black_box = _attacked(played, opened, generated, on_progress)
     on_progress("looking for copies", 0, 1)
-    made, _ = release.sample(generated)
-    near = nearness(made, data.images, None if held_out is None else held_out.images)
+    made, _ = opened.release.sample(generated)
+    near = nearness(made, images.images, None if opened.held_out is None else opened.held_out.images)
     on_progress("looking for copies", 1, 1)
-    allowed = true_positive_rates(audited.events(), false_positive_rates=_FALSE_ALARMS, relation=audited.relation)
     found = Audit(
-        claim=release.statement,
+        claim=opened.release.statement,
         claimed=plan,
         epsilon=plan.epsilon(),
         checks=checks + check_sums(played.sums, called(plan)),
@@ -243,94 +231,30 @@ def audit_run(
         white_box=lower_bounds(played.scores, played.took_part, delta=audited.delta),
         members=members,
         black_box=black_box,
-        ceiling=(_FALSE_ALARMS, allowed),
+        ceiling=_ceiling(audited),
         nearness=near,
+        properties=properties_of(opened, generated),
     )
-    _write(found, Path(run) / "private" / "audit", made, data)
+    _write(found, Path(run) / "private" / "audit", made, images)
     return found
 
 
-def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
-    """Return a finished run's release, plan and settings, and where its images were opened."""
-    verify_release(run)
-    release, file = Release.load(run), Path(run) / "private" / "config.toml"
-    if not file.is_file():
-        raise InputError(f"{run} has no private/ folder: an audit needs all of the run's folder, where its images are")
-    try:
-        settings = read_toml(file)
-        if settings["plan"] != release.settings["plan"]:
-            raise InputError(f"{file} is of another run than {run}/release")
-        plan = decode_plan(settings["plan"])
-        assert isinstance(plan, Plan)
-        config = Config(
-            data=Data(source="?"),
-            public=decode(Public, settings["public"], path="public.") if "public" in settings else None,
-            method=_as_opened(decode_method(settings), settings),
-            seed=settings["seed"],
-            machine=decode(Machine, settings["machine"], path="machine."),
-        )
-        return release, plan, config, settings["opened"]
-    except (LookupError, TypeError, AssertionError) as error:
-        raise InputError(f"{file} is damaged ({type(error).__name__})") from None
+def _played(opened: Opened, audited: Plan, canaries: int, members: int, on_progress: OnProgress) -> AuditedRun:
+    """Return what a training run by the audited plan gave away, with canaries planted in it."""
+    coins = np.random.default_rng(int.from_bytes(os.urandom(16), "little"))
+    config, data, public = opened.config, opened.data, opened.public
+    for outcome in train_with_canaries(
+        config, audited, data, public=public, starts=opened.starts, canaries=canaries, members=members, coins=coins
+    ):
+        if isinstance(outcome, AuditedRun):
+            return outcome
+        on_progress("training with canaries", outcome, audited.steps or audited.planned)
+    raise AssertionError("a run that does not end")
 
 
-def _as_opened(method: Method, settings: dict[str, Any]) -> Method:
-    """Return a run's method with the places of its starts, which a release does not tell."""
-    return method.begun_from(places) if (places := settings.get("start_folders")) else method
-
-
-def _images_of(
-    run: Path | str,
-    release: Release,
-    plan: Plan,
-    location: str,
-    data: ImageDataset | None,
-    held_out: ImageDataset | str | None,
-) -> tuple[ImageDataset, ImageDataset | None]:
-    """Return the images of a run, opened where they were opened then unless given, and those held out."""
-    if data is None:
-        if not location:
-            raise InputError(f"{run} was trained on arrays: give them to dpdm.audit.audit_run(run, data=...)")
-        channels = release.facts.shape[0]
-        data = open_again(location, channels=channels, num_classes=release.facts.num_classes)  # type: ignore[arg-type]
-    require_same_unit(plan, data)
-    if data.num_units < _FEWEST:
-        raise InputError(f"{run} was trained on {data.num_units} {plan.unit}s: an audit needs at least {_FEWEST}")
-    if isinstance(held_out, str):
-        held_out = _open_like(data, held_out, read_location(location).group if location else None)
-    elif held_out is None:
-        held_out = _test_part(data, location)
-    if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
-        raise InputError(f"{run} is about images of shape {release.facts.shape}: give images of that shape")
-    return data, held_out
-
-
-def _starts_of(run: Path | str, release: Release, config: Config) -> tuple[PublicStart, ...]:
-    """Return the public starts of a run, from where they were then."""
-    starts = open_starts(config.method.start_folders)
-    if tuple(start.sha256 for start in starts) != decode_method(release.settings).start_digests:
-        raise InputError(f"{', '.join(config.method.start_folders)}: {run} began with another start")
-    return starts
-
-
-def _public_of(run: Path | str, release: Release, config: Config, public: ImageDataset | None) -> ImageDataset | None:
-    """Return the public images that a run started from, opened as they were then unless given; None if it did not."""
-    if not config.method.starts_from_images:
-        return None
-    if public is None:
-        if config.public is None:
-            raise InputError(f"{run} started from public arrays: give them to dpdm.audit.audit_run(run, public=...)")
-        public = open_begun_with(config.public, release.facts.shape, release.facts.class_names).images
-    started = release.public[0]
-    if public.digest() != started.sha256:
-        raise InputError(f"{public.name} is not {started.name}, which {run} started from: its digest is another")
-    return public
-
-
-def _attacked(
-    played: AuditedRun, accused: ImageDataset, generated: int, on_progress: OnProgress
-) -> dict[str, Attacked]:
+def _attacked(played: AuditedRun, opened: Opened, generated: int, on_progress: OnProgress) -> dict[str, Attacked]:
     """Return how well each attack that the generator is open to tells its members from the others."""
+    accused = opened.data.part(played.members)
 
     def judged(of_images: ndarray) -> Attacked:
         scores = np.bincount(accused.units, accused.weights * of_images)  # a group's is the mean of its images'
@@ -341,13 +265,21 @@ def _attacked(
     found = {"samples": judged(near_samples(samples, accused.images))}
     if not isinstance(generator, DenoisingGenerator):  # which each of the others needs
         return found
+    base = public_denoiser(opened.config.method, generator, opened.starts, seed=opened.config.seed)
+    attacks = ATTACKS if base is None else ATTACKS | {LESS_PUBLIC: Calibrated(base)}
     images = generator.seen_of(accused.images).to(generator.device)
     known = np.zeros(len(images), np.int64) if accused.labels is None else accused.labels
     labels = torch.from_numpy(known).to(generator.device)
-    for done, (name, attack) in enumerate(ATTACKS.items(), start=1):
+    for done, (name, attack) in enumerate(attacks.items(), start=1):
         found[name] = judged(attack_scores(attack, generator.denoiser, images, labels))
-        on_progress("attacking the generator", done, len(ATTACKS))
+        on_progress("attacking the generator", done, len(attacks))
     return found
+
+
+def _ceiling(plan: Plan) -> tuple[tuple[float, ...], list[float]]:
+    """Return false-positive rates, and the most true positives that a plan allows at each."""
+    rates = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
+    return _FALSE_ALARMS, rates
 
 
 def _within(minutes: float, config: Config, plan: Plan, facts: ImageFacts, canaries: int) -> Plan:
@@ -356,22 +288,6 @@ def _within(minutes: float, config: Config, plan: Plan, facts: ImageFacts, canar
         return plan
     seconds = measure_step(config, facts, plan).seconds_per_step * (1 + canaries / plan.dataset_size)
     return plan.with_steps(max(1, min(plan.steps, int(60 * minutes / max(seconds, 1e-9)))))
-
-
-def _test_part(data: ImageDataset, location: str) -> ImageDataset | None:
-    """Return the test part of what was opened at `location`, if it has one."""
-    try:
-        place, group, *_ = read_location(location)
-        return None if place.endswith(":test") else _open_like(data, f"{place}:test", group)
-    except InputError:
-        return None
-
-
-def _open_like(data: ImageDataset, source: str, group: str | None) -> ImageDataset:
-    channels, height, width = data.shape
-    size = height if height == width else None
-    num_classes = data.num_classes or None
-    return open_dataset(source, size=size, channels=channels, num_classes=num_classes, group=group)  # type: ignore[arg-type]
 
 
 def _write(found: Audit, folder: Path, made: ndarray, data: ImageDataset) -> None:

@@ -14,6 +14,7 @@ from dpdm.terminal import show_stages, tell
 if TYPE_CHECKING:
     from dpdm.audit import Audit
     from dpdm.audit.membership import Rate
+    from dpdm.audit.properties import Properties
 
 
 def verify(run: Run, as_json: AsJson = False) -> None:
@@ -44,6 +45,8 @@ def verify(run: Run, as_json: AsJson = False) -> None:
         )
     for name, sha256 in found.starts:
         say(f"start    {_quoted([name])}, network SHA-256 {sha256}: declared so; start.toml of the public start has it")
+    if found.prompt:
+        say(f"prompt   {_quoted([found.prompt])}: declared, and for {{class}} the name of each class")
     say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}; {_samplers(found.samplers)}")
     say(f"seed     {found.seed}; names, seed and settings are declared: nothing can check them")
     if found.own_network:
@@ -57,6 +60,7 @@ def verify(run: Run, as_json: AsJson = False) -> None:
 
 
 _WEIGHTS_SHOWN = 200  # names, in a line
+_SHARES_SHOWN = 10  # of classes, the most frequent ones
 
 
 def _some(weights: Sequence[str]) -> str:
@@ -191,6 +195,18 @@ def _print_audit(found: "Audit") -> None:
             f"             nearer than {out.below:.3f} to a generated one: {out.training} training and {out.held_out} "
             f"held-out images; {out.copies} of {out.again} generated ones that come again are copies"
         )
+    _print_properties(found.properties)
+
+
+def _print_properties(found: "Properties | None") -> None:
+    from dpdm.audit.properties import NO_CLAIM
+
+    if found is None:
+        return say("properties   nothing here tells how frequent classes are, and no ε would hide it")
+    say(f"properties   {NO_CLAIM}: shares as an attacker estimates them, by {found.by}")
+    most = sorted(range(len(found.names)), key=lambda place: -found.true[place])[:_SHARES_SHOWN]
+    shown = [f"{found.names[place]} {found.estimated[place]:.1%} (is {found.true[place]:.1%})" for place in most]
+    say(f"             {'; '.join(shown)}; {found.error:.1%} off in all")
 
 
 def _rate(rate: "Rate", others: int) -> str:

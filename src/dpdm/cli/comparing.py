@@ -41,6 +41,11 @@ class Asked:
     quick: bool
     seed: int
 
+    @property
+    def protocol(self) -> str:
+        """How classifiers are trained (`PROTOCOLS`)."""
+        return "quick" if self.quick else "paper"
+
     def config(self, method: str | None, *, public: str | None = None) -> "Config":
         """Return the settings of one method on these images."""
         return load_settings(self.dataset, self.epsilon, self.dataset_size, self.settings, method=method, public=public)
@@ -79,7 +84,7 @@ def compare_methods(
     book.require_public([Records.of(test)])  # since everyone sees the scores
     features = features_of(_features(asked.features), None, [test], asked.images)
     rows = _Rows(folder, asked)
-    judge = Judge(features=features, quick=asked.quick, at_most=asked.images, seed=asked.seed, processes=alone)
+    judge = Judge(features=features, protocol=asked.protocol, at_most=asked.images, seed=asked.seed, processes=alone)
     with held(folder / ".lock", otherwise=f"{folder} is in use: another process compares; wait for it"):
         for name in rows.released():
             counted_in(book, folder / name)

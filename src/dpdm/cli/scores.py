@@ -42,6 +42,15 @@ Named = Annotated[
 ]
 Group = Annotated[str | None, typer.Option(help="What names the groups of real images, as data.group does.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Train for fewer epochs. Not comparable with papers.")]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        help="How to train: paper (the default), quick (as --quick does), or dpimagebench (a wide residual network for "
+        "50 epochs on a GPU, else a small one)."
+    ),
+]
+_OF_BENCHMARK = 60_000  # images
+
 Seed = Annotated[int, typer.Option(help="Seed of the classifiers' weights and batches.")]
 
 
@@ -59,14 +68,16 @@ def evaluate(
     group: Group = None,
     features: Named = None,
     quick: Quick = False,
+    protocol: Protocol = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train classifiers on synthetic images, and test on real ones: LogReg, MLP, CNN and, in colour, a ResNet."""
     _refuse(synthetic, baseline, dp_sgd, group)
+    named = _protocol(protocol, quick)
     require_found(synthetic, reference, baseline)
     from dpdm.evaluation import Judge
-    from dpdm.runs.hardware import joined_processes
+    from dpdm.runs.hardware import choose_device, joined_processes
 
     remarks = list[str]()
     entrant = enter(synthetic, Real(reference, fit, group), num_classes=num_classes, seed=seed, remarks=remarks)
@@ -77,15 +88,17 @@ def evaluate(
         require_fit(sides[1][1], test, seed)
     fewest = min(len(data) for _, data in sides)
     chosen = features_of(features, sides[1][1] if baseline else None, [test], fewest)
-    for remark in remarks:
+    for remark in (*remarks, *_remarks_on(named, len(entrant.made))):
         tell(remark)
     with joined_processes() as processes:
-        judge = Judge(features=chosen, quick=quick, at_most=fewest, seed=seed, processes=processes)
+        device = choose_device("auto")
+        judge = Judge(features=chosen, protocol=named, at_most=fewest, seed=seed, processes=processes, device=device)
         cards = [judged(judge, data, test, name) for name, data in sides]
     if not processes.first:
         return
     # Names, not paths: a report shows them.
-    report: dict[str, Any] = {"reference": test.name, "quick": quick, "claim": entrant.claim} | cards[0].as_json()
+    said = {"reference": test.name, "quick": named == "quick", "protocol": named, "claim": entrant.claim}
+    report: dict[str, Any] = said | cards[0].as_json()
     if baseline is not None:
         report["baseline"] = {"source": sides[1][1].name, **cards[1].as_json()}
     claimed = ""
@@ -108,6 +121,31 @@ def _refuse(synthetic: str, baseline: str | None, dp_sgd: float | None, group: s
     if baseline is None:
         fail("--dp-sgd trains on real images: name them with --baseline")
     require_positive(dp_sgd=dp_sgd)
+
+
+def _protocol(named: str | None, quick: bool) -> str:
+    """Return the name of the protocol that was asked for; raise InputError if it is none, or they are two."""
+    from dpdm.evaluation import PROTOCOLS
+
+    if named is None:
+        return "quick" if quick else "paper"
+    if named not in PROTOCOLS:
+        fail(f"--protocol is one of {', '.join(PROTOCOLS)}, not {named!r}")
+    if quick and named != "quick":
+        fail(f"--quick is a protocol of its own: leave it out, or --protocol {named}")
+    return named
+
+
+def _remarks_on(protocol: str, images: int) -> Iterator[str]:
+    """Yield why scores are not to be compared with those that DPImageBench publishes."""
+    if protocol != "dpimagebench":
+        return
+    from dpdm.runs.hardware import choose_device
+
+    if images != _OF_BENCHMARK:
+        yield f"DPImageBench's protocol is for {_OF_BENCHMARK:,} images, and these are {images:,}: not comparable"
+    if choose_device("auto").type == "cpu":
+        yield "there is no GPU: a small residual network stands in for WRN-40-4, by the same rules: not comparable"
 
 
 def _by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float) -> tuple[dict[str, Any], str]:
@@ -231,7 +269,8 @@ def _compare_sources(
         tell(remark)
     rows, cards = [], []
     with joined_processes() as processes:
-        judge = Judge(features=chosen, quick=quick, at_most=fewest, seed=seed, processes=processes)
+        named = "quick" if quick else "paper"
+        judge = Judge(features=chosen, protocol=named, at_most=fewest, seed=seed, processes=processes)
         for one in entrants:
             made = one.images(count, seed, processes)
             cards.append(judged(judge, made, one.test, one.source))

@@ -41,6 +41,8 @@ from dpdm.evaluation.picture import image_grid as image_grid
 from dpdm.evaluation.picture import one_row_per_class as one_row_per_class
 from dpdm.evaluation.picture import save_grid as save_grid
 from dpdm.evaluation.picture import side_by_side as side_by_side
+from dpdm.evaluation.protocol import DPIMAGEBENCH as DPIMAGEBENCH
+from dpdm.evaluation.protocol import PROTOCOLS as PROTOCOLS
 from dpdm.evaluation.protocol import QUICK as QUICK
 from dpdm.evaluation.protocol import UtilityProtocol as UtilityProtocol
 from dpdm.evaluation.random_networks import RandomConvNets as RandomConvNets
@@ -52,4 +54,5 @@ from dpdm.evaluation.utility import UtilityScore as UtilityScore
 from dpdm.evaluation.utility import evaluate_utility as evaluate_utility
 from dpdm.evaluation.utility import require_testable as require_testable
 from dpdm.evaluation.utility import train_classifier as train_classifier
+from dpdm.evaluation.wide import WideResidualNet as WideResidualNet
 from dpdm.types import as_images as as_images

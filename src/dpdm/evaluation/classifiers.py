@@ -15,6 +15,7 @@ from torch import nn
 
 from dpdm.evaluation.protocol import UtilityProtocol
 from dpdm.evaluation.residual import Block, CropsAndFlips, InBfloat16, convolution
+from dpdm.evaluation.wide import WideResidualNet
 from dpdm.types import InputError, require_counts
 
 ImageShape = tuple[int, int, int]
@@ -146,6 +147,11 @@ CLASSIFIERS: Mapping[str, Classifier] = MappingProxyType({"logreg": LogReg(), "m
 
 COLOUR_CLASSIFIERS: Mapping[str, Classifier] = MappingProxyType({**CLASSIFIERS, "resnet": ResidualNet()})
 """The paper's three and a residual network, by which images in colour are judged."""
+
+
+def benchmark_classifiers(device: torch.device) -> Mapping[str, Classifier]:
+    """Return what `DPIMAGEBENCH` trains: a wide residual network on a GPU, and elsewhere the small one in its place."""
+    return {"resnet": ResidualNet()} if device.type == "cpu" else {"wrn": WideResidualNet()}
 
 
 def classifiers_for(channels: int) -> Mapping[str, Classifier]:

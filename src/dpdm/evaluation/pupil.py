@@ -1,7 +1,8 @@
 """A classifier while it learns, which may be anybody's own: whatever it gives that is none is refused in one line."""
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from dpdm.evaluation.classifiers import Classifier, ImageShape
 from dpdm.types import Images, InputError, Labels, images_to_tensor, refusing
 
 _PHYSICAL_BATCH_SIZE = 1000  # images classified at once when nothing is learnt
+_CPU = torch.device("cpu")
 
 
 def check_classifiers(classifiers: Mapping[str, Classifier]) -> None:
@@ -32,26 +34,45 @@ def check_classifiers(classifiers: Mapping[str, Classifier]) -> None:
 class Pupil:
     """One classifier while it learns, with the weights of its best epoch so far.
 
+    Args:
+        name: Of the classifier.
+        classifier: Its recipe.
+        shape: Of an image.
+        num_classes: How many classes there are.
+        average: Decay of the average of its weights that is judged; 0 judges the weights themselves.
+        device: Where it learns.
+
     Raises:
         InputError: Its recipe builds no module, or one with nothing to learn with.
     """
 
-    def __init__(self, name: str, classifier: Classifier, shape: ImageShape, num_classes: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        classifier: Classifier,
+        shape: ImageShape,
+        num_classes: int,
+        *,
+        average: float = 0.0,
+        device: torch.device = _CPU,
+    ) -> None:
         with refusing(f"build of classifier {name!r} failed"):
             module: object = classifier.build(shape, num_classes)
         if not isinstance(module, nn.Module):
             raise InputError(f"build of classifier {name!r} must return a torch.nn.Module, not {kind_of(module)}")
         if not any(weight.requires_grad for weight in module.parameters()):
             raise InputError(f"classifier {name!r} has no weight to be trained")
-        self.name, self.module, self.num_classes = name, module, num_classes
+        self.name, self.module, self.num_classes, self.device = name, module.to(device), num_classes, device
         self.optimizer = torch.optim.Adam(module.parameters())
         self.best_epoch, self.best_accuracy = 0, -1.0
         self._best_weights: dict[str, Tensor] = {}
+        self._decay, self._updates = average, 0
+        self._average = [weight.detach().clone() for weight in module.parameters()] if average else []
 
     def logits(self, x: Float[Tensor, "images channel height width"]) -> Float[Tensor, "images classes"]:
         """Return one number for each image and class; raise InputError if the module gives anything else."""
         with refusing(f"classifier {self.name!r} on images of shape {tuple(x.shape)} failed"):
-            found: object = self.module(x)
+            found: object = self.module(x.to(self.device))
         wanted = (len(x), self.num_classes)
         if not isinstance(found, Tensor) or not found.is_floating_point() or found.shape != wanted:
             wrong = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else kind_of(found)
@@ -62,7 +83,7 @@ class Pupil:
         """Add the gradients of one batch's cross entropy to `.grad`."""
         logits = self.logits(x)
         with refusing(f"classifier {self.name!r}, learning from {len(x)} images failed"):
-            torch.autograd.backward(nn.functional.cross_entropy(logits, y))
+            torch.autograd.backward(nn.functional.cross_entropy(logits, y.to(self.device)))
 
     def learn(
         self, x: Float[Tensor, "images channel height width"], y: Int64[Tensor, " images"], learning_rate: float
@@ -73,6 +94,11 @@ class Pupil:
         self.optimizer.zero_grad()
         self.add_gradients(x, y)
         self.optimizer.step()
+        self._updates += 1
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        with torch.no_grad():
+            for mean, weight in zip(self._average, self.module.parameters(), strict=False):
+                mean.lerp_(weight, 1 - decay)
 
     @torch.inference_mode()
     def answers(self, images: Images) -> Labels:
@@ -85,15 +111,27 @@ class Pupil:
             if not torch.isfinite(logits).all():
                 raise InputError(f"{self.name} diverged, its outputs are not finite: lower the learning rate")
             answers.append(logits.argmax(dim=1))
-        return np.asarray(torch.cat(answers).numpy())
+        return np.asarray(torch.cat(answers).cpu().numpy())
 
     def remember_if_best(self, epoch: int, images: Images, labels: Labels) -> None:
         """Keep the weights if no earlier epoch did better on these images."""
-        accuracy = float((self.answers(images) == labels).mean())
-        # Of equals the latest: where a small held-out part is soon answered perfectly, it has learnt the most.
-        if accuracy >= self.best_accuracy:
-            self.best_epoch, self.best_accuracy = epoch, accuracy
-            self._best_weights = {name: weight.clone() for name, weight in self.module.state_dict().items()}
+        with self._judged():
+            accuracy = float((self.answers(images) == labels).mean())
+            # Of equals the latest: where a small held-out part is soon answered perfectly, it has learnt the most.
+            if accuracy >= self.best_accuracy:
+                self.best_epoch, self.best_accuracy = epoch, accuracy
+                self._best_weights = {name: weight.clone() for name, weight in self.module.state_dict().items()}
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Put the average in the place of the weights, if there is one, and these back afterwards."""
+        weights = [*self.module.parameters()] if self._average else []
+        own = [weight.detach().clone() for weight in weights]
+        try:
+            _copy(self._average, weights)
+            yield
+        finally:
+            _copy(own, weights)
 
     def recall_best(self) -> "Pupil":
         """Go back to the weights of the best epoch."""
@@ -117,3 +155,9 @@ def check_learns(
     if alone:
         spare.module.train()
         spare.add_gradients(x[:1], y[:1])
+
+
+@torch.no_grad()
+def _copy(values: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for value, weight in zip(values, weights, strict=True):
+        weight.copy_(value)

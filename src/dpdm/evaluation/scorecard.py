@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from dpdm.evaluation.classifiers import CLASSIFIERS, COLOUR_CLASSIFIERS, classifiers_for
+from dpdm.evaluation.classifiers import benchmark_classifiers, classifiers_for
 from dpdm.evaluation.distances import inception_score
 from dpdm.evaluation.features import ClassifierFeatures, Features, image_features
 from dpdm.evaluation.fidelity import DISTANCES, Fidelity, Progress, Score, compare_features, draw_equally
-from dpdm.evaluation.protocol import QUICK
+from dpdm.evaluation.protocol import PROTOCOLS
 from dpdm.evaluation.utility import OnUpdate, UtilityScore, evaluate_utility
 from dpdm.types import Images, Labels, as_images
 
@@ -21,9 +22,10 @@ T = TypeVar("T")
 Labelled = tuple[Images, Labels]
 """uint8 images (number, height, width, channel), and their classes: (number,) integers in [0, num_classes)."""
 
-TITLES = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet"}
-"""What people call the classifiers of `COLOUR_CLASSIFIERS`."""
+TITLES = {"logreg": "LogReg", "mlp": "MLP", "cnn": "CNN", "resnet": "ResNet", "wrn": "WRN-40-4"}
+"""What people call the classifiers."""
 
+_CPU = torch.device("cpu")
 _MOST_SHOWN = 20  # classes
 _MOST_COMPARED = 10_000  # images of a side, by distances
 
@@ -43,7 +45,7 @@ class Scorecard:
     """What one set of images scored.
 
     Args:
-        utility: The score of each classifier that was trained on the images, by its key in `COLOUR_CLASSIFIERS`.
+        utility: The score of each classifier that was trained on the images, by its key in `TITLES`.
         fidelity: Their distances from the test images; None if nobody asked.
     """
 
@@ -64,7 +66,9 @@ class Scorecard:
             ValueError: Something is of another kind, or about another number of classes.
         """
         utility, fidelity = TypeAdapter(UtilityScore), TypeAdapter(Fidelity)
-        keys = [key for key in COLOUR_CLASSIFIERS if key in CLASSIFIERS or key in found]
+        keys = [key for key in TITLES if key in found]
+        if not keys:
+            raise LookupError("no classifier")
         card = cls(
             {key: utility.validate_python(found[key]) for key in keys},
             fidelity.validate_python(found["fidelity"]) if "fidelity" in found else None,
@@ -131,17 +135,20 @@ class Judge:
 
     Args:
         features: Where images are compared; None for classifiers alone.
-        quick: Whether classifiers are trained by `QUICK`, and distances have no intervals.
+        protocol: How classifiers are trained: a name of `PROTOCOLS`. By "quick", distances have no intervals; by
+            "dpimagebench", `benchmark_classifiers` are trained alone.
         at_most: Images that all sides have, so that distances are comparable; 10,000 are compared at most.
         seed: Fixes everything.
         processes: Those that share the work. The first one has the scores, the others have empty scorecards.
+        device: Where `benchmark_classifiers` are trained; others are on the CPU, wherever this runs.
     """
 
     features: Features | None
-    quick: bool
+    protocol: str
     at_most: int
     seed: int
     processes: _Processes
+    device: torch.device = _CPU
 
     def score(self, made: Labelled, test: Labelled, num_classes: int, on_progress: Progress) -> Scorecard:
         """Score (images, labels) by others of the same shape and classes.
@@ -157,16 +164,20 @@ class Judge:
     def _utility(
         self, made: Labelled, test: Labelled, num_classes: int, on_progress: Progress
     ) -> dict[str, UtilityScore]:
-        classifiers, scores = classifiers_for(as_images("synthetic", made[0]).shape[-1]), {}
+        benchmark, scores = self.protocol == "dpimagebench", {}
+        device = self.device if benchmark else _CPU
+        channels = as_images("synthetic", made[0]).shape[-1]
+        classifiers = benchmark_classifiers(device) if benchmark else classifiers_for(channels)
         names = list(classifiers)[::-1]  # the slowest one first
         if mine := names[self.processes.rank :: self.processes.size]:
             scores = evaluate_utility(
                 *made,
                 *test,
                 num_classes=num_classes,
-                protocol=QUICK if self.quick else None,
+                protocol=PROTOCOLS[self.protocol],
                 classifiers={name: classifiers[name] for name in mine},
                 seed=self.seed,
+                device=device,
                 on_progress=partial(on_progress, "classifiers"),
             )
         everyones = dict(self.processes.in_turn(list(scores.items())))
@@ -189,7 +200,7 @@ class Judge:
             labels=labels,
             reference_labels=real_labels,
             num_classes=num_classes,
-            resamples=0 if self.quick else 5,
+            resamples=0 if self.protocol == "quick" else 5,
             seed=self.seed,
             on_progress=on_progress,
         )

@@ -67,13 +67,14 @@ def evaluate_utility(
     protocol: UtilityProtocol | None = None,
     classifiers: Mapping[str, Classifier] = CLASSIFIERS,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     on_progress: OnUpdate | None = None,
 ) -> dict[str, UtilityScore]:
     """Train each classifier on the synthetic images and score it on the test images.
 
     The best epoch is chosen on held-out *synthetic* images: choosing it on the test images would be selection on
     private data. All classifiers of one protocol take the same batches side by side, yet no score depends on which
-    others are asked for. Runs on the CPU; leaves torch's global random state as it was.
+    others are asked for. Leaves torch's global random state as it was.
 
     Args:
         images: The synthetic images, uint8 (number, height, width[, channel]), at least 10.
@@ -81,11 +82,13 @@ def evaluate_utility(
         test_images: Images to test on, uint8 (number, height, width[, channel]), at least 10.
         test_labels: Their classes, (number,).
         num_classes: Number of classes, >= 2.
-        protocol: How to train all of them; `QUICK` for a look (default: a classifier's own `protocol`, and the
-            paper's `UtilityProtocol()` for classifiers that have none).
+        protocol: How to train all of them; `QUICK` for a look, `DPIMAGEBENCH` beside `WideResidualNet` for numbers to
+            be compared with others' (default: a classifier's own `protocol`, and the paper's `UtilityProtocol()` for
+            classifiers that have none).
         classifiers: What to train, by the name its score gets; anybody's own too, see `Classifier` (default: the
             paper's three; `COLOUR_CLASSIFIERS` has the residual network as well).
         seed: >= 0; fixes split, initial weights, order, dropout and crops. Same seed, same machine, same scores.
+        device: Where classifiers learn.
         on_progress: Called after each update with the number of updates done and their total.
 
     Returns:
@@ -112,8 +115,8 @@ def evaluate_utility(
     require_testable(images, labels, test_images, test_labels, num_classes=num_classes, seed=seed)
     images, test_images = as_images("synthetic", images), as_images("test", test_images)
     protocols = _protocols(classifiers, protocol)
-    scores = {}
-    for name, pupil in _taught(images, labels, num_classes, classifiers, protocols, seed, on_progress).items():
+    scores, device = {}, torch.device(device)
+    for name, pupil in _taught(images, labels, num_classes, classifiers, protocols, seed, device, on_progress).items():
         answers = pupil.answers(test_images)
         correct = answers == test_labels
         # Of n answers drawn with replacement from n, a binomial number is right: its quantiles need no drawing.
@@ -162,7 +165,8 @@ def train_classifier(
     images = as_images("training", images)
     classifiers = {"the classifier": classifier}
     protocols = _protocols(classifiers, protocol)
-    (pupil,) = _taught(images, labels, num_classes, classifiers, protocols, seed, None).values()
+    cpu = torch.device("cpu")
+    (pupil,) = _taught(images, labels, num_classes, classifiers, protocols, seed, cpu, None).values()
     return pupil.module.eval().requires_grad_(False)
 
 
@@ -192,11 +196,12 @@ def _taught(
     classifiers: Mapping[str, Classifier],
     protocols: Mapping[str, UtilityProtocol],
     seed: int,
+    device: torch.device,
     on_progress: OnUpdate | None,
 ) -> dict[str, Pupil]:
     """Teach all classifiers, and return them as they were after their best epochs."""
     pupils = {
-        name: _tried(name, classifier, images, labels, num_classes, protocols[name], seed)
+        name: _tried(name, classifier, images, labels, num_classes, protocols[name], seed, device)
         for name, classifier in classifiers.items()
     }
     updates = {protocol: protocol.num_updates(len(images)) for protocol in protocols.values()}
@@ -216,15 +221,17 @@ def _lessons(
     """Teach pupils side by side by one protocol; yield after each update."""
     rng = np.random.default_rng(seed)
     train, held_out = _divided(len(images), protocol, rng)
-    update, num_updates = 0, protocol.num_updates(len(images))
+    update = 0
     for epoch in range(1, protocol.num_epochs(len(images)) + 1):
         order = rng.permutation(train)
         for start in range(0, len(order), protocol.batch_size):
             x, y = _seen(images, labels, order[start : start + protocol.batch_size])
-            rate = protocol.learning_rate * (1 - update / num_updates if protocol.decay else 1)
+            rate = protocol.rate(update, len(images))
             update += 1
             for pupil in pupils:
-                with _seeded(seed, update):  # for each pupil, or its dropout would depend on who else is taught
+                with _seeded(
+                    seed, update, device=pupil.device
+                ):  # for each pupil, or its dropout would depend on who else is taught
                     pupil.learn(x, y, rate)
             yield
         for pupil in pupils:
@@ -250,15 +257,17 @@ def _tried(
     num_classes: int,
     protocol: UtilityProtocol,
     seed: int,
+    device: torch.device,
 ) -> Pupil:
     """Return a new pupil, once another one of the same recipe has learnt from a few images."""
     train, held_out = _divided(len(images), protocol, np.random.default_rng(seed))
     x, y = _seen(images, labels, held_out[[0, 0, 0]])  # which are looked at before any training in any case
     _, channels, height, width = x.shape
-    with _seeded(seed, 0):
-        pupil = Pupil(name, classifier, (channels, height, width), num_classes)
-    with _seeded(seed, 0):
-        spare = Pupil(name, classifier, (channels, height, width), num_classes)
+    shape = (channels, height, width)
+    with _seeded(seed, 0, device=device):
+        pupil = Pupil(name, classifier, shape, num_classes, average=protocol.average, device=device)
+    with _seeded(seed, 0, device=device):
+        spare = Pupil(name, classifier, shape, num_classes, device=device)
         if not {*map(id, pupil.module.parameters())}.isdisjoint(map(id, spare.module.parameters())):
             raise InputError(f"build of classifier {name!r} must return a new module each time, not one it keeps")
         check_learns(spare, x, y, alone=len(train) % protocol.batch_size == 1 or protocol.batch_size == 1)
@@ -266,11 +275,16 @@ def _tried(
 
 
 @contextmanager
-def _seeded(*key: int) -> Iterator[None]:
-    """Seed torch's global CPU generator from `key`, and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed: that would also reseed every GPU, and nothing would put those back
-        torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+def _seeded(*key: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of the device from `key`, and put them back afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # not torch.manual_seed: that would also reseed every other GPU, and nothing would put those back
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

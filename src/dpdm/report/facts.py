@@ -10,7 +10,7 @@ from typing import Any
 import dpdm
 from dpdm.config import decode_plan, read_toml
 from dpdm.diffusion import GAIN_LEVELS, MatchedPreconditioning
-from dpdm.evaluation import Scorecard
+from dpdm.evaluation import PROTOCOLS, Scorecard
 from dpdm.files import json_text, read_json
 from dpdm.methods import DenoisingGenerator, ImageGenerator
 from dpdm.privacy import Plan, PoissonSums
@@ -114,6 +114,8 @@ def _scores(path: Path, *, num_classes: int) -> dict[str, Any]:
     try:
         json_text(found)  # refuses what is not finite
         scores: dict[str, Any] = {"reference": str(found["reference"]), "quick": bool(found["quick"])}
+        if (protocol := found.get("protocol")) in PROTOCOLS:
+            scores["protocol"] = protocol
         card = Scorecard.from_json(found, num_classes=num_classes)
         scores |= card.as_json()
         if baseline := found.get("baseline"):

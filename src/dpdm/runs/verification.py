@@ -61,6 +61,7 @@ class Verified:
         starts: The declared name of each public network that it may have begun with, and the SHA-256 of its weights.
         own_network: The declared name of the network's class, if its code is not dpdm's; "" if it is.
         own_weights: What it calls its weights, with types and shapes.
+        prompt: What a text encoder was told of the images, if one was; {class} stands for the name of a class.
         exported: Whether it is an exported pipeline: that its weights follow from those of the release was not checked.
     """
 
@@ -79,6 +80,7 @@ class Verified:
     starts: tuple[tuple[str, str], ...] = ()
     own_network: str = ""
     own_weights: tuple[str, ...] = ()
+    prompt: str = ""
     exported: bool = False
 
     @property
@@ -241,6 +243,7 @@ def verify_release(run: Path | str) -> Verified:
         starts=tuple(zip(method.start_folders, method.start_digests, strict=True)),
         own_network="" if method.foreign is None else str(settings["network"]["type"]),
         own_weights=() if method.foreign is None or layout is None else _said(layout, method.foreign),
+        prompt=str(settings.get("network", {}).get("prompt", "")),
         exported=exported,
     )
 

@@ -5,7 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from dpdm.evaluation import QUICK, Judge, Pixels, Scorecard, UtilityScore, compare_features, image_features, scorecard
+from dpdm.evaluation import (
+    DPIMAGEBENCH,
+    QUICK,
+    Judge,
+    Pixels,
+    Scorecard,
+    UtilityScore,
+    compare_features,
+    image_features,
+    scorecard,
+)
 
 RNG = np.random.default_rng(0)
 IMAGES, REFERENCE = (RNG.integers(0, 256, (71, 4, 4, 1), dtype=np.uint8) for _ in range(2))
@@ -122,12 +132,21 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize(("channels", "more"), [(1, []), (3, ["resnet"]), (4, ["resnet"])])
-@pytest.mark.parametrize(("quick", "protocol"), [(True, QUICK), (False, None)])
-def test_images_in_colour_are_judged_by_a_residual_network_too(channels, more, quick, protocol, asked):
+@pytest.mark.parametrize(("name", "protocol"), [("quick", QUICK), ("paper", None)])
+def test_images_in_colour_are_judged_by_a_residual_network_too(channels, more, name, protocol, asked):
     sides = [(np.repeat(images, channels, axis=3), LABELS) for images in (IMAGES, REFERENCE)]
-    judge = Judge(features=None, quick=quick, at_most=60, seed=3, processes=Together(0, 1, {}))
+    judge = Judge(features=None, protocol=name, at_most=60, seed=3, processes=Together(0, 1, {}))
     assert list(judge.score(*sides, 3, lambda *_: None).utility) == [*PAPERS, *more]
     assert asked == [([*PAPERS, *more][::-1], protocol)]
+
+
+def test_by_the_protocol_of_dpimagebench_one_network_judges_whatever_the_channels(asked):
+    judge = Judge(features=None, protocol="dpimagebench", at_most=60, seed=3, processes=Together(0, 1, {}))
+    found = judge.score((IMAGES, LABELS), (REFERENCE, LABELS), 3, lambda *_: None)
+    assert asked == [(["resnet"], DPIMAGEBENCH)], "on a processor"
+    assert Scorecard.from_json(json.loads(json.dumps(found.as_json())), num_classes=2) == found
+    with pytest.raises(LookupError):
+        Scorecard.from_json({}, num_classes=2)
 
 
 @pytest.mark.usefixtures("asked")
@@ -136,7 +155,7 @@ def test_processes_score_together_what_one_does_alone():
 
     def scored(rank, size, left):
         processes = Together(rank, size, left)
-        judge = Judge(features=Pixels(side=2), quick=True, at_most=60, seed=3, processes=processes)
+        judge = Judge(features=Pixels(side=2), protocol="quick", at_most=60, seed=3, processes=processes)
         told.clear()
         return judge.score((IMAGES, LABELS), (REFERENCE, LABELS), 3, lambda *progress: told.append(progress))
 
