@@ -216,7 +216,7 @@ def test_a_misspelt_method_is_told_with_the_nearest_before_the_heavy_imports(tmp
     assert done.returncode == 2
     assert done.stderr == (
         "dpdm: --method 'evolutoin' is none of aggregated-embeddings, diffusion, distillation, evolution, gan, labels, "
-        "mean-embedding, prior, sliced, statistics: did you mean evolution?\n"
+        "mean-embedding, prior, sliced, statistics, teacher: did you mean evolution?\n"
     )
     assert done.stdout == "False False\n"
 

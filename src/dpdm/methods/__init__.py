@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
     from dpdm.methods.statistics import StatisticMatching
+    from dpdm.methods.teacher import TaughtGenerator, Teacher
 
 __all__ = [
     "GAN",
@@ -66,6 +67,8 @@ __all__ = [
     "SmallGenerator",
     "Start",
     "StatisticMatching",
+    "TaughtGenerator",
+    "Teacher",
     "require_sampler_names",
 ]
 
@@ -95,5 +98,6 @@ __getattr__ = lazily(
         "small_generator": "SmallGenerator",
         "start": "Start",
         "statistics": "StatisticMatching",
+        "teacher": "TaughtGenerator Teacher",
     },
 )

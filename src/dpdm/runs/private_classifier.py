@@ -5,15 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from dpdm.data import ImageDataset
 from dpdm.evaluation import confusion_of
 from dpdm.methods import ema
+from dpdm.methods.classifier import LabelLoader, LabelLoss, small_cnn
 from dpdm.privacy import DPSGD, LayerWise
-from dpdm.types import InputError, RandomBytes, images_to_tensor, require_counts, require_seed
+from dpdm.types import InputError, images_to_tensor, require_counts, require_seed
 
 _PART = 1000
 
@@ -83,8 +82,6 @@ def train_private_classifier(
         raise InputError(f"{data.name} has no labels: a classifier needs them")
     if data.groups is not None:
         raise InputError(f"{data.name} has groups of images: this classifier could claim something of one image only")
-    labels = torch.from_numpy(data.labels)
-    blank = torch.zeros(len(data), dtype=torch.bool) if data.blank is None else torch.from_numpy(data.blank)
     plan = DPSGD(
         dataset_size=len(data),
         expected_batch_size=min(expected_batch_size, max(1, len(data) // 4)),
@@ -92,20 +89,9 @@ def train_private_classifier(
         delta=min(1e-5, 0.5 / len(data)) if delta is None else delta,
         relation="replace_special",
     ).calibrate(epsilon=epsilon)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = _small_cnn(data.shape[0], data.num_classes)
+    module = small_cnn(data.shape[0], data.num_classes, seed=seed)
     average, optimizer = ema.start(module), torch.optim.Adam(module.parameters(), lr=learning_rate)
-
-    def load(indices: Int64[np.ndarray, " batch"], random_bytes: RandomBytes) -> tuple[Tensor, Tensor]:
-        x = images_to_tensor(data.images[indices])
-        x[blank[indices]] = torch.nan  # whose gradient counts as zero
-        return x, labels[indices]
-
-    def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> Float[Tensor, " batch"]:
-        images, labels = batch
-        return cross_entropy(module(images), labels, reduction="none")
-
+    load, loss = LabelLoader(data, torch.device("cpu")), LabelLoss()
     run = plan.start(strategy=LayerWise())
     while not run.finished:
         run.backward(loss, module, num_records=len(data), load=load, physical_batch_size=512)
@@ -113,24 +99,3 @@ def train_private_classifier(
         ema.update(average, module, updates=run.steps_spent, decay=0.98)
         on_step(steps)
     return PrivateClassifier(average.eval(), plan.statement)
-
-
-def _small_cnn(channels: int, num_classes: int) -> nn.Module:
-    """Return an untrained CNN for images of any size, with as many parameters for each: noise falls on all of them.
-
-    Source:
-        Papernot et al. 2021 (tanh, which keeps gradients small), but for padding and pooling.
-    """
-    module = nn.Sequential(
-        nn.Conv2d(channels, 16, 8, stride=2, padding=3),
-        nn.Tanh(),
-        nn.MaxPool2d(3, stride=1, padding=1),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1),
-        nn.Tanh(),
-        nn.AdaptiveMaxPool2d(4),
-        nn.Flatten(),
-        nn.Linear(32 * 4 * 4, 32),
-        nn.Tanh(),
-        nn.Linear(32, num_classes),
-    )
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # stubs lack it
