@@ -16,7 +16,13 @@ from dpdm.methods.embedding import Space
 from dpdm.runs.procedural_start import train_on_shapes
 from dpdm.types import Images, InputError, RandomBytes, tensor_to_images
 
-STARTS = ("none", "procedural", "features")
+STARTS = {
+    "none": "a CNN",
+    "procedural": "a CNN that began with drawn images",
+    "features": "a linear classifier of public features",
+}
+"""What is trained, by the name of its start."""
+
 _FEATURES = Embedding(features="efficientnet-lite0", size=64), Embedding(features="random-convnet", size=32)
 _SHAPES = 2000  # drawn images that say where features lie, and in which directions they differ
 _PART = 1024
@@ -39,14 +45,14 @@ class Begun(NamedTuple):
 def begin(start: str, data: ImageDataset, *, seed: int) -> Begun:
     """Return what a start is for these images; raise InputError if there is no such start."""
     if start not in STARTS:
-        raise InputError(f"start must be {', '.join(STARTS[:-1])} or {STARTS[-1]}, not {start!r}")
+        raise InputError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
     if start == "features":
         return _on_features(data, seed=seed)
     network = small_cnn(data.shape[0], data.num_classes, seed=seed)
     if start == "none":
         return Begun(nn.Identity(), network, LabelLoader(data, _CPU), 1e-2, ())
     shapes = train_on_shapes(network, data.shape, seed=seed)
-    return Begun(nn.Identity(), network, LabelLoader(blank_equal(data, shapes), _CPU), 1e-2, (_part(shapes),))
+    return Begun(nn.Identity(), network, LabelLoader(blank_equal(data, shapes), _CPU), 2e-2, (_part(shapes),))
 
 
 def _on_features(data: ImageDataset, *, seed: int) -> Begun:
@@ -62,7 +68,7 @@ def _on_features(data: ImageDataset, *, seed: int) -> Begun:
         torch.manual_seed(seed)
         network = nn.Linear(features.number, data.num_classes)
     load = RowLoader(blank_equal(data, shapes), rows)
-    return Begun(features, network, load, 3e-2, (_part(shapes), *embedding.parts()))
+    return Begun(features, network, load, 0.1, (_part(shapes), *embedding.parts()))
 
 
 class FeatureRows(nn.Module):
