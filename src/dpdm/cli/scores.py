@@ -41,6 +41,16 @@ Named = Annotated[
     ),
 ]
 Group = Annotated[str | None, typer.Option(help="What names the groups of real images, as data.group does.")]
+DPSGDEpsilon = Annotated[
+    float | None, typer.Option("--dp-sgd", help="Train a CNN on the baseline by DP-SGD as well, at this ε.")
+]
+DPSGDStart = Annotated[
+    str | None,
+    typer.Option(
+        help="What --dp-sgd begins with: none; procedural, drawn images; or features, public ones of "
+        "EfficientNet-Lite0 (without its packages, of a random network) under a linear classifier."
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Train for fewer epochs. Not comparable with papers.")]
 Seed = Annotated[int, typer.Option(help="Seed of the classifiers' weights and batches.")]
 
@@ -51,16 +61,8 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Real images to train the same classifiers on, for comparison.")
     ] = None,
-    dp_sgd: Annotated[
-        float | None, typer.Option("--dp-sgd", help="Train a CNN on the baseline by DP-SGD as well, at this ε.")
-    ] = None,
-    dp_sgd_start: Annotated[
-        str | None,
-        typer.Option(
-            help="What --dp-sgd begins with: none; procedural, drawn images; or features, public ones of "
-            "EfficientNet-Lite0 (without its packages, of a random network) under a linear classifier."
-        ),
-    ] = None,
+    dp_sgd: DPSGDEpsilon = None,
+    dp_sgd_start: DPSGDStart = None,
     fit: FitTo = "crop",
     num_classes: Classes = None,
     group: Group = None,

@@ -61,9 +61,9 @@ def _on_features(data: ImageDataset, *, seed: int) -> Begun:
     embedding = next(each for each in _FEATURES if _is_there(each, data.shape))
     features = FeatureRows(embedding, shapes)
     rows = torch.empty(len(data), features.number)
-    for begin in range(0, len(data), _PART):
-        rows[begin : begin + _PART] = features.of(data.images[begin : begin + _PART])
-        tell_progress("features", min(len(data), begin + _PART), len(data))
+    for first in range(0, len(data), _PART):
+        rows[first : first + _PART] = features.of(data.images[first : first + _PART])
+        tell_progress("features", min(len(data), first + _PART), len(data))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Linear(features.number, data.num_classes)
