@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         SlicedWasserstein,
         Start,
         StatisticMatching,
+        Teacher,
     )
     from dpdm.networks import MLP, CompactUNet, DiffusersFolder, MakeNetwork, TextToImageFolder, UNet
     from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
@@ -113,6 +114,7 @@ _HOME = {
     "SlicedWasserstein": "methods",
     "Start": "methods",
     "StatisticMatching": "methods",
+    "Teacher": "methods",
     "MLP": "networks",
     "MakeNetwork": "networks",
     "CompactUNet": "networks",
@@ -184,6 +186,7 @@ __all__ = [
     "StatisticMatching",
     "StochasticDDIM",
     "Synthesizer",
+    "Teacher",
     "TextToImageFolder",
     "Trainer",
     "UNet",

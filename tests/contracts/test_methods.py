@@ -37,6 +37,7 @@ from dpdm.methods import (
     SlicedWasserstein,
     Start,
     StatisticMatching,
+    Teacher,
 )
 from dpdm.networks import MLP, DiffusersFolder, TextToImageFolder
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
@@ -121,6 +122,7 @@ TOYS = {
     "diffusion from texts and latents": Diffusion(
         network=TEXTS, loss=DenoisingLoss(noise_multiplicity=2), sampler=DDIM(steps=2, sigma_min=0.04)
     ),
+    "teacher": Teacher(per_class=6, width=2),
     "one of two public starts": Diffusion(start=Start(sources=("?", "!")), prior=Prior(centres=2, rounds=2), **TOY),
 }
 PUBLIC = ImageDataset(
@@ -141,7 +143,7 @@ every_method = pytest.mark.parametrize("name", TOYS)
 
 def plan_of(name, unit="image"):
     method, steps = TOYS[name], {}
-    if isinstance(method, Diffusion | GAN):
+    if isinstance(method, Diffusion | GAN | Teacher):
         steps = {"steps": 0} if name == "public start alone" else {"steps": 3, "expected_batch_size": 5}
     return method.plan(**BUDGET, **steps, unit=unit)
 
@@ -249,7 +251,7 @@ def test_a_release_verifies_loads_and_draws_the_same(name, tmp_path):
 @every_method
 def test_images_without_labels_are_trained_on_or_refused_in_one_line(name):
     data = ImageDataset(images=IMAGES.images, name="unlabelled")
-    if isinstance(TOYS[name], Labels):  # which names classes
+    if isinstance(TOYS[name], Labels | Teacher):  # which names classes
         with pytest.raises(InputError, match="names the classes of images, and these have no two: give labels"):
             trainer(name, data=data).fit(data)
         return

@@ -78,8 +78,11 @@ from dpdm.methods import (
     SlicedWasserstein,
     Start,
     StatisticMatching,
+    Teacher,
     adversary,
     class_means,
+    classifier,
+    ema,
     evolution,
     feature_maps,
     labels,
@@ -445,6 +448,22 @@ def two_worlds_of_a_discriminator(folder: Path) -> list[str]:
     for name, d, e in _in_both_worlds(folder, method, pairs, **steps):
         found += differences(d, e)
         if name == "blank" and max(moved(d, e)) > 1e-6:
+            found.append("an image that is blank moved a sum")
+    return found
+
+
+def two_worlds_of_a_teacher(folder: Path) -> list[str]:
+    """A classifier and the public images it labels, in worlds that differ in an image, a group, or what is public."""
+    random = np.random.default_rng(7)
+    public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    method, found = Teacher(per_class=3, width=2), []
+    pairs = _neighbours()  # which differ in the last image, so that the draws of all others are the same
+    pairs["image"] = [(IMAGES, IMAGE_NEIGHBOURS[name]) for name in ("removed", "white")]
+    pairs["public"] = [(plus(IMAGES, public.images[0], 1), IMAGES)]
+    steps = {"steps": 4, "expected_batch_size": 9, "max_grad_norm": 0.05}
+    for name, d, e in _in_both_worlds(folder, method, pairs, public=public, **steps):
+        found += differences(d, e)
+        if name in ("blank", "public") and max(moved(d, e)) > 1e-6:
             found.append("an image that is blank moved a sum")
     return found
 
@@ -1586,6 +1605,36 @@ def as_many_generated_as_selected(patch: Patch) -> None:
     patch.setattr(GAN, "_follow", follow)
 
 
+def taught_relative_to_the_batch(patch: Patch) -> None:
+    sound = classifier.LabelLoader._draw
+
+    def drawn(self, images, random_bytes):
+        batch = sound(self, images, random_bytes)
+        return batch._replace(x=batch.x - batch.x.nanmean(0))
+
+    patch.setattr(classifier.LabelLoader, "_draw", drawn)
+
+
+def averaged_by_private_losses(patch: Patch) -> None:
+    """Let the labels be those of a teacher that private losses chose."""
+    last, sound = _with_losses(patch), ema.update
+
+    def update(average, module, **given):
+        if int(1e5 * float(last[0].sum())) % 2 == 0:
+            sound(average, module, **given)
+
+    patch.setattr(ema, "update", update)
+
+
+def blank_images_taught(patch: Patch) -> None:
+    sound = classifier.LabelLoader._draw
+    patch.setattr(classifier.LabelLoader, "_draw", lambda *given: classifier.Labelled(*map(_shown, sound(*given))))
+
+
+def _shown(t: torch.Tensor) -> torch.Tensor:
+    return t.nan_to_num(-1.0)  # black
+
+
 def projections_one_by_one(patch: Patch) -> None:
     _votes_times(math.sqrt(6), sliced, patch)
 
@@ -1942,6 +1991,9 @@ FAULTS = [
     Fault("images generated for a batch as a whole", generated_for_the_batch_as_a_whole, two_worlds_of_a_discriminator),
     Fault("a generator's turns by private images", pace_by_private_images, two_worlds_of_a_discriminator),
     Fault("as many generated images as were selected", as_many_generated_as_selected, two_worlds_of_a_discriminator),
+    Fault("a teacher's images relative to those of the batch", taught_relative_to_the_batch, two_worlds_of_a_teacher),
+    Fault("a teacher that private losses choose", averaged_by_private_losses, two_worlds_of_a_teacher, said="weights"),
+    Fault("a black image taught in place of a blank one", blank_images_taught, two_worlds_of_a_teacher, said="blank"),
     Fault("projections released one by one, counted once", projections_one_by_one, two_worlds_of_histograms),
     Fault("bins that follow from private images", bins_from_private_images, two_worlds_of_histograms),
     Fault("noise on bins of projections with votes alone", noise_where_there_are_votes, two_worlds_of_histograms),
@@ -1998,6 +2050,7 @@ CHECKS = {
     two_worlds_of_features: "two worlds of sums of features",
     two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",
     two_worlds_of_a_discriminator: "two worlds of a discriminator's steps",
+    two_worlds_of_a_teacher: "two worlds of a teacher of public images",
     two_worlds_of_histograms: "two worlds of histograms of projections",
     two_worlds_of_distillation: "two worlds of distilled images",
     images_of_a_release: "a run that begins with images of a release",

@@ -862,7 +862,8 @@ def test_runs_and_anyones_images_are_judged_side_by_side(dpdm, trained, photos, 
 
 @pytest.mark.slow
 def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
-    from dpdm.runs import private_classifier
+    from dpdm.methods import Embedding
+    from dpdm.runs import classifier_starts, private_classifier
 
     defaults = private_classifier.train_private_classifier.__kwdefaults__
     monkeypatch.setitem(defaults, "steps", 100)
@@ -877,9 +878,21 @@ def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
     assert code == 0, err
     found = json.loads(out)["dp_sgd"]
     assert found["accuracy"] > 0.7  # guessing has 0.1
-    assert found["epsilon"] == 20
+    assert (found["epsilon"], found["start"]) == (20, "none")
     code, _, err = dpdm(*line[:-1], "-1", "--baseline", "digits")
     assert (code, err.count("\n")) == (2, 1)
+    monkeypatch.setattr(classifier_starts, "_SHAPES", 60)
+    monkeypatch.setattr(classifier_starts, "_FEATURES", (Embedding(features="random-convnet", size=8),))
+    text = [part for part in line if part != "--json"]
+    code, out, err = dpdm(*text, "--baseline", "digits", "--dp-sgd-start", "features")
+    assert code == 0, err
+    assert "balanced" in out
+    assert ": a linear classifier of public features on digits itself, (" in out
+    assert "it does not protect what was declared public: 'shapes' (60 images" in out
+    for wrong, says in (("fonts", "must be one of none, procedural, features"), (None, "give both")):
+        start = ["--dp-sgd-start", wrong or "none"]
+        code, _, err = dpdm(*(text if wrong else text[:-2]), "--baseline", "digits", *start)
+        assert (code, err.count("\n"), says in err) == (2, 1, True)
 
 
 def test_a_disk_that_is_full_after_a_noisy_sum_says_that_it_is_lost(dpdm, photos, tmp_path, monkeypatch):

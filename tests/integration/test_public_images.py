@@ -89,6 +89,9 @@ def test_a_plan_of_it_needs_no_public_images(dpdm, photos):
     assert "time        seconds to minutes: no network is trained" in out
     assert "GiB, with 30,000 public images" in out
     assert "network" not in out.replace("no network is trained", "")
+    code, out, err = dpdm("plan", photos, "--method", "teacher", "--epsilon", "3")
+    assert code == 0, err
+    assert "time        minutes to hours: what a step takes here is not measured" in out
 
 
 def test_a_plan_takes_public_images_as_train_does_and_draws_none(dpdm, photos, shown, monkeypatch):
@@ -225,7 +228,7 @@ def test_a_misspelt_method_is_told_with_the_nearest_before_the_heavy_imports(tmp
     assert done.returncode == 2
     assert done.stderr == (
         "dpdm: --method 'evolutoin' is none of aggregated-embeddings, diffusion, distillation, evolution, gan, labels, "
-        "mean-embedding, prior, sliced, statistics: did you mean evolution?\n"
+        "mean-embedding, prior, sliced, statistics, teacher: did you mean evolution?\n"
     )
     assert done.stdout == "False False\n"
 

@@ -79,7 +79,7 @@ def test_scores_are_shown_and_what_they_cost_is_said(dpdm, run, tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps(report))
     assert dpdm("report", run, "--scores", "scores.json", "-o", "page.html")[0] == 0
     page = (tmp_path / "page.html").read_text()
-    assert "by DP-SGD at ε = 1</td><td></td><td></td><td>50.0<" in page
+    assert "real, a CNN by DP-SGD at ε = 1</td><td></td><td></td><td>50.0<" in page
     assert page.count('class="limit"') == 1 + 3  # ε over the steps, and what real images reach
     assert "0.123456789" not in (tmp_path / "page.html").read_text() + (tmp_path / "page.json").read_text()
     (tmp_path / "scores.json").write_text(json.dumps(report | {"resnet": score | {"accuracy": 0.3125}}))

@@ -265,7 +265,7 @@ def test_a_run_of_another_method_survives_the_round_trip(method, load_table):
         (
             {"method": "piror"},
             "method = 'piror' is none of diffusion, prior, evolution, labels, mean-embedding, aggregated-embeddings, "
-            "statistics, gan, sliced, distillation: did you mean prior?",
+            "statistics, gan, sliced, distillation, teacher: did you mean prior?",
         ),
         ({"overrides": ["method=7"]}, "method = 7 is none of diffusion, prior, evolution"),
         ({"method": "prior", "overrides": ["network.width=3"]}, "unknown key network (method = prior)"),

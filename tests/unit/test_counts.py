@@ -27,6 +27,7 @@ from dpdm.methods import (
     MeanEmbedding,
     PriorAlone,
     SlicedWasserstein,
+    Teacher,
 )
 from dpdm.methods.prior import Prior
 from dpdm.networks import MLP, CompactUNet, UNet
@@ -83,6 +84,8 @@ COUNTED = {
     "GAN discriminator_width": lambda value: GAN(discriminator_width=value),
     "GAN batch_size": lambda value: GAN(batch_size=value),
     "GAN most_steps": lambda value: GAN(most_steps=value),
+    "Teacher per_class": lambda value: Teacher(per_class=value),
+    "Teacher width": lambda value: Teacher(width=value),
     "SlicedWasserstein directions": lambda value: SlicedWasserstein(directions=value),
     "SlicedWasserstein bins": lambda value: SlicedWasserstein(bins=value),
     "Distillation images": lambda value: Distillation(images=value),

@@ -160,6 +160,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
     else:
         takes = "minutes, most of them for features" if config.method.networks else "seconds to minutes"
         said = f"{takes}: no network is trained on private images"
+        if plan.steps and not config.method.networks:
+            said = "minutes to hours: what a step takes here is not measured"
         if config.method.timed:
             said = f"about {duration(60 * report['minutes'])} here, measured on made-up images"
         yield f"time        {said}"

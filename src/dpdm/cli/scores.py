@@ -20,7 +20,7 @@ from dpdm.cli.options import (
     require_run,
     show,
 )
-from dpdm.terminal import show_progress, tell
+from dpdm.terminal import remarked, show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.data import ImageDataset
@@ -41,6 +41,16 @@ Named = Annotated[
     ),
 ]
 Group = Annotated[str | None, typer.Option(help="What names the groups of real images, as data.group does.")]
+DPSGDEpsilon = Annotated[
+    float | None, typer.Option("--dp-sgd", help="Train a CNN on the baseline by DP-SGD as well, at this ε.")
+]
+DPSGDStart = Annotated[
+    str | None,
+    typer.Option(
+        help="What --dp-sgd begins with: none; procedural, drawn images; or features, public ones of "
+        "EfficientNet-Lite0 (without its packages, of a random network) under a linear classifier."
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Train for fewer epochs. Not comparable with papers.")]
 Protocol = Annotated[
     str | None,
@@ -60,9 +70,8 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Real images to train the same classifiers on, for comparison.")
     ] = None,
-    dp_sgd: Annotated[
-        float | None, typer.Option("--dp-sgd", help="Train a CNN on the baseline by DP-SGD as well, at this ε.")
-    ] = None,
+    dp_sgd: DPSGDEpsilon = None,
+    dp_sgd_start: DPSGDStart = None,
     fit: FitTo = "crop",
     num_classes: Classes = None,
     group: Group = None,
@@ -73,7 +82,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Train classifiers on synthetic images, and test on real ones: LogReg, MLP, CNN and, in colour, a ResNet."""
-    _refuse(synthetic, baseline, dp_sgd, group)
+    _refuse(synthetic, baseline, dp_sgd, dp_sgd_start, group)
     named = _protocol(protocol, quick)
     require_found(synthetic, reference, baseline)
     from dpdm.evaluation import Judge
@@ -103,17 +112,24 @@ def evaluate(
         report["baseline"] = {"source": sides[1][1].name, **cards[1].as_json()}
     claimed = ""
     if dp_sgd is not None:
-        report["dp_sgd"], claimed = _by_dp_sgd(sides[1][1], test, dp_sgd)
+        report["dp_sgd"], claimed = _by_dp_sgd(sides[1][1], test, dp_sgd, dp_sgd_start or "none")
     text = _evaluated(entrant, reference, str(baseline), cards, report.get("dp_sgd"), claimed)
     show(report | {"covered_by_epsilon": False}, text, as_json)
 
 
-def _refuse(synthetic: str, baseline: str | None, dp_sgd: float | None, group: str | None) -> None:
+def _refuse(synthetic: str, baseline: str | None, dp_sgd: float | None, start: str | None, group: str | None) -> None:
     """Raise InputError for what `evaluate` cannot do, before the heavy imports."""
     from dpdm.types import require_positive
 
     if is_run(synthetic):
         fail(f"{synthetic} is a run: make images first, dpdm sample {synthetic} -n 60000 -o synthetic.npz")
+    if start is not None:
+        from dpdm.runs.classifier_starts import STARTS
+
+        if dp_sgd is None:
+            fail("--dp-sgd-start is what --dp-sgd begins with: give both")
+        if start not in STARTS:
+            fail(f"--dp-sgd-start must be one of {', '.join(STARTS)}, not {start!r}")
     if dp_sgd is None:
         return
     if group is not None:
@@ -148,16 +164,19 @@ def _remarks_on(protocol: str, images: int) -> Iterator[str]:
         yield "there is no GPU: a small residual network stands in for WRN-40-4, by the same rules: not comparable"
 
 
-def _by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float) -> tuple[dict[str, Any], str]:
-    """Return how well a CNN does that DP-SGD trained on the real images themselves, and its claim."""
+def _by_dp_sgd(train: "ImageDataset", test: "ImageDataset", epsilon: float, start: str) -> tuple[dict[str, Any], str]:
+    """Return how well a classifier does that DP-SGD trained on the real images themselves, and its claim."""
+    from dpdm.data.procedural import watched
     from dpdm.evaluation import by_class
     from dpdm.runs import train_private_classifier
 
-    with show_progress(f"DP-SGD on {train.name}", None) as advance:
-        trained = train_private_classifier(train, epsilon=epsilon, on_step=lambda total: advance(1, "", total))
+    with show_progress(f"DP-SGD on {train.name}", None) as advance, watched(remarked(advance)):
+        trained = train_private_classifier(
+            train, epsilon=epsilon, start=start, on_step=lambda total: advance(1, "", total)
+        )
     confusion = trained.confusion(test)
     accuracy = sum(row[place] for place, row in enumerate(confusion)) / len(test)
-    found = {"epsilon": epsilon, "accuracy": accuracy, "confusion": confusion}
+    found = {"epsilon": epsilon, "start": start, "accuracy": accuracy, "confusion": confusion}
     return found | by_class(confusion)._asdict(), trained.statement
 
 
@@ -171,6 +190,7 @@ def _evaluated(
 ) -> Iterator[str]:
     """Yield the lines of `evaluate`: what the images scored and, in remarks, what those of the baseline did."""
     from dpdm.evaluation import percent
+    from dpdm.runs.classifier_starts import STARTS
 
     card, beside = cards[0], (baseline, cards[1]) if len(cards) > 1 else None
     if entrant.claim is not None:
@@ -178,7 +198,7 @@ def _evaluated(
     yield from card.accuracies(beside)
     if dp_sgd is not None:
         shown = f"{percent(dp_sgd['accuracy'])}, balanced {percent(dp_sgd['balanced_accuracy'])}"
-        yield f"dp-sgd  {shown}: a CNN on {baseline} itself, {claimed}"
+        yield f"dp-sgd  {shown}: {STARTS[dp_sgd['start']]} on {baseline} itself, {claimed}"
     yield f"always answering the largest class of {reference} would be right for {percent(card.largest_class)}"
     yield from card.recalls(entrant.test.class_names)
     yield from card.distances(beside)

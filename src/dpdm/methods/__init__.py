@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
     from dpdm.methods.statistics import StatisticMatching
+    from dpdm.methods.teacher import TaughtGenerator, Teacher
     from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart
 
 __all__ = [
@@ -67,6 +68,8 @@ __all__ = [
     "SmallGenerator",
     "Start",
     "StatisticMatching",
+    "TaughtGenerator",
+    "Teacher",
     "require_sampler_names",
 ]
 
@@ -96,6 +99,7 @@ __getattr__ = lazily(
         "small_generator": "SmallGenerator",
         "start": "Start",
         "statistics": "StatisticMatching",
+        "teacher": "TaughtGenerator Teacher",
         "values": "Budget ImageFacts Progress PublicPart",
     },
 )

@@ -1,4 +1,4 @@
-"""Public images with private labels, what a person should know of them, and a vote between them and the prior."""
+"""Public images with private labels: what is asked of them, what to know of them, a vote between them and the prior."""
 
 from collections.abc import Iterator
 
@@ -6,12 +6,15 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, UInt8
 from torch import Tensor
 
+from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
 from dpdm.methods.embedding import Embedded
 from dpdm.methods.interface import ImageGenerator
 from dpdm.methods.values import ImageFacts
 from dpdm.privacy.sums import Choices
+from dpdm.types import InputError, require_at_most
 
+_MOST_IMAGES = 10**6
 _FAR = 0.25  # of the squared length of rows: more is what private images have in common, and public ones lack
 
 
@@ -60,6 +63,22 @@ class LabelledGenerator(ImageGenerator):
             return "private images chose the prior, whose images are nearer to them than the public ones"
         far = float(self.agreement) > _FAR
         return "the public images are far from the private ones: name nearer ones by --public" if far else ""
+
+
+def require_classes(kind: str, facts: ImageFacts, per_class: int) -> None:
+    """Raise InputError unless there are classes for public images, and not more of these than a release holds."""
+    if facts.num_classes < 2:
+        raise InputError(f"the method {kind} names the classes of images, and these have no two: give labels")
+    require_at_most(_MOST_IMAGES, **{"per_class × classes": per_class * facts.num_classes})
+
+
+def require_enough(public: ImageDataset, per_class: int) -> None:
+    """Raise InputError if there are fewer public images than are kept of one class."""
+    if len(public) < per_class:
+        raise InputError(
+            f"{public.name} has {len(public):,} images, and per_class is {per_class:,}: "
+            f"set per_class to {len(public)} at most"
+        )
 
 
 def nearer_kinds(

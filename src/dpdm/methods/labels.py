@@ -17,20 +17,19 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion.spectrum import cell_means
 from dpdm.methods.embedding import Embedded, Embedding, InFeatures, Space
 from dpdm.methods.interface import ImageGenerator, Run
-from dpdm.methods.labelled import LabelledGenerator, nearer_kinds
+from dpdm.methods.labelled import LabelledGenerator, nearer_kinds, require_classes, require_enough
 from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.public_classes import PUBLIC_CLASSES, clearest, voted_images
 from dpdm.methods.values import Budget, ImageFacts, Progress, Read, Sizes
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.privacy.sums import CellRows, cell_sums, votes
-from dpdm.types import InputError, require_at_most, require_counts, require_within, tensor_to_images
+from dpdm.types import InputError, require_counts, require_within, tensor_to_images
 
 PROTOTYPES = "prototypes"
 CHOICE = "prior or public images"
 _COUNT_SCALE = 1 / 7  # beside a unit row: counts have seven times the noise of a coordinate, and cost 1 % more
 _LEAST_COUNT = 20.0  # records by which a sum is divided at least
-_MOST_IMAGES = 10**6
 _OF_VOTES = 0.1  # of the budget, for the votes for public classes
 _ASKED = 256  # candidates of a class, of either kind, that private images choose between
 
@@ -97,9 +96,7 @@ class Labels(InFeatures):
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError unless there are classes, and not more images of them than a release holds."""
-        if facts.num_classes < 2:
-            raise InputError("the method labels names the classes of images, and these have no two: give labels")
-        require_at_most(_MOST_IMAGES, **{"per_class × classes": self.per_class * facts.num_classes})
+        require_classes(self.kind, facts, self.per_class)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> LabelledGenerator:
         """Return a generator of black images, around a prior that knows nothing."""
@@ -115,11 +112,7 @@ class Labels(InFeatures):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError unless features can be computed, and there are public images enough."""
         assert run.public is not None
-        if len(run.public) < self.per_class:
-            raise InputError(
-                f"{run.public.name} has {len(run.public):,} images, and per_class is {self.per_class:,}: "
-                f"set per_class to {len(run.public)} at most"
-            )
+        require_enough(run.public, self.per_class)
         if self.public_classes and not run.public.num_classes:
             raise InputError(f"{run.public.name} has no classes to vote for: leave out public_classes")
         self.embedding.compute(generator.facts.shape)

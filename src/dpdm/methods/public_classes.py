@@ -75,11 +75,18 @@ def clearest(
         number: How many of each class.
         within: Which images come first for a class, however clear others are (default: none).
     """
-    scores = rows @ prototypes.div(prototypes.norm(dim=1, keepdim=True).clamp(min=1e-9)).float().T
+    directions = prototypes.div(prototypes.norm(dim=1, keepdim=True).clamp(min=1e-9)).float()
+    return surest(rows @ directions.T, number, within)
+
+
+def surest(
+    scores: Float32[Tensor, "images class"], number: int, within: Bool[Tensor, "class images"] | None = None
+) -> tuple[Int[Tensor, "class number"], Float32[Tensor, "class number"]]:
+    """Return the images whose score for a class is most above the best other one, and by how much."""
     best = scores.topk(2, dim=1).values
     others = torch.where(scores == best[:, :1], best[:, 1:], best[:, :1])
     margins = (scores - others).T
-    first = margins if within is None else margins + 8 * within  # margins differ by less than 8
+    first = margins if within is None else margins + 8 * within  # cosines differ by less than 8
     chosen = first.topk(number, dim=1).indices
     clear, order = margins.gather(1, chosen).sort(dim=1, descending=True)
     return chosen.gather(1, order), clear

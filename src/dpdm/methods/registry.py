@@ -11,6 +11,7 @@ from dpdm.methods.mean_embedding import MeanEmbedding
 from dpdm.methods.prior import PriorAlone
 from dpdm.methods.sliced import SlicedWasserstein
 from dpdm.methods.statistics import StatisticMatching
+from dpdm.methods.teacher import Teacher
 
 _ALL: tuple[type[Method], ...] = (
     Diffusion,
@@ -23,5 +24,6 @@ _ALL: tuple[type[Method], ...] = (
     GAN,
     SlicedWasserstein,
     Distillation,
+    Teacher,
 )
 METHODS: dict[str, type[Method]] = {method.kind: method for method in _ALL}

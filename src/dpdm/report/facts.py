@@ -17,6 +17,7 @@ from dpdm.privacy import Plan, PoissonSums
 from dpdm.privacy.accounting import round_up
 from dpdm.report.private import read_private
 from dpdm.runs import Release, verify_release
+from dpdm.runs.classifier_starts import STARTS
 from dpdm.runs.run_folder import release_folder
 from dpdm.types import InputError
 
@@ -124,7 +125,8 @@ def _scores(path: Path, *, num_classes: int) -> dict[str, Any]:
                 raise ValueError("other classifiers")
             scores["baseline"] = {"source": str(baseline["source"]), **judged.as_json()}
         if dp_sgd := found.get("dp_sgd"):
-            scores["dp_sgd"] = {key: float(dp_sgd[key]) for key in ("epsilon", "accuracy")}
+            numbers = {key: float(dp_sgd[key]) for key in ("epsilon", "accuracy")}
+            scores["dp_sgd"] = numbers | {"classifier": STARTS[dp_sgd.get("start", "none")]}
     except (LookupError, TypeError, ValueError, AttributeError):
         raise InputError(
             f"{path} is not what dpdm evaluate --json prints for such images: write that into it"

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from dpdm.data import ImageDataset
 from dpdm.evaluation import confusion_of
 from dpdm.methods import ema
-from dpdm.privacy import DPSGD, LayerWise
-from dpdm.types import InputError, RandomBytes, images_to_tensor, require_counts, require_seed
+from dpdm.methods.classifier import LabelLoss
+from dpdm.privacy import DPSGD, LayerWise, OperatingSystemEntropy
+from dpdm.runs.classifier_starts import begin
+from dpdm.runs.public import claim_of
+from dpdm.types import InputError, images_to_tensor, require_counts, require_seed
 
 _PART = 1000
 
@@ -24,7 +25,7 @@ class PrivateClassifier:
 
     Args:
         module: From images (batch, channel, height, width) in [-1, 1] to logits.
-        statement: The claim in one line.
+        statement: The claim in one line; what is public is named in it, and not protected.
     """
 
     module: nn.Module
@@ -52,11 +53,12 @@ def train_private_classifier(
     delta: float | None = None,
     steps: int = 400,
     expected_batch_size: int = 4096,
-    learning_rate: float = 1e-2,
+    learning_rate: float | None = None,
+    start: str = "none",
     seed: int = 0,
     on_step: Callable[[int], None] = lambda total: None,
 ) -> PrivateClassifier:
-    """Train a small CNN on labelled images by DP-SGD.
+    """Train a small CNN, or a linear classifier on public features, on labelled images by DP-SGD.
 
     The averaged weights are what is returned. The number of images is taken as public. The defaults were chosen on
     Fashion-MNIST (docs/results.md); shifted copies of each image, averaged before clipping, made it worse there.
@@ -67,15 +69,18 @@ def train_private_classifier(
         delta: δ of the claim (default: 1e-5, or half of one in the number of images if that is less).
         steps: Noisy gradients.
         expected_batch_size: Images in a step on average; a quarter of the images if that is less.
-        learning_rate: Adam's.
-        seed: Of the initial weights.
+        learning_rate: Adam's (default: 1e-2; 2e-2 after drawn images; 0.1 on features).
+        start: "none"; "procedural", a CNN that learnt from drawn images which views are of one image; or "features", a
+            linear classifier on those of EfficientNet-Lite0, or of a random network where that is not installed.
+        seed: Of the initial weights, and of the start.
         on_step: Called after each step with their number.
 
     Raises:
-        InputError: The images have no labels, or are in groups, or the target cannot be met.
+        InputError: The images have no labels, or are in groups, or the target cannot be met, or there is no such start.
 
     Source:
-        Abadi et al. 2016; averaged weights: De et al. 2022.
+        Abadi et al. 2016; averaged weights: De et al. 2022; linear classifiers on public features: Tramèr & Boneh 2021;
+        drawn images: Tang et al. 2023.
     """
     require_counts(steps=steps, expected_batch_size=expected_batch_size)
     require_seed(seed=seed)
@@ -83,8 +88,6 @@ def train_private_classifier(
         raise InputError(f"{data.name} has no labels: a classifier needs them")
     if data.groups is not None:
         raise InputError(f"{data.name} has groups of images: this classifier could claim something of one image only")
-    labels = torch.from_numpy(data.labels)
-    blank = torch.zeros(len(data), dtype=torch.bool) if data.blank is None else torch.from_numpy(data.blank)
     plan = DPSGD(
         dataset_size=len(data),
         expected_batch_size=min(expected_batch_size, max(1, len(data) // 4)),
@@ -92,45 +95,14 @@ def train_private_classifier(
         delta=min(1e-5, 0.5 / len(data)) if delta is None else delta,
         relation="replace_special",
     ).calibrate(epsilon=epsilon)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = _small_cnn(data.shape[0], data.num_classes)
-    average, optimizer = ema.start(module), torch.optim.Adam(module.parameters(), lr=learning_rate)
-
-    def load(indices: Int64[np.ndarray, " batch"], random_bytes: RandomBytes) -> tuple[Tensor, Tensor]:
-        x = images_to_tensor(data.images[indices])
-        x[blank[indices]] = torch.nan  # whose gradient counts as zero
-        return x, labels[indices]
-
-    def loss(module: nn.Module, batch: tuple[Tensor, ...]) -> Float[Tensor, " batch"]:
-        images, labels = batch
-        return cross_entropy(module(images), labels, reduction="none")
-
+    begun = begin(start, data, seed=seed)
+    average = ema.start(begun.network)
+    optimizer = torch.optim.Adam(begun.network.parameters(), lr=learning_rate or begun.learning_rate)
     run = plan.start(strategy=LayerWise())
     while not run.finished:
-        run.backward(loss, module, num_records=len(data), load=load, physical_batch_size=512)
+        run.backward(LabelLoss(), begun.network, num_records=len(data), load=begun.load, physical_batch_size=512)
         optimizer.step()
-        ema.update(average, module, updates=run.steps_spent, decay=0.98)
+        ema.update(average, begun.network, updates=run.steps_spent, decay=0.98)
         on_step(steps)
-    return PrivateClassifier(average.eval(), plan.statement)
-
-
-def _small_cnn(channels: int, num_classes: int) -> nn.Module:
-    """Return an untrained CNN for images of any size, with as many parameters for each: noise falls on all of them.
-
-    Source:
-        Papernot et al. 2021 (tanh, which keeps gradients small), but for padding and pooling.
-    """
-    module = nn.Sequential(
-        nn.Conv2d(channels, 16, 8, stride=2, padding=3),
-        nn.Tanh(),
-        nn.MaxPool2d(3, stride=1, padding=1),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1),
-        nn.Tanh(),
-        nn.AdaptiveMaxPool2d(4),
-        nn.Flatten(),
-        nn.Linear(32 * 4 * 4, 32),
-        nn.Tanh(),
-        nn.Linear(32, num_classes),
-    )
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # stubs lack it
+    claim = claim_of(plan, begun.parts, entropy=OperatingSystemEntropy())
+    return PrivateClassifier(nn.Sequential(begun.features, average).eval(), claim["statement"])

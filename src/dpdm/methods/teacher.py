@@ -1,0 +1,190 @@
+"""DP-ImgSyn: private steps train a teacher, and public images of which it is surest stand for each class.
+
+Private images are seen by the teacher alone. Its labels of public images are post-processing.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Float32, Int, UInt8
+from torch import Tensor, nn
+
+from dpdm.data import ImageDataset
+from dpdm.methods import ema
+from dpdm.methods.classifier import Labelled, LabelLoader, LabelLoss, small_cnn
+from dpdm.methods.interface import (
+    ImageGenerator,
+    Method,
+    Run,
+)
+from dpdm.methods.labelled import require_classes, require_enough
+from dpdm.methods.made_up import bytes_for_backward
+from dpdm.methods.optimizer import Optimizer
+from dpdm.methods.public_classes import surest
+from dpdm.methods.values import Budget, ImageFacts, Progress, Read, Sizes
+from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
+from dpdm.types import InputError, levels_to_tensor, refusing, require_counts, require_within
+
+_STEPS = 400
+_MOST_WIDTH = 2**10
+_LOSS = LabelLoss()
+_PART = 512  # public images that the teacher sees at a time
+_SHOWN = 4  # times that public images are labelled while there are steps to go: quarters, at which there are pictures
+
+
+class TaughtGenerator(ImageGenerator):
+    """Public images, each under the class that a private teacher gives it; one is drawn at random for each label."""
+
+    images: UInt8[Tensor, "class number channel height width"]
+    margins: Float32[Tensor, "class number"]
+
+    def __init__(self, facts: ImageFacts, number: int) -> None:
+        super().__init__()
+        self.facts, classes = facts, facts.num_classes
+        self.register_buffer("images", torch.zeros(classes, number, *facts.shape, dtype=torch.uint8))
+        self.register_buffer("margins", torch.zeros(classes, number))
+
+    def draw(
+        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return for each label one of its images."""
+        chosen = torch.randint(self.images.shape[1], labels.shape, generator=random, device=labels.device)
+        return self.images[labels, chosen].float().div(127.5).sub(1)
+
+    @property
+    def remark(self) -> str:
+        """Which classes most of their images are not of, by the teacher's own answer."""
+        lacking = int(((self.margins <= 0).float().mean(1) > 0.5).sum())
+        if not lacking:
+            return ""
+        return (
+            f"of {lacking} of {len(self.margins)} classes the private teacher finds too few public images: name nearer "
+            "ones by --public, or set per_class lower"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(Method):
+    """Public images, labelled by a classifier that private steps train.
+
+    Args:
+        per_class: Public images of each class that are kept: those of which the teacher is surest.
+        width: Channels of the teacher's first layer.
+        optimizer: Of the teacher; and the average of its weights, which labels.
+
+    Guarantees:
+        * A private image, or a group of them, has one clipped gradient in a step; it is used for nothing else.
+        * Classes that public images may have are not used.
+
+    Source:
+        Soufleri, Ravikumar & Roy 2024 (DP-ImgSyn), without steps that move the public images.
+
+    Example:
+        >>> Teacher(per_class=500).plan(epsilon=1.0, dataset_size=60000, steps=60).steps
+        60
+    """
+
+    kind: ClassVar[str] = "teacher"
+    starts_from_images: ClassVar[bool] = True
+    per_class: int = 1000
+    width: int = 16
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-2, ema_decay=0.98))
+
+    def __post_init__(self) -> None:
+        require_counts(per_class=self.per_class, width=self.width)
+        require_within(1, _MOST_WIDTH, width=self.width)
+        if not isinstance(self.optimizer, Optimizer):
+            raise InputError(f"optimizer must be Optimizer, not {type(self.optimizer).__name__}")
+
+    def releases(self, budget: Budget) -> tuple[PoissonSums, ...]:
+        """Return the teacher's steps."""
+        if budget.steps == 0:
+            raise InputError("privacy.steps = 0 trains no teacher: give steps")
+        count = _STEPS if budget.steps is None else budget.steps
+        return (PoissonSums(count=count, expected_batch_size=budget.batch_size, max_norm=budget.max_grad_norm),)
+
+    def require_images(self, facts: ImageFacts) -> None:
+        """Raise InputError unless there are classes, and not more images of them than a release holds."""
+        require_classes(self.kind, facts, self.per_class)
+
+    def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> TaughtGenerator:
+        """Return a generator of black images."""
+        self.require_images(facts)
+        return TaughtGenerator(facts, self.per_class)
+
+    def _teacher(self, facts: ImageFacts, run: Run) -> nn.Module:
+        return small_cnn(facts.shape[0], facts.num_classes, width=self.width, seed=run.seed).to(run.device)
+
+    def train(
+        self, generator: ImageGenerator, data: ImageDataset, run: Run
+    ) -> Generator[Progress, None, TaughtGenerator]:
+        """Select, clip, add noise, update; and let the average of the teacher label public images."""
+        assert isinstance(generator, TaughtGenerator)
+        teacher = self._teacher(generator.facts, run)
+        average = ema.start(teacher).eval()
+        adam = torch.optim.Adam(teacher.parameters())
+        updates = run.resume(teacher=teacher, average=average, adam=adam)
+        mechanism, load = run.mechanism, LabelLoader(data, run.device)
+        at_once = run.physical_batch_size(1, lambda: _bytes_of_one(teacher, generator.facts))
+        while not mechanism.finished:
+            rate = self.optimizer.learning_rate_at(mechanism.steps_spent / mechanism.plan.steps)
+            adam.param_groups[0]["lr"] = rate
+            with run.autocast():
+                diagnostics = mechanism.backward(
+                    _LOSS, teacher, num_records=data.num_units, load=load, physical_batch_size=at_once
+                )
+            adam.step()
+            updates += 1
+            ema.update(average, teacher, updates=updates, decay=self.optimizer.ema_decay)
+            if mechanism.finished or mechanism.steps_spent % max(1, mechanism.plan.steps // _SHOWN) == 0:
+                self._label(generator, average, run)
+            yield run.took_step(diagnostics, generator, learning_rate=rate)
+        self._label(generator, average, run)
+        return generator
+
+    @torch.inference_mode()
+    def _label(self, generator: TaughtGenerator, teacher: nn.Module, run: Run) -> None:
+        """Keep of each class the public images of which the teacher is surest."""
+        assert run.public is not None
+        images = run.public.images
+        starts = range(0, len(images), _PART)
+        logits = [teacher(levels_to_tensor(images[start : start + _PART]).to(run.device)).cpu() for start in starts]
+        chosen, margins = surest(torch.cat(logits), self.per_class)
+        chosen = run.processes.from_first(chosen)
+        generator.images.copy_(torch.from_numpy(images[chosen.numpy()]).movedim(-1, -3))
+        generator.margins.copy_(run.processes.from_first(margins))
+
+    def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
+        """Raise InputError unless there are public images enough; and try a private step on made-up images."""
+        assert run.public is not None
+        require_enough(run.public, self.per_class)
+        facts = generator.facts
+        teacher = self._teacher(facts, run)
+        run.require_memory(teacher, _bytes_of_one(teacher, facts))
+        images = torch.rand(3, *facts.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
+        made_up = Labelled(images.to(run.device), torch.arange(3, device=run.device) % facts.num_classes)
+        with refusing("the teacher fails on made-up images"), run.autocast():
+            mechanism.rehearse(_LOSS, teacher, made_up)
+
+    def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
+        """Return the bytes of labels and of chosen images; what private steps take is measured."""
+        classes, pixels = facts.num_classes, math.prod(facts.shape)
+        seen = _PART * (4 * pixels + 16 * self.width * math.prod(facts.shape[1:]))
+        return seen + 24 * public * classes + 3 * self.per_class * classes * pixels
+
+    def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
+        """Raise InputError unless margins are those of a choice: finite, and none above the one before it."""
+        margins = read("margins")
+        if not margins.isfinite().all() or not (margins[:, :-1] >= margins[:, 1:]).all():
+            raise InputError(f"{where} holds margins of labels that no run comes to")
+
+
+def _bytes_of_one(teacher: nn.Module, facts: ImageFacts) -> int:
+    """Return the bytes that an image keeps for its gradient, and those of the gradient."""
+    device = next(teacher.parameters()).device
+    one = Labelled(torch.zeros(1, *facts.shape, device=device), torch.zeros(1, dtype=torch.long, device=device))
+    kept = bytes_for_backward(lambda: _LOSS(teacher, one), teacher)
+    return kept + sum(4 * p.numel() for p in teacher.parameters())
