@@ -1,4 +1,4 @@
-"""What every method must do, whatever it is: a new one is added to METHODS, and to nothing else."""
+"""What every method must do, whatever it is: a new one is added to METHODS, and to TOYS here."""
 
 import atexit
 import dataclasses

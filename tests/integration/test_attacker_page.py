@@ -68,5 +68,5 @@ def test_the_statisticians_table_is_right():
     for eps, mu, power, guess in (map(float, row) for row in rows):
         exact = gaussian_mu(epsilon=eps, delta=1e-5)
         assert mu == pytest.approx(exact, rel=0.01)
-        assert power == pytest.approx(100 * norm.cdf(norm.ppf(0.01) + exact), rel=0.01, abs=0.05)
-        assert guess == pytest.approx(100 * norm.cdf(exact / 2), abs=0.5)
+        assert 0 <= power - 100 * norm.cdf(norm.ppf(0.01) + exact) < (0.1 if power < 10 else 1)  # rounded up
+        assert 0 <= guess - 100 * norm.cdf(exact / 2) < 1

@@ -18,6 +18,7 @@ from dpdm.config import (
 from dpdm.diffusion import DDIM, EDM, Churn, MomentMatched
 from dpdm.methods import Diffusion, PriorAlone
 from dpdm.methods.prior import PRIOR_SUMS
+from dpdm.methods.registry import METHODS
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import DPSGD, NonPrivate, Plan
 from dpdm.types import InputError
@@ -264,8 +265,7 @@ def test_a_run_of_another_method_survives_the_round_trip(method, load_table):
     [
         (
             {"method": "piror"},
-            "method = 'piror' is none of diffusion, prior, evolution, labels, mean-embedding, aggregated-embeddings, "
-            "statistics, gan, sliced, distillation, teacher: did you mean prior?",
+            f"method = 'piror' is none of {', '.join(METHODS)}: did you mean prior?",
         ),
         ({"overrides": ["method=7"]}, "method = 7 is none of diffusion, prior, evolution"),
         ({"method": "prior", "overrides": ["network.width=3"]}, "unknown key network (method = prior)"),
