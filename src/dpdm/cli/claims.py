@@ -47,7 +47,8 @@ def verify(run: Run, as_json: AsJson = False) -> None:
         say(f"start    {_quoted([name])}, network SHA-256 {sha256}: declared so; start.toml of the public start has it")
     if found.prompt:
         say(f"prompt   {_quoted([found.prompt])}: declared, and for {{class}} the name of each class")
-    say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}; {_samplers(found.samplers)}")
+    others = f"; samplers beside the usual one: {_quoted(found.samplers)}" if found.samplers else ""
+    say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}{others}")
     say(f"seed     {found.seed}; names, seed and settings are declared: nothing can check them")
     if found.own_network:
         say(
@@ -79,10 +80,6 @@ def _classes(names: Sequence[str]) -> str:
     if [*names] == [str(number) for number in range(len(names))]:
         return f"{len(names):,} classes, by their numbers"
     return f"{len(names):,} classes {_quoted(names)}"
-
-
-def _samplers(names: Sequence[str]) -> str:
-    return f"samplers beside the usual one: {_quoted(names)}" if names else "one sampler"
 
 
 def audit(
