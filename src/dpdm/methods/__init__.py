@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
+    from dpdm.methods.flow import LatentFlow
     from dpdm.methods.gan import GAN
     from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, PublicPart
     from dpdm.methods.labelled import LabelledGenerator
@@ -50,6 +51,7 @@ __all__ = [
     "ImageGenerator",
     "LabelledGenerator",
     "Labels",
+    "LatentFlow",
     "Layers",
     "MeanEmbedding",
     "Method",
@@ -80,6 +82,7 @@ __getattr__ = lazily(
         "embedding": "Embedding",
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
+        "flow": "LatentFlow",
         "gan": "GAN",
         "interface": "Budget ImageFacts ImageGenerator Method Progress PublicPart",
         "labelled": "LabelledGenerator",

@@ -15,6 +15,15 @@ from dpdm.privacy.clipping import Batch
 from dpdm.types import RandomBytes, levels_to_tensor
 
 
+def own_normals(shape: tuple[int, ...], random_bytes: RandomBytes) -> Float[Tensor, "batch ..."]:
+    """Return normal numbers, each row by sixteen bytes of its own: no draw depends on who else is in the batch."""
+    numbers = np.empty(shape, dtype=np.float32)
+    for row in numbers:
+        own = np.random.Philox(key=int.from_bytes(random_bytes(16), "little"))
+        np.random.Generator(own).standard_normal(out=row, dtype=np.float32)
+    return torch.from_numpy(numbers)
+
+
 class UnitLoader(ABC):
     """Maps the indices of units, images or groups of them, to the examples of a loss.
 

@@ -52,8 +52,10 @@ class RealNVP(nn.Module):
     ) -> Float[Tensor, "rows numbers"]:
         """Return the rows that `forward` makes these of."""
         for coupling in reversed(self.couplings):
+            assert isinstance(coupling, _Coupling)
             normal = coupling.inverse(normal, labels)
-        return normal * self.scales(labels).exp() + self.places(labels)
+        rows: Tensor = normal * self.scales(labels).exp() + self.places(labels)
+        return rows
 
 
 class _Coupling(nn.Module):
@@ -66,20 +68,24 @@ class _Coupling(nn.Module):
         super().__init__()
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
-        self.halves = [len(order) // 2, len(order) - len(order) // 2]
-        self.first, self.of_class = nn.Linear(self.halves[0], width), nn.Embedding(classes, width)
+        self.kept = len(order) // 2
+        self.first, self.of_class = nn.Linear(self.kept, width), nn.Embedding(classes, width)
         self.second = nn.Linear(width, width)
-        self.last = zero_initialised(nn.Linear(width, 2 * self.halves[1]))
+        self.last = zero_initialised(nn.Linear(width, 2 * (len(order) - self.kept)))
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        stays, moves = x[:, self.order].split(self.halves, dim=1)
+        stays, moves = self._parted(x)
         scale, shift = self._scale_and_shift(stays, labels)
         return torch.cat([stays, moves * scale.exp() + shift], dim=1)[:, self.back], scale.sum(1)
 
     def inverse(self, y: Tensor, labels: Tensor) -> Tensor:
-        stays, moves = y[:, self.order].split(self.halves, dim=1)
+        stays, moves = self._parted(y)
         scale, shift = self._scale_and_shift(stays, labels)
         return torch.cat([stays, (moves - shift) * (-scale).exp()], dim=1)[:, self.back]
+
+    def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        ordered = x[:, self.order]
+        return ordered[:, : self.kept], ordered[:, self.kept :]
 
     def _scale_and_shift(self, stays: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         hidden = silu(self.second(silu(self.first(stays) + self.of_class(labels))))
