@@ -131,7 +131,7 @@ class LatentFlow(Method):
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try a private step of all, and one of the flow alone, on made-up images."""
-        stepped = self.stepped(generator, seed=run.seed)
+        stepped = self.stepped(self.untrained(generator.facts).to(run.device))  # another one, of which parts will stay
         stepped.rehearse(mechanism, run)
         assert isinstance(stepped.module, Autoencoder)
         stepped.module.keep_codes(stepped.module)
