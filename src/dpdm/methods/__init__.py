@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dpdm.methods.optimizer import Optimizer
     from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
+    from dpdm.methods.private_steps import Stepped, TakesSteps
     from dpdm.methods.registry import METHODS
     from dpdm.methods.retrieval import Retrieval
     from dpdm.methods.sliced import SlicedWasserstein
@@ -68,6 +69,8 @@ __all__ = [
     "SmallGenerator",
     "Start",
     "StatisticMatching",
+    "Stepped",
+    "TakesSteps",
     "require_sampler_names",
 ]
 
@@ -92,6 +95,7 @@ __getattr__ = lazily(
         "optimizer": "Optimizer",
         "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",
+        "private_steps": "Stepped TakesSteps",
         "registry": "METHODS",
         "retrieval": "Retrieval",
         "sliced": "SlicedWasserstein",

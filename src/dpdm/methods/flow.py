@@ -13,10 +13,11 @@ import torch
 from dpdm.data import ImageDataset
 from dpdm.methods import ema
 from dpdm.methods.autoencoder import Autoencoder, Coded, CodeLoader, CodeLoss, FlowGenerator
-from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Method, Progress, Read, Run, Sizes
+from dpdm.methods.interface import Budget, ImageFacts, ImageGenerator, Progress, Read, Run, Sizes
+from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.possible import require_finite
-from dpdm.methods.private_steps import Stepped, steps_of
+from dpdm.methods.private_steps import Stepped, TakesSteps, steps_of
 from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
 from dpdm.types import InputError, require_at_most, require_counts, require_within
 
@@ -25,7 +26,7 @@ _MOST_WIDTH, _MOST_LATENT, _MOST_COUPLINGS = 2**12, 2**12, 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentFlow(Method):
+class LatentFlow(TakesSteps):
     """An autoencoder, and a flow that learns which codes each class has.
 
     Args:
@@ -88,26 +89,20 @@ class LatentFlow(Method):
             torch.manual_seed(seed + 1)
             network = Autoencoder(generator, width=self.encoder_width, code_noise=self.code_noise).to(device)
 
-        def made_up(number: int) -> Coded:
-            random = torch.Generator().manual_seed(0)
-            images = torch.rand(number, *facts.shape, generator=random).mul(2).sub(1)
-            labels = torch.arange(number) % max(1, facts.num_classes)
-            noise = torch.randn(number, self.latent, generator=random)
-            return Coded(images.to(device), labels.to(device), noise.to(device))
-
-        return Stepped(network, _LOSS, made_up)
+        return Stepped(network, _LOSS, lambda number: Coded(*random_images(number, facts, self.latent, device)))
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, FlowGenerator]:
         """Select, encode, clip, add noise, update, average."""
         assert isinstance(generator, FlowGenerator)
-        network, loss, _ = stepped = self.stepped(generator, seed=run.seed)
+        stepped = self.stepped(generator, seed=run.seed)
+        network = stepped.module
         assert isinstance(network, Autoencoder)
         average, adam = ema.start(network).eval(), torch.optim.Adam(network.parameters())
         updates = run.resume(network=network, average=average, optimizer=adam)
         mechanism, load = run.mechanism, CodeLoader(data, self.latent, run.device)
-        at_once = run.physical_batch_size(1, stepped.bytes_of_one)
+        at_once = run.physical_batch_size(stepped.copies, stepped.bytes_of_one)
         while not mechanism.finished:
             alone, part = self._phase(mechanism.steps_spent, mechanism.plan.steps)
             if alone:
@@ -116,7 +111,7 @@ class LatentFlow(Method):
             adam.param_groups[0]["lr"] = rate
             with run.autocast():
                 diagnostics = mechanism.backward(
-                    loss, network, num_records=data.num_units, load=load, physical_batch_size=at_once
+                    _LOSS, network, num_records=data.num_units, load=load, physical_batch_size=at_once
                 )
             adam.step()
             updates += 1

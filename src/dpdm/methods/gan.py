@@ -20,15 +20,15 @@ from dpdm.methods.interface import (
     Budget,
     ImageFacts,
     ImageGenerator,
-    Method,
     Progress,
     Read,
     Run,
     Sizes,
 )
+from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.possible import require_finite
-from dpdm.methods.private_steps import Stepped, steps_of
+from dpdm.methods.private_steps import Stepped, TakesSteps, steps_of
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
 from dpdm.types import InputError, require_at_most, require_counts, require_within
@@ -40,7 +40,7 @@ _ALIKE = 1e-3  # mean absolute difference of two images that counts as none
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAN(Method):
+class GAN(TakesSteps):
     """A generator, trained against a discriminator that alone sees private images.
 
     Args:
@@ -105,13 +105,21 @@ class GAN(Method):
             torch.manual_seed(seed + 1)
             discriminator = Discriminator(facts, width=self.discriminator_width).to(device)
 
-        def made_up(number: int) -> Pairs:
-            random = torch.Generator().manual_seed(0)
-            images = torch.rand(number, 2, *facts.shape, generator=random).mul(2).sub(1)
-            labels = torch.arange(number) % max(1, facts.num_classes)
-            return Pairs(images.to(device), labels.to(device))
+        assert isinstance(generator, SmallGenerator)
+        adam = self._adam(generator)
 
-        return Stepped(discriminator, _LOSS, made_up)
+        def made_up(number: int) -> Pairs:
+            images, labels, latent = random_images(number, facts, self.latent, device)
+            with torch.no_grad():
+                return Pairs(torch.stack([images, generator(latent, labels)], dim=1), labels)
+
+        def follow() -> None:
+            self._follow(generator, discriminator, adam, seed=seed)
+
+        return Stepped(discriminator, _LOSS, made_up, copies=2, follow=follow)
+
+    def _adam(self, module: nn.Module) -> torch.optim.Adam:
+        return torch.optim.Adam(module.parameters(), betas=_BETAS)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
@@ -121,11 +129,11 @@ class GAN(Method):
         average, stepped = ema.start(generator).eval(), self.stepped(generator, seed=run.seed)
         discriminator = stepped.module
         pace = Pace(threshold=self.threshold, most=self.most_steps)
-        private, public = (torch.optim.Adam(each.parameters(), betas=_BETAS) for each in (discriminator, generator))
+        private, public = self._adam(discriminator), self._adam(generator)
         state = {"discriminator": discriminator, "generator": generator, "average": average, "pace": pace}
         updates = run.resume(**state, private=private, public=public)
         mechanism, load = run.mechanism, PairLoader(data, generator, run.device)
-        at_once = run.physical_batch_size(2, stepped.bytes_of_one)
+        at_once = run.physical_batch_size(stepped.copies, stepped.bytes_of_one)
         while not mechanism.finished:
             rate = self.optimizer.learning_rate_at(mechanism.steps_spent / mechanism.plan.steps)
             private.param_groups[0]["lr"] = rate

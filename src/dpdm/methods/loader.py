@@ -2,6 +2,7 @@
 
 import io
 from abc import ABC, abstractmethod
+from random import Random
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, NoiseLevels, NoisyBatch
+from dpdm.methods.interface import ImageFacts
 from dpdm.privacy.clipping import Batch
 from dpdm.types import RandomBytes, levels_to_tensor
 
@@ -22,6 +24,15 @@ def own_normals(shape: tuple[int, ...], random_bytes: RandomBytes) -> Float[Tens
         own = np.random.Philox(key=int.from_bytes(random_bytes(16), "little"))
         np.random.Generator(own).standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(numbers)
+
+
+def random_images(
+    number: int, facts: ImageFacts, numbers: int, device: torch.device
+) -> tuple[Float[Tensor, "batch channel height width"], Int[Tensor, " batch"], Float[Tensor, "batch numbers"]]:
+    """Return random pixels, all classes in turn, and normal numbers, drawn row by row as in a run."""
+    images = torch.rand(number, *facts.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
+    labels = torch.arange(number) % max(1, facts.num_classes)
+    return images.to(device), labels.to(device), own_normals((number, numbers), Random(0).randbytes).to(device)
 
 
 class UnitLoader(ABC):

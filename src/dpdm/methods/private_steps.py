@@ -1,11 +1,13 @@
 """What private steps are taken with, and what all methods share that take them with a network of their own."""
 
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from dpdm.methods.interface import Budget, Run
+from dpdm.methods.interface import Budget, ImageGenerator, Method, Run
 from dpdm.methods.made_up import bytes_for_backward
 from dpdm.privacy import MechanismRun, PoissonSums
 from dpdm.privacy.clipping import Batch, PerExampleLoss
@@ -14,21 +16,31 @@ from dpdm.types import InputError, refusing
 _STEPS = 1000  # where nobody says how many
 
 
-class Stepped(NamedTuple):
+@dataclass(frozen=True)
+class Stepped:
     """What private steps are taken with.
 
-    Attributes:
+    Args:
         module: What is trained by private gradients.
         loss: One number of an example.
-        made_up: Returns so many random examples, of all classes, where the module is.
+        made_up: Returns so many examples that nobody took, where the module is, drawn as those of a run are.
+        copies: Images of an example.
+        counted: Returns the bytes that an example keeps for its gradient, and those of the gradient (default: as a
+            pass with one tells).
+        follow: Does what may come after a step.
     """
 
     module: nn.Module
     loss: PerExampleLoss
     made_up: Callable[[int], Batch]
+    copies: int = 1
+    counted: Callable[[], int] | None = None
+    follow: Callable[[], object] = lambda: None
 
     def bytes_of_one(self) -> int:
         """Return the bytes that an example keeps for its gradient, and those of the gradient."""
+        if self.counted is not None:
+            return self.counted()
         one: Any = self.made_up(1)
         kept = bytes_for_backward(lambda: self.loss(self.module, one), self.module)
         return kept + sum(4 * p.numel() for p in self.module.parameters() if p.requires_grad)
@@ -38,6 +50,14 @@ class Stepped(NamedTuple):
         run.require_memory(self.module, self.bytes_of_one())
         with refusing("the network fails on made-up images"), run.autocast():
             mechanism.rehearse(self.loss, self.module, self.made_up(3))
+
+
+class TakesSteps(Method):
+    """A method of private steps, whose time can be measured."""
+
+    @abstractmethod
+    def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
+        """Return what private steps are taken with, for a generator as `untrained` made it."""
 
 
 def steps_of(budget: Budget) -> tuple[PoissonSums, ...]:
