@@ -80,7 +80,7 @@ Rehearse = Annotated[
 Minutes = Annotated[
     float | None,
     typer.Option(
-        help="Time for the run. Noise multiplicity, steps and batch are chosen to fit it on this machine; of "
+        help="Time for the run. Noise multiplicity (of diffusion), steps and batch are chosen to fit it on this machine; of "
         "statistics, the number of images."
     ),
 ]

@@ -22,7 +22,7 @@ from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
 from dpdm.types import InputError, require_at_most, require_counts, require_within
 
 _LOSS = CodeLoss()
-_MOST_WIDTH, _MOST_LATENT, _MOST_COUPLINGS = 2**12, 2**12, 64
+_MOST_WIDTH, _MOST_LATENT, _MOST_COUPLINGS, _MOST_OF_COUPLING = 2**12, 2**12, 32, 2**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,9 @@ class LatentFlow(TakesSteps):
         require_counts(latent=self.latent, width=self.width, **counts)
         require_within(2, _MOST_LATENT, latent=self.latent)
         require_within(8, _MOST_WIDTH, width=self.width)
-        require_at_most(_MOST_WIDTH, encoder_width=self.encoder_width, coupling_width=self.coupling_width)
+        require_at_most(_MOST_WIDTH, encoder_width=self.encoder_width)
         require_at_most(_MOST_COUPLINGS, couplings=self.couplings)
+        require_at_most(_MOST_OF_COUPLING, coupling_width=self.coupling_width)
         require_within(0, 0.9, flow_share=self.flow_share)
         require_within(0, 10, code_noise=self.code_noise)
         if not isinstance(self.optimizer, Optimizer):
@@ -88,7 +89,6 @@ class LatentFlow(TakesSteps):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             network = Autoencoder(generator, width=self.encoder_width, code_noise=self.code_noise).to(device)
-
         return Stepped(network, _LOSS, lambda number: Coded(*random_images(number, facts, self.latent, device)))
 
     def train(
