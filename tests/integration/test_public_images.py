@@ -215,8 +215,8 @@ def test_a_misspelt_method_is_told_with_the_nearest_before_the_heavy_imports(tmp
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "dpdm: --method 'evolutoin' is none of aggregated-embeddings, diffusion, distillation, evolution, gan, labels, "
-        "mean-embedding, prior, sliced, statistics: did you mean evolution?\n"
+        "dpdm: --method 'evolutoin' is none of aggregated-embeddings, diffusion, distillation, evolution, flow, gan, "
+        "labels, mean-embedding, prior, sliced, statistics: did you mean evolution?\n"
     )
     assert done.stdout == "False False\n"
 
