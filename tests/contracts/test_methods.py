@@ -28,6 +28,7 @@ from dpdm.methods import (
     Evolution,
     Fourier,
     Labels,
+    LatentFlow,
     Layers,
     MeanEmbedding,
     Prior,
@@ -76,6 +77,7 @@ TOYS = {
     "diffusion in latents": Diffusion(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
     "prior of latents": PriorAlone(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2)),
     "gan": GAN(width=16, latent=2, discriminator_width=4, batch_size=8),
+    "flow": LatentFlow(latent=3, encoder_width=4, width=16, couplings=2, coupling_width=4),
     "sliced": SlicedWasserstein(directions=7, bins=4, updates=5, batch_size=64, latent=2, width=16),
     "distillation": Distillation(
         features=PublicFeatures(embedding=Embedding(features="random-convnets", size=8)), images=3, updates=4
@@ -143,7 +145,7 @@ every_method = pytest.mark.parametrize("name", TOYS)
 
 def plan_of(name, unit="image"):
     method, steps = TOYS[name], {}
-    if isinstance(method, Diffusion | GAN | Teacher):
+    if isinstance(method, Diffusion | GAN | LatentFlow | Teacher):
         steps = {"steps": 0} if name == "public start alone" else {"steps": 3, "expected_batch_size": 5}
     return method.plan(**BUDGET, **steps, unit=unit)
 

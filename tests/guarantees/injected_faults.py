@@ -14,6 +14,7 @@ import tomllib
 import types
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -69,6 +70,7 @@ from dpdm.methods import (
     Fourier,
     ImageFacts,
     Labels,
+    LatentFlow,
     Layers,
     MeanEmbedding,
     Prior,
@@ -80,6 +82,7 @@ from dpdm.methods import (
     StatisticMatching,
     Teacher,
     adversary,
+    autoencoder,
     class_means,
     classifier,
     ema,
@@ -441,7 +444,17 @@ def _neighbours() -> dict[str, list[tuple[ImageDataset, ImageDataset]]]:
 
 def two_worlds_of_a_discriminator(folder: Path) -> list[str]:
     """A generator and what it is trained against, in worlds that differ in an image, a group, or a blank image."""
-    method, found = GAN(width=16, latent=2, discriminator_width=4, batch_size=8, most_steps=3), []
+    return _two_worlds_of_steps(folder, GAN(width=16, latent=2, discriminator_width=4, batch_size=8, most_steps=3))
+
+
+def two_worlds_of_a_flow(folder: Path) -> list[str]:
+    """An autoencoder and a flow on its codes, in worlds that differ in an image, a group, or a blank image."""
+    small = {"encoder_width": 4, "width": 16, "couplings": 2, "coupling_width": 4}
+    return _two_worlds_of_steps(folder, LatentFlow(latent=3, flow_share=0.25, **small))
+
+
+def _two_worlds_of_steps(folder: Path, method) -> list[str]:
+    found = []
     pairs = _neighbours()  # which differ in the last image, so that the draws of all others are the same
     pairs["image"] = [(IMAGES, IMAGE_NEIGHBOURS[name]) for name in ("removed", "white")]
     steps = {"steps": 4, "expected_batch_size": 9, "max_grad_norm": 0.05}
@@ -1568,13 +1581,36 @@ def centred_by_private_features(patch: Patch) -> None:
     patch.setattr(feature_maps._PublicMap, "rows", rows)
 
 
-def generated_for_the_batch_as_a_whole(patch: Patch) -> None:
-    sound = adversary.PairLoader._draw
+def drawn_for_the_batch_as_a_whole(patch: Patch, *, by) -> None:
+    sound = by._draw
 
     def drawn(self, images, random_bytes):
         return sound(self, images, lambda count: random_bytes(count - 1) + bytes([len(images) % 256]))
 
-    patch.setattr(adversary.PairLoader, "_draw", drawn)
+    patch.setattr(by, "_draw", drawn)
+
+
+def both_losses_clipped_one_by_one(patch: Patch) -> None:
+    """Clip the gradient of the autoencoder, and that of the flow, and count one (DP-LFlow)."""
+    sound, parts = mechanism.clipped_grad_sum, [lambda network, batch, of=of: network(*batch)[of] for of in (0, 1)]
+
+    def both(loss, module, batch, **given):
+        if not module.head.weight.requires_grad:
+            return sound(loss, module, batch, **given)
+        errors, unlikely = (sound(part, module, batch, **given) for part in parts)
+        return errors._replace(vector=errors.vector + unlikely.vector)
+
+    patch.setattr(mechanism, "clipped_grad_sum", both)
+
+
+def learning_rate_by_private_losses(patch: Patch) -> None:
+    last, sound = _with_losses(patch), LatentFlow._phase
+
+    def phase(self, spent, steps):
+        alone, part = sound(self, spent, steps)
+        return alone, part / (1 + float(last[0].sum()) if last else 1)
+
+    patch.setattr(LatentFlow, "_phase", phase)
 
 
 def _with_losses(patch: Patch) -> list[torch.Tensor]:
@@ -1988,7 +2024,20 @@ FAULTS = [
         two_worlds_of_noisy_embeddings,
         said="weights",
     ),
-    Fault("images generated for a batch as a whole", generated_for_the_batch_as_a_whole, two_worlds_of_a_discriminator),
+    Fault(
+        "images generated for a batch as a whole",
+        partial(drawn_for_the_batch_as_a_whole, by=adversary.PairLoader),
+        two_worlds_of_a_discriminator,
+    ),
+    Fault(
+        "autoencoder and flow clipped one by one, counted once", both_losses_clipped_one_by_one, two_worlds_of_a_flow
+    ),
+    Fault(
+        "noise of codes drawn for a batch as a whole",
+        partial(drawn_for_the_batch_as_a_whole, by=autoencoder.CodeLoader),
+        two_worlds_of_a_flow,
+    ),
+    Fault("a learning rate by private losses", learning_rate_by_private_losses, two_worlds_of_a_flow, said="weights"),
     Fault("a generator's turns by private images", pace_by_private_images, two_worlds_of_a_discriminator),
     Fault("as many generated images as were selected", as_many_generated_as_selected, two_worlds_of_a_discriminator),
     Fault("a teacher's images relative to those of the batch", taught_relative_to_the_batch, two_worlds_of_a_teacher),
@@ -2051,6 +2100,7 @@ CHECKS = {
     two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",
     two_worlds_of_a_discriminator: "two worlds of a discriminator's steps",
     two_worlds_of_a_teacher: "two worlds of a teacher of public images",
+    two_worlds_of_a_flow: "two worlds of a flow's steps",
     two_worlds_of_histograms: "two worlds of histograms of projections",
     two_worlds_of_distillation: "two worlds of distilled images",
     images_of_a_release: "a run that begins with images of a release",

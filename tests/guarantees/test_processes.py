@@ -161,7 +161,7 @@ def start(rank):
 
 with joined_processes() as processes:
     method = {"folder": folder, "start": start}[sys.argv[2]](processes.rank)
-    denoiser = method.stepped(method.untrained(facts, seed=1), seed=1)
+    denoiser = method.stepped(method.untrained(facts, seed=1), seed=1).module
     numbers = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in denoiser.parameters():  # where B is zero, A has no gradient

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -677,6 +678,25 @@ def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     code, _, err = dpdm("train", photos, *alone, "--run", "timed", "--minutes", 1)
     assert code == 2
     assert "leave out --minutes" in err
+
+
+@pytest.mark.proof
+def test_minutes_choose_steps_and_batch_of_a_method_without_noisy_copies(dpdm, photos, tmp_path):
+    quick = ("--set=data.size=8", "--set=privacy.delta=1e-13", "--epsilon", 2, "--set=machine.precision=float32")
+    line = (photos, "--method=flow", *quick, "--set=width=16", "--set=encoder_width=4")
+    code, out, err = dpdm("plan", *line, "--minutes=0.1")
+    assert code == 0, err
+    (time,) = [said for said in out.splitlines() if said.startswith("time")]
+    assert time.endswith("here, measured on random images")
+    assert "noise_multiplicity" not in out
+    assert "noisy cop" not in out
+    code, _, err = dpdm("train", *line, "--run", "timed", "--minutes=0.1")
+    assert code == 0, err
+    (begun,) = [said for said in err.splitlines() if "minutes here:" in said]
+    assert re.search(r"0\.1 minutes here: [\d,]+ steps? of [\d,]+ images?s?$", begun)
+    code, _, err = dpdm("train", *line, "--run", "timed", "--minutes=3")
+    assert code == 0, err
+    assert f"begun with: {begun.split(': ', 1)[1].removeprefix('for 0.1 minutes here: ')}" in err
 
 
 def test_a_runs_own_file_can_be_trained_again(dpdm, photos, tmp_path):

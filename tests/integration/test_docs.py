@@ -130,7 +130,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def known_speed(monkeypatch):
     """A machine that need not be measured: 0.1 ms a noisy copy."""
-    speed = lambda self, loss, _, **within: (1e-4 * loss.noise_multiplicity, 0.0)  # noqa: E731
+    speed = lambda self, stepped, _, **within: (1e-4 * stepped.copies, 0.0)  # noqa: E731
     monkeypatch.setattr("dpdm.runs.cost._Stopwatch.seconds", speed)
 
 

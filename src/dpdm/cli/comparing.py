@@ -244,14 +244,14 @@ def _enter_row(
 
 def _trained(config: "Config", minutes: float | None, data: "ImageDataset", book: "Ledger", folder: Path) -> int | None:
     """Plan and train one method; return the most memory that it took, where the system tells."""
-    from dpdm.methods import Diffusion
+    from dpdm.config import is_timed
     from dpdm.privacy.processes import Processes
     from dpdm.runs import Trainer
     from dpdm.runs.hardware import choose_device
     from dpdm.runs.memory import peak_memory
 
     with peak_memory(choose_device(config.machine.device)) as most:
-        if minutes is not None and (isinstance(config.method, Diffusion) or config.method.timed):
+        if minutes is not None and is_timed(config.method):
             config = fitted(config, folder, minutes, Processes())
         require_agreeing(config, data)
         trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: book)

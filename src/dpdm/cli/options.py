@@ -88,8 +88,8 @@ Rehearse = Annotated[
 Minutes = Annotated[
     float | None,
     typer.Option(
-        help="Time for the run. Noise multiplicity, steps and batch are chosen to fit it on this machine; of "
-        "statistics, the number of images."
+        help="Time for the run. Noise multiplicity (of diffusion), steps and batch are chosen to fit it on this "
+        "machine; of statistics, the number of images."
     ),
 ]
 LedgerPlace = Annotated[

@@ -82,7 +82,7 @@ def plan(
         chosen = _timed(config) or {
             "privacy.steps": asked.steps,
             "privacy.expected_batch_size": asked.expected_batch_size,
-            "loss.noise_multiplicity": _noise_multiplicity(config),
+            **({"loss.noise_multiplicity": copies} if (copies := _noise_multiplicity(config)) else {}),
         }
         these = " ".join(f"--set {key}={value}" for key, value in chosen.items())
         say(f"to train    exactly this: {these} (train --minutes measures again)")
@@ -139,9 +139,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         remark = ", which is loose for few steps or tiny batches" if loose else ""
         yield f"check       {bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}"
     if plan.steps:
-        copies = f", each in {_copies(config)}" if _noise_multiplicity(config) else ""
         yield (
-            f"batches     {plan.expected_batch_size:,} {unit}s a step on average{copies}; "
+            f"batches     {plan.expected_batch_size:,} {unit}s a step on average{_copies(config, ', each in ')}; "
             f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {plan.sample_rate:.4g}"
         )
     if report["parameters"]:
@@ -174,8 +173,11 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
 
 def _advice(config: "Config", plan: "AnyPlan", parameters: int) -> str | None:
     """Return what to do instead of noisy steps that cannot pay, if they cannot."""
+    from dpdm.methods import Diffusion
     from dpdm.runs.worth import why_it_cannot_pay
 
+    if not isinstance(config.method, Diffusion):  # the rule was found by networks around a prior
+        return None
     started = getattr(config.method, "start", None) is not None
     return why_it_cannot_pay(plan, parameters, started=started, pipeline=bool(config.method.networks))
 
@@ -249,7 +251,7 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         if config.method.timed:
             tell(f"{begun}: {', '.join(f'{name} = {value:,}' for name, value in _timed(config).items())}")
         else:
-            tell(f"{begun}: {steps:,} steps of {batch:,} {config.data.unit}s in {_copies(config)}")
+            tell(f"{begun}: {steps:,} steps of {batch:,} {config.data.unit}s{_copies(config, ' in ')}")
         for remark in remarks:
             tell(remark)
     return config
@@ -349,6 +351,9 @@ def _noise_multiplicity(config: "Config") -> int | None:
     return None if loss is None else loss.noise_multiplicity
 
 
-def _copies(config: "Config") -> str:
+def _copies(config: "Config", before: str) -> str:
+    """Say in how many noisy copies a step takes an example, if the method makes any."""
     copies = _noise_multiplicity(config)
-    return "one noisy copy" if copies == 1 else f"{copies} noisy copies"
+    if copies is None:
+        return ""
+    return f"{before}one noisy copy" if copies == 1 else f"{before}{copies} noisy copies"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         NoPrivacy,
         Privacy,
         Public,
+        is_timed,
         require_epsilon,
         require_exact_size,
         require_public_source,
@@ -50,6 +51,7 @@ __all__ = [
     "encode_config",
     "encode_method",
     "is_release",
+    "is_timed",
     "load_config",
     "preset_names",
     "read_target",
@@ -67,7 +69,7 @@ __getattr__ = lazily(
     {
         "declared": "declared_facts",
         "earlier": "earlier_of is_release sums_of",
-        "settings": "Config Data Machine NoPrivacy Privacy Public require_epsilon"
+        "settings": "Config Data Machine NoPrivacy Privacy Public is_timed require_epsilon"
         " require_exact_size require_public_source require_same_unit require_timed",
         "toml": "choose_sampler decode decode_method decode_plan encode encode_config encode_method load_config",
         "target": "Table preset_names read_target read_toml",

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from dpdm.config.earlier import earlier_of, released_by
 from dpdm.data import Channels, Fit, ImageDataset, is_built_in, open_dataset, open_public
-from dpdm.methods import Budget, Diffusion, Method
+from dpdm.methods import Budget, Diffusion, Method, TakesSteps
 from dpdm.privacy import AnyPlan, Earlier, LayerWise, NonPrivate, OneBackwardEach, Plan, Strategy, Vectorized
 from dpdm.privacy.plan import Noise
 from dpdm.privacy.releases import Unit
@@ -269,9 +269,14 @@ def require_epsilon(privacy: Privacy) -> float:
     return privacy.epsilon
 
 
+def is_timed(method: Method) -> bool:
+    """Whether a method takes steps, or has other settings, which can be fitted to a time."""
+    return isinstance(method, TakesSteps) or bool(method.timed)
+
+
 def require_timed(method: Method) -> None:
     """Raise InputError unless a method takes steps, or has other settings, which can be fitted to a time."""
-    if not isinstance(method, Diffusion) and not method.timed:
+    if not is_timed(method):
         raise InputError(f"the method {method.kind} takes no steps that could be timed: leave out --minutes")
 
 

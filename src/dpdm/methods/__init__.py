@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dpdm.methods.embedding import Embedding
     from dpdm.methods.evolution import Evolution
     from dpdm.methods.feature_maps import NTK, Fourier, PublicFeatures
+    from dpdm.methods.flow import LatentFlow
     from dpdm.methods.gan import GAN
     from dpdm.methods.interface import ImageGenerator, Method
     from dpdm.methods.labelled import LabelledGenerator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dpdm.methods.optimizer import Optimizer
     from dpdm.methods.populations import PopulationGenerator
     from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
+    from dpdm.methods.private_steps import Stepped, TakesSteps
     from dpdm.methods.registry import METHODS
     from dpdm.methods.retrieval import Retrieval
     from dpdm.methods.sliced import SlicedWasserstein
@@ -52,6 +54,7 @@ __all__ = [
     "ImageGenerator",
     "LabelledGenerator",
     "Labels",
+    "LatentFlow",
     "Layers",
     "MeanEmbedding",
     "Method",
@@ -68,6 +71,8 @@ __all__ = [
     "SmallGenerator",
     "Start",
     "StatisticMatching",
+    "Stepped",
+    "TakesSteps",
     "TaughtGenerator",
     "Teacher",
     "require_sampler_names",
@@ -84,6 +89,7 @@ __getattr__ = lazily(
         "embedding": "Embedding",
         "evolution": "Evolution",
         "feature_maps": "NTK Fourier PublicFeatures",
+        "flow": "LatentFlow",
         "gan": "GAN",
         "interface": "ImageGenerator Method",
         "labelled": "LabelledGenerator",
@@ -93,6 +99,7 @@ __getattr__ = lazily(
         "optimizer": "Optimizer",
         "populations": "PopulationGenerator",
         "prior": "MixtureGenerator Prior PriorAlone",
+        "private_steps": "Stepped TakesSteps",
         "registry": "METHODS",
         "retrieval": "Retrieval",
         "sliced": "SlicedWasserstein",

@@ -3,27 +3,23 @@
 All of it stays in a run's `private/`. What is released is the generator alone.
 """
 
-import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from numpy import ndarray
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu, softplus
+from torch.nn.functional import softplus
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss
-from dpdm.methods.loader import UnitLoader
+from dpdm.methods.halvings import Halvings
+from dpdm.methods.loader import UnitLoader, own_normals
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.methods.values import ImageFacts
 from dpdm.types import RandomBytes
 
-_SMALLEST = 4  # side of an image at most, below which nothing is halved
-_MOST_CHANNELS = 512
 _PAST = 0.95  # weight of what was seen before, in the accuracy
 _LADDER = (1, 2, 5)  # times powers of ten: private steps for each of the generator
 
@@ -33,28 +29,19 @@ class Discriminator(nn.Module):
 
     Args:
         facts: Of the images.
-        width: Channels of the first layer; each further one has twice as many.
-
-    Source:
-        Radford, Metz & Chintala 2016, without batch normalisation, through which examples would meet.
+        width: Channels of the first layer.
     """
 
     def __init__(self, facts: ImageFacts, *, width: int) -> None:
         super().__init__()
-        channels, height, across = facts.shape
-        halvings = max(1, math.ceil(math.log2(min(height, across) / _SMALLEST)))
-        made = [channels, *(min(_MOST_CHANNELS, width * 2**number) for number in range(halvings))]
-        self.halvings = nn.ModuleList(nn.Conv2d(one, other, 4, stride=2, padding=1) for one, other in pairwise(made))
-        last = made[-1] * (height // 2**halvings) * (across // 2**halvings)
-        self.heads = nn.Linear(last, max(1, facts.num_classes))
+        self.halvings = Halvings(facts.shape, width=width)
+        self.heads = nn.Linear(self.halvings.numbers, max(1, facts.num_classes))
 
     def forward(
         self, x: Float[Tensor, "rows channel height width"], labels: Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
         """Return one number for each image, as one of its class."""
-        for layer in self.halvings:
-            x = leaky_relu(layer(x), 0.2)
-        of_class: Tensor = self.heads(x.flatten(1))
+        of_class: Tensor = self.heads(self.halvings(x))
         return of_class.gather(1, labels[:, None]).squeeze(1)
 
 
@@ -95,12 +82,9 @@ class PairLoader(UnitLoader):
 
     def _draw(self, images: Int64[ndarray, " batch"] | Int64[ndarray, "batch one"], random_bytes: RandomBytes) -> Pairs:
         x, labels = self._clean(images.reshape(len(images)))
-        latent = np.empty((len(images), self._generator.latent), dtype=np.float32)
-        for row in latent:  # each by its own bytes: no draw depends on who else is in the batch
-            own = np.random.Philox(key=int.from_bytes(random_bytes(16), "little"))
-            np.random.Generator(own).standard_normal(out=row, dtype=np.float32)
+        latent = own_normals((len(images), self._generator.latent), random_bytes).to(self._device)
         with torch.no_grad():
-            made = self._generator(torch.from_numpy(latent).to(self._device), labels)
+            made = self._generator(latent, labels)
         return Pairs(torch.stack([x, made], dim=1), labels)
 
 

@@ -8,6 +8,7 @@ import copy
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from random import Random
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from dpdm.diffusion import (
     MatchedSolver,
     MomentMatched,
     NoiseLevels,
+    NoisyBatch,
     PreconditionedDenoiser,
     Preconditioning,
     V,
@@ -41,10 +43,11 @@ from dpdm.methods.interface import (
     Method,
     Run,
 )
-from dpdm.methods.loader import Loader
+from dpdm.methods.loader import Loader, random_images
 from dpdm.methods.matrices import rehearse_matrices
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.prior import Prior, release_prior
+from dpdm.methods.private_steps import Stepped, TakesSteps
 from dpdm.methods.retrieval import Retrieval, Trajectories, require_public_denoiser
 from dpdm.methods.start import Start, load_start, require_start
 from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart, PublicStart, Read, Sizes
@@ -66,7 +69,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diffusion(Method):
+class Diffusion(TakesSteps):
     """Trains a denoiser with DP-SGD, around a released prior or from nothing.
 
     Args:
@@ -202,8 +205,21 @@ class Diffusion(Method):
         of_generator: dict[str, Any] = {"choice": choice, "codec": codec, "trajectories": trajectories}
         return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, **of_generator)
 
-    def stepped(self, generator: DenoisingGenerator, *, seed: int = 0) -> PreconditionedDenoiser:
-        """Return what private steps are taken with: the generator's denoiser, or one with A and B (`Trained`)."""
+    def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
+        """Return what private steps are taken with: the denoiser, and noisy copies of its images or latents."""
+        assert isinstance(generator, DenoisingGenerator)
+        denoiser, facts, loss = self._denoiser(generator, seed=seed), generator.seen, self.loss
+
+        def noisy(number: int) -> NoisyBatch:
+            x, labels, _ = random_images(number, facts, 0, generator.device)
+            null, levels = facts.num_classes, self.preconditioning.noise_levels
+            return loss.draw(x, labels, null_label=null, noise_levels=levels, random_bytes=Random(0).randbytes)
+
+        counted = partial(made_up.bytes_of_one, loss, denoiser, facts)
+        return Stepped(denoiser, loss, noisy, copies=loss.noise_multiplicity, counted=counted)
+
+    def _denoiser(self, generator: DenoisingGenerator, *, seed: int) -> PreconditionedDenoiser:
+        """Return the generator's denoiser, or one with A and B (`Trained`)."""
         denoiser = generator.denoiser
         if self.start is None or self.start.trained.rank is None:
             return denoiser
@@ -216,7 +232,7 @@ class Diffusion(Method):
         """Release the prior, and gains; then select, draw, clip, add noise, update, average."""
         assert isinstance(generator, DenoisingGenerator)
         average = ema.start(generator.denoiser).eval()
-        denoiser = self.stepped(generator, seed=run.seed)
+        denoiser = self._denoiser(generator, seed=run.seed)
         optimizer = torch.optim.Adam(denoiser.parameters())
         also = {} if generator.trajectories is None else {"trajectories": generator.trajectories}
         updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer, **also)
@@ -271,7 +287,7 @@ class Diffusion(Method):
                 if self.start.trained.chosen:
                     rehearse_matrices(generator.denoiser, generator.seen)
         if plan.steps:
-            denoiser = self.stepped(generator, seed=run.seed)
+            denoiser = self._denoiser(generator, seed=run.seed)
             with run.autocast():
                 made_up.require_trainable(self.loss, denoiser, generator.seen, plan, mechanism, run)
         for name, sampler in self._named().items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import nn
 from torch.nn.functional import softplus
 
 from dpdm.data import ImageDataset
@@ -17,18 +18,17 @@ from dpdm.methods import ema
 from dpdm.methods.adversary import Discriminator, Pace, PairLoader, PairLoss, Pairs
 from dpdm.methods.interface import (
     ImageGenerator,
-    Method,
     Run,
 )
-from dpdm.methods.made_up import bytes_for_backward
+from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.possible import require_finite
+from dpdm.methods.private_steps import Stepped, TakesSteps, steps_of
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.methods.values import Budget, ImageFacts, Progress, Read, Sizes
 from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
-from dpdm.types import InputError, refusing, require_at_most, require_counts, require_within
+from dpdm.types import InputError, require_at_most, require_counts, require_within
 
-_STEPS = 1000
 _MOST_WIDTH, _MOST_LATENT, _MOST_BATCH, _MOST_STEPS = 2**12, 2**12, 10**5, 10**4
 _BETAS = (0.5, 0.9)  # of both Adams: a game needs less memory than a descent
 _LOSS = PairLoss()
@@ -36,7 +36,7 @@ _ALIKE = 1e-3  # mean absolute difference of two images that counts as none
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAN(Method):
+class GAN(TakesSteps):
     """A generator, trained against a discriminator that alone sees private images.
 
     Args:
@@ -91,10 +91,7 @@ class GAN(Method):
 
     def releases(self, budget: Budget) -> tuple[PoissonSums, ...]:
         """Return the discriminator's steps."""
-        if budget.steps == 0:
-            raise InputError("privacy.steps = 0 trains no discriminator: give steps")
-        count = _STEPS if budget.steps is None else budget.steps
-        return (PoissonSums(count=count, expected_batch_size=budget.batch_size, max_norm=budget.max_grad_norm),)
+        return steps_of(budget)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> SmallGenerator:
         """Return a generator with first weights."""
@@ -102,23 +99,42 @@ class GAN(Method):
             torch.manual_seed(seed)
             return SmallGenerator(facts, latent=self.latent, width=self.width, counted=False)
 
-    def _discriminator(self, facts: ImageFacts, run: Run) -> Discriminator:
+    def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
+        """Return what private steps are taken with: a discriminator with first weights."""
+        facts, device = generator.facts, generator.device
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(run.seed + 1)
-            return Discriminator(facts, width=self.discriminator_width).to(run.device)
+            torch.manual_seed(seed + 1)
+            discriminator = Discriminator(facts, width=self.discriminator_width).to(device)
+
+        assert isinstance(generator, SmallGenerator)
+        adam = self._adam(generator)
+
+        def made_up(number: int) -> Pairs:
+            images, labels, latent = random_images(number, facts, self.latent, device)
+            with torch.no_grad():
+                return Pairs(torch.stack([images, generator(latent, labels)], dim=1), labels)
+
+        def follow() -> None:
+            self._follow(generator, discriminator, adam, seed=seed)
+
+        return Stepped(discriminator, _LOSS, made_up, copies=2, follow=follow)
+
+    def _adam(self, module: nn.Module) -> torch.optim.Adam:
+        return torch.optim.Adam(module.parameters(), betas=_BETAS)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, SmallGenerator]:
         """Select, pair, clip, add noise, update; and let the generator follow now and then."""
         assert isinstance(generator, SmallGenerator)
-        average, discriminator = ema.start(generator).eval(), self._discriminator(generator.facts, run)
+        average, stepped = ema.start(generator).eval(), self.stepped(generator, seed=run.seed)
+        discriminator = stepped.module
         pace = Pace(threshold=self.threshold, most=self.most_steps)
-        private, public = (torch.optim.Adam(each.parameters(), betas=_BETAS) for each in (discriminator, generator))
+        private, public = self._adam(discriminator), self._adam(generator)
         state = {"discriminator": discriminator, "generator": generator, "average": average, "pace": pace}
         updates = run.resume(**state, private=private, public=public)
         mechanism, load = run.mechanism, PairLoader(data, generator, run.device)
-        at_once = run.physical_batch_size(2, lambda: _bytes_of_one(discriminator, generator.facts))
+        at_once = run.physical_batch_size(stepped.copies, stepped.bytes_of_one)
         while not mechanism.finished:
             rate = self.optimizer.learning_rate_at(mechanism.steps_spent / mechanism.plan.steps)
             private.param_groups[0]["lr"] = rate
@@ -136,7 +152,7 @@ class GAN(Method):
         return average
 
     def _follow(
-        self, generator: SmallGenerator, discriminator: Discriminator, adam: torch.optim.Adam, *, seed: int
+        self, generator: SmallGenerator, discriminator: nn.Module, adam: torch.optim.Adam, *, seed: int
     ) -> torch.Tensor:
         """Take a step of the generator; return which of its images the discriminator knew."""
         random, device = torch.Generator().manual_seed(seed), generator.device
@@ -158,15 +174,8 @@ class GAN(Method):
         return known
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Try a private step, and one of the generator, on made-up images."""
-        assert isinstance(generator, SmallGenerator)
-        discriminator = self._discriminator(generator.facts, run)
-        run.require_memory(discriminator, _bytes_of_one(discriminator, generator.facts))
-        random = torch.Generator().manual_seed(0)
-        images = torch.rand(3, 2, *generator.facts.shape, generator=random).mul(2).sub(1)
-        labels = torch.arange(3) % max(1, generator.facts.num_classes)
-        with refusing("the discriminator fails on made-up images"), run.autocast():
-            mechanism.rehearse(_LOSS, discriminator, Pairs(images.to(run.device), labels.to(run.device)))
+        """Try a private step on made-up images."""
+        self.stepped(generator, seed=run.seed).rehearse(mechanism, run)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes of a step of the generator; what private steps take is measured."""
@@ -175,11 +184,3 @@ class GAN(Method):
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless all weights are finite."""
         require_finite(read, dict(self.untrained(facts).named_parameters()), where)
-
-
-def _bytes_of_one(discriminator: Discriminator, facts: ImageFacts) -> int:
-    """Return the bytes that a pair keeps for its gradient, and those of the gradient."""
-    device = next(discriminator.parameters()).device
-    pair = Pairs(torch.zeros(1, 2, *facts.shape, device=device), torch.zeros(1, dtype=torch.long, device=device))
-    kept = bytes_for_backward(lambda: _LOSS(discriminator, pair), discriminator)
-    return kept + sum(4 * p.numel() for p in discriminator.parameters())

@@ -2,6 +2,7 @@
 
 import io
 from abc import ABC, abstractmethod
+from random import Random
 
 import numpy as np
 import torch
@@ -11,8 +12,27 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, NoiseLevels, NoisyBatch
+from dpdm.methods.values import ImageFacts
 from dpdm.privacy.clipping import Batch
 from dpdm.types import RandomBytes, levels_to_tensor
+
+
+def own_normals(shape: tuple[int, ...], random_bytes: RandomBytes) -> Float[Tensor, "batch ..."]:
+    """Return normal numbers, each row by sixteen bytes of its own: no draw depends on who else is in the batch."""
+    numbers = np.empty(shape, dtype=np.float32)
+    for row in numbers:
+        own = np.random.Philox(key=int.from_bytes(random_bytes(16), "little"))
+        np.random.Generator(own).standard_normal(out=row, dtype=np.float32)
+    return torch.from_numpy(numbers)
+
+
+def random_images(
+    number: int, facts: ImageFacts, numbers: int, device: torch.device
+) -> tuple[Float[Tensor, "batch channel height width"], Int[Tensor, " batch"], Float[Tensor, "batch numbers"]]:
+    """Return random pixels, all classes in turn, and normal numbers, drawn row by row as in a run."""
+    images = torch.rand(number, *facts.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
+    labels = torch.arange(number) % max(1, facts.num_classes)
+    return images.to(device), labels.to(device), own_normals((number, numbers), Random(0).randbytes).to(device)
 
 
 class UnitLoader(ABC):

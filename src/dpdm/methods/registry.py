@@ -4,6 +4,7 @@ from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings
 from dpdm.methods.diffusion import Diffusion
 from dpdm.methods.distillation import Distillation
 from dpdm.methods.evolution import Evolution
+from dpdm.methods.flow import LatentFlow
 from dpdm.methods.gan import GAN
 from dpdm.methods.interface import Method
 from dpdm.methods.labels import Labels
@@ -22,6 +23,7 @@ _ALL: tuple[type[Method], ...] = (
     AggregatedEmbeddings,
     StatisticMatching,
     GAN,
+    LatentFlow,
     SlicedWasserstein,
     Distillation,
     Teacher,

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, one_hot, relu
+from torch.nn.functional import interpolate, relu
 
 from dpdm.methods.interface import ImageGenerator
 from dpdm.methods.values import ImageFacts
@@ -51,22 +51,29 @@ class SmallGenerator(ImageGenerator):
         self, latent: Float[Tensor, "batch latent"], labels: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch channel height width"]:
         """Return one image in [-1, 1] for each row of random numbers."""
-        hidden = relu(self.norm(self.first(torch.cat([latent, one_hot(labels, self._classes).to(latent)], dim=1))))
+        of_class = (labels[:, None] == torch.arange(self._classes, device=labels.device)).to(latent)  # as vmap takes it
+        hidden = relu(self.norm(self.first(torch.cat([latent, of_class], dim=1))))
         image = relu(self.of_channels(self.second(hidden).unflatten(1, self._start)))
         for layer in self.doublings:
             image = interpolate(relu(layer(image)), scale_factor=2, mode="bilinear")
         _, height, width = self.facts.shape
         return torch.tanh(self.last(image)[..., :height, :width])
 
+    def code(
+        self, normal: Float[Tensor, "batch latent"], labels: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch latent"]:
+        """Return the random numbers that images are made of: normal ones, as they are."""
+        return normal
+
     @torch.no_grad()
     def draw(
         self, labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
         """Return one image for each label."""
-        latent = torch.randn(len(labels), self.latent, generator=random, device=labels.device)
+        normal = torch.randn(len(labels), self.latent, generator=random, device=labels.device)
         parts = (slice(start, start + _AT_ONCE) for start in range(0, len(labels), _AT_ONCE))
-        none = latent.new_zeros(0, *self.facts.shape)
-        return torch.cat([none, *(self(latent[part], labels[part]) for part in parts)])
+        none = normal.new_zeros(0, *self.facts.shape)
+        return torch.cat([none, *(self(self.code(normal[part], labels[part]), labels[part]) for part in parts)])
 
     @property
     def class_shares(self) -> tuple[float, ...] | None:

@@ -15,20 +15,16 @@ from torch import Tensor, nn
 from dpdm.data import ImageDataset
 from dpdm.methods import ema
 from dpdm.methods.classifier import Labelled, LabelLoader, LabelLoss, small_cnn
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Run
 from dpdm.methods.labelled import require_classes, require_enough
-from dpdm.methods.made_up import bytes_for_backward
+from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
+from dpdm.methods.private_steps import Stepped, TakesSteps, steps_of
 from dpdm.methods.public_classes import surest
 from dpdm.methods.values import Budget, ImageFacts, Progress, Read, Sizes
 from dpdm.privacy import AnyPlan, MechanismRun, PoissonSums
-from dpdm.types import InputError, levels_to_tensor, refusing, require_counts, require_within
+from dpdm.types import InputError, levels_to_tensor, require_counts, require_within
 
-_STEPS = 400
 _MOST_WIDTH = 2**10
 _LOSS = LabelLoss()
 _PART = 512  # public images that the teacher sees at a time
@@ -67,7 +63,7 @@ class TaughtGenerator(ImageGenerator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teacher(Method):
+class Teacher(TakesSteps):
     """Public images, labelled by a classifier that private steps train.
 
     Args:
@@ -101,10 +97,7 @@ class Teacher(Method):
 
     def releases(self, budget: Budget) -> tuple[PoissonSums, ...]:
         """Return the teacher's steps."""
-        if budget.steps == 0:
-            raise InputError("privacy.steps = 0 trains no teacher: give steps")
-        count = _STEPS if budget.steps is None else budget.steps
-        return (PoissonSums(count=count, expected_batch_size=budget.batch_size, max_norm=budget.max_grad_norm),)
+        return steps_of(budget)
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError unless there are classes, and not more images of them than a release holds."""
@@ -115,20 +108,24 @@ class Teacher(Method):
         self.require_images(facts)
         return TaughtGenerator(facts, self.per_class)
 
-    def _teacher(self, facts: ImageFacts, run: Run) -> nn.Module:
-        return small_cnn(facts.shape[0], facts.num_classes, width=self.width, seed=run.seed).to(run.device)
+    def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
+        """Return what private steps are taken with: a teacher with first weights."""
+        facts, device = generator.facts, generator.device
+        teacher = small_cnn(facts.shape[0], facts.num_classes, width=self.width, seed=seed).to(device)
+        return Stepped(teacher, _LOSS, lambda number: Labelled(*random_images(number, facts, 0, device)[:2]))
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, TaughtGenerator]:
         """Select, clip, add noise, update; and let the average of the teacher label public images."""
         assert isinstance(generator, TaughtGenerator)
-        teacher = self._teacher(generator.facts, run)
+        stepped = self.stepped(generator, seed=run.seed)
+        teacher = stepped.module
         average = ema.start(teacher).eval()
         adam = torch.optim.Adam(teacher.parameters())
         updates = run.resume(teacher=teacher, average=average, adam=adam)
         mechanism, load = run.mechanism, LabelLoader(data, run.device)
-        at_once = run.physical_batch_size(1, lambda: _bytes_of_one(teacher, generator.facts))
+        at_once = run.physical_batch_size(1, stepped.bytes_of_one)
         while not mechanism.finished:
             rate = self.optimizer.learning_rate_at(mechanism.steps_spent / mechanism.plan.steps)
             adam.param_groups[0]["lr"] = rate
@@ -161,13 +158,7 @@ class Teacher(Method):
         """Raise InputError unless there are public images enough; and try a private step on made-up images."""
         assert run.public is not None
         require_enough(run.public, self.per_class)
-        facts = generator.facts
-        teacher = self._teacher(facts, run)
-        run.require_memory(teacher, _bytes_of_one(teacher, facts))
-        images = torch.rand(3, *facts.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
-        made_up = Labelled(images.to(run.device), torch.arange(3, device=run.device) % facts.num_classes)
-        with refusing("the teacher fails on made-up images"), run.autocast():
-            mechanism.rehearse(_LOSS, teacher, made_up)
+        self.stepped(generator, seed=run.seed).rehearse(mechanism, run)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes of labels and of chosen images; what private steps take is measured."""
@@ -180,11 +171,3 @@ class Teacher(Method):
         margins = read("margins")
         if not margins.isfinite().all() or not (margins[:, :-1] >= margins[:, 1:]).all():
             raise InputError(f"{where} holds margins of labels that no run comes to")
-
-
-def _bytes_of_one(teacher: nn.Module, facts: ImageFacts) -> int:
-    """Return the bytes that an image keeps for its gradient, and those of the gradient."""
-    device = next(teacher.parameters()).device
-    one = Labelled(torch.zeros(1, *facts.shape, device=device), torch.zeros(1, dtype=torch.long, device=device))
-    kept = bytes_for_backward(lambda: _LOSS(teacher, one), teacher)
-    return kept + sum(4 * p.numel() for p in teacher.parameters())

@@ -2,19 +2,15 @@
 
 import dataclasses
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 
 from dpdm.config import Config, Machine, require_timed
-from dpdm.diffusion import DenoisingLoss, NoisyBatch
-from dpdm.methods import Diffusion, ImageFacts, ImageGenerator
-from dpdm.methods.made_up import bytes_of_one
+from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Stepped, TakesSteps
 from dpdm.networks.checkpointing import compute_again
 from dpdm.privacy import DPSGD, AnyPlan
 from dpdm.privacy.processes import Processes
@@ -66,67 +62,59 @@ class _Stopwatch:
     On several processes all take steps at once, each with its share of a batch: they may share cores.
     """
 
-    def __init__(self, method: Diffusion, machine: Machine, facts: ImageFacts) -> None:
+    def __init__(self, method: TakesSteps, machine: Machine, facts: ImageFacts) -> None:
         keep_freed_memory()
         self.device = choose_device(machine.device)
         self.generator = method.untrained(facts).to(self.device)
         if machine.checkpointing:
             compute_again(self.generator)
-        self._denoiser = method.stepped(self.generator)
-        self._method, self._machine = method, machine
-        self._facts = self.generator.seen  # of what steps are taken on: latents, perhaps
-        self._processes = Processes.joined()
-        self.parameters = sum(p.numel() for p in self._denoiser.parameters() if p.requires_grad)  # that get noise
+        self.stepped = method.stepped(self.generator)
+        self._machine, self._processes = machine, Processes.joined()
+        self.parameters = sum(p.numel() for p in self.stepped.module.parameters() if p.requires_grad)  # that get noise
 
-    def physical_batch_size(self, loss: DenoisingLoss) -> int:
-        return physical_batch_size(
-            self._machine,
-            self.device,
-            loss.noise_multiplicity,
-            lambda: bytes_of_one(loss, self._denoiser, self._facts),
-        )
+    def physical_batch_size(self, stepped: Stepped) -> int:
+        return physical_batch_size(self._machine, self.device, stepped.copies, stepped.bytes_of_one)
 
-    def memory_gib(self, loss: DenoisingLoss, examples: int) -> float:
+    def memory_gib(self, stepped: Stepped, examples: int) -> float:
         """Return about what a process takes that has so many examples on the device at once, its images aside."""
         few = 1 if self._machine.strategy == "one-backward-each" else examples
-        counted = 1.5 * few * bytes_of_one(loss, self._denoiser, self._facts)
-        return max(_peak_bytes(), counted + bytes_of_parameters(self._denoiser)) / 2**30
+        counted = 1.5 * few * stepped.bytes_of_one()
+        return max(_peak_bytes(), counted + bytes_of_parameters(stepped.module)) / 2**30
 
-    def seconds(self, loss: DenoisingLoss, examples: int, *, within: float = _UNHURRIED) -> tuple[float, float]:
+    def seconds(self, stepped: Stepped, examples: int, *, within: float = _UNHURRIED) -> tuple[float, float]:
         """Return the seconds for each example of a step, and for the step beside them: the same on all processes.
 
         Args:
-            loss: Its number of noisy copies counts.
+            stepped: What steps are taken with.
             examples: Of a whole step.
             within: Seconds for measuring. Ever more examples are timed as long as these last, from one on.
         """
         started = time.perf_counter()
         share = -(-examples // self._processes.size)
-        fit = int(memory_for_a_batch(self.device) / (1.5 * bytes_of_one(loss, self._denoiser, self._facts)))
-        at_once = min(share, self.physical_batch_size(loss))
+        fit = int(memory_for_a_batch(self.device) / (1.5 * stepped.bytes_of_one()))
+        at_once = min(share, self.physical_batch_size(stepped))
         one_by_one = self._machine.strategy == "one-backward-each"
         most = self._processes.object_from_first(min(at_once, _ONE_BY_ONE if one_by_one else max(1, fit)))
-        average = [p.detach().clone() for p in self._denoiser.parameters()]
-        optimizer = torch.optim.Adam(self._denoiser.parameters())
+        module = stepped.module
+        average = [p.detach().clone() for p in module.parameters()]
+        optimizer = torch.optim.Adam(module.parameters())
         plan = DPSGD(dataset_size=1, expected_batch_size=1, steps=1000, noise_multiplier=1.0, delta=1e-9)
         run = plan.start(strategy=self._machine.clipping)
-        images = torch.rand(most, *self._facts.shape, device=self.device) * 2 - 1
 
         def step(records: int) -> float:
             """Select all of so many records."""
             begun = time.perf_counter()
             with autocast(self._machine.precision, self.device):
                 run.backward(
-                    loss,
-                    self._denoiser,
+                    stepped.loss,
+                    module,
                     num_records=records,
-                    load=lambda indices, random_bytes: NoisyBatch(
-                        *(t[:records] for t in random_batch(self._method, loss, self._facts, images[:records]))
-                    ),
+                    load=lambda indices, random_bytes: stepped.made_up(records),
                     physical_batch_size=most,
                 )
             optimizer.step()
-            for slow, fast in zip(average, self._denoiser.parameters(), strict=True):
+            stepped.follow()
+            for slow, fast in zip(average, module.parameters(), strict=True):
                 slow.lerp_(fast.detach(), 1e-3)
             average[0].sum().item()  # waits for the device
             return time.perf_counter() - begun
@@ -178,19 +166,6 @@ def sampling_seconds(generator: ImageGenerator, *, within: float = _UNHURRIED / 
     return taken * times * SAMPLED / number
 
 
-def random_batch(
-    method: Diffusion, loss: DenoisingLoss, facts: ImageFacts, images: Float[torch.Tensor, "batch channel height width"]
-) -> NoisyBatch:
-    """Draw noisy copies of made-up images."""
-    return loss.draw(
-        images,
-        torch.zeros(len(images), dtype=torch.long, device=images.device),
-        null_label=facts.num_classes,
-        noise_levels=method.preconditioning.noise_levels,
-        random_bytes=os.urandom,
-    )
-
-
 def measure_step(config: Config, facts: ImageFacts, plan: AnyPlan) -> StepCost:
     """Time steps on one physical batch of random images, or a part of it, and scale to the expected batch.
 
@@ -200,10 +175,11 @@ def measure_step(config: Config, facts: ImageFacts, plan: AnyPlan) -> StepCost:
         plan: Batch size and number of records.
     """
     method = config.method
-    if not plan.steps or not isinstance(method, Diffusion):
+    if not plan.steps or not isinstance(method, TakesSteps):
         return StepCost(0, 0.0, _records_gib(facts, plan), 0)
     stopwatch = _Stopwatch(method, config.machine, facts)
-    return _cost(stopwatch, method.loss, facts, plan, *stopwatch.seconds(method.loss, plan.expected_batch_size))
+    each, beside = stopwatch.seconds(stopwatch.stepped, plan.expected_batch_size)
+    return _cost(stopwatch, stopwatch.stepped, facts, plan, each, beside)
 
 
 def measure_sampling(config: Config, facts: ImageFacts) -> float:
@@ -212,13 +188,13 @@ def measure_sampling(config: Config, facts: ImageFacts) -> float:
 
 
 def _cost(
-    stopwatch: _Stopwatch, loss: DenoisingLoss, facts: ImageFacts, plan: AnyPlan, each: float, beside: float
+    stopwatch: _Stopwatch, stepped: Stepped, facts: ImageFacts, plan: AnyPlan, each: float, beside: float
 ) -> StepCost:
-    at_once = min(plan.expected_batch_size, stopwatch.physical_batch_size(loss))
+    at_once = min(plan.expected_batch_size, stopwatch.physical_batch_size(stepped))
     return StepCost(
         stopwatch.parameters,
         each * plan.expected_batch_size + beside,
-        stopwatch.memory_gib(loss, at_once) + _records_gib(facts, plan),
+        stopwatch.memory_gib(stepped, at_once) + _records_gib(facts, plan),
         at_once,
     )
 
@@ -244,7 +220,8 @@ def fit_to_time(
 
     A method without steps chooses its own settings (`Method.fitted`). Else time goes first to noise multiplicity K, a
     power of two up to 32 or to what there is time to measure, at the steps and the batch of `config`. Where even K = 1
-    takes too long, or K = 32 leaves time, steps and batch shrink or grow by the same factor.
+    takes too long, or K = 32 leaves time, or the method has no noisy copies, steps and batch shrink or grow by the same
+    factor.
 
     Args:
         config: The settings to start from.
@@ -265,12 +242,12 @@ def fit_to_time(
     require_timed(config.method)
     if config.method.timed:
         return _with_work_for(config, facts, plan, (1 - _MEASURING - _BESIDE_STEPS) * 60 * minutes)
-    assert isinstance(config.method, Diffusion)
+    assert isinstance(config.method, TakesSteps)
     return _with_steps_for(config, config.method, facts, plan, minutes, on_progress)
 
 
 def _with_steps_for(
-    config: Config, method: Diffusion, facts: ImageFacts, plan: AnyPlan, minutes: float, on_progress: OnProgress
+    config: Config, method: TakesSteps, facts: ImageFacts, plan: AnyPlan, minutes: float, on_progress: OnProgress
 ) -> Fitted:
     """Return `config` with as many noisy copies, steps and images of a batch as fit into so many minutes."""
     until = time.perf_counter() + _MEASURING * 60 * minutes
@@ -291,33 +268,42 @@ def _with_steps_for(
     def cost(copies: int) -> tuple[float, float]:
         """Return the seconds of an example, and of a step beside them, with so many noisy copies."""
         nonlocal tried
-        loss = dataclasses.replace(method.loss, noise_multiplicity=copies)
-        found = stopwatch.seconds(loss, batch, within=left(1 / 3))
+        stepped = _with_copies(method, copies).stepped(stopwatch.generator)
+        found = stopwatch.seconds(stepped, batch, within=left(1 / 3))
         tried += 1
         on_progress(tried, most)
         return found
 
-    most = _MANY_COPIES.bit_length() + 1  # one measurement for each K, and the sampler's
+    many = _MANY_COPIES if isinstance(method, Diffusion) else 1
+    most = many.bit_length() + 1  # one measurement for each K, and the sampler's
     sampling = sampling_seconds(stopwatch.generator, within=left(1 / 4))
     tried += 1
     on_progress(tried, most)
     copies, (each, beside) = 1, cost(1)
-    while steps * (batch * each + beside) <= seconds and copies < _MANY_COPIES and in_time():
+    while steps * (batch * each + beside) <= seconds and copies < many and in_time():
         more = cost(2 * copies)
         if steps * (batch * more[0] + more[1]) > seconds:
             break
         copies, (each, beside) = 2 * copies, more
     on_progress(most, most)
-    if steps * (batch * each + beside) > seconds or copies == _MANY_COPIES:
+    if steps * (batch * each + beside) > seconds or copies == many:
         factor = _factor(steps * batch * each, steps * beside, seconds)
         steps, batch = int(steps * factor + 1e-9), min(plan.dataset_size, int(batch * factor + 1e-9))
     if not steps or not batch:
         raise InputError(f"{minutes:g} minutes are too short for a single step here: give more, or a smaller network")
-    loss = dataclasses.replace(method.loss, noise_multiplicity=copies)
+    method = _with_copies(method, copies)
     privacy = dataclasses.replace(config.privacy, steps=steps, expected_batch_size=batch)
-    fitted = dataclasses.replace(config, privacy=privacy, method=dataclasses.replace(method, loss=loss))
+    fitted = dataclasses.replace(config, privacy=privacy, method=method)
     plan = plan.with_steps(steps, expected_batch_size=batch)
-    return Fitted(fitted, _cost(stopwatch, loss, facts, plan, each, beside), sampling)
+    stepped = method.stepped(stopwatch.generator)
+    return Fitted(fitted, _cost(stopwatch, stepped, facts, plan, each, beside), sampling)
+
+
+def _with_copies(method: TakesSteps, copies: int) -> TakesSteps:
+    """Return the method with so many noisy copies of an example, if it has any."""
+    if not isinstance(method, Diffusion):
+        return method
+    return dataclasses.replace(method, loss=dataclasses.replace(method.loss, noise_multiplicity=copies))
 
 
 def _with_work_for(config: Config, facts: ImageFacts, plan: AnyPlan, seconds: float) -> Fitted:
@@ -334,13 +320,12 @@ def _factor(of_examples: float, of_steps: float, seconds: float) -> float:
     return seconds / (half + math.sqrt(half**2 + of_examples * seconds))
 
 
-def _require_half_free(method: Diffusion, machine: Machine, facts: ImageFacts) -> None:
+def _require_half_free(method: TakesSteps, machine: Machine, facts: ImageFacts) -> None:
     """Raise InputError unless a step of this network needs at most half of the free memory; nothing of it is made."""
     with torch.device("meta"):
-        generator = method.untrained(facts)
-        denoiser = method.stepped(generator)
-    parameters = sum(p.numel() for p in denoiser.parameters())
-    needed, half = bytes_of_parameters(denoiser), memory_free(choose_device(machine.device)) // 2
+        module = method.stepped(method.untrained(facts)).module
+    parameters = sum(p.numel() for p in module.parameters())
+    needed, half = bytes_of_parameters(module), memory_free(choose_device(machine.device)) // 2
     if needed > half:
         raise InputError(
             f"a step of {parameters:,} parameters needs {needed / 2**30:.1f} GiB, and measuring may use half of the "

@@ -152,7 +152,7 @@ def test_settings_that_mean_nothing_are_refused(settings, says):
 
 
 def test_a_plan_takes_steps_alone_and_classes_are_needed():
-    with pytest.raises(InputError, match=r"privacy.steps = 0 trains no teacher"):
+    with pytest.raises(InputError, match=r"privacy.steps = 0 trains no network"):
         Teacher().plan(epsilon=1.0, dataset_size=100, delta=1e-3, steps=0)
     (steps,) = Teacher().plan(epsilon=3.0, dataset_size=100, delta=1e-13, steps=7).releases
     assert steps.count == 7

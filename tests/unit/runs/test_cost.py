@@ -40,7 +40,7 @@ def fit(monkeypatch):
 
     def fit(minutes, *, each, beside=0.0):
         monkeypatch.setattr(
-            costs._Stopwatch, "seconds", lambda self, loss, batch, within: (each * loss.noise_multiplicity, beside)
+            costs._Stopwatch, "seconds", lambda self, stepped, batch, within: (each * stepped.copies, beside)
         )
         config = load_config("digits", overrides=["privacy.steps=600"])
         facts = ImageFacts((1, 8, 8), tuple("0123456789"))
@@ -131,7 +131,7 @@ def test_a_measurement_stops_when_its_time_is_over():
     """A step on one image is always taken; of larger ones no more than fit."""
     config = load_config("digits", overrides=["machine.precision=float32"])
     stopwatch = costs._Stopwatch(config.method, config.machine, ImageFacts((1, 8, 8), tuple("0123456789")))
-    stopwatch.seconds(config.method.loss, 256, within=0.0)  # warm
+    stopwatch.seconds(stopwatch.stepped, 256, within=0.0)  # warm
     sizes = []
     backward = MechanismRun.backward
 
@@ -141,9 +141,9 @@ def test_a_measurement_stops_when_its_time_is_over():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MechanismRun, "backward", watched)
-        stopwatch.seconds(config.method.loss, 256, within=0.0)
+        stopwatch.seconds(stopwatch.stepped, 256, within=0.0)
         assert sizes == [1, 0, 1]
-        stopwatch.seconds(config.method.loss, 256, within=10.0)
+        stopwatch.seconds(stopwatch.stepped, 256, within=10.0)
     assert max(sizes) == 128  # copies that are of use on a processor, ÷ 8
 
 
@@ -240,9 +240,10 @@ def peak_bytes():
 
     def measure(machine, copies, examples=None):
         loss, strategy = DenoisingLoss(noise_multiplicity=copies), machine.clipping
+        method = dataclasses.replace(config.method, loss=loss)
 
         def step(examples):
-            batch = costs.random_batch(config.method, loss, FACTS, torch.zeros(examples, 1, 28, 28))
+            batch = method.stepped(method.untrained(FACTS)).made_up(examples)
             ctypes.CDLL(None).malloc_trim(0)
             started = memory("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")
@@ -282,3 +283,29 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     alone = of_machine.memory_for_a_batch(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert of_machine.memory_for_a_batch(torch.device("cpu")) == alone // 4 > 0
+
+
+@pytest.mark.parametrize("name", ["gan", "flow"])
+def test_steps_without_noisy_copies_are_timed_and_fitted_too(name):
+    """Measured for real: what a step takes, what comes after it too, and as many as fit."""
+    small = {"gan": ["width=16", "discriminator_width=4"], "flow": ["width=16", "encoder_width=4"]}[name]
+    quick = ["machine.precision=float32", "privacy.steps=600", "privacy.epsilon=3", "privacy.delta=1e-13"]
+    config = load_config("digits", method=name, overrides=[*quick, *small])
+    facts, shown = ImageFacts((1, 8, 8), tuple("0123456789")), []
+    fitted, cost, _ = fit_to_time(
+        config, facts, config.plan(lambda: 0), minutes=0.03, on_progress=lambda *done: shown.append(done)
+    )
+    plan = fitted.plan(lambda: 0)
+    assert cost.parameters > 0
+    assert 0 < cost.seconds_per_step * plan.steps <= 0.03 * 60 * 0.85 + 1e-6
+    assert fitted == dataclasses.replace(config, privacy=fitted.privacy)
+    assert shown[-1] == (2, 2)
+
+
+def test_what_follows_a_step_is_timed_with_it():
+    config = load_config("digits", method="gan", overrides=["machine.precision=float32", "width=16"])
+    stopwatch = _Stopwatch(config.method, config.machine, ImageFacts((1, 8, 8), tuple("0123456789")))
+    followed = []
+    stepped = dataclasses.replace(stopwatch.stepped, follow=lambda: followed.append(1))
+    stopwatch.seconds(stepped, 4, within=0.0)
+    assert len(followed) == 3
