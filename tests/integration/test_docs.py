@@ -209,6 +209,28 @@ def test_prose_is_wrapped_at_100_columns(page):
     assert [line for line in prose if len(line) > 100 and " " in line.strip()[:100]] == []
 
 
+TABLES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*DOCS.glob("*.md"), *DOCS.glob("guide/*.md")})]
+
+
+def words_of_cells(text):
+    """The words of each cell of a page's tables; of a link its text, not its address."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    rows = [line.strip().strip("|") for line in text.splitlines() if line.startswith("|")]
+    return [re.sub(r"\]\([^)]*\)", "]", cell).split() for row in rows for cell in re.split(r"(?<!\\)\|", row)]
+
+
+@pytest.mark.parametrize("page", TABLES, ids=lambda path: path.name)
+def test_cells_of_tables_are_short(page):
+    """At most twelve words, so that a table is read at a glance; what needs more is prose or a list."""
+    cells = words_of_cells(page.read_text(encoding="utf-8"))
+    assert [" ".join(words) for words in cells if len(words) > 12] == []
+
+
+def test_words_of_cells_are_counted_right():
+    text = "| a b | [c d](e f.md) |\n|---|---|\n| | g |\n\nno | cell\n```text\n| nor this |\n```\n"
+    assert words_of_cells(text) == [["a", "b"], ["[c", "d]"], ["---"], ["---"], [], ["g"]]
+
+
 def test_the_readme_is_short_and_its_commands_parse():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count("\n") <= 110
