@@ -11,7 +11,7 @@ import pytest
 from hostile_releases import digested
 
 from dpdm.cli import comparing
-from dpdm.evaluation import QUICK, scorecard
+from dpdm.evaluation import PROTOCOLS, QUICK, scorecard
 from dpdm.ledger import Ledger
 from dpdm.runs import verify_release
 from dpdm.types import InputError
@@ -21,7 +21,7 @@ LINE = ("compare", "--dataset", "digits", "--epsilon", 1, "-n", 60, "--quick", "
 
 @pytest.fixture(autouse=True)
 def few_updates(monkeypatch):
-    monkeypatch.setattr(scorecard, "QUICK", dataclasses.replace(QUICK, min_updates=5))
+    monkeypatch.setattr(scorecard, "PROTOCOLS", PROTOCOLS | {"quick": dataclasses.replace(QUICK, min_updates=5)})
 
 
 @pytest.fixture

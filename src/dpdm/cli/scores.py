@@ -83,8 +83,8 @@ def evaluate(
 ) -> None:
     """Train classifiers on synthetic images, and test on real ones: LogReg, MLP, CNN and, in colour, a ResNet."""
     _refuse(synthetic, baseline, dp_sgd, dp_sgd_start, group)
-    named = _protocol(protocol, quick)
     require_found(synthetic, reference, baseline)
+    named = _protocol(protocol, quick)
     from dpdm.evaluation import Judge
     from dpdm.runs.hardware import choose_device, joined_processes
 

@@ -35,7 +35,8 @@ def stepped(**settings):
 
 
 def test_an_image_loses_what_its_decoded_code_differs_by_and_what_its_code_is_unlikely_by():
-    network, loss, made_up = stepped()
+    of = stepped()
+    network, loss, made_up = of.module, of.loss, of.made_up
     images, labels, noise = batch = made_up(5)
     raw = network.head(network.halvings(images))
     code = raw / raw.square().mean(1, keepdim=True).sqrt() + 0.2 * noise
@@ -46,7 +47,8 @@ def test_an_image_loses_what_its_decoded_code_differs_by_and_what_its_code_is_un
 
 
 def test_how_unlikely_a_code_is_moves_no_encoder():
-    network, _, made_up = stepped()
+    of = stepped()
+    network, made_up = of.module, of.made_up
     of_parts = [
         torch.autograd.grad(network(*made_up(3))[part].sum(), list(network.parameters()), allow_unused=True)
         for part in (0, 1)
