@@ -108,7 +108,16 @@ def section(key: str, runs: Path, folder: Path) -> str:
             command, picture = drawn(way, epsilon, runs, f"{key}-{place}")
             name = f"{key}-{place}-{epsilon}.png"
             picture.save(folder / name, optimize=True)
-            lines += ["", f"![{way.name} at ε = {epsilon}]({folder.name}/{name})", "", "```text", command, "```"]
+            lines += [
+                "",
+                f"At ε = {epsilon}:",
+                "",
+                f"![{way.name} at ε = {epsilon}]({folder.name}/{name})",
+                "",
+                "```text",
+                command,
+                "```",
+            ]
     return "\n".join(lines)
 
 
