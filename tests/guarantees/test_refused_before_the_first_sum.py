@@ -16,13 +16,15 @@ import torch
 from test_processes import launch
 from torch import nn
 
+from diffusers_pipelines import save_pipeline
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DDIM, EDM, VE, DenoisingLoss, MomentMatched
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
-from dpdm.methods import Diffusion, Evolution, Prior
-from dpdm.networks import MLP, Own
+from dpdm.methods import Diffusion, Evolution, Prior, Retrieval
+from dpdm.methods.retrieval import Trajectories
+from dpdm.networks import MLP, DiffusersFolder, Own
 from dpdm.privacy import DPSGD
 from dpdm.runs import Release, Trainer, rehearsal, tuning, verify_release
 from dpdm.types import InputError
@@ -391,6 +393,22 @@ def test_rows_of_private_images_are_made_for_no_run_that_the_ledger_refuses(tmp_
     run = Trainer(
         method=method, plan=asked, public=public, run=tmp_path / "run", ledger=book, machine=Machine(device="cpu")
     )
+    with pytest.raises(InputError, match="does not fit"):
+        run.fit(SCANS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_trajectories_of_public_images_are_made_for_no_run_that_the_ledger_refuses(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    book = Ledger(str(tmp_path / "small.sqlite"), tell=lambda line: None)
+    book.register(Records.of(SCANS), epsilon=0.1, delta=1e-3, relation="add_or_remove_one")
+    network = DiffusersFolder(source=save_pipeline(tmp_path / "pipeline"))
+    method = Diffusion(network=network, retrieval=Retrieval(keep=4), loss=DenoisingLoss(noise_multiplicity=2))
+    asked = method.plan(epsilon=1.0, dataset_size=12, delta=1e-3, steps=2, expected_batch_size=4)
+    public = dataclasses.replace(SCANS.part(range(6)), public=True, name="others")
+    monkeypatch.setattr(Trajectories, "fill", lambda *_, **__: pytest.fail("trajectories were made"))
+    machine = Machine(device="cpu", precision="float32")
+    run = Trainer(method=method, plan=asked, public=public, run=tmp_path / "run", ledger=book, machine=machine)
     with pytest.raises(InputError, match="does not fit"):
         run.fit(SCANS)
     assert not (tmp_path / "run").exists()

@@ -902,7 +902,7 @@ def test_dp_sgd_on_the_real_images_stands_beside(dpdm, tmp_path, monkeypatch):
     code, _, err = dpdm(*line[:-1], "-1", "--baseline", "digits")
     assert (code, err.count("\n")) == (2, 1)
     monkeypatch.setattr(classifier_starts, "_SHAPES", 60)
-    monkeypatch.setattr(classifier_starts, "_FEATURES", (Embedding(features="random-convnet", size=8),))
+    monkeypatch.setattr(classifier_starts, "_FEATURES", Embedding(features="random-convnet", size=8))
     text = [part for part in line if part != "--json"]
     code, out, err = dpdm(*text, "--baseline", "digits", "--dp-sgd-start", "features")
     assert code == 0, err

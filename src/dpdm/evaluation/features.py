@@ -7,6 +7,7 @@ features are not comparable.
 """
 
 import hashlib
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -151,11 +152,16 @@ class TorchScriptFeatures:
         """What scores are called by."""
         return self.path.name
 
+    @cached_property
+    def _content(self) -> bytes:
+        """The file, read once: what a claim names is what computes."""
+        with explained(self._unreadable, OSError):
+            return self.path.read_bytes()
+
     @property
     def sha256(self) -> str:
         """SHA-256 of the file."""
-        with explained(self._unreadable, OSError):
-            return files.digest(self.path)
+        return hashlib.sha256(self._content).hexdigest()
 
     @property
     def digest(self) -> str:
@@ -165,7 +171,7 @@ class TorchScriptFeatures:
     def build(self) -> Compute:
         """Return the function, which raises InputError for images that the file does not take."""
         with explained(self._unreadable, RuntimeError, ValueError, OSError):
-            network = torch.jit.load(self.path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+            network = torch.jit.load(io.BytesIO(self._content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         known = {argument.name for argument in network.forward.schema.arguments}
         settings = {"return_features": True} if "return_features" in known else {}
 

@@ -229,9 +229,8 @@ def _lessons(
             rate = protocol.rate(update, len(images))
             update += 1
             for pupil in pupils:
-                with _seeded(
-                    seed, update, device=pupil.device
-                ):  # for each pupil, or its dropout would depend on who else is taught
+                # for each pupil, or its dropout would depend on who else is taught
+                with _seeded(seed, update, device=pupil.device):
                     pupil.learn(x, y, rate)
             yield
         for pupil in pupils:

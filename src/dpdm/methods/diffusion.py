@@ -38,11 +38,7 @@ from dpdm.methods.asked import ask
 from dpdm.methods.codec import Codec
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator, matched, require_sampler_names
 from dpdm.methods.gains import choose_start, rehearse_gains
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Method, Run
 from dpdm.methods.loader import Loader, random_images
 from dpdm.methods.matrices import rehearse_matrices
 from dpdm.methods.optimizer import Optimizer
@@ -236,6 +232,7 @@ class Diffusion(TakesSteps):
         optimizer = torch.optim.Adam(denoiser.parameters())
         also = {} if generator.trajectories is None else {"trajectories": generator.trajectories}
         updates = run.resume(network=denoiser.network, average=average.network, optimizer=optimizer, **also)
+        mechanism = run.mechanism  # reserved before hours are spent on latents or trajectories
         data = codecs.in_latents(run, generator.codec, data)
         if self.prior is not None:
             prior = release_prior(run, data, self.prior).to(run.device)
@@ -248,7 +245,7 @@ class Diffusion(TakesSteps):
         if generator.trajectories is not None and run.public is not None and not updates:
             generator.trajectories.fill(run, average, generator.seen_of, null_label=generator.null_label)
         noise_levels = ask(self.start, self.noise_levels, generator, denoiser, average, data, run)
-        released, mechanism = generator.around(average), run.mechanism
+        released = generator.around(average)
         if not mechanism.plan.steps:
             yield run.made_sum(released)
             return released

@@ -19,11 +19,7 @@ from dpdm.data.procedural import tell_progress
 from dpdm.methods.class_means import ClassMeans, released, require_gradients, require_summed
 from dpdm.methods.embedding import Embedding
 from dpdm.methods.feature_maps import PART, AnyFeatures, PublicFeatures
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Method, Run
 from dpdm.methods.populations import PopulationGenerator
 from dpdm.methods.possible import require_shares
 from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart, PublicStart, Read, Sizes

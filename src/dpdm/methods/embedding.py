@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -22,12 +23,7 @@ from dpdm.evaluation import EfficientNetLite0, Pixels, RandomConvNet, RandomConv
 from dpdm.evaluation.checks import Compute, built_features
 from dpdm.evaluation.features import OfLevels
 from dpdm.generators import no_shared_draws
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Kept,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Kept, Method, Run
 from dpdm.methods.values import PublicPart, PublicStart
 from dpdm.types import Images, InputError, require_within
 
@@ -165,7 +161,7 @@ class Embedding:
         run.processes.require_same(made_by, "their features")
         return run.keep(name, images, compute, made_by=made_by)
 
-    @property
+    @cached_property
     def _value(self) -> "EfficientNetLite0 | RandomConvNet | RandomConvNets | Pixels | TorchScriptFeatures":
         if self.features in self._SIZED:
             return self._SIZED[self.features](size=self.size)

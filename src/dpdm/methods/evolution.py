@@ -17,12 +17,7 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.embedding import Embedding
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Kept,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Kept, Method, Run
 from dpdm.methods.nearest import bytes_of_votes, columns_of, parts_for, squared_distances
 from dpdm.methods.populations import Pool, PopulationGenerator, chosen_by, perplexity
 from dpdm.methods.possible import require_shares

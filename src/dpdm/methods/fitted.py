@@ -10,11 +10,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from dpdm.data.procedural import tell_progress
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Method, Run
 from dpdm.methods.possible import require_finite, require_shares
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.methods.values import ImageFacts, Progress, Read, Sizes

@@ -16,10 +16,7 @@ from torch.nn.functional import softplus
 from dpdm.data import ImageDataset
 from dpdm.methods import ema
 from dpdm.methods.adversary import Discriminator, Pace, PairLoader, PairLoss, Pairs
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Run
 from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.possible import require_finite

@@ -28,11 +28,7 @@ from dpdm.diffusion.spectrum import (
 )
 from dpdm.methods import codec as codecs
 from dpdm.methods.codec import Codec
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Method, Run
 from dpdm.methods.possible import MOST_COORDINATES, MOST_DIRECTIONS, require_possible
 from dpdm.methods.values import Budget, ImageFacts, Progress, PublicStart, Read, Sizes
 from dpdm.networks.codec import ConvCodec

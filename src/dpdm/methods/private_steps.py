@@ -7,11 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Method, Run
 from dpdm.methods.made_up import bytes_for_backward
 from dpdm.methods.values import Budget
 from dpdm.privacy import MechanismRun, PoissonSums

@@ -13,11 +13,7 @@ import torch
 from dpdm.data import ImageDataset
 from dpdm.data.procedural import tell_progress
 from dpdm.methods.beginning import beginning, known_before
-from dpdm.methods.interface import (
-    ImageGenerator,
-    Method,
-    Run,
-)
+from dpdm.methods.interface import ImageGenerator, Method, Run
 from dpdm.methods.layers import Layers, View
 from dpdm.methods.matching import BATCH, Matching, Moves, pace_of
 from dpdm.methods.moments import Layout

