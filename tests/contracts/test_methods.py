@@ -3,7 +3,6 @@
 import atexit
 import dataclasses
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +10,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_processes import launch
+from two_worlds import (
+    GROUP_NEIGHBOURS,
+    GROUPED,
+    IMAGE_NEIGHBOURS,
+    IMAGES,
+    RecordingPlan,
+    World,
+    differences,
+    public_codec,
+    public_start,
+    stopped_clock,
+)
 
 from diffusers_pipelines import save_pipeline, save_text_pipeline
 from dpdm.config import Machine
@@ -44,21 +56,6 @@ from dpdm.networks import MLP, DiffusersFolder, TextToImageFolder
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
 from dpdm.types import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "guarantees"))
-from test_processes import launch
-from two_worlds import (
-    GROUP_NEIGHBOURS,
-    GROUPED,
-    IMAGE_NEIGHBOURS,
-    IMAGES,
-    RecordingPlan,
-    World,
-    differences,
-    public_codec,
-    public_start,
-    stopped_clock,
-)
 
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
 FOLDER = Path(tempfile.mkdtemp())
@@ -277,14 +274,13 @@ def test_a_generator_is_its_state(name):
 
 WORKER = """
 import sys
-sys.path[:0] = [sys.argv[1], sys.argv[2]]
 import torch
 from dpdm.privacy import InsecureSeededEntropy
 from dpdm.runs.hardware import joined_processes
 from test_methods import IMAGES, trainer
 torch.set_num_threads(1)
 with joined_processes() as processes:
-    made = trainer(sys.argv[3], "run", entropy=InsecureSeededEntropy(0)).fit(IMAGES)
+    made = trainer(sys.argv[1], "run", entropy=InsecureSeededEntropy(0)).fit(IMAGES)
     torch.save(dict(made.generator.state_dict()), f"state{processes.rank}.pt")
 """
 
@@ -293,8 +289,7 @@ with joined_processes() as processes:
 @every_method
 def test_two_processes_are_one_run(name, tmp_path):
     """Both come to the same generator; of the same sums over all records as one alone, but for what rounding takes."""
-    here = Path(__file__).parent
-    done = launch(2, WORKER, here, here.parent, name, folder=tmp_path)
+    done = launch(2, WORKER, name, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"state{rank}.pt") for rank in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)

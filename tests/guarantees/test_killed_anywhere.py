@@ -51,7 +51,6 @@ def trainer(run, *, steps=300, entropy=None):
 # kills it at a random moment of its work, until one gets to the end.
 KILLED = """
 import os, random, signal, sys, time
-sys.path.insert(0, sys.argv[3])
 import torch
 torch.set_num_threads(1)
 from test_killed_anywhere import IMAGES, stopped_after, trainer
@@ -88,10 +87,9 @@ while True:
 
 def test_killed_twenty_times_it_ends_with_a_valid_release(tmp_path):
     run, side = tmp_path / "run", tmp_path / "made"
-    here = os.path.dirname(__file__)
-    result = subprocess.run(
-        [sys.executable, "-c", KILLED, run, side, here], capture_output=True, text=True, timeout=300, check=False
-    )
+    command = [sys.executable, "-c", KILLED, run, side]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert result.returncode == 0, result.stderr
     rounds = result.stdout.splitlines()
     assert len(rounds) >= 20, "it was too quick to be killed twenty times: the test shows little"

@@ -70,7 +70,7 @@ def launch(size, script, *arguments, folder, timeout=240):
     path = folder / "worker.py"
     path.write_text(script)
     command = [*TORCHRUN, f"--nproc-per-node={size}", path, *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=folder)
 
 
@@ -142,7 +142,6 @@ from dpdm.methods.values import ImageFacts
 from dpdm.methods.loader import Loader
 from dpdm.privacy import clipped_grad_sum
 from dpdm.runs.hardware import joined_processes
-sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]) / "guarantees")]
 from two_worlds import IMAGES
 from diffusers_pipelines import save_pipeline
 torch.set_num_threads(1)
@@ -160,7 +159,7 @@ def start(rank):
     return dpdm.Diffusion(network=dpdm.CompactUNet(width=16), preconditioning=dpdm.EDM(), start=trained, loss=loss)
 
 with joined_processes() as processes:
-    method = {"folder": folder, "start": start}[sys.argv[2]](processes.rank)
+    method = {"folder": folder, "start": start}[sys.argv[1]](processes.rank)
     denoiser = method.stepped(method.untrained(facts, seed=1), seed=1).module
     numbers = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -201,7 +200,7 @@ with joined_processes() as processes:
 def test_adapters_on_two_processes_take_the_steps_of_one_and_their_sums_alone_are_reduced(which, tmp_path):
     if which == "folder":
         pytest.importorskip("peft")
-    result = launch(2, ADAPTERS, Path(__file__).parents[1], which, folder=tmp_path)
+    result = launch(2, ADAPTERS, which, folder=tmp_path)
     assert result.returncode == 0, result.stderr
 
 

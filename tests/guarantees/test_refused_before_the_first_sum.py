@@ -480,8 +480,6 @@ def test_a_search_rehearses_every_candidate_before_it_draws_how_many_runs_there_
 
 
 ONE_REFUSES = """
-import sys
-sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from test_refused_before_the_first_sum import SCANS, Sound, _Flat, trainer
@@ -505,7 +503,7 @@ with joined_processes() as processes:
 
 @pytest.mark.proof
 def test_if_one_process_refuses_all_do_and_none_waits(tmp_path):
-    result = launch(2, ONE_REFUSES, Path(__file__).parent, folder=tmp_path)
+    result = launch(2, ONE_REFUSES, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     said = [path.read_text() for path in sorted(tmp_path.glob("refused*"))]
     assert len(said) == 2

@@ -1,14 +1,13 @@
 """The matrices that private images choose: what an image says of them, and what the steps then change."""
 
 import dataclasses
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_worlds import IMAGES, images, public_start
 
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
@@ -23,9 +22,6 @@ from dpdm.privacy import Noisy
 from dpdm.runs import Trainer, verify_release
 from dpdm.runs.start import open_start
 from dpdm.types import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guarantees"))
-from two_worlds import IMAGES, images, public_start
 
 SHOWN = dataclasses.replace(images(40, seed=7), labels=None, num_classes=0, class_names=(), name="shown", public=True)
 NETWORK = MLP(width=8, blocks=1)

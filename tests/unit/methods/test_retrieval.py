@@ -1,13 +1,12 @@
 """Retrieval of public trajectories: what is kept, what is asked, and where private steps train."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_worlds import IMAGES, public_start
 
 from dpdm.config import decode_method, encode_method
 from dpdm.data import ImageDataset
@@ -17,9 +16,6 @@ from dpdm.methods.retrieval import Trajectories
 from dpdm.networks import MLP
 from dpdm.runs import Release, Trainer
 from dpdm.types import InputError, images_to_tensor
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guarantees"))
-from two_worlds import IMAGES, public_start
 
 FACTS = ImageFacts((1, 8, 8), ("dark", "light"))
 NETWORK = MLP(width=8, blocks=1)

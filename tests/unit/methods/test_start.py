@@ -1,7 +1,6 @@
 """A public start: weights to begin with, and how far to follow them at each noise level."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from two_worlds import IMAGES, images, public_start
 
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
@@ -22,9 +22,6 @@ from dpdm.privacy import Noisy
 from dpdm.runs import Release, Trainer, verify_release
 from dpdm.runs.start import START, WEIGHTS, open_start
 from dpdm.types import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guarantees"))
-from two_worlds import IMAGES, images, public_start
 
 NETWORK = MLP(width=8, blocks=1)
 SHOWN = dataclasses.replace(images(40, seed=7), labels=None, num_classes=0, class_names=(), name="shown", public=True)

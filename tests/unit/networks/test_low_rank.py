@@ -1,8 +1,6 @@
 """W + B A beside each matrix of a network: what it computes, shares and trains, and its gradients by every strategy."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +13,6 @@ from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.networks.low_rank import LowRank, low_rank, matrices, merged
 from dpdm.privacy import LayerWise, OneBackwardEach, clipped_grad_sum
 from dpdm.runs.rehearsal import bytes_of_parameters
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from strategies import every_strategy
 
 pytestmark = pytest.mark.usefixtures("one_thread")

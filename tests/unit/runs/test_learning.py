@@ -1,10 +1,9 @@
 """Learning rate and clipping norm from a rehearsal on drawn images, under the planned noise."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
+from test_processes import launch
 
 from dpdm.cli.planning import rehearsed as rehearsed_settings
 from dpdm.config import Config, Data, Machine, Privacy
@@ -17,8 +16,6 @@ from dpdm.runs import learning
 from dpdm.runs.learning import FACTORS, rehearse_learning
 from dpdm.runs.start import save_start
 from dpdm.types import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guarantees"))
 
 FACTS = ImageFacts((1, 8, 8), ("0", "1", "2"))
 METHOD = Diffusion(network=MLP(width=8, blocks=1), prior=Prior(centres=1))
@@ -100,8 +97,6 @@ def test_what_takes_no_steps_is_not_rehearsed():
 
 
 WORKER = """
-import json, sys
-sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
 import torch
 from dpdm.runs import learning
@@ -117,9 +112,7 @@ with joined_processes() as processes:
 @pytest.mark.proof
 def test_two_processes_rehearse_one_plan(tmp_path):
     """Each sees norms of its own part of a batch, and all clip to one norm."""
-    from test_processes import launch
-
-    done = launch(2, WORKER, Path(__file__).parent, folder=tmp_path)
+    done = launch(2, WORKER, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "found0").read_text() == (tmp_path / "found1").read_text()
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_processes import launch
+from two_worlds import images
 
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
@@ -20,9 +20,6 @@ from dpdm.runs import Trainer, pretraining, verify_release
 from dpdm.runs.pretraining import Pretraining, noisy_prior
 from dpdm.runs.start import START, open_start
 from dpdm.types import InputError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guarantees"))
-from two_worlds import images
 
 PUBLIC = dataclasses.replace(images(90, seed=7), name="shown", public=True)
 FACTS = ImageFacts(PUBLIC.shape, PUBLIC.class_names)
@@ -211,8 +208,6 @@ def test_without_a_prior_there_must_be_steps():
 
 
 WORKER = """
-import sys
-sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
 import torch
 from dpdm.runs import pretraining
@@ -232,9 +227,7 @@ with joined_processes() as processes:
 
 @pytest.mark.proof
 def test_two_processes_make_one_start(tmp_path):
-    from test_processes import launch
-
-    done = launch(2, WORKER, Path(__file__).parent, folder=tmp_path)
+    done = launch(2, WORKER, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"weights{rank}.pt") for rank in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
