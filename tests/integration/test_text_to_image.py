@@ -104,18 +104,32 @@ def test_a_run_goes_on_and_its_release_holds_no_public_weight(dpdm, photos, publ
         assert f'public   "texts/{part}", SHA-256' in out
     assert 'prompt   "a photo of a {class}": declared, and for {class} the name of each class' in out
     assert json.loads(dpdm("verify", "run", "--json")[1])["prompt"] == "a photo of a {class}"
-    code, _, err = dpdm("sample", "run", "-n", 4, "-o", "made.npz")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "needs the public file texts/unet" in err
-    assert "--public" in err
-    code, _, err = dpdm("sample", "run", "-n", 4, "-o", "made.npz", "--public=public/texts")
-    assert code == 0, err
+    for command in (("sample", "run/release", "-n", 4, "-o", "made.npz"), ("report", "run/release", "-o", "made.html")):
+        code, _, err = dpdm(*command)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "needs the public file texts/unet" in err
+        assert "--public" in err
+        code, _, err = dpdm(*command, "--public=public/texts")
+        assert code == 0, err
     with np.load(tmp_path / "made.npz") as drawn:
         assert drawn["images"].shape == (4, 8, 8, 3)
         assert "it does not protect what was declared public: 'texts/unet'" in str(drawn["claim"])
-    assert dpdm("report", "run")[0] == 2
-    code, _, err = dpdm("report", "run", "--public=public/texts")
+
+
+def test_the_whole_folder_of_a_run_knows_its_pipeline(run, public, photos, dpdm, tmp_path):
+    """So nobody has to name it: not where images are drawn, judged, or begun with, for which `--public` is the run."""
+    code, _, err = dpdm("sample", "run", "-n", 30, "-o", "made.npz")
     assert code == 0, err
+    code, _, err = dpdm("compare", "run", "made.npz", "-n", 30, "--reference", photos, "--num-classes=3", "--quick")
+    assert code == 0, err
+    evolution = ("--method=evolution", "--public=run", *CLAIM, "--set=data.size=8", "--run=next")
+    code, _, err = dpdm("train", photos, *evolution, "--set=population=20", "--set=rounds=1", "--set=votes=1")
+    assert code == 0, err
+    assert "earlier releases of" in dpdm("verify", "next")[1]
+    shutil.move(public, tmp_path / "elsewhere")
+    code, _, err = dpdm("sample", "run", "-n", 4, "-o", "more.npz")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs the public file texts/unet" in err
 
 
 def test_another_pipeline_opens_no_release(run, public, dpdm):

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
 from dpdm.data import ImageDataset, open_again, open_dataset, read_location
-from dpdm.methods import Diffusion, Method
+from dpdm.methods import Method
 from dpdm.methods.values import PublicStart
-from dpdm.networks import TextToImageFolder
 from dpdm.privacy import Plan
 from dpdm.runs import Release, verify_release
 from dpdm.runs.drawn import open_begun_with
@@ -61,8 +60,7 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
         raise InputError(f"{run} has no private/ folder: an audit needs all of the run's folder, where its images are")
     try:
         settings = read_toml(file)
-        method = _as_opened(decode_method(settings), settings)
-        release = Release.load(run, public=_pipeline_of(method))
+        method, release = _as_opened(decode_method(settings), settings), Release.load(run)
         if settings["plan"] != release.settings["plan"]:
             raise InputError(f"{file} is of another run than {run}/release")
         plan = decode_plan(settings["plan"])
@@ -82,12 +80,6 @@ def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:
 def _as_opened(method: Method, settings: dict[str, Any]) -> Method:
     """Return a run's method with the places of its starts, which a release does not tell."""
     return method.begun_from(places) if (places := settings.get("start_folders")) else method
-
-
-def _pipeline_of(method: Method) -> str | None:
-    """Return the folder of a pipeline whose public weights a release needs and does not hold."""
-    network = method.network if isinstance(method, Diffusion) else None
-    return network.source if isinstance(network, TextToImageFolder) else None
 
 
 def _images_of(

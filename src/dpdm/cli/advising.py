@@ -1,6 +1,7 @@
 """`dpdm advise`: which method to try first, by declared facts alone."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,16 +51,37 @@ def advise(
         fail("the number of images is not declared: say --dataset-size, a public figure")
     assert config.privacy.epsilon is not None
     number, budget = config.privacy.dataset_size, config.privacy.epsilon
-    case = Case(target, facts, number, budget, public, minutes, tuple(set or ()))
+    case = Case(target, facts, number, budget, public, minutes, tuple(set or ()), config.data.source)
     choices, others = ranked(case), left_out(case)
+    memory = {choice.way.name: _memory(choice.way.method, case) for choice in choices}
     report = {
-        "ways": [_said(choice) for choice in choices],
+        "ways": [_said(choice, memory[choice.way.name]) for choice in choices],
         "left_out": [{"way": way.name, "reason": reason} for way, reason in others],
     }
-    show(report, _lines(case, choices, others), as_json)
+    show(report, _lines(case, choices, others, memory), as_json)
 
 
-def _said(choice: "Advice") -> dict[str, Any]:
+@cache
+def _memory(method: str, case: "Case") -> float | None:
+    """Return the GiB that training takes about here, counted; None if settings of the case are not for this method."""
+    from dpdm.cli.planning import bytes_of_method
+    from dpdm.config import NoPrivacy
+    from dpdm.runs.cost import count_memory
+    from dpdm.types import InputError
+
+    try:
+        given = {"method": method, "public": case.public}
+        config = load_settings(case.target, case.epsilon, case.number, [*case.settings], **given)  # type: ignore[arg-type]
+    except InputError:
+        return None
+    sizes = {"steps": config.privacy.steps, "expected_batch_size": config.privacy.expected_batch_size}
+    plan = NoPrivacy(dataset_size=case.number, **sizes).plan(
+        config.method, lambda: case.number
+    )  # noise takes no memory
+    return count_memory(config, case.facts, plan) + bytes_of_method(config, case.facts, plan) / 2**30
+
+
+def _said(choice: "Advice", memory: float | None) -> dict[str, Any]:
     """Return what machines read of one way."""
     accuracy = [row.cnn for row in choice.rows]
     return {
@@ -67,12 +89,18 @@ def _said(choice: "Advice") -> dict[str, Any]:
         "cnn_percent": [min(accuracy), max(accuracy)] if accuracy else None,
         "points_above_prior": None if not choice.rows else [row.gain for row in choice.rows],
         "minutes": [row.minutes for row in choice.rows],
+        "memory_gib": None if memory is None else round(memory, 2),
         "against": choice.against,
         "commands": list(choice.commands),
     }
 
 
-def _lines(case: "Case", choices: "list[Advice]", others: "list[tuple[Way, str]]") -> Iterator[str]:
+def _lines(
+    case: "Case",
+    choices: "list[Advice]",
+    others: "list[tuple[Way, str]]",
+    memory: dict[str, float | None],
+) -> Iterator[str]:
     """Say it for people."""
     channels, height, width = case.facts.shape
     seen = {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
@@ -89,6 +117,8 @@ def _lines(case: "Case", choices: "list[Advice]", others: "list[tuple[Way, str]]
                 yield f"             {_row(row)}"
             if minutes := [row.minutes for row in choice.rows if row.minutes is not None]:
                 yield f"   took      {_range(minutes)} min of a slow core's time, for training alone"
+        if (needs := memory[choice.way.name]) is not None:
+            yield f"   memory    about {max(0.1, needs):.1f} GiB"
         for command in choice.commands:
             yield f"   $ {command}"
     if others:
@@ -97,7 +127,7 @@ def _lines(case: "Case", choices: "list[Advice]", others: "list[tuple[Way, str]]
         yield f"{way.name}: {reason}"
     yield ""
     yield "Ranges are those of other images: yours may be harder. No private image was opened."
-    yield "dpdm plan, with the same words as train, says memory and time on this machine."
+    yield "dpdm plan, with the same words as train, says time on this machine."
 
 
 def _row(row: "Row") -> str:

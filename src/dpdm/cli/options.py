@@ -34,7 +34,8 @@ PublicPipeline = Annotated[
     Path | None,
     typer.Option(
         "--public",
-        help="The diffusers pipeline that a text-to-image run began with: its release holds what was trained alone.",
+        help="The diffusers pipeline that a text-to-image run began with, whose weights its release lacks (default: "
+        "the one that the run's own folder names).",
     ),
 ]
 PublicImages = Annotated[

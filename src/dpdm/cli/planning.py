@@ -68,7 +68,7 @@ def plan(
         (cost, by_set), sampling = count_step(config, facts, asked), 0.0
     else:
         cost, sampling = measure_step(config, facts, asked), measure_sampling(config, facts)
-    if own := _memory_of(config, facts, asked):
+    if own := bytes_of_method(config, facts, asked):
         cost = cost._replace(memory_gib=cost.memory_gib + own / 2**30)
     report = _report(config, asked, cost, sampling, by_set)
     if config.method.timed:
@@ -199,7 +199,7 @@ def _public(config: "Config", plan: "AnyPlan") -> Iterator[str]:
         yield "public      train needs --public: images that no ε protects"
 
 
-def _memory_of(config: "Config", facts: "ImageFacts", plan: "AnyPlan") -> int:
+def bytes_of_method(config: "Config", facts: "ImageFacts", plan: "AnyPlan") -> int:
     """Return the bytes that a method without a network needs; public images that are not drawn are not counted."""
     from dpdm.data.public import COUNT, DRAWN
     from dpdm.runs.drawn import COUNT as FROM_A_RELEASE

@@ -42,7 +42,7 @@ def gather(
     """
     verified = verify_release(run)
     folder = release_folder(run)
-    release = Release.load(folder, public=public)
+    release = Release.load(run, public=public)
     settings = read_toml(folder / "config.toml")
     plan = decode_plan(settings["plan"])
     assert isinstance(plan, Plan)

@@ -27,6 +27,12 @@ class Way:
     commands: tuple[str, ...]
     public: bool = False
     classes: bool = False
+    trained: str | None = None
+
+    @property
+    def method(self) -> str:
+        """The method that its last command trains by."""
+        return self.trained or self.name
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,10 @@ class Row:
 
 
 class Case(NamedTuple):
-    """What is asked: declared facts, a budget, what is at hand, and settings that each command needs."""
+    """What is asked: declared facts, a budget, what is at hand, and settings that each command needs.
+
+    `source` is where the images are, whose rows go before those of others if they are images that were measured.
+    """
 
     target: str
     facts: ImageFacts
@@ -63,6 +72,7 @@ class Case(NamedTuple):
     public: str | None = None
     minutes: float | None = None
     settings: tuple[str, ...] = ()
+    source: str = ""
 
 
 class Advice(NamedTuple):
@@ -91,7 +101,8 @@ def measured() -> tuple[tuple[Way, ...], tuple[Row, ...]]:
 def advise(case: Case) -> list[Advice]:
     """Return the ways that can be taken, the best first.
 
-    Ways are ranked by the mean of what they gained over the prior alone, in the rows nearest to the case. Then come
+    Ways are ranked by the mean of what they gained over the prior alone, in the rows nearest to the case, which are
+    those of the same images if there are any. Then come
     those of which no gain was measured. Those that do not fit the minutes, or that were not measured on images of as
     many channels, come last.
     """
@@ -111,13 +122,19 @@ def _possible(way: Way, case: Case) -> bool:
 
 
 def _advice(way: Way, rows: Sequence[Row], case: Case) -> Advice:
-    near = _nearest([row for row in rows if row.way == way.name and row.channels == case.facts.shape[0]], case)
+    alike = [row for row in rows if row.way == way.name and row.channels == case.facts.shape[0]]
+    near = _nearest([row for row in alike if _plain(row.images) == _plain(case.source)] or alike, case)
     against = None
     if not near:
         against = f"not measured on {'grey' if case.facts.shape[0] == 1 else 'colour'} images"
     elif case.minutes is not None and (least := _least_minutes(near)) > case.minutes:
         against = f"took {least:g} minutes at least, and {case.minutes:g} are asked for"
     return Advice(way, near, tuple(_command(command, case) for command in way.commands), against)
+
+
+def _plain(name: str) -> str:
+    """Return the letters and digits of a name: those of CIFAR-10 and of cifar10 are the same."""
+    return "".join(filter(str.isalnum, name)).lower()
 
 
 def _least_minutes(rows: Sequence[Row]) -> float:

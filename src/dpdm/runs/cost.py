@@ -77,9 +77,7 @@ class _Stopwatch:
 
     def memory_gib(self, stepped: Stepped, examples: int) -> float:
         """Return about what a process takes that has so many examples on the device at once, its images aside."""
-        few = 1 if self._machine.strategy == "one-backward-each" else examples
-        counted = 1.5 * few * stepped.bytes_of_one()
-        return max(_peak_bytes(), counted + bytes_of_parameters(stepped.module)) / 2**30
+        return max(_peak_bytes() / 2**30, _step_gib(self._machine, stepped, examples))
 
     def seconds(self, stepped: Stepped, examples: int, *, within: float = _UNHURRIED) -> tuple[float, float]:
         """Return the seconds for each example of a step, and for the step beside them: the same on all processes.
@@ -182,6 +180,23 @@ def measure_step(config: Config, facts: ImageFacts, plan: AnyPlan) -> StepCost:
     return _cost(stopwatch, stopwatch.stepped, facts, plan, each, beside)
 
 
+def count_memory(config: Config, facts: ImageFacts, plan: AnyPlan) -> float:
+    """Return the GiB that steps and records take about, without a step; what the method keeps beside them is its own.
+
+    Args:
+        config: Method and machine.
+        facts: Shape and classes of the images.
+        plan: Batch size and number of records.
+    """
+    method, records = config.method, _records_gib(facts, plan)
+    if not plan.steps or not isinstance(method, TakesSteps):
+        return records
+    stepped = method.stepped(method.untrained(facts))
+    device = choose_device(config.machine.device)
+    at_once = physical_batch_size(config.machine, device, stepped.copies, stepped.bytes_of_one)
+    return _step_gib(config.machine, stepped, min(plan.expected_batch_size, at_once)) + records
+
+
 def measure_sampling(config: Config, facts: ImageFacts) -> float:
     """Return the seconds that one process takes to draw `SAMPLED` images with the run's own sampler."""
     return sampling_seconds(config.method.untrained(facts).to(choose_device(config.machine.device)))
@@ -197,6 +212,12 @@ def _cost(
         stopwatch.memory_gib(stepped, at_once) + _records_gib(facts, plan),
         at_once,
     )
+
+
+def _step_gib(machine: Machine, stepped: Stepped, examples: int) -> float:
+    """Return what a step with so many examples on the device at once takes, as counted."""
+    few = 1 if machine.strategy == "one-backward-each" else examples
+    return (1.5 * few * stepped.bytes_of_one() + bytes_of_parameters(stepped.module)) / 2**30
 
 
 def _records_gib(facts: ImageFacts, plan: AnyPlan) -> float:

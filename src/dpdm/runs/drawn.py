@@ -13,7 +13,7 @@ from dpdm.data import ImageDataset
 from dpdm.data.procedural import tell_progress
 from dpdm.privacy import Earlier
 from dpdm.runs.release import Release
-from dpdm.runs.run_folder import release_folder
+from dpdm.runs.run_folder import pipeline_of, release_folder
 from dpdm.runs.verification import understood, verify_release
 from dpdm.types import InputError
 
@@ -54,7 +54,7 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
     with tempfile.TemporaryDirectory() as place:  # claim and images are of one copy, whoever changes the folder now
         copy = Path(place) / "release"
         shutil.copytree(folder, copy)
-        verified, release = verify_release(copy), Release.load(copy)
+        verified, release = verify_release(copy), Release.load(copy, public=pipeline_of(run))
     earlier = sums_of(understood(release.settings).plan, verified.name, run)
     if shape not in (None, release.facts.shape):
         raise InputError(f"{run} has images of shape {release.facts.shape}, and {shape} is needed: name another run")

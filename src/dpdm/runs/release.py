@@ -21,7 +21,7 @@ from dpdm.privacy import AnyPlan
 from dpdm.privacy.processes import Processes
 from dpdm.runs.hardware import Precision, autocast, choose_device
 from dpdm.runs.public import read_parts, require_needed
-from dpdm.runs.run_folder import release_folder
+from dpdm.runs.run_folder import pipeline_of, release_folder
 from dpdm.runs.weights import (
     Layout,
     differences,
@@ -298,7 +298,8 @@ class Release:
             run: The folder.
             network: The code of a network that is not one of dpdm's: a module, which is copied, or what makes one.
             public: The public parts that the release needs and does not hold, by the names it gives them; or the folder
-                of the diffusers pipeline that they are parts of.
+                of the diffusers pipeline that they are parts of (default: the one that the run was trained with, if
+                `run` is all of its folder).
 
         Raises:
             InputError: There is no finished run, its release is damaged, the network is not what it was trained
@@ -306,7 +307,7 @@ class Release:
         """
         folder = release_folder(run)
         release = open_without_public(folder, network)
-        supply(release.generator, public or {}, folder)
+        supply(release.generator, (pipeline_of(run) if public is None else public) or {}, folder)
         return replace(release, generator=release.generator.to(choose_device("auto")))
 
 
@@ -347,8 +348,8 @@ def supply(generator: ImageGenerator, public: Mapping[str, Path | str] | Path | 
     for part in generator.parts:
         if part.name not in public:
             raise InputError(
-                f"{folder} needs the public file {part.name} (SHA-256 {part.sha256}): name its path, or that of the "
-                "pipeline that it is of, by --public or Release.load(run, public=...)"
+                f"{folder} needs the public file {part.name} (SHA-256 {part.sha256}): name the pipeline that it is of "
+                "by --public, or Release.load(run, public=...); or name the whole folder of the run, which knows it"
             )
         path = Path(public[part.name])
         found = digest_of_part(path) if path.is_dir() else digest(path) if path.is_file() else None

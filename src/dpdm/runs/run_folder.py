@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from dpdm.config import read_toml
+from dpdm.networks import TextToImageFolder
 from dpdm.types import InputError
 
 
@@ -18,6 +20,19 @@ def release_folder(run: Path | str) -> Path:
             f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
         )
     return folder
+
+
+def pipeline_of(run: Path | str) -> Path | None:
+    """Return the folder of the public pipeline that a run draws with, where its own settings tell.
+
+    None if the release alone is here, if there is no such folder any more, or if the run needs none. Whether it still
+    holds that pipeline is for digests to tell.
+    """
+    file = Path(run) / "private" / "config.toml"
+    settings = read_toml(file) if file.is_file() else {}
+    if settings.get("network", {}).get("kind") != TextToImageFolder.kind:
+        return None
+    return next((folder for folder in map(Path, settings.get("start_folders", [])) if folder.is_dir()), None)
 
 
 def in_words(there: object, here: object) -> str:

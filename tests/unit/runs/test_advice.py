@@ -13,7 +13,6 @@ from dpdm.runs.advice import Case, Row, Way, advise, left_out, measured
 
 TEN = tuple("0123456789")
 GREY, COLOUR = ImageFacts((1, 28, 28), TEN), ImageFacts((3, 32, 32), TEN)
-OTHER_NAMES = {"start": "diffusion", "latents": "prior"}
 
 
 def case(facts=GREY, number=60_000, epsilon=1.0, **more):
@@ -25,7 +24,7 @@ def test_each_row_is_of_a_way_and_each_way_of_a_method():
     names = [way.name for way in ways]
     assert len(set(names)) == len(names)
     assert {row.way for row in rows} <= set(names)
-    assert {OTHER_NAMES.get(name, name) for name in names} <= set(METHODS)
+    assert {way.method for way in ways} <= set(METHODS)
     for row in rows:
         assert 0 < row.cnn < 100
         assert row.number > 0
@@ -69,6 +68,15 @@ def test_rows_are_those_whose_signal_is_nearest(monkeypatch):
     monkeypatch.setattr(advice, "measured", lambda: ((way,), tuple(rows)))
     told = {number: advise(case(number=number))[0].rows for number in (1000, 10_000, 10**6)}
     assert told == {1000: tuple(rows[:2]), 10_000: tuple(rows[1:]), 10**6: (rows[2],)}
+
+
+def test_rows_of_the_same_images_go_before_those_of_others(monkeypatch):
+    way = Way(name="a", what="", commands=())
+    same = {"way": "a", "channels": 1, "protocol": "", "measured": "", "cnn": 50.0, "number": 60_000, "epsilon": 1.0}
+    mnist, fashion = (Row(images=images, **same) for images in ("MNIST", "Fashion-MNIST"))
+    monkeypatch.setattr(advice, "measured", lambda: ((way,), (mnist, fashion)))
+    told = {source: advise(case(source=source))[0].rows for source in ("mnist", "fashion-mnist", "scans/")}
+    assert told == {"mnist": (mnist,), "fashion-mnist": (fashion,), "scans/": (mnist, fashion)}
 
 
 def test_ways_that_lack_something_are_named_with_what_they_lack():
