@@ -6,7 +6,7 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
-    from dpdm.methods.codec import Codec
+    from dpdm.methods.codec import Codec, Pose
     from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
     from dpdm.methods.diffusion import AnyPreconditioning, Diffusion
     from dpdm.methods.distillation import Distillation, DistilledGenerator
@@ -61,6 +61,7 @@ __all__ = [
     "MixtureGenerator",
     "Optimizer",
     "PopulationGenerator",
+    "Pose",
     "Prior",
     "PriorAlone",
     "Progress",
@@ -82,7 +83,7 @@ __getattr__ = lazily(
     __name__,
     {
         "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
-        "codec": "Codec",
+        "codec": "Codec Pose",
         "denoising": "AnySampler DenoisingGenerator require_sampler_names",
         "diffusion": "AnyPreconditioning Diffusion",
         "distillation": "DistilledGenerator Distillation",

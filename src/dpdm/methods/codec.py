@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ from dpdm.data.dataset import in_parts
 from dpdm.methods.interface import Kept, Run
 from dpdm.methods.start import weights_digest
 from dpdm.methods.values import ImageFacts, PublicStart, Read
-from dpdm.networks import Frame, KLCodec
+from dpdm.networks import Frame, KLCodec, Posed
 from dpdm.networks.codec import ConvCodec, latent_shape
 from dpdm.networks.frame import framed
-from dpdm.types import Images, InputError, Latents, images_to_tensor, levels_to_tensor, require_name
+from dpdm.networks.pose import posed_shape
+from dpdm.types import Images, InputError, Latents, images_to_tensor, levels_to_tensor, require_name, require_within
 
-AnyCodec = ConvCodec | KLCodec | Frame
+AnyCodec = ConvCodec | Posed | KLCodec | Frame
 """One that `[codec]` names, that of a text-to-image pipeline, which is read with its folder, or a frame."""
 
 CODEC = "codec"
@@ -38,7 +40,7 @@ _REMEDY = "make one by dpdm pretrain --kind codec --like"
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """`[codec]`: the autoencoder in whose latents images are learnt.
+    """`[codec]` of the kind "autoencoder", the default: in the latents of a public network images are learnt.
 
     Args:
         source: The folder that `dpdm pretrain --kind codec` made; a release keeps its name alone.
@@ -53,6 +55,7 @@ class Codec:
         'codecs/photographs'
     """
 
+    kind: ClassVar[str] = "autoencoder"
     source: str
     sha256: str = ""
 
@@ -84,37 +87,98 @@ class Codec:
             raise InputError(f"{where} holds another codec than the public one that config.toml names")
 
 
-def folders_of(codec: Codec | None) -> tuple[str, ...]:
-    """Return the folder of a codec, if there is one: the last of a method's `start_folders`."""
-    return () if codec is None else (codec.source,)
+@dataclass(frozen=True, kw_only=True)
+class Pose:
+    """`[codec]` of the kind "pose": images are learnt without their pose, and their pose beside them.
+
+    Each image is centred, straightened and stretched by its own moments. Five numbers say how, and are learnt with it.
+    What is drawn is moved back by the pose that is drawn with it. It is for grey images of one thing on a plain ground,
+    such as written signs. Nothing public is needed.
+
+    Args:
+        ground: The level of the ground: 0 is black, 255 white.
+
+    Guarantees:
+        * What is learnt of an image depends on this image alone, to the bit (`Posed.rows`).
+
+    Source:
+        Hu 1962 (normalisation by moments).
+
+    Example:
+        >>> PriorAlone(codec=Pose()).plan(epsilon=1.0, dataset_size=60000).steps
+        0
+    """
+
+    kind: ClassVar[str] = "pose"
+    ground: int = 0
+
+    def __post_init__(self) -> None:
+        require_within(0, 255, ground=self.ground)
+
+    @property
+    def latents(self) -> str:
+        """What a start says that was trained on such images."""
+        return f"{self.kind}, ground {self.ground}"
 
 
-def digests_of(codec: Codec | None) -> tuple[str, ...]:
-    """Return the digest of its weights, if there is one."""
-    return () if codec is None else (codec.sha256,)
+AnyLatents = Codec | Pose
+"""What `[codec]` can say."""
 
 
-def begun_from(codec: Codec | None, folders: Sequence[str]) -> Codec | None:
+def folders_of(codec: AnyLatents | None) -> tuple[str, ...]:
+    """Return the folder of a codec, if it has one: the last of a method's `start_folders`."""
+    return (codec.source,) if isinstance(codec, Codec) else ()
+
+
+def digests_of(codec: AnyLatents | None) -> tuple[str, ...]:
+    """Return the digest of its weights, if it has some."""
+    return (codec.sha256,) if isinstance(codec, Codec) else ()
+
+
+def begun_from(codec: AnyLatents | None, folders: Sequence[str]) -> AnyLatents | None:
     """Return the codec, if there is one, with the last of these as its folder."""
-    return None if codec is None else replace(codec, source=folders[-1])
+    return replace(codec, source=folders[-1]) if isinstance(codec, Codec) else codec
 
 
-def said_of(codec: Codec | None, starts: Sequence[PublicStart]) -> Codec | None:
-    """Return the codec, if there is one, as a release says it; it is the last of the starts."""
-    return None if codec is None else codec.said(starts[-1] if starts else None)
+def said_of(codec: AnyLatents | None, starts: Sequence[PublicStart]) -> AnyLatents | None:
+    """Return the codec, if there is one, as a release says it; its weights are the last of the starts."""
+    return codec.said(starts[-1] if starts else None) if isinstance(codec, Codec) else codec
 
 
-def seen_by(codec: Codec | AnyCodec | None, facts: ImageFacts) -> ImageFacts:
+def latents_of(codec: AnyLatents | None, start: PublicStart | None) -> str:
+    """Return what a start must say of its latents that was trained in these: the digest of weights, or a name."""
+    if isinstance(codec, Pose):
+        return codec.latents
+    return "" if codec is None or start is None else start.sha256
+
+
+def require_same(codec: AnyLatents | None, read: Read, facts: ImageFacts, where: str) -> None:
+    """Raise InputError unless a file's weights are those of the codec, if it has some."""
+    if isinstance(codec, Codec):
+        codec.require_same(read, facts, where)
+
+
+def require_images(codec: AnyLatents | None, facts: ImageFacts) -> None:
+    """Raise InputError unless images are such as a codec is for."""
+    if isinstance(codec, Pose) and facts.shape[0] != 1:
+        raise InputError("codec.kind = pose is for grey images: set data.channels=1, or leave codec out")
+
+
+def seen_by(codec: AnyLatents | AnyCodec | None, facts: ImageFacts) -> ImageFacts:
     """Return the facts of what is learnt: of latents, or of the images themselves."""
     if codec is None:
         return facts
+    if isinstance(codec, Pose):
+        return facts._replace(shape=posed_shape(facts.shape))
     return facts._replace(shape=latent_shape(facts.shape) if isinstance(codec, Codec) else codec.latent)
 
 
-def untrained(codec: Codec | None, facts: ImageFacts, *, seed: int) -> ConvCodec | None:
+def untrained(codec: AnyLatents | None, facts: ImageFacts, *, seed: int) -> ConvCodec | Posed | None:
     """Return the network of a codec with weights that are nobody's, to be loaded into; None without a codec."""
     if codec is None:
         return None
+    if isinstance(codec, Pose):
+        return Posed(facts.shape, ground=codec.ground)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ConvCodec(facts.shape).requires_grad_(False).eval()
@@ -150,10 +214,12 @@ def in_latents(run: Run, network: AnyCodec | None, data: ImageDataset) -> ImageD
         return data.shown_by(framed(data.images, network.latent[1:]))
     if isinstance(network, ConvCodec):
         load_codec(network, run.starts[-1])
-        make, sha256 = network.levels, run.starts[-1].sha256
+        make, by = network.levels, f"weights sha256:{run.starts[-1].sha256}"
+    elif isinstance(network, Posed):
+        make, by = network.rows, f"pose, ground {network.ground}"
     else:
-        make, sha256 = network.rows, network.sha256
-    kept = run.keep("latents", data.images, make, made_by=f"latents; weights sha256:{sha256}")
+        make, by = network.rows, f"weights sha256:{network.sha256}"
+    kept = run.keep("latents", data.images, make, made_by=f"latents; {by}")
     return data.shown_by(from_rows(kept, len(data), network))
 
 
@@ -187,9 +253,9 @@ def decoded(
     return drawn if network is None else network.decode(drawn.float().clamp(-network.most, network.most)).float()
 
 
-def memory_of(codec: Codec | None, facts: ImageFacts, records: int) -> int:
+def memory_of(codec: AnyLatents | None, facts: ImageFacts, records: int) -> int:
     """Return the bytes that the latents of so many images take."""
-    return 0 if codec is None else records * int(np.prod(latent_shape(facts.shape)))
+    return 0 if codec is None else records * int(np.prod(seen_by(codec, facts).shape))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

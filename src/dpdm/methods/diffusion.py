@@ -35,7 +35,7 @@ from dpdm.methods import codec as codecs
 from dpdm.methods import ema, made_up
 from dpdm.methods import folders as pipelines
 from dpdm.methods.asked import ask
-from dpdm.methods.codec import Codec
+from dpdm.methods.codec import AnyLatents, Codec, Pose
 from dpdm.methods.denoising import AnySampler, DenoisingGenerator, matched, require_sampler_names
 from dpdm.methods.gains import choose_start, rehearse_gains
 from dpdm.methods.interface import ImageGenerator, Method, Run
@@ -98,12 +98,12 @@ class Diffusion(TakesSteps):
     sampler: AnySampler = field(default_factory=DDIM)
     samplers: dict[str, AnySampler] = field(default_factory=dict)
     start: Start | None = None
-    codec: Codec | None = None
+    codec: AnyLatents | None = None
     retrieval: Retrieval | None = None
 
     def __post_init__(self) -> None:
         wanted: dict[str, Any] = {"loss": DenoisingLoss, "optimizer": Optimizer, "samplers": dict}
-        optional = {"prior": Prior, "start": Start, "codec": Codec, "retrieval": Retrieval}
+        optional = {"prior": Prior, "start": Start, "codec": Codec | Pose, "retrieval": Retrieval}
         for name, kind in (wanted | {name: kind | None for name, kind in optional.items()}).items():
             if not isinstance(value := getattr(self, name), kind):
                 raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {type(value).__name__}")
@@ -274,7 +274,7 @@ class Diffusion(TakesSteps):
         if isinstance(self.network, PipelineFolder):
             self.network.require_weights()
         for start in self._denoisers(run.starts):
-            require_start(start, self.preconditioning.kind, codec=run.starts[-1].sha256 if self.codec else "")
+            require_start(start, self.preconditioning.kind, codec=codecs.latents_of(self.codec, run.starts[-1]))
             load_start(copy.deepcopy(generator.denoiser.network), start, generator.seen)
         if self.retrieval is not None and run.public is not None:
             self.retrieval.entries(run.public, generator.facts, seed=run.seed)
@@ -291,7 +291,8 @@ class Diffusion(TakesSteps):
             made_up.require_images_by(generator.sampled_by(sampler).shortened()[0], name)
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if guidance goes away from classes that are not there, or a folder is for other images."""
+        """Raise InputError if guidance goes away from classes that are not there, or a codec is for other images."""
+        codecs.require_images(self.codec, facts)
         if isinstance(self.network, PipelineFolder):
             pipelines.require_classes(self.network, facts, self.loss)
         if not facts.num_classes and any(sampler.guidance for sampler in self._named().values()):
@@ -301,8 +302,7 @@ class Diffusion(TakesSteps):
         """Raise InputError unless the prior is one that a run of this plan can come to."""
         if self.prior is not None:
             self.prior.require_possible(read, plan, codecs.seen_by(self.codec, facts), below=PRIOR, where=where)
-        if self.codec is not None:
-            self.codec.require_same(read, facts, where)
+        codecs.require_same(self.codec, read, facts, where)
         if self.retrieval is not None:
             self.retrieval.require_possible(read, facts, where)
         if self.start is None:
@@ -354,7 +354,7 @@ class Diffusion(TakesSteps):
 
     def _denoisers(self, starts: tuple[T, ...]) -> tuple[T, ...]:
         """Return those of the starts that are denoisers: all but the codec, which is the last."""
-        return starts if self.codec is None else starts[:-1]
+        return starts[: len(starts) - len(codecs.folders_of(self.codec))]
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes of the latents, and of public trajectories; what steps take is measured."""

@@ -27,11 +27,10 @@ from dpdm.diffusion.spectrum import (
     with_texture,
 )
 from dpdm.methods import codec as codecs
-from dpdm.methods.codec import Codec
+from dpdm.methods.codec import AnyLatents
 from dpdm.methods.interface import ImageGenerator, Method, Run
 from dpdm.methods.possible import MOST_COORDINATES, MOST_DIRECTIONS, require_possible
 from dpdm.methods.values import Budget, ImageFacts, Progress, PublicStart, Read, Sizes
-from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun, gaussian_mu
 from dpdm.privacy.sums import BoundedSum, CellRows, cell_sums, second_moments
 from dpdm.types import InputError, levels_to_tensor, require_at_most, require_counts, require_within
@@ -136,7 +135,7 @@ class Prior:
 class MixtureGenerator(ImageGenerator):
     """Images drawn from a mixture of Gaussians, or decoded from its draws."""
 
-    def __init__(self, mixture: GaussianMixture, facts: ImageFacts, codec: ConvCodec | None = None) -> None:
+    def __init__(self, mixture: GaussianMixture, facts: ImageFacts, codec: codecs.AnyCodec | None = None) -> None:
         super().__init__()
         self.mixture, self.facts, self.codec = mixture, facts, codec
 
@@ -168,7 +167,7 @@ class PriorAlone(Method):
 
     kind: ClassVar[str] = "prior"
     prior: Prior = field(default_factory=Prior)
-    codec: Codec | None = None
+    codec: AnyLatents | None = None
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
         """Return the prior's sums, whose noise is scaled to the whole budget."""
@@ -194,8 +193,11 @@ class PriorAlone(Method):
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless the mixture is one that a run of this plan can come to."""
         self.prior.require_possible(read, plan, codecs.seen_by(self.codec, facts), below="mixture.", where=where)
-        if self.codec is not None:
-            self.codec.require_same(read, facts, where)
+        codecs.require_same(self.codec, read, facts, where)
+
+    def require_images(self, facts: ImageFacts) -> None:
+        """Raise InputError unless images are such as the codec is for."""
+        codecs.require_images(self.codec, facts)
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try the codec on an image that nobody took."""

@@ -17,6 +17,7 @@ from dpdm.networks.kl import KLCodec
 from dpdm.networks.mlp import MLP
 from dpdm.networks.own import MakeNetwork, Own
 from dpdm.networks.pipeline import PipelineFolder
+from dpdm.networks.pose import Posed
 from dpdm.networks.text_folder import TextToImageFolder, digest_of_part
 from dpdm.networks.unet import UNet
 from dpdm.types import InputError
@@ -76,6 +77,7 @@ __all__ = [
     "Own",
     "OwnNetwork",
     "PipelineFolder",
+    "Posed",
     "TextNetwork",
     "TextToImageFolder",
     "UNet",

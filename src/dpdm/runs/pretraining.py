@@ -22,7 +22,7 @@ from dpdm.config import encode_method
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, GaussianMixture, MatchedPreconditioning, NoisyBatch
 from dpdm.methods import Diffusion, Prior, ema
-from dpdm.methods.codec import from_rows, load_codec, seen_by
+from dpdm.methods.codec import AnyCodec, Codec, from_rows, latents_of, load_codec, seen_by
 from dpdm.methods.interface import Run
 from dpdm.methods.prior import release_prior
 from dpdm.methods.start import forget_classes
@@ -75,19 +75,19 @@ class Pretraining(PublicTraining):
     @cached_property
     def codec(self) -> PublicStart | None:
         """The codec in whose latents the network is trained: read once."""
-        return None if self.method.codec is None else open_start(self.method.codec.source)
+        return open_start(self.method.codec.source) if isinstance(self.method.codec, Codec) else None
 
     def settings(self) -> dict[str, Any]:
         """Return what the start was made with and for."""
         tables = encode_method(self.alone)
-        shape = [*seen_by(self.method.codec, self.facts).shape]
+        shape, latents = [*seen_by(self.method.codec, self.facts).shape], latents_of(self.method.codec, self.codec)
         return {
             **super().settings(),
             "classes": [*self.facts.class_names] if self.labelled else [],
             "epsilon": [*EPSILONS],
             "dataset_size": [*SIZES],
             "facts": {"shape": shape, "class_names": [*self.facts.class_names]},
-            **({} if self.codec is None else {"codec": self.codec.sha256}),
+            **({"codec": latents} if latents else {}),
             **{name: tables[name] for name in ("network", "preconditioning", "prior") if name in tables},
         }
 
@@ -109,7 +109,7 @@ class _Loop(Loop):
         if not of.labelled:
             forget_classes(generator.denoiser.network)
         self._seen = of.public.images
-        if of.codec is not None and isinstance(generator.codec, ConvCodec):
+        if generator.codec is not None:
             self._seen = _latents(generator.codec, of.codec, of.public.images)
         self._denoiser = generator.denoiser.to(self.device)
         self.average = ema.start(self._denoiser).eval()
@@ -198,10 +198,12 @@ class _Loop(Loop):
         return groups
 
 
-def _latents(network: ConvCodec, codec: PublicStart, images: Images) -> Images:
+def _latents(network: AnyCodec, codec: PublicStart | None, images: Images) -> Images:
     """Return the latents of public images, in levels."""
-    load_codec(network, codec)
-    kept = keep_rows(None, images, network.levels, made_by=codec.sha256, name="latents")
+    if codec is not None and isinstance(network, ConvCodec):
+        load_codec(network, codec)
+    make = network.levels if isinstance(network, ConvCodec) else network.rows
+    kept = keep_rows(None, images, make, made_by="latents", name="latents")
     levels: Images = from_rows(kept, len(images), network)  # type: ignore[assignment]
     return levels
 
