@@ -43,6 +43,7 @@ from dpdm.methods import (
     LatentFlow,
     Layers,
     MeanEmbedding,
+    Pose,
     Prior,
     PriorAlone,
     PublicFeatures,
@@ -73,6 +74,8 @@ TOYS = {
     "prior": PriorAlone(prior=Prior(centres=2, rounds=2)),
     "diffusion in latents": Diffusion(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2), **TOY),
     "prior of latents": PriorAlone(codec=Codec(source="?"), prior=Prior(centres=2, rounds=2)),
+    "prior without poses": PriorAlone(codec=Pose(), prior=Prior(centres=2, rounds=2)),
+    "diffusion without poses": Diffusion(codec=Pose(), prior=Prior(centres=2, rounds=2), **TOY),
     "gan": GAN(width=16, latent=2, discriminator_width=4, batch_size=8),
     "flow": LatentFlow(latent=3, encoder_width=4, width=16, couplings=2, coupling_width=4),
     "sliced": SlicedWasserstein(directions=7, bins=4, updates=5, batch_size=64, latent=2, width=16),
@@ -149,7 +152,7 @@ def plan_of(name, unit="image"):
 
 def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others):
     method = TOYS[name]
-    if getattr(method, "codec", None) is not None:
+    if isinstance(getattr(method, "codec", None), Codec):
         method = dataclasses.replace(method, codec=public_codec(PUBLIC))
     elif method.start_folders:
         made = [

@@ -63,6 +63,7 @@ from dpdm.methods import (
     GAN,
     NTK,
     AggregatedEmbeddings,
+    Codec,
     Diffusion,
     Distillation,
     Embedding,
@@ -73,6 +74,7 @@ from dpdm.methods import (
     LatentFlow,
     Layers,
     MeanEmbedding,
+    Pose,
     Prior,
     PriorAlone,
     PublicFeatures,
@@ -102,7 +104,7 @@ from dpdm.methods.embedding import Embedded
 from dpdm.methods.loader import Loader
 from dpdm.methods.start import MATRICES
 from dpdm.methods.unit_rows import UnitRows
-from dpdm.networks import MLP
+from dpdm.networks import MLP, Posed
 from dpdm.networks.codec import ConvCodec
 from dpdm.privacy import (
     DPSGD,
@@ -326,14 +328,24 @@ def two_worlds_of_latents(folder: Path) -> list[str]:
     """A prior of latents, in worlds that differ in an image, in a group, and in what is public."""
     random = np.random.default_rng(7)
     public = ImageDataset(images=random.integers(0, 256, (40, 8, 8, 1), np.uint8), name="shown", public=True)
+    too = [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))]
+    return _two_worlds_of(worlds.public_codec(public), folder, public=too)
+
+
+def two_worlds_of_poses(folder: Path) -> list[str]:
+    """A prior of images without pose, in worlds that differ in an image or in a group."""
+    return _two_worlds_of(Pose(), folder)
+
+
+def _two_worlds_of(codec: Codec | Pose, folder: Path, **more: list) -> list[str]:
     last, found = len(IMAGES) - 1, []
-    method = PriorAlone(prior=Prior(centres=1), codec=worlds.public_codec(public))
+    method = PriorAlone(prior=Prior(centres=1), codec=codec)
     inserted = np.roll(np.arange(len(IMAGES)), 1)
     pairs = {
         "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES.part(inserted), IMAGES.part(range(last)))],
         "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
-        "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
         "blank": [(blank_equal(IMAGES, IMAGES.part(np.array([last]))), IMAGES.part(range(last)))],
+        **more,
     }
     for name, d, e in _in_both_worlds(folder, method, pairs):
         found += differences(d, e)
@@ -1513,6 +1525,16 @@ def latents_by_neighbours(patch: Patch) -> None:
     patch.setattr(ConvCodec, "levels", levels)
 
 
+def poses_by_neighbours(patch: Patch) -> None:
+    sound = Posed.rows
+
+    def rows(self, images):
+        learnt = sound(self, images)
+        return (learnt - (learnt - 127.5).sum(0) / 8).round().clamp(0, 255)
+
+    patch.setattr(Posed, "rows", rows)
+
+
 def latents_of_blank_images(patch: Patch) -> None:
     sound = ImageDataset.shown_by
 
@@ -1995,6 +2017,7 @@ FAULTS = [
     ),
     Fault("a choice by sums without noise", choice_without_noise, two_worlds_of_chosen_matrices, said="weights"),
     Fault("latents that an image's neighbours move", latents_by_neighbours, two_worlds_of_latents),
+    Fault("poses that an image's neighbours move", poses_by_neighbours, two_worlds_of_poses),
     Fault("latents of blank images that count", latents_of_blank_images, two_worlds_of_latents),
     Fault("latents of sums without noise", counts_without_noise, two_worlds_of_latents, said="weights"),
     Fault(
@@ -2094,6 +2117,7 @@ CHECKS = {
     two_worlds_of_gains: "two worlds of a public network's gains",
     two_worlds_of_chosen_matrices: "two worlds of a choice of matrices",
     two_worlds_of_latents: "two worlds of a prior of latents",
+    two_worlds_of_poses: "two worlds of a prior without poses",
     two_worlds_of_trajectories: "two worlds of public trajectories",
     two_worlds_of_prototypes: "two worlds of private labels for public images",
     two_worlds_of_features: "two worlds of sums of features",

@@ -18,7 +18,7 @@ NUMBERS: Final = 5
 _MULTIPLE = 4  # sides of what is learnt, for networks that halve them twice
 _WIDTH, _HEIGHT = 0.40, 0.42  # halves of a side: standard deviations of what is drawn, without its pose
 _MIDDLE = np.array([0.0, 0.0, 0.0, 0.8, 0.85])
-_REACH = np.array([0.3, 0.3, 0.8, 0.6, 0.45])  # on both sides of the middle: what is further is taken for that
+_REACH = np.array([0.4, 0.4, 0.8, 0.6, 0.45])  # on both sides of the middle: what is further is taken for that
 _LEAST = 1e-6  # of a variance
 
 
