@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.claims import PREPARED, find_claim
+from dpdm.data.claims import PREPARED, claim_among, find_claim
 from dpdm.data.dataset import ImageDataset, group_indices, in_parts
 from dpdm.data.declared import Asked, Records
 from dpdm.data.framing import Framing
@@ -175,10 +175,11 @@ class _Writer:
         self.arrays: dict[str, _Mapped] = {}
         self.refused: dict[int, str] = {}
         self.not_images: list[str] = []
+        self.claim: tuple[str, str] | None = None
 
     def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
         """Return the images of all files; those that cannot be used are noted, and what is in their place is not."""
-        self.not_images = [*map(why_no_image, others)]
+        self.not_images, self.claim = [*map(why_no_image, others)], claim_among(files)
         size, channels, first, like = self._framing.size, self._framing.channels, next(iter(files)), None
         if size is None or channels is None:
             like, _ = read_image(first, self._framing)
@@ -268,7 +269,8 @@ def _finish(folder: Path, written: _Writer, kept: NDArray[np.int64], data: Image
         "sha256": {name: digest(folder / name) for name in names},
     }
     place = Path(split_of(read_location(data.location).source)[0]) if data.location else None
-    carried = find_claim(place) if place is not None and place.is_absolute() else None  # else drawn, or built in
+    below = find_claim(place) if place is not None and place.is_absolute() else None  # else drawn, or built in
+    carried = written.claim or below
     write_json(folder / _DONE, facts if carried is None else facts | {"claim": carried[1]})
     (folder / _PROGRESS).unlink()
 
