@@ -199,18 +199,6 @@ def test_images_with_a_total_cannot_be_declared_public(tmp_path):
     trainer(tmp_path / "run", public=others, ledger=ledger).fit(IMAGES)
 
 
-def test_the_images_to_be_protected_cannot_be_declared_public_under_another_name(tmp_path):
-    """Nor by the first run on them, before which no total knows them; the run leaves no trace, and they stay free."""
-    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    unlabelled = {"labels": None, "num_classes": 0, "class_names": ()}
-    copy = dataclasses.replace(IMAGES, images=IMAGES.images[::-1].copy(), name="copy", public=True, **unlabelled)
-    with pytest.raises(InputError, match=f"the images of copy are those of {IMAGES.name}, which are to be protected"):
-        trainer(tmp_path / "run", public=copy, ledger=ledger).fit(IMAGES)
-    assert not (tmp_path / "run").exists()
-    assert not ledger.accounts()
-    trainer(tmp_path / "run", ledger=ledger).fit(IMAGES)
-
-
 class _Borrowing(ImageGenerator):
     """Draws what a public file holds, scaled by what was released."""
 

@@ -18,7 +18,6 @@ from dpdm.ledger.records import (
     record_new_fingerprint,
     require_its_own,
     require_no_total,
-    require_others,
     require_same_kind,
     require_unknown,
 )
@@ -117,8 +116,6 @@ def reserve(accounts: Accounts, request: Request, told: list[str], *, ledger: st
         )
     for public in request.public:  # of a run that goes on it was asked when it began
         require_no_total(accounts, public)
-        if not request.records.public:
-            require_others(seen, public)
     made = [] if known else _registration(accounts, request, seen, told, ledger)
     account, events = known or read_accounts(made)[dataset], request.plan.events()
     if account.benchmark:

@@ -186,15 +186,6 @@ def require_no_total(accounts: Accounts, public: RecordsSeen) -> None:
             )
 
 
-def require_others(seen: RecordsSeen, public: RecordsSeen) -> None:
-    """Raise InputError if images that a run uses as public ones are those that it is to protect, wherever they lie."""
-    if public.records.keys() & seen.records.keys():
-        raise InputError(
-            f"the images of {public.dataset} are those of {seen.dataset}, which are to be protected: what starts from "
-            "them would publish them. Name other images as public ones"
-        )
-
-
 def require_own_name(records: Records) -> None:
     """Raise InputError if private records go by the name of a public data set."""
     if not records.public and is_built_in(records.dataset):
