@@ -41,6 +41,13 @@ def read_claim(path: Path) -> str | None:
     return None
 
 
+def claim_in(encoded: bytes) -> str | None:
+    """Return the statement of the claim that the bytes of an image file make, or None."""
+    with contextlib.suppress(InputError), damaged("an image", ""):
+        return _statement_of(_claim_in_png(io.BytesIO(encoded)))
+    return None
+
+
 def claim_among(files: "Iterable[ImageFile | EncodedImage]") -> tuple[str, str] | None:
     """Return the first image file that makes a claim, and the statement: in archives, tables, and by any name."""
     for file in files:

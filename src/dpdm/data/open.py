@@ -88,6 +88,7 @@ def open_dataset(
         dataset,
         public=dataset.public or public,
         sources=sources,
+        claim=reader.claim or dataset.claim,
         images=framing.frame_all(dataset.images),
         name=name,
         location=say_location(f"{location}{part}", group, size, fit),

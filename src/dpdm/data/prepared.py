@@ -160,6 +160,7 @@ def load_prepared(path: Path, asked: Asked) -> Records:
             name=str(facts["name"]),
             sources=np.memmap(path / _SOURCES, np.uint8, "r", shape=(number, *_OF_ONE)),
             public=facts["public"] is True,
+            claim=str(facts.get("claim", "")),
         )
 
 
@@ -182,10 +183,10 @@ class _Writer:
         self.not_images, self.claim = [*map(why_no_image, others)], claim_among(files)
         size, channels, first, like = self._framing.size, self._framing.channels, next(iter(files)), None
         if size is None or channels is None:
-            like, _ = read_image(first, self._framing)
+            like = read_image(first, self._framing).image
         shape = (size, size, channels) if like is None else like.shape
         return self._write(
-            files, lambda file: read_image(file, self._framing, like=like, which=first), shape, _digest_of(files)
+            files, lambda file: read_image(file, self._framing, like=like, which=first)[:2], shape, _digest_of(files)
         )
 
     def copy(self, data: ImageDataset) -> None:
