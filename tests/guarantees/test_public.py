@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from PIL import Image
 from two_worlds import IMAGES, RecordingPlan, World, differences, images, moved, plus, stopped_clock
 
 from dpdm.config import Machine
-from dpdm.data import ImageDataset
+from dpdm.data import Framing, ImageDataset, open_dataset, prepare, save_npz
+from dpdm.data.claims import png_with
 from dpdm.files import digest, json_text
 from dpdm.ledger import Ledger
 from dpdm.ledger.records import Records
@@ -197,6 +199,32 @@ def test_images_with_a_total_cannot_be_declared_public(tmp_path):
         assert not (tmp_path / "run").exists()
     others = dataclasses.replace(SHOWN, images=255 - SHOWN.images)
     trainer(tmp_path / "run", public=others, ledger=ledger).fit(IMAGES)
+
+
+def _png(path, claim):
+    path.mkdir()
+    for number, image in enumerate(SHOWN.images[..., 0]):
+        Image.fromarray(image).save(path / f"{number}.png", pnginfo=png_with(json.dumps(claim)))
+    return path
+
+
+def _npz(path, claim):
+    save_npz(path.with_suffix(".npz"), SHOWN.images, claim=claim)
+    return path.with_suffix(".npz")
+
+
+def _prepared(path, claim):
+    source = _png(path.with_name("source"), claim)
+    prepare(path, lambda read: open_dataset(source, read=read), Framing(size=8, channels=1))
+    return path
+
+
+@pytest.mark.parametrize("made", [_png, _npz, _prepared])
+def test_what_a_release_drew_is_not_public_in_python_either(tmp_path, made):
+    claimed = open_dataset(made(tmp_path / "made", {"statement": "(1.0, 1e-05)-DP"}))
+    assert claimed.claim == "(1.0, 1e-05)-DP"
+    with pytest.raises(InputError, match="made was drawn from a release: its images are not public data"):
+        trainer(public=dataclasses.replace(claimed, name="made", public=True))
 
 
 class _Borrowing(ImageGenerator):

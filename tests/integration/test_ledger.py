@@ -536,8 +536,11 @@ def test_a_private_score_is_noisy_and_part_of_the_price(
     state = json.loads((tmp_path / "best" / "private" / "search.json").read_text())
     assert len(state["scores"]) == 2
     assert all(score != round(score) for score in state["scores"])
-    privacy = json.loads((tmp_path / "best" / "release" / "privacy.json").read_text())
+    release = tmp_path / "best" / "release"
+    privacy = json.loads((release / "privacy.json").read_text())
     assert {"type": "GaussianRelease", "noise_multiplier": 20.0} in privacy["events"][0]["events"]
+    times = {path.stat().st_mtime for path in (release, *release.iterdir())}
+    assert times == {state["at"]}, "when the best run ended tells how many there were before it"
 
 
 @pytest.mark.parametrize(

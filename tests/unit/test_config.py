@@ -87,13 +87,17 @@ def test_the_presets_are_those_that_are_promised():
     ],
 )
 @pytest.mark.parametrize("way", ["data.source={}", 'data={{source="{}"}}'])
-def test_a_presets_epsilon_is_for_its_own_images_alone(source, way):
+def test_a_presets_epsilon_and_size_are_for_its_own_images_alone(source, way):
     """The kind: settings that somebody chose for other images."""
     override = way.format(source)
     with pytest.raises(InputError, match="epsilon is missing"):
         load_config("digits", overrides=[override]).plan(lambda: 100)
-    assert load_config("digits", overrides=["privacy.epsilon=2", override]).privacy.epsilon == 2.0
-    assert load_config("digits", overrides=["data.source=digits"]).privacy.epsilon == 10.0
+    other = load_config("digits", overrides=["privacy.epsilon=2", override]).privacy
+    assert (other.epsilon, other.dataset_size) == (2.0, None), "a claim would state a number that nobody declared"
+    declared = ["privacy.epsilon=2", override, "privacy.dataset_size=300"]
+    assert load_config("digits", overrides=declared).privacy.dataset_size == 300
+    own = load_config("digits", overrides=["data.source=digits"]).privacy
+    assert (own.epsilon, own.dataset_size) == (10.0, 1438)
 
 
 def test_overrides_reach_every_level_and_parse_as_toml_or_text():

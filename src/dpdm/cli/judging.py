@@ -72,6 +72,7 @@ def reference_like(data: "ImageDataset", reference: str, facts: "Data") -> "Imag
         fit=facts.fit,
         channels=data.shape[0],  # type: ignore[arg-type]
         num_classes=data.num_classes,
+        public=True,
     )
     if opened.shape != data.shape:
         fail(f"{reference} has images of shape {opened.shape}, and {data.name} of {data.shape}: set data.size")

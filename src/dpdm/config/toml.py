@@ -29,6 +29,7 @@ from dpdm.types import InputError, require_at_most
 _MOST_ENTRIES = 1000  # of a list of tables: a plan has no more
 T = TypeVar("T")
 _FOLLOWS = ("facts", "plan", "opened", "epsilon", "start_folders")  # what a run writes beside what a person asked for
+_OF_ITS_IMAGES = ("epsilon", "dataset_size")  # what a preset says of its own images alone
 _COMMON = tuple(f.name for f in dataclasses.fields(Config) if f.name != "method")  # tables of every method
 
 
@@ -37,7 +38,8 @@ def load_config(
 ) -> Config:
     """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
 
-    A preset's ε is for the images that the preset names: it is left out where `data.source` is another one.
+    A preset's ε and number of images are for those that the preset names: they are left out where `data.source` is
+    another one. Nobody has declared how many other images there are.
 
     Args:
         target: What is asked for; a file that a run wrote is one, too.
@@ -58,7 +60,7 @@ def load_config(
         own = _by_method(own, method)
     table = _overridden(copy.deepcopy(own), overrides)
     if target in preset_names() and _source(table) != _source(own):
-        own["privacy"] = {key: value for key, value in own["privacy"].items() if key != "epsilon"}
+        own["privacy"] = {key: value for key, value in own["privacy"].items() if key not in _OF_ITS_IMAGES}
         table = _overridden(own, overrides)
     return _decode_config(table)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from dpdm.data.claims import read_claim
 from dpdm.data.declared import Asked, Records
 from dpdm.data.layout import PARTS, Split, choose_part
 from dpdm.files import damaged
@@ -38,6 +39,7 @@ def load_npz(path: Path, asked: Asked) -> Records:
     ):
         wanted = _arrays_of(archive.files, path, asked)
         arrays = {role: np.asarray(archive[name]) for role, name in wanted.items()}
+    claim = (read_claim(path) or "") if "claim" in arrays else ""
     labels, names, number = arrays.get("labels"), arrays.get("class_names"), arrays.get("num_classes")
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U"):
         raise InputError(f"{path}: class_names is {names.dtype} of shape {names.shape}: store one word for each class")
@@ -51,6 +53,7 @@ def load_npz(path: Path, asked: Asked) -> Records:
         num_classes=0 if number is None else int(number),
         groups=arrays.get("groups"),
         names_in="an array class_names",
+        claim=claim,
     )
 
 

@@ -1,17 +1,21 @@
 """Claims that images drawn from a release carry, so that nobody takes them for public ones."""
 
 import contextlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from dpdm.files import damaged
 from dpdm.types import InputError
+
+if TYPE_CHECKING:
+    from dpdm.data.image_files import EncodedImage, ImageFile
 
 PREPARED: Final = "prepared.json"
 _KEYWORD: Final = "dpdm-claim"
@@ -33,9 +37,23 @@ def read_claim(path: Path) -> str | None:
         path: An .npz file, a PNG file, or the `prepared.json` of a prepared folder.
     """
     with contextlib.suppress(InputError), damaged(path, ""):
-        statement = json.loads(_claim_of(path))["statement"]
-        if isinstance(statement, str):
-            return "".join(c if c.isprintable() else "?" for c in statement[:_LONGEST])
+        return _statement_of(_claim_of(path))
+    return None
+
+
+def claim_in(encoded: bytes) -> str | None:
+    """Return the statement of the claim that the bytes of an image file make, or None."""
+    with contextlib.suppress(InputError), damaged("an image", ""):
+        return _statement_of(_claim_in_png(io.BytesIO(encoded)))
+    return None
+
+
+def claim_among(files: "Iterable[ImageFile | EncodedImage]") -> tuple[str, str] | None:
+    """Return the first image file that makes a claim, and the statement: in archives, tables, and by any name."""
+    for file in files:
+        with contextlib.suppress(InputError), damaged(file, ""), file.open("rb") as stream:
+            if (claim := _statement_of(_claim_in_png(stream))) is not None:
+                return str(file), claim
     return None
 
 
@@ -55,10 +73,20 @@ def _claim_of(path: Path) -> str:
     if path.name == PREPARED:
         return json.dumps({"statement": json.loads(path.read_text(encoding="utf-8"))["claim"]})
     with path.open("rb") as file:
-        if _KEYWORD.encode() not in file.read(_HEAD):
-            raise InputError(f"{path} carries no claim")
-        file.seek(0)
-        return str(PngImageFile(file).info[_KEYWORD])
+        return _claim_in_png(file)
+
+
+def _claim_in_png(stream: IO[Any]) -> str:
+    """Return the JSON of the claim in a PNG file, or raise InputError if there is none."""
+    if _KEYWORD.encode() not in (head := stream.read(_HEAD)):
+        raise InputError("there is no claim")
+    return str(PngImageFile(io.BytesIO(head + stream.read())).info[_KEYWORD])
+
+
+def _statement_of(claim: str) -> str | None:
+    """Return the statement of a claim, given as JSON."""
+    statement = json.loads(claim)["statement"]
+    return "".join(c if c.isprintable() else "?" for c in statement[:_LONGEST]) if isinstance(statement, str) else None
 
 
 def _files(place: Path) -> Iterator[Path]:

@@ -49,6 +49,7 @@ class ImageDataset:
         public: Whether these images are published already, as benchmarks are: a ledger then counts and limits nothing.
         drawn: Whether a release drew these images: they are not public by themselves, whoever begins with them counts
             what that release cost.
+        claim: The statement of the claim that its files make, if they say that a release drew them.
         location: Where it was opened (the resolved path, or the built-in name) and how it was fitted; for the data
             owner, never published.
         made_of: The whole sets that it was joined from, or is a part of, for a ledger to know again.
@@ -76,6 +77,7 @@ class ImageDataset:
     name: str
     public: bool = False
     drawn: bool = False
+    claim: str = ""
     location: str = ""
     made_of: tuple["ImageDataset", ...] = ()
 

@@ -47,7 +47,7 @@ class Records(NamedTuple):
     Files in `images` are read once all else is right. `labels` are integers in an array, or words (and integers) in a
     list. Classes are known by their names, or their number alone, if the source declares them; `names_in` says where
     the names are or would be. `groups` name the group of each image, if groups are asked for. `name` is what the data
-    set is called, if the source says so; `sources` and `public` are as in `ImageDataset`.
+    set is called, if the source says so; `sources`, `public` and `claim` are as in `ImageDataset`.
     """
 
     where: str
@@ -60,6 +60,7 @@ class Records(NamedTuple):
     name: str = ""
     sources: NDArray[np.uint8] | None = None
     public: bool = False
+    claim: str = ""
 
 
 def declare(records: Records, asked: Asked, read: ReadImages) -> ImageDataset:
@@ -89,6 +90,7 @@ def declare(records: Records, asked: Asked, read: ReadImages) -> ImageDataset:
         sources=records.sources,
         name=records.name or where,
         public=records.public,
+        claim=records.claim,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dpdm.data.claims import claim_in
 from dpdm.data.framing import Framing
 from dpdm.data.identity import DIGEST, file_digests
 from dpdm.files import damaged
@@ -118,24 +119,34 @@ def why_no_image(file: ImageFile) -> str:
 class Reader:
     """Reads images into memory, framed; they must agree on size and channels, and there may be no `others`.
 
-    `sources` then has what they were before, as `ImageDataset.sources` has it.
+    `sources` then has what they were before, as `ImageDataset.sources` has it, and `claim` what one of them says.
     """
 
     def __init__(self, framing: Framing) -> None:
         self._framing = framing
         self.sources: UInt8[np.ndarray, "images 2 32"] | None = None
+        self.claim: str | None = None
 
     def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
         """Return the images of all files."""
         if others:
             raise InputError(why_no_image(others[0]))
         first = next(iter(files))
-        like, _ = read_image(first, self._framing)
+        like = read_image(first, self._framing).image
         images = np.empty((len(files), *like.shape), np.uint8)
         self.sources = np.empty((len(files), 2, DIGEST), np.uint8)
         for index, file in enumerate(files):
-            images[index], self.sources[index] = read_image(file, self._framing, like=like, which=first)
+            images[index], self.sources[index], claim = read_image(file, self._framing, like=like, which=first)
+            self.claim = self.claim or claim
         return images
+
+
+class ReadImage(NamedTuple):
+    """A framed image, digests of what it was before (`file_digests`), and the claim that it makes, if it does."""
+
+    image: UInt8[np.ndarray, "height width channel"]
+    digests: UInt8[np.ndarray, "2 32"]
+    claim: str | None
 
 
 def read_image(
@@ -144,8 +155,8 @@ def read_image(
     *,
     like: Images | None = None,
     which: ImageFile | EncodedImage | None = None,
-) -> tuple[UInt8[np.ndarray, "height width channel"], UInt8[np.ndarray, "2 32"]]:
-    """Return one framed image, (height, width, channel), and digests of what it was before (`file_digests`).
+) -> ReadImage:
+    """Return one image, framed.
 
     It must be of the shape of `like`, the image of `which`, if given.
     """
@@ -161,7 +172,7 @@ def read_image(
             f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but {which} is "
             f"{like.shape[1]} x {like.shape[0]}: choose one size for all with --set data.size=28"
         )
-    return image, file_digests(encoded, decoded)
+    return ReadImage(image, file_digests(encoded, decoded), claim_in(encoded))
 
 
 def decode_image(file: ImageFile | EncodedImage) -> tuple[Image.Image, bytes]:

@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpdm.data.built_in import load_built_in
+from dpdm.data.claims import claim_among
 from dpdm.data.dataset import ImageDataset
 from dpdm.data.declared import Asked, declare
 from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.identity import array_digests
-from dpdm.data.image_files import Reader, ReadImages
+from dpdm.data.image_files import FilesByKind, Reader, ReadImages
 from dpdm.data.layout import plain_name
 from dpdm.data.location import BUILT_IN, found, require_there, split_of
 from dpdm.data.opened import read_location, say_location
@@ -74,6 +75,10 @@ def open_dataset(
         plain_name(location, "")
         records = open_path(path, asked)
         name = records.name or f"{path.resolve().name}{part}"
+    if public and isinstance(records.images, FilesByKind) and (carried := claim_among(records.images.images)):
+        raise InputError(
+            f"{carried[0]} was drawn from a private release ({carried[1]}): its images are not public data"
+        )
     dataset = declare(records, asked, read or reader)
     _require_levels(dataset)
     sources = dataset.sources if reader.sources is None else reader.sources
@@ -83,6 +88,7 @@ def open_dataset(
         dataset,
         public=dataset.public or public,
         sources=sources,
+        claim=reader.claim or dataset.claim,
         images=framing.frame_all(dataset.images),
         name=name,
         location=say_location(f"{location}{part}", group, size, fit),

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dpdm.data.claims import PREPARED, find_claim
+from dpdm.data.claims import PREPARED, claim_among, find_claim
 from dpdm.data.dataset import ImageDataset, group_indices, in_parts
 from dpdm.data.declared import Asked, Records
 from dpdm.data.framing import Framing
@@ -160,6 +160,7 @@ def load_prepared(path: Path, asked: Asked) -> Records:
             name=str(facts["name"]),
             sources=np.memmap(path / _SOURCES, np.uint8, "r", shape=(number, *_OF_ONE)),
             public=facts["public"] is True,
+            claim=str(facts.get("claim", "")),
         )
 
 
@@ -175,16 +176,17 @@ class _Writer:
         self.arrays: dict[str, _Mapped] = {}
         self.refused: dict[int, str] = {}
         self.not_images: list[str] = []
+        self.claim: tuple[str, str] | None = None
 
     def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
         """Return the images of all files; those that cannot be used are noted, and what is in their place is not."""
-        self.not_images = [*map(why_no_image, others)]
+        self.not_images, self.claim = [*map(why_no_image, others)], claim_among(files)
         size, channels, first, like = self._framing.size, self._framing.channels, next(iter(files)), None
         if size is None or channels is None:
-            like, _ = read_image(first, self._framing)
+            like = read_image(first, self._framing).image
         shape = (size, size, channels) if like is None else like.shape
         return self._write(
-            files, lambda file: read_image(file, self._framing, like=like, which=first), shape, _digest_of(files)
+            files, lambda file: read_image(file, self._framing, like=like, which=first)[:2], shape, _digest_of(files)
         )
 
     def copy(self, data: ImageDataset) -> None:
@@ -268,7 +270,8 @@ def _finish(folder: Path, written: _Writer, kept: NDArray[np.int64], data: Image
         "sha256": {name: digest(folder / name) for name in names},
     }
     place = Path(split_of(read_location(data.location).source)[0]) if data.location else None
-    carried = find_claim(place) if place is not None and place.is_absolute() else None  # else drawn, or built in
+    below = find_claim(place) if place is not None and place.is_absolute() else None  # else drawn, or built in
+    carried = written.claim or below
     write_json(folder / _DONE, facts if carried is None else facts | {"claim": carried[1]})
     (folder / _PROGRESS).unlink()
 

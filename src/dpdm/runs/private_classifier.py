@@ -61,7 +61,8 @@ def train_private_classifier(
     """Train a small CNN, or a linear classifier on public features, on labelled images by DP-SGD.
 
     The averaged weights are what is returned. The number of images is taken as public. The defaults were chosen on
-    Fashion-MNIST (docs/results.md); shifted copies of each image, averaged before clipping, made it worse there.
+    Fashion-MNIST (docs/results.md); shifted copies of each image, averaged before clipping, made it worse there. No
+    ledger counts it: whoever publishes the classifier enters its (ε, δ) there (`dpdm ledger enter`).
 
     Args:
         data: Labelled images: secret.

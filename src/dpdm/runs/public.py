@@ -160,7 +160,7 @@ def require_public(
     if not isinstance(public, ImageDataset | None):
         raise InputError(f"public must be an ImageDataset (dpdm.open_dataset), not {type(public).__name__}")
     for images in (public, reference):
-        if images is not None and images.drawn and (images is reference or not earlier):
+        if images is not None and (images.claim or (images.drawn and (images is reference or not earlier))):
             raise InputError(f"{images.name} was drawn from a release: its images are not public data")
     if earlier and (public is None or not public.drawn):
         raise InputError("earlier is what images cost that are drawn from a release (open_drawn), and no others")

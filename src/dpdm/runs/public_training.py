@@ -66,7 +66,7 @@ class PublicTraining(ABC):
         require_name(self.called, "the public data (public.name)")
         if self.public.shape != self.facts.shape:
             raise InputError(f"{name} has images of shape {self.public.shape}, not {self.facts.shape}")
-        if self.public.drawn != bool(self.earlier):
+        if self.public.claim or self.public.drawn != bool(self.earlier):
             raise InputError(f"{name}: images drawn from a release come with what it cost (earlier), no others")
         if len(self.public) < _FEWEST:
             raise InputError(f"{name} has {len(self.public)} images: take at least {_FEWEST}")

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,7 +183,10 @@ class Tuner:
             for number in range(len(state["scores"]) + 1, len(state["choices"]) + 1):
                 self._one_run(number, data, plan, state, on_run)
         if not (self.run / "release").exists():
-            self._best(state["scores"]).rename(self.run / "release")
+            best = self._best(state["scores"])
+            for path in (*best.iterdir(), best):  # when a run ended tells how many there were before it, at least
+                os.utime(path, (state.get("at", 0), state.get("at", 0)))
+            best.rename(self.run / "release")
         for folder in (private / "runs").glob("*/release"):  # whose claim holds for the best of them alone
             shutil.rmtree(folder)
         return Release.load(self.run)
@@ -261,7 +265,7 @@ class Tuner:
         path.parent.mkdir(parents=True, mode=0o700)
         number = self.search.draw_num_runs(os.urandom)
         choices = [secrets.randbelow(len(candidates)) for _ in range(number)]
-        state = {"what": what, "choices": choices, "scores": [], "begun": False}
+        state = {"what": what, "at": int(time.time()), "choices": choices, "scores": [], "begun": False}
         write_json(path, state)
         return state
 

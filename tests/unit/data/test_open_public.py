@@ -1,17 +1,20 @@
 """Images that are nobody's: drawn by a program, or declared public; on any machine, with or without fonts."""
 
+import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_sources import shown, write
-from PIL import ImageFont
+from PIL import Image, ImageFont
 
 import dpdm.data.fonts
 import dpdm.data.public
-from dpdm.data import Framing, ImageDataset, find_claim, open_public, prepare, save_npz
+from dpdm.data import Framing, ImageDataset, find_claim, open_dataset, open_public, prepare, save_npz
+from dpdm.data.claims import png_with
 
 DIGITS = tuple("0123456789")
 CLAIM = {"statement": "ε = 1"}
@@ -214,6 +217,40 @@ def test_images_of_a_private_release_are_not_public(folder, refused, monkeypatch
     with refused("drawn from a private release (ε = 1)", ".npz"):
         open_public(source, shape=GREY, count=1)
     assert len(open_public("folder/test.npz", shape=GREY)) == 6
+
+
+def _in_a_table(files, path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"image": [file.read_bytes() for file in files]}), path)
+
+
+def _in_an_archive(files, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+
+
+def _by_another_name(files, path):
+    path.mkdir()
+    for file in files:
+        (path / f"{file.stem}.jpg").write_bytes(file.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("put", "name"), [(_in_an_archive, "made.zip"), (_in_a_table, "made.parquet"), (_by_another_name, "made")]
+)
+def test_a_claim_is_found_wherever_images_are_read_from(folder, refused, put, name):
+    """And whatever they are called: else what a release drew would be public, and nothing would count its cost."""
+    for number, claim in enumerate((None, CLAIM)):  # not the first one
+        info = None if claim is None else png_with(json.dumps(claim))
+        Image.fromarray(np.full((8, 8), 9 * number, np.uint8)).save(folder / f"{number}.png", pnginfo=info)
+    put(sorted(folder.glob("*.png")), folder / name)
+    with refused("drawn from a private release (ε = 1)", name):
+        open_public(name, shape=(1, 8, 8))
+    framing = Framing(size=8, channels=1)
+    prepare(folder / "ready", lambda read: open_dataset(name, num_classes=0, read=read), framing)
+    with refused("drawn from a private release (ε = 1)", "prepared.json"):
+        open_public("ready", shape=(1, 8, 8))
 
 
 def test_a_claim_is_found_behind_a_link_and_a_link_that_leads_back_ends(tmp_path):
