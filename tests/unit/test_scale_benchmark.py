@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TOYS = {
     "steps": {"own": 1000, "count": 3, "alone": (100, 1000)},
     "plans": {"steps": (10,), "lines": (10, 100)},
-    "ledger": {"runs": (1, 2), "reported": (1, 2)},
+    "ledger": {"runs": (1, 2)},
     "images": {"sizes": (4, 8), "shard": 4},
     "digests": {"keyed": (10, 20), "compared": (10, 20)},
     "communication": {"numbers": 20},
