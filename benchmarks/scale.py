@@ -143,7 +143,7 @@ def images(sizes: Sequence[int] = (4000, 8000, 16000), shard: int = 1000) -> Ite
         yield row("a prepared folder opened", "images", sizes, ready.get, at=IMAGES, by="each process")
         there = {size: ready[size]() for size in sizes}
         yield row(
-            "are all images the same on all", "images", sizes, lambda n: there[n].digest, at=IMAGES, by="each process"
+            "images compared with those of others", "images", sizes, lambda n: there[n].digest, at=IMAGES, by="each process"
         )
         own = {size: partial(pixel_digests, there[size].images) for size in sizes}
         yield row("digests of one's own images", "images", sizes, own.get, at=SHARE, by="each process")
