@@ -213,7 +213,7 @@ def parameters() -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def audit(sizes: Sequence[int] = (4000, 8000, 16000), generated: int = 20) -> Iterator[Row]:
+def audit(sizes: Sequence[int] = (15_000, 30_000, 60_000), generated: int = 20) -> Iterator[Row]:
     """Yield a row of what of an audit grows with the data: which training images are nearest to generated ones."""
     images = np.random.default_rng(0).integers(0, 256, (max(sizes), SIDE, SIDE, 3), dtype=np.uint8)
 
