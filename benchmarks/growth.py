@@ -57,16 +57,16 @@ def tables(rows: Sequence[Row]) -> str:
     """Return two tables: of what was measured at its full size, and of what is projected from the largest size."""
     whole, projected = list[str](), list[str]()
     for each in rows:
-        largest, seconds, grown = (each[name][-1] for name in ("sizes", "seconds", "bytes"))
-        times = each["at"] / largest
-        cells = [each["what"], each["by"], f"{largest:,} {each['of']}", _number(seconds), _number(grown / 1e6)]
-        cells.append(_exponent(each))
+        largest, seconds = each["sizes"][-1], each["seconds"][-1]
+        times, mega = each["at"] / largest, [_number(of / 1e6) for of in each["bytes"]]
+        grown = mega[0] if len(mega) == 1 else f"{mega[0]} to {mega[-1]}"
+        cells = [each["what"], each["by"], f"{largest:,} {each['of']}", _number(seconds), _exponent(each), grown]
         if times != 1:
-            cells += [f"{each['at']:,}", _number(seconds * times / 3600), _number(grown * times / 1e9)]
+            cells += [f"{each['at']:,}", _number(seconds * times / 3600)]
         (whole if times == 1 else projected).append(f"| {' | '.join(cells)} |")
-    head = "| what | by | measured | s | MB | exponent |", "|---|---|---|---|---|---|"
-    more = f"{head[0]} projected | h | GB |", f"{head[1]}---|---|---|"
-    said = "\n**Projected**, in proportion from the largest size that was measured\n"
+    head = "| what | by | measured | s | exponent | MB |", "|---|---|---|---|---|---|"
+    more = f"{head[0]} projected | h |", f"{head[1]}---|---|"
+    said = "\n**Projected**, in proportion to the seconds of the largest size\n"
     return "\n".join(["\n**Measured at full size**\n", *head, *whole, said, *more, *projected, ""])
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import io
 import json
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -143,7 +144,12 @@ def images(sizes: Sequence[int] = (4000, 8000, 16000), shard: int = 1000) -> Ite
         yield row("a prepared folder opened", "images", sizes, ready.get, at=IMAGES, by="each process")
         there = {size: ready[size]() for size in sizes}
         yield row(
-            "images compared with those of others", "images", sizes, lambda n: there[n].digest, at=IMAGES, by="each process"
+            "images compared with others'",
+            "images",
+            sizes,
+            lambda n: there[n].digest,
+            at=IMAGES,
+            by="each process",
         )
         own = {size: partial(pixel_digests, there[size].images) for size in sizes}
         yield row("digests of one's own images", "images", sizes, own.get, at=SHARE, by="each process")
@@ -229,13 +235,14 @@ PARTS: Final = {part.__name__: part for part in (steps, plans, ledger, images, d
 def render(rows: Sequence[Row]) -> str:
     """Return the tables, and what is known by arithmetic."""
     values, sent = IMAGES * SIDE * SIDE * 3, 8 * parameters()
-    return (
-        f"{tables(rows)}\nBy arithmetic: the images are {values / 1e12:.2f} TB, a process's own "
-        f"{values / PROCESSES / 1e9:.1f} GB. The first process gathers {32 * IMAGES / 1e9:.1f} GB of digests. A "
-        f"gradient of the paper's network ({sent // 8:,} numbers) is {sent / 1e6:.0f} MB in float64. In a step a "
-        f"process sends {2 * sent * (PROCESSES - 1) / PROCESSES / 1e6:.0f} MB for the sum (a ring), and gets "
-        f"{sent / 1e6:.0f} MB of the noisy one. {STEPS:,} steps write 100 lines of a journal.\n"
+    said = (
+        f"By arithmetic: the images are {values / 1e12:.2f} TB, a process's own {values / PROCESSES / 1e9:.1f} GB. The "
+        f"first process gathers {32 * IMAGES / 1e9:.1f} GB of digests. A gradient of the paper's network "
+        f"({sent // 8:,} numbers) is {sent / 1e6:.0f} MB in float64. In a step a process sends "
+        f"{2 * sent * (PROCESSES - 1) / PROCESSES / 1e6:.0f} MB for the sum (a ring), and gets {sent / 1e6:.0f} MB of "
+        f"the noisy one. {STEPS:,} steps write 100 lines of a journal."
     )
+    return f"{tables(rows)}\n{textwrap.fill(said, 100)}\n"
 
 
 def main() -> None:

@@ -53,8 +53,8 @@ def test_what_was_measured_stands_apart_from_what_is_projected(scale, tmp_path, 
     assert text.endswith(f"{scale.MARKERS[1]}\nafter\n")
     assert "old" not in text
     measured, projected = text.split("**Projected**")
-    assert "| w | b | 1,000 images | 36 | 2 | 1.28 |\n" in measured
-    assert "| w | b | 1,000 images | 36 | 2 | 1.28 | 100,000 | 1 | 0.2 |\n" in projected
+    assert "| w | b | 1,000 images | 36 | 1.28 | 0 to 2 |\n" in measured
+    assert "| w | b | 1,000 images | 36 | 1.28 | 0 to 2 | 100,000 | 1 |\n" in projected
     assert "the images are 1.23 TB" in projected
 
 
