@@ -36,9 +36,9 @@ ACROSS_RUNS = [
         f"ledger/{name}.py"
         for name in ["account", "book", "counting", "decisions", "entries", "identity", "records", "storage"]
     ),
-    *("privacy/filter.py", "privacy/search.py", "runs/settling.py", "runs/tuning.py"),
+    *("privacy/filter.py", "privacy/search.py", "runs/known.py", "runs/settling.py", "runs/tuning.py"),
 ]
-MOST_TO_READ = {"of one run": (ONE_RUN, 4055), "across runs": (ACROSS_RUNS, 1519)}  # lines of code
+MOST_TO_READ = {"of one run": (ONE_RUN, 4075), "across runs": (ACROSS_RUNS, 1539)}  # lines of code
 
 
 def lines_of_code(text: str) -> set[int]:

@@ -10,7 +10,14 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from dpdm.privacy import DPSGD, GaussianRelease
-from dpdm.privacy.accounting import PoissonGaussianSteps, epsilon
+from dpdm.privacy.accounting import (
+    PoissonGaussianSteps,
+    RepeatedSelection,
+    _compose,
+    _rdp_accountant,
+    epsilon,
+    merged,
+)
 from plans import changed
 
 PLAN = DPSGD(dataset_size=60_000, expected_batch_size=4096, steps=4400, delta=1e-5)
@@ -141,3 +148,13 @@ def test_the_accountant_of_opacus_agrees_within_its_stated_error(target, sigma, 
     theirs = prv.get_epsilon(PLAN.delta, eps_error=error)
     ours = changed(PLAN, noise_multiplier=sigma).epsilon()
     assert abs(ours - theirs) <= 2 * error + 2e-3 * target
+
+
+def test_rdp_adds_up_the_divergences_of_events_as_composing_them_does_to_the_last_bit():
+    whole = GaussianRelease(noise_multiplier=7.0)
+    steps = [
+        PoissonGaussianSteps(noise_multiplier=1.0 + k / 7, sample_rate=0.001 * (k + 1), steps=10 + k) for k in range(5)
+    ]
+    for events in ([whole, *steps], [*steps, RepeatedSelection(events=(*steps[:2],), mean=3.0, shape=1.0)]):
+        composed = _compose(_rdp_accountant("add_or_remove_one"), merged(events)).get_epsilon(1e-5)
+        assert epsilon(events, accountant="rdp", **ADD_REMOVE) == composed

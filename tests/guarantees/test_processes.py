@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpdm.ledger import Ledger, Records
+from dpdm.ledger.records import fingerprint
 from dpdm.privacy.processes import Processes
 
 pytestmark = pytest.mark.proof
@@ -371,6 +373,10 @@ def test_processes_that_see_different_images_refuse_before_anything_is_spent(wha
     if what == "nothing":
         assert said == []
         assert (tmp_path / "run" / "release").exists()
+        images = np.zeros((20, 8, 8, 1), np.uint8) + np.arange(20, dtype=np.uint8)[:, None, None, None]
+        ledger = Ledger(str(tmp_path / "ledger.sqlite"))
+        seen = fingerprint(Records("images", images, np.arange(20) // 2), ledger.storage.key()).records
+        assert ledger.account("images").records == seen, "each digests its own, and the ledger knows all"
     else:
         assert said == ["the processes of this run differ in their images: start all by the same command"] * 2
         assert not (tmp_path / "run").exists()

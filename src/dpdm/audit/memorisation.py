@@ -13,11 +13,13 @@ from numpy import ndarray
 from scipy.stats import binom, norm
 from torch import Tensor
 
+from dpdm.data import in_parts
 from dpdm.evaluation import nearest as neighbours
 from dpdm.types import Images, images_to_tensor
 
 _NEIGHBOURS = 50  # over which Carlini's score averages
 _ALPHA = 0.5
+_AT_ONCE = 2**27  # values of images that others are compared with at a time: half a GB of them
 _NEAR = 0.01  # of held-out images are near a training image, whoever generates
 
 
@@ -160,14 +162,19 @@ def _nearest(
     images: Images, others: Images, *, count: int
 ) -> tuple[Float[ndarray, "images count"], Int64[ndarray, "images count"]]:
     """Return distances and indices of the `count` nearest of `others`, the nearest first."""
-    points, flat = _flat(others), _flat(images)
-    distances, indices = [], []
-    for rows, _, chosen in neighbours(flat, points, count=count):
-        exact = (flat[rows, None] - points[chosen]).square().mean(2).sqrt()  # a difference of squares is no distance
-        order = exact.argsort(dim=1)
-        distances.append(exact.gather(1, order) / 2)  # tensors go from −1 to 1
-        indices.append(chosen.gather(1, order))
-    return torch.cat(distances).numpy(), torch.cat(indices).numpy()
+    flat = _flat(images)
+    distances, indices = flat.new_empty(len(flat), 0), torch.empty(len(flat), 0, dtype=torch.long)
+    for part in in_parts(len(others), max(1, _AT_ONCE // flat.shape[1])):
+        points = _flat(others[part])
+        exact, places = list[Tensor](), list[Tensor]()
+        for rows, _, chosen in neighbours(flat, points, count=min(count, len(points))):
+            # Anew, since a difference of squares is no distance; and tensors go from −1 to 1.
+            found = (flat[rows, None] - points[chosen]).square().mean(2).sqrt() / 2
+            exact.append(torch.cat([distances[rows], found], dim=1))
+            places.append(torch.cat([indices[rows], chosen + part.start], dim=1))
+        distances, order = torch.cat(exact).sort(dim=1)
+        distances, indices = distances[:, :count], torch.cat(places).gather(1, order[:, :count])
+    return distances.numpy(), indices.numpy()
 
 
 def _quantiles(values: Float[ndarray, " images"]) -> dict[str, float]:

@@ -110,7 +110,9 @@ def _looks(samples: Images, images: Images, known: Images) -> Properties:
     centres = torch.from_numpy(groups).float()
 
     def shares(of: Images) -> tuple[float, ...]:
-        found = torch.cat([chosen[:, 0] for _, _, chosen in nearest(_rows(of), centres, count=1)])
+        found = torch.cat(
+            [found[:, 0] for part in _parts(len(of)) for _, _, found in nearest(_rows(of[part]), centres, count=1)]
+        )
         return tuple((torch.bincount(found, minlength=number) / len(of)).tolist())
 
     by = f"{len(samples):,} images, and groups of similar held-out ones"

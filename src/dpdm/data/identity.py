@@ -25,7 +25,10 @@ def pixel_digests(images: Images) -> UInt8[np.ndarray, "images 32"]:
 
 def level_digests(levels: Images) -> UInt8[np.ndarray, "images 32"]:
     """Return the same of images or their latents, which have any number of channels."""
-    return np.frombuffer(b"".join(map(_of_pixels, levels)), np.uint8).reshape(-1, DIGEST)
+    found = bytearray()  # which grows by the digests alone: to join them would hold a Python object for each, too
+    for image in levels:
+        found += _of_pixels(image)
+    return np.frombuffer(found, np.uint8).reshape(-1, DIGEST)
 
 
 def file_digests(encoded: bytes, decoded: Image.Image) -> UInt8[np.ndarray, "2 32"]:
@@ -59,7 +62,7 @@ def blank_equal(data: ImageDataset, public: ImageDataset) -> ImageDataset:
 
 def blank_known(data: ImageDataset, digests: UInt8[np.ndarray, "images 32"]) -> ImageDataset:
     """Return the private `data` in which images of these `pixel_digests` are blank, as `blank_equal` does."""
-    equal = np.isin(_keys(data.images), np.ascontiguousarray(digests).view(f"S{DIGEST}")[:, 0])
+    equal = np.isin(_keys(pixel_digests(data.images)), _keys(digests))
     return replace(data, blank=equal if data.blank is None else data.blank | equal)
 
 
@@ -88,23 +91,32 @@ def find_duplicates(
     Privacy:
         The result is secret: what two records have in common is not covered by ε.
     """
-    kept = np.arange(len(images)) if blank is None else np.flatnonzero(~blank)
-    _, which, counts = np.unique(_keys(images)[kept], return_inverse=True, return_counts=True)
+    return find_equal(pixel_digests(images), units, blank)
+
+
+def find_equal(
+    digests: UInt8[np.ndarray, "images 32"],
+    units: Int64[np.ndarray, " images"] | None = None,
+    blank: Bool[np.ndarray, " images"] | None = None,
+) -> list[list[int]]:
+    """Return the same of images that are known by their `pixel_digests`."""
+    kept = np.arange(len(digests)) if blank is None else np.flatnonzero(~blank)
+    _, which, counts = np.unique(_keys(digests)[kept], return_inverse=True, return_counts=True)
     equal: dict[int, list[int]] = {}
     for at in np.flatnonzero(counts[which] > 1):
         equal.setdefault(int(which[at]), []).append(int(kept[at]))
     return [same for same in equal.values() if units is None or len({*units[same].tolist()}) > 1]
 
 
-def _keys(images: Images) -> NDArray[np.bytes_]:
-    """Return one value for each image, which is the same for images that are equal in every pixel."""
-    return pixel_digests(images).view(f"S{DIGEST}")[:, 0]
+def _keys(digests: UInt8[np.ndarray, "images 32"]) -> NDArray[np.bytes_]:
+    """Return one value for each digest, which can be compared."""
+    return np.ascontiguousarray(digests).view(f"S{DIGEST}")[:, 0]
 
 
 def _of_pixels(image: Images) -> bytes:
     """Return the SHA-256 of an image in the fewest channels that hold it: grey can be stored as colour."""
     if image.shape[2] == 4 and (image[..., 3] == 255).all():
         image = image[..., :3]
-    if image.shape[2] == 3 and (image == image[..., :1]).all():
+    if image.shape[2] == 3 and all((image[..., other] == image[..., 0]).all() for other in (1, 2)):
         image = image[..., :1]
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()

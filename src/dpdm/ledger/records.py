@@ -1,7 +1,7 @@
 """Which account a run's images belong to, and whether the ledger has seen them before."""
 
 import hmac
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -66,18 +66,17 @@ def fingerprint(records: Records, key: bytes) -> RecordsSeen:
 
 def _seen(of_each: "NDArray[np.uint8]", groups: "NDArray[np.int64] | None", key: bytes) -> tuple[str, str]:
     """Return the digest of records, by the digest of each, and that of their groups, which is empty without groups."""
-    keyed = [_keyed(key, digest.tobytes()) for digest in of_each]
-    whole = _sum(key, "records", keyed)
+    keyed = (_keyed(key, digest.tobytes()) for digest in of_each)  # one at a time: there may be very many
     if groups is None:
-        return whole, ""
+        return _sum(key, "records", keyed), ""
     of_groups: dict[int, int] = {}
-    for group, digest in zip(groups.tolist(), keyed, strict=True):
+    for group, digest in zip(groups, keyed, strict=True):
         of_groups[group] = of_groups.get(group, 0) + digest
-    in_groups = [_keyed(key, f"group {total % 2**256:064x}".encode()) for total in of_groups.values()]
-    return whole, _sum(key, "groups", in_groups)
+    in_groups = (_keyed(key, f"group {total % 2**256:064x}".encode()) for total in of_groups.values())
+    return _sum(key, "records", of_groups.values()), _sum(key, "groups", in_groups)
 
 
-def _sum(key: bytes, what: str, digests: list[int]) -> str:
+def _sum(key: bytes, what: str, digests: Iterable[int]) -> str:
     """Return a digest of a sum of digests; a bare sum would be that of its parts, for all to see."""
     return f"{_keyed(key, f'{what} {sum(digests) % 2**256:064x}'.encode()):064x}"
 

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from dpdm.config import decode_plan, read_toml
-from dpdm.data import ImageDataset, find_duplicates
+from dpdm.data import ImageDataset, find_equal
 from dpdm.files import write_atomically, write_json, write_toml
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of, keep, kept_as
 from dpdm.privacy.mechanism import MechanismRun, Noisy
 from dpdm.privacy.plan import AnyPlan
+from dpdm.privacy.processes import Processes
+from dpdm.runs.known import KnownImages
 from dpdm.runs.run_folder import in_words
 from dpdm.runs.watch import tensorboard_writer, write_scalars
 from dpdm.runs.weights import differences, layout_of
@@ -203,15 +205,19 @@ class PrivateFolder:
         write_scalars(self._writer, row)
         self.record_disclosures(mechanism)
 
-    def report_duplicates(self, data: ImageDataset) -> None:
+    def report_duplicates(self, data: ImageDataset, known: KnownImages, processes: Processes) -> None:
         """List images that are equal in every pixel and lie in several units, and those that are blank, once in a run.
 
         Blank are those that are among the public images too.
         """
-        if self.path is not None and not (self.path / "duplicates.json").exists():
-            equal = find_duplicates(data.images, data.groups, data.blank)
+        report = None if self.path is None else self.path / "duplicates.json"
+        if not processes.any(report is not None and not report.exists()):
+            return
+        digests = known.digests()
+        if report is not None:
+            equal = find_equal(digests, data.groups, data.blank)
             blank = [] if data.blank is None else np.flatnonzero(data.blank).tolist()
-            write_json(self.path / "duplicates.json", {"equal_records": equal, "blank_records": blank})
+            write_json(report, {"equal_records": equal, "blank_records": blank})
 
     def close(self) -> None:
         """Write what TensorBoard's writer still holds."""

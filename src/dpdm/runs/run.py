@@ -29,6 +29,7 @@ from dpdm.runs.cost import physical_batch_size
 from dpdm.runs.folder import PrivateFolder, State
 from dpdm.runs.hardware import autocast, keep_freed_memory
 from dpdm.runs.kept import KeptRows, keep_rows
+from dpdm.runs.known import KnownImages
 from dpdm.runs.public import claim_of, read_parts, taking_part_of
 from dpdm.runs.rehearsal import rehearse, require_memory
 from dpdm.runs.release import Release
@@ -300,6 +301,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         processes.require_same(data.digest(), "their images")
     taking_part = taking_part_of(data, trainer.public, trainer.starts)
     own = taking_part.part(processes.shard(data.num_units))
+    known = KnownImages(data, own, processes)
     folder, watch = _opened(trainer, data, settings, processes, private=claim["private"] is True)
     keep_freed_memory()
     mechanism = plan.start(folder.journal, entropy=trainer.entropy, strategy=trainer.machine.clipping)
@@ -315,7 +317,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
         folder=folder,
         watch=watch,
         num_records=own.num_units,
-        begin=lambda: stamps.append(_reserve(trainer, data, mechanism, folder, counting)),
+        begin=lambda: stamps.append(_reserve(trainer, known, mechanism, folder, counting)),
     )
     stamps = list[Benchmark | None]()
     run._as_release = lambda made: stamped(Release(made, claim, settings), *stamps or [None])
@@ -324,7 +326,7 @@ def begun(trainer: "Trainer", data: ImageDataset) -> Iterator[tuple[Run, ImageGe
             if not mechanism.finished:
                 with _leaving_the_folder_free(folder, mechanism), processes.refused_together():
                     rehearse(trainer, run, run.release(generator), mechanism, folder.path)
-            folder.report_duplicates(taking_part)
+            folder.report_duplicates(taking_part, known, processes)
             yield run, generator, own
             folder.save(run._state, run.updates)
         except GeneratorExit:
@@ -355,16 +357,19 @@ def _opened(
 
 
 def _reserve(
-    trainer: "Trainer", data: ImageDataset, mechanism: MechanismRun, folder: PrivateFolder, counting: ExitStack
+    trainer: "Trainer", known: KnownImages, mechanism: MechanismRun, folder: PrivateFolder, counting: ExitStack
 ) -> Benchmark | None:
     """Reserve the plan in the ledger, if it claims anything, for as long as `counting` lasts; return a stamp for it."""
     plan, processes, stamp = trainer.plan, mechanism.processes, None
+    claims = isinstance(plan, Plan) and trainer.entropy.secure
+    asks = processes.any(claims and trainer.ledger is not None and not mechanism.finished)
+    records = known.records() if asks else Records.of(known.data)
     with processes.refused_together():
         if isinstance(plan, Plan) and trainer.entropy.secure and processes.first:
             reservation = counted(
                 trainer.ledger,
                 plan,
-                Records.of(data),
+                records,
                 public=trainer.public_records,
                 run=None if trainer.run is None else Path(trainer.run),
                 begun=mechanism.spent > 0,

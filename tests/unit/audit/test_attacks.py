@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpdm.audit import memorisation
 from dpdm.audit.membership import ATTACKS, attack_scores, judge
 from dpdm.audit.memorisation import near_samples, nearness
 from dpdm.config import Machine
@@ -101,6 +102,19 @@ def test_copies_are_found_and_measured():
     assert honest.extracted.p_value > 0.01
     assert honest.extracted.again <= 5
     assert nearness(fresh, training, None).nearer_to_training is None
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 60, 149, 1000])
+def test_the_nearest_of_many_images_are_found_a_part_at_a_time(at_once, monkeypatch):
+    rng = np.random.default_rng(0)
+    generated, training = (rng.integers(0, 256, (number, 8, 8, 1), dtype=np.uint8) for number in (20, 150))
+    monkeypatch.setattr(memorisation, "_AT_ONCE", 64 * at_once)
+    found = nearness(generated, training, None)
+    levels = [images.reshape(len(images), -1) / 255 for images in (generated, training)]
+    exact = np.sqrt(np.square(levels[0][:, None] - levels[1]).mean(2))
+    assert found.neighbour.tolist() == exact.argmin(1).tolist()
+    assert found.nearest == pytest.approx(exact.min(1), rel=1e-5)
+    assert found.carlini == pytest.approx(exact.min(1) / (0.5 * np.sort(exact, 1)[:, :50].mean(1)), rel=1e-5)
 
 
 def test_a_generator_that_copies_nobody_is_not_accused():

@@ -17,6 +17,7 @@ from dpdm.data import (
     in_parts,
     open_again,
     open_dataset,
+    pixel_digests,
     prepare,
     read_location,
 )
@@ -338,6 +339,19 @@ def test_equal_images_of_one_group_are_no_finding_and_of_two_groups_are():
     images[2:] = 1
     assert find_duplicates(images) == [[0, 1], [2, 3]]
     assert find_duplicates(images, np.array([0, 0, 1, 0])) == [[2, 3]]
+
+
+def test_grey_that_is_stored_as_colour_is_the_same_image_and_two_equal_channels_are_not_grey():
+    grey = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
+    colour, opaque = grey.repeat(3, axis=3), np.full((1, 8, 8, 1), 255, np.uint8)
+    same = [grey, colour, np.concatenate([colour, opaque], axis=3)]
+    assert len({pixel_digests(images).tobytes() for images in same}) == 1
+    others = {pixel_digests(grey).tobytes()}
+    for channel in range(3):
+        other = colour.copy()
+        other[0, 7, 7, channel] += 1
+        others.add(pixel_digests(other).tobytes())
+    assert len(others) == 4
 
 
 def test_names_of_groups_are_numbered_in_sorted_order(refused):

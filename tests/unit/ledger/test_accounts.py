@@ -1,5 +1,6 @@
 """What a ledger lets pass, refuses, and remembers."""
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 
 from dpdm.ledger import Ledger, Records, RunIdentity
 from dpdm.ledger.account import whole_percent
+from dpdm.ledger.entries import Registered, Reserved, encode_events
 from dpdm.ledger.records import fingerprint
-from dpdm.privacy import DPSGD, GaussianRelease
+from dpdm.privacy import DPSGD, GaussianRelease, accounting
 from dpdm.privacy.accounting import PoissonGaussianSteps, epsilon
 from dpdm.types import InputError
 
@@ -491,3 +493,21 @@ def test_other_images_of_the_same_name_do_not_take_the_place_of_a_registration(o
     with pytest.raises(InputError, match="registered already"):
         of_two.register(others, epsilon=3.0, delta=1e-5, relation="add_or_remove_one", unit=BY_PERSON.one_unit)
     assert of_two.account("scans").unit == "one image"
+
+
+def test_a_history_of_many_runs_computes_the_divergences_of_each_once(ledger, monkeypatch):
+    """Each line of it adds up all runs so far: their number times the number of lines would be hours for a thousand."""
+    computed = []
+    compose = accounting._compose
+    monkeypatch.setattr(accounting, "_compose", lambda a, events: computed.extend(events) or compose(a, events))
+    accounting._rdp_of.cache_clear()
+    accounting._epsilon.cache_clear()
+    for number in range(6):
+        steps = PoissonGaussianSteps(noise_multiplier=9.0 + number, sample_rate=0.01, steps=3)
+        decisions = [Reserved(dataset="scans", reservation=f"r{number}", planned="", events=encode_events([steps]))]
+        if not number:
+            decisions.insert(0, Registered.total("scans", 9.0, 1e-5, "add_or_remove_one", "one image"))
+        ledger.storage.append(lambda entries, made=decisions: [asdict(each) for each in made])
+    assert len(ledger.history("scans")) == 6
+    steps = [event for event in computed if isinstance(event, PoissonGaussianSteps)]
+    assert len(steps) <= 3 * 6, "at all orders, at that of the filter, and as a privacy loss distribution"
