@@ -285,10 +285,11 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     assert of_machine.memory_for_a_batch(torch.device("cpu")) == alone // 4 > 0
 
 
-@pytest.mark.parametrize("name", ["gan", "flow"])
+@pytest.mark.parametrize("name", ["gan", "aggregated-gan", "flow"])
 def test_steps_without_noisy_copies_are_timed_and_fitted_too(name):
     """Measured for real: what a step takes, what comes after it too, and as many as fit."""
-    small = {"gan": ["width=16", "discriminator_width=4"], "flow": ["width=16", "encoder_width=4"]}[name]
+    widths = ["width=16", "discriminator_width=4"]
+    small = {"gan": widths, "aggregated-gan": widths, "flow": ["width=16", "encoder_width=4"]}[name]
     quick = ["machine.precision=float32", "privacy.steps=600", "privacy.epsilon=3", "privacy.delta=1e-13"]
     config = load_config("digits", method=name, overrides=[*quick, *small])
     facts, shown = ImageFacts((1, 8, 8), tuple("0123456789")), []
