@@ -70,11 +70,11 @@ class AggregatedGAN(TakesSteps):
     width: int = 128
     latent: int = 32
     discriminator_width: int = 8
-    batch_size: int = 250
-    updates: int = 4
-    lower_every: int = 4
+    batch_size: int = 100
+    updates: int = 10
+    lower_every: int = 3
     generator_rate: float = 2e-3
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-3, ema_decay=0.98))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=2e-3, ema_decay=0.98))
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("latent", "discriminator_width", "batch_size", "updates")}

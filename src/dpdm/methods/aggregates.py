@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import group_norm, normalize, relu
 
 from dpdm.methods.adversary import Pairs
 from dpdm.methods.classifier import Labelled
@@ -39,7 +39,9 @@ class LowerLayers(nn.Module):
 
     def features(self, x: Float[Tensor, "rows channel height width"]) -> Float[Tensor, "rows feature"]:
         """Return features of length one, the last of which all images share."""
-        features = self.halvings(x)
+        for layer in self.halvings.layers:  # normed, lest features be nearly linear: their mean knew one image alone
+            x = relu(group_norm(layer(x), 1))
+        features = x.flatten(1)
         unit = features / (features.square().sum(1, keepdim=True) + _LEAST).sqrt()
         return torch.cat([math.sqrt(1 - _OF_COUNTS**2) * unit, torch.full_like(unit[:, :1], _OF_COUNTS)], dim=1)
 
