@@ -92,7 +92,7 @@ class AggregatedGAN(TakesSteps):
 
     def releases(self, budget: Budget) -> tuple[PoissonSums, ...]:
         """Return the steps: aggregates, and among them gradients of the lower layers."""
-        return steps_of(budget)
+        return steps_of(budget, unless_said=200)  # each has many updates of the generator
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> SmallGenerator:
         """Return a generator with first weights."""
