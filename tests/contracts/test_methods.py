@@ -33,6 +33,7 @@ from dpdm.methods import (
     METHODS,
     NTK,
     AggregatedEmbeddings,
+    AggregatedGAN,
     Codec,
     Diffusion,
     Distillation,
@@ -77,6 +78,7 @@ TOYS = {
     "prior without poses": PriorAlone(codec=Pose(), prior=Prior(centres=2, rounds=2)),
     "diffusion without poses": Diffusion(codec=Pose(), prior=Prior(centres=2, rounds=2), **TOY),
     "gan": GAN(width=16, latent=2, discriminator_width=4, batch_size=8),
+    "aggregated-gan": AggregatedGAN(width=16, latent=2, discriminator_width=4, batch_size=12, updates=2, lower_every=2),
     "flow": LatentFlow(latent=3, encoder_width=4, width=16, couplings=2, coupling_width=4),
     "sliced": SlicedWasserstein(directions=7, bins=4, updates=5, batch_size=64, latent=2, width=16),
     "distillation": Distillation(
@@ -145,7 +147,7 @@ every_method = pytest.mark.parametrize("name", TOYS)
 
 def plan_of(name, unit="image"):
     method, steps = TOYS[name], {}
-    if isinstance(method, Diffusion | GAN | LatentFlow | Teacher):
+    if isinstance(method, Diffusion | GAN | AggregatedGAN | LatentFlow | Teacher):
         steps = {"steps": 0} if name == "public start alone" else {"steps": 3, "expected_batch_size": 5}
     return method.plan(**BUDGET, **steps, unit=unit)
 

@@ -63,6 +63,7 @@ from dpdm.methods import (
     GAN,
     NTK,
     AggregatedEmbeddings,
+    AggregatedGAN,
     Codec,
     Diffusion,
     Distillation,
@@ -84,6 +85,7 @@ from dpdm.methods import (
     StatisticMatching,
     Teacher,
     adversary,
+    aggregates,
     autoencoder,
     class_means,
     classifier,
@@ -457,6 +459,12 @@ def _neighbours() -> dict[str, list[tuple[ImageDataset, ImageDataset]]]:
 def two_worlds_of_a_discriminator(folder: Path) -> list[str]:
     """A generator and what it is trained against, in worlds that differ in an image, a group, or a blank image."""
     return _two_worlds_of_steps(folder, GAN(width=16, latent=2, discriminator_width=4, batch_size=8, most_steps=3))
+
+
+def two_worlds_of_aggregates(folder: Path) -> list[str]:
+    """A generator and sums of a critic's features, in worlds that differ in an image, a group, or a blank image."""
+    small = {"width": 16, "discriminator_width": 4, "batch_size": 12, "updates": 1}
+    return _two_worlds_of_steps(folder, AggregatedGAN(latent=2, lower_every=2, **small))
 
 
 def two_worlds_of_a_flow(folder: Path) -> list[str]:
@@ -1663,6 +1671,57 @@ def as_many_generated_as_selected(patch: Patch) -> None:
     patch.setattr(GAN, "_follow", follow)
 
 
+def features_summed_as_they_are(patch: Patch) -> None:
+    sound = mechanism.clipped_grad_sum
+
+    def unclipped(loss, module, batch, **given):
+        if isinstance(loss, aggregates.RowLoss):
+            given["max_grad_norm"] = math.inf
+        return sound(loss, module, batch, **given)
+
+    patch.setattr(mechanism, "clipped_grad_sum", unclipped)
+
+
+def _with_images(patch: Patch) -> list[Any]:
+    """Return where the images and labels of the last aggregate are."""
+    sound, last = mechanism.clipped_grad_sum, []
+
+    def summed(loss, module, batch, **given):
+        if isinstance(loss, aggregates.RowLoss):
+            last[:] = [batch]
+        return sound(loss, module, batch, **given)
+
+    patch.setattr(mechanism, "clipped_grad_sum", summed)
+    return last
+
+
+def gradient_through_the_aggregate(patch: Patch) -> None:
+    """Let the lower layers learn by what the critic makes of an aggregate, as if its noise covered that, too."""
+    last, sound = _with_images(patch), aggregates.Critic.saw
+
+    def saw(self, aggregate):
+        sound(self, aggregate)
+        for batch in last:
+            parameters = list(self.lower.halvings.requires_grad_(True).parameters())
+            of_images = (self.lower.features(batch.x.nan_to_num()) * self.mean[batch.labels]).sum()
+            gradients = torch.autograd.grad(of_images, parameters)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.sub_(0.1 * gradient)
+
+    patch.setattr(aggregates.Critic, "saw", saw)
+
+
+def aggregates_divided_by_private_counts(patch: Patch) -> None:
+    last, sound = _with_images(patch), aggregates.Critic.saw
+
+    def saw(self, aggregate):
+        counts = sum(batch.labels.bincount(minlength=len(aggregate)) for batch in last)
+        sound(self, aggregate / (1 + counts)[:, None] if last else aggregate)
+
+    patch.setattr(aggregates.Critic, "saw", saw)
+
+
 def taught_relative_to_the_batch(patch: Patch) -> None:
     sound = classifier.LabelLoader._draw
 
@@ -2063,6 +2122,19 @@ FAULTS = [
     Fault("a learning rate by private losses", learning_rate_by_private_losses, two_worlds_of_a_flow, said="weights"),
     Fault("a generator's turns by private images", pace_by_private_images, two_worlds_of_a_discriminator),
     Fault("as many generated images as were selected", as_many_generated_as_selected, two_worlds_of_a_discriminator),
+    Fault("features summed as they are", features_summed_as_they_are, two_worlds_of_aggregates),
+    Fault(
+        "a gradient that flows through an aggregate",
+        gradient_through_the_aggregate,
+        two_worlds_of_aggregates,
+        said="weights",
+    ),
+    Fault(
+        "aggregates divided by private counts",
+        aggregates_divided_by_private_counts,
+        two_worlds_of_aggregates,
+        said="weights",
+    ),
     Fault("a teacher's images relative to those of the batch", taught_relative_to_the_batch, two_worlds_of_a_teacher),
     Fault("a teacher that private losses choose", averaged_by_private_losses, two_worlds_of_a_teacher, said="weights"),
     Fault("a black image taught in place of a blank one", blank_images_taught, two_worlds_of_a_teacher, said="blank"),
@@ -2123,6 +2195,7 @@ CHECKS = {
     two_worlds_of_features: "two worlds of sums of features",
     two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",
     two_worlds_of_a_discriminator: "two worlds of a discriminator's steps",
+    two_worlds_of_aggregates: "two worlds of a critic's noisy aggregates",
     two_worlds_of_a_teacher: "two worlds of a teacher of public images",
     two_worlds_of_a_flow: "two worlds of a flow's steps",
     two_worlds_of_histograms: "two worlds of histograms of projections",

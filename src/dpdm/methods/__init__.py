@@ -6,6 +6,7 @@ from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
     from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings, AggregatedGenerator
+    from dpdm.methods.aggregated_gan import AggregatedGAN
     from dpdm.methods.codec import Codec, Pose
     from dpdm.methods.denoising import AnySampler, DenoisingGenerator, require_sampler_names
     from dpdm.methods.diffusion import AnyPreconditioning, Diffusion
@@ -38,6 +39,7 @@ __all__ = [
     "METHODS",
     "NTK",
     "AggregatedEmbeddings",
+    "AggregatedGAN",
     "AggregatedGenerator",
     "AnyPreconditioning",
     "AnySampler",
@@ -84,6 +86,7 @@ __getattr__ = lazily(
     {
         "aggregated_embeddings": "AggregatedEmbeddings AggregatedGenerator",
         "codec": "Codec Pose",
+        "aggregated_gan": "AggregatedGAN",
         "denoising": "AnySampler DenoisingGenerator require_sampler_names",
         "diffusion": "AnyPreconditioning Diffusion",
         "distillation": "DistilledGenerator Distillation",

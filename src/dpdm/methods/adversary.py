@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss
 from dpdm.methods.halvings import Halvings
-from dpdm.methods.loader import UnitLoader, own_normals
+from dpdm.methods.loader import UnitLoader, own_normals, random_images
 from dpdm.methods.small_generator import SmallGenerator
 from dpdm.methods.values import ImageFacts
 from dpdm.types import RandomBytes
@@ -50,6 +50,13 @@ class Pairs(NamedTuple):
 
     images: Float[Tensor, "batch two channel height width"]
     labels: Int[Tensor, " batch"]
+
+
+def made_up_pairs(number: int, generator: SmallGenerator) -> Pairs:
+    """Return pairs of random pixels and of what a generator makes."""
+    images, labels, latent = random_images(number, generator.facts, generator.latent, generator.device)
+    with torch.no_grad():
+        return Pairs(torch.stack([images, generator(latent, labels)], dim=1), labels)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Source:
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,9 +16,8 @@ from torch.nn.functional import softplus
 
 from dpdm.data import ImageDataset
 from dpdm.methods import ema
-from dpdm.methods.adversary import Discriminator, Pace, PairLoader, PairLoss, Pairs
+from dpdm.methods.adversary import Discriminator, Pace, PairLoader, PairLoss, made_up_pairs
 from dpdm.methods.interface import ImageGenerator, Run
-from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.possible import require_finite
 from dpdm.methods.private_steps import Stepped, TakesSteps, steps_of
@@ -98,18 +98,11 @@ class GAN(TakesSteps):
 
     def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
         """Return what private steps are taken with: a discriminator with first weights."""
-        facts, device = generator.facts, generator.device
+        assert isinstance(generator, SmallGenerator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            discriminator = Discriminator(facts, width=self.discriminator_width).to(device)
-
-        assert isinstance(generator, SmallGenerator)
-        adam = self._adam(generator)
-
-        def made_up(number: int) -> Pairs:
-            images, labels, latent = random_images(number, facts, self.latent, device)
-            with torch.no_grad():
-                return Pairs(torch.stack([images, generator(latent, labels)], dim=1), labels)
+            discriminator = Discriminator(generator.facts, width=self.discriminator_width).to(generator.device)
+        made_up, adam = partial(made_up_pairs, generator=generator), self._adam(generator)
 
         def follow() -> None:
             self._follow(generator, discriminator, adam, seed=seed)

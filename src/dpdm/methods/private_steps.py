@@ -14,8 +14,6 @@ from dpdm.privacy import MechanismRun, PoissonSums
 from dpdm.privacy.clipping import Batch, PerExampleLoss
 from dpdm.types import InputError, refusing
 
-_STEPS = 1000  # where nobody says how many
-
 
 @dataclass(frozen=True)
 class Stepped:
@@ -61,9 +59,9 @@ class TakesSteps(Method):
         """Return what private steps are taken with, for a generator as `untrained` made it."""
 
 
-def steps_of(budget: Budget) -> tuple[PoissonSums, ...]:
-    """Return the steps that a budget asks for, of a method that does nothing else."""
+def steps_of(budget: Budget, *, unless_said: int = 1000) -> tuple[PoissonSums, ...]:
+    """Return the steps that a budget asks for, or so many, of a method that does nothing else."""
     if budget.steps == 0:
         raise InputError("privacy.steps = 0 trains no network: give steps")
-    count = _STEPS if budget.steps is None else budget.steps
+    count = unless_said if budget.steps is None else budget.steps
     return (PoissonSums(count=count, expected_batch_size=budget.batch_size, max_norm=budget.max_grad_norm),)

@@ -1,6 +1,7 @@
 """The methods by the names that settings and `--method` call them by."""
 
 from dpdm.methods.aggregated_embeddings import AggregatedEmbeddings
+from dpdm.methods.aggregated_gan import AggregatedGAN
 from dpdm.methods.diffusion import Diffusion
 from dpdm.methods.distillation import Distillation
 from dpdm.methods.evolution import Evolution
@@ -23,6 +24,7 @@ _ALL: tuple[type[Method], ...] = (
     AggregatedEmbeddings,
     StatisticMatching,
     GAN,
+    AggregatedGAN,
     LatentFlow,
     SlicedWasserstein,
     Distillation,

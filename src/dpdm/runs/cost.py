@@ -111,10 +111,16 @@ class _Stopwatch:
                     physical_batch_size=most,
                 )
             optimizer.step()
-            stepped.follow()
             for slow, fast in zip(average, module.parameters(), strict=True):
                 slow.lerp_(fast.detach(), 1e-3)
             average[0].sum().item()  # waits for the device
+            return time.perf_counter() - begun
+
+        def follow() -> float:
+            """Do what comes after a step, which few images could not be told from."""
+            begun = time.perf_counter()
+            stepped.follow()
+            next(module.parameters()).sum().item()  # waits for the device
             return time.perf_counter() - begun
 
         def lasts(seconds: float) -> bool:
@@ -125,6 +131,9 @@ class _Stopwatch:
         beside = [step(0)]
         while len(beside) < 3 and lasts(5 * beside[0]):
             beside.append(step(0))
+        after = [follow()]
+        if lasts(10 * after[0]):
+            after.append(follow())
         timed, taken = 1, [step(1)]
         while timed < most and lasts(5 * taken[-1]):
             timed = min(4 * timed, most)
@@ -134,7 +143,7 @@ class _Stopwatch:
         while lasts(taken[-1]) and self._processes.object_from_first(sum(taken) < 1 and len(taken) < 20):
             taken.append(step(timed))
         each = max(0.0, sorted(taken)[len(taken) // 2] - min(beside)) / timed
-        return self._processes.object_from_first((each / self._processes.size, min(beside)))
+        return self._processes.object_from_first((each / self._processes.size, min(beside) + min(after)))
 
 
 @torch.no_grad()
