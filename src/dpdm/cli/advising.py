@@ -45,10 +45,12 @@ def advise(
         require_positive(minutes=minutes)
     if not isinstance(config.privacy, Privacy):
         fail("a run without noise needs no advice on its budget: leave out privacy.kind")
-    facts = declared_facts(config, ledger=existing_ledger(ledger))
-    if config.privacy.dataset_size is None:
-        fail("the number of images is not declared: say --dataset-size, a public figure")
-    assert config.privacy.epsilon is not None
+    number_is_missing = config.privacy.dataset_size is None
+    also = "--dataset-size 10000" if number_is_missing else ""
+    facts = declared_facts(config, ledger=existing_ledger(ledger), also=also)
+    if number_is_missing:
+        fail("the number of images is not declared: say --dataset-size 10000 for a public figure of ten thousand")
+    assert config.privacy.epsilon is not None and config.privacy.dataset_size is not None
     number, budget = config.privacy.dataset_size, config.privacy.epsilon
     case = Case(target, facts, number, budget, public, minutes, tuple(set or ()))
     choices, others = ranked(case), left_out(case)

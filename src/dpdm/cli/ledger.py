@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dpdm.ledger import Account, Ledger, Shown
 
 _BAR = 30  # characters
+_CHANGES = {"add_or_remove_one": "adding or removing", "replace_special": "blanking out"}
 
 ledger = typer.Typer(help="Show and manage what runs have spent on each data set.")
 
@@ -62,7 +63,7 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
         print_json(_facts(shown) | {"history": [spent._asdict() for spent in shown.history]})
         return
     say(f"{account.dataset}: {_total(account)}, registered {account.registered[:10]}")
-    say(f"one unit of protection is {account.unit}, {account.relation}")
+    say(f"one unit of protection is {account.unit}; claims are about {_CHANGES[account.relation]} one")
     if (facts := account.facts) is not None:
         channels, height, width = facts.shape
         classes = ", ".join(facts.class_names) or "none"
@@ -74,6 +75,8 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
     for key, reservation in account.reservations.items():
         say(f"{reservation.state:10} {key[:8]}  {reservation.place}".rstrip())
     say(_used(shown))
+    if any(each.state == "running" for each in account.reservations.values()):
+        say("a running one goes on by its own train command, or ends by: dpdm ledger settle RUN")
     if account.epsilon is not None:
         say("% is of the budget for runs that are chosen one after another, which a filter counts")
 
@@ -158,6 +161,7 @@ def settle(
 
     spent, planned = settle_run(run, book, only_copy=only_copy)
     say(f"{run} counts {spent:,} of {planned:,} noisy sums as released, and can release no more")
+    say("dpdm ledger says what is left. A first run that was the whole total counts in full once it released anything")
 
 
 @ledger.command()

@@ -89,7 +89,7 @@ def pretrain(
     start = open_start(output)
     if as_json:
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
-    return _tell_what_next(start, output, like, _USES[kind].format(output=output, public=public))
+    return _tell_what_next(start, output, like, kind, _USES[kind].format(output=output, public=public))
 
 
 def _training_on(drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes: float, kind: str) -> "PublicTraining":
@@ -107,11 +107,13 @@ def _training_on(drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes:
     return Pretraining(method=config.method, **made)
 
 
-def _tell_what_next(start: "PublicStart", output: Path, like: str, use: str) -> None:
+def _tell_what_next(start: "PublicStart", output: Path, like: str, kind: str, use: str) -> None:
     """Say what a start was made with, and what can be done with it."""
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
     say(f"next: dpdm train {like} {use}")
+    if kind == "denoiser":
+        say("before: dpdm plan, with the same options, says whether private steps pay; --set privacy.steps=0 takes none")
 
 
 def _require_others(config: "Config", public: str) -> None:
