@@ -27,14 +27,17 @@ def advise(
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     public: Annotated[
-        str | None, typer.Option(help="Public images at hand, as train --public takes them: fonts, shapes, or a path.")
+        str | None, typer.Option(help="Public images at hand, as for train --public: fonts, shapes, or a path.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time that training may take.")] = None,
     ledger: LedgerPlace = None,
     set: SetData = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the ways from these images to synthetic ones, by what was measured on others. Opens no image."""
+    """Rank the methods for these images, by measurements on others.
+
+    Shows the commands for each, and what it gained over the prior alone. Opens no image.
+    """
     config = load_settings(target, epsilon, dataset_size, set)
     from dpdm.config import Privacy, declared_facts
     from dpdm.runs.advice import Case, left_out
@@ -50,7 +53,8 @@ def advise(
     facts = declared_facts(config, ledger=existing_ledger(ledger), also=also)
     if number_is_missing:
         fail("the number of images is not declared: say --dataset-size 10000 for a public figure of ten thousand")
-    assert config.privacy.epsilon is not None and config.privacy.dataset_size is not None
+    assert config.privacy.epsilon is not None
+    assert config.privacy.dataset_size is not None
     number, budget = config.privacy.dataset_size, config.privacy.epsilon
     case = Case(target, facts, number, budget, public, minutes, tuple(set or ()))
     choices, others = ranked(case), left_out(case)

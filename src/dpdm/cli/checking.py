@@ -16,7 +16,7 @@ _SHOWN = 5  # of sizes and refused files, a line; --json has all
 
 
 def check(target: Target, set: SetData = None, as_json: AsJson = False) -> None:
-    """Show what a source of images holds, and what of it counts as public.
+    """Show what a source of images holds, and what is public.
 
     Lists parts, classes, sizes, and files that training would refuse. Stores nothing, and leaves the ledger alone.
     """
@@ -56,11 +56,7 @@ def _say_page(data: "Data", parts: "dict[Any, PartFound]") -> None:
             f"  pixels    {_counted(Counter({f'{w} x {h}': n for (w, h), n in part.sizes.items()}))}{_size(data, part)}"
         )
         say(f"  channels  {_counted(part.channels)}{_channels(data, part)}")
-        say(
-            f"  equal     {part.equal:,}, to an earlier image in every pixel"
-            if part.equal
-            else "  equal     none"
-        )
+        say(f"  equal     {part.equal:,}, to an earlier image in every pixel" if part.equal else "  equal     none")
         for number, line in enumerate(part.refused[:_SHOWN]):
             say(f"  {'refused' if not number else '':10}{line}")
         if len(part.refused) > _SHOWN:

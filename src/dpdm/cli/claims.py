@@ -124,16 +124,16 @@ def report(
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option(help="A file with the output of dpdm evaluate --json. Is it public? You decide."),
+        typer.Option(help="A file with the output of dpdm evaluate --json. Scores on private images are private."),
     ] = None,
     private: Annotated[
         bool,
-        typer.Option("--private", help="Add losses, norms and the audit: for the data owner alone."),
+        typer.Option("--private", help="Add losses, norms and the audit. Such a page is for the data owner alone."),
     ] = False,
     public: PublicPipeline = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page on what a run claims, spent and draws. JSON with the same facts lies beside it."""
+    """Write a page on what a run claims, spent and draws. Puts JSON with the same facts beside it."""
     require_run(run)
     from dpdm.report import write_report
     from dpdm.runs.run_folder import release_folder

@@ -9,7 +9,6 @@ import typer
 
 from dpdm.cli.options import (
     AsJson,
-    Epsilon,
     LedgerPlace,
     SetData,
     Size,
@@ -84,7 +83,9 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
 @ledger.command()
 def register(
     target: Target,
-    epsilon: Epsilon = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="ε of the total: the most that all runs together may spend.")
+    ] = None,
     delta: Annotated[float, typer.Option(help="δ of the total.")] = 1e-5,
     dataset_size: Size = None,
     set: SetData = None,
@@ -123,7 +124,10 @@ def total(
 
 @ledger.command()
 def regroup(dataset: Dataset, place: LedgerPlace = None) -> None:
-    """Allow other groups of the same images. Names were corrected, say. Only the owner of the data should."""
+    """Allow other groups of the same images, such as after a correction of names.
+
+    Only the owner of the data should do this.
+    """
     _open(place).allow_other_groups(dataset)
     say(f"the next run on {dataset} may group its images differently")
     say("groups must still mean the same thing, persons for example: otherwise the claims do not add up")
@@ -153,7 +157,7 @@ def settle(
     ] = False,
     place: LedgerPlace = None,
 ) -> None:
-    """End a crashed run. What its journal says was spent counts, and the rest is given back."""
+    """End a crashed run: its journal says what counts, and the ledger gives back the rest."""
     book = _open(place)
     if not (run / "private").is_dir():
         fail(f"{run} holds no run that a ledger counts: is the path right?")
