@@ -102,8 +102,9 @@ def _lines(case: "Case", choices: "list[Advice]", others: "list[tuple[Way, str]]
     for way, reason in others:
         yield f"{way.name}: {reason}"
     yield ""
-    yield "Ranges are those of other images: yours may be harder. No private image was opened."
-    yield "dpdm plan, with the same words as train, says memory and time on this machine."
+    yield "Order: by the measured gain over the prior alone. Accuracies on different images do not compare."
+    yield "All are those of other images: yours may be harder. No private image was opened."
+    yield "dpdm plan, with the same options as train, says memory and time on this machine."
 
 
 def _row(row: "Row") -> str:
