@@ -37,17 +37,17 @@ def load_config(
 ) -> Config:
     """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
 
-    A preset's ε is for the images that the preset names: it is left out where `data.source` is another one.
+    A preset's ε is for the images that the preset names. It does not apply to another `data.source`.
 
     Args:
-        target: What is asked for; a file that a run wrote is one, too.
-        method: The name of a method. Data, machine, ε and δ stay those of `target`; the rest is that of the method's
-            own preset.
-        overrides: Settings.
-        leave_out: Tables of `target` that are left out.
+        target: A preset's name, a TOML file or a path. A file that a run wrote is one, too.
+        method: The name of a method. Data, machine, ε and δ stay those of `target`; the method's own preset sets the
+            rest.
+        overrides: Settings as `key=value`, such as "privacy.epsilon=1".
+        leave_out: Tables of `target` to leave out.
 
     Raises:
-        InputError: No such preset, file, path or method; an unknown key; a value that does not fit.
+        InputError: There is no such preset, file, path or method. Or a key is unknown, or a value does not fit.
 
     Example:
         >>> load_config("fashion-mnist-cpu", overrides=["privacy.epsilon=1"]).privacy.epsilon

@@ -219,7 +219,7 @@ class Ledger:
         begun: bool = False,
         head: Head | None = None,
     ) -> Head:
-        """Reserve all that a run may release, and return the ledger's head. A run has one reservation, however often it asks.
+        """Reserve all that a run may release, and return the ledger's head. Each run has one reservation.
 
         The ledger registers a new data set, with the run's own (ε, δ) as its total.
 

@@ -35,8 +35,8 @@ class SlicedWasserstein(FitsGenerator):
     """Trains a small generator until its random projections of each class match noisy histograms.
 
     Args:
-        directions: Number of projections, from 50 to 2,000 (default: as many as keep the noise of a bin at three
-            tenths of an average count, by the plan's noise and declared size).
+        directions: Number of projections, from 50 to 2,000 (default: chosen by plan and declared size, so that
+            the noise of a bin is three tenths of an average count).
         bins: Number of bins of a histogram.
         updates: Number of updates of the generator. They cost time, and no privacy.
         batch_size: Generated images of an update.

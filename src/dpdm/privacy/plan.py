@@ -121,7 +121,7 @@ class Plan(_Startable):
             )
 
     def events(self, *, made: int | None = None) -> list[Event]:
-        """Return the events of the first `made` sums (default: all), after earlier ones. A search costs all once it begins."""
+        """Return the events of the first `made` sums (default: all), after earlier ones; a begun search costs all."""
         made = self.planned if made is None else made
         events = [event for release, count in self._made(made) for event in release.events(count, self.dataset_size)]
         if not events:

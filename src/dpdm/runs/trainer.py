@@ -55,8 +55,8 @@ class Trainer:
         asked: The settings that a person gave, which `private/config.toml` keeps beside what follows from them.
 
     Under torchrun every process gets all images, keeps its own part, and returns the same release. The first process
-    writes the files. If the unit of the plan is a group, a group is selected as a whole: it lies with one process, and
-    has one gradient, of copies of its images.
+    writes the files. A group of images is selected as a whole if it is the unit of the plan. It lies with one process,
+    and has one gradient, of copies of its images.
 
     Guarantees:
         * Given the noisy sums, releases and control flow agree in two worlds that differ in one unit, an image or a
@@ -209,9 +209,10 @@ class Trainer:
         """
         with Processes.joined().refused_together():
             generator, device = self.build(data)
-        mechanism = self.plan.start(entropy=self.entropy, strategy=self.machine.clipping) public = {"public":
-        self.public, "starts": self.starts} run = Run.in_memory(mechanism, machine=self.machine, device=device,
-        seed=self.seed, num_records=0, **public)  # type: ignore[arg-type] with mechanism.processes.refused_together():
+        mechanism = self.plan.start(entropy=self.entropy, strategy=self.machine.clipping)
+        public = {"public": self.public, "starts": self.starts}
+        run = Run.in_memory(mechanism, machine=self.machine, device=device, seed=self.seed, num_records=0, **public)  # type: ignore[arg-type]
+        with mechanism.processes.refused_together():
             release = Release(generator, {"statement": "of nothing"}, self.settings(data, generator))
             rehearse(self, run, release, mechanism, None)
 
