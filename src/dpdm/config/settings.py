@@ -284,7 +284,8 @@ def require_public_source(method: Method, *, given: bool) -> None:
     """Raise InputError unless public images are given exactly where a method starts from some."""
     if method.starts_from_images and not given:
         raise InputError(
-            f"the method {method.kind} starts from public images: name some, by --public PATH (in Python, public=...)"
+            f"the method {method.kind} starts from public images: name some, by --public PATH, or --public shapes "
+            "for drawn ones (in Python, public=...)"
         )
     if given and not method.starts_from_images:
         raise InputError(f"the method {method.kind} starts from no public images: leave out --public")
