@@ -611,7 +611,8 @@ def test_runs_about_persons_are_counted_in_persons_and_apart_from_runs_about_ima
     assert code == 0, err
     code, _, err = dpdm("train", *visits, "--run", "run", *SMALL)
     assert code == 0, err
-    assert "one unit of protection is one group of images" in dpdm("ledger", "show", "visits")[1]
+    shown = dpdm("ledger", "show", "visits")[1]
+    assert "one unit of protection is one group of images; claims are about blanking out one" in shown
     written = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert written["dataset_size"] == 10
     about_images = ("--set=data.num_classes=2", "--set=data.name=visits", *SMALL)
