@@ -220,13 +220,9 @@ def compare(
     methods: Annotated[
         str | None, typer.Option(help="Train methods first, on a benchmark: all, or names joined by commas.")
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="With --methods: the benchmark; a preset, a TOML file or public images.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="With --methods: a preset, a TOML file or public images.")] = None,
     epsilon: Epsilon = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="With --methods: time for each method that can fit one.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="With --methods: time for each that can be timed.")] = None,
     public: PublicImages = None,
     dataset_size: Size = None,
     run: Annotated[
