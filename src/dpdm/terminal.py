@@ -86,8 +86,9 @@ def show_progress(what: str, total: int | None) -> Iterator[Advance]:
         done += count
         if total and (now - told > 30 or done == total):
             told = now
-            left = f"about {duration((now - started) / (done - before) * (total - done))} left" if done > before else ""
-            tell(f"{what}: {done:,} of {total:,}  {left}  {remark}")
+            seconds = (now - started) / max(1, done - before) * (total - done)
+            left = f"about {duration(seconds)} left" if before < done < total else ""
+            tell("  ".join(part for part in (f"{what}: {done:,} of {total:,}", left, remark) if part))
 
     yield advance
 

@@ -59,7 +59,7 @@ RandomBytes = Callable[[int], bytes]
 
 
 class InputError(ValueError):
-    """A person's mistake, told in one line: what was wrong, where, and what to do. The command line exits with 2.
+    """A user's mistake, in one line: what was wrong, where, and what to do. The command line exits with code 2.
 
     Example:
         >>> try:
@@ -126,7 +126,7 @@ class Sensitive(Generic[T]):
     the reason into the list of disclosures of the run that made it.
 
     Privacy:
-        Secret. Whatever is revealed must stay on the data owner's side; ε does not cover it.
+        Secret. A revealed value must stay with the data owner: ε does not cover it.
 
     Example:
         >>> Sensitive(0.31)

@@ -39,7 +39,7 @@ def test_advice_for_a_declaration_as_json(dpdm, photos):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--epsilon", 1], "data.size"),
+        (["--epsilon", 1], "--set data.size=32 --set data.channels=3 --set data.num_classes=10 --dataset-size 10000"),
         (
             ["--epsilon", 1, "--set", "data.size=9", "--set", "data.channels=1", "--set", "data.num_classes=0"],
             "--dataset-size",

@@ -1,6 +1,7 @@
 """`dpdm check` says what is there before anything is spent, stores nothing, and sees what training would refuse."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -37,7 +38,23 @@ def test_the_page_says_what_is_there_and_nothing_is_stored(photos, dpdm, tmp_pat
     assert "grey (5), colour (4); declare one number" in out
     assert "equal     1" in out
     assert "unit      one image" in out
+    declared = "--set data.size=32 --set data.channels=3 --set data.num_classes=2"  # 32 where sizes differ
+    assert f"next      dpdm advise photos --epsilon 3 --dataset-size N {declared}" in out
     assert sorted(path for path in tmp_path.rglob("*")) == before, "no ledger, no folder"
+
+
+def test_the_next_command_declares_what_was_found(dpdm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPDM_LEDGER", "none")
+    rng = np.random.default_rng(0)
+    np.savez("two words.npz", images=rng.integers(0, 256, (6, 12, 12), dtype=np.uint8), labels=np.arange(6) % 3)
+    code, out, err = dpdm("check", "two words.npz", "--set", "data.num_classes=3")
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("next")]
+    command = shlex.split(line.removeprefix("next").replace("--dataset-size N", "--dataset-size 6000"))
+    code, out, err = dpdm(*command[1:])
+    assert code == 0, err
+    assert out.startswith("for         6,000 images, 12 × 12, grey, 3 classes; ε = 3")
 
 
 def test_as_json_and_one_part_alone(photos, dpdm):

@@ -525,7 +525,7 @@ WRONG = {
     "a seed too large": (["train", "digits", "--set", "seed=99999999999999999999"], "seed must be"),
     "fit without size": (["plan", "labelled.npz", "--set", "data.fit=pad"], "set data.size too"),
     "size zero": (["plan", "digits", "--dataset-size", "0"], "dataset_size must be"),
-    "no run": (["sample", "nowhere", "-n", "4", "-o", "x.npz"], "nowhere holds no run"),
+    "no run": (["sample", "nowhere", "-n", "4", "-o", "x.npz"], "nowhere holds no run: name a folder that"),
     "no labels declared": (["train", "labelled.npz", "--epsilon", "1"], "num_classes"),
     "labels outside": (
         ["train", "labelled.npz", "--epsilon", "1", "--set", "data.num_classes=2"],

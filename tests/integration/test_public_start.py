@@ -31,6 +31,7 @@ def started(dpdm, photos):
     assert code == 0, err
     assert "done: start, made with shapes (100 images), which no claim protects" in out
     assert f"next: dpdm train {photos} --start start --epsilon" in out
+    assert "before: dpdm plan, with the same options, says whether private steps pay" in out
     return out, err
 
 
@@ -122,7 +123,8 @@ def test_like_opens_no_private_image(dpdm, photos, monkeypatch):
 def test_what_is_not_declared_is_asked_for_in_one_line(dpdm, photos, tmp_path):
     code, _, err = dpdm("pretrain", "shapes", "--like", photos, "--set=data.size=8", "-o", "start")
     assert (code, err.count("\n")) == (2, 1)
-    assert "say data.channels and data.num_classes, such as --set data.channels=3 --set data.num_classes=10" in err
+    assert "declare data.channels, data.num_classes, such as --set data.channels=3 --set data.num_classes=10" in err
+    assert "`dpdm check" in err
     assert not (tmp_path / "start").exists()
 
 

@@ -26,18 +26,17 @@ def test_a_release_is_verified_and_its_claim_put_in_plain_words(dpdm, trained):
     claim = json.loads((trained / "release" / "privacy.json").read_text())
     assert claim["statement"] in out
     assert "One unit of protection is one image with its label" in out
-    assert "that there were 30 images is public" in out
+    assert "The exact number, 30 images, is public" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 120
     code, out, _ = dpdm("verify", trained / "release", "--json")
     found = json.loads(out)
     assert found["epsilon"] == pytest.approx(claim["epsilon"], abs=1e-4)
     assert found["epsilon"] <= found["epsilon_rdp"]
     one, tenth = found["true_positive_rates"]["0.01"], found["true_positive_rates"]["0.001"]
     assert 0.001 < tenth < one < 2.7183 * 0.01 + 1e-3  # (1, 1e-3)-DP allows no more
-    assert (
-        f"finds at most {percent(one)} of the used ones while wrongly accusing 1 % of the unused ones"
-        in found["bounds"]
-    )
-    assert f"at most {percent(tenth)} of the used ones while wrongly accusing 0.1 %" in found["bounds"]
+    for false, true in (("1", one), ("0.1", tenth)):
+        said = f"Wrongly accusing {false} % of the unused ones finds at most {percent(true)} of the used ones."
+        assert said in found["bounds"]
 
 
 @pytest.mark.parametrize(
@@ -53,34 +52,33 @@ def test_rates_are_rounded_up(rate, said):
         (
             "image",
             "add_or_remove_one",
-            "One unit of protection is one image with its label (a person with several images among them is protected "
-            "less): ε limits how surely anyone can tell whether it was among the training images at all; their number "
-            "was declared as about 60,000 images.",
+            "One unit of protection is one image with its label. A person with several images is protected less. "
+            "ε limits how surely anyone can tell whether the image was used at all. About 60,000 images were declared.",
         ),
         (
             "image",
             "replace_special",
-            "One unit of protection is one image with its label (a person with several images among them is protected "
-            "less): ε limits how surely anyone can tell what it shows from a blank in its place; that there were "
-            "60,000 images is public.",
+            "One unit of protection is one image with its label. A person with several images is protected less. "
+            "ε limits how surely anyone can tell whether the image or a blank in its place was used. The exact number, "
+            "60,000 images, is public.",
         ),
         (
             "group",
             "add_or_remove_one",
-            "One unit of protection is one group of images with their labels (all images of one person, if groups are "
-            "persons): ε limits how surely anyone can tell whether they were among the training images at all; their "
-            "number was declared as about 60,000 groups.",
+            "One unit of protection is one group of images with their labels, such as all images of one person. "
+            "ε limits how surely anyone can tell whether the images were used at all. About 60,000 groups were "
+            "declared.",
         ),
         (
             "group",
             "replace_special",
-            "One unit of protection is one group of images with their labels (all images of one person, if groups are "
-            "persons): ε limits how surely anyone can tell what they show from blanks in their place; that there were "
-            "60,000 groups is public.",
+            "One unit of protection is one group of images with their labels, such as all images of one person. "
+            "ε limits how surely anyone can tell whether the images or blanks in their place were used. The exact "
+            "number, 60,000 groups, is public.",
         ),
     ],
 )
-def test_what_is_protected_is_said_in_one_sentence(unit, relation, said):
+def test_what_is_protected_is_said_in_short_sentences(unit, relation, said):
     rates = {0.01: 0.02, 0.001: 0.0025}
     found = Verified(
         statement="",
@@ -94,10 +92,11 @@ def test_what_is_protected_is_said_in_one_sentence(unit, relation, said):
     assert found.protects == said
     other = {"image": "training image", "group": "group of training images"}[unit]
     assert found.bounds == (
-        f"Whoever holds all of this folder, knows every other {other}, and guesses whether a given one was used, finds "
-        "at most 2 % of the used ones while wrongly accusing 1 % of the unused ones, and at most 0.25 % of the used "
-        "ones while wrongly accusing 0.1 % of the unused ones."
+        f"An attacker has this folder, knows every other {other}, and guesses whether a given one was used. "
+        "Wrongly accusing 1 % of the unused ones finds at most 2 % of the used ones. "
+        "Wrongly accusing 0.1 % of the unused ones finds at most 0.25 % of the used ones."
     )
+    assert all(len(sentence.split()) <= 25 for sentence in f"{found.protects} {found.bounds}".split(". "))
 
 
 def edit(name, change):

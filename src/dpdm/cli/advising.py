@@ -28,14 +28,17 @@ def advise(
     epsilon: Epsilon = None,
     dataset_size: Size = None,
     public: Annotated[
-        str | None, typer.Option(help="Public images at hand, as train --public takes them: fonts, shapes, or a path.")
+        str | None, typer.Option(help="Public images at hand, as for train --public: fonts, shapes, or a path.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time that training may take.")] = None,
     ledger: LedgerPlace = None,
     set: SetData = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the ways from these images to synthetic ones, by what was measured on others. Opens no image."""
+    """Rank the methods for these images, by measurements on others.
+
+    Shows the commands for each, and what it gained over the prior alone. Opens no image.
+    """
     config = load_settings(target, epsilon, dataset_size, set)
     from dpdm.config import Privacy, declared_facts
     from dpdm.runs.advice import Case, left_out
@@ -46,10 +49,13 @@ def advise(
         require_positive(minutes=minutes)
     if not isinstance(config.privacy, Privacy):
         fail("a run without noise needs no advice on its budget: leave out privacy.kind")
-    facts = declared_facts(config, ledger=existing_ledger(ledger))
-    if config.privacy.dataset_size is None:
-        fail("the number of images is not declared: say --dataset-size, a public figure")
+    number_is_missing = config.privacy.dataset_size is None
+    also = "--dataset-size 10000" if number_is_missing else ""
+    facts = declared_facts(config, ledger=existing_ledger(ledger), also=also)
+    if number_is_missing:
+        fail("the number of images is not declared: say --dataset-size 10000 for a public figure of ten thousand")
     assert config.privacy.epsilon is not None
+    assert config.privacy.dataset_size is not None
     number, budget = config.privacy.dataset_size, config.privacy.epsilon
     case = Case(target, facts, number, budget, public, minutes, tuple(set or ()), config.data.source)
     choices, others = ranked(case), left_out(case)
@@ -126,8 +132,9 @@ def _lines(
     for way, reason in others:
         yield f"{way.name}: {reason}"
     yield ""
-    yield "Ranges are those of other images: yours may be harder. No private image was opened."
-    yield "dpdm plan, with the same words as train, says time on this machine."
+    yield "Order: by the measured gain over the prior alone. Accuracies on different images do not compare."
+    yield "All are those of other images: yours may be harder. No private image was opened."
+    yield "dpdm plan, with the same options as train, says time on this machine."
 
 
 def _row(row: "Row") -> str:

@@ -1,5 +1,6 @@
 """`dpdm check`: what a folder of images holds, before anything private is spent."""
 
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ if TYPE_CHECKING:
     from dpdm.config import Data
     from dpdm.data import PartFound
 
+_VALUES = {"grey": 1, "colour": 3, "colour with transparency": 4}  # of a pixel
 _SHOWN = 5  # of sizes and refused files, a line; --json has all
 
 
 def check(target: Target, set: SetData = None, as_json: AsJson = False) -> None:
-    """Say what a source of images holds, before anything is spent.
+    """Show what a source of images holds, and what is public.
 
-    That is parts, classes, sizes, what is refused, and what counts as public. Nothing is stored, no ledger is touched.
+    Lists parts, classes, sizes, and files that training would refuse. Stores nothing, and leaves the ledger alone.
     """
     for text in set or []:
         if not text.startswith("data."):
@@ -54,11 +56,7 @@ def _say_page(data: "Data", parts: "dict[Any, PartFound]") -> None:
             f"  pixels    {_counted(Counter({f'{w} x {h}': n for (w, h), n in part.sizes.items()}))}{_size(data, part)}"
         )
         say(f"  channels  {_counted(part.channels)}{_channels(data, part)}")
-        say(
-            f"  equal     {part.equal:,} images equal an earlier one in every pixel"
-            if part.equal
-            else "  equal     none"
-        )
+        say(f"  equal     {part.equal:,}, to an earlier image in every pixel" if part.equal else "  equal     none")
         for number, line in enumerate(part.refused[:_SHOWN]):
             say(f"  {'refused' if not number else '':10}{line}")
         if len(part.refused) > _SHOWN:
@@ -69,18 +67,28 @@ def _say_page(data: "Data", parts: "dict[Any, PartFound]") -> None:
         say("\npublic    all of it: a built-in data set")
         return
     say(f"\npublic    {name}, the names and number of classes, data.size and data.channels.")
-    say("          Without --dataset-size also the exact number of images. Rename classes that would tell too much.")
+    say("          Without --dataset-size, also the exact number of images. Rename classes whose names tell too much.")
     say(f"unit      {_unit(data)}")
-    say("          A data set keeps its unit once `dpdm ledger register`, or its first run, has registered it.")
+    say("          `dpdm ledger register`, or else the first run, fixes the unit of a data set.")
+    say(f"next      dpdm advise {shlex.quote(data.source)} --epsilon 3 --dataset-size N {_declared(data, first)}")
+    say("          ranks the methods for such images. Take for N a number that may be public, not the exact count.")
 
 
 def _unit(data: "Data") -> str:
     if data.group is not None:
         return f"one group of images, by data.group={data.group}"
     return (
-        "one image. Where people have several, name whose each is by --set data.group=…: folder, for folders of\n"
-        "          persons inside class folders; else a column of labels.csv or of the table, or an array of the .npz."
+        "one image. If a person may have several, say whose each image is: --set data.group=folder for a folder\n"
+        "          of each person inside the class folders, else the name of a column or of an array of the .npz."
     )
+
+
+def _declared(data: "Data", part: "PartFound") -> str:
+    """Return the options that declare what these images are; 32 where no size is that of all."""
+    of_all = min(part.sizes) if len(part.sizes) == 1 else (0, 0)
+    size = data.size or (of_all[0] if of_all[0] == of_all[1] else 0) or 32
+    channels = data.channels or max((_VALUES[kind] for kind in part.channels), default=1)
+    return f"--set data.size={size} --set data.channels={channels} --set data.num_classes={len(part.classes)}"
 
 
 def _size(data: "Data", part: "PartFound") -> str:

@@ -1,6 +1,7 @@
 """`dpdm verify | audit | report`."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def verify(run: Run, as_json: AsJson = False) -> None:
-    """Check a release's files, and say its claim in plain words."""
+    """Check a release's files, and put its claim into plain words."""
     require_run(run)
     from dpdm.runs import verify_release
 
@@ -26,13 +27,13 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     if as_json:
         return print_json(asdict(found) | {"protects": found.protects, "bounds": found.bounds})
     say(f"claim    {found.statement}")
-    say(f"unit     {found.protects}")
-    say(f"bound    {found.bounds}")
+    say(_wrapped("unit", found.protects))
+    say(_wrapped("bound", found.bounds))
     by_pld = "" if found.epsilon == found.epsilon_rdp else f"{bound(found.epsilon)} by PLD, "
-    say(f"checked  from the events: {by_pld}{bound(found.epsilon_rdp)} by Rényi accounting")
+    say(f"checked  ε from the listed noisy sums: {by_pld}{bound(found.epsilon_rdp)} by Rényi accounting")
     fit = "" if found.own_network or found.exported else "the weights fit the settings; "
     of = "settings, and of all files of the pipeline" if found.exported else "settings and weights"
-    say(f"         digests of {of}; {fit}{'no other file' if found.exported else 'nothing else'} is there")
+    say(f"         digests of {of}; {fit}no other file is there")
     if found.exported:
         say("         not checked: that weights and settings of the pipeline follow from the release")
     for part in found.public:
@@ -49,19 +50,24 @@ def verify(run: Run, as_json: AsJson = False) -> None:
         say(f"prompt   {_quoted([found.prompt])}: declared, and for {{class}} the name of each class")
     others = f"; samplers beside the usual one: {_quoted(found.samplers)}" if found.samplers else ""
     say(f"named    the images {_quoted([found.name])}; {_classes(found.class_names)}{others}")
-    say(f"seed     {found.seed}; names, seed and settings are declared: nothing can check them")
+    say(f"seed     {found.seed}. Names, seed and settings are declared: nothing can check them")
     if found.own_network:
         say(
-            f"network  {found.own_network} is not one of dpdm's, so its code is not checked, nor that the weights are "
-            "its: Release.load(run, network=...) opens it in Python"
+            f"network  {found.own_network} is not one of dpdm's: neither its code is checked, nor that the weights are "
+            "its own. Release.load(run, network=...) opens it in Python"
         )
         say(f"weights  {_some(found.own_weights)}: these names are declared, too")
-    attacks = "" if found.own_network else ": `dpdm audit` attacks it"
-    say(f"The files agree. That training ran as they say, files cannot show{attacks}.")
+    attacks = "" if found.own_network else ": `dpdm audit` attacks the claim"
+    say(f"The files agree. No file can show that training ran as they say{attacks}.")
 
 
+_WIDTH = 100  # columns of what is a paragraph
 _WEIGHTS_SHOWN = 200  # names, in a line
 _SHARES_SHOWN = 10  # of classes, the most frequent ones
+
+
+def _wrapped(what: str, text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent=f"{what:9}", subsequent_indent=9 * " ")
 
 
 def _some(weights: Sequence[str]) -> str:
@@ -118,16 +124,16 @@ def report(
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option(help="A file with the output of dpdm evaluate --json. Is it public? You decide."),
+        typer.Option(help="A file with the output of dpdm evaluate --json. Scores on private images are private."),
     ] = None,
     private: Annotated[
         bool,
-        typer.Option("--private", help="Add losses, norms and the audit: for the data owner alone."),
+        typer.Option("--private", help="Add losses, norms and the audit. Such a page is for the data owner alone."),
     ] = False,
     public: PublicPipeline = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page on what a run claims, spent and draws. JSON with the same facts lies beside it."""
+    """Write a page on what a run claims, spent and draws. Puts JSON with the same facts beside it."""
     require_run(run)
     from dpdm.report import write_report
     from dpdm.runs.run_folder import release_folder

@@ -14,7 +14,10 @@ def export(
     public: PublicPipeline = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a finished run, with its claim, as a diffusers pipeline; one that was a diffusers folder needs no dpdm."""
+    """Write a finished run as a diffusers pipeline, with its claim.
+
+    A network that came from a diffusers folder then needs no dpdm.
+    """
     require_run(run)
     try:
         from dpdm.runs.pipeline import export_pipeline

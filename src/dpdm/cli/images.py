@@ -24,12 +24,12 @@ def sample(
     count: Annotated[int, typer.Option("-n", "--count", help="Number of images.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="An .npz file, or a folder for PNG files.")],
     classes: Annotated[
-        str | None, typer.Option(help="Names of classes, or their places from 0, with commas between (default: all).")
+        str | None, typer.Option(help="Names of classes, or their numbers from 0, joined by commas (default: all).")
     ] = None,
     frequencies: Annotated[
-        str, typer.Option(help="equal, released (by the run's prior), or a number for each class: 3,1,1.")
+        str, typer.Option(help="equal, released (as the run's prior found), or a number for each class: 3,1,1.")
     ] = "equal",
-    seed: Annotated[int | None, typer.Option(help="Seed that makes the images repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed that makes the images repeatable (default: random).")] = None,
     public: PublicPipeline = None,
     sampler: Annotated[str | None, typer.Option(help="One of the run's named samplers, such as accuracy.")] = None,
     set: SetSampler = None,

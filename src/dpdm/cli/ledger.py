@@ -9,7 +9,6 @@ import typer
 
 from dpdm.cli.options import (
     AsJson,
-    Epsilon,
     LedgerPlace,
     SetData,
     Size,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from dpdm.ledger import Account, Ledger, Shown
 
 _BAR = 30  # characters
+_CHANGES = {"add_or_remove_one": "adding or removing", "replace_special": "blanking out"}
 
 ledger = typer.Typer(help="Show and manage what runs have spent on each data set.")
 
@@ -62,7 +62,7 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
         print_json(_facts(shown) | {"history": [spent._asdict() for spent in shown.history]})
         return
     say(f"{account.dataset}: {_total(account)}, registered {account.registered[:10]}")
-    say(f"one unit of protection is {account.unit}, {account.relation}")
+    say(f"one unit of protection is {account.unit}; claims are about {_CHANGES[account.relation]} one")
     if (facts := account.facts) is not None:
         channels, height, width = facts.shape
         classes = ", ".join(facts.class_names) or "none"
@@ -74,6 +74,8 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
     for key, reservation in account.reservations.items():
         say(f"{reservation.state:10} {key[:8]}  {reservation.place}".rstrip())
     say(_used(shown))
+    if any(each.state == "running" for each in account.reservations.values()):
+        say("a running one goes on by its own train command, or ends by: dpdm ledger settle RUN")
     if account.epsilon is not None:
         say("% is of the budget for runs that are chosen one after another, which a filter counts")
 
@@ -81,7 +83,9 @@ def show(dataset: Dataset, place: LedgerPlace = None, as_json: AsJson = False) -
 @ledger.command()
 def register(
     target: Target,
-    epsilon: Epsilon = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="ε of the total: the most that all runs together may spend.")
+    ] = None,
     delta: Annotated[float, typer.Option(help="δ of the total.")] = 1e-5,
     dataset_size: Size = None,
     set: SetData = None,
@@ -120,7 +124,10 @@ def total(
 
 @ledger.command()
 def regroup(dataset: Dataset, place: LedgerPlace = None) -> None:
-    """Allow other groups of the same images. Names were corrected, say. Only the owner of the data should."""
+    """Allow other groups of the same images, such as after a correction of names.
+
+    Only the owner of the data should do this.
+    """
     _open(place).allow_other_groups(dataset)
     say(f"the next run on {dataset} may group its images differently")
     say("groups must still mean the same thing, persons for example: otherwise the claims do not add up")
@@ -150,7 +157,7 @@ def settle(
     ] = False,
     place: LedgerPlace = None,
 ) -> None:
-    """End a crashed run. What its journal says was spent counts, and the rest is given back."""
+    """End a crashed run: its journal says what counts, and the ledger gives back the rest."""
     book = _open(place)
     if not (run / "private").is_dir():
         fail(f"{run} holds no run that a ledger counts: is the path right?")
@@ -158,6 +165,7 @@ def settle(
 
     spent, planned = settle_run(run, book, only_copy=only_copy)
     say(f"{run} counts {spent:,} of {planned:,} noisy sums as released, and can release no more")
+    say("dpdm ledger says what is left. A first run that was the whole total counts in full once it released anything")
 
 
 @ledger.command()

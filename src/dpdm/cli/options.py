@@ -26,71 +26,71 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help="How images are made. Data, machine, ε and δ stay the target's; the rest is the method's own preset."
-        + "".join(f"\n\n{method}" for method in METHODS),
+        help="The method that makes the images (default: the target's). It keeps the target's data, machine, ε and δ; "
+        "its own preset sets the rest." + "".join(f"\n\n{method}" for method in METHODS),
     ),
 ]
 PublicPipeline = Annotated[
     Path | None,
     typer.Option(
         "--public",
-        help="The diffusers pipeline that a text-to-image run began with, whose weights its release lacks (default: "
-        "the one that the run's own folder names).",
+        help="For a text-to-image run: the diffusers pipeline that it began with, whose weights its release lacks "
+        "(default: the one that the run's own folder names).",
     ),
 ]
 PublicImages = Annotated[
     str | None,
     typer.Option(
         "--public",
-        help="Images declared public, for a method that starts from some: fonts or shapes, which are drawn, a path or "
-        "a name, or several joined by +. No ε protects them. Or a finished run: images are drawn from its release, "
-        "whose noisy sums the claim then counts again.",
+        help="Public images to start from: fonts, shapes (a program draws both), a path, a name, or several joined by "
+        "+. No ε protects them. Or a finished run: its release draws the images, and the claim counts its noisy sums "
+        "again.",
     ),
 ]
 StartFolder = Annotated[
     str | None,
     typer.Option(
         "--start",
-        help="A folder that dpdm pretrain made: a network to begin with. Of several, joined by +, private images "
-        "choose one. Or none (default: a preset's). For the method statistics a classifier (pretrain --kind).",
+        help="A public network to begin with: a folder that dpdm pretrain made, or none (default: a preset's). Private "
+        "images choose one of several, joined by +. The method statistics takes a classifier (pretrain --kind).",
     ),
 ]
 Epsilon = Annotated[
     float | None,
-    typer.Option(help="Privacy budget ε (default: a preset's, for its own images alone; δ is privacy.delta, 1e-5)."),
+    typer.Option(help="Privacy budget ε (default: a preset's, for its own images alone). δ is privacy.delta, 1e-5."),
 ]
 Size = Annotated[
     int | None,
     typer.Option(
         help="A public figure for the number of images, or of groups. With it the claim is about adding or removing "
-        "one of them (default: the exact number counts as public, and the claim is about blanking one out)."
+        "one. Without it the exact number counts as public, and the claim is about blanking one out."
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Any setting, as key=value: network.width=64, say. plan --json lists all settings."),
+    typer.Option("--set", help="Any setting, as key=value, such as network.width=64. plan --json lists all settings."),
 ]
 SetData = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting of the images, as key=value: data.size=32, say."),
+    typer.Option("--set", help="A setting of the images, as key=value, such as data.size=32."),
 ]
 SetSampler = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting of the sampler, as key=value: sampler.steps=10, say."),
+    typer.Option("--set", help="A setting of the sampler, as key=value, such as sampler.steps=10."),
 ]
 Rehearse = Annotated[
     bool,
     typer.Option(
         "--rehearse",
-        help="Find learning rate and clipping norm before, on images that are drawn, under the planned noise: in about "
-        "a fourth of the steps' time, and more where batches are small.",
+        help="Find learning rate and clipping norm first, on drawn images under the planned noise. Takes about a "
+        "fourth of the steps' time, and more where batches are small.",
     ),
 ]
 Minutes = Annotated[
     float | None,
     typer.Option(
-        help="Time for the run. Noise multiplicity (of diffusion), steps and batch are chosen to fit it on this "
-        "machine; of statistics, the number of images."
+        help="Time for the run. Measures this machine, then chooses steps, batch and noise multiplicity that fit; for "
+        "the method statistics, the number of images."
     ),
 ]
 LedgerPlace = Annotated[

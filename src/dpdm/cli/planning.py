@@ -340,7 +340,7 @@ def _declared(config: "Config") -> tuple["ImageFacts", "AnyPlan"]:
         "data.num_classes": num_classes,
         "privacy.dataset_size": privacy.dataset_size,
     }
-    tell(f"opening {data.source}: {', '.join(key for key, value in facts.items() if value is None)} not declared")
+    tell(f"opening {data.source} for what is not declared: {', '.join(key for key in facts if facts[key] is None)}")
     opened = data.open()
     return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: opened.num_units)
 

@@ -34,8 +34,8 @@ _USES = {
 Kind = Annotated[
     str,
     typer.Option(
-        help="denoiser: a network for private steps (diffusion); classifier: one that tells public classes, whose "
-        "layers are matched (statistics); or codec: one that makes images smaller (--set codec.source)."
+        help="denoiser (a network for the method diffusion), classifier (for the method statistics, which matches its "
+        "layers), or codec (an autoencoder that makes images smaller, for --set codec.source)."
     ),
 ]
 
@@ -44,23 +44,23 @@ def pretrain(
     public: Annotated[
         str,
         typer.Argument(
-            help="Images declared public: fonts or shapes, which are drawn, a path or a name, or several joined by +. "
-            "Or a finished run: images are drawn from its release, whose noisy sums later runs then count again."
+            help="Public images: fonts, shapes (a program draws both), a path, a name, or several joined by +. Or a "
+            "finished run: its release draws the images, and later runs count its noisy sums again."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make, for train --start.")],
     like: Annotated[
-        str, typer.Option(help="What it is for: a preset, a TOML file, or a path, of which no image is read.")
+        str, typer.Option(help="The private images that it is for: a preset, a TOML file, or a path. None is read.")
     ],
     kind: Kind = "denoiser",
-    minutes: Annotated[float, typer.Option(help="Time for it, beside that for opening or drawing its images.")] = 30.0,
+    minutes: Annotated[float, typer.Option(help="Time for training. Opening or drawing images comes on top.")] = 30.0,
     ledger: LedgerPlace = None,
     set: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a network on public images, for private runs to begin with.
+    """Train a network on public images, as a start of private runs.
 
-    Nothing private is read, and nothing is spent. The same command goes on where it was interrupted.
+    Reads nothing private, and spends no ε. The same command goes on where it was interrupted.
     """
     _require_of_a_start(kind, set or [], minutes)
     config = load_settings(like, None, None, set, claims=False)
@@ -89,7 +89,7 @@ def pretrain(
     start = open_start(output)
     if as_json:
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
-    return _tell_what_next(start, output, like, _USES[kind].format(output=output, public=public))
+    return _tell_what_next(start, output, like, kind, _USES[kind].format(output=output, public=public))
 
 
 def _training_on(drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes: float, kind: str) -> "PublicTraining":
@@ -107,11 +107,15 @@ def _training_on(drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes:
     return Pretraining(method=config.method, **made)
 
 
-def _tell_what_next(start: "PublicStart", output: Path, like: str, use: str) -> None:
+def _tell_what_next(start: "PublicStart", output: Path, like: str, kind: str, use: str) -> None:
     """Say what a start was made with, and what can be done with it."""
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
     say(f"next: dpdm train {like} {use}")
+    if kind == "denoiser":
+        say(
+            "before: dpdm plan, with the same options, says whether private steps pay; --set privacy.steps=0 takes none"
+        )
 
 
 def _require_others(config: "Config", public: str) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Reference = Annotated[str, typer.Option(help="Real images to test on, such as fashion-mnist:test.")]
 FitTo = Annotated[
     str,
-    typer.Option("--fit", help="How real images get to the size of the others: crop, pad or resize."),
+    typer.Option("--fit", help="How real images reach the size of the synthetic ones: crop, pad or resize."),
 ]
 Classes = Annotated[int | None, typer.Option("--num-classes", help="Number of classes, if no file declares it.")]
 Named = Annotated[
@@ -40,23 +40,23 @@ Named = Annotated[
         "baseline), or a TorchScript file.",
     ),
 ]
-Group = Annotated[str | None, typer.Option(help="What names the groups of real images, as data.group does.")]
+Group = Annotated[str | None, typer.Option(help="Groups of the real images, named as for data.group.")]
 DPSGDEpsilon = Annotated[
     float | None, typer.Option("--dp-sgd", help="Train a CNN on the baseline by DP-SGD as well, at this ε.")
 ]
 DPSGDStart = Annotated[
     str | None,
     typer.Option(
-        help="What --dp-sgd begins with: none; procedural, drawn images; or features, public ones of "
-        "EfficientNet-Lite0 (without its packages, of a random network) under a linear classifier."
+        help="What --dp-sgd begins with: none; procedural (drawn images); or features (a linear classifier on those of "
+        "the public EfficientNet-Lite0; without its packages, of a random network)."
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Train for fewer epochs. Not comparable with papers.")]
 Protocol = Annotated[
     str | None,
     typer.Option(
-        help="How to train: paper (the default), quick (as --quick does), or dpimagebench (a wide residual network for "
-        "50 epochs on a GPU, else a small one)."
+        help="How to train: paper (default), quick (as --quick), or dpimagebench (50 epochs of a wide residual "
+        "network on a GPU, of a small one elsewhere)."
     ),
 ]
 _OF_BENCHMARK = 60_000  # images
@@ -81,7 +81,10 @@ def evaluate(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train classifiers on synthetic images, and test on real ones: LogReg, MLP, CNN and, in colour, a ResNet."""
+    """Judge synthetic images by classifiers, tested on real ones.
+
+    LogReg, MLP, CNN and, in colour, a ResNet learn from the synthetic images alone.
+    """
     _refuse(synthetic, baseline, dp_sgd, dp_sgd_start, group)
     require_found(synthetic, reference, baseline)
     named = _protocol(protocol, quick)
@@ -223,7 +226,8 @@ def compare(
     public: PublicImages = None,
     dataset_size: Size = None,
     run: Annotated[
-        Path | None, typer.Option("--run", "-r", help="With --methods: the folder. The same command goes on.")
+        Path | None,
+        typer.Option("--run", "-r", help="With --methods: the folder of all runs. The same command goes on."),
     ] = None,
     ledger: LedgerPlace = None,
     set: Set = None,
@@ -236,7 +240,10 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="With --methods: a table in Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge runs, or images of any origin, side by side; or train methods on a benchmark and judge those."""
+    """Judge runs, or images of any origin, side by side.
+
+    With --methods it first trains methods on a benchmark, and judges those.
+    """
     from dpdm.types import require_positive
 
     require_positive(count=count)

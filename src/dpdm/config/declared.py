@@ -10,7 +10,7 @@ from dpdm.methods import ImageFacts
 from dpdm.types import InputError
 
 
-def declared_facts(config: Config, *, ledger: Ledger | None = None) -> ImageFacts:
+def declared_facts(config: Config, *, ledger: Ledger | None = None, also: str = "") -> ImageFacts:
     """Return shape and classes of the images that settings describe, or that were declared with their total.
 
     Classes are called as those of a built-in data set are, else by their numbers; those in a ledger by their names.
@@ -18,6 +18,7 @@ def declared_facts(config: Config, *, ledger: Ledger | None = None) -> ImageFact
     Args:
         config: The settings. What they say of the images goes before what a ledger says.
         ledger: Where the data set may be registered, by `data.name`, or by the name of its folder or file.
+        also: A further option that the caller lacks, as its user would write it: the error asks for it, too.
 
     Raises:
         InputError: Something is not declared: it names all that is missing, and how to give it.
@@ -29,8 +30,9 @@ def declared_facts(config: Config, *, ledger: Ledger | None = None) -> ImageFact
         example = {"data.size": 32, "data.channels": 3, "data.num_classes": 10}
         how = " ".join(f"--set {key}={example[key]}" for key in missing)
         raise InputError(
-            f"{data.source} is not opened for this, so its facts must be declared: say {' and '.join(missing)}, such "
-            f"as {how} (data.num_classes=0: no classes); or register it (dpdm ledger register)"
+            f"{data.source} is not opened for this, so declare {', '.join(missing)}, such as {how} {also}".rstrip()
+            + f" (data.num_classes=0: no classes). `dpdm check {data.source}` shows them; `dpdm ledger register` keeps "
+            "them"
         )
     channels, *sides = (None, None, None) if known is None else known.shape
     height, width = sides if data.size is None else (data.size, data.size)

@@ -173,17 +173,17 @@ class NoPrivacy:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`[machine]`: what makes a run fast on this machine; it may change when a run goes on.
+    """`[machine]`: settings for the speed on this machine. They may change when a run goes on.
 
     Args:
-        physical_batch_size: Examples on the device at once; "auto" is what its memory holds and its speed wants.
-        strategy: How clipped gradients are computed: "layer-wise" is the fastest, by rules for the layers of the
-            package's networks; "one-backward-each" needs the least memory; "vectorized" is the reference.
-        device: "auto" takes a GPU where there is one.
-        precision: Of the network's calls; "auto" is bfloat16 where the hardware has it.
-        checkpointing: Whether blocks of a network of `diffusers` are computed again for the backward pass, and keep
-            nothing until then: less memory for an example, for a fourth more time up to twice as much.
-        tensorboard: Whether to write for TensorBoard too: what anyone may see into `watch/`, losses and norms into
+        physical_batch_size: Examples on the device at once. "auto" fits them to its memory and speed.
+        strategy: How to compute clipped gradients. "layer-wise" is the fastest, by rules for the package's layers.
+            "one-backward-each" needs the least memory. "vectorized" is the reference.
+        device: The device. "auto" takes a GPU if there is one.
+        precision: Precision of the network's calls. "auto" is bfloat16 where the hardware has it.
+        checkpointing: Whether the backward pass computes blocks of a `diffusers` network again. It saves memory, and
+            takes from a fourth more time to twice as much.
+        tensorboard: Whether to write for TensorBoard, too: figures for anyone into `watch/`, losses and norms into
             `private/`.
 
     Example:
@@ -284,7 +284,8 @@ def require_public_source(method: Method, *, given: bool) -> None:
     """Raise InputError unless public images are given exactly where a method starts from some."""
     if method.starts_from_images and not given:
         raise InputError(
-            f"the method {method.kind} starts from public images: name some, by --public PATH (in Python, public=...)"
+            f"the method {method.kind} starts from public images: name some, by --public PATH, or --public shapes "
+            "for drawn ones (in Python, public=...)"
         )
     if given and not method.starts_from_images:
         raise InputError(f"the method {method.kind} starts from no public images: leave out --public")

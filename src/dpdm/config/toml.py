@@ -38,18 +38,18 @@ def load_config(
 ) -> Config:
     """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
 
-    A preset's ε and number of images are for those that the preset names: they are left out where `data.source` is
-    another one. Nobody has declared how many other images there are.
+    A preset's ε and number of images are for those that the preset names. They do not apply to another `data.source`:
+    nobody has declared how many other images there are.
 
     Args:
-        target: What is asked for; a file that a run wrote is one, too.
-        method: The name of a method. Data, machine, ε and δ stay those of `target`; the rest is that of the method's
-            own preset.
-        overrides: Settings.
-        leave_out: Tables of `target` that are left out.
+        target: A preset's name, a TOML file or a path. A file that a run wrote is one, too.
+        method: The name of a method. Data, machine, ε and δ stay those of `target`; the method's own preset sets the
+            rest.
+        overrides: Settings as `key=value`, such as "privacy.epsilon=1".
+        leave_out: Tables of `target` to leave out.
 
     Raises:
-        InputError: No such preset, file, path or method; an unknown key; a value that does not fit.
+        InputError: There is no such preset, file, path or method. Or a key is unknown, or a value does not fit.
 
     Example:
         >>> load_config("fashion-mnist-cpu", overrides=["privacy.epsilon=1"]).privacy.epsilon

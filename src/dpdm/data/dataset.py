@@ -36,30 +36,29 @@ class ImageDataset:
         images: `uint8` (number, height, width[, channel]), 1 (grey), 3 (RGB) or 4 (RGBA) channels, sides >= 8.
         labels: Integers (number,) or (number, 1), 0 <= label < num_classes, kept as `int64` (number,); None for
             unlabelled images.
-        num_classes: How many classes are declared; 0 exactly when there are no labels.
+        num_classes: The declared number of classes; 0 exactly when there are no labels.
         class_names: One name for each class; "0", "1", ... when undeclared.
-        groups: Integers (number,): which group each image belongs to, 0 to the number of groups less one, none of them
-            empty (`group_indices` makes them). A group is the unit of protection then: all images of one person, say.
-            None makes each image a unit by itself.
-        sources: Digests of what each image was before it was framed, `uint8` (number, 2, 32): the SHA-256 of its file,
-            and of its pixels. A ledger knows images again by them at another size. None where nothing was framed.
-        blank: Which images take no part, booleans (number,): `blank_equal` makes them. Such an image adds zero to every
-            sum, and counts as a record still: as one of its group, and of the declared number. None: all take part.
+        groups: Integers (number,): the group of each image, from 0, no group empty (`group_indices` makes them). A
+            group, such as all images of one person, is then the unit of protection. None makes each image a unit.
+        sources: Digests of each image before framing, `uint8` (number, 2, 32): the SHA-256 of its file, and of its
+            pixels. By these digests a ledger recognises images at another size. None if nothing was framed.
+        blank: Which images take no part, booleans (number,) (`blank_equal` makes them). A blank image adds zero to
+            every sum, and still counts as a record of its group and of the declared number. None: all take part.
         name: What messages call this data set.
-        public: Whether these images are published already, as benchmarks are: a ledger then counts and limits nothing.
-        drawn: Whether a release drew these images: they are not public by themselves, whoever begins with them counts
-            what that release cost.
+        public: Whether these images are published already, like benchmarks. A ledger then limits nothing.
+        drawn: Whether a release drew these images. They are not public by themselves: a run that begins with them
+            counts the cost of that release.
         claim: The statement of the claim that its files make, if they say that a release drew them.
-        location: Where it was opened (the resolved path, or the built-in name) and how it was fitted; for the data
-            owner, never published.
-        made_of: The whole sets that it was joined from, or is a part of, for a ledger to know again.
+        location: Where the images were opened (a resolved path, or a built-in name), and how they were framed. For the
+            data owner, never published.
+        made_of: The whole sets that these images were joined from, or are a part of. A ledger recognises them.
 
     Raises:
-        InputError: For whatever of this does not hold.
+        InputError: One of these conditions does not hold. The message says which.
 
     Privacy:
-        `images`, `labels`, `groups`, `sources`, `blank`, `len()` and `num_units` are secret, and `location` is the data
-        owner's. The rest is declared, and all that `repr` draws on.
+        `images`, `labels`, `groups`, `sources`, `blank`, `len()` and `num_units` are secret. `location` is for the data
+        owner. The rest is declared, and `repr` shows nothing else.
 
     Example:
         >>> images, labels = np.zeros((20, 28, 28, 1), np.uint8), np.arange(20) % 2
@@ -122,17 +121,17 @@ class ImageDataset:
 
     @property
     def units(self) -> Int64[np.ndarray, " images"]:
-        """For each image the index of the unit of protection it belongs to: of its group, or its own."""
+        """The index of each image's unit of protection: of its group, or its own."""
         return np.arange(len(self)) if self.groups is None else self.groups
 
     @property
     def num_units(self) -> int:
-        """How many units of protection there are: groups, or images where there are none."""
+        """The number of units of protection: groups, or images if there are no groups."""
         return len(self) if self.groups is None else int(self.groups.max(initial=-1)) + 1
 
     @property
     def weights(self) -> Float64[np.ndarray, " images"]:
-        """For each image 1 ÷ the number of images in its unit, or 0 if it is blank: a unit's add up to one at most."""
+        """For each image 1 ÷ the size of its unit, or 0 if it is blank: a unit's weights add up to at most one."""
         units = self.units
         weights: Float64[np.ndarray, " images"] = 1 / np.bincount(units)[units]
         return weights if self.blank is None else np.where(self.blank, 0.0, weights)
@@ -140,7 +139,7 @@ class ImageDataset:
     def part(self, chosen: range | Int64[np.ndarray, " units"]) -> "ImageDataset":
         """Return the units of these indices, numbered anew in their order, with the facts declared about all.
 
-        Images of a range of units are no copy, unless there are groups and some of them are left out.
+        A range of units shares the memory of the images, except if groups are left out.
         """
         if isinstance(chosen, range) and chosen == range(self.num_units):
             return self
@@ -157,7 +156,7 @@ class ImageDataset:
         return part
 
     def shown_by(self, images: Images | Latents) -> "ImageDataset":
-        """Return the same records with other numbers for their images: latents, say, of any channels and sides."""
+        """Return the same records with other numbers as images, such as latents of any channels and sides."""
         self._require(images.dtype in (np.uint8, np.float16), "there must be levels, or numbers of latents")
         self._require(len(images) == len(self), "there must be levels for each image")
         shown = copy.copy(self)
@@ -165,11 +164,11 @@ class ImageDataset:
         return shown
 
     def digest(self) -> str:
-        """Return a SHA-256 of images, labels, groups and blanks in their order, which is as secret as they are.
+        """Return a SHA-256 of images, labels, groups and blanks in their order. It is as secret as the images.
 
-        Processes of one run each open the images by themselves and keep a part by index. If they saw different ones,
-        as when a file is added while they start, a record could lie in two parts and enter a step twice: its share of
-        the sum would be 2C, and the noise hides C. So all must have the same digest.
+        Each process of a run opens the images by itself and keeps a part by index. If a file is added while they start,
+        processes could see different images. A record could then lie in two parts, and enter a step twice: its share of
+        the sum would be 2C, but the noise hides C. So all processes must have the same digest.
         """
         others = (self.labels, self.groups, self.blank)
         given = repr((self.images.shape, [numbers is not None for numbers in others]))

@@ -33,26 +33,25 @@ def open_dataset(
     A built-in name goes before a path: write `./digits`, or pass a Path, for a folder of that name.
 
     Args:
-        source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of a folder or .zip archive of
-            images, a folder of IDX files named as those of MNIST or of CIFAR's binary version, an .npz or .npy file, a
-            .parquet file or a folder of them, what Hugging Face's `datasets` saved to disk, or a folder that
-            `dpdm prepare` made; `:train` (the default), `:val` or `:test` after it chooses a part. Parts are known by
-            the names of folders, files or arrays (`train`, `training`, `val`, `valid`, `validation`, `test`, `testing`,
-            in any case). A path that does not exist here is looked for, as a folder, file or .zip archive, in the
-            folder that the environment variable DPDM_DATA names.
+        source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of one of these: a folder or .zip
+            archive of images; a folder of MNIST's IDX or CIFAR's binary files; an .npz or .npy file; a .parquet file or
+            a folder of them; a data set that Hugging Face's `datasets` saved; a folder that `dpdm prepare` made. A
+            suffix `:train` (default), `:val` or `:test` chooses a part. Folders, files or arrays of such names are the
+            parts: `train`, `training`, `val`, `valid`, `validation`, `test`, `testing`, in any case. The environment
+            variable DPDM_DATA names a folder to look in for a path that does not exist here.
         size: Side of the square in pixels, >= 8; None leaves sizes as they are. A prepared folder has its own.
-        fit: How images that are not square get there: "crop", "pad" or "resize" (see `Framing`).
+        fit: How images that are not square become square: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.
-        num_classes: How many classes there are; labels that come as numbers need it.
-        group: What names the group of each image, if the unit of privacy is all images of one person, say, and not each
-            image: "folder", the folders that images lie in, inside of class folders; the heading of a further column of
-            a `labels.csv`; a column of a table; an array in an .npz file; "groups" for a folder prepared with groups.
-        read: Reads the images of sources that consist of image files (default: into memory).
-        public: Whether whoever calls this declares that the images are published already. What has to be declared of
-            private ones is then read off their labels.
+        num_classes: Number of classes. Labels that come as numbers need it.
+        group: Where the group of each image stands, if the unit of privacy is a group such as one person. "folder"
+            takes the folders inside class folders. Other names are a further column of `labels.csv`, a column of a
+            table, or an array of an .npz file. A folder that was prepared with groups needs "groups".
+        read: The reader of image files (default: into memory).
+        public: Whether the caller declares that the images are published already. Facts that private images need
+            declared then come from the labels.
 
     Raises:
-        InputError: If the source cannot be opened so.
+        InputError: The source cannot be opened so. The message says what to do.
 
     Example:
         >>> open_dataset("digits:test").shape

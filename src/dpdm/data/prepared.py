@@ -85,7 +85,8 @@ def prepare(
     """
     if leave_out and None in (framing.size, framing.channels):
         # Else the first record would decide which others are left out.
-        raise InputError("to leave records out, declare data.size and data.channels: --set data.size=32")
+        both = "--set data.size=32 --set data.channels=3"
+        raise InputError(f"to leave records out, declare both size and channels, such as {both}")
     if folder.exists() and (not folder.is_dir() or not _ours(folder)):
         raise InputError(f"{folder} holds something else: choose another folder")
     is_new = not folder.exists()

@@ -35,12 +35,12 @@ class NoisyBatch(NamedTuple):
 class DenoisingLoss:
     """ℓ = mean over k and pixels of λ(σ_k) (D(x_k + σ_k n_k; σ_k, c_k) − x_k)².
 
-    All x_k are one image, or each is drawn from the images of one group (`choose`): one example, one loss.
+    All x_k are one image, or draws from the images of one group (`choose`): one example, one loss.
 
     Args:
-        noise_multiplicity: K, how many noisy copies of an example one step takes. More of them make its gradient less
-            random, cost time, and cost no privacy.
-        label_dropout: Probability with which a copy's label becomes the null class, for guidance; drawn per copy.
+        noise_multiplicity: K, the number of noisy copies of an example in a step. More copies make its gradient less
+            random. They cost time, and no privacy.
+        label_dropout: Probability that a copy's label becomes the null class, for guidance. Each copy has its own draw.
 
     Source:
         Dockhorn et al. 2023, eq. 6 (noise multiplicity); Karras et al. 2022, eq. 8 (weighting).
@@ -60,12 +60,12 @@ class DenoisingLoss:
             raise InputError(f"label_dropout must be in [0, 1), not {self.label_dropout}")
 
     def choose(self, sizes: Int64[np.ndarray, " batch"], *, random_bytes: RandomBytes) -> Int64[np.ndarray, "batch K"]:
-        """Draw which image of its group each copy of an example shows: any with the same probability, every time.
+        """Draw which image of its group each copy of an example shows, uniformly and independently.
 
         Args:
-            sizes: How many images each group has.
-            random_bytes: Sixteen bytes are read for each group; `draw` may be given the same ones, since what it takes
-                lies elsewhere in the generator's period.
+            sizes: Number of images of each group.
+            random_bytes: Source of sixteen bytes for each group. `draw` may get the same bytes: it uses another part of
+                the generator's period.
 
         Returns:
             Numbers from 0 to the group's size less one.
@@ -87,16 +87,16 @@ class DenoisingLoss:
     ) -> NoisyBatch:
         """Draw σ, n and dropped labels for all copies of each example.
 
-        Each example is keyed by its own sixteen bytes, so its draws depend neither on the other examples of the
-        batch nor on how a batch is split. Within an example the K noise levels are stratified: one from each K-th of
-        their distribution, in random order, which keeps every marginal and lowers the gradient's variance.
+        Sixteen bytes of its own key each example. So its draws depend neither on the other examples of the batch nor on
+        how a batch is split. The K noise levels of an example are stratified: one from each K-th of their distribution,
+        in random order. This keeps every marginal, and lowers the gradient's variance.
 
         Args:
             x: Clean images in [-1, 1]: one for each example, or one for each of its copies.
             labels: Their classes, one for each image in `x`.
             null_label: The class that stands for "no label".
             noise_levels: Distribution of σ.
-            random_bytes: Sixteen bytes are read for each example.
+            random_bytes: Source of sixteen bytes for each example.
         """
         copies = self.noise_multiplicity
         noise = np.empty((len(x), copies, *x.shape[-3:]), dtype=np.float32)

@@ -16,11 +16,12 @@ from dpdm.types import Denoiser, InputError
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedSolver(Sampler):
-    """Steps that are exact for the prior's Gaussian, with a line through the last two answers for all else. Order 2.
+    """Steps that are exact for the prior's Gaussian, and second-order for the rest. One denoiser call a step.
 
-    With m the class's mean and z = (Σ + σ² I)^(-1/2) (x − m), the probability-flow ODE in a direction of variance v is
-    dz = −G dθ, where θ = arctan(σ / √v) and G = (Σ + σ² I)^(1/2) Σ^(-1/2) (D − W) / σ: what D has beyond the Gaussian's
-    own denoiser W. Where they are one, a single step goes from any σ to the image. One denoiser call a step.
+    Let m be the class's mean, and z = (Σ + σ² I)^(-1/2) (x − m). In a direction of variance v the probability-flow ODE
+    is dz = −G dθ, with θ = arctan(σ / √v) and G = (Σ + σ² I)^(1/2) Σ^(-1/2) (D − W) / σ. W is the Gaussian's own
+    denoiser. If D = W, a single step goes from any σ to the image. For G a step takes the line through its last two
+    values.
 
     It needs moment-matched preconditioning.
 

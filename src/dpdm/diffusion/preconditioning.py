@@ -177,7 +177,7 @@ class VP(ScalarPreconditioning):
 class VE(ScalarPreconditioning):
     """Prediction of the negative noise under a variance-exploding SDE: the input is not scaled.
 
-    It has not seen noise below its least level (default: 0.02), so samplers must not go there.
+    Training sees no noise below the least level (default: 0.02), so samplers must not go below it.
 
     Source:
         Song et al. 2021; Karras et al. 2022, Table 1, column "VE".
@@ -198,15 +198,15 @@ class VE(ScalarPreconditioning):
 
 @dataclass(frozen=True, kw_only=True)
 class DDPM(ScalarPreconditioning):
-    """What a network of `diffusers` is trained for, at the discrete times of its scheduler: √ᾱ x + √(1 − ᾱ) n at t.
+    """The prediction of a network of `diffusers`, at the discrete times t of its scheduler: √ᾱ x + √(1 − ᾱ) n at t.
 
-    Its input is x / √(1+σ²), which has the variance that √ᾱ x₀ + √(1 − ᾱ) n has; ᾱ = 1 / (1+σ²). A network is told t
-    divided by how many times there are.
+    The network's input is x / √(1+σ²), which has the variance of √ᾱ x₀ + √(1 − ᾱ) n; ᾱ = 1 / (1+σ²). The network gets t
+    divided by the number of times.
 
     Args:
-        prediction: What the network gives: the noise ("epsilon"), x₀ ("sample"), or √ᾱ n − √(1 − ᾱ) x₀
+        prediction: The network's output: the noise ("epsilon"), x₀ ("sample"), or √ᾱ n − √(1 − ᾱ) x₀
             ("v_prediction").
-        noise_levels: Those of the scheduler.
+        noise_levels: The noise levels of the scheduler.
 
     Source:
         Ho, Jain & Abbeel 2020, eq. 4 and 14; Salimans & Ho 2022, section 4; in the variables of Karras et al. 2022.
@@ -226,7 +226,7 @@ class DDPM(ScalarPreconditioning):
 
     @property
     def c_noise_unit(self) -> float:  # type: ignore[override]
-        """How many times there are."""
+        """The number of times."""
         return float(self.noise_levels.times)
 
     def coefficients(self, sigma: Float[Tensor, "*shape"]) -> Coefficients:
@@ -244,7 +244,7 @@ class DDPM(ScalarPreconditioning):
 class MomentMatched:
     """EDM about a prior: the network only learns what the prior's own denoiser gets wrong.
 
-    This is the choice; `about` couples it with a prior, once there is one.
+    This value is the choice alone: `about` couples it with a prior, once there is one.
 
     Example:
         >>> type(Diffusion().preconditioning) is MomentMatched

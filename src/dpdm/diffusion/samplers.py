@@ -53,7 +53,7 @@ class Sampler(ABC):
         return karras_schedule(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
 
     def require_trained(self, noise_levels: NoiseLevels, *, name: str = "sampler") -> None:
-        """Raise InputError if the sampler, called `name`, goes where training with `noise_levels` has never been."""
+        """Raise InputError if the sampler `name` visits noise levels outside `noise_levels`, those of training."""
         low, high = noise_levels.span
         if self.sigma_min < low:
             raise InputError(
@@ -188,7 +188,7 @@ class StochasticDDIM(Sampler):
 class Churn(Sampler):
     """Heun steps of the ODE, each after adding a little fresh noise ("churn"). Order 2 without churn.
 
-    Two denoiser calls a step, the last one has one.
+    A step makes two denoiser calls, and the last step makes one.
 
     Args:
         s_churn: Amount of fresh noise over the whole schedule; 0 is the deterministic Heun sampler.
@@ -250,9 +250,9 @@ class Churn(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class DPMSolver(Sampler):
-    """DPM-Solver++(2M): exact in the linear part of the ODE, a line through the last two answers of the denoiser.
+    """DPM-Solver++(2M): exact in the linear part of the ODE, a line through the denoiser's last two outputs elsewhere.
 
-    Order 2 with one denoiser call a step: good images from 15 to 25 of them.
+    Order 2 with one denoiser call a step. From 15 to 25 steps make good images.
 
     Source:
         Lu et al. 2022 (DPM-Solver++), Algorithm 2, with α = 1 and λ = −ln σ.

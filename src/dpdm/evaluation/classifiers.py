@@ -23,12 +23,12 @@ ImageShape = tuple[int, int, int]
 
 
 class Classifier(Protocol):
-    """A recipe for a module from images to logits: any object that has this one method will do.
+    """A recipe for a module from images to logits: any object with this one method.
 
-    It may have a `protocol` besides: the `UtilityProtocol` by which it is trained where nobody asks for another one.
+    It may also have a `protocol`: the `UtilityProtocol` that trains it by default.
 
-    The module is tried on a few synthetic images before anything is trained, and refused in one line if it is not what
-    is said here.
+    The caller tries the module on a few synthetic images before any training, and raises InputError unless it is as
+    described here.
 
     Example:
         >>> class Linear:
@@ -41,9 +41,9 @@ class Classifier(Protocol):
     def build(self, shape: ImageShape, num_classes: int) -> nn.Module:
         """Return a new untrained module each time; its initial weights come from torch's global random state.
 
-        It takes float32 images (batch, channel, height, width) in [-1, 1], of `shape` each and of any number, and gives
-        floating-point logits (batch, num_classes). It is trained by Adam on the cross entropy, in training mode, and
-        asked in evaluation mode; the last batch of an epoch can be a single image.
+        The module takes any number of float32 images of `shape` (batch, channel, height, width) in [-1, 1], and returns
+        floating-point logits (batch, num_classes). Adam trains it on the cross entropy in training mode. Scores come
+        from evaluation mode. The last batch of an epoch can be a single image.
         """
         ...
 

@@ -26,7 +26,7 @@ _ROWS = 500  # of a matrix of distances at once: 40 MB for 10,000 columns in flo
 def frechet_distance(a: Float[Tensor, "images features"], b: Float[Tensor, "others features"]) -> float:
     """Return the squared 2-Wasserstein distance of the Gaussians with the moments of both sets of features.
 
-    It is biased: smaller sets are farther from one another. Compare scores of sets of the same size only.
+    The distance is biased: smaller sets are farther from one another. Compare only sets of the same size.
 
     Raises:
         InputError: A set is too small, or the sets do not fit together.

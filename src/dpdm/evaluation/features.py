@@ -35,9 +35,9 @@ OfLevels = Callable[[Float[Tensor, "images channels height width"]], Float[Tenso
 
 
 class Features(Protocol):
-    """A value that builds a function from images to feature vectors: any object that has these three will do.
+    """A value that builds a function from images to feature vectors: any object with these three attributes.
 
-    It is tried on made-up images before anything is computed, and refused in one line if it is not what is said here.
+    The caller tries it on made-up images first, and raises InputError unless it is as described here.
 
     Example:
         >>> class FirstColumn:
@@ -50,23 +50,23 @@ class Features(Protocol):
 
     @property
     def name(self) -> str:
-        """What scores are called by: a printable text of at most 200 bytes."""
+        """The name of the scores: a printable text of at most 200 bytes."""
         ...
 
     @property
     def digest(self) -> str:
         """Weights and preparation of the images, in a printable text of at most 1000 bytes.
 
-        It is recorded with scores, which compare only if equal.
+        Scores are recorded with it, and compare only if it is equal.
         """
         ...
 
     def build(self) -> Compute:
         """Return the function.
 
-        It takes uint8 images (number, height, width, channel), up to 200 at a time, and leaves them as they are. It
-        returns a floating-point tensor (number, features) on the CPU: two features or more, every number finite.
-        The features of an image do not depend on the images beside it, nor on chance.
+        The function takes up to 200 uint8 images (number, height, width, channel), and does not change them. It returns
+        a floating-point tensor (number, features) on the CPU: two features or more, every number finite. The features
+        of an image do not depend on the other images, nor on chance.
         """
         ...
 
@@ -376,11 +376,11 @@ def image_features(
 
     Args:
         images: uint8 (number, height, width[, channel]).
-        features: Which; anybody's own too, see `Features`.
-        on_progress: Called after each part with its number of images.
+        features: The features to compute; your own, too (see `Features`).
+        on_progress: A function that gets the number of images of each part when it is done.
 
     Raises:
-        InputError: There are no images, or the features are not what `Features` says: before anything is computed.
+        InputError: There are no images, or the features are not as `Features` describes. Nothing is computed then.
 
     Example:
         >>> image_features(np.zeros((3, 8, 8, 1), np.uint8), dpdm.evaluation.Pixels()).shape

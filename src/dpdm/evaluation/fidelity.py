@@ -129,20 +129,20 @@ def evaluate_fidelity(
 
     Args:
         images: The synthetic images, uint8 (number, height, width[, channel]), at least 50.
-        reference: Images to compare them with, at least 50; those that the generator did not see tell most.
-        features: Where to compare them; anybody's own too, see `Features`.
+        reference: Images to compare with, at least 50. Images that the generator did not see tell most.
+        features: The features to compare in; your own, too (see `Features`).
         labels: Classes of the synthetic images, (number,) integers in [0, num_classes), if scored by class.
-        reference_labels: Classes of the reference images; both or none.
+        reference_labels: Classes of the reference images. Give both labels or none.
         num_classes: Number of classes, with labels.
-        limit: Most images of each side; both sides get the same number, drawn at random.
-        resamples: Pairs of halves for the intervals, 2 or more; 0 for no intervals. Each takes about half as long as
-            the scores do: for 10,000 images and 1280 features, a quarter of a minute on one core.
-        seed: Fixes draws and halves.
-        on_progress: Called with "features" or "scores", how much of it is done, and its total.
+        limit: Most images of each side. Both sides get the same number, drawn at random.
+        resamples: Pairs of halves for the intervals, 2 or more; 0 for no intervals. A pair takes about half as long as
+            the scores: for 10,000 images and 1280 features, a quarter of a minute on one core.
+        seed: Seed of draws and halves.
+        on_progress: A function that gets "features" or "scores", the amount done, and the total.
 
     Raises:
-        InputError: The arrays do not fit together, the same images are on both sides, or the features are not what
-            `Features` says: before any features are computed.
+        InputError: The arrays do not fit together, both sides share images, or the features are not as `Features`
+            describes. No features are computed then.
 
     Privacy:
         The reference may be private: then ε does not cover the scores, and they are for the data owner only.

@@ -15,14 +15,14 @@ class UtilityProtocol:
     Args:
         epochs: Passes over the training part, >= 1.
         batch_size: Images per update, >= 1.
-        learning_rate: Adam's, > 0.
-        held_out: Share of the synthetic images on which the best epoch is chosen, in (0, 1).
-        min_updates: Raises the number of epochs until there are this many updates, for small sets.
-        decay: Whether the learning rate falls linearly to 0, which is what makes very few epochs reliable.
-        drop: Factor on the learning rate each time that `drop_every` epochs are over, in (0, 1].
-        drop_every: These epochs, >= 1.
-        average: Decay of a running average of the weights, in [0, 1), which is what is judged in place of the last
-            weights; 0 is none. It starts with a shorter memory: the decay of update n is at most (1 + n) / (10 + n).
+        learning_rate: Learning rate of Adam, > 0.
+        held_out: Share of the synthetic images that choose the best epoch, in (0, 1).
+        min_updates: Least number of updates: small sets get more epochs.
+        decay: Whether the learning rate falls linearly to 0, which makes very few epochs reliable.
+        drop: Factor on the learning rate after every `drop_every` epochs, in (0, 1].
+        drop_every: Epochs between two drops, >= 1.
+        average: Decay of a running average of the weights, in [0, 1); 0 is none. The average is judged in place of the
+            last weights. It starts with a shorter memory: the decay of update n is at most (1 + n) / (10 + n).
 
     Source:
         Dockhorn et al. 2023, section 5; the 90/10 split as in Cao et al. 2021 (DP-Sinkhorn).
@@ -54,7 +54,7 @@ class UtilityProtocol:
             raise InputError(f"average must be from 0 to below 1, not {self.average}")
 
     def split(self, num_images: int) -> tuple[int, int]:
-        """Return how many of `num_images` >= 2 are trained on, and how many are held out; neither is 0."""
+        """Return how many of `num_images` >= 2 images to train on, and how many to hold out; neither is 0."""
         num_held_out = min(max(1, round(self.held_out * num_images)), num_images - 1)
         return num_images - num_held_out, num_held_out
 
@@ -67,7 +67,7 @@ class UtilityProtocol:
         return self.num_epochs(num_images) * self._updates_per_epoch(num_images)
 
     def rate(self, update: int, num_images: int) -> float:
-        """Return the learning rate of an update, the first of which is 0."""
+        """Return the learning rate of an update; the first update has number 0."""
         left = 1 - update / self.num_updates(num_images) if self.decay else 1.0
         drops = update // self._updates_per_epoch(num_images) // self.drop_every
         return self.learning_rate * left * self.drop**drops

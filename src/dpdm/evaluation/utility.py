@@ -72,9 +72,9 @@ def evaluate_utility(
 ) -> dict[str, UtilityScore]:
     """Train each classifier on the synthetic images and score it on the test images.
 
-    The best epoch is chosen on held-out *synthetic* images: choosing it on the test images would be selection on
-    private data. All classifiers of one protocol take the same batches side by side, yet no score depends on which
-    others are asked for. Leaves torch's global random state as it was.
+    Held-out *synthetic* images choose the best epoch: a choice on the test images would be selection on private data.
+    All classifiers of one protocol take the same batches side by side, yet no score depends on the other classifiers.
+    Torch's global random state does not change.
 
     Args:
         images: The synthetic images, uint8 (number, height, width[, channel]), at least 10.
@@ -82,21 +82,20 @@ def evaluate_utility(
         test_images: Images to test on, uint8 (number, height, width[, channel]), at least 10.
         test_labels: Their classes, (number,).
         num_classes: Number of classes, >= 2.
-        protocol: How to train all of them; `QUICK` for a look, `DPIMAGEBENCH` beside `WideResidualNet` for numbers to
-            be compared with others' (default: a classifier's own `protocol`, and the paper's `UtilityProtocol()` for
-            classifiers that have none).
-        classifiers: What to train, by the name its score gets; anybody's own too, see `Classifier` (default: the
-            paper's three; `COLOUR_CLASSIFIERS` has the residual network as well).
-        seed: >= 0; fixes split, initial weights, order, dropout and crops. Same seed, same machine, same scores.
-        device: Where classifiers learn.
-        on_progress: Called after each update with the number of updates done and their total.
+        protocol: How to train all classifiers: `QUICK` for a look, `DPIMAGEBENCH` (with `WideResidualNet`) to compare
+            with published numbers. Default: a classifier's own `protocol`, else the paper's `UtilityProtocol()`.
+        classifiers: The classifiers, by the names of their scores; your own, too (see `Classifier`). Default: the
+            paper's three. `COLOUR_CLASSIFIERS` adds the residual network.
+        seed: Seed >= 0 of split, initial weights, order, dropout and crops. On one machine it repeats the scores.
+        device: The device that trains the classifiers.
+        on_progress: A function that gets the number of updates done and their total, after each update.
 
     Returns:
         One score for each classifier, in the order of `classifiers`.
 
     Raises:
-        InputError: The arrays do not fit together, a classifier is not what `Classifier` says, which is tried before
-            anything is trained, or its outputs stop being finite.
+        InputError: The arrays do not fit together, a classifier is not as `Classifier` describes (tried before any
+            training), or its outputs stop being finite.
 
     Privacy:
         The synthetic images are public. The test images may be private: then ε does not cover the scores, and

@@ -55,16 +55,16 @@ class Ledger:
     """The book of what runs have spent on data sets.
 
     Args:
-        url: A file's path, which is kept as it is seen from the working directory of now, or
-            `postgresql+psycopg://user@host/database`.
-        tell: Called with a line for people when something is worth telling; default: print it to standard error.
+        url: `postgresql+psycopg://user@host/database`, or a file's path. A relative path counts from the working
+            directory at this call.
+        tell: A function that gets lines for people (default: print them to standard error).
 
     Guarantees:
-        * However many processes reserve at once, no total is passed, and no reservation is lost.
-        * What has been reserved stays spent through any crash, until it is completed or settled.
+        * Any number of processes may reserve at once: no total is passed, and no reservation is lost.
+        * A reservation stays spent through any crash, until the run completes or is settled.
 
     Raises:
-        InputError: From every method, if the ledger is damaged or of a newer version, or says no.
+        InputError: From every method, if the ledger is damaged, of a newer version, or refuses.
         OSError: From every method, if the ledger cannot be reached.
 
     Example:
@@ -81,13 +81,13 @@ class Ledger:
 
     @classmethod
     def default(cls, place: str | None = None, *, tell: Callable[[str], None] = _on_standard_error) -> "Ledger | None":
-        """Return the ledger at `place`, or at what DPDM_LEDGER says, or in the user's data folder.
+        """Return the ledger at `place` (default: at DPDM_LEDGER, else in the user's data folder).
 
-        None if that says `none`: then nothing is counted.
+        `none` there returns None: nothing is counted then.
 
         Raises:
-            InputError: The variable depends on where one stands: the same line would be another ledger in each folder;
-                or there is no variable, and no home folder either.
+            InputError: The variable holds a relative path, which would be another ledger in each folder. Or there is
+                neither the variable nor a home folder.
         """
         if place is None:
             own = _default_path()
@@ -137,7 +137,7 @@ class Ledger:
         return self._require_run(self.accounts(), run)[1]
 
     def shown(self, only: str | None = None) -> dict[str, Shown]:
-        """Return what people are shown of each data set, or of one."""
+        """Return the figures of each data set, or of one, for people."""
         entries = self.storage.entries()
         statements = _statements(entries)
         if only is not None:
@@ -145,7 +145,7 @@ class Ledger:
         return show_accounts(entries, statements, self.storage, only)
 
     def history(self, dataset: str) -> list[Spent]:
-        """Return what had been spent or reserved of a data set after each of its entries."""
+        """Return what a data set had spent or reserved after each of its entries."""
         return self.shown(dataset)[dataset].history
 
     def register(
@@ -160,7 +160,7 @@ class Ledger:
     ) -> None:
         """Give a data set its total (ε, δ), and perhaps facts, before anything is spent on it.
 
-        One that is registered for claims of another kind is registered anew, if nothing is spent or reserved.
+        If nothing is spent or reserved, it may be registered again for claims of another kind.
 
         Raises:
             InputError: It is registered already, or its records are, under another name.
@@ -189,7 +189,7 @@ class Ledger:
         self._append(lambda accounts: decisions.change_total(accounts, dataset, epsilon))
 
     def allow_other_groups(self, dataset: str) -> None:
-        """Let the records of a data set be in other groups than before, say because names were corrected.
+        """Allow other groups of the records of a data set, such as after a correction of names.
 
         Only the owner can know that the new groups still mean the same thing (persons, not visits).
         """
@@ -201,7 +201,7 @@ class Ledger:
         self._append(decide)
 
     def require_public(self, images: Sequence[Records]) -> None:
-        """Raise InputError if images that are to be used as public ones are those of a data set with a total."""
+        """Raise InputError if images meant as public ones belong to a data set with a total."""
         key, accounts = self.storage.key(), self.accounts()
         for each in images:
             require_no_total(accounts, fingerprint(each, key))
@@ -219,24 +219,24 @@ class Ledger:
         begun: bool = False,
         head: Head | None = None,
     ) -> Head:
-        """Reserve all that a run may release, and return the ledger's head; the same run again is the same reservation.
+        """Reserve all that a run may release, and return the ledger's head. Each run has one reservation.
 
-        A data set that is not there is registered, with the run's own (ε, δ) for its total.
+        The ledger registers a new data set, with the run's own (ε, δ) as its total.
 
         Args:
-            run: What tells this run from all others.
-            plan: What it may release.
+            run: The identity of the run.
+            plan: The run's plan.
             records: The data set.
             place: The run's folder, for people.
-            public: What it uses of images that are declared public.
-            token: New at every start of the run, and kept in its folder before this is called.
-            tokens_before: Those that the folder held before: a copy that stayed behind lacks the last one.
-            begun: Whether it has made noisy sums under its reservation before, which must then be there.
-            head: What this returned to the run before, which must be in the ledger still.
+            public: The images declared public that the run uses.
+            token: A new token for every start of the run, which its folder already holds.
+            tokens_before: The earlier tokens in the folder. A copy that stayed behind lacks the last one.
+            begun: Whether the run has made noisy sums before. Its reservation must then be there.
+            head: The head that this returned to the run before. The ledger must still hold it.
 
         Raises:
-            InputError: The total allows no more, or is about another relation or unit; or the run was settled, or began
-                in another ledger, or in a newer state of this one; or images declared public are those of a total.
+            InputError: The total allows no more, or is about another relation or unit. Or the run was settled, or began
+                in another ledger or a newer state of this one. Or images declared public belong to a total.
         """
         require_own_name(records)
         key = self.storage.key()
@@ -257,22 +257,22 @@ class Ledger:
     def complete(
         self, run: str, events: Sequence[Event], *, tokens: Sequence[str] = ("",), head: Head | None = None
     ) -> None:
-        """Replace what a run has reserved by what it has released; it will release nothing more.
+        """Replace a run's reservation by what it has released. It may release nothing more.
 
         Args:
             run: The run.
-            events: What it has released: its plan's, and fewer steps if it was stopped.
-            tokens: Those that its folder holds, of which the ledger's last must be one.
-            head: What `reserve` returned to the run, which must be in the ledger still.
+            events: What the run has released: its plan's events, or fewer steps if it was stopped.
+            tokens: The tokens in its folder. The ledger's last token must be one of them.
+            head: The head that `reserve` returned to the run. The ledger must still hold it.
 
         Raises:
-            InputError: The run has reserved nothing, or less than this, or has gone on elsewhere; or the ledger is an
+            InputError: The run has reserved nothing, or less than this, or has gone on elsewhere. Or the ledger is an
                 older state of the one that the run knows.
         """
         self._append(lambda accounts: decisions.complete(self._require_run(accounts, run)[1], events, tokens), head)
 
     def enter(self, dataset: str, *, what: str, epsilon: float, delta: float) -> None:
-        """Enter what was released of a data set by other means, as its own (ε, δ)."""
+        """Enter a release of a data set that was made by other means, with its own (ε, δ)."""
         entry = OtherReleaseEntered(dataset=dataset, what=what, epsilon=epsilon, delta=delta)
 
         def decide(accounts: Accounts) -> list[Statement]:

@@ -150,8 +150,8 @@ def _registration(
     total = (
         "public, so nothing limits its runs"
         if epsilon is None
-        else f"a total of ({upwards(epsilon)}, {plan.delta}), which is this run's claim (dpdm ledger register gives "
-        "another, before the first run)"
+        else f"a total of ({upwards(epsilon)}, {plan.delta}), this run's claim with room for rounding (dpdm ledger "
+        "register gives another, before the first run)"
     )
     told.append(f"ledger: {seen.dataset} is new in {ledger}: {total}")
     return [entries.Registered.total(seen.dataset, epsilon, plan.delta, plan.relation, plan.one_unit), seen]

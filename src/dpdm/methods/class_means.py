@@ -62,7 +62,7 @@ def released(name: str, of: AnyFeatures, run: Run, data: ImageDataset, facts: Im
 
 
 def require_summed(features: tuple[AnyFeatures, ...], facts: ImageFacts) -> None:
-    """Raise InputError if there is more to add up than memory is good for."""
+    """Raise InputError if the sums need too much memory."""
     for each in features:
         each.require_images(facts.shape)
     numbers = sum(each.dimensions(facts.shape) for each in features) * max(1, facts.num_classes)

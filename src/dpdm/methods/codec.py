@@ -40,15 +40,15 @@ _REMEDY = "make one by dpdm pretrain --kind codec --like"
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """`[codec]` of the kind "autoencoder", the default: in the latents of a public network images are learnt.
+    """`[codec]` of the kind "autoencoder", the default. A method learns in its latents.
 
     Args:
-        source: The folder that `dpdm pretrain --kind codec` made; a release keeps its name alone.
-        sha256: Of the weights, as a release says it. Default: whatever the folder has.
+        source: The folder that `dpdm pretrain --kind codec` made. A release keeps only the folder's name.
+        sha256: Digest of the weights (default: the folder's). A release stores it.
 
     Guarantees:
         * The latent of an image depends on this image alone, to the bit (`ConvCodec.levels`).
-        * A release holds the weights, and `require_same` refuses others than those that its settings name.
+        * A release holds the weights, and `require_same` refuses any but those that its settings name.
 
     Example:
         >>> Diffusion(codec=Codec(source="codecs/photographs")).codec.source
@@ -67,10 +67,10 @@ class Codec:
             raise InputError("codec.sha256 must be 64 hexadecimal digits")
 
     def said(self, start: PublicStart | None) -> "Codec":
-        """Return it as a release says it: by the folder's name, and the digest of the weights.
+        """Return the codec in the form that a release stores: the folder's name and the digest of the weights.
 
         Raises:
-            InputError: The weights are others than `sha256` says.
+            InputError: The weights have another digest than `sha256`.
         """
         digest = self.sha256 if start is None else start.sha256
         if self.sha256 not in ("", digest):
@@ -78,7 +78,7 @@ class Codec:
         return replace(self, source=Path(self.source).expanduser().resolve().name or CODEC, sha256=digest)
 
     def require_same(self, read: Read, facts: ImageFacts, where: str) -> None:
-        """Raise InputError unless a file's weights are those that a release names: else they could be anything."""
+        """Raise InputError unless a file has the weights whose digest a release names."""
         if not self.sha256:
             raise InputError(f"{where} is of a run with a codec, and config.toml lacks codec.sha256")
         with torch.device("meta"):

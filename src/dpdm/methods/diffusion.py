@@ -69,19 +69,19 @@ class Diffusion(TakesSteps):
     """Trains a denoiser with DP-SGD, around a released prior or from nothing.
 
     Args:
-        network: What to train: one of the package's networks, or that of a `diffusers` folder, whose scheduler says the
-            preconditioning; a `torch.nn.Module`, of which a copy is trained from the
-            weights it has; or what makes one (`MakeNetwork`), under the run's seed.
-        preconditioning: How network and denoiser are related.
-        prior: What moment-matched preconditioning is about, which always has one (default: `Prior()`); else None.
+        network: The network to train: one of the package's; that of a `diffusers` folder, whose scheduler fixes the
+            preconditioning; a `torch.nn.Module`, which is copied with its weights; or a function that makes one
+            (`MakeNetwork`), under the run's seed.
+        preconditioning: The relation of network and denoiser.
+        prior: The prior of moment-matched preconditioning (default there: `Prior()`; else none).
         loss: Noise multiplicity and label dropout.
         optimizer: Learning rate and average.
-        sampler: What the generator draws with.
-        samplers: Others, by name, that a release keeps for whoever samples.
-        start: A network that was trained on public images before; around a prior, steps may then be none. Of several,
-            private images choose one.
-        codec: In whose latents images are learnt (default: as they are). A start must be of the same latents.
-        retrieval: Given if public images begin each trajectory, and private steps train what follows alone.
+        sampler: The sampler of the generator.
+        samplers: Other samplers, by name, that a release offers.
+        start: A network trained on public images before. Around a prior, the plan may then have no steps. Private
+            images choose one of several.
+        codec: The codec in whose latents the network learns (default: none, in pixels). A start needs the same.
+        retrieval: Settings for public images that begin each trajectory; private steps then train only the rest.
 
     Example:
         >>> plan = Diffusion(preconditioning=EDM()).plan(epsilon=1.0, dataset_size=60000, steps=100)
@@ -137,7 +137,7 @@ class Diffusion(TakesSteps):
 
     @property
     def noise_levels(self) -> NoiseLevels:
-        """Those of private steps, unless gains weigh them."""
+        """The noise levels of private steps, unless gains weigh them."""
         whole = self.preconditioning.noise_levels
         return whole if self.retrieval is None else self.retrieval.late(whole)
 
@@ -176,7 +176,7 @@ class Diffusion(TakesSteps):
         return (*before, *(self.start.planned(budget) if self.start else ()), steps)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> DenoisingGenerator:
-        """Return a generator with first weights, around a prior that knows nothing."""
+        """Return a generator with initial weights, around an empty prior."""
         seen = pipelines.seen_by(self.network, codecs.seen_by(self.codec, facts))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -202,7 +202,7 @@ class Diffusion(TakesSteps):
         return DenoisingGenerator(denoiser, facts, self.sampler, unlabelled=unlabelled, **of_generator)
 
     def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
-        """Return what private steps are taken with: the denoiser, and noisy copies of its images or latents."""
+        """Return what private steps train: the denoiser, with noisy copies of images or latents."""
         assert isinstance(generator, DenoisingGenerator)
         denoiser, facts, loss = self._denoiser(generator, seed=seed), generator.seen, self.loss
 
@@ -291,7 +291,7 @@ class Diffusion(TakesSteps):
             made_up.require_images_by(generator.sampled_by(sampler).shortened()[0], name)
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if guidance goes away from classes that are not there, or a codec is for other images."""
+        """Raise InputError if guidance needs classes that are missing, or a codec or folder is for other images."""
         codecs.require_images(self.codec, facts)
         if isinstance(self.network, PipelineFolder):
             pipelines.require_classes(self.network, facts, self.loss)
@@ -299,7 +299,7 @@ class Diffusion(TakesSteps):
             raise InputError("guidance goes away from images without label, and these have no classes: set it to 0")
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
-        """Raise InputError unless the prior is one that a run of this plan can come to."""
+        """Raise InputError unless a run of this plan can produce the prior."""
         if self.prior is not None:
             self.prior.require_possible(read, plan, codecs.seen_by(self.codec, facts), below=PRIOR, where=where)
         codecs.require_same(self.codec, read, facts, where)
@@ -322,7 +322,7 @@ class Diffusion(TakesSteps):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The networks of a diffusers folder, which somebody trained."""
+        """The names of the trained networks of a diffusers folder."""
         return self.network.names if isinstance(self.network, PipelineFolder) else ()
 
     def network_parts(self) -> tuple[PublicPart, ...]:
@@ -331,7 +331,7 @@ class Diffusion(TakesSteps):
 
     @property
     def start_folders(self) -> tuple[str, ...]:
-        """The folders of networks that were trained on public images, that of a codec last."""
+        """The folders of networks trained on public images, the codec's last."""
         return (*(() if self.start is None else self.start.sources), *codecs.folders_of(self.codec))
 
     @property
@@ -341,11 +341,11 @@ class Diffusion(TakesSteps):
 
     @property
     def start_digests(self) -> tuple[str, ...]:
-        """The SHA-256 of the weights of each, as a release names it."""
+        """The SHA-256 of the weights of each, as a release stores it."""
         return (*(() if self.start is None else self.start.sha256), *codecs.digests_of(self.codec))
 
     def begun_from(self, folders: Sequence[str]) -> "Diffusion":
-        """Return the method with these as its starts and, last, its codec; or with this as its diffusers folder."""
+        """Return the method with these folders of its starts and, last, its codec; or of its diffusers pipeline."""
         if isinstance(self.network, PipelineFolder):
             return replace(self, network=self.network.begun_from(folders[0]))
         sources = self._denoisers(tuple(folders))
@@ -357,29 +357,29 @@ class Diffusion(TakesSteps):
         return starts[: len(starts) - len(codecs.folders_of(self.codec))]
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
-        """Return the bytes of the latents, and of public trajectories; what steps take is measured."""
+        """Return the bytes of latents and public trajectories, without those of steps, which `dpdm plan` measures."""
         bank = 0 if self.retrieval is None else self.retrieval.memory(codecs.seen_by(self.codec, facts))
         return bank + codecs.memory_of(self.codec, facts, records) + pipelines.memory_of(self.network, facts, records)
 
     @property
     def code(self) -> OwnNetwork | None:
-        """The network, if its code is not the package's."""
+        """The network, if its code is outside the package."""
         return code_of(self.network)
 
     @property
     def foreign(self) -> str | None:
-        """What the names of those weights begin with whose code is not the package's, if there are any."""
+        """The prefix of the names of weights whose code is outside the package, if there are any."""
         return NETWORK if self.code is not None or isinstance(self.network, Own) else None
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Diffusion":
-        """Return the method as settings can say it."""
+        """Return the method in the form that a release stores."""
         assert isinstance(generator, DenoisingGenerator)
         begun = None if self.start is None else self.start.said(self._denoisers(tuple(starts)))
         network, codec = said_of(self.network, generator.denoiser.network), codecs.said_of(self.codec, starts)
         return replace(self, network=network, start=begun, codec=codec)
 
     def answers(self, generator: ImageGenerator) -> Float[Tensor, "2 channel height width"]:
-        """Return what the denoiser makes of two noisy copies of made-up images."""
+        """Return the denoiser's output for two noisy copies of made-up images."""
         assert isinstance(generator, DenoisingGenerator)
         denoiser, one = generator.denoiser, replace(self.loss, noise_multiplicity=1)
         x, labels, sigma, noise = made_up.first(2, made_up.made_up_batch(one, denoiser, generator.seen))
@@ -387,7 +387,7 @@ class Diffusion(TakesSteps):
         return answers
 
     def with_code(self, network: OwnNetwork) -> Method:
-        """Return the method with the code of its network, which settings do not have."""
+        """Return the method with the code of its network, which settings lack."""
         if not isinstance(self.network, Own):
             return super().with_code(network)
         return replace(self, network=network)

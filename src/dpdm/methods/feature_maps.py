@@ -47,7 +47,7 @@ class Features(ABC):
 
     @abstractmethod
     def dimensions(self, shape: tuple[int, int, int]) -> int:
-        """Return how long a row is."""
+        """Return the length of a row."""
 
     @abstractmethod
     def built(self, facts: ImageFacts, seed: int, device: torch.device) -> FeatureMap:
@@ -58,24 +58,24 @@ class Features(ABC):
         return None
 
     def bytes_of_weights(self, shape: tuple[int, int, int]) -> int:
-        """Return how much memory the map itself takes."""
+        """Return the bytes of the map itself."""
         return 12 * self.dimensions(shape)
 
     def bytes_of_one(self, shape: tuple[int, int, int]) -> int:
-        """Return how much memory the map takes for an image through which gradients pass."""
+        """Return the bytes that the map takes for one image with gradients."""
         return 16 * self.dimensions(shape)
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the public network that makes them, if somebody trained one."""
+        """The name that a claim gives the trained public network behind the features; none without one."""
         return ()
 
     def network_parts(self) -> tuple[PublicPart, ...]:
-        """Return it with the digest of its weights."""
+        """Return the network with the digest of its weights."""
         return ()
 
     def said(self) -> Self:
-        """Return the features as a release says them."""
+        """Return the features in the form that a release stores."""
         return self
 
 
@@ -84,10 +84,10 @@ class Fourier(Features):
     """`[features] kind = "fourier"`: random Fourier features of a Gaussian kernel on pixels.
 
     Args:
-        number: Random frequencies, of each of which there are cosine and sine: so a row has length one, exactly.
-        bandwidths: Of the kernel exp(-r² / 2b²), with r the root mean square by which two images' pixels differ, in
-            [-1, 1]; of several, each has the same part of the frequencies. Small ones tell details, and the large pull
-            in images that are far from all others. Never taken from private images.
+        number: Number of random frequencies. A row has the cosine and the sine of each, so its length is exactly one.
+        bandwidths: b of the kernel exp(-r² / 2b²), with r the root mean square difference of two images' pixels in
+            [-1, 1]. Several share the frequencies equally: small ones see details, large ones pull in images that are
+            far from all others. Public constants, never taken from private images.
 
     Source:
         Rahimi & Recht 2007; Harder, Adamczewski & Park 2021 (DP-MERF).
@@ -110,11 +110,11 @@ class Fourier(Features):
             require_within(1e-3, 1e3, bandwidths=each)
 
     def dimensions(self, shape: tuple[int, int, int]) -> int:
-        """Return two for each frequency."""
+        """Return the length of a row: two numbers for each frequency."""
         return 2 * self.number
 
     def require_images(self, shape: tuple[int, int, int]) -> None:
-        """Raise InputError if there are more weights than memory is good for."""
+        """Raise InputError if the weights need too much memory."""
         _require_weights(shape, number=self.number)
 
     def built(self, facts: ImageFacts, seed: int, device: torch.device) -> FeatureMap:
@@ -145,8 +145,8 @@ def _waves(phases: Float[Tensor, "*images number"]) -> Float[Tensor, "*images fe
 class NTK(Features):
     """`[features] kind = "ntk"`: the gradient of an untrained network with one hidden layer by all of its parameters.
 
-    The network is Σ_j s_j relu(w_j · x + b_j) of pixels x in [0, 1], with a sign s_j; the gradient is scaled to length
-    one.
+    The network is Σ_j s_j relu(w_j · x + b_j) of pixels x in [0, 1], with signs s_j. A row is the gradient, scaled to
+    length one.
 
     Args:
         width: Units of the hidden layer. A row has width × (pixels + 2) numbers.
@@ -167,11 +167,11 @@ class NTK(Features):
         require_at_most(_MOST_WEIGHTS, width=self.width)
 
     def dimensions(self, shape: tuple[int, int, int]) -> int:
-        """Return one for each parameter."""
+        """Return the length of a row: one number for each parameter."""
         return self.width * (math.prod(shape) + 2)
 
     def require_images(self, shape: tuple[int, int, int]) -> None:
-        """Raise InputError if there are more weights than memory is good for."""
+        """Raise InputError if the weights need too much memory."""
         _require_weights(shape, width=self.width)
 
     def built(self, facts: ImageFacts, seed: int, device: torch.device) -> FeatureMap:
@@ -218,8 +218,8 @@ class _NTKMap(FeatureMap):
 class PublicFeatures(Features):
     """`[features] kind = "public"`: features of a public network, and their squares.
 
-    A row has the features, scaled to length one, beside their squares, scaled to length one: first and second moment as
-    one vector of length one.
+    A row joins two vectors, the features and their squares, each scaled to length one. The row itself has length one.
+    Its sum holds the first and the second moment.
 
     Args:
         embedding: The features. Gradients pass through them, so a TorchScript file is refused.
@@ -236,7 +236,7 @@ class PublicFeatures(Features):
     embedding: Embedding = field(default_factory=lambda: Embedding(features="random-convnet", size=32))
 
     def dimensions(self, shape: tuple[int, int, int]) -> int:
-        """Return two for each feature."""
+        """Return the length of a row: two numbers for each feature."""
         return 2 * self.embedding.number_of(shape)
 
     def built(self, facts: ImageFacts, seed: int, device: torch.device) -> FeatureMap:
@@ -245,7 +245,7 @@ class PublicFeatures(Features):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the network, if somebody trained it."""
+        """The name that a claim gives the network, if its weights were trained."""
         return self.embedding.network
 
     def network_parts(self) -> tuple[PublicPart, ...]:
@@ -253,7 +253,7 @@ class PublicFeatures(Features):
         return self.embedding.parts()
 
     def said(self) -> Self:
-        """Return the features as a release says them."""
+        """Return the features in the form that a release stores."""
         return replace(self, embedding=self.embedding.said())
 
     def bytes_of_one(self, shape: tuple[int, int, int]) -> int:

@@ -28,17 +28,17 @@ _MOST_WIDTH, _MOST_LATENT, _MOST_COUPLINGS, _MOST_OF_COUPLING = 2**12, 2**12, 32
 
 @dataclass(frozen=True, kw_only=True)
 class LatentFlow(TakesSteps):
-    """An autoencoder, and a flow that learns which codes each class has.
+    """Trains an autoencoder, and a flow that learns the codes of each class.
 
     Args:
-        latent: Numbers of a code.
+        latent: Length of a code.
         encoder_width: Channels of the encoder's first layer.
-        width: Of the decoder.
-        couplings: Of the flow.
-        coupling_width: Hidden units of each.
-        flow_share: Of the steps, those that come last and train the flow alone.
-        code_noise: Standard deviation of what is added to a code, whose numbers have mean square one.
-        optimizer: Of all; and the average of decoder and flow, which is what is released.
+        width: Width of the decoder.
+        couplings: Number of coupling layers of the flow.
+        coupling_width: Hidden units of a coupling layer.
+        flow_share: Share of the steps that train the flow alone; they come last.
+        code_noise: Standard deviation of the noise on a code, whose numbers have mean square one.
+        optimizer: Adam for all parts, and the average of decoder and flow, which the run releases.
 
     Guarantees:
         * A private image has one gradient, of both losses, in a step: it is clipped once, and counted once.
@@ -82,14 +82,14 @@ class LatentFlow(TakesSteps):
         return steps_of(budget)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> FlowGenerator:
-        """Return a decoder with first weights, and a flow that changes nothing."""
+        """Return a decoder with initial weights, and a flow that changes nothing."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             of_flow = {"couplings": self.couplings, "coupling_width": self.coupling_width}
             return FlowGenerator(facts, latent=self.latent, width=self.width, **of_flow)
 
     def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
-        """Return what private steps are taken with: the generator, behind an encoder with first weights."""
+        """Return what private steps train: the generator, behind an encoder with initial weights."""
         assert isinstance(generator, FlowGenerator)
         facts, device = generator.facts, generator.device
         with torch.random.fork_rng(devices=[]):

@@ -28,7 +28,7 @@ from dpdm.types import Images, InputError, whole_number
 
 
 class ImageGenerator(nn.Module, ABC):
-    """What a run releases. Its `state_dict` is all there is of it: what is saved, digested, verified and loaded.
+    """What a run releases. Its `state_dict` is all of it: saved, digested, verified and loaded.
 
     Example:
         >>> isinstance(PriorAlone(prior=Prior(centres=1)), Method), issubclass(ImageGenerator, torch.nn.Module)
@@ -43,30 +43,30 @@ class ImageGenerator(nn.Module, ABC):
     def draw(
         self, labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
-        """Return one image in [-1, 1] for each label; the same `random` gives the same images."""
+        """Return one image in [-1, 1] for each label. The same `random` gives the same images."""
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         first: Tensor = next(iter(self.state_dict().values()))
         return first.device
 
     @property
     def class_shares(self) -> tuple[float, ...] | None:
-        """How frequent each class is among the training images, if that was released."""
+        """The share of each class among the training images, if the run released it."""
         return None
 
     @property
     def remark(self) -> str:
-        """What a person should know of these images, as the released numbers tell it; nothing if nothing is odd."""
+        """A remark on these images for people, from released numbers; empty if nothing is odd."""
         return ""
 
     def supply(self, part: PublicPart, path: Path) -> None:
-        """Take one of `parts` from a file, which has its digest."""
+        """Take one of `parts` from a file with its digest."""
         raise NotImplementedError(f"a {type(self).__name__} has no public parts")
 
     def shortened(self) -> tuple["ImageGenerator", float]:
-        """Return a generator that draws alike in fewer steps, to be tried or timed, and how many times fewer."""
+        """Return a generator that draws alike in fewer steps, for tries and timing, and how many times fewer."""
         return self, 1.0
 
 
@@ -162,7 +162,7 @@ def _left_after(earlier: Sequence[Earlier], epsilon: float, dataset_size: int, d
 
 
 class Method(ABC):
-    """A way from private images to a generator. Every field of it is public.
+    """A way from private images to a generator. Every field of a method is public.
 
     Example:
         >>> [issubclass(each, Method) for each in (Diffusion, PriorAlone, Evolution)]
@@ -178,10 +178,10 @@ class Method(ABC):
 
     @abstractmethod
     def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:
-        """Return the plan's entries in order. Those without noise all get the same; with none without, all are scaled.
+        """Return the plan's entries in order. Those without noise all get the same; else one factor scales all.
 
         Raises:
-            InputError: The budget says something of steps that this method has no use for.
+            InputError: The budget names steps, and this method takes none.
         """
 
     @abstractmethod
@@ -189,16 +189,16 @@ class Method(ABC):
         """Return a generator of the kind that `train` returns.
 
         Args:
-            facts: Of the images.
-            seed: Of its first weights.
-            sizes: Shapes that a file has, where they follow from noisy sums (default: the largest there can be).
+            facts: Shape and classes of the images.
+            seed: Seed of its initial weights.
+            sizes: Shapes of a file's tensors that follow from noisy sums (default: the largest possible).
         """
 
     @abstractmethod
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, ImageGenerator]:
-        """Train `generator`, as `untrained` made it; whatever depends on `data` has passed `run.mechanism`."""
+        """Train `generator`, as `untrained` made it. All that depends on `data` has passed `run.mechanism`."""
 
     def plan(
         self,
@@ -217,10 +217,10 @@ class Method(ABC):
             epsilon: ε of the claim.
             dataset_size: Declared number of records (see `Plan`).
             delta: δ of the claim.
-            steps: How many steps, for methods that take any (default: the method's own).
-            expected_batch_size: Mean records of a step (default: a sixteenth of the size, from 64 to 2048).
+            steps: Number of steps, for methods with steps (default: the method's own).
+            expected_batch_size: Mean number of records in a step (default: a sixteenth of the size, from 64 to 2048).
             max_grad_norm: Clipping norm of a step.
-            fields: Relation, unit, noise, search and earlier sums, as `Plan` takes them.
+            fields: Relation, unit, noise, search and earlier sums, as for `Plan`.
 
         Raises:
             InputError: The numbers do not fit together, or no amount of noise reaches `epsilon`.
@@ -234,11 +234,11 @@ class Method(ABC):
         return asked.calibrate(epsilon=epsilon)
 
     def seconds(self, facts: ImageFacts, *, records: int, device: torch.device) -> float:
-        """Return about how long a run of a `timed` method takes here, measured on made-up images; 0 for others."""
+        """Return the estimated seconds of a run of a `timed` method here, on made-up images; 0 for others."""
         return 0.0
 
     def fitted(self, facts: ImageFacts, *, records: int, device: torch.device, seconds: float) -> "Method":
-        """Return the method with those settings of `timed` that fill so many seconds here, measured on made-up images.
+        """Return the method with the settings of `timed` that fill so many seconds here, on made-up images.
 
         Raises:
             InputError: The time is too short.
@@ -246,48 +246,48 @@ class Method(ABC):
         raise NotImplementedError(f"{self.kind} has no settings that fill a time")
 
     def as_begun(self, settings: Mapping[str, Any]) -> "Method":
-        """Return the method with those settings of `timed` that a run began with."""
+        """Return the method with the settings of `timed` that a run began with."""
         assert is_dataclass(self)
         return replace(self, **{name: settings[name] for name in self.timed if name in settings})
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
-        """Return the bytes that a method without a network needs at most, with so many public and private images."""
+        """Return the most bytes that a method without a network needs, for so many public and private images."""
         return 0
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Raise InputError for whatever training would refuse: tried on made-up images, before anything is spent."""
+        """Raise InputError for whatever training would refuse, by a try on made-up images before anything is spent."""
         return None
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError unless the method can be trained on images of these facts."""
+        """Raise InputError unless the method fits images of these facts."""
         return None
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
-        """Raise InputError unless a run of this plan can come to the tensors of a release's file."""
+        """Raise InputError unless a run of this plan can produce the tensors of a release's file."""
         return None
 
     @property
     def start_folders(self) -> tuple[str, ...]:
-        """The folders of networks that were trained on public images, of which the method begins with one."""
+        """The folders of networks trained on public images; the method begins with one of them."""
         return ()
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """All folders of public networks that it begins with: where they are, a run keeps to itself."""
+        """All folders of public networks that the method begins with. Their places stay in `private/`."""
         return self.start_folders
 
     @property
     def start_digests(self) -> tuple[str, ...]:
-        """The SHA-256 of the weights of each, as a release names it."""
+        """The SHA-256 of the weights of each, as a release stores it."""
         return ()
 
     def begun_from(self, folders: Sequence[str]) -> "Method":
-        """Return the method as a release says it with these as `folders`: where they are on this machine."""
+        """Return the method of a release with these `folders`, which are their places on this machine."""
         return self
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the public networks in whose features images are compared, or which is trained on."""
+        """The names that a claim gives the public networks of features, or the one that is trained further."""
         return ()
 
     def network_parts(self) -> tuple[PublicPart, ...]:
@@ -296,22 +296,22 @@ class Method(ABC):
 
     @property
     def code(self) -> Any:  # noqa: ANN401 (a network of one's own)
-        """The code of a network that is not the package's, if the method has one."""
+        """The code of a network from outside the package, if the method has one."""
         return None
 
     @property
     def foreign(self) -> str | None:
-        """What the names of those weights begin with whose code is not the package's, if there are any."""
+        """The prefix of the names of weights whose code is outside the package, if there are any."""
         return None
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Method":
-        """Return the method as settings can say it: own networks by the name of their class, starts by theirs."""
+        """Return the method in the form that settings store: own networks by class name, starts by theirs."""
         return self
 
     def answers(self, generator: ImageGenerator) -> Float[Tensor, "made_up channel height width"]:
-        """Return what a generator with a network of one's own answers to made-up images."""
+        """Return the output of a generator with your own network for made-up images."""
         raise NotImplementedError(f"{self.kind} has no network of one's own")
 
     def with_code(self, network: Any) -> "Method":  # noqa: ANN401
-        """Return the method with the code of a network of one's own; raise InputError if it has no such network."""
+        """Return the method with the code of your own network; raise InputError if it has no such network."""
         raise InputError("this run has no network of one's own: leave out network=")

@@ -39,14 +39,14 @@ class Labels(InFeatures):
     """Public images, labelled by the noisy prototypes of private classes.
 
     Args:
-        embedding: The public features in which prototypes are.
-        per_class: Public images of each class that are kept: those that show it most clearly.
+        embedding: The public features of the prototypes.
+        per_class: Number of public images that each class keeps: those that show it most clearly.
         from_prior: Share of the drawn images that the prior makes, from 0 to below 1; 0 leaves the prior out.
-        prior: The prior beside them; `prior.share` is its part of the budget, the rest is the prototypes'.
-        public_classes: From how many classes of the public images each private class takes its own: those that get most
-            of its votes, three at most for each private image. They cost a tenth of the budget. 0 leaves the vote out.
-        choice: Part of the budget for one vote of each private image, whether the prior or the labelled images are
-            nearer to it; where the prior is, it makes all images. 0 leaves the vote out.
+        prior: The prior beside the public images. `prior.share` is its part of the budget; prototypes get the rest.
+        public_classes: Number of public classes whose images each private class may take: those with most of its votes.
+            A private image has up to three votes. The vote costs a tenth of the budget; 0 leaves it out.
+        choice: Part of the budget for one vote of each private image: is the prior nearer to it, or are the labelled
+            public images? If the prior wins, it makes all images. 0 leaves the vote out.
 
     Guarantees:
         * A private image adds one row of length one and one count, both to its own class; a group shares one.
@@ -95,7 +95,7 @@ class Labels(InFeatures):
         )
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError unless there are classes, and not more images of them than a release holds."""
+        """Raise InputError without classes, or if a release could not hold their images."""
         require_classes(self.kind, facts, self.per_class)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> LabelledGenerator:
@@ -110,7 +110,7 @@ class Labels(InFeatures):
         return 4 * columns * (2 * public + min(records, 50_000)) + 2 * pixels * self.per_class * facts.num_classes
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Raise InputError unless features can be computed, and there are public images enough."""
+        """Raise InputError unless the features work here, and there are enough public images."""
         assert run.public is not None
         require_enough(run.public, self.per_class)
         if self.public_classes and not run.public.num_classes:
@@ -120,7 +120,7 @@ class Labels(InFeatures):
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, LabelledGenerator]:
-        """Release the prior and prototypes, label public images by them, and let private ones choose."""
+        """Release the prior and the prototypes, label public images by them, and count the private images' votes."""
         assert isinstance(generator, LabelledGenerator)
         assert run.public is not None
         run.resume()
@@ -181,7 +181,7 @@ class Labels(InFeatures):
         return run.made_sum(generator)
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
-        """Raise InputError unless shares are shares, and the prior is one that a run of this plan can come to."""
+        """Raise InputError unless the shares add up to one, and a run of this plan can produce the prior."""
         require_shares(read, where)
         part = float(read("from_prior"))
         if not 0 <= float(read("agreement")) <= 1:

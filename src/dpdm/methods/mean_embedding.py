@@ -29,21 +29,21 @@ _OF_PROXY = Fourier()  # in which the second sum is: they cost no network, and t
 
 @dataclass(frozen=True, kw_only=True)
 class MeanEmbedding(FitsGenerator):
-    """A small generator, trained to have the mean features of each class that a noisy sum tells.
+    """Trains a small generator until its mean features of each class match a noisy sum.
 
     Args:
-        features: In which images are compared: `Fourier` (of pixels), `NTK`, or `PublicFeatures`.
-        updates: Of the generator: they cost time, and nothing else.
-        batch_size: Images of an update.
-        learning_rate: Adam's; it falls linearly to zero.
-        latent: Random numbers that an image is made of.
-        width: Of the generator.
-        stopping: Share of the budget for a second sum, in random Fourier features of another draw: the state of the
-            generator that is nearest to it is kept, of twenty on the way. Default: none, and the last state is kept.
+        features: The features that images are compared in: `Fourier` (of pixels), `NTK`, or `PublicFeatures`.
+        updates: Number of updates of the generator. They cost time, and no privacy.
+        batch_size: Generated images of an update.
+        learning_rate: Learning rate of Adam; it falls linearly to zero.
+        latent: Number of random inputs of the generator for an image.
+        width: Width of the generator's layers.
+        stopping: Share of the budget for a second noisy sum, in other random Fourier features. Of twenty states on
+            the way, the generator keeps the nearest to this sum (default: no second sum, and the last state).
 
     Guarantees:
         * A private image adds one row of length one to its class's sum, and one to its count; a group shares both.
-        * Both sums are in the plan. What the generator is judged by is post-processing of the second.
+        * Both sums are in the plan. The choice among states is post-processing of the second sum.
 
     Source:
         Harder, Adamczewski & Park 2021; Harder et al. 2023; Yang et al. 2023: see the features.
@@ -70,7 +70,7 @@ class MeanEmbedding(FitsGenerator):
         return FullSum(name=_SUMS), FullSum(name=_PROXY, noise_multiplier=1 / (whole * math.sqrt(self.stopping)))
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if there is more to add up than memory is good for."""
+        """Raise InputError if the sums need too much memory."""
         require_summed(self._all_features, facts)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
@@ -91,7 +91,7 @@ class MeanEmbedding(FitsGenerator):
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, SmallGenerator]:
-        """Release the sums, and train the generator; of the latter nothing is kept when a run is stopped."""
+        """Release the sums, then train the generator. A run that stops keeps the sums alone."""
         assert isinstance(generator, SmallGenerator)
         run.resume()
         facts, judge = generator.facts, None
@@ -123,7 +123,7 @@ class MeanEmbedding(FitsGenerator):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the public network in whose features images are compared."""
+        """The name that a claim gives the public network of the features."""
         return self.features.networks
 
     def network_parts(self) -> tuple[PublicPart, ...]:
@@ -131,5 +131,5 @@ class MeanEmbedding(FitsGenerator):
         return self.features.network_parts()
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "MeanEmbedding":
-        """Return the method as settings can say it."""
+        """Return the method in the form that a release stores."""
         return replace(self, features=self.features.said())

@@ -8,10 +8,10 @@ from dpdm.types import InputError, require_within
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """`[optimizer]`: Adam, and the average of the weights, which is what is released.
+    """`[optimizer]`: Adam, and the average of the weights, which a run releases.
 
     Args:
-        learning_rate: Adam's, reached after `warmup`.
+        learning_rate: Learning rate of Adam after `warmup`.
         warmup: Fraction of the steps over which the learning rate rises from zero.
         decay: Fraction of itself to which the learning rate falls by a cosine; 1 keeps it constant.
         ema_decay: Weight of the past in the average of the weights.
@@ -35,6 +35,6 @@ class Optimizer:
             raise InputError(f"decay must be in [0, 1], not {self.decay}")
 
     def learning_rate_at(self, progress: float) -> float:
-        """Return the learning rate when a fraction `progress` in [0, 1] of the steps is spent."""
+        """Return the learning rate after a fraction `progress` in [0, 1] of the steps."""
         cosine = (1 + self.decay) / 2 + (1 - self.decay) / 2 * math.cos(math.pi * progress)
         return self.learning_rate * min(1.0, (progress + 1e-3) / max(self.warmup, 1e-3)) * cosine

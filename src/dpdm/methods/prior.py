@@ -54,15 +54,15 @@ _COUNT_NOISE = 7.0  # max_norm ÷ count_scale: counts get the noise of a sum, di
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """`[prior]`: the mixture of Gaussians that is released before the first step, and its part of the budget.
+    """`[prior]`: the mixture of Gaussians that a run releases before its first step, and its part of the budget.
 
     Args:
-        share: Its part of the budget, as a share of μ² (`gaussian_mu`); the steps get the rest. It has no meaning
-            without steps, since the prior then gets all.
-        centres: Gaussians for each class.
-        rounds: Of k-means, by which the centres are found; of no use to one centre.
-        split: What mean, class means, covariance, each class's own and all rounds together get, in proportion.
-        max_deviation: What a record's deviation from a mean is clipped to: a root mean square per pixel.
+        share: Part of the budget, as a share of μ² (`gaussian_mu`); the steps get the rest. Without steps the prior
+            gets all of it.
+        centres: Number of Gaussians for each class.
+        rounds: Rounds of k-means that find the centres; of no use to one centre.
+        split: Proportions of the mean, the class means, the covariance, each class's own, and all rounds together.
+        max_deviation: Clipping bound of a record's deviation from a mean: a root mean square per pixel.
 
     Example:
         >>> plan = PriorAlone(prior=Prior(centres=1)).plan(epsilon=1.0, dataset_size=60000)
@@ -92,7 +92,7 @@ class Prior:
         Args:
             epsilon: ε of the whole claim.
             delta: δ of the whole claim.
-            alone: Whether all of the budget is for these sums.
+            alone: Whether these sums get all of the budget.
         """
         *parts, rounds = self.split
         names = list(PRIOR_SUMS)
@@ -110,12 +110,12 @@ class Prior:
         return tuple(FullSum(name=name, noise_multiplier=multiplier) for name, multiplier in noise.items())
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, *, below: str, where: str) -> None:
-        """Raise InputError unless a fit of these settings can come to a file's tensors."""
+        """Raise InputError unless a fit with these settings can produce a file's tensors."""
         limits = {"centres": self.centres, "max_deviation": self.max_deviation}
         require_possible(read, plan, facts, **limits, below=below, where=where)  # type: ignore[arg-type]
 
     def placeholder(self, facts: ImageFacts, sizes: Sizes | None, *, below: str) -> GaussianMixture:
-        """Return a mixture that knows nothing, of the sizes of a file's tensors whose names begin with `below`.
+        """Return an empty mixture with the sizes of a file's tensors whose names begin with `below`.
 
         Raises:
             KeyError: A size is missing.
@@ -154,11 +154,11 @@ class MixtureGenerator(ImageGenerator):
 
 @dataclass(frozen=True, kw_only=True)
 class PriorAlone(Method):
-    """The prior is all: no network, no steps; seconds of work.
+    """Releases the prior alone: no network, no steps, seconds of work.
 
     Args:
-        prior: Its settings; `share` has no meaning here, since the prior gets all of the budget.
-        codec: In whose latents images are learnt (default: as they are).
+        prior: Settings of the prior. `share` has no meaning here: the prior gets all of the budget.
+        codec: The codec in whose latents the prior is learnt (default: none, in pixels).
 
     Example:
         >>> PriorAlone().plan(epsilon=1.0, dataset_size=60000).steps
@@ -175,7 +175,7 @@ class PriorAlone(Method):
         return self.prior.planned(budget, alone=True)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> MixtureGenerator:
-        """Return a generator whose mixture knows nothing."""
+        """Return a generator with an empty mixture."""
         mixture = self.prior.placeholder(codecs.seen_by(self.codec, facts), sizes, below="mixture.")
         return MixtureGenerator(mixture, facts, codecs.untrained(self.codec, facts, seed=seed))
 
@@ -191,7 +191,7 @@ class PriorAlone(Method):
         return released
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
-        """Raise InputError unless the mixture is one that a run of this plan can come to."""
+        """Raise InputError unless a run of this plan can produce the mixture."""
         self.prior.require_possible(read, plan, codecs.seen_by(self.codec, facts), below="mixture.", where=where)
         codecs.require_same(self.codec, read, facts, where)
 
@@ -200,7 +200,7 @@ class PriorAlone(Method):
         codecs.require_images(self.codec, facts)
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Try the codec on an image that nobody took."""
+        """Try the codec on a made-up image."""
         assert isinstance(generator, MixtureGenerator)
         codecs.rehearse(generator.codec, run.starts)
 
@@ -215,15 +215,15 @@ class PriorAlone(Method):
 
     @property
     def start_digests(self) -> tuple[str, ...]:
-        """The SHA-256 of its weights, as a release names it."""
+        """The SHA-256 of the codec's weights, as a release stores it."""
         return codecs.digests_of(self.codec)
 
     def begun_from(self, folders: Sequence[str]) -> "PriorAlone":
-        """Return the method with this as its codec's folder."""
+        """Return the method with this folder of its codec."""
         return replace(self, codec=codecs.begun_from(self.codec, folders))
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "PriorAlone":
-        """Return the method as settings can say it: the codec by its name and the digest of its weights."""
+        """Return the method in the form that a release stores: the codec by name and digest."""
         return replace(self, codec=codecs.said_of(self.codec, starts))
 
 

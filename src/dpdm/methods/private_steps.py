@@ -56,7 +56,7 @@ class TakesSteps(Method):
 
     @abstractmethod
     def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
-        """Return what private steps are taken with, for a generator as `untrained` made it."""
+        """Return the module that private steps train, for a generator as `untrained` made it."""
 
 
 def steps_of(budget: Budget, *, unless_said: int = 1000) -> tuple[PoissonSums, ...]:

@@ -31,16 +31,16 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """`[retrieval]`: the early part of trajectories is retrieved from public ones.
+    """`[retrieval]`: public trajectories give the early part of each trajectory.
 
     Args:
-        keep: How many public images have a trajectory; a release holds the ends.
-        key: The noise level of keys: the public network's first guess at an image is what is compared.
-        level: The noise level at which public trajectories end. Private steps train below it alone.
+        keep: Number of public images with a trajectory. A release holds the ends.
+        key: The noise level of keys, which are the public network's first guesses at an image.
+        level: The noise level at which public trajectories end. Private steps train only below it.
 
     Source:
-        Jiang, Wang & Wang 2025 (RAPID). Their questions are asked in sampling. None depends on a private image, so
-        that here a run asks as many of each class as there are entries, and its release has the counts of the answers.
+        Jiang, Wang & Wang 2025 (RAPID). They ask their questions in sampling. No question depends on a private image.
+        So here a run asks as many for each class as there are entries, and its release has the counts of the answers.
 
     Example:
         >>> Retrieval(keep=500).keep
@@ -59,7 +59,7 @@ class Retrieval:
             raise InputError(f"retrieval.level = {self.level:g} must be below retrieval.key = {self.key:g}")
 
     def late(self, noise_levels: NoiseLevels) -> Below:
-        """Return the noise levels of private steps: those of the late part alone."""
+        """Return the noise levels of private steps: the late part alone."""
         if self.key > noise_levels.span[1]:
             raise InputError(
                 f"retrieval.key = {self.key:g} is above all noise levels of training, which go up to "
@@ -71,7 +71,7 @@ class Retrieval:
         """Return which public images have a trajectory, chosen by a public seed.
 
         Raises:
-            InputError: There are not as many, or none shows some class, where public classes have the private names.
+            InputError: There are too few images, or a class has none although public classes have the private names.
         """
         if len(public) < self.keep:
             raise InputError(
@@ -87,18 +87,18 @@ class Retrieval:
         return chosen
 
     def memory(self, seen: ImageFacts) -> int:
-        """Return the bytes that trajectories take at most, when they are made."""
+        """Return the most bytes that trajectories need while they are made."""
         looked_at = 8 * self.keep * columns_of(seen.shape) + bytes_of_distances(self.keep, against=self.keep)
         return 11 * self.keep * math.prod(seen.shape) + 2 * looked_at
 
     def require_possible(self, read: Read, facts: ImageFacts, where: str) -> None:
-        """Raise InputError unless the counts of a file are those of as many answers as a run gets."""
+        """Raise InputError unless a file's counts add up to the number of a run's answers."""
         counts = read(f"{TRAJECTORIES}counts")
         if not (counts >= 0).all() or (counts != counts.round()).any() or (counts.sum(1) != self.asked(facts)).any():
             raise InputError(f"{where} holds counts of retrieved trajectories that no run comes to")
 
     def asked(self, facts: ImageFacts) -> int:
-        """Return how many questions there are for each class."""
+        """Return the number of questions for each class."""
         return max(1, self.keep // max(1, facts.num_classes))
 
 

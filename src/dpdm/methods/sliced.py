@@ -32,22 +32,22 @@ _MOST_WEIGHTS = 10**8
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedWasserstein(FitsGenerator):
-    """A small generator, trained to have the projections of each class that noisy histograms tell.
+    """Trains a small generator until its random projections of each class match noisy histograms.
 
     Args:
-        directions: In which images are projected (default: as many as leave the noise of a bin at three tenths of
-            an average count, by the plan's noise and declared size; from 50 to 2,000).
-        bins: Of a histogram.
-        updates: Of the generator: they cost time, and nothing else.
-        batch_size: Images of an update.
-        learning_rate: Adam's; it falls linearly to zero.
-        latent: Random numbers that an image is made of.
-        width: Of the generator.
+        directions: Number of projections, from 50 to 2,000 (default: chosen by plan and declared size, so that
+            the noise of a bin is three tenths of an average count).
+        bins: Number of bins of a histogram.
+        updates: Number of updates of the generator. They cost time, and no privacy.
+        batch_size: Generated images of an update.
+        learning_rate: Learning rate of Adam; it falls linearly to zero.
+        latent: Number of random inputs of the generator for an image.
+        width: Width of the generator's layers.
 
     Guarantees:
         * A private image has one vote in each histogram of its class, all of them together of norm one; a group shares
           them.
-        * Histograms have as many bins whatever the number of images is.
+        * The number of bins does not depend on the number of images.
 
     Source:
         Rakotomamonjy & Ralaivola 2021 (sliced Wasserstein under privacy); Sebag et al. 2023 (particles that follow it).
@@ -80,7 +80,7 @@ class SlicedWasserstein(FitsGenerator):
         return _MOST if self.directions is None else self.directions
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if there are more bins, or weights of directions, than memory is good for."""
+        """Raise InputError if bins, or weights of directions, need too much memory."""
         numbers = self._at_most * self.bins * max(1, facts.num_classes)
         require_at_most(_MOST_NUMBERS, **{"directions × bins × classes": numbers})
         require_at_most(_MOST_WEIGHTS, **{"directions × pixels": self._at_most * math.prod(facts.shape)})

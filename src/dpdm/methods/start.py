@@ -32,12 +32,12 @@ class Start:
     """`[start]`: public weights to begin with.
 
     Args:
-        sources: The folders that `dpdm pretrain` made; a release keeps their names alone. Of several, private images
-            choose one, by one vote each.
-        gains: Whether private images say how far to follow the public network at each noise level. Without gains it is
-            followed wholly, wherever it leads.
-        share: What gains and choices take of the budget together, as a share of μ² (`gaussian_mu`).
-        sha256: Of the weights of each, as a release says it. Default: whatever the folders have.
+        sources: The folders that `dpdm pretrain` made. A release keeps only their names. Private images choose one of
+            several, by one vote each.
+        gains: Whether private images decide how far to follow the public network at each noise level. Without gains the
+            run follows it wholly.
+        share: Part of the budget for gains and choices together, as a share of μ² (`gaussian_mu`).
+        sha256: Digest of the weights of each (default: the folders'). A release stores them.
         trains: Which parameters the private steps train (`Trained`): `all`, `norms` (and biases), `attention`, `last`
             (the output half), or names with `*`, joined by commas; `low-rank:R`, a change of rank R to each matrix;
             `chosen:K`, the K matrices that private images choose; or both of these, joined by a comma.
@@ -75,26 +75,26 @@ class Start:
 
     @property
     def trained(self) -> Trained:
-        """What `trains` says."""
+        """The value of `trains`, parsed."""
         return Trained(self.trains)
 
     @property
     def private(self) -> tuple[str, ...]:
-        """What private images say of it, by noisy sums: which of several to begin with, the gains, and what trains."""
+        """The noisy sums of private images about it: the choice of a start, the gains, and what trains."""
         asked = {CHOICE: len(self.sources) > 1, GAINS: self.gains, MATRICES: self.trained.chosen is not None}
         return tuple(name for name, wanted in asked.items() if wanted)
 
     def planned(self, budget: Budget) -> tuple[FullSum, ...]:
-        """Return the sums of `private`, as a plan has them, of equal shares."""
+        """Return the sums of `private` as entries of a plan, with equal shares."""
         whole = gaussian_mu(epsilon=budget.epsilon, delta=budget.delta)
         each = self.share / max(1, len(self.private))
         return tuple(FullSum(name=name, noise_multiplier=1 / (whole * math.sqrt(each))) for name in self.private)
 
     def said(self, starts: Sequence[PublicStart]) -> "Start":
-        """Return it as a release says it: by the folders' names, and the digests of the weights.
+        """Return the start in the form that a release stores: the folders' names and the digests of the weights.
 
         Raises:
-            InputError: The weights are others than `sha256` says, or two folders are called the same.
+            InputError: The weights have other digests than `sha256`, or two folders have one name.
         """
         digests = tuple(start.sha256 for start in starts) or self.sha256
         if self.sha256 not in ((), digests):
@@ -107,9 +107,9 @@ class Start:
         return replace(self, sources=names, sha256=digests)
 
     def require_same(self, weights: Mapping[str, Shaped[Tensor, "..."]], where: str) -> None:
-        """Raise InputError unless weights are those that a release names.
+        """Raise InputError unless the weights have the digests that a release names.
 
-        Without it, weights beside a plan that takes no step could be anything, private images too.
+        Without this check, weights beside a plan without steps could be anything, even private images.
         """
         if weights_digest(weights) not in self.sha256:
             raise InputError(f"{where} holds another network than a public one that config.toml names")

@@ -33,16 +33,16 @@ _LARGEST = 50_000  # images that time is chosen for, at most
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticMatching(Method):
-    """Images whose layers, in a public network, have the moments that private images have there.
+    """Moves images until a public network's layers have the moments that they have for private images.
 
     Args:
-        layers: The public network, and what is looked at of it.
-        prior: Whose draws images begin as, and its part of the budget. Without one they begin as public images.
-        population: Images of each class.
-        passes: How often each image is updated.
-        candidates: Public images, or draws of the prior, that are looked at, at most.
-        shift: Pixels by which images are moved at random before they are looked at, at most (0 to 8).
-        flip: Whether they are mirrored at random, too: of no use to digits.
+        layers: The public network, and which of its moments to match.
+        prior: A prior whose draws the images begin as, for its part of the budget (default: public images).
+        population: Number of images of each class.
+        passes: Number of updates of each image.
+        candidates: Most public images, or draws of the prior, to choose from.
+        shift: Most pixels of the random shift of an image before the network sees it (0 to 8).
+        flip: Whether to mirror images at random, too: of no use to digits.
 
     Guarantees:
         * A private image adds one vector to one sum: all layers, all moments and its count, clipped together.
@@ -78,7 +78,7 @@ class StatisticMatching(Method):
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """What a claim calls the public network."""
+        """The name that a claim gives the public network."""
         return self.layers.trained
 
     def network_parts(self) -> tuple[PublicPart, ...]:
@@ -87,20 +87,20 @@ class StatisticMatching(Method):
 
     @property
     def start_folders(self) -> tuple[str, ...]:
-        """The folder of the public network, if it is a classifier that was pre-trained."""
+        """The folder of the public network, if `dpdm pretrain` made it."""
         return self.layers.folders
 
     @property
     def start_digests(self) -> tuple[str, ...]:
-        """The SHA-256 of its weights, as a release names it."""
+        """The SHA-256 of the weights, as a release stores it."""
         return (self.layers.sha256,) if self.layers.folders else ()
 
     def begun_from(self, folders: Sequence[str]) -> "StatisticMatching":
-        """Return the method with this as its classifier's folder."""
+        """Return the method with this folder of its classifier."""
         return replace(self, layers=replace(self.layers, network=folders[0]))
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "StatisticMatching":
-        """Return the method as settings can say it: a classifier by its name and the digest of its weights."""
+        """Return the method in the form that a release stores: a classifier by name and digest."""
         return replace(self, layers=self.layers.said(starts))
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
@@ -110,7 +110,7 @@ class StatisticMatching(Method):
         return (*before, FullSum(name=MOMENTS))
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if there are more images, or more numbers in a record's vector, than memory is good for."""
+        """Raise InputError if images, or the vector of a record, need too much memory."""
         looked, classes = self.layers, max(1, facts.num_classes)
         require_at_most(_MOST_IMAGES, **{"population × classes": self.population * classes})
         layout = Layout((looked.directions,) * 8, looked.pairs, looked.own, looked.own_pairs, classes)
@@ -135,7 +135,7 @@ class StatisticMatching(Method):
         return looking * (records + self.candidates + made) + updating * made * self.passes
 
     def fitted(self, facts: ImageFacts, *, records: int, device: torch.device, seconds: float) -> "StatisticMatching":
-        """Return the method with as many images as fill the time, and with fewer updates where these would be few.
+        """Return the method with as many images as fill the time, and fewer updates if the images would be few.
 
         Raises:
             InputError: There is no time for a single update of one image of each class.
@@ -150,13 +150,13 @@ class StatisticMatching(Method):
         return replace(self, passes=passes, population=min(updates // passes, _LARGEST // classes))
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Raise InputError unless the network is there and looks at such images."""
+        """Raise InputError unless the network is there and takes such images."""
         self.layers.widths(generator.facts.shape, run.starts)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, PopulationGenerator]:
-        """Release the moments, begin with images that are like it, and match them."""
+        """Release the moments, begin with images that are like them, and match the moments."""
         assert isinstance(generator, PopulationGenerator)
         shape, random = data.shape, torch.Generator().manual_seed(run.seed)
         known = known_before(run, data, self.prior, self.candidates, random)

@@ -64,16 +64,16 @@ class TaughtGenerator(ImageGenerator):
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(TakesSteps):
-    """Public images, labelled by a classifier that private steps train.
+    """Labels public images by a classifier, the teacher, that private steps train.
 
     Args:
-        per_class: Public images of each class that are kept: those of which the teacher is surest.
+        per_class: Number of public images that each class keeps: those that the teacher is surest of.
         width: Channels of the teacher's first layer.
-        optimizer: Of the teacher; and the average of its weights, which labels.
+        optimizer: Adam for the teacher, and the average of its weights, which labels the images.
 
     Guarantees:
-        * A private image, or a group of them, has one clipped gradient in a step; it is used for nothing else.
-        * Classes that public images may have are not used.
+        * A private image, or a group of them, has one clipped gradient in a step, and no other use.
+        * The method ignores any classes of the public images.
 
     Source:
         Soufleri, Ravikumar & Roy 2024 (DP-ImgSyn), without steps that move the public images.
@@ -100,7 +100,7 @@ class Teacher(TakesSteps):
         return steps_of(budget)
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError unless there are classes, and not more images of them than a release holds."""
+        """Raise InputError without classes, or if a release could not hold their images."""
         require_classes(self.kind, facts, self.per_class)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> TaughtGenerator:
@@ -109,7 +109,7 @@ class Teacher(TakesSteps):
         return TaughtGenerator(facts, self.per_class)
 
     def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
-        """Return what private steps are taken with: a teacher with first weights."""
+        """Return what private steps train: a teacher with initial weights."""
         facts, device = generator.facts, generator.device
         teacher = small_cnn(facts.shape[0], facts.num_classes, width=self.width, seed=seed).to(device)
         return Stepped(teacher, _LOSS, lambda number: Labelled(*random_images(number, facts, 0, device)[:2]))
@@ -117,7 +117,7 @@ class Teacher(TakesSteps):
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, TaughtGenerator]:
-        """Select, clip, add noise, update; and let the average of the teacher label public images."""
+        """Select, clip, add noise, update; then label public images by the teacher's average."""
         assert isinstance(generator, TaughtGenerator)
         stepped = self.stepped(generator, seed=run.seed)
         teacher = stepped.module
@@ -156,13 +156,13 @@ class Teacher(TakesSteps):
         generator.margins.copy_(run.processes.from_first(margins))
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Raise InputError unless there are public images enough; and try a private step on made-up images."""
+        """Raise InputError without enough public images, and try a private step on made-up images."""
         assert run.public is not None
         require_enough(run.public, self.per_class)
         self.stepped(generator, seed=run.seed).rehearse(mechanism, run)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
-        """Return the bytes of labels and of chosen images; what private steps take is measured."""
+        """Return the bytes of labels and chosen images, without those of private steps, which `dpdm plan` measures."""
         classes, pixels = facts.num_classes, math.prod(facts.shape)
         seen = _PART * (4 * pixels + 16 * self.width * math.prod(facts.shape[1:]))
         return seen + 24 * public * classes + 3 * self.per_class * classes * pixels

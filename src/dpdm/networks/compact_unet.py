@@ -19,9 +19,9 @@ class CompactUNet:
     """Two resolutions, 1/patch and 1/(2 patch) of the image's, with residual blocks at each.
 
     Args:
-        width: Channels at the finer resolution, a multiple of 16; the coarser one has twice as many.
+        width: Channels at the finer resolution, a multiple of 16. The coarser one has twice as many.
         blocks: Residual blocks on the way down and again on the way up, at each resolution.
-        patch: Side of the square of pixels that is folded into channels.
+        patch: Side of the square of pixels that the network folds into channels.
 
     Source:
         U-Net: Ronneberger et al. 2015; conditioning by scale and shift: Dhariwal & Nichol 2021; folding of pixels

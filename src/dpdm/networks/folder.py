@@ -38,16 +38,16 @@ _OF_TRAINING = ("dropout", "num_train_timesteps", "out_channels")  # what is see
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusersFolder(PipelineFolder):
-    """A `UNet2DModel` of a pipeline of `diffusers`, which is trained on from its public weights.
+    """A `UNet2DModel` of a pipeline of `diffusers`, to train further from its public weights.
 
-    A folder without classes gets a new table of them, and a null class, which is trained whatever `trains` says.
+    A folder without classes gets a new table of classes with a null class. Private steps always train this table.
 
     Args:
-        source: The pipeline's folder; a release keeps its name alone.
+        source: The pipeline's folder. A release keeps only the folder's name.
         trains: Which parameters private steps train: `all`, `norms` (and biases), `attention`, `last` (the output
             half), `lora:RANK` (low rank beside attention, by `peft`), or names with `*`, joined by commas.
-        sha256: Of the file of its weights, as a release says it. Default: whatever the folder has.
-        unet: What its `config.json` says, as a release says it.
+        sha256: Digest of the file of its weights (default: the folder's). A release stores it.
+        unet: The content of its `config.json`, as a release stores it.
 
     Example:
         >>> DiffusersFolder(source="pipelines/small", trains="lora:4").name
@@ -69,12 +69,12 @@ class DiffusersFolder(PipelineFolder):
 
     @property
     def released(self) -> bool:
-        """Whether it is what a release says, whose folder nobody has named."""
+        """Whether it comes from a release, and its folder is not known here."""
         return self.unet is not None
 
     @property
     def spec(self) -> DiffusersUNet:
-        """What it is, as the release says or the folder.
+        """The settings of its unet, by the release or the folder.
 
         Raises:
             InputError: There is no such folder, or something else is in it.
@@ -83,7 +83,7 @@ class DiffusersFolder(PipelineFolder):
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of its weights' file; raise InputError if it is another than is named."""
+        """The SHA-256 of its weights' file; raise InputError if it differs from `sha256`."""
         if self.unet is not None:
             assert self.sha256 is not None
             return self.sha256
@@ -103,15 +103,15 @@ class DiffusersFolder(PipelineFolder):
         return (self.name,)
 
     def said(self) -> "DiffusersFolder":
-        """Return it as a release says it."""
+        """Return it in the form that a release stores."""
         return replace(self, source=self.name, sha256=self.digest, unet=self.spec)
 
     def seen(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Return the shape of what its unet sees of images of this shape: these, or these in a frame."""
+        """Return the shape that its unet sees for images of this shape: theirs, or theirs in a frame."""
         return self.spec.seen(shape)
 
     def require_images(self, shape: tuple[int, int, int], num_classes: int) -> None:
-        """Raise InputError unless its unet takes images of `shape` (channel, height, width) and so many classes."""
+        """Raise InputError unless its unet takes images of `shape` (channel, height, width) and this many classes."""
         self.spec.require_images(shape, num_classes)
 
     def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> nn.Module:

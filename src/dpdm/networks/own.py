@@ -13,18 +13,18 @@ _LONGEST_NAME = 255
 
 
 class MakeNetwork(Protocol):
-    """A function, or a class of modules, that makes a network F of one's own.
+    """A function, or a class of modules, that makes your own network F.
 
     F is called with three arguments, by position, and returns one tensor.
 
-    * `x` (batch, images_in · channel, height, width), float: `images_in` images, one behind the other in the channels.
+    * `x` (batch, images_in · channel, height, width), float: `images_in` images, stacked along the channels.
     * `c_noise` (batch,), float: the noise level, as the preconditioning scales it; of order one.
-    * `labels` (batch,), int64: classes from 0, and the null class, whose index is `num_classes`. Without classes all
+    * `labels` (batch,), int64: classes from 0; the null class has the index `num_classes`. Without classes all labels
       are the null class 0.
     * It returns (batch, channel, height, width), float: one image for each row.
 
-    Under autocast, `x` is float32 and layers compute in bfloat16. Everything that F depends on must be in its
-    `state_dict`, or follow from its code: a release has nothing else of it.
+    Under autocast, `x` is float32 and layers compute in bfloat16. F may depend only on its `state_dict` and its code: a
+    release has nothing else of it.
 
     Privacy:
         F must not mix the rows of a batch, draw random numbers, fill buffers from its input, or have batch

@@ -103,55 +103,55 @@ class PipelineFolder(ABC):
     @property
     @abstractmethod
     def released(self) -> bool:
-        """Whether it is what a release says, whose folder nobody has named."""
+        """Whether it comes from a release, and its folder is not known here."""
 
     @property
     @abstractmethod
     def spec(self) -> Any:  # noqa: ANN401 (a DiffusersUNet, or a ConditionUNet)
-        """What its unet is, as the release says or the folder; raise InputError if something else is there."""
+        """The settings of its unet, by the release or the folder; raise InputError if the folder holds another."""
 
     @property
     @abstractmethod
     def digests(self) -> tuple[tuple[str, str], ...]:
-        """What a claim calls its public parts, with the SHA-256 of each.
+        """The names that a claim gives its public parts, with the SHA-256 of each.
 
         Raises:
-            InputError: The folder holds others than the settings name.
+            InputError: The folder holds other parts than the settings name.
         """
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """What a claim calls its public parts."""
+        """The names that a claim gives its public parts."""
 
     @abstractmethod
     def said(self) -> "PipelineFolder":
-        """Return it as a release says it."""
+        """Return it in the form that a release stores."""
 
     @abstractmethod
     def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> nn.Module:
-        """Return the network for what is learnt, of `shape`, with the folder's weights if it is one.
+        """Return the network for images or latents of `shape`, with the folder's weights if it is known.
 
         Raises:
-            InputError: It is not for such images, or the folder is damaged.
+            InputError: The network is not for such images, or the folder is damaged.
         """
 
     @abstractmethod
     def require_images(self, shape: tuple[int, int, int], num_classes: int) -> None:
-        """Raise InputError unless it takes images of `shape` (channel, height, width) and so many classes."""
+        """Raise InputError unless it takes images of `shape` (channel, height, width) and this number of classes."""
 
     @abstractmethod
     def seen(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Return the shape of what its unet sees of images of this shape (channel, height, width)."""
+        """Return the shape that its unet sees for images of this shape (channel, height, width)."""
 
     def begun_from(self, source: str) -> Self:
-        """Return it as a release says it with the place of its folder on this machine."""
+        """Return the value of a release with the place of its folder on this machine."""
         said: dict[str, Any] = {name: None for name in self.needed if name != "sha256"}
         return replace(self, source=source, **said)
 
     @property
     def name(self) -> str:
-        """What a claim calls it."""
+        """The name that a claim gives it."""
         return self.source if self.released else self.folder.resolve().name or "diffusers"
 
     @property
@@ -160,7 +160,7 @@ class PipelineFolder(ABC):
         return Path(self.source).expanduser()
 
     def scheduled(self) -> Scheduled:
-        """Return what its scheduler says; raise InputError if it says what dpdm does not know, or is not public."""
+        """Return its scheduler's settings; raise InputError if dpdm does not know them, or they are not public."""
         said = read_scheduler(self.folder, self.parts)
         if self.has_weights:
             weights_of(self.folder / "unet")
@@ -168,12 +168,12 @@ class PipelineFolder(ABC):
 
     @property
     def has_weights(self) -> bool:
-        """Whether its unet has more than settings, which are enough for a plan."""
+        """Whether its unet has weights. Settings alone are enough for a plan."""
         unet = self.folder / "unet"
         return self.released or (unet.is_dir() and any(each.name != "config.json" for each in unet.iterdir()))
 
     def require_weights(self) -> None:
-        """Raise InputError where settings are those of a release, whose folder nobody has named."""
+        """Raise InputError if it comes from a release, and its folder is not known here."""
         if self.released:
             raise InputError(
                 f"training begins with the public weights of {self.source}: name its folder (network.source), and "

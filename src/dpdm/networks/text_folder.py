@@ -84,21 +84,21 @@ _ELSEWHERE = ("dropout", "sample_size", "out_channels", "addition_time_embed_dim
 
 @dataclass(frozen=True, kw_only=True)
 class TextToImageFolder(PipelineFolder):
-    """A `UNet2DConditionModel` of a pipeline of `diffusers`, trained on in the latents of its `AutoencoderKL`.
+    """A `UNet2DConditionModel` of a pipeline of `diffusers`, to train further in the latents of its `AutoencoderKL`.
 
-    Its `CLIPTextModel` makes of each class a prompt's embedding, once, before training. A release holds what is
-    trained, and these embeddings; whoever draws from it names the folder again.
+    Before training, its `CLIPTextModel` makes one embedding of a prompt for each class. A release holds the trained
+    weights and these embeddings. To draw from it, name the folder again.
 
     Args:
-        source: The pipeline's folder; a release keeps its name alone.
+        source: The pipeline's folder. A release keeps only the folder's name.
         trains: Which parameters private steps train: `all`, `norms` (and biases), `attention`, `last` (the output
             half), `lora:RANK` (low rank beside attention, by `peft`), or names with `*`, joined by commas.
-        prompt: What the text encoder is told of an image: {class} stands for the name of its class. Of images without
-            classes a prompt with {class} says nothing: then it is no text.
-        sha256: Of unet, vae, text encoder and tokenizer, as a release says it (`digest_of_part`). Default: whatever
-            the folder has.
-        unet: What its `config.json` says, and how many tokens a prompt has, as a release says it.
-        latents: What that of the autoencoder says of latents, as a release says it.
+        prompt: The text of an image for the text encoder; {class} stands for the name of its class. For images without
+            classes, a prompt with {class} becomes the empty text.
+        sha256: Digests of unet, vae, text encoder and tokenizer (`digest_of_part`; default: the folder's). A release
+            stores them.
+        unet: The content of its `config.json`, and the number of tokens of a prompt, as a release stores them.
+        latents: The autoencoder's settings about latents, as a release stores them.
 
     Example:
         >>> folder = TextToImageFolder(source="pipelines/sd", trains="lora:4", prompt="a scan of {class}")
@@ -125,30 +125,30 @@ class TextToImageFolder(PipelineFolder):
 
     @property
     def released(self) -> bool:
-        """Whether it is what a release says, whose folder nobody has named."""
+        """Whether it comes from a release, and its folder is not known here."""
         return self.unet is not None
 
     @property
     def spec(self) -> ConditionUNet:
-        """What its unet is, as the release says or the folder; raise InputError if something else is there."""
+        """The settings of its unet, by the release or the folder; raise InputError if the folder holds another."""
         return self.unet or _read_unet(self.folder)
 
     @property
     def space(self) -> Latents:
-        """What its latents are, as the release says or the folder; raise InputError if something else is there."""
+        """The settings of its latents, by the release or the folder; raise InputError if the folder holds others."""
         return self.latents or _read_latents(self.folder, self.spec)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a claim calls its public parts."""
+        """The names that a claim gives its public parts."""
         return tuple(f"{self.name}/{part}" for part in PUBLIC)
 
     @property
     def digests(self) -> tuple[tuple[str, str], ...]:
-        """What a claim calls its public parts, with the SHA-256 of each (`digest_of_part`).
+        """The names that a claim gives its public parts, with the SHA-256 of each (`digest_of_part`).
 
         Raises:
-            InputError: The folder holds others than the settings name.
+            InputError: The folder holds other parts than the settings name.
         """
         found = self.sha256 if self.released else tuple(digest_of_part(self.folder / part) for part in PUBLIC)
         if self.sha256 not in ((), found):
@@ -157,16 +157,16 @@ class TextToImageFolder(PipelineFolder):
 
     @property
     def for_drawing(self) -> tuple[tuple[str, str], ...]:
-        """Those of `digests` that drawing needs, and that a release does not hold."""
+        """The entries of `digests` that drawing needs, and that a release does not hold."""
         return tuple(each for part, each in zip(PUBLIC, self.digests, strict=True) if part in _FOR_DRAWING)
 
     def said(self) -> "TextToImageFolder":
-        """Return it as a release says it."""
+        """Return it in the form that a release stores."""
         digests = tuple(sha256 for _, sha256 in self.digests)
         return replace(self, source=self.name, sha256=digests, unet=self.spec, latents=self.space)
 
     def seen(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Return the shape of the latents of images of this shape, in a frame that autoencoder and unet can shrink."""
+        """Return the latents' shape for images of this shape, in a frame that autoencoder and unet can shrink."""
         factor = self.space.factor
         height, width = framed_sides(shape[1:], factor * self.spec.multiple)
         return self.spec.in_channels, height // factor, width // factor
@@ -181,7 +181,7 @@ class TextToImageFolder(PipelineFolder):
             )
 
     def build(self, shape: tuple[int, int, int], *, num_classes: int, images_in: int = 1) -> TextNetwork:
-        """Return the network for latents of `shape` (channel, height, width), with the folder's weights if it is one.
+        """Return the network for latents of `shape` (channel, height, width), with the folder's weights if it is known.
 
         Raises:
             InputError: There is no such unet, or the folder is damaged.
@@ -198,10 +198,10 @@ class TextToImageFolder(PipelineFolder):
         return network
 
     def complete(self, network: nn.Module, shape: tuple[int, int, int], class_names: Sequence[str]) -> KLCodec:
-        """Give the network its prompts, and return the autoencoder beside it; of a release, neither is there yet.
+        """Give the network its prompts, and return the autoencoder beside it. A release has neither of them yet.
 
         Raises:
-            InputError: They are damaged, or do not fit the unet.
+            InputError: The folder's parts are damaged, or do not fit the unet.
         """
         assert isinstance(network, TextNetwork)
         codec = KLCodec(self, self.space, shape=shape, latent=self.seen(shape))
@@ -218,13 +218,13 @@ class TextToImageFolder(PipelineFolder):
         """Give a network, or its autoencoder, the public weights that a release does not hold.
 
         Args:
-            part: What the claim calls them.
-            path: Their folder, whose digest is the one that the claim names.
+            part: The name that the claim gives them.
+            path: Their folder, with the digest that the claim names.
             network: The network.
             codec: The autoencoder.
 
         Raises:
-            InputError: They are damaged.
+            InputError: The weights are damaged.
         """
         assert isinstance(network, TextNetwork)
         assert isinstance(codec, KLCodec)
@@ -234,7 +234,7 @@ class TextToImageFolder(PipelineFolder):
             network.begin_from(_weights_in(path), frozen=True)
 
     def prompts_of(self, class_names: Sequence[str]) -> tuple[str, ...]:
-        """Return the prompt of each class, and last that of no text; without classes, one for all images."""
+        """Return the prompt of each class and, last, the empty text; without classes, one prompt for all images."""
         if not class_names:
             return ("" if CLASS in self.prompt else self.prompt,)
         return (*(self.prompt.replace(CLASS, name) for name in class_names), "")

@@ -19,15 +19,15 @@ _MOST_LEVELS = 8  # each halves the image
 class UNet:
     """One level for each multiplier, each at half the resolution of the one before.
 
-    The defaults are those published for images of 28 by 28 pixels (1.75 million parameters). Sides that do not halve
-    evenly down to the coarsest level are padded, and the result is cropped.
+    The defaults are those published for images of 28 by 28 pixels (1.75 million parameters). The network pads sides
+    that do not halve evenly down to the coarsest level, and crops the result.
 
     Args:
         width: Channels at the first level, a multiple of 4.
         multipliers: Channels at each level, as multiples of `width`.
-        blocks: Residual blocks at each level on the way down; there is one more on the way up.
+        blocks: Residual blocks at each level on the way down. The way up has one more.
         attention: Heights, in pixels, of the levels with self-attention: after each block on the way down, and once on
-            the way up. Each must be the height of a level. The middle always has it.
+            the way up. Each must be the height of a level. The middle always has attention.
 
     Source:
         Dockhorn et al. 2023, appendix: sizes. Song et al. 2021, appendix H: residual blocks that change the resolution

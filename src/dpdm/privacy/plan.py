@@ -55,16 +55,16 @@ class Plan(_Startable):
         relation: What "neighbouring" means.
         noise: "continuous" adds float64 numbers to float64 sums. "grid" truncates every clipped vector of a batch to a
             grid, sums exactly, and rounds the noise to the same grid.
-        unit: What is protected, and so what a record is in all of this: an image, or a group of images, say all those
-            of one person. A group is selected as a whole, and has one vector in a sum.
-        search: Given if the run is one of a search, of which the best alone is released; the claim covers all of it.
-        earlier: Noisy sums of finished runs, with images of whose releases this one begins: they count again.
+        unit: What is protected, and so what a record is: an image, or a group of images, such as all those of one
+            person. A group is selected as a whole, and has one vector in a sum.
+        search: The search that this run belongs to, if any. Only the best run is released; the claim covers all.
+        earlier: Noisy sums of finished runs whose releases drew images for this one: they count again.
 
     Guarantees:
         * Each record enters each Poisson sum independently with probability E / N, a constant.
         * The noise that is drawn has the standard deviation that is accounted.
         * Every number of the plan is a constant: none is computed from the records.
-        * On the grid every noisy sum is a whole number of `grid_step`s, and a sum of truncated vectors is the same
+        * On the grid every noisy sum is a whole number of `grid_step`s. A sum of truncated vectors is then the same
           in any order and grouping.
 
     Source:
@@ -121,7 +121,7 @@ class Plan(_Startable):
             )
 
     def events(self, *, made: int | None = None) -> list[Event]:
-        """Return what the first `made` sums cost (default: all), after earlier ones; all of a search, once begun."""
+        """Return the events of the first `made` sums (default: all), after earlier ones; a begun search costs all."""
         made = self.planned if made is None else made
         events = [event for release, count in self._made(made) for event in release.events(count, self.dataset_size)]
         if not events:
@@ -195,7 +195,7 @@ class Plan(_Startable):
         return "pld" if self.epsilon() < self.epsilon(accountant="rdp") else "rdp"
 
     def claim(self, *, entropy: Entropy) -> dict[str, object]:
-        """Return the claim for machines: what `privacy.json` holds. An insecure source voids it."""
+        """Return the claim for machines, as `privacy.json` holds it. An insecure entropy source voids the claim."""
         return {
             "private": entropy.secure,
             "statement": self.statement if entropy.secure else "NOT PRIVATE: noise and batches came from a known seed",
@@ -224,9 +224,9 @@ class Plan(_Startable):
 
 @dataclass(frozen=True, kw_only=True)
 class NonPrivate(_Startable):
-    """The null object: the same sums in the same order without noise, nothing clipped in steps, and no claim.
+    """The null object: the same sums in the same order, without noise, without clipping in steps, without a claim.
 
-    For public data, and to see what privacy costs in quality.
+    For public data, and to measure what privacy costs in quality.
 
     Example:
         >>> plan = NonPrivate.dp_sgd(dataset_size=60000, expected_batch_size=2048, steps=100)

@@ -27,7 +27,7 @@ class FullSum:
     """One sum over all records.
 
     Args:
-        name: What the sum is, in words that a claim may hold.
+        name: The name of the sum, in words that a claim may hold.
         noise_multiplier: Standard deviation of its noise ÷ its L2 sensitivity; None until calibrated.
 
     Example:
@@ -45,7 +45,7 @@ class FullSum:
         _require_noise(self)
 
     def events(self, count: int, dataset_size: int) -> list[Event]:
-        """Return what `count` of these cost: none or one."""
+        """Return the events of `count` such sums: none or one."""
         return [GaussianRelease(noise_multiplier=noise_of(self))] * count
 
 
@@ -54,7 +54,7 @@ class PoissonSums:
     """`count` sums, one after the other, each over a fresh batch that every record enters independently.
 
     Args:
-        name: What the sums are.
+        name: The name of the sums.
         count: How many.
         expected_batch_size: E: each record enters with probability E / N. Means are sums divided by this constant.
         max_norm: C, the L2 norm that each record's vector is clipped to: the sensitivity of each sum.
@@ -83,7 +83,7 @@ class PoissonSums:
         object.__setattr__(self, "max_norm", float(self.max_norm))
 
     def events(self, count: int, dataset_size: int) -> list[Event]:
-        """Return what `count` of these cost."""
+        """Return the events of `count` such sums."""
         rate = self.expected_batch_size / dataset_size
         noise = noise_of(self)
         return [PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=count)] if count else []
@@ -177,8 +177,8 @@ class NamedSums:
         """Return the plan of DP-SGD with Poisson batch selection: sums over all records first, then steps.
 
         Args:
-            releases: The noise multiplier of each sum before the steps by its name, in order.
-            steps: Number of noisy gradients; 0 if the sums before are all.
+            releases: The noise multiplier of each sum before the steps, by its name and in order.
+            steps: Number of noisy gradients; 0 for the earlier sums alone.
             expected_batch_size: E, the constant by which every noisy gradient sum is divided.
             max_grad_norm: Clipping norm C: the sensitivity of one gradient sum.
             noise_multiplier: Standard deviation of a step's noise ÷ C; None until calibrated.
@@ -209,7 +209,7 @@ class NamedSums:
 
     @property
     def planned(self) -> int:
-        """How many noisy sums there are in all."""
+        """The number of all noisy sums."""
         return sum(release.count for release in self.releases)
 
     @property
@@ -224,7 +224,7 @@ class NamedSums:
 
     @property
     def steps(self) -> int:
-        """How many of all sums are over Poisson batches."""
+        """The number of sums over Poisson batches."""
         return sum(release.count for release in self.poisson)
 
     @property
@@ -263,7 +263,7 @@ class NamedSums:
         raise InputError(f"all {self.planned} releases of this plan are spent: its claim allows no more")
 
     def with_steps(self, steps: int, *, expected_batch_size: int | None = None) -> Self:
-        """Return this plan with another number of steps, and another batch: of its last entry over Poisson batches."""
+        """Return this plan with another number of steps, and another batch, in its last entry over Poisson batches."""
         last = self.poisson[-1]
         batch = expected_batch_size or last.expected_batch_size
         other = dataclasses.replace(last, count=steps, expected_batch_size=batch)
@@ -275,7 +275,7 @@ class NamedSums:
         return sum(count for release, count in self._made(made) if isinstance(release, PoissonSums))
 
     def made_after(self, steps: int) -> int:
-        """Return how many sums are made once `steps` of those over Poisson batches are, and any before the next."""
+        """Return the number of sums made after `steps` steps, with those between that step and the next."""
         before = 0
         for release in self.releases:
             if isinstance(release, PoissonSums):

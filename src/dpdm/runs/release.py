@@ -179,12 +179,12 @@ class Release:
     """A trained generator with its claim.
 
     Args:
-        generator: What draws images; its `state_dict` is all of it.
+        generator: The generator that draws images. Its `state_dict` is all of it.
         claim: The claim for machines; `statement` is the one for people.
         settings: All settings and declared facts of the run, as `config.toml` holds them.
 
     Privacy:
-        All of it may be published: it is post-processing of noisy sums and declared facts.
+        All of a release may be published: it is post-processing of noisy sums and declared facts.
 
     Example:
         >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
@@ -206,7 +206,7 @@ class Release:
 
     @property
     def public(self) -> tuple[PublicPart, ...]:
-        """What it was made with that is public by declaration: no claim protects it."""
+        """The images and networks declared public that made it: no claim protects them."""
         return read_parts(self.settings["facts"]["public"])
 
     def __repr__(self) -> str:
@@ -228,10 +228,10 @@ class Release:
         """Make `count` images.
 
         Args:
-            count: How many.
-            sampler: How (default: the generator's own).
+            count: Number of images.
+            sampler: The sampler (default: the generator's own).
             labels: Their classes (default: each class equally often, in turn). `choose_labels` makes others.
-            seed: Makes the images repeatable.
+            seed: Seed that makes the images repeatable (default: random).
 
         Returns:
             Images as `uint8` (count, height, width, channel), and their labels (all 0 without classes).
@@ -253,12 +253,12 @@ class Release:
     ) -> Iterator[tuple[Images, Labels]]:
         """Yield the images of `sample` part by part, so that the caller can show progress.
 
-        Each part has a generator of its own, so that several `processes`, every one of which makes its share of the
-        parts, make the same images together as one alone.
+        Each part has its own random generator. So several `processes`, each with its share of the parts, make the same
+        images as one process alone.
 
         Raises:
-            InputError: `count` is not positive, `labels` has another length or a class that does not exist, or the
-                sampler asks for what was not trained.
+            InputError: `count` is not positive, `labels` has another length or an unknown class, or the sampler visits
+                noise levels that were not trained.
         """
         require_counts(count=count, part_size=part_size)
         require_seed(seed=seed or 0)
@@ -296,14 +296,15 @@ class Release:
 
         Args:
             run: The folder.
-            network: The code of a network that is not one of dpdm's: a module, which is copied, or what makes one.
-            public: The public parts that the release needs and does not hold, by the names it gives them; or the folder
-                of the diffusers pipeline that they are parts of (default: the one that the run was trained with, if
-                `run` is all of its folder).
+            network: The code of a network that is not one of dpdm's: a module, which is copied, or a function that
+                makes one.
+            public: The folder of the diffusers pipeline whose public parts the release needs and does not hold; or
+                these parts by the release's names for them (default: the pipeline that the run was trained with, if
+                `run` is the whole folder).
 
         Raises:
-            InputError: There is no finished run, its release is damaged, the network is not what it was trained
-                with (the names, shapes and kinds of its weights), or a public part is missing or another.
+            InputError: There is no finished run, or its release is damaged. Or the network has other names, shapes or
+                kinds of weights than the trained one. Or a public part is missing or another.
         """
         folder = release_folder(run)
         release = open_without_public(folder, network)

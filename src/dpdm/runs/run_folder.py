@@ -15,10 +15,9 @@ def release_folder(run: Path | str) -> Path:
     """
     folder = Path(run) if (Path(run) / "privacy.json").exists() else Path(run) / "release"
     if not (folder / "privacy.json").exists():
-        unfinished = (Path(run) / "private" / "journal.jsonl").exists()
-        raise InputError(
-            f"{run} holds {'an unfinished run: repeat its train command to go on' if unfinished else 'no run'}"
-        )
+        if (Path(run) / "private" / "journal.jsonl").exists():
+            raise InputError(f"{run} holds an unfinished run: repeat its train command to go on")
+        raise InputError(f"{run} holds no run: name a folder that `dpdm train --run FOLDER` made")
     return folder
 
 

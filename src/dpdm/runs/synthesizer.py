@@ -23,15 +23,15 @@ class Synthesizer:
 
     Args:
         epsilon: ε of the claim.
-        num_classes: How many classes the labels may have: a declaration, never derived from private labels.
-        name: What the release and the ledger call the images: other people's deserve another one.
-        dataset_size: A public figure for the number of images, or of groups where there are groups; the claim is then
-            about adding or removing one. None takes the exact number as public: the claim is about blanking one out.
+        num_classes: Number of classes that labels may have: a declaration, never derived from private labels.
+        name: Name of the images in release and ledger. Images of other people need another name.
+        dataset_size: A public figure for the number of images, or of groups. The claim is then about adding or removing
+            one. None takes the exact number as public: the claim is about blanking one out.
         delta: δ of the claim.
-        steps: Noisy gradients. More of them cost time, and more noise each; with 0 the prior is all there is.
-        expected_batch_size: None is a sixteenth of the size, from 64 to 2048.
+        steps: Number of noisy gradients. More steps cost time, and have more noise each. 0 leaves the prior alone.
+        expected_batch_size: Mean number of images in a step (default: a sixteenth of the size, from 64 to 2048).
         noise_multiplicity: Noisy copies of an image, or of images of a group, in one step.
-        network: What to train, as `Diffusion` takes it.
+        network: The network to train, as for `Diffusion`.
         run: A folder to keep the run in, so that it can be resumed.
 
     Example:
@@ -63,11 +63,11 @@ class Synthesizer:
         Args:
             images: The images.
             labels: Their classes, integers (number,).
-            groups: Whose they are, integers or words (number,): the claim is then about a group, all images of one
-                person, say. None makes each image the unit of the claim.
+            groups: The group of each image, integers or words (number,), such as the person. The claim is then about a
+                group. None makes each image the unit of the claim.
 
         Raises:
-            InputError: The arrays or the settings do not fit; one line says which and why.
+            InputError: The arrays or the settings do not fit. One line says which and why.
         """
         data = ImageDataset(
             images=np.asarray(images),

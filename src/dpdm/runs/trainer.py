@@ -39,33 +39,32 @@ class Trainer:
     """Trains a generator under a plan.
 
     Args:
-        method: How: `Diffusion(...)`, `PriorAlone(...)`, `Evolution(...)`.
-        plan: What may be released: `method.plan(epsilon=...)`, or `NonPrivate(...)`.
-        machine: Device, precision and memory: may be others when a run goes on.
-        seed: Of first weights and the like, and of nothing that keeps a secret.
-        public: Images that are declared public, for a method that starts from some (`Evolution`). A private image that
-            equals one of them is blanked before the first sum: it takes no part, and no claim protects it.
-        earlier: What a release cost from which `public` was drawn (`dpdm.runs.drawn.open_drawn`): the plan counts it.
+        method: The method: `Diffusion(...)`, `PriorAlone(...)`, `Evolution(...)` and others.
+        plan: All that the run may release: `method.plan(epsilon=...)`, or `NonPrivate(...)`.
+        machine: Device, precision and memory. A resumed run may use others.
+        seed: Seed of initial weights and other public randomness, never of privacy noise.
+        public: Images declared public, for a method that starts from some (`Evolution`). The run blanks a private image
+            that equals one of them before the first sum: it takes no part, and no claim protects it.
+        earlier: The cost of a release that drew `public` (`dpdm.runs.drawn.open_drawn`). The plan counts it.
         reference: Public images by which a search compares its runs (`Tuner`): the claim names them.
-        run: Folder of the run; its `private/` gets journal, checkpoint and losses, its `watch/` what may be
-            seen while it goes, its `release/` what may be published. None keeps everything in memory, and nothing can
-            be resumed.
-        entropy: Of batch selection, noise and diffusion draws; anything but the operating system voids the claim.
-        ledger: Where what a run may release is reserved before its first noisy sum, if it claims anything
-            (default: the user's own, `Ledger.default`); None counts nothing.
-        asked: What a person asked for, as `private/config.toml` keeps it beside what follows from it.
+        run: Folder of the run: `private/` for journal, checkpoint and losses, `watch/` for what anyone may see
+            meanwhile, `release/` for what may be published. None keeps everything in memory, and nothing can resume.
+        entropy: Source of batches, noise and diffusion draws. Any but the operating system's voids the claim.
+        ledger: The ledger in which a run with a claim reserves before its first noisy sum (default: the user's own,
+            `Ledger.default`). None counts nothing.
+        asked: The settings that a person gave, which `private/config.toml` keeps beside what follows from them.
 
-    Under torchrun every process is given the same images, all of them, keeps its own part, and returns the same
-    release; the first one writes the files. Where images are in groups, the unit of the plan, a group is selected as a
-    whole: it has one gradient, of copies of its images, and lies with one process.
+    Under torchrun every process gets all images, keeps its own part, and returns the same release. The first process
+    writes the files. A group of images is selected as a whole if it is the unit of the plan. It lies with one process,
+    and has one gradient, of copies of its images.
 
     Guarantees:
-        * In two worlds that differ in one unit, an image or a group, given the noisy sums, releases and control flow
-          agree.
+        * Given the noisy sums, releases and control flow agree in two worlds that differ in one unit, an image or a
+          group.
         * A run that is stopped and resumed never makes more noisy sums than its plan has.
         * After every step the parameters are equal to the bit on all processes.
-        * What a rehearsal on made-up images can refuse, it refuses before the first noisy sum and before the ledger
-          counts the run; the run's folder is then as before.
+        * A rehearsal on made-up images refuses all that it can before the first noisy sum, and before the ledger counts
+          the run. The run's folder is then as before.
 
     Example:
         >>> images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
@@ -105,7 +104,7 @@ class Trainer:
             config: The settings.
             data: The images.
             run: The run's folder.
-            plan: The plan (default: that of `config`, for which `data` is counted if no size is declared).
+            plan: The plan (default: that of `config`, with the number of images in `data` if no size is declared).
             reference: Public images by which a search compares its runs.
             ledger: Opens the ledger (default: the user's own).
         """
@@ -150,12 +149,12 @@ class Trainer:
 
     @property
     def public_images(self) -> tuple[ImageDataset, ...]:
-        """What it uses of images that are declared public."""
+        """The images declared public that the run uses."""
         return tuple(images for images in (self.public, self.reference) if images is not None)
 
     @property
     def public_records(self) -> list[Records]:
-        """All that it uses of images that are declared public, for a ledger to look whether they are."""
+        """All images declared public that the run uses, for a ledger to check."""
         sets = [each for images in self.public_images for each in (images, *images.made_of)]
         known = [ways for start in self.starts for ways in start.known]
         return [*map(Records.of, sets), *(Records(name, digests=ways) for name, ways in known)]
@@ -164,7 +163,7 @@ class Trainer:
         """Return the untrained generator, and where it is trained.
 
         Raises:
-            InputError: These settings cannot be trained on these images, or here.
+            InputError: These settings do not fit these images, or this machine.
         """
         if not isinstance(data, ImageDataset):
             raise InputError(f"images are given as an ImageDataset (dpdm.open_dataset), not as {type(data).__name__}")
@@ -206,7 +205,7 @@ class Trainer:
         """Refuse what a run would refuse before its first noisy sum, without beginning one.
 
         Raises:
-            InputError: This cannot be trained on these images, or here, or its release could not be opened again.
+            InputError: The settings do not fit these images or this machine, or nothing could open the release again.
         """
         with Processes.joined().refused_together():
             generator, device = self.build(data)
@@ -241,7 +240,7 @@ class Trainer:
         return release
 
     def said(self, generator: ImageGenerator) -> Method:
-        """Return the method as settings say it."""
+        """Return the method in the form that settings store."""
         return self.method.said(generator, self.starts)
 
     def settings(self, data: ImageDataset, generator: ImageGenerator) -> dict[str, Any]:

@@ -85,34 +85,29 @@ class Verified:
 
     @property
     def protects(self) -> str:
-        """What one unit of protection is, in one sentence."""
-        group = self.unit == "group"
+        """What one unit of protection is, in short sentences."""
+        group, number = self.unit == "group", f"{self.dataset_size:,} {self.unit}s"
         one = (
-            "group of images with their labels (all images of one person, if groups are persons)"
+            "group of images with their labels, such as all images of one person."
             if group
-            else "image with its label (a person with several images among them is protected less)"
+            else "image with its label. A person with several images is protected less."
         )
-        told, number = f"One unit of protection is one {one}: ε limits how surely anyone can tell", self.dataset_size
+        told = f"One unit of protection is one {one} ε limits how surely anyone can tell whether"
         if self.relation == "replace_special":
-            shown = "they show from blanks in their place" if group else "it shows from a blank in its place"
-            return f"{told} what {shown}; that there were {number:,} {self.unit}s is public."
-        return (
-            f"{told} whether {'they were' if group else 'it was'} among the training images at all; their number was "
-            f"declared as about {number:,} {self.unit}s."
-        )
+            used = "the images or blanks in their place were" if group else "the image or a blank in its place was"
+            return f"{told} {used} used. The exact number, {number}, is public."
+        return f"{told} the {'images were' if group else 'image was'} used at all. About {number} were declared."
 
     @property
     def bounds(self) -> str:
-        """What ε bounds, in one sentence."""
-        of = [
-            f"at most {percent(true)} of the used ones while wrongly accusing {100 * false:g} % of the unused ones"
+        """What ε bounds, in short sentences: the most that an attacker finds."""
+        known = {"image": "training image", "group": "group of training images"}[self.unit]
+        found = [
+            f"Wrongly accusing {100 * false:g} % of the unused ones finds at most {percent(true)} of the used ones."
             for false, true in self.true_positive_rates.items()
         ]
-        known = {"image": "training image", "group": "group of training images"}[self.unit]
-        return (
-            f"Whoever holds all of this folder, knows every other {known}, and guesses whether a given one was "
-            f"used, finds {', and '.join(of)}."
-        )
+        attacker = f"An attacker has this folder, knows every other {known}, and guesses whether a given one was used."
+        return " ".join([attacker, *found])
 
 
 class Settings(NamedTuple):

@@ -50,7 +50,6 @@ def why_it_cannot_pay(plan: AnyPlan, parameters: int, *, started: bool = False, 
     if started:
         return f"private steps will not pay: {hidden}. Leave the network as it is (--set privacy.steps=0)"
     return (
-        f"this network will not pay: {hidden}. Take the prior alone (--method prior), let the network learn from "
-        f"public images before (dpdm pretrain), take fewer pixels (a smaller data.size), or about "
-        f"{max(2, round(ratio / PAYS_UP_TO))} times as many images"
+        f"this network will not pay: {hidden}. Take the prior alone (--method prior), a public start (dpdm pretrain), "
+        f"fewer pixels (a smaller data.size), or about {max(2, round(ratio / PAYS_UP_TO))} times as many images"
     )

@@ -190,8 +190,8 @@ def test_a_network_pays_by_one_rule():
     config = load_config("digits")
     line = why_it_cannot_pay(config.plan(lambda: 0), 44_480)
     assert "z√P/E = 1.5 is above 0.5" in line
-    assert "Take the prior alone (--method prior), let the network learn from public images before" in line
-    assert "take fewer pixels (a smaller data.size), or about 3 times as many images" in line
+    assert "Take the prior alone (--method prior), a public start (dpdm pretrain)" in line
+    assert "fewer pixels (a smaller data.size), or about 3 times as many images" in line
     assert "\n" not in line
     started = why_it_cannot_pay(config.plan(lambda: 0), 44_480, started=True)
     assert started.startswith("private steps will not pay: z√P/E = 1.5 is above 0.5")
