@@ -97,6 +97,16 @@ def test_minutes_choose_the_settings_once(dpdm, photos, tmp_path):
     assert dpdm(*line, -1)[0] == 2
 
 
+def test_steps_that_cannot_pay_are_told_before_the_first_one_and_once(dpdm, photos):
+    line = ("train", photos, "--epsilon", 1, "--run", "run", *SMALL)
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    assert "this network will not pay: z√P/E = " in err
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+    assert "will not pay" not in err
+
+
 def test_from_a_folder_of_images_to_publishable_ones(dpdm, trained, photos, tmp_path):
     assert files(trained / "release") == ["config.toml", "model.safetensors", "privacy.json"]
     privacy = json.loads((trained / "release" / "privacy.json").read_text())

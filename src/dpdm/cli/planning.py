@@ -182,6 +182,19 @@ def _advice(config: "Config", plan: "AnyPlan", parameters: int) -> str | None:
     return why_it_cannot_pay(plan, parameters, started=started, pipeline=bool(config.method.networks))
 
 
+def tell_what_cannot_pay(config: "Config", plan: "AnyPlan", facts: "ImageFacts") -> None:
+    """Say, before a run begins, that its noisy steps cannot pay, if public numbers tell so."""
+    import torch
+
+    from dpdm.methods import Diffusion
+
+    if isinstance(config.method, Diffusion) and plan.steps:
+        with torch.device("meta"):
+            module = config.method.stepped(config.method.untrained(facts)).module
+        if advice := _advice(config, plan, sum(p.numel() for p in module.parameters() if p.requires_grad)):
+            tell(advice)
+
+
 def _public(config: "Config", plan: "AnyPlan") -> Iterator[str]:
     """Say with what that is not protected, or was paid for before, a run begins."""
     from dpdm.runs.start import open_starts

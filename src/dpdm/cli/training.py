@@ -31,7 +31,7 @@ from dpdm.cli.options import (
     print_json,
     say,
 )
-from dpdm.cli.planning import fitted, rehearsed
+from dpdm.cli.planning import fitted, rehearsed, tell_what_cannot_pay
 from dpdm.terminal import Advance, leave_the_terminal, remarked, show_progress, show_stages, tell
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def train(
     """Train a private generator. Ctrl-C stops it, and the same command resumes it."""
     config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public, start=start)
     from dpdm.ledger import Ledger
+    from dpdm.methods import ImageFacts
     from dpdm.runs import Trainer
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.learning import TIME
@@ -129,6 +130,8 @@ def train(
             trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: book)
         if processes.first:
             tell_of_lost_labels(trainer.public)
+        if processes.first and minutes is None and not (folder / "private").exists():
+            tell_what_cannot_pay(config, trainer.plan, ImageFacts(data.shape, data.class_names))
         with _say_how_to_go_on(folder, processes):
             release = train_with_progress(trainer, data, processes)
     if not processes.first:

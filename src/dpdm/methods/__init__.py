@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dpdm.methods.mean_embedding import MeanEmbedding
     from dpdm.methods.optimizer import Optimizer
     from dpdm.methods.populations import PopulationGenerator
-    from dpdm.methods.prior import MixtureGenerator, Prior, PriorAlone
+    from dpdm.methods.prior import Prior
+    from dpdm.methods.prior_alone import MixtureGenerator, PriorAlone
     from dpdm.methods.private_steps import Stepped, TakesSteps
     from dpdm.methods.registry import METHODS
     from dpdm.methods.retrieval import Retrieval
@@ -102,7 +103,8 @@ __getattr__ = lazily(
         "mean_embedding": "MeanEmbedding",
         "optimizer": "Optimizer",
         "populations": "PopulationGenerator",
-        "prior": "MixtureGenerator Prior PriorAlone",
+        "prior": "Prior",
+        "prior_alone": "MixtureGenerator PriorAlone",
         "private_steps": "Stepped TakesSteps",
         "registry": "METHODS",
         "retrieval": "Retrieval",

@@ -10,7 +10,7 @@ from dpdm.methods.gan import GAN
 from dpdm.methods.interface import Method
 from dpdm.methods.labels import Labels
 from dpdm.methods.mean_embedding import MeanEmbedding
-from dpdm.methods.prior import PriorAlone
+from dpdm.methods.prior_alone import PriorAlone
 from dpdm.methods.sliced import SlicedWasserstein
 from dpdm.methods.statistics import StatisticMatching
 from dpdm.methods.teacher import Teacher
