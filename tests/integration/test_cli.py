@@ -406,7 +406,7 @@ def test_steps_that_a_kill_lost_are_told_on_resuming(dpdm, photos, tmp_path):
 def test_a_plan_that_must_open_the_data_says_so(dpdm, photos):
     code, out, err = dpdm("plan", photos, *SMALL)
     assert code == 0, err
-    assert err.startswith(f"opening {photos}:")
+    assert err.startswith(f"opening {photos} for what is not declared: ")
     assert "opening" not in out
 
 

@@ -26,7 +26,7 @@ from dpdm.terminal import duration, show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.config import Config
-    from dpdm.methods import ImageFacts
+    from dpdm.methods import ImageFacts, Method
     from dpdm.privacy import AnyPlan
     from dpdm.privacy.processes import Processes
     from dpdm.runs.cost import Fitted, StepCost
@@ -145,7 +145,7 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         )
     if report["parameters"]:
         yield f"network     {report['parameters']:,} parameters"
-        if advice := _advice(config, plan, report["parameters"]):
+        if advice := _advice(config.method, plan, report["parameters"]):
             yield f"            {advice}"
         where = "here, measured on random images"
         if by_set := report.get("by_set"):
@@ -171,27 +171,27 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         yield f"sampling    about {duration(sampling)} for 10,000 images here"
 
 
-def _advice(config: "Config", plan: "AnyPlan", parameters: int) -> str | None:
+def _advice(method: "Method", plan: "AnyPlan", parameters: int) -> str | None:
     """Return what to do instead of noisy steps that cannot pay, if they cannot."""
     from dpdm.methods import Diffusion
     from dpdm.runs.worth import why_it_cannot_pay
 
-    if not isinstance(config.method, Diffusion):  # the rule was found by networks around a prior
+    if not isinstance(method, Diffusion):  # the rule was found by networks around a prior
         return None
-    started = getattr(config.method, "start", None) is not None
-    return why_it_cannot_pay(plan, parameters, started=started, pipeline=bool(config.method.networks))
+    started = getattr(method, "start", None) is not None
+    return why_it_cannot_pay(plan, parameters, started=started, pipeline=bool(method.networks))
 
 
-def tell_what_cannot_pay(config: "Config", plan: "AnyPlan", facts: "ImageFacts") -> None:
-    """Say, before a run begins, that its noisy steps cannot pay, if public numbers tell so."""
+def tell_what_cannot_pay(method: "Method", plan: "AnyPlan", facts: "ImageFacts") -> None:
+    """Say that noisy steps cannot pay, if public numbers tell so."""
     import torch
 
     from dpdm.methods import Diffusion
 
-    if isinstance(config.method, Diffusion) and plan.steps:
+    if isinstance(method, Diffusion) and plan.steps:
         with torch.device("meta"):
-            module = config.method.stepped(config.method.untrained(facts)).module
-        if advice := _advice(config, plan, sum(p.numel() for p in module.parameters() if p.requires_grad)):
+            module = method.stepped(method.untrained(facts)).module
+        if advice := _advice(method, plan, sum(p.numel() for p in module.parameters() if p.requires_grad)):
             tell(advice)
 
 
@@ -257,7 +257,7 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         config, cost, sampling = _measured(config, facts, mechanism, minutes, first=processes.first)
         begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
         new = config.plan(lambda: mechanism.dataset_size)
-        advice = _advice(config, new, cost.parameters) if new.steps else None
+        advice = _advice(config.method, new, cost.parameters) if new.steps else None
         remarks = [f"sampling 10,000 images will then take about {duration(sampling)}", *([advice] if advice else [])]
     if processes.first:
         steps, batch = config.privacy.steps, config.privacy.expected_batch_size

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dpdm.config import Config
     from dpdm.data import ImageDataset
     from dpdm.ledger import Ledger
+    from dpdm.methods import Progress
     from dpdm.privacy.processes import Processes
     from dpdm.runs import Release, Trainer
 
@@ -107,7 +108,6 @@ def train(
     """Train a private generator. Ctrl-C stops it, and the same command resumes it."""
     config = load_settings(target, epsilon, dataset_size, set, minutes, method=method, public=public, start=start)
     from dpdm.ledger import Ledger
-    from dpdm.methods import ImageFacts
     from dpdm.runs import Trainer
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.learning import TIME
@@ -130,10 +130,8 @@ def train(
             trainer = Trainer.from_config(config, data, run=folder, ledger=lambda: book)
         if processes.first:
             tell_of_lost_labels(trainer.public)
-        if processes.first and minutes is None and not (folder / "private").exists():
-            tell_what_cannot_pay(config, trainer.plan, ImageFacts(data.shape, data.class_names))
         with _say_how_to_go_on(folder, processes):
-            release = train_with_progress(trainer, data, processes)
+            release = train_with_progress(trainer, data, processes, advise=minutes is None)
     if not processes.first:
         return None
     keep_figures(Ledger.default(ledger))
@@ -171,8 +169,13 @@ def _stopping() -> list[int]:
     return [number for number in there if not (nohup and number == signal.SIGHUP)]
 
 
-def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Processes") -> "Release":
-    """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint."""
+def train_with_progress(
+    trainer: "Trainer", data: "ImageDataset", processes: "Processes", *, advise: bool = False
+) -> "Release":
+    """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint.
+
+    `advise` is whether to say, once the run has begun, that its steps cannot pay.
+    """
     from dpdm.runs.trainer import as_begun
 
     stopped: list[int] = []
@@ -200,11 +203,7 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
                 progress = next(steps)
                 if processes.first and not begun:
                     begun = True
-                    tell(plan.statement)
-                    if progress.steps_spent > 1 and plan.steps:
-                        tell(f"going on from step {progress.steps_spent - 1:,} of {plan.steps:,}")
-                    if lost := progress.steps_spent - progress.updates:
-                        tell(f"{lost} steps were lost when an earlier process was killed: they stay spent")
+                    _tell_first(trainer, progress, data, advise=advise)
                 said = "" if progress.epsilon is None else f"ε ≤ {bound(finite(progress.epsilon))}"
                 advance(progress.steps_spent - shown, said)
                 shown = progress.steps_spent
@@ -220,6 +219,20 @@ def train_with_progress(trainer: "Trainer", data: "ImageDataset", processes: "Pr
         steps.close()  # also where nothing could be shown any more, so that a terminal that is gone loses no step
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell_first(trainer: "Trainer", progress: "Progress", data: "ImageDataset", *, advise: bool) -> None:
+    """Say what a run claims, from where it goes on, and whether its steps can pay."""
+    from dpdm.methods import ImageFacts
+
+    plan = trainer.plan
+    tell(plan.statement)
+    if progress.steps_spent > 1 and plan.steps:
+        tell(f"going on from step {progress.steps_spent - 1:,} of {plan.steps:,}")
+    elif advise:
+        tell_what_cannot_pay(trainer.method, plan, ImageFacts(data.shape, data.class_names))
+    if lost := progress.steps_spent - progress.updates:
+        tell(f"{lost} steps were lost when an earlier process was killed: they stay spent")
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from dpdm.config import read_toml
-from dpdm.networks import TextToImageFolder
 from dpdm.types import InputError
 
 
@@ -27,6 +25,9 @@ def pipeline_of(run: Path | str) -> Path | None:
     None if the release alone is here, if there is no such folder any more, or if the run needs none. Whether it still
     holds that pipeline is for digests to tell.
     """
+    from dpdm.config import read_toml  # here, since most commands ask for a folder alone
+    from dpdm.networks import TextToImageFolder
+
     file = Path(run) / "private" / "config.toml"
     settings = read_toml(file) if file.is_file() else {}
     if settings.get("network", {}).get("kind") != TextToImageFolder.kind:

@@ -123,7 +123,7 @@ def test_images_are_learnt_in_its_latents_and_the_claim_names_what_it_was_traine
     state, weights = opened.generator.state_dict(), open_start(codec).weights
     assert all(torch.equal(state[f"codec.{name}"], value) for name, value in weights.items())
     said = tomllib.loads((tmp_path / "run" / "release" / "config.toml").read_text())
-    assert said["codec"] == {"source": "codec", "sha256": open_start(codec).sha256}
+    assert said["codec"] == {"kind": "autoencoder", "source": "codec", "sha256": open_start(codec).sha256}
     kept = tmp_path / "run" / "private" / "kept" / "latents"
     assert (kept / "rows").stat().st_size == 60 * 64 * 4
     again = trainer(load_method(tmp_path / "run", codec), None, **steps)
