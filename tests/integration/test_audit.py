@@ -124,7 +124,7 @@ def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):
     assert found.scope.startswith("all 7 sums: all that the run claims (2.0, 0.001) for")
     assert found.conclusion[-1] == f"Nothing that was found contradicts the run's claim: {found.claim}"
     assert {"prior: pairs of equal sizes of draws"} <= {check.name for check in found.checks}
-    assert 0.2 < found.white_box.one_run_gaussian < 2
+    assert 0 < found.white_box.one_run_gaussian < 2  # mostly from 0.5 to 0.9
 
 
 def test_half_of_the_noise_is_found_and_exits_with_one(dpdm, trained, monkeypatch):
