@@ -97,7 +97,7 @@ def test_minutes_choose_the_settings_once(dpdm, photos, tmp_path):
     assert dpdm(*line, -1)[0] == 2
 
 
-def test_steps_that_cannot_pay_are_told_before_the_first_one_and_once(dpdm, photos):
+def test_steps_that_cannot_pay_are_told_once_as_a_run_begins(dpdm, photos):
     line = ("train", photos, "--epsilon", 1, "--run", "run", *SMALL)
     code, _, err = dpdm(*line)
     assert code == 0, err

@@ -58,6 +58,42 @@ def test_a_start_of_its_latents_is_begun_with_and_no_other_codec(dpdm, photos, c
     assert "was not made in the latents of this run's codec" in err
 
 
+def test_images_are_learnt_without_their_pose_and_a_start_too(dpdm, photos, tmp_path):
+    grey = ("--set=data.size=16", "--set=data.channels=1", "--set=codec.kind=pose")
+    small = ("--set=network.width=16", "--set=prior.centres=1")
+    code, _, err = dpdm("train", photos, *TRAINED, "--method=prior", *grey[1:])
+    assert code == 0, err
+    for line in (("verify", "run"), ("report", "run"), ("sample", "run", "-n", 6, "-o", "made.npz")):
+        assert dpdm(*line)[0] == 0
+    with np.load(tmp_path / "made.npz") as made:
+        assert made["images"].shape == (6, 16, 16, 1)
+    like = ("--like", photos, "--minutes=0.02", "--set=data.num_classes=3", *small)
+    code, _, err = dpdm("pretrain", "shapes", "-o", "start", *like, *grey)
+    assert code == 0, err
+    steps = ("--start=start", "--set=privacy.steps=2", "--set=privacy.expected_batch_size=10", "--set=sampler.steps=2")
+    begun = ("--epsilon=4", "--set=privacy.delta=1e-3", *steps, *small, "--set=loss.noise_multiplicity=1")
+    code, _, err = dpdm("train", photos, "--run=begun", *begun, *grey)
+    assert code == 0, err
+    assert dpdm("verify", "begun")[0] == 0
+    for other in (grey[:2], (*grey, "--set=codec.ground=255")):
+        code, _, err = dpdm("train", photos, "--run=other", *begun, *other)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "was not made in the latents of this run's codec" in err
+
+
+@pytest.mark.parametrize("verb", ["plan", "train", "pretrain"])
+def test_images_in_colour_have_no_pose(dpdm, photos, tmp_path, verb):
+    colour = ("--set=data.size=16", "--set=data.channels=3", "--set=data.num_classes=3", "--set=codec.kind=pose")
+    private = (verb, photos, "--epsilon=4", "--set=privacy.delta=1e-3")
+    line = ("pretrain", "shapes", "--like", photos, "-o", "made") if verb == "pretrain" else private
+    code, _, err = dpdm(*line, *colour)
+    assert code == 2
+    assert err.splitlines()[-1].endswith(
+        "codec.kind = pose is for grey images: set data.channels=1, or leave codec out"
+    )
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

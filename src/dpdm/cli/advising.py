@@ -69,22 +69,21 @@ def advise(
 
 @cache
 def _memory(method: str, case: "Case") -> float | None:
-    """Return the GiB that training takes about here, counted; None if settings of the case are not for this method."""
+    """Return the GiB that training takes about here, counted; None if the method is not for this case."""
     from dpdm.cli.planning import bytes_of_method
     from dpdm.config import NoPrivacy
     from dpdm.runs.cost import count_memory
     from dpdm.types import InputError
 
+    given = {"method": method, "public": case.public}
     try:
-        given = {"method": method, "public": case.public}
         config = load_settings(case.target, case.epsilon, case.number, [*case.settings], **given)  # type: ignore[arg-type]
+        sizes = {"steps": config.privacy.steps, "expected_batch_size": config.privacy.expected_batch_size}
+        without_noise = NoPrivacy(dataset_size=case.number, **sizes)  # which takes no memory
+        plan = without_noise.plan(config.method, lambda: case.number)
+        return count_memory(config, case.facts, plan) + bytes_of_method(config, case.facts, plan) / 2**30
     except InputError:
         return None
-    sizes = {"steps": config.privacy.steps, "expected_batch_size": config.privacy.expected_batch_size}
-    plan = NoPrivacy(dataset_size=case.number, **sizes).plan(
-        config.method, lambda: case.number
-    )  # noise takes no memory
-    return count_memory(config, case.facts, plan) + bytes_of_method(config, case.facts, plan) / 2**30
 
 
 def _said(choice: "Advice", memory: float | None) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def _lines(
         yield f"{way.name}: {reason}"
     yield ""
     yield "Order: by the measured gain over the prior alone. Accuracies on different images do not compare."
-    yield "All are those of other images: yours may be harder. No private image was opened."
+    yield "Accuracies are those of the images that each line names: yours may be harder. No image was opened."
     yield "dpdm plan, with the same options as train, says time on this machine."
 
 

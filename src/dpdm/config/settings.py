@@ -79,7 +79,7 @@ class Data:
 class Public:
     """`[public]`: images that are declared public, for methods that start from some.
 
-    They are framed as the private images are. `name` is what the claim calls them (default: that of the source).
+    They are cropped to the size of the private images. The claim calls them by `name` (default: that of the source).
     A finished run is a source too: images are drawn from its release. They are not public, and the claim counts what
     that release cost (`earlier`).
     """

@@ -174,9 +174,14 @@ def seen_by(codec: AnyLatents | AnyCodec | None, facts: ImageFacts) -> ImageFact
 
 
 def untrained(codec: AnyLatents | None, facts: ImageFacts, *, seed: int) -> ConvCodec | Posed | None:
-    """Return the network of a codec with weights that are nobody's, to be loaded into; None without a codec."""
+    """Return the network of a codec with weights that are nobody's, to be loaded into; None without a codec.
+
+    Raises:
+        InputError: It is not for such images.
+    """
     if codec is None:
         return None
+    require_images(codec, facts)
     if isinstance(codec, Pose):
         return Posed(facts.shape, ground=codec.ground)
     with torch.random.fork_rng(devices=[]):

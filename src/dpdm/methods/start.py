@@ -134,7 +134,7 @@ def require_start(start: PublicStart, kind: str, *, codec: str) -> None:
     if start.codec != codec:
         raise InputError(
             f"the start of {start.part.name} was not made in the latents of this run's codec: make one by dpdm "
-            "pretrain --like, with the same --set codec.source, or leave one of the two out"
+            "pretrain --like, with the same --set codec.…, or leave one of the two out"
         )
 
 

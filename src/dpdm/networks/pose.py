@@ -20,6 +20,7 @@ _WIDTH, _HEIGHT = 0.40, 0.42  # halves of a side: standard deviations of what is
 _MIDDLE = np.array([0.0, 0.0, 0.0, 0.8, 0.85])
 _REACH = np.array([0.4, 0.4, 0.8, 0.6, 0.45])  # on both sides of the middle: what is further is taken for that
 _LEAST = 1e-6  # of a variance
+_AT_ONCE = 2**20  # pixels whose places are in memory at a time: some 100 MB
 
 
 class _Pose(NamedTuple):
@@ -62,6 +63,10 @@ class Posed(nn.Module):
 
     def rows(self, images: Images) -> Float32[Tensor, "batch numbers"]:
         """Return a row for each image: its levels without pose, and below them those of its pose."""
+        few = max(1, _AT_ONCE // (self.shape[1] * self.shape[2]))
+        return torch.cat([self._rows(images[start : start + few]) for start in range(0, len(images), few)])
+
+    def _rows(self, images: Images) -> Float32[Tensor, "batch numbers"]:
         levels = _levels_of(_pose_of(images[..., 0], self.ground))
         straight = _seen_at(images[..., 0], _pose_at(levels), self.ground)
         below = np.zeros((len(images), self.latent[1] - self.shape[1], self.shape[2]), dtype=np.uint8)

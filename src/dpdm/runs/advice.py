@@ -62,7 +62,7 @@ class Row:
 class Case(NamedTuple):
     """What is asked: declared facts, a budget, what is at hand, and settings that each command needs.
 
-    `source` is where the images are, whose rows go before those of others if they are images that were measured.
+    `source` is where the images are. If they were measured themselves, their rows go before those of others.
     """
 
     target: str
@@ -123,7 +123,9 @@ def _possible(way: Way, case: Case) -> bool:
 
 def _advice(way: Way, rows: Sequence[Row], case: Case) -> Advice:
     alike = [row for row in rows if row.way == way.name and row.channels == case.facts.shape[0]]
-    near = _nearest([row for row in alike if _plain(row.images) == _plain(case.source)] or alike, case)
+    near = _nearest(
+        [row for row in alike if _plain(row.images) == _plain(case.source.partition(":")[0])] or alike, case
+    )
     against = None
     if not near:
         against = f"not measured on {'grey' if case.facts.shape[0] == 1 else 'colour'} images"

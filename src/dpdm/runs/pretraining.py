@@ -22,7 +22,7 @@ from dpdm.config import encode_method
 from dpdm.data import ImageDataset
 from dpdm.diffusion import DenoisingLoss, GaussianMixture, MatchedPreconditioning, NoisyBatch
 from dpdm.methods import Diffusion, Prior, ema
-from dpdm.methods.codec import AnyCodec, Codec, from_rows, latents_of, load_codec, seen_by
+from dpdm.methods.codec import AnyCodec, Codec, from_rows, latents_of, load_codec, require_images, seen_by
 from dpdm.methods.interface import Run
 from dpdm.methods.prior import release_prior
 from dpdm.methods.start import forget_classes
@@ -66,6 +66,7 @@ class Pretraining(PublicTraining):
         super().__post_init__()
         if self.method.code is not None or isinstance(self.method.network, PipelineFolder):
             raise InputError("a start is for one of dpdm's networks: set network.kind")
+        require_images(self.method.codec, self.facts)
 
     @property
     def alone(self) -> Diffusion:

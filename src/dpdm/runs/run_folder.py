@@ -1,8 +1,12 @@
 """Where the parts of a run's folder are, for whoever need not open them."""
 
+import tomllib
 from pathlib import Path
 
+from dpdm.files import damaged, read_at_most
 from dpdm.types import InputError
+
+_MOST_SETTINGS = 2**24  # bytes
 
 
 def release_folder(run: Path | str) -> Path:
@@ -25,14 +29,16 @@ def pipeline_of(run: Path | str) -> Path | None:
     None if the release alone is here, if there is no such folder any more, or if the run needs none. Whether it still
     holds that pipeline is for digests to tell.
     """
-    from dpdm.config import read_toml  # here, since most commands ask for a folder alone
-    from dpdm.networks import TextToImageFolder
+    from dpdm.networks import TextToImageFolder  # here, since most commands ask for a folder alone
 
     file = Path(run) / "private" / "config.toml"
-    settings = read_toml(file) if file.is_file() else {}
-    if settings.get("network", {}).get("kind") != TextToImageFolder.kind:
+    if not file.is_file():
         return None
-    return next((folder for folder in map(Path, settings.get("start_folders", [])) if folder.is_dir()), None)
+    with damaged(file, "name the pipeline by --public, or the release/ alone"):  # it may be a stranger's
+        settings = tomllib.loads(read_at_most(file, _MOST_SETTINGS).decode())
+        if settings.get("network", {}).get("kind") != TextToImageFolder.kind:
+            return None
+        return next((folder for folder in map(Path, settings.get("start_folders", [])) if folder.is_dir()), None)
 
 
 def in_words(there: object, here: object) -> str:

@@ -75,8 +75,8 @@ def test_rows_of_the_same_images_go_before_those_of_others(monkeypatch):
     same = {"way": "a", "channels": 1, "protocol": "", "measured": "", "cnn": 50.0, "number": 60_000, "epsilon": 1.0}
     mnist, fashion = (Row(images=images, **same) for images in ("MNIST", "Fashion-MNIST"))
     monkeypatch.setattr(advice, "measured", lambda: ((way,), (mnist, fashion)))
-    told = {source: advise(case(source=source))[0].rows for source in ("mnist", "fashion-mnist", "scans/")}
-    assert told == {"mnist": (mnist,), "fashion-mnist": (fashion,), "scans/": (mnist, fashion)}
+    told = {source: advise(case(source=source))[0].rows for source in ("mnist:test", "fashion-mnist", "scans/")}
+    assert told == {"mnist:test": (mnist,), "fashion-mnist": (fashion,), "scans/": (mnist, fashion)}
 
 
 def test_ways_that_lack_something_are_named_with_what_they_lack():
