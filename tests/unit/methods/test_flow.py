@@ -8,25 +8,16 @@ import pytest
 import torch
 
 from dpdm.config import Machine
-from dpdm.data import ImageDataset
 from dpdm.methods import ImageFacts, LatentFlow, Optimizer
 from dpdm.methods.autoencoder import Coded, CodeLoader
-from dpdm.privacy import InsecureSeededEntropy, NonPrivate, PoissonSums
+from dpdm.privacy import NonPrivate, PoissonSums
 from dpdm.runs import Trainer
 from dpdm.types import InputError
+from shades import NAMES, assert_goes_on, shades
 
 CPU = torch.device("cpu")
-FACTS = ImageFacts((1, 8, 8), ("dark", "bright"))
+FACTS = ImageFacts((1, 8, 8), NAMES)
 TOY = {"latent": 2, "encoder_width": 4, "width": 16, "couplings": 2, "coupling_width": 8}
-
-
-def shades(count, *, blank=None):
-    """Return images of two classes, dark and bright ones, each of one shade with a little noise."""
-    random = np.random.default_rng(0)
-    labels = np.arange(count) % 2
-    images = np.where(labels == 0, 40, 210)[:, None, None, None] + random.integers(-9, 10, (count, 8, 8, 1))
-    named = {"num_classes": 2, "class_names": FACTS.class_names, "name": "shades"}
-    return ImageDataset(images=images.astype(np.uint8), labels=labels, blank=blank, **named)
 
 
 def stepped(**settings):
@@ -104,21 +95,7 @@ def test_a_generator_learns_the_shade_of_each_class():
 
 @pytest.mark.parametrize("taken", [2, 4])
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(taken, tmp_path):
-    method = LatentFlow(**TOY)
-    plan = method.plan(epsilon=3.0, dataset_size=32, delta=1e-13, steps=5, expected_batch_size=8)
-
-    def trainer(folder):
-        entropy = InsecureSeededEntropy(0)
-        return Trainer(method=method, plan=plan, run=tmp_path / folder, entropy=entropy, ledger=None)
-
-    whole = trainer("whole").fit(shades(32))
-    steps = trainer("parts").steps(shades(32))
-    for _ in range(taken):
-        next(steps)
-    steps.close()
-    parts = trainer("parts").fit(shades(32))
-    one, other = whole.generator.state_dict(), parts.generator.state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_goes_on(LatentFlow(**TOY), tmp_path, taken=taken)
 
 
 @pytest.mark.parametrize(

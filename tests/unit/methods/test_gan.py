@@ -11,23 +11,14 @@ from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.methods import GAN, ImageFacts, Optimizer
 from dpdm.methods.adversary import Discriminator, Pace, PairLoader, PairLoss, Pairs
-from dpdm.privacy import InsecureSeededEntropy, NonPrivate, PoissonSums
+from dpdm.privacy import NonPrivate, PoissonSums
 from dpdm.runs import Trainer
 from dpdm.types import InputError
+from shades import NAMES, assert_goes_on, shades
 
 CPU = torch.device("cpu")
-FACTS = ImageFacts((1, 8, 8), ("dark", "bright"))
+FACTS = ImageFacts((1, 8, 8), NAMES)
 TOY = {"width": 16, "latent": 2, "discriminator_width": 4, "batch_size": 16}
-
-
-def shades(count, *, seed=0, groups=None):
-    """Return images of two classes, dark and bright ones, each of one shade with a little noise."""
-    random = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    images = np.where(labels == 0, 40, 210)[:, None, None, None] + random.integers(-9, 10, (count, 8, 8, 1))
-    names = FACTS.class_names
-    images = images.astype(np.uint8)
-    return ImageDataset(images=images, labels=labels, num_classes=2, class_names=names, name="shades", groups=groups)
 
 
 def loader(data, *, seed=0):
@@ -115,21 +106,7 @@ def test_a_generator_learns_the_shade_of_each_class():
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
-    method = GAN(**TOY, most_steps=3)
-    plan = method.plan(epsilon=3.0, dataset_size=32, delta=1e-13, steps=5, expected_batch_size=8)
-
-    def trainer(folder):
-        entropy = InsecureSeededEntropy(0)
-        return Trainer(method=method, plan=plan, run=tmp_path / folder, entropy=entropy, ledger=None)
-
-    whole = trainer("whole").fit(shades(32))
-    steps = trainer("parts").steps(shades(32))
-    for _ in range(2):
-        next(steps)
-    steps.close()
-    parts = trainer("parts").fit(shades(32))
-    one, other = whole.generator.state_dict(), parts.generator.state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_goes_on(GAN(**TOY, most_steps=3), tmp_path)
 
 
 @pytest.mark.parametrize(

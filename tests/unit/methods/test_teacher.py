@@ -14,20 +14,12 @@ from dpdm.methods.public_classes import surest
 from dpdm.privacy import InsecureSeededEntropy, NonPrivate, PoissonSums
 from dpdm.runs import Trainer
 from dpdm.types import InputError
+from shades import NAMES, assert_goes_on, shades
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FACTS = ImageFacts((1, 8, 8), ("dark", "bright"))
+FACTS = ImageFacts((1, 8, 8), NAMES)
 TOY = {"per_class": 5, "width": 4}
-
-
-def shades(count, *, seed=0, groups=None, blank=None):
-    """Return images of two classes, dark and bright ones, each of one shade with a little noise."""
-    random = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    images = np.where(labels == 0, 40, 210)[:, None, None, None] + random.integers(-9, 10, (count, 8, 8, 1))
-    made = {"images": images.astype(np.uint8), "labels": labels, "num_classes": 2, "class_names": FACTS.class_names}
-    return ImageDataset(**made, name="shades", groups=groups, blank=blank)
 
 
 def stripes(count=60, *, labels=None):
@@ -106,20 +98,7 @@ def test_an_image_is_classified_by_itself(shape, classes):
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
-    plan = Teacher(**TOY).plan(epsilon=3.0, dataset_size=32, delta=1e-13, steps=5, expected_batch_size=8)
-
-    def trainer(folder):
-        given = {"public": stripes(), "entropy": InsecureSeededEntropy(0), "ledger": None}
-        return Trainer(method=Teacher(**TOY), plan=plan, run=tmp_path / folder, **given)
-
-    whole = trainer("whole").fit(shades(32))
-    steps = trainer("parts").steps(shades(32))
-    for _ in range(2):
-        next(steps)
-    steps.close()
-    parts = trainer("parts").fit(shades(32))
-    one, other = whole.generator.state_dict(), parts.generator.state_dict()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_goes_on(Teacher(**TOY), tmp_path, public=stripes())
 
 
 def test_too_few_public_images_and_none_are_refused_before_the_first_sum(tmp_path):
