@@ -18,10 +18,10 @@ EVOLVED = ("--method=evolution", "--epsilon=4", "--set=data.size=8", "--set=priv
 
 @pytest.fixture
 def shown(tmp_path):
-    """A folder of 60 small colour pictures without classes."""
+    """A folder of 64 small colour pictures without classes."""
     (tmp_path / "shown").mkdir()
     rng = np.random.default_rng(1)
-    for number in range(60):
+    for number in range(64):
         picture = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
         picture.save(tmp_path / "shown" / f"{number}.png")
     return tmp_path / "shown"
@@ -31,7 +31,7 @@ def shown(tmp_path):
 def evolved(dpdm, photos, shown, tmp_path):
     code, out, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
     assert code == 0, err
-    assert "it does not protect what was declared public: 'shown' (60 images, SHA-256" in out
+    assert "it does not protect what was declared public: 'shown' (64 images, SHA-256" in out
     return tmp_path / "run"
 
 
@@ -50,9 +50,9 @@ def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolve
     code, out, err = dpdm("verify", "run")
     assert code == 0, err
     assert (
-        f'public   "shown", 60 images, SHA-256 {part["sha256"]}: declared so, and the claim does not protect it' in out
+        f'public   "shown", 64 images, SHA-256 {part["sha256"]}: declared so, and the claim does not protect it' in out
     )
-    assert json.loads(dpdm("verify", "run", "--json")[1])["public"] == [["shown", part["sha256"], 60, False]]
+    assert json.loads(dpdm("verify", "run", "--json")[1])["public"] == [["shown", part["sha256"], 64, False]]
     code, out, err = dpdm("sample", "run", "-n", 12, "-o", "made.npz")
     assert code == 0, err
     with np.load(tmp_path / "made.npz") as made:
@@ -71,6 +71,29 @@ def test_every_image_that_it_draws_is_a_public_one_if_none_is_moved(dpdm, photos
     assert dpdm("sample", "run", "-n", 30, "-o", "made.npz")[0] == 0
     public = {image.tobytes() for image in open_dataset(shown, size=8).images}
     assert {image.tobytes() for image in np.load(tmp_path / "made.npz")["images"]} <= public
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "resize"])
+def test_public_images_are_framed_as_private_ones_are(fit, dpdm, photos, shown, tmp_path):
+    from dpdm.data import open_dataset
+    from dpdm.runs.start import open_start
+
+    for picture in shown.iterdir():
+        Image.open(picture).resize((9, 14)).save(picture)
+    framed = f"--set=data.fit={fit}"
+    code, _, err = dpdm("train", photos, *EVOLVED, framed, "--public", shown, "--run", "run", "--set=augment=0.0")
+    assert code == 0, err
+    assert dpdm("sample", "run", "-n", 30, "-o", "made.npz")[0] == 0
+    public = open_dataset(shown, size=8, fit=fit)
+    assert {image.tobytes() for image in np.load(tmp_path / "made.npz")["images"]} <= {
+        image.tobytes() for image in public.images
+    }
+    code, _, err = dpdm("audit", "run")
+    assert code == 0, err
+    declared = ("--set=data.size=8", "--set=data.channels=3", "--set=data.num_classes=0", "--set=network.width=16")
+    code, _, err = dpdm("pretrain", shown, "--like", "photos", *declared, framed, "--minutes", 0.01, "-o", "start")
+    assert code == 0, err
+    assert open_start(tmp_path / "start").part.sha256 == public.digest()
 
 
 def test_the_same_command_goes_on_and_another_does_not(dpdm, evolved, photos, shown):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
-from dpdm.data import ImageDataset, open_again, open_dataset, read_location
+from dpdm.data import Fit, ImageDataset, fit_of, open_again, open_dataset, read_location
 from dpdm.methods import Method
 from dpdm.methods.values import PublicStart
 from dpdm.privacy import Plan
@@ -47,7 +47,7 @@ def open_run(
     """
     release, plan, config, location = _finished(run)
     data, held_out = _images_of(run, release, plan, location, data, held_out)
-    public = _public_of(run, release, config, public)
+    public = _public_of(run, release, config, public, fit_of(location))
     starts = _starts_of(run, release, config)
     return Opened(release, plan, config, taking_part_of(data, public, starts), held_out, public, starts)
 
@@ -116,14 +116,16 @@ def _starts_of(run: Path | str, release: Release, config: Config) -> tuple[Publi
     return starts
 
 
-def _public_of(run: Path | str, release: Release, config: Config, public: ImageDataset | None) -> ImageDataset | None:
+def _public_of(
+    run: Path | str, release: Release, config: Config, public: ImageDataset | None, fit: Fit
+) -> ImageDataset | None:
     """Return the public images that a run started from, opened as they were then unless given; None if it did not."""
     if not config.method.starts_from_images:
         return None
     if public is None:
         if config.public is None:
             raise InputError(f"{run} started from public arrays: give them to dpdm.audit.audit_run(run, public=...)")
-        public = open_begun_with(config.public, release.facts.shape, release.facts.class_names).images
+        public = open_begun_with(config.public, release.facts.shape, release.facts.class_names, fit).images
     started = release.public[0]
     if public.digest() != started.sha256:
         raise InputError(f"{public.name} is not {started.name}, which {run} started from: its digest is another")

@@ -11,7 +11,7 @@ from dpdm.terminal import show_progress, tell
 
 if TYPE_CHECKING:
     from dpdm.config import Config
-    from dpdm.data import ImageDataset
+    from dpdm.data import Fit, ImageDataset
     from dpdm.ledger import Ledger
     from dpdm.methods import ImageFacts
     from dpdm.methods.values import PublicStart
@@ -77,7 +77,7 @@ def pretrain(
     facts = declared_facts(config, ledger=book)
     with joined_processes() as processes:
         with processes.refused_together(), drawing(processes):
-            drawn = _open(public, facts)
+            drawn = _open(public, facts, config.data.fit)
         training = _training_on(drawn, config, facts, minutes, kind)
         with processes.refused_together():
             _require_public(drawn.images, book if processes.first else None)
@@ -127,14 +127,14 @@ def _require_others(config: "Config", public: str) -> None:
         require_others_than(location_of(config.data.source), public)
 
 
-def _open(public: str, facts: "ImageFacts") -> "Drawn":
+def _open(public: str, facts: "ImageFacts", fit: "Fit") -> "Drawn":
     """Return images that are declared public, or drawn from a release with what it cost."""
     from dpdm.config import is_release
     from dpdm.data import open_public
     from dpdm.runs.drawn import Drawn, open_drawn
 
     if not is_release(public):
-        return Drawn(open_public(public, shape=facts.shape, class_names=facts.class_names), ())
+        return Drawn(open_public(public, shape=facts.shape, class_names=facts.class_names, fit=fit), ())
     tell(f"drawing images from the release of {public}, which runs with this start count again")
     return open_drawn(public, shape=facts.shape)
 

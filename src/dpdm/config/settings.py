@@ -79,7 +79,7 @@ class Data:
 class Public:
     """`[public]`: images that are declared public, for methods that start from some.
 
-    They are cropped to the size of the private images. The claim calls them by `name` (default: that of the source).
+    They are brought to the size of the private images, and as these are (`data.fit`). The claim calls them by `name` (default: that of the source).
     A finished run is a source too: images are drawn from its release. They are not public, and the claim counts what
     that release cost (`earlier`).
     """
@@ -87,9 +87,9 @@ class Public:
     source: str
     name: str | None = None
 
-    def open(self, shape: tuple[int, int, int], class_names: tuple[str, ...]) -> ImageDataset:
-        """Return the images at the shape of private ones, which have these classes."""
-        opened = open_public(self.source, shape=shape, class_names=class_names)
+    def open(self, shape: tuple[int, int, int], class_names: tuple[str, ...], fit: Fit) -> ImageDataset:
+        """Return the images at the shape of private ones, which have these classes and were made square so."""
+        opened = open_public(self.source, shape=shape, class_names=class_names, fit=fit)
         return opened if self.name is None else dataclasses.replace(opened, name=self.name)
 
     @property

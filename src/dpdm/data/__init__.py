@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dpdm.data.location import require_outside as require_outside
     from dpdm.data.open import open_again as open_again
     from dpdm.data.open import open_dataset as open_dataset
+    from dpdm.data.opened import fit_of as fit_of
     from dpdm.data.opened import read_location as read_location
     from dpdm.data.prepared import Prepared as Prepared
     from dpdm.data.prepared import prepare as prepare
@@ -54,7 +55,7 @@ __getattr__ = lazily(
         "layout": "Split",
         "location": "is_built_in is_source require_outside",
         "open": "open_again open_dataset",
-        "opened": "read_location",
+        "opened": "fit_of read_location",
         "prepared": "Prepared prepare",
         "saving": "save_folder save_npz",
     },

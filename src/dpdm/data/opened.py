@@ -38,3 +38,8 @@ def read_location(location: str) -> Location:
     return Location(
         source, group if grouped else None, int(size) if framed else None, cast(Fit, fit) if framed else "crop"
     )
+
+
+def fit_of(location: str) -> Fit:
+    """Return how images were brought to their size, by `ImageDataset.location`; "crop" for arrays."""
+    return read_location(location).fit if location else "crop"

@@ -11,7 +11,7 @@ import numpy as np
 from dpdm.data.claims import find_claim
 from dpdm.data.dataset import ImageDataset
 from dpdm.data.fonts import render_fonts
-from dpdm.data.framing import Channels
+from dpdm.data.framing import Channels, Fit
 from dpdm.data.location import BUILT_IN, found, is_source, split_of
 from dpdm.data.open import open_dataset
 from dpdm.data.procedural import Shape, require_frame
@@ -26,7 +26,12 @@ COUNT: Final = 30_000
 
 
 def open_public(
-    source: str | Path, *, shape: Shape, class_names: Sequence[str] = (), count: int | None = None
+    source: str | Path,
+    *,
+    shape: Shape,
+    class_names: Sequence[str] = (),
+    count: int | None = None,
+    fit: Fit = "crop",
 ) -> ImageDataset:
     """Return public images of a shape, with labels if the source has any.
 
@@ -35,11 +40,11 @@ def open_public(
             `open_dataset` opens, which is declared public thereby; or several of these, joined by `+`, as in
             `fonts+shapes`. These names go before a path: write `./fonts`, or pass a Path, for a folder of that name.
             Several sources keep labels if all have the same class names.
-        shape: Channels, height and width of each image. Images of a source are cropped to a square; where `shape` is
-            none, they must have it already.
+        shape: Channels, height and width of each image. Where it is no square, images of a source must have it already.
         class_names: Those of the images that these shall help: if each is one character, `fonts` draws them.
         count: How many images are taken of each source: drawn, or chosen at random, by a public seed, where it has
             more. Default: 30,000 are drawn, and all are taken of other sources.
+        fit: How images of a source become square (see `Framing`): as the private ones did, so that equal ones are found.
 
     Raises:
         InputError: If a source cannot be opened so, or says that it was drawn from a private release.
@@ -51,7 +56,7 @@ def open_public(
     if count is not None:
         require_counts(count=count)
     sources = require_public_there(source)  # before the first image is drawn
-    opened = [_open(one, shape, class_names, count) for one in sources]
+    opened = [_open(one, shape, class_names, count, fit) for one in sources]
     return opened[0] if len(opened) == 1 else _joined(opened)
 
 
@@ -96,7 +101,9 @@ def _sources(source: str | Path) -> list[str | Path]:
     return [*names]
 
 
-def _open(source: str | Path, shape: Shape, class_names: Sequence[str], count: int | None) -> ImageDataset:
+def _open(
+    source: str | Path, shape: Shape, class_names: Sequence[str], count: int | None, fit: Fit
+) -> ImageDataset:
     """Return the images of one source."""
     if source == "fonts":
         return render_fonts(count or COUNT, shape, class_names)
@@ -104,11 +111,11 @@ def _open(source: str | Path, shape: Shape, class_names: Sequence[str], count: i
         return draw_shapes(count or COUNT, shape)
     channels, height, width = shape
     size = height if height == width else None
-    opened = open_dataset(source, size=size, fit="crop", channels=cast(Channels, channels), public=True)
+    opened = open_dataset(source, size=size, fit=fit, channels=cast(Channels, channels), public=True)
     if opened.shape != shape:
         raise InputError(
             f"{opened.name} has images of shape {opened.shape}, and {shape} is needed: bring them to this size, since "
-            "only squares are cropped"
+            "only squares are made of others"
         )
     if count is None or count >= len(opened):
         return opened

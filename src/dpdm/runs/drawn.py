@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpdm.config import Public, is_release, sums_of
-from dpdm.data import ImageDataset
+from dpdm.data import Fit, ImageDataset
 from dpdm.data.procedural import tell_progress
 from dpdm.privacy import Earlier
 from dpdm.runs.release import Release
@@ -28,10 +28,12 @@ class Drawn(NamedTuple):
     earlier: tuple[Earlier, ...]
 
 
-def open_begun_with(declared: Public, shape: tuple[int, int, int], class_names: tuple[str, ...]) -> Drawn:
-    """Return the images that `[public]` names, at the shape of private ones: public ones, or those of a release."""
+def open_begun_with(
+    declared: Public, shape: tuple[int, int, int], class_names: tuple[str, ...], fit: Fit
+) -> Drawn:
+    """Return the images that `[public]` names, framed as private ones: public ones, or those of a release."""
     if not is_release(declared.source):
-        return Drawn(declared.open(shape, class_names), ())
+        return Drawn(declared.open(shape, class_names, fit), ())
     drawn = open_drawn(declared.source, shape=shape)
     named = drawn.images if declared.name is None else replace(drawn.images, name=declared.name)
     return drawn._replace(images=named)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 
 from dpdm.config import Config, Machine, encode_config, require_exact_size, require_same_unit
-from dpdm.data import ImageDataset, read_location, require_outside, require_same_shape
+from dpdm.data import ImageDataset, fit_of, read_location, require_outside, require_same_shape
 from dpdm.ledger import Ledger, Records
 from dpdm.methods import Diffusion, ImageFacts, ImageGenerator, Method, Progress
 from dpdm.methods.values import PublicStart
@@ -110,7 +110,7 @@ class Trainer:
         """
         asked, begun_with = encode_config(config), None
         if config.public is not None:
-            begun_with = open_begun_with(config.public, data.shape, data.class_names)
+            begun_with = open_begun_with(config.public, data.shape, data.class_names, fit_of(data.location))
         return cls(
             method=config.method,
             asked={key: asked[key] for key in ASKED_FOR if key in asked},
