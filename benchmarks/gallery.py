@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import fill
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -58,6 +59,7 @@ GALLERY: Final = {
             Way("prior alone", "dpdm train mnist-cpu --method prior"),
             Way("public start", "dpdm train mnist-cpu --start starts/fonts --set privacy.steps=0"),
             Way("private evolution", "dpdm train mnist-cpu --method evolution --public fonts"),
+            Way("prior of images without their pose", "dpdm train mnist-cpu --method prior --set codec.kind=pose"),
         ),
         f"60,000 images. The public start was made by `{FONTS}`.",
     ),
@@ -101,7 +103,8 @@ def section(key: str, runs: Path, folder: Path) -> str:
     data = open_dataset(shown.source)
     assert data.labels is not None
     strip(data.images, data.labels).save(folder / f"{key}-real.png", optimize=True)
-    lines = [f"## {shown.name}", "", shown.note, "", "Real images:", "", f"![real]({folder.name}/{key}-real.png)"]
+    note = fill(shown.note, 100, break_on_hyphens=False)
+    lines = [f"## {shown.name}", "", note, "", "Real images:", "", f"![real]({folder.name}/{key}-real.png)"]
     for place, way in enumerate(shown.ways):
         lines += ["", f"### {shown.name}: {way.name}"]
         for epsilon in BUDGETS:

@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from two_worlds import GROUP_PLAN, GROUPED, IMAGES, LOSS, World, differences, fit, images, moved, plus
 
-from dpdm.data import ImageDataset, blank_equal, find_duplicates
+from dpdm.data import Fit, ImageDataset, blank_equal, find_duplicates, open_dataset
 from dpdm.diffusion import EDM
 from dpdm.methods import Prior
 from dpdm.methods.loader import Loader
 from dpdm.privacy import InsecureSeededEntropy, clipped_grad_sum
+from dpdm.runs.public import taking_part_of
+from dpdm.runs.start import open_start, save_start
 from dpdm.types import InputError
 from strategies import every_strategy
 
@@ -128,6 +132,29 @@ def test_equal_is_equal_in_every_pixel_and_each_image_is_judged_by_itself():
     alone = [bool(blank_equal(private.part(range(i, i + 1)), PUBLIC).blank[0]) for i in range(6)]
     assert found.blank.tolist() == alone
     assert blank_equal(found, dataclasses.replace(PUBLIC, images=near)).blank.all(), "two sources blank either's"
+
+
+def test_an_image_is_equal_however_it_is_framed_whatever_file_it_lies_in(tmp_path):
+    """By its pixels as they were stored, in another file too; or by its file, of which one side saw other channels."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "public").mkdir()
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 12, 8, 3), np.uint8)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "private" / f"{number}.png")
+        if number % 2:
+            Image.fromarray(picture).save(tmp_path / "public" / f"{number}.png", compress_level=number)
+    private = open_dataset(tmp_path / "private", size=8, fit="pad")
+    settings = {"classes": [], "preconditioning": {"kind": "edm"}, "facts": {"shape": [3, 8, 8]}}
+    for way in get_args(Fit):
+        public = open_dataset(tmp_path / "public", size=8, fit=way, public=True)
+        joined = ImageDataset(images=public.images, name="joined", public=True, made_of=(public,))
+        (tmp_path / way).mkdir()
+        save_start(tmp_path / way, {"weight": torch.zeros(1)}, joined, settings)
+        started = taking_part_of(private, None, [open_start(tmp_path / way)])
+        for found in (blank_equal(private, public), blank_equal(private, joined), started):
+            assert found.blank.tolist() == [False, True, False, True, False], way
+    other = dataclasses.replace(public, sources=None)
+    assert not blank_equal(private, other).blank.any(), "stretched, and nobody knows of what"
 
 
 def test_the_mask_goes_along_with_parts_digests_and_what_is_told_of_duplicates():

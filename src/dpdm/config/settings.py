@@ -79,9 +79,9 @@ class Data:
 class Public:
     """`[public]`: images that are declared public, for methods that start from some.
 
-    They are brought to the size of the private images, and as these are (`data.fit`). The claim calls them by `name` (default: that of the source).
-    A finished run is a source too: images are drawn from its release. They are not public, and the claim counts what
-    that release cost (`earlier`).
+    They are brought to the size of the private images in the same way (`data.fit`). The claim calls them by `name`
+    (default: that of the source). A finished run is a source too: images are drawn from its release. They are not
+    public, and the claim counts what that release cost (`earlier`).
     """
 
     source: str

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpdm.data.identity import blank_known as blank_known
     from dpdm.data.identity import find_duplicates as find_duplicates
     from dpdm.data.identity import find_equal as find_equal
+    from dpdm.data.identity import known_by as known_by
     from dpdm.data.identity import level_digests as level_digests
     from dpdm.data.identity import pixel_digests as pixel_digests
     from dpdm.data.identity import require_same_shape as require_same_shape
@@ -49,7 +50,8 @@ __getattr__ = lazily(
         "dataset": "ImageDataset group_indices in_parts",
         "framing": "Channels Fit Framing",
         "public": "open_public require_no_claim",
-        "identity": "blank_equal blank_known find_duplicates find_equal level_digests pixel_digests require_same_shape",
+        "identity": "blank_equal blank_known find_duplicates find_equal known_by level_digests pixel_digests "
+        "require_same_shape",
         "image_files": "ReadImages",
         "inspection": "PartFound inspect",
         "layout": "Split",

@@ -4,6 +4,7 @@ In several units of protection equal images may be one person's after all; in pu
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -43,12 +44,19 @@ def array_digests(images: Images) -> UInt8[np.ndarray, "images 2 32"]:
     return pixel_digests(images)[:, None].repeat(2, axis=1)
 
 
+def known_by(data: ImageDataset) -> UInt8[np.ndarray, "images ways 32"]:
+    """Return all that each image is known by, (number, ways, 32): its pixels, its file, its pixels before framing."""
+    pixels = pixel_digests(data.images)[:, None]
+    return pixels if data.sources is None else np.concatenate([pixels, data.sources], axis=1)
+
+
 def blank_equal(data: ImageDataset, public: ImageDataset) -> ImageDataset:
     """Return the private `data` in which images that are in the `public` data too, to the last pixel, are blank.
 
     To refuse them, or to leave the public image out, would tell who is in the data. So each image that equals a public
     one adds zero to every sum that follows, by the same code whether there are such images or not. The claim does not
-    protect that image. A near copy is not found, nor the same image if it was framed in another way.
+    protect that image. Two images are equal by their pixels, by these before framing, or by their files. A near copy is
+    not found.
 
     Guarantees:
         * Whether an image is blank depends on this image and on public ones alone.
@@ -57,12 +65,15 @@ def blank_equal(data: ImageDataset, public: ImageDataset) -> ImageDataset:
         InputError: The images are of different shapes.
     """
     require_same_shape(data, public)
-    return blank_known(data, pixel_digests(public.images))
+    return blank_known(data, [known_by(each) for each in (public, *public.made_of)])
 
 
-def blank_known(data: ImageDataset, digests: UInt8[np.ndarray, "images 32"]) -> ImageDataset:
-    """Return the private `data` in which images of these `pixel_digests` are blank, as `blank_equal` does."""
-    equal = np.isin(_keys(pixel_digests(data.images)), _keys(digests))
+def blank_known(data: ImageDataset, sets: Sequence[UInt8[np.ndarray, "images ways 32"]]) -> ImageDataset:
+    """Return the private `data` in which images that are `known_by` one of these are blank, as `blank_equal` does."""
+    digests = np.concatenate([_keys(each.reshape(-1, DIGEST)) for each in sets])
+    own = known_by(data)
+    among = np.isin(_keys(own.reshape(-1, DIGEST)), digests).reshape(own.shape[:2])
+    equal: Bool[np.ndarray, " images"] = np.logical_or.reduce(among, axis=1)
     return replace(data, blank=equal if data.blank is None else data.blank | equal)
 
 

@@ -44,7 +44,7 @@ def open_public(
         class_names: Those of the images that these shall help: if each is one character, `fonts` draws them.
         count: How many images are taken of each source: drawn, or chosen at random, by a public seed, where it has
             more. Default: 30,000 are drawn, and all are taken of other sources.
-        fit: How images of a source become square (see `Framing`): as the private ones did, so that equal ones are found.
+        fit: How images of a source become square (see `Framing`): best as the private ones did.
 
     Raises:
         InputError: If a source cannot be opened so, or says that it was drawn from a private release.
@@ -101,9 +101,7 @@ def _sources(source: str | Path) -> list[str | Path]:
     return [*names]
 
 
-def _open(
-    source: str | Path, shape: Shape, class_names: Sequence[str], count: int | None, fit: Fit
-) -> ImageDataset:
+def _open(source: str | Path, shape: Shape, class_names: Sequence[str], count: int | None, fit: Fit) -> ImageDataset:
     """Return the images of one source."""
     if source == "fonts":
         return render_fonts(count or COUNT, shape, class_names)

@@ -28,9 +28,7 @@ class Drawn(NamedTuple):
     earlier: tuple[Earlier, ...]
 
 
-def open_begun_with(
-    declared: Public, shape: tuple[int, int, int], class_names: tuple[str, ...], fit: Fit
-) -> Drawn:
+def open_begun_with(declared: Public, shape: tuple[int, int, int], class_names: tuple[str, ...], fit: Fit) -> Drawn:
     """Return the images that `[public]` names, framed as private ones: public ones, or those of a release."""
     if not is_release(declared.source):
         return Drawn(declared.open(shape, class_names, fit), ())

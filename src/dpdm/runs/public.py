@@ -132,8 +132,7 @@ def taking_part_of(data: ImageDataset, public: ImageDataset | None, starts: Sequ
     """Return the private images, blank where they are among those that a run starts from (see `blank_equal`)."""
     data = data if public is None else blank_equal(data, public)
     for start in starts:
-        for _, digests in start.known:
-            data = blank_known(data, digests[:, 0])
+        data = blank_known(data, [digests for _, digests in start.known])
     return data
 
 

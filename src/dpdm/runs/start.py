@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from dpdm.config import encode, read_toml
 from dpdm.config.earlier import START, earlier_of
-from dpdm.data import ImageDataset, pixel_digests
+from dpdm.data import ImageDataset, known_by
 from dpdm.files import damaged, digest, write_toml
 from dpdm.ledger import Records
 from dpdm.methods.start import weights_digest
@@ -38,16 +37,6 @@ def known_records(public: ImageDataset) -> list[Records]:
     return [Records.of(each) for each in (public, *public.made_of)]
 
 
-def known_by(public: ImageDataset) -> dict[str, "np.ndarray[Any, np.dtype[np.uint8]]"]:
-    """Return what each set that these images are of is known by: its name, and digests (number, ways, 32)."""
-    sets = {}
-    for number, each in enumerate((public, *public.made_of)):
-        pixels = pixel_digests(each.images)[:, None]
-        ways = pixels if each.sources is None else np.concatenate([pixels, each.sources], axis=1)
-        sets[f"{number} {each.name}"] = ways
-    return sets
-
-
 def save_start(
     folder: Path,
     weights: Mapping[str, Shaped[Tensor, "..."]],
@@ -70,7 +59,7 @@ def save_start(
     Raises:
         OSError: It cannot be written; the disk may be full.
     """
-    known = known_by(public)
+    known = {f"{number} {each.name}": known_by(each) for number, each in enumerate((public, *public.made_of))}
     tensors = {f"{_NETWORK}{name}": value for name, value in weights.items()}
     tensors |= {f"{_KNOWN}{number}": torch.from_numpy(ways.copy()) for number, ways in enumerate(known.values())}
     save_weights(folder / WEIGHTS, tensors)
