@@ -30,7 +30,7 @@ def started(dpdm, photos):
     code, out, err = dpdm("pretrain", "shapes", "--like", photos, *MADE)
     assert code == 0, err
     assert "done: start, made with shapes (100 images), which no claim protects" in out
-    assert f"next: dpdm train {photos} --start start --epsilon" in out
+    assert f"next: dpdm train {photos} --start start --epsilon ... --set data.size=8 --set data.channels=3" in out
     assert "before: dpdm plan, with the same options, says whether private steps pay" in out
     return out, err
 

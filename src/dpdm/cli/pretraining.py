@@ -1,5 +1,6 @@
 """`dpdm pretrain`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,9 +26,9 @@ _KINDS = {
 }
 
 _USES = {
-    "denoiser": "--start {output} --epsilon ... (and the same --set data.* and --set network.*)",
+    "denoiser": "--start {output} --epsilon ...",
     "classifier": "--method statistics --start {output} --public {public} --epsilon ...",
-    "codec": "--set codec.source={output} --epsilon ... (and the same --set data.*)",
+    "codec": "--set codec.source={output} --epsilon ...",
 }
 """What is said of the next command, for each kind."""
 
@@ -89,7 +90,8 @@ def pretrain(
     start = open_start(output)
     if as_json:
         return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
-    return _tell_what_next(start, output, like, kind, _USES[kind].format(output=output, public=public))
+    use = _USES[kind].format(output=shlex.quote(str(output)), public=shlex.quote(public))
+    return _tell_what_next(start, output, kind, f"{shlex.quote(like)} {use}{_same(set or [])}")
 
 
 def _training_on(drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes: float, kind: str) -> "PublicTraining":
@@ -107,11 +109,16 @@ def _training_on(drawn: "Drawn", config: "Config", facts: "ImageFacts", minutes:
     return Pretraining(method=config.method, **made)
 
 
-def _tell_what_next(start: "PublicStart", output: Path, like: str, kind: str, use: str) -> None:
+def _same(settings: list[str]) -> str:
+    """Return the options of these settings, without those that may be others when a start is used."""
+    return "".join(f" --set {shlex.quote(text)}" for text in settings if not text.startswith(("machine.", "seed")))
+
+
+def _tell_what_next(start: "PublicStart", output: Path, kind: str, use: str) -> None:
     """Say what a start was made with, and what can be done with it."""
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
-    say(f"next: dpdm train {like} {use}")
+    say(f"next: dpdm train {use}")
     if kind == "denoiser":
         say(
             "before: dpdm plan, with the same options, says whether private steps pay; --set privacy.steps=0 takes none"
