@@ -105,15 +105,17 @@ def test_a_part_of_the_steps_is_called_a_part_and_the_last_word_is_the_runs_clai
     assert "Shares, a statistic of all images, which no ε hides" in page
 
 
-def test_the_test_part_is_held_out_unless_another_is_given(dpdm, photos, tmp_path):
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_the_test_part_is_held_out_unless_another_is_given_and_framed_alike(fit, dpdm, photos, tmp_path):
     (tmp_path / "both").mkdir()
     photos.rename(tmp_path / "both" / "train")
     shutil.copytree(tmp_path / "both" / "train", tmp_path / "both" / "test")
-    alone = ("--set=data.size=8", "--method=prior", "--set=privacy.delta=1e-3", "--epsilon", 2)
+    alone = ("--set=data.size=8", f"--set=data.fit={fit}", "--method=prior", "--set=privacy.delta=1e-3", "--epsilon", 2)
     assert dpdm("train", tmp_path / "both", *alone, "--run", "both_run")[0] == 0
-    found = audit_run(tmp_path / "both_run")
-    assert len(found.nearness.of_held_out) == 30
-    assert found.nearness.of_held_out.max() < 1e-6  # here they are the same images
+    for held_out in (None, str(tmp_path / "both" / "test")):
+        found = audit_run(tmp_path / "both_run", held_out=held_out)
+        assert len(found.nearness.of_held_out) == 30
+        assert found.nearness.of_held_out.max() < 1e-6  # here they are the same images
 
 
 def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):

@@ -100,7 +100,7 @@ def _images_of(
     if data.num_units < _FEWEST:
         raise InputError(f"{run} was trained on {data.num_units} {plan.unit}s: an audit needs at least {_FEWEST}")
     if isinstance(held_out, str):
-        held_out = _open_like(data, held_out, read_location(location).group if location else None)
+        held_out = _open_like(data, held_out, read_location(location).group if location else None, fit_of(location))
     elif held_out is None:
         held_out = _test_part(data, location)
     if data.shape != release.facts.shape or (held_out is not None and held_out.shape != data.shape):
@@ -135,14 +135,15 @@ def _public_of(
 def _test_part(data: ImageDataset, location: str) -> ImageDataset | None:
     """Return the test part of what was opened at `location`, if it has one."""
     try:
-        place, group, *_ = read_location(location)
-        return None if place.endswith(":test") else _open_like(data, f"{place}:test", group)
+        place, group, _, fit = read_location(location)
+        return None if place.endswith(":test") else _open_like(data, f"{place}:test", group, fit)
     except InputError:
         return None
 
 
-def _open_like(data: ImageDataset, source: str, group: str | None) -> ImageDataset:
+def _open_like(data: ImageDataset, source: str, group: str | None, fit: Fit) -> ImageDataset:
     channels, height, width = data.shape
     size = height if height == width else None
     num_classes = data.num_classes or None
-    return open_dataset(source, size=size, channels=channels, num_classes=num_classes, group=group)  # type: ignore[arg-type]
+    framing: dict[str, Any] = {"size": size, "fit": fit, "channels": channels}
+    return open_dataset(source, num_classes=num_classes, group=group, **framing)
