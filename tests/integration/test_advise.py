@@ -53,3 +53,11 @@ def test_what_is_missing_is_asked_for_in_one_line(dpdm, photos, given, said):
     assert code == 2
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_what_is_for_grey_images_is_not_advised_for_others(dpdm):
+    code, out, _ = dpdm("advise", "cifar10-cpu", "--epsilon", 1, "--public", "shapes", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert "codec.kind=pose" not in json.dumps(report["ways"])
+    assert {"way": "poses", "reason": "is for grey images"} in report["left_out"]

@@ -27,6 +27,7 @@ class Way:
     commands: tuple[str, ...]
     public: bool = False
     classes: bool = False
+    grey: bool = False
     trained: str | None = None
 
     @property
@@ -102,23 +103,28 @@ def advise(case: Case) -> list[Advice]:
     """Return the ways that can be taken, the best first.
 
     Ways are ranked by the mean of what they gained over the prior alone, in the rows nearest to the case, which are
-    those of the same images if there are any. Then come
-    those of which no gain was measured. Those that do not fit the minutes, or that were not measured on images of as
-    many channels, come last.
+    those of the same images if there are any. Then come those of which no gain was measured. Those that do not fit the
+    minutes, or that were not measured on images of as many channels, come last.
     """
     ways, rows = measured()
-    possible = [_advice(way, rows, case) for way in ways if _possible(way, case)]
+    possible = [_advice(way, rows, case) for way in ways if _lacks(way, case) is None]
     return sorted(possible, key=lambda advice: (advice.against is not None, -advice.gain))
 
 
 def left_out(case: Case) -> list[tuple[Way, str]]:
     """Return the other ways, each with what it lacks."""
-    lacks = {True: "needs public images: name some by --public", False: "needs images with classes"}
-    return [(way, lacks[way.public and case.public is None]) for way in measured()[0] if not _possible(way, case)]
+    return [(way, lacks) for way in measured()[0] if (lacks := _lacks(way, case)) is not None]
 
 
-def _possible(way: Way, case: Case) -> bool:
-    return not (way.public and case.public is None) and not (way.classes and case.facts.num_classes < 2)
+def _lacks(way: Way, case: Case) -> str | None:
+    """Return what a way needs and the case has not, if there is such a thing."""
+    if way.grey and case.facts.shape[0] != 1:
+        return "is for grey images"
+    if way.public and case.public is None:
+        return "needs public images: name some by --public"
+    if way.classes and case.facts.num_classes < 2:
+        return "needs images with classes"
+    return None
 
 
 def _advice(way: Way, rows: Sequence[Row], case: Case) -> Advice:
