@@ -46,8 +46,7 @@ def array_digests(images: Images) -> UInt8[np.ndarray, "images 2 32"]:
 
 def known_by(data: ImageDataset) -> UInt8[np.ndarray, "images ways 32"]:
     """Return all that each image is known by, (number, ways, 32): its pixels, its file, its pixels before framing."""
-    pixels = pixel_digests(data.images)[:, None]
-    return pixels if data.sources is None else np.concatenate([pixels, data.sources], axis=1)
+    return np.stack(_ways_of(data), axis=1)
 
 
 def blank_equal(data: ImageDataset, public: ImageDataset) -> ImageDataset:
@@ -71,9 +70,7 @@ def blank_equal(data: ImageDataset, public: ImageDataset) -> ImageDataset:
 def blank_known(data: ImageDataset, sets: Sequence[UInt8[np.ndarray, "images ways 32"]]) -> ImageDataset:
     """Return the private `data` in which images that are `known_by` one of these are blank, as `blank_equal` does."""
     digests = np.concatenate([_keys(each.reshape(-1, DIGEST)) for each in sets])
-    own = known_by(data)
-    among = np.isin(_keys(own.reshape(-1, DIGEST)), digests).reshape(own.shape[:2])
-    equal: Bool[np.ndarray, " images"] = np.logical_or.reduce(among, axis=1)
+    equal = np.logical_or.reduce([np.isin(_keys(way), digests) for way in _ways_of(data)])
     return replace(data, blank=equal if data.blank is None else data.blank | equal)
 
 
@@ -117,6 +114,11 @@ def find_equal(
     for at in np.flatnonzero(counts[which] > 1):
         equal.setdefault(int(which[at]), []).append(int(kept[at]))
     return [same for same in equal.values() if units is None or len({*units[same].tolist()}) > 1]
+
+
+def _ways_of(data: ImageDataset) -> list[UInt8[np.ndarray, "images 32"]]:
+    """Return the same, one way after the other."""
+    return [pixel_digests(data.images), *([] if data.sources is None else data.sources.transpose(1, 0, 2))]
 
 
 def _keys(digests: UInt8[np.ndarray, "images 32"]) -> NDArray[np.bytes_]:
