@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dpdm.audit import audit_run
 from dpdm.data import public, read_claim, shapes
 from dpdm.ledger import Ledger
 from dpdm.methods.registry import METHODS
+from dpdm.types import InputError
 
 EVOLVED = ("--method=evolution", "--epsilon=4", "--set=data.size=8", "--set=privacy.delta=1e-3", "--set=population=5")
 
@@ -35,13 +37,36 @@ def evolved(dpdm, photos, shown, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("named", ["photos", "./photos/", "photos:train", "fonts+photos", "link", "{}"])
+@pytest.mark.parametrize(
+    "named", ["photos", "./photos/", "photos:train", "fonts+photos", "link", "{}", "photos/ant", "."]
+)
 @pytest.mark.parametrize("command", ["plan", "train"])
 def test_private_images_are_not_named_as_public_ones_too(named, command, dpdm, photos, tmp_path):
     (tmp_path / "link").symlink_to(photos)
     code, _, err = dpdm(command, "photos", *EVOLVED, "--public", named.format(photos))
     assert (code, err.count("\n")) == (2, 1)
     assert "names the images that are to be protected" in err
+
+
+def test_runs_of_a_search_are_not_compared_on_the_images_that_are_to_be_protected(dpdm, photos, tmp_path):
+    searched = ("--method=prior", "--epsilon=4", "--set=data.size=8", "--runs=2", "--try", "prior.centres=1,2")
+    for named in ("photos", photos / "ant"):
+        code, _, err = dpdm("tune", "photos", *searched, "--reference", named, "--run", "run")
+        assert (code, err.count("\n")) == (2, 1)
+        assert "names the images that are to be protected, or some of them" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_is_public_too_is_no_copy(dpdm, photos, shown, tmp_path):
+    shutil.copy(shown / "3.png", photos / "ant")
+    assert dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run", "--set=augment=0.0")[0] == 0
+    found = audit_run(tmp_path / "run")
+    assert found.nearness.neighbour.max() < 30, "the 31 private images without the public one"
+    for number, picture in enumerate(photos.rglob("*.png")):
+        shutil.copy(shown / f"{number}.png", picture)
+    assert dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "public")[0] == 0
+    with pytest.raises(InputError, match="all of its images are public ones"):
+        audit_run(tmp_path / "public")
 
 
 def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolved, tmp_path):

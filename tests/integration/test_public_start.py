@@ -158,13 +158,15 @@ def test_a_plan_says_what_it_starts_with(dpdm, photos, started):
         (("shapes", "--like", "nothing", "-o", "start"), "'nothing' is no preset"),
         (("shapes", "--like", "digits", "--set=method=prior", "-o", "start"), "prior"),
         (("shapes", "--like", "digits", "--minutes", "0", "-o", "start"), "minutes must be"),
+        (("shapes", "--like", "photos", *LIKE, "-o", "photos/start"), "lies in"),
     ],
 )
-def test_what_no_start_can_be_made_of_is_one_line(dpdm, tmp_path, arguments, says):
+def test_what_no_start_can_be_made_of_is_one_line(dpdm, photos, tmp_path, arguments, says):
     code, _, err = dpdm("pretrain", *arguments)
     assert code == 2
     assert says in err.splitlines()[-1]
     assert not (tmp_path / "start").exists()
+    assert not (photos / "start").exists()
 
 
 def test_images_with_a_total_make_no_start_and_begin_no_run(dpdm, photos, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from dpdm.privacy import Plan
 from dpdm.privacy.accounting import downwards, round_up, true_positive_rates
 from dpdm.privacy.auditing import LowerBounds, lower_bounds
 from dpdm.runs import Release, measure_step
-from dpdm.types import InputError, require_counts, require_positive
+from dpdm.types import Images, InputError, require_counts, require_positive
 
 STAMP = "AUDIT of private images: covered by no ε, for the data owner alone, never to be published"
 _CANARIES = 1000
@@ -207,7 +207,7 @@ def audit_run(
             "an audit needs at least two canaries, and two members: those that take part and those that do not"
         )
     opened = open_run(run, data=data, public=public, held_out=held_out)
-    plan, images = opened.plan, opened.data
+    plan, images, private = opened.plan, opened.data, _that_took_part(opened.data)
     audited = dataclasses.replace(_within(minutes, opened.config, plan, opened.release.facts, canaries), earlier=())
 
     on_progress("checking the mechanism", 0, 1)
@@ -218,7 +218,7 @@ def audit_run(
     black_box = _attacked(played, opened, generated, on_progress)
     on_progress("looking for copies", 0, 1)
     made, _ = opened.release.sample(generated)
-    near = nearness(made, images.images, None if opened.held_out is None else opened.held_out.images)
+    near = nearness(made, private, None if opened.held_out is None else opened.held_out.images)
     on_progress("looking for copies", 1, 1)
     found = Audit(
         claim=opened.release.statement,
@@ -235,7 +235,7 @@ def audit_run(
         nearness=near,
         properties=properties_of(opened, generated),
     )
-    _write(found, Path(run) / "private" / "audit", made, images)
+    _write(found, Path(run) / "private" / "audit", made, private)
     return found
 
 
@@ -290,7 +290,16 @@ def _within(minutes: float, config: Config, plan: Plan, facts: ImageFacts, canar
     return plan.with_steps(max(1, min(plan.steps, int(60 * minutes / max(seconds, 1e-9)))))
 
 
-def _write(found: Audit, folder: Path, made: ndarray, data: ImageDataset) -> None:
+def _that_took_part(data: ImageDataset) -> Images:
+    """Return the images that a generator can have copied; a public one that is drawn again is nobody's."""
+    if data.blank is None or not data.blank.any():
+        return data.images
+    if data.blank.all():
+        raise InputError(f"{data.name}: all of its images are public ones of this run, so that none can be attacked")
+    return data.images[~data.blank]
+
+
+def _write(found: Audit, folder: Path, made: ndarray, private: Images) -> None:
     """Write report, ROC curves, and the generated images that are nearest to a training image beside it."""
     report = found.to_json()
     folder.mkdir(exist_ok=True)
@@ -301,7 +310,7 @@ def _write(found: Audit, folder: Path, made: ndarray, data: ImageDataset) -> Non
     side_by_side(
         folder / "nearest.png",
         made[nearest],
-        data.images[found.nearness.neighbour[nearest]],
+        private[found.nearness.neighbour[nearest]],
         columns=5,
         captions=("generated", "nearest in training"),
     )

@@ -63,13 +63,13 @@ def named_alike(
 
 
 def reference_like(data: "ImageDataset", reference: str, facts: "Data") -> "ImageDataset":
-    """Return the public images that runs are compared on, at the shape of the private ones."""
-    from dpdm.data import open_dataset
+    """Return the public images that runs are compared on, framed as the private ones."""
+    from dpdm.data import fit_of, open_dataset
 
     opened = open_dataset(
         reference,
         size=facts.size,
-        fit=facts.fit,
+        fit=fit_of(data.location),
         channels=data.shape[0],  # type: ignore[arg-type]
         num_classes=data.num_classes,
         public=True,

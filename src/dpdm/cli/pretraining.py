@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from dpdm.runs.public_training import PublicTraining
 
 _KINDS = {
-    "denoiser": ("data.", "network.", "preconditioning.", "prior.", "loss.label_dropout", "codec.", "machine.", "seed"),
+    "denoiser": (
+        "data.",
+        "network.",
+        "preconditioning.",
+        "prior.",
+        "sampler.",
+        "loss.label_dropout",
+        "codec.",
+        "machine.",
+        "seed",
+    ),
     "classifier": ("data.", "machine.", "seed"),
     "codec": ("data.", "machine.", "seed"),
 }
@@ -66,6 +76,7 @@ def pretrain(
     _require_of_a_start(kind, set or [], minutes)
     config = load_settings(like, None, None, set, claims=False)
     from dpdm.config import declared_facts
+    from dpdm.data import require_outside
     from dpdm.methods import Diffusion
     from dpdm.runs.hardware import joined_processes
     from dpdm.runs.start import open_start, require_free
@@ -73,6 +84,7 @@ def pretrain(
     if kind == "denoiser" and not isinstance(config.method, Diffusion):
         fail(f"a start is for the method diffusion, and {like} has the method {config.method.kind}")
     require_free(output)
+    require_outside(output, config.data.source)
     _require_others(config, public)
     book = existing_ledger(ledger)
     facts = declared_facts(config, ledger=book)
@@ -118,11 +130,11 @@ def _tell_what_next(start: "PublicStart", output: Path, kind: str, use: str) -> 
     """Say what a start was made with, and what can be done with it."""
     claims = "whose release every claim counts again" if start.earlier else "which no claim protects"
     say(f"done: {output}, made with {start.part.name} ({start.part.images:,} images), {claims}")
-    say(f"next: dpdm train {use}")
+    alone = kind == "denoiser" and start.preconditioning != "moment-matched"  # without a prior
+    say(f"next: dpdm train {use}{' --set start.gains=false' if alone else ''}")
     if kind == "denoiser":
-        say(
-            "before: dpdm plan, with the same options, says whether private steps pay; --set privacy.steps=0 takes none"
-        )
+        none = "" if alone else "; --set privacy.steps=0 takes none"
+        say(f"before: dpdm plan, with the same options, says whether private steps pay{none}")
 
 
 def _require_others(config: "Config", public: str) -> None:
@@ -172,7 +184,7 @@ def _tell_of(training: "PublicTraining") -> None:
 
 def _with_progress(training: "PublicTraining", output: Path, *, shown: bool) -> None:
     """Train, and show how much of the time is over."""
-    whole, over = int(60 * training.minutes), 0
+    whole, over = max(1, round(60 * training.minutes)), 0
     try:
         with show_progress("pre-training, in seconds", whole if shown else None) as advance:
             for progress in training.steps(output):

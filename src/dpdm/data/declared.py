@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpdm.data.dataset import ImageDataset, group_indices, require_declared
-from dpdm.data.framing import Framing
+from dpdm.data.framing import Fit, Framing
 from dpdm.data.image_files import FilesByKind, ReadImages
 from dpdm.data.layout import NoSuchPart, Split, normal_form
 from dpdm.types import Images, InputError, Labels
@@ -47,7 +47,8 @@ class Records(NamedTuple):
     Files in `images` are read once all else is right. `labels` are integers in an array, or words (and integers) in a
     list. Classes are known by their names, or their number alone, if the source declares them; `names_in` says where
     the names are or would be. `groups` name the group of each image, if groups are asked for. `name` is what the data
-    set is called, if the source says so; `sources`, `public` and `claim` are as in `ImageDataset`.
+    set is called, if the source says so; `sources`, `public` and `claim` are as in `ImageDataset`. `framed` is the side
+    that images have been brought to, and how, if they were before.
     """
 
     where: str
@@ -61,6 +62,7 @@ class Records(NamedTuple):
     sources: NDArray[np.uint8] | None = None
     public: bool = False
     claim: str = ""
+    framed: tuple[int, Fit] | None = None
 
 
 def declare(records: Records, asked: Asked, read: ReadImages) -> ImageDataset:

@@ -78,6 +78,7 @@ def open_dataset(
         raise InputError(
             f"{carried[0]} was drawn from a private release ({carried[1]}): its images are not public data"
         )
+    size, fit = records.framed or (size, fit)
     dataset = declare(records, asked, read or reader)
     _require_levels(dataset)
     sources = dataset.sources if reader.sources is None else reader.sources

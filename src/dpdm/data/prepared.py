@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dpdm.data.claims import PREPARED, claim_among, find_claim
 from dpdm.data.dataset import ImageDataset, group_indices, in_parts
 from dpdm.data.declared import Asked, Records
-from dpdm.data.framing import Framing
+from dpdm.data.framing import Fit, Framing
 from dpdm.data.identity import DIGEST, array_digests
 from dpdm.data.image_files import EncodedImage, ImageFile, ImageFiles, ReadImages, read_image, why_no_image
 from dpdm.data.layout import is_hidden
@@ -162,7 +162,16 @@ def load_prepared(path: Path, asked: Asked) -> Records:
             sources=np.memmap(path / _SOURCES, np.uint8, "r", shape=(number, *_OF_ONE)),
             public=facts["public"] is True,
             claim=str(facts.get("claim", "")),
+            framed=_framed(facts),
         )
+
+
+def _framed(facts: dict[str, Any]) -> tuple[int, Fit] | None:
+    """Return the side that images were brought to, and how; None where nothing was said of it."""
+    fit = facts.get("fit")
+    if fit is not None and fit not in get_args(Fit):
+        raise ValueError(fit)
+    return None if fit is None else (int(facts["shape"][1]), cast(Fit, fit))
 
 
 class _Writer:
@@ -173,7 +182,7 @@ class _Writer:
     """
 
     def __init__(self, folder: Path, framing: Framing, on_progress: OnProgress) -> None:
-        self._folder, self._framing, self._on_progress = folder, framing, on_progress
+        self._folder, self.framing, self._on_progress = folder, framing, on_progress
         self.arrays: dict[str, _Mapped] = {}
         self.refused: dict[int, str] = {}
         self.not_images: list[str] = []
@@ -182,12 +191,12 @@ class _Writer:
     def __call__(self, files: ImageFiles, others: Sequence[ImageFile] = ()) -> Images:
         """Return the images of all files; those that cannot be used are noted, and what is in their place is not."""
         self.not_images, self.claim = [*map(why_no_image, others)], claim_among(files)
-        size, channels, first, like = self._framing.size, self._framing.channels, next(iter(files)), None
+        size, channels, first, like = self.framing.size, self.framing.channels, next(iter(files)), None
         if size is None or channels is None:
-            like = read_image(first, self._framing).image
+            like = read_image(first, self.framing).image
         shape = (size, size, channels) if like is None else like.shape
         return self._write(
-            files, lambda file: read_image(file, self._framing, like=like, which=first)[:2], shape, _digest_of(files)
+            files, lambda file: read_image(file, self.framing, like=like, which=first)[:2], shape, _digest_of(files)
         )
 
     def copy(self, data: ImageDataset) -> None:
@@ -196,7 +205,7 @@ class _Writer:
         def read(index: int) -> tuple[Images, NDArray[np.uint8]]:
             image = data.images[index : index + 1]
             source = array_digests(image)[0] if data.sources is None else data.sources[index]
-            return self._framing.frame_all(image)[0], source
+            return self.framing.frame_all(image)[0], source
 
         self._write(range(len(data)), read, read(0)[0].shape, data.digest())
 
@@ -208,7 +217,7 @@ class _Writer:
         digest_of_items: str,
     ) -> Images:
         """Write what is read of all items; digest and framing must be the same to go on."""
-        source = hashlib.sha256(f"{self._framing} {digest_of_items}".encode()).hexdigest()
+        source = hashlib.sha256(f"{self.framing} {digest_of_items}".encode()).hexdigest()
         shapes = {_IMAGES: (len(items), *shape), _SOURCES: (len(items), *_OF_ONE)}
         progress = self._folder / _PROGRESS
         known: dict[str, Any] = read_json(progress) if progress.exists() else _NOTHING
@@ -270,7 +279,12 @@ def _finish(folder: Path, written: _Writer, kept: NDArray[np.int64], data: Image
         "class_names": list(data.class_names),
         "sha256": {name: digest(folder / name) for name in names},
     }
-    place = Path(split_of(read_location(data.location).source)[0]) if data.location else None
+    opened = read_location(data.location) if data.location else None
+    if written.framing.size is not None:
+        facts["fit"] = written.framing.fit
+    elif opened is not None and opened.size is not None:  # of a folder that was prepared from a prepared one
+        facts["fit"] = opened.fit
+    place = None if opened is None else Path(split_of(opened.source)[0])
     below = find_claim(place) if place is not None and place.is_absolute() else None  # else drawn, or built in
     carried = written.claim or below
     write_json(folder / _DONE, facts if carried is None else facts | {"claim": carried[1]})

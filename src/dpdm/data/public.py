@@ -11,7 +11,7 @@ import numpy as np
 from dpdm.data.claims import find_claim
 from dpdm.data.dataset import ImageDataset
 from dpdm.data.fonts import render_fonts
-from dpdm.data.framing import Channels, Fit
+from dpdm.data.framing import Channels, Fit, Framing
 from dpdm.data.location import BUILT_IN, found, is_source, split_of
 from dpdm.data.open import open_dataset
 from dpdm.data.procedural import Shape, require_frame
@@ -53,6 +53,7 @@ def open_public(
         * The same arguments make the same images, as long as sources and fonts are the same.
     """
     require_frame("public images", 1, shape)
+    Framing(fit=fit)  # which says what there is, before the first image is drawn
     if count is not None:
         require_counts(count=count)
     sources = require_public_there(source)  # before the first image is drawn
@@ -73,11 +74,19 @@ def require_public_there(source: str | Path) -> list[str | Path]:
 def require_others_than(private: str, source: str | Path) -> None:
     """Raise InputError if one of the joined public sources lies where the private images do (see `location_of`)."""
     for one in require_public_there(source):
-        if location_of(one) == private:
+        if one_holds(private, location_of(one)):
             raise InputError(
-                f"{Path(one).name} names the images that are to be protected: what starts from them would publish "
-                "them. Name other images as public ones"
+                f"{Path(one).name} names the images that are to be protected, or some of them: what starts from them "
+                "would publish them. Name other images as public ones"
             )
+
+
+def one_holds(one: str, other: str) -> bool:
+    """Whether two locations are one place, or a folder and what lies in it; parts of one source are others."""
+    (place, part), (there, another) = split_of(one), split_of(other)
+    if place == there:
+        return part == another
+    return Path(place) in Path(there).parents or Path(there) in Path(place).parents
 
 
 def location_of(source: str | Path) -> str:
@@ -130,7 +139,7 @@ def _joined(opened: Sequence[ImageDataset]) -> ImageDataset:
         images=np.concatenate([data.images for data in opened]),
         name="+".join(data.name for data in opened),
         public=True,
-        made_of=tuple(opened),
+        made_of=tuple(each for data in opened for each in (data, *data.made_of)),
     )
     if len(labels) < len(opened):
         return joined

@@ -25,7 +25,16 @@ from dpdm.networks import Frame, KLCodec, Posed
 from dpdm.networks.codec import ConvCodec, latent_shape
 from dpdm.networks.frame import framed
 from dpdm.networks.pose import posed_shape
-from dpdm.types import Images, InputError, Latents, images_to_tensor, levels_to_tensor, require_name, require_within
+from dpdm.types import (
+    Images,
+    InputError,
+    Latents,
+    images_to_tensor,
+    levels_to_tensor,
+    require_counts,
+    require_name,
+    require_within,
+)
 
 AnyCodec = ConvCodec | Posed | KLCodec | Frame
 """One that `[codec]` names, that of a text-to-image pipeline, which is read with its folder, or a frame."""
@@ -113,6 +122,7 @@ class Pose:
     ground: int = 0
 
     def __post_init__(self) -> None:
+        require_counts(ground=self.ground or 1)
         require_within(0, 255, ground=self.ground)
 
     @property

@@ -157,6 +157,10 @@ class Diffusion(TakesSteps):
                 f"set loss.label_dropout above 0, or {name}.guidance to 0"
             )
 
+    @property
+    def _guided(self) -> bool:
+        return any(sampler.guidance for sampler in (self.sampler, *self.samplers.values()))
+
     def releases(self, budget: Budget) -> tuple[FullSum | PoissonSums, ...]:
         """Return the prior's sums, if there is one, and the steps."""
         if budget.steps == 0 and self.start is not None and self.prior is not None:
@@ -274,7 +278,8 @@ class Diffusion(TakesSteps):
         if isinstance(self.network, PipelineFolder):
             self.network.require_weights()
         for start in self._denoisers(run.starts):
-            require_start(start, self.preconditioning.kind, codec=codecs.latents_of(self.codec, run.starts[-1]))
+            latents = codecs.latents_of(self.codec, run.starts[-1])
+            require_start(start, self.preconditioning, codec=latents, guided=self._guided)
             load_start(copy.deepcopy(generator.denoiser.network), start, generator.seen)
         if self.retrieval is not None and run.public is not None:
             self.retrieval.entries(run.public, generator.facts, seed=run.seed)

@@ -124,12 +124,22 @@ def weights_digest(weights: Mapping[str, Shaped[Tensor, "..."]]) -> str:
     return whole.hexdigest()
 
 
-def require_start(start: PublicStart, kind: str, *, codec: str) -> None:
-    """Raise InputError unless a start is for this kind of preconditioning, and for latents of this codec, if any."""
-    if start.preconditioning != kind:
+def require_start(start: PublicStart, preconditioning: object, *, codec: str, guided: bool) -> None:
+    """Raise InputError unless a start is for this preconditioning, for latents of this codec, and for guidance, if any.
+
+    A network of another one takes other numbers for the same image, and whatever is drawn by it is worth nothing.
+    """
+    made_for = {"kind": start.preconditioning, **start.settings}
+    for name, value in made_for.items():
+        if (here := getattr(preconditioning, name, value)) != value:
+            raise InputError(
+                f"the start of {start.part.name} is for preconditioning.{name} = {value}, not {here}: make one by dpdm "
+                "pretrain --like"
+            )
+    if guided and start.classes and not start.label_dropout:
         raise InputError(
-            f"the start of {start.part.name} is for preconditioning.kind = {start.preconditioning}, not {kind}: make "
-            "one by dpdm pretrain --like"
+            f"the start of {start.part.name} saw no image without its label (loss.label_dropout = 0), and guidance "
+            "needs it: make another one, or set sampler.guidance to 0"
         )
     if start.codec != codec:
         raise InputError(
@@ -148,7 +158,7 @@ def load_start(network: nn.Module, start: PublicStart, facts: ImageFacts) -> Non
         one, there = (", ".join(names[:3]) for names in (start.classes, facts.class_names))
         raise InputError(
             f"the start of {start.part.name} knows the classes {one}, ..., and these images have {there or 'none'}, "
-            "...: make one for them, by dpdm pretrain --like"
+            "...: make one for them, by dpdm pretrain --like; dpdm ledger register tells it their names"
         )
     if start.shape != facts.shape:
         here, made = (" × ".join(map(str, shape)) for shape in (facts.shape, start.shape))

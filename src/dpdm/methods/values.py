@@ -1,6 +1,7 @@
 """Small values that methods, generators and runs hand to one another."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxtyping import Shaped, UInt8
@@ -91,7 +92,8 @@ class PublicStart(NamedTuple):
     `sha256` is that of the weights, `classes` are those that it knows, if it does, `shape` and `preconditioning` what
     it is for. `known` has each set of images that it was trained on: its name and their digests, (number, ways, 32), by
     which the same images are known again. `earlier` is what a release cost from which these images were drawn, `codec`
-    the SHA-256 of the codec in whose latents it was trained, if it was.
+    the SHA-256 of the codec in whose latents it was trained, if it was. `settings` are those of the preconditioning
+    beside its kind, and `label_dropout` is how often it saw images without their label.
     """
 
     weights: Mapping[str, Tensor]
@@ -103,3 +105,5 @@ class PublicStart(NamedTuple):
     known: tuple[tuple[str, UInt8[ndarray, "images ways 32"]], ...]
     earlier: tuple[Earlier, ...] = ()
     codec: str = ""
+    settings: Mapping[str, object] = MappingProxyType({})
+    label_dropout: float = 0.1

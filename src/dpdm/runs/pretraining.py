@@ -85,6 +85,7 @@ class Pretraining(PublicTraining):
         return {
             **super().settings(),
             "classes": [*self.facts.class_names] if self.labelled else [],
+            "label_dropout": self.method.loss.label_dropout,
             "epsilon": [*EPSILONS],
             "dataset_size": [*SIZES],
             "facts": {"shape": shape, "class_names": [*self.facts.class_names]},

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpdm.config import require_public_source
 from dpdm.data import ImageDataset, blank_equal, blank_known, read_location
+from dpdm.data.public import one_holds
 from dpdm.methods import ImageGenerator, Method, PublicPart
 from dpdm.methods.values import PublicStart
 from dpdm.networks import PipelineFolder
@@ -139,10 +140,11 @@ def taking_part_of(data: ImageDataset, public: ImageDataset | None, starts: Sequ
 def require_others(data: ImageDataset, public: ImageDataset) -> None:
     """Raise InputError if private images are declared public where they lie, which needs no look at them."""
     for images in (public, *public.made_of):
-        if data.location and images.location and read_location(images.location)[:1] == read_location(data.location)[:1]:
+        places = [read_location(each.location).source for each in (data, images) if each.location]
+        if len(places) == 2 and one_holds(*places):
             raise InputError(
-                f"{images.name} names the images that are to be protected: what starts from them would publish them. "
-                "Name other images as public ones"
+                f"{images.name} names the images that are to be protected, or some of them: what starts from them "
+                "would publish them. Name other images as public ones"
             )
 
 

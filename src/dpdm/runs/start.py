@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from dpdm.config import encode, read_toml
 from dpdm.config.earlier import START, earlier_of
 from dpdm.data import ImageDataset, known_by
+from dpdm.data.identity import DIGEST
 from dpdm.files import damaged, digest, write_toml
 from dpdm.ledger import Records
 from dpdm.methods.start import weights_digest
@@ -107,6 +109,8 @@ def open_start(source: Path | str) -> PublicStart:
             raise InputError(f"{folder / START} holds names of classes or sets that are no list of words: {_REMEDY}")
         earlier = tuple(Earlier(**entry) for entry in table.get("earlier", []))  # of the table that was read last
         kind, shape = str(table["preconditioning"]["kind"]), tuple(table["facts"]["shape"])
+        settings = {name: value for name, value in table["preconditioning"].items() if type(value) in (str, float, int)}
+        dropout = float(table.get("label_dropout", 0.1))
         codec = str(table.get("codec", ""))
         if part.drawn != bool(earlier):
             raise InputError(f"{folder / START} names images drawn from a release, and not what it cost: {_REMEDY}")
@@ -117,7 +121,11 @@ def open_start(source: Path | str) -> PublicStart:
         if len(sets) != len(known) or part.images != len(known["0"]):
             raise InputError(f"{folder / START} names other sets of images than {WEIGHTS} knows: {_REMEDY}")
         ways = tuple((name, known[str(number)].numpy()) for number, name in enumerate(sets))
+        if any(each.dtype != np.uint8 or each.ndim != 3 or each.shape[2] != DIGEST for _, each in ways):
+            raise InputError(f"{folder / WEIGHTS} knows images by something else than digests: {_REMEDY}")
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)
         if not all(value.isfinite().all() for value in weights.values()):
             raise InputError(f"{folder / WEIGHTS} holds numbers that are not finite: {_REMEDY}")
-    return PublicStart(weights, weights_digest(weights), tuple(classes), kind, shape, part, ways, earlier, codec)
+    del settings["kind"]
+    made_for = (tuple(classes), kind, shape, part, ways, earlier, codec, settings, dropout)
+    return PublicStart(weights, weights_digest(weights), *made_for)

@@ -179,9 +179,9 @@ class Trainer:
         if self.machine.tensorboard:
             require_tensorboard()
         facts = ImageFacts(data.shape, data.class_names)
-        if self.public is not None:
-            require_same_shape(data, self.public)
-            require_others(data, self.public)
+        for images in self.public_images:
+            require_same_shape(data, images)
+            require_others(data, images)
         self.method.require_images(facts)
         require_counted(self.plan, self.starts, self.earlier)
         device = choose_device(self.machine.device)

@@ -146,6 +146,17 @@ def test_sources_joined_by_plus_are_one_after_the_other(fonts, folder):
     assert shown(data)[10:] == [0, 1, 2]
 
 
+def test_a_set_of_which_some_are_taken_is_known_whole_where_it_is_joined_too(folder):
+    save(folder / "photos.npz", count=6)
+    data = open_public("shapes+photos.npz", shape=GREY, count=2)
+    assert [(each.name, len(each)) for each in data.made_of] == [("shapes", 2), ("photos.npz", 2), ("photos.npz", 6)]
+
+
+def test_another_fit_is_refused_whatever_the_source(refused):
+    with refused("data.fit must be one of crop, pad, resize, not 'bend'"):
+        open_public("shapes", shape=GREY, count=2, fit="bend")
+
+
 def test_labels_are_kept_if_all_sources_have_the_same_classes(fonts, folder):
     labels = np.array([1, 1, 0])
     save(folder / "same.npz", count=3, labels=labels, num_classes=2, class_names=("a", "b"))

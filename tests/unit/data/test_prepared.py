@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpdm.data import Framing, find_duplicates, open_dataset, prepare, save_folder
+from dpdm.data import Framing, find_duplicates, fit_of, open_again, open_dataset, prepare, save_folder
 from dpdm.data import prepared as module
 from dpdm.types import InputError
 
@@ -147,6 +147,23 @@ def test_two_processes_do_not_prepare_the_same_folder(photos, tmp_path):
 
     prepare(tmp_path / "ready", opened, FRAMING)
     assert len(open_dataset(tmp_path / "ready")) == 9
+
+
+def test_it_says_how_its_images_were_framed_and_so_does_one_that_is_prepared_from_it(photos, tmp_path):
+    """So whatever is framed as these are, public images or held-out ones, is framed alike."""
+    whole = opener(photos)
+    prepare(tmp_path / "padded", whole, Framing(size=12, fit="pad", channels=3))
+    prepare(tmp_path / "again", opener(tmp_path / "padded"), Framing())
+    prepare(tmp_path / "kept", whole, Framing())
+    for folder, said in (("padded", ", pad to 12"), ("again", ", pad to 12"), ("kept", "")):
+        opened = open_dataset(tmp_path / folder)
+        assert opened.location == f"{(tmp_path / folder).resolve()}{said}"
+        assert fit_of(opened.location) == ("pad" if said else "crop")
+        assert open_again(opened.location, channels=3, num_classes=3).digest() == opened.digest()
+    damaged = (tmp_path / "padded" / "prepared.json").read_text().replace('"pad"', '"bend"')
+    (tmp_path / "padded" / "prepared.json").write_text(damaged)
+    with pytest.raises(InputError, match="is damaged"):
+        open_dataset(tmp_path / "padded")
 
 
 def test_it_has_no_test_part(photos, tmp_path):

@@ -7,13 +7,16 @@ import tomllib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_processes import launch
 from two_worlds import images
 
-from dpdm.config import Machine
+from dpdm.config import Machine, read_toml
 from dpdm.data import ImageDataset
-from dpdm.diffusion import EDM, V
+from dpdm.diffusion import EDM, DenoisingLoss, V
+from dpdm.files import digest, write_toml
 from dpdm.methods import Diffusion, ImageFacts, Prior, Start
+from dpdm.methods.start import require_start
 from dpdm.networks import MLP
 from dpdm.privacy.processes import Processes
 from dpdm.runs import Trainer, pretraining, verify_release
@@ -192,7 +195,42 @@ def test_without_a_prior_a_network_is_pre_trained_and_tuned(tmp_path):
     assert all((state[name] - weights[name]).abs().max() < 0.1 for name in weights)
     with pytest.raises(InputError, match=r"is for preconditioning\.kind = edm, not v: make one"):
         fit(dataclasses.replace(method, preconditioning=V()), tmp_path / "other")
+    with pytest.raises(
+        InputError, match=r"is for preconditioning\.sigma_data = 0\.5773502691896257, not 0\.3: make one"
+    ):
+        fit(dataclasses.replace(method, preconditioning=EDM(sigma_data=0.3)), tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_guidance_needs_a_start_that_saw_images_without_their_label(tmp_path):
+    for dropout in (0.0, 0.1):
+        method = dataclasses.replace(PLAIN, loss=DenoisingLoss(label_dropout=dropout))
+        for _ in training(method=method).steps(tmp_path / f"{dropout}"):
+            pass
+        start = open_start(tmp_path / f"{dropout}")
+        assert start.label_dropout == dropout
+        for classes, guided in (((), True), (("a", "b"), False), (("a", "b"), True)):
+            like = {"codec": "", "guided": guided}
+            if classes and guided and not dropout:
+                with pytest.raises(InputError, match=r"label_dropout = 0\), and guidance needs it"):
+                    require_start(start._replace(classes=classes), EDM(), **like)
+            else:
+                require_start(start._replace(classes=classes), EDM(), **like)
+
+
+def test_a_start_that_knows_images_by_no_digests_is_damaged(tmp_path):
+    for number, known in enumerate(
+        (np.zeros((90, 32), np.uint8), np.zeros((90, 1, 31), np.uint8), np.zeros((90, 1, 32)))
+    ):
+        folder = tmp_path / f"{number}"
+        for _ in training(method=PLAIN).steps(folder):
+            pass
+        weights = load_file(folder / "weights.safetensors")
+        save_file(weights | {"known.0": torch.from_numpy(known)}, folder / "weights.safetensors")
+        table = read_toml(folder / "start.toml")
+        write_toml(folder / "start.toml", table | {"sha256": digest(folder / "weights.safetensors")})
+        with pytest.raises(InputError, match="make the start again"):
+            open_start(folder)
 
 
 @pytest.mark.parametrize("changes", [{}, {"gains": False, "sources": ("a", "b")}])
