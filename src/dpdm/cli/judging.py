@@ -64,7 +64,11 @@ def named_alike(
 
 def reference_like(data: "ImageDataset", reference: str, facts: "Data") -> "ImageDataset":
     """Return the public images that runs are compared on, framed as the private ones."""
-    from dpdm.data import fit_of, open_dataset
+    from dpdm.data import fit_of, open_dataset, read_location
+    from dpdm.data.public import require_others_than
+
+    if data.location:
+        require_others_than(read_location(data.location).source, reference)
 
     opened = open_dataset(
         reference,

@@ -61,8 +61,6 @@ def tune(
 ) -> None:
     """Search among settings, at a stated price. Of a random number of runs, only the best is released."""
     _require_possible(target, reference, score_noise)
-    from dpdm.data import read_location
-    from dpdm.data.public import require_others_than
     from dpdm.ledger import Ledger
     from dpdm.privacy.search import Search
     from dpdm.runs.tuning import Tuner, combinations
@@ -76,8 +74,6 @@ def tune(
     data = candidates[0].data.open()
     require_agreeing(candidates[0], data)
     search = Search(mean=runs, shape=shape, score_noise_multiplier=score_noise)
-    if reference is not None and data.location:
-        require_others_than(read_location(data.location).source, reference)
     compared = None if reference is None else reference_like(data, reference, candidates[0].data)
     where = Ledger.default(ledger, tell=tell)
     tuner = Tuner(candidates=candidates, search=search, reference=compared, run=run, ledger=where)

@@ -147,8 +147,7 @@ class Tuner:
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
             trainer = self._trainer(config, data, plan, self.run)
             trainer.rehearse(data)
-        if trainer.public is not None:  # so that no image of these is in a score either
-            data = taking_part_of(data, trainer.public, ())
+        data = taking_part_of(data, trainer.public, ())  # so that no image of these is in a score either
         public = trainer.public_records  # of all candidates the same
         self._begin(plan)
         busy = f"{self.run} is in use: another process is searching; wait for it"
