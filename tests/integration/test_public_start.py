@@ -1,6 +1,7 @@
 """A public start from the command line: made, trained with, claimed, checked, audited."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -229,6 +230,23 @@ def test_killed_anywhere_a_start_goes_on(photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["start.toml", "weights.safetensors"]
     assert tomllib.loads((folder / "start.toml").read_text())["updates"] > 0
+
+
+@pytest.mark.proof
+def test_a_signal_saves_a_start_in_the_making_at_once(photos, tmp_path):
+    command = [sys.executable, "-m", "dpdm", "pretrain", "shapes", "--like", str(photos), *MADE]
+    command[command.index("0.02")] = "0.2"
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "start" / "making" / "config.toml").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    taken = int(re.search(r"stopped at update (\d+); the same command goes on from here", err)[1])
+    assert (tmp_path / "start" / "making" / "checkpoint.safetensors").exists()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert tomllib.loads((tmp_path / "start" / "start.toml").read_text())["updates"] >= max(taken, 1)
 
 
 def test_json_says_what_was_made(dpdm, photos):

@@ -1,13 +1,15 @@
 """`dpdm pretrain`."""
 
 import shlex
+import signal
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dpdm.cli.options import AsJson, LedgerPlace, Set, existing_ledger, fail, load_settings, print_json, say
-from dpdm.cli.training import drawing
+from dpdm.cli.training import asked_to_stop, drawing
 from dpdm.terminal import show_progress, tell
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from dpdm.ledger import Ledger
     from dpdm.methods import ImageFacts
     from dpdm.methods.values import PublicStart
+    from dpdm.privacy.processes import Processes
     from dpdm.runs.drawn import Drawn
     from dpdm.runs.public_training import PublicTraining
 
@@ -96,7 +99,7 @@ def pretrain(
             _require_public(drawn.images, book if processes.first else None)
         if processes.first:
             _tell_of(training)
-        _with_progress(training, output, shown=processes.first)
+        _with_progress(training, output, processes)
     if not processes.first:
         return None
     start = open_start(output)
@@ -182,15 +185,20 @@ def _tell_of(training: "PublicTraining") -> None:
     tell(f"{len(training.public):,} images of {training.public.name}, {classes}")
 
 
-def _with_progress(training: "PublicTraining", output: Path, *, shown: bool) -> None:
-    """Train, and show how much of the time is over."""
+def _with_progress(training: "PublicTraining", output: Path, processes: "Processes") -> None:
+    """Train, and show how much of the time is over; a signal to any process ends all after the update in flight."""
     whole, over = max(1, round(60 * training.minutes)), 0
-    try:
-        with show_progress("pre-training, in seconds", whole if shown else None) as advance:
-            for progress in training.steps(output):
-                now = min(whole, int(progress.seconds))
-                advance(now - over, f"loss {progress.loss:.3f}")
-                over = now
-    except KeyboardInterrupt:
-        tell("stopped; the same command goes on from what was saved, a minute ago at most")
-        raise
+    with (
+        asked_to_stop() as stopped,
+        closing(training.steps(output)) as updates,
+        show_progress("pre-training, in seconds", whole if processes.first else None) as advance,
+    ):
+        for progress in updates:
+            now = min(whole, int(progress.seconds))
+            advance(now - over, f"loss {progress.loss:.3f}")
+            over = now
+            if processes.any(bool(stopped)):
+                updates.close()  # which saves
+                if processes.first:
+                    tell(f"stopped at update {progress.updates}; the same command goes on from here")
+                raise typer.Exit(128 + (stopped or [signal.SIGTERM])[0])

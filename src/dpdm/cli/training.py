@@ -169,15 +169,9 @@ def _stopping() -> list[int]:
     return [number for number in there if not (nohup and number == signal.SIGHUP)]
 
 
-def train_with_progress(
-    trainer: "Trainer", data: "ImageDataset", processes: "Processes", *, advise: bool = False
-) -> "Release":
-    """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint.
-
-    `advise` is whether to say, once the run has begun, that its steps cannot pay.
-    """
-    from dpdm.runs.trainer import as_begun
-
+@contextmanager
+def asked_to_stop() -> Iterator[list[int]]:
+    """Yield a list into which a signal to stop is put, for who ends after the step in flight; a second one ends it."""
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -190,8 +184,31 @@ def train_with_progress(
             tell("finishing this step, then saving (once more to stop at once)")
         stopped.append(number)
 
-    trainer = as_begun(trainer)
     before = {number: signal.signal(number, stop) for number in _stopping()}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train_with_progress(
+    trainer: "Trainer", data: "ImageDataset", processes: "Processes", *, advise: bool = False
+) -> "Release":
+    """Drive the trainer; a signal to any process ends all after the step in flight, with a checkpoint.
+
+    `advise` is whether to say, once the run has begun, that its steps cannot pay.
+    """
+    from dpdm.runs.trainer import as_begun
+
+    trainer = as_begun(trainer)
+    with asked_to_stop() as stopped:
+        return _driven(trainer, data, processes, stopped, advise=advise)
+
+
+def _driven(
+    trainer: "Trainer", data: "ImageDataset", processes: "Processes", stopped: list[int], *, advise: bool
+) -> "Release":
     steps = trainer.steps(data)
     plan, shown = trainer.plan, 0
     counted, what = (plan.steps, "step") if plan.steps else (plan.planned, "noisy sum")
@@ -217,8 +234,6 @@ def train_with_progress(
         return release
     finally:
         steps.close()  # also where nothing could be shown any more, so that a terminal that is gone loses no step
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _tell_first(trainer: "Trainer", progress: "Progress", data: "ImageDataset", *, advise: bool) -> None:
