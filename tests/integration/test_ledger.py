@@ -546,17 +546,17 @@ def test_a_private_score_is_noisy_and_part_of_the_price(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (("--try=privacy.steps=6,7", "--reference=photos"), "differ in [privacy]"),
-        (("--try=prior.centres=1,2", "--reference=photos"), "differ in [privacy]"),
-        (("--try=data.fit=crop,pad", "--reference=photos"), "[data], [public], start.sources or what"),
-        (("--try=optimizer.learning_rate", "--reference=photos"), "--try takes"),
-        (("--try=optimizer.learning_rate=1e-3,", "--reference=photos"), "--try takes"),
+        (("--try=privacy.steps=6,7", "--reference=public"), "differ in [privacy]"),
+        (("--try=prior.centres=1,2", "--reference=public"), "differ in [privacy]"),
+        (("--try=data.fit=crop,pad", "--reference=public"), "[data], [public], start.sources or what"),
+        (("--try=optimizer.learning_rate", "--reference=public"), "--try takes"),
+        (("--try=optimizer.learning_rate=1e-3,", "--reference=public"), "--try takes"),
         (("--try=optimizer.learning_rate=1e-3",), "--reference with public images"),
-        (("--try=optimizer.learning_rate=1e-3", "--reference=photos", "--score-noise=9"), "--reference with public"),
-        (("--try=optimizer.learning_rate=1e-3", "--reference=photos", "--runs=1"), "above 1"),
+        (("--try=optimizer.learning_rate=1e-3", "--reference=public", "--score-noise=9"), "--reference with public"),
+        (("--try=optimizer.learning_rate=1e-3", "--reference=public", "--runs=1"), "above 1"),
     ],
 )
-def test_a_search_without_a_price_is_refused(dpdm, photos, book, tmp_path, line, message):
+def test_a_search_without_a_price_is_refused(dpdm, photos, public, book, tmp_path, line, message):
     code, _, err = dpdm("tune", photos, "--run=best", *line, *SMALL)
     assert code == 2, err
     assert message in err
