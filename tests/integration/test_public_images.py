@@ -57,11 +57,29 @@ def test_runs_of_a_search_are_not_compared_on_the_images_that_are_to_be_protecte
     assert not (tmp_path / "run").exists()
 
 
+def test_a_private_score_sees_no_public_image(dpdm, photos, shown, tmp_path, monkeypatch):
+    from dpdm.runs import tuning
+
+    seen = []
+    monkeypatch.setattr(tuning.Search, "draw_num_runs", lambda self, source: 1)
+    monkeypatch.setattr(
+        tuning.Tuner, "_score", lambda self, release, test, *rest: seen.append(test.blank.copy()) or 1.0
+    )
+    shutil.copy(shown / "3.png", photos / "ant" / "0.png")
+    searched = ("--runs=2", "--try=seed=1,2", "--score-noise=20", "--run=best")
+    code, _, err = dpdm("tune", photos, *EVOLVED, "--public", shown, *searched)
+    assert code == 0, err
+    assert [np.flatnonzero(blank).tolist() for blank in seen] == [[0]]
+
+
 def test_an_image_that_is_public_too_is_no_copy(dpdm, photos, shown, tmp_path):
-    shutil.copy(shown / "3.png", photos / "ant")
+    for picture in shown.iterdir():
+        shutil.copy(picture, photos / "ant" / f"shown {picture.name}")
     assert dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run", "--set=augment=0.0")[0] == 0
     found = audit_run(tmp_path / "run")
-    assert found.nearness.neighbour.max() < 30, "the 31 private images without the public one"
+    assert found.nearness.nearest.min() > 0, "each drawn image is a public one, and so is in the folder"
+    for picture in photos.rglob("shown *.png"):
+        picture.unlink()
     for number, picture in enumerate(photos.rglob("*.png")):
         shutil.copy(shown / f"{number}.png", picture)
     assert dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "public")[0] == 0

@@ -28,7 +28,7 @@ _KINDS = {
         "network.",
         "preconditioning.",
         "prior.",
-        "sampler.",
+        "sampler.",  # whose noise levels must be those of the preconditioning
         "loss.label_dropout",
         "codec.",
         "machine.",

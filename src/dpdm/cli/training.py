@@ -171,7 +171,7 @@ def _stopping() -> list[int]:
 
 @contextmanager
 def asked_to_stop() -> Iterator[list[int]]:
-    """Yield a list into which a signal to stop is put, for who ends after the step in flight; a second one ends it."""
+    """Yield a list of the signals to stop, for a caller that ends after its step. A second signal ends it at once."""
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

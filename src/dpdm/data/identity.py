@@ -117,7 +117,7 @@ def find_equal(
 
 
 def _ways_of(data: ImageDataset) -> list[UInt8[np.ndarray, "images 32"]]:
-    """Return the same, one way after the other."""
+    """Return what each image is `known_by`, one way after the other."""
     return [pixel_digests(data.images), *([] if data.sources is None else data.sources.transpose(1, 0, 2))]
 
 
