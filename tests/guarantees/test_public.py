@@ -56,6 +56,26 @@ def test_a_claim_names_what_was_public_and_says_that_it_does_not_protect_it(evol
     assert verified.statement == claim["statement"]
 
 
+def test_a_claim_names_each_set_that_public_images_were_joined_from(tmp_path):
+    one = dataclasses.replace(SHOWN.part(range(16)), name="a")
+    other = dataclasses.replace(SHOWN.part(range(16, 40)), name="b")
+    trainer(tmp_path / "run", public=dataclasses.replace(SHOWN, name="a+b", made_of=(one, other))).fit(IMAGES)
+    (part,) = verify_release(tmp_path / "run").public
+    assert part.sources == (PublicPart("a", one.digest(), 16), PublicPart("b", other.digest(), 24))
+    claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
+    assert [source["sha256"] for source in claim["public"][0]["sources"]] == [one.digest(), other.digest()]
+    each = ", ".join(f"'{of.name}' ({len(of)} images, SHA-256 {of.digest()[:16]}…)" for of in (one, other))
+    assert claim["statement"].endswith(f"SHA-256 {SHOWN.digest()[:16]}…, of {each})")
+
+
+@pytest.mark.parametrize("names", [["two\nlines"], [f"set {number}" for number in range(17)]])
+def test_sets_that_no_claim_could_name_are_refused_before_the_first_sum(tmp_path, names):
+    made_of = tuple(dataclasses.replace(SHOWN, name=name) for name in names)
+    with pytest.raises(InputError, match="public"):
+        trainer(tmp_path / "run", public=dataclasses.replace(SHOWN, made_of=made_of)).fit(IMAGES)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_claim_of_private_images_alone_says_so(tmp_path):
     trainer(tmp_path / "run", method=PriorAlone(prior=Prior(centres=1)), public=None).fit(IMAGES)
     claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
@@ -64,6 +84,7 @@ def test_a_claim_of_private_images_alone_says_so(tmp_path):
 
 
 PART = {"name": "shown", "sha256": "0" * 64}
+WHOLE = {"name": "shown", "sha256": SHOWN.digest(), "images": 40}
 
 
 def everywhere(declared):
@@ -90,6 +111,10 @@ def in_the_claim(**changes):
 
 FORGED = {
     "no part": everywhere([]),
+    "sources that nobody joined": everywhere([WHOLE | {"sources": [PART]}]),
+    "a source without a digest": everywhere([WHOLE | {"sources": [{"name": "shown"}]}]),
+    "words for sources": everywhere([WHOLE | {"sources": "none"}]),
+    "sources without end": everywhere([WHOLE | {"sources": [PART] * 10_000}]),
     "one more part": everywhere([{"name": "shown", "sha256": SHOWN.digest()}, PART | {"name": "more"}]),
     "the same name twice": everywhere([PART, PART]),
     "another digest, which the statement does not name": everywhere([PART]),

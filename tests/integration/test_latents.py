@@ -24,6 +24,14 @@ def codec(dpdm, photos):
     assert f"next: dpdm train {photos} --set codec.source=codec --epsilon" in out
 
 
+def test_a_codec_is_not_taken_for_a_start(dpdm, photos, codec, tmp_path):
+    code, _, err = dpdm("train", photos, "--epsilon=4", "--start=codec", "--run=run", "--set=data.size=16")
+    assert code == 2
+    said = "is a codec, and no network that draws images: name it by --set codec.source=..."
+    assert said in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
 def test_images_are_learnt_in_its_latents(dpdm, photos, codec, tmp_path):
     code, out, err = dpdm("plan", photos, *TRAINED[:1], *TRAINED[2:], "--dataset-size=30", "--method=prior", INSIDE)
     assert code == 0, err

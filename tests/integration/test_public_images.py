@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dpdm.audit import audit_run
+from dpdm.audit.opened import open_run
 from dpdm.data import public, read_claim, shapes
 from dpdm.ledger import Ledger
 from dpdm.methods.registry import METHODS
@@ -78,12 +79,14 @@ def test_an_image_that_is_public_too_is_no_copy(dpdm, photos, shown, tmp_path):
     assert dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run", "--set=augment=0.0")[0] == 0
     found = audit_run(tmp_path / "run")
     assert found.nearness.nearest.min() > 0, "each drawn image is a public one, and so is in the folder"
+    opened = open_run("run", data=None, public=None, held_out=None)
+    assert len(opened.private) == len(opened.data) - 64, "shares are of private images alone"
     for picture in photos.rglob("shown *.png"):
         picture.unlink()
     for number, picture in enumerate(photos.rglob("*.png")):
         shutil.copy(shown / f"{number}.png", picture)
     assert dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "public")[0] == 0
-    with pytest.raises(InputError, match="all of its images are public ones"):
+    with pytest.raises(InputError, match="all but 0 images are public ones of this run"):
         audit_run(tmp_path / "public")
 
 
@@ -95,7 +98,7 @@ def test_a_run_names_its_public_images_wherever_it_states_its_claim(dpdm, evolve
     assert (
         f'public   "shown", 64 images, SHA-256 {part["sha256"]}: declared so, and the claim does not protect it' in out
     )
-    assert json.loads(dpdm("verify", "run", "--json")[1])["public"] == [["shown", part["sha256"], 64, False]]
+    assert json.loads(dpdm("verify", "run", "--json")[1])["public"] == [part]
     code, out, err = dpdm("sample", "run", "-n", 12, "-o", "made.npz")
     assert code == 0, err
     with np.load(tmp_path / "made.npz") as made:

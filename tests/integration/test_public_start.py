@@ -1,6 +1,7 @@
 """A public start from the command line: made, trained with, claimed, checked, audited."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +11,9 @@ import tomllib
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_processes import TORCHRUN
 
 from dpdm.data import open_dataset
 
@@ -63,13 +67,42 @@ def test_a_report_says_the_method_what_was_public_and_how_far_it_was_followed(dp
     facts = json.loads((tmp_path / "run" / "report.json").read_text())
     assert facts["method"] == "diffusion"
     (part,) = facts["public"]
-    assert (part["name"], part["images"], part["drawn"]) == ("shapes", 100, False)
+    assert (part["name"], part["images"]) == ("shapes", 100)
     gains = facts["learnt"]["gains"]
     assert [each["sigma"] for each in gains][::11] == [0.03, 12.0]
     assert all(0 <= each["gain"] <= 1 for each in gains)
     page = (tmp_path / "run" / "report.html").read_text()
     assert part["sha256"][:16] in page
     assert "How far the public network is followed" in page
+
+
+def test_a_claim_names_each_source_of_a_start(dpdm, photos, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "shown.npz", images=rng.integers(0, 256, (70, 8, 8, 3), dtype=np.uint8))
+    assert dpdm("pretrain", "shapes+shown.npz", "--like", photos, *MADE)[0] == 0
+    assert dpdm("train", photos, *TRAINED, *NO_STEPS)[0] == 0
+    code, out, err = dpdm("verify", "run")
+    assert code == 0, err
+    assert 'public   "shapes+shown.npz", 170 images, SHA-256' in out
+    (part,) = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())["public"]
+    for name, number, source in zip(("shapes", "shown.npz"), (100, 70), part["sources"], strict=True):
+        assert f'made of "{name}", {number} images, SHA-256 {source["sha256"]}' in out
+    assert dpdm("report", "run")[0] == 0
+    assert part["sources"][1]["sha256"][:16] in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_minutes_take_no_step_that_cannot_pay_after_a_start(dpdm, photos, started, tmp_path):
+    timed = (*TRAINED[:2], *TRAINED[3:], "--set=prior.centres=1", "--set=sampler.steps=2", "--minutes=0.2")
+    code, out, err = dpdm("plan", photos, *timed)
+    assert code == 0, err
+    assert re.search(r"steps       [\d,]+ steps? would not pay: z√P/E = \S+ is above 0.5", out)
+    assert "exactly this: --set privacy.steps=0 (train" in out
+    for said in ("for 0.2 minutes here: no private steps", "begun with: no private steps"):
+        code, _, err = dpdm("train", photos, *timed, "--run=run")
+        assert code == 0, err
+        assert said in err
+    settings = tomllib.loads((tmp_path / "run" / "private" / "config.toml").read_text())
+    assert all(release["kind"] == "full" for release in settings["plan"]["releases"])
 
 
 def test_the_same_command_goes_on_and_another_start_does_not(dpdm, photos, run):
@@ -233,7 +266,17 @@ def test_killed_anywhere_a_start_goes_on(photos, tmp_path):
 
 
 @pytest.mark.proof
-def test_a_signal_saves_a_start_in_the_making_at_once(photos, tmp_path):
+def test_two_processes_make_one_start_by_the_verb(photos, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, "--nproc-per-node=2", "-m", "dpdm", "pretrain", "shapes", "--like", str(photos), *MADE]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done: start, made with shapes") == 1
+    assert tomllib.loads((tmp_path / "start" / "start.toml").read_text())["updates"] > 0
+
+
+@pytest.mark.proof
+def test_a_signal_saves_a_start_in_the_making_which_goes_on_when_it_is_killed_too(photos, tmp_path):
     command = [sys.executable, "-m", "dpdm", "pretrain", "shapes", "--like", str(photos), *MADE]
     command[command.index("0.02")] = "0.2"
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -242,11 +285,18 @@ def test_a_signal_saves_a_start_in_the_making_at_once(photos, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
-    taken = int(re.search(r"stopped at update (\d+); the same command goes on from here", err)[1])
-    assert (tmp_path / "start" / "making" / "checkpoint.safetensors").exists()
+    assert re.search(r"stopped at update \d+; the same command goes on from here", err)
+    checkpoint = tmp_path / "start" / "making" / "checkpoint.safetensors"
+    with safe_open(checkpoint, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    save_file(tensors, checkpoint, {"updates": "10000"})  # so many that none but a run that goes on has them
+    killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(2.0)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert tomllib.loads((tmp_path / "start" / "start.toml").read_text())["updates"] >= max(taken, 1)
+    assert tomllib.loads((tmp_path / "start" / "start.toml").read_text())["updates"] > 10_000
 
 
 def test_json_says_what_was_made(dpdm, photos):

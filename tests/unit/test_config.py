@@ -100,6 +100,17 @@ def test_a_presets_epsilon_and_size_are_for_its_own_images_alone(source, way):
     assert (own.epsilon, own.dataset_size) == (10.0, 1438)
 
 
+def test_a_presets_batch_gives_way_where_fewer_images_are_declared():
+    small = ["privacy.epsilon=2", "privacy.dataset_size=200"]
+    config = load_config("digits", overrides=small)
+    assert config.privacy.expected_batch_size is None
+    assert config.plan(lambda: 0).expected_batch_size == 64, "the method's own"
+    own = load_config("digits", overrides=[*small, "privacy.expected_batch_size=201"])
+    with pytest.raises(InputError, match="expected_batch_size"):
+        own.plan(lambda: 0)
+    assert load_config("digits", overrides=["privacy.dataset_size=256"]).privacy.expected_batch_size == 256
+
+
 def test_overrides_reach_every_level_and_parse_as_toml_or_text():
     config = load_config(
         "digits",

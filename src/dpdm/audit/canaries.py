@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from numpy import ndarray
 from torch import Tensor, nn
 
+from dpdm.audit.opened import units_that_took_part
 from dpdm.audit.parametric import as_sum
 from dpdm.audit.repetition import Sum
 from dpdm.config import Config, require_same_unit
@@ -239,7 +240,7 @@ def train_with_canaries(
     require_same_unit(plan, data)
     plan = dataclasses.replace(plan, relation="add_or_remove_one")
     took_part, were_in = (_tossed(coins, number) for number in (canaries, members))
-    chosen = np.sort(coins.choice(data.num_units, members, replace=False))
+    chosen = np.sort(coins.choice(units_that_took_part(data), members, replace=False))
     seen = data.part(np.delete(np.arange(data.num_units), chosen[~were_in]))
     facts, device = ImageFacts(data.shape, data.class_names), choose_device(config.machine.device)
     mechanism = WatchedRun(plan, took_part=took_part, strategy=config.machine.clipping)

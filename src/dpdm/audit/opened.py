@@ -1,7 +1,12 @@
 """What an audit opens: a finished run, its images and those held out, and what was public, each from where it was."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
 
 from dpdm.config import Config, Data, Machine, Public, decode, decode_method, decode_plan, read_toml, require_same_unit
 from dpdm.data import Fit, ImageDataset, fit_of, open_again, open_dataset, read_location
@@ -18,7 +23,7 @@ _FEWEST = 16  # images, or groups, that can be audited
 
 
 class Opened(NamedTuple):
-    """A finished run, and what it was trained on; images that took no part are left out.
+    """A finished run, and what it was trained on. In `data`, public images are blank.
 
     `starts` are the public networks of which it began with one. `held_out` is None where there are no such images.
     """
@@ -30,6 +35,13 @@ class Opened(NamedTuple):
     held_out: ImageDataset | None
     public: ImageDataset | None
     starts: tuple[PublicStart, ...]
+
+    @property
+    def private(self) -> ImageDataset:
+        """The images without those that are public ones too: whatever a release tells of these is no secret."""
+        if self.data.blank is None or not self.data.blank.any():
+            return self.data
+        return replace(self.data, groups=None).part(np.flatnonzero(~self.data.blank))
 
 
 def open_run(
@@ -49,7 +61,18 @@ def open_run(
     data, held_out = _images_of(run, release, plan, location, data, held_out)
     public = _public_of(run, release, config, public, fit_of(location))
     starts = _starts_of(run, release, config)
-    return Opened(release, plan, config, taking_part_of(data, public, starts), held_out, public, starts)
+    data = taking_part_of(data, public, starts)
+    if len(left := units_that_took_part(data)) < _FEWEST:
+        raise InputError(
+            f"{data.name}: all but {len(left)} {plan.unit}s are public ones of this run, and an audit needs at least "
+            f"{_FEWEST} others"
+        )
+    return Opened(release, plan, config, data, held_out, public, starts)
+
+
+def units_that_took_part(data: ImageDataset) -> Int64[ndarray, " units"]:
+    """Return the units that a run can have learnt anything of: those with an image that is not blank."""
+    return np.unique(data.units if data.blank is None else data.units[~data.blank])
 
 
 def _finished(run: Path | str) -> tuple[Release, Plan, Config, str]:

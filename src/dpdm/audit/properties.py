@@ -58,7 +58,7 @@ def properties_of(opened: Opened, generated: int) -> Properties | None:
     The shares of classes are those that noisy sums have counted, where the generator has them. Else images drawn
     without label tell them, by a classifier of held-out images; and images without classes tell how frequent looks are.
     """
-    release, data, held_out = opened.release, opened.data, opened.held_out
+    release, data, held_out = opened.release, opened.private, opened.held_out
     if not data.num_classes:
         return None if held_out is None else _looks(release.sample(generated)[0], data.images, held_out.images)
     assert data.labels is not None

@@ -14,7 +14,7 @@ from numpy import ndarray
 from dpdm.audit.canaries import AuditedRun, train_with_canaries
 from dpdm.audit.membership import ATTACKS, Attacked, attack_scores, judge
 from dpdm.audit.memorisation import Nearness, near_samples, nearness
-from dpdm.audit.opened import Opened, open_run
+from dpdm.audit.opened import Opened, open_run, units_that_took_part
 from dpdm.audit.parametric import Check, called, check_mechanism, check_sums
 from dpdm.audit.properties import Properties, properties_of
 from dpdm.audit.reference import LESS_PUBLIC, Calibrated, public_denoiser
@@ -207,13 +207,13 @@ def audit_run(
             "an audit needs at least two canaries, and two members: those that take part and those that do not"
         )
     opened = open_run(run, data=data, public=public, held_out=held_out)
-    plan, images, private = opened.plan, opened.data, _that_took_part(opened.data)
+    plan, private = opened.plan, opened.private.images
     audited = dataclasses.replace(_within(minutes, opened.config, plan, opened.release.facts, canaries), earlier=())
 
     on_progress("checking the mechanism", 0, 1)
     checks = check_mechanism(plan)
     on_progress("checking the mechanism", 1, 1)
-    members = max(2, min(members, images.num_units // 4))
+    members = max(2, min(members, len(units_that_took_part(opened.data)) // 4))
     played = _played(opened, audited, canaries, members, on_progress)
     black_box = _attacked(played, opened, generated, on_progress)
     on_progress("looking for copies", 0, 1)
@@ -288,15 +288,6 @@ def _within(minutes: float, config: Config, plan: Plan, facts: ImageFacts, canar
         return plan
     seconds = measure_step(config, facts, plan).seconds_per_step * (1 + canaries / plan.dataset_size)
     return plan.with_steps(max(1, min(plan.steps, int(60 * minutes / max(seconds, 1e-9)))))
-
-
-def _that_took_part(data: ImageDataset) -> Images:
-    """Return the images that a generator can have copied; a public one that is drawn again is nobody's."""
-    if data.blank is None or not data.blank.any():
-        return data.images
-    if data.blank.all():
-        raise InputError(f"{data.name}: all of its images are public ones of this run, so that none can be attacked")
-    return data.images[~data.blank]
 
 
 def _write(found: Audit, folder: Path, made: ndarray, private: Images) -> None:

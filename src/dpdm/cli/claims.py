@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from dpdm.audit import Audit
     from dpdm.audit.membership import Rate
     from dpdm.audit.properties import Properties
+    from dpdm.methods import PublicPart
 
 
 def verify(run: Run, as_json: AsJson = False) -> None:
     """Check a release's files, and put its claim into plain words."""
     require_run(run)
     from dpdm.runs import verify_release
+    from dpdm.runs.public import as_settings
 
     found = verify_release(run)
     if as_json:
-        return print_json(asdict(found) | {"protects": found.protects, "bounds": found.bounds})
+        public = as_settings(found.public)
+        return print_json(asdict(found) | {"protects": found.protects, "bounds": found.bounds, "public": public})
     say(f"claim    {found.statement}")
     say(_wrapped("unit", found.protects))
     say(_wrapped("bound", found.bounds))
@@ -37,13 +40,13 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     if found.exported:
         say("         not checked: that weights and settings of the pipeline follow from the release")
     for part in found.public:
-        images = f", {part.images:,} images" if part.images else ""
         say(
-            f"drawn    {_quoted([part.name])}{images}, SHA-256 {part.sha256}: of a release, which the claim counts"
+            f"drawn    {_part(part)}: of a release, which the claim counts"
             if part.drawn
-            else f"public   {_quoted([part.name])}{images}, SHA-256 {part.sha256}: declared so, and the claim does not "
-            "protect it"
+            else f"public   {_part(part)}: declared so, and the claim does not protect it"
         )
+        for source in part.sources:
+            say(f"         made of {_part(source)}")
     for name, sha256 in found.starts:
         say(f"start    {_quoted([name])}, network SHA-256 {sha256}: declared so; start.toml of the public start has it")
     if found.prompt:
@@ -73,6 +76,11 @@ def _wrapped(what: str, text: str) -> str:
 def _some(weights: Sequence[str]) -> str:
     rest = len(weights) - _WEIGHTS_SHOWN
     return ", ".join(weights[:_WEIGHTS_SHOWN]) + (f", and {rest:,} more (--json has all)" if rest > 0 else "")
+
+
+def _part(part: "PublicPart") -> str:
+    images = f", {part.images:,} images" if part.images else ""
+    return f"{_quoted([part.name])}{images}, SHA-256 {part.sha256}"
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -61,8 +61,9 @@ def plan(
     open_starts(config.method.start_folders)
     facts, asked = _declared(config)
     by_set: dict[str, tuple[int, float]] = {}
+    none = None  # or why no steps are taken
     if minutes is not None:
-        config, cost, sampling = _measured(config, facts, asked, minutes, first=True)
+        (config, cost, sampling), none = _measured(config, facts, asked, minutes, first=True)
         asked = config.plan(lambda: asked.dataset_size)
     elif is_without_weights(config):
         (cost, by_set), sampling = count_step(config, facts, asked), 0.0
@@ -71,6 +72,7 @@ def plan(
     if own := bytes_of_method(config, facts, asked):
         cost = cost._replace(memory_gib=cost.memory_gib + own / 2**30)
     report = _report(config, asked, cost, sampling, by_set)
+    report["advice"] = none or _advice(config.method, asked, facts, cost.parameters)
     if config.method.timed:
         device = choose_device(config.machine.device)
         report["minutes"] = config.method.seconds(facts, records=asked.dataset_size, device=device) / 60
@@ -79,11 +81,10 @@ def plan(
     for line in _lines(report, config, asked, sampling):
         say(line)
     if minutes is not None:
-        chosen = _timed(config) or {
-            "privacy.steps": asked.steps,
-            "privacy.expected_batch_size": asked.expected_batch_size,
-            **({"loss.noise_multiplicity": copies} if (copies := _noise_multiplicity(config)) else {}),
-        }
+        chosen = _timed(config) or {"privacy.steps": asked.steps}
+        if asked.steps:
+            chosen["privacy.expected_batch_size"] = asked.expected_batch_size
+            chosen |= {"loss.noise_multiplicity": copies} if (copies := _noise_multiplicity(config)) else {}
         these = " ".join(f"--set {key}={value}" for key, value in chosen.items())
         say(f"to train    exactly this: {these} (train --minutes measures again)")
 
@@ -145,8 +146,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         )
     if report["parameters"]:
         yield f"network     {report['parameters']:,} parameters"
-        if advice := _advice(config.method, plan, report["parameters"]):
-            yield f"            {advice}"
+        if report["advice"]:
+            yield f"            {report['advice']}"
         where = "here, measured on random images"
         if by_set := report.get("by_set"):
             where = "at 100 TFLOP/s, counted: the public weights are not here"
@@ -157,6 +158,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         for name, of in (by_set or {}).items():
             yield f"            network.trains={name}: {of['parameters']:,} parameters, {of['memory_gib']:.1f} GiB"
     else:
+        if report["advice"]:
+            yield f"steps       {report['advice']}"
         takes = "minutes, most of them for features" if config.method.networks else "seconds to minutes"
         said = f"{takes}: no network is trained on private images"
         if plan.steps and not config.method.networks:
@@ -171,15 +174,15 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         yield f"sampling    about {duration(sampling)} for 10,000 images here"
 
 
-def _advice(method: "Method", plan: "AnyPlan", parameters: int) -> str | None:
+def _advice(method: "Method", plan: "AnyPlan", facts: "ImageFacts", parameters: int) -> str | None:
     """Return what to do instead of noisy steps that cannot pay, if they cannot."""
     from dpdm.methods import Diffusion
     from dpdm.runs.worth import why_it_cannot_pay
 
     if not isinstance(method, Diffusion):  # the rule was found by networks around a prior
         return None
-    started = getattr(method, "start", None) is not None
-    return why_it_cannot_pay(plan, parameters, started=started, pipeline=bool(method.networks))
+    grey, started = facts.shape[0] == 1 and method.codec is None, method.start is not None
+    return why_it_cannot_pay(plan, parameters, started=started, pipeline=bool(method.networks), grey=grey)
 
 
 def tell_what_cannot_pay(method: "Method", plan: "AnyPlan", facts: "ImageFacts") -> None:
@@ -191,7 +194,7 @@ def tell_what_cannot_pay(method: "Method", plan: "AnyPlan", facts: "ImageFacts")
     if isinstance(method, Diffusion) and plan.steps:
         with torch.device("meta"):
             module = method.stepped(method.untrained(facts)).module
-        if advice := _advice(method, plan, sum(p.numel() for p in module.parameters() if p.requires_grad)):
+        if advice := _advice(method, plan, facts, sum(p.numel() for p in module.parameters() if p.requires_grad)):
             tell(advice)
 
 
@@ -246,23 +249,24 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
         if config.method.timed:
             config = replace(config, method=config.method.as_begun(there))
         else:
-            privacy = replace(config.privacy, steps=plan.steps, expected_batch_size=plan.expected_batch_size)
-            config = replace(config, privacy=privacy)
+            batch = plan.expected_batch_size if plan.steps else config.privacy.expected_batch_size
+            config = replace(config, privacy=replace(config.privacy, steps=plan.steps, expected_batch_size=batch))
         if isinstance(config.method, Diffusion):
             loss = replace(config.method.loss, noise_multiplicity=there["loss"]["noise_multiplicity"])
             config = replace(config, method=replace(config.method, loss=loss))
         begun, remarks = "begun with", []
     else:
         facts, mechanism = _declared(config)
-        config, cost, sampling = _measured(config, facts, mechanism, minutes, first=processes.first)
+        (config, cost, sampling), none = _measured(config, facts, mechanism, minutes, first=processes.first)
         begun = f"for {minutes:g} minute{'' if minutes == 1 else 's'} here"
-        new = config.plan(lambda: mechanism.dataset_size)
-        advice = _advice(config.method, new, cost.parameters) if new.steps else None
+        advice = none or _advice(config.method, config.plan(lambda: mechanism.dataset_size), facts, cost.parameters)
         remarks = [f"sampling 10,000 images will then take about {duration(sampling)}", *([advice] if advice else [])]
     if processes.first:
         steps, batch = config.privacy.steps, config.privacy.expected_batch_size
         if config.method.timed:
             tell(f"{begun}: {', '.join(f'{name} = {value:,}' for name, value in _timed(config).items())}")
+        elif not steps:
+            tell(f"{begun}: no private steps")
         else:
             tell(f"{begun}: {steps:,} steps of {batch:,} {config.data.unit}s{_copies(config, ' in ')}")
         for remark in remarks:
@@ -323,9 +327,16 @@ def rehearsed(config: "Config", folder: Path, processes: "Processes") -> "Config
     return replace(config, method=method, privacy=replace(config.privacy, max_grad_norm=norm))
 
 
-def _measured(config: "Config", facts: "ImageFacts", mechanism: "AnyPlan", minutes: float, *, first: bool) -> "Fitted":
-    """Return the settings that fit the time; the first process shows how far the measuring is."""
+def _measured(
+    config: "Config", facts: "ImageFacts", mechanism: "AnyPlan", minutes: float, *, first: bool
+) -> tuple["Fitted", str | None]:
+    """Return the settings that fit the time, and why they take no steps, if a start makes up for steps that cannot pay.
+
+    The first process shows how far the measuring is.
+    """
     from dpdm.runs import fit_to_time
+    from dpdm.runs.cost import without_steps
+    from dpdm.runs.worth import why_none_are_taken
 
     shown = 0
     with show_progress("measuring this machine", None) as advance:
@@ -335,7 +346,10 @@ def _measured(config: "Config", facts: "ImageFacts", mechanism: "AnyPlan", minut
             advance(done - shown, "", total if first else None)
             shown = done
 
-        return fit_to_time(config, facts, mechanism, minutes=minutes, on_progress=on_progress)
+        fitted = fit_to_time(config, facts, mechanism, minutes=minutes, on_progress=on_progress)
+    plan = fitted.config.plan(lambda: mechanism.dataset_size)
+    none = why_none_are_taken(fitted.config.method, plan, fitted.cost.parameters)
+    return (fitted if none is None else without_steps(fitted, facts, plan)), none
 
 
 def _declared(config: "Config") -> tuple["ImageFacts", "AnyPlan"]:

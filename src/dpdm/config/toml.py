@@ -29,6 +29,7 @@ from dpdm.types import InputError, require_at_most
 _MOST_ENTRIES = 1000  # of a list of tables: a plan has no more
 T = TypeVar("T")
 _FOLLOWS = ("facts", "plan", "opened", "epsilon", "start_folders")  # what a run writes beside what a person asked for
+_BATCH = "expected_batch_size"
 _OF_ITS_IMAGES = ("epsilon", "dataset_size")  # what a preset says of its own images alone
 _COMMON = tuple(f.name for f in dataclasses.fields(Config) if f.name != "method")  # tables of every method
 
@@ -39,7 +40,8 @@ def load_config(
     """Return the settings for a preset's name, a TOML file, or a path to images, with `key=value` overrides.
 
     A preset's ε and number of images are for those that the preset names. They do not apply to another `data.source`:
-    nobody has declared how many other images there are.
+    nobody has declared how many other images there are. Where fewer images are declared than a preset's batch has, the
+    batch is the method's own.
 
     Args:
         target: A preset's name, a TOML file or a path. A file that a run wrote is one, too.
@@ -61,8 +63,20 @@ def load_config(
     table = _overridden(copy.deepcopy(own), overrides)
     if target in preset_names() and _source(table) != _source(own):
         own["privacy"] = {key: value for key, value in own["privacy"].items() if key not in _OF_ITS_IMAGES}
+        table = _overridden(copy.deepcopy(own), overrides)
+    if target in preset_names() and _has_a_batch_too_large(own, table):
+        del own["privacy"][_BATCH]
         table = _overridden(own, overrides)
     return _decode_config(table)
+
+
+def _has_a_batch_too_large(own: Table, table: Table) -> bool:
+    """Whether a batch is larger than the declared number of images, and nobody but a preset has set it."""
+    before, now = own.get("privacy"), table.get("privacy")
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return False
+    batch, number = now.get(_BATCH), now.get("dataset_size")
+    return type(batch) is int and type(number) is int and batch > number and batch == before.get(_BATCH)
 
 
 def _by_method(table: Table, method: str) -> Table:

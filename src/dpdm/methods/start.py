@@ -25,6 +25,7 @@ CHOICE, GAINS, MATRICES = "choice of a start", "gains", "choice of matrices"
 
 _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 _MOST_STARTS = 8
+_OTHER_KINDS = {"codec": "--set codec.source=...", "classifier": "--method statistics --start ..."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,11 @@ def require_start(start: PublicStart, preconditioning: object, *, codec: str, gu
 
     A network of another one takes other numbers for the same image, and whatever is drawn by it is worth nothing.
     """
+    if use := _OTHER_KINDS.get(start.preconditioning):
+        raise InputError(
+            f"the start of {start.part.name} is a {start.preconditioning}, and no network that draws images: name it "
+            f"by {use}"
+        )
     made_for = {"kind": start.preconditioning, **start.settings}
     for name, value in made_for.items():
         if (here := getattr(preconditioning, name, value)) != value:

@@ -77,13 +77,15 @@ class PublicPart(NamedTuple):
     """Something public that a release was made with: the name a person gave it, its SHA-256, its number of images.
 
     That it is public is declared: no file can show it, and no claim protects it. What is no set of images has none.
-    Images `drawn` from a release are not declared to be public: the plan counts what that release cost.
+    Images `drawn` from a release are not declared to be public: the plan counts what that release cost. `sources` are
+    the sets that images were joined from, or are a part of.
     """
 
     name: str
     sha256: str
     images: int = 0
     drawn: bool = False
+    sources: tuple["PublicPart", ...] = ()
 
 
 class PublicStart(NamedTuple):

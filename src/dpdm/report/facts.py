@@ -18,6 +18,7 @@ from dpdm.privacy.accounting import round_up
 from dpdm.report.private import read_private
 from dpdm.runs import Release, verify_release
 from dpdm.runs.classifier_starts import STARTS
+from dpdm.runs.public import as_settings
 from dpdm.runs.run_folder import release_folder
 from dpdm.types import InputError
 
@@ -62,7 +63,7 @@ def gather(
             "true_positive_rates": {str(false): true for false, true in verified.true_positive_rates.items()},
         },
         "method": settings["method"],
-        "public": [part._asdict() for part in verified.public],
+        "public": as_settings(verified.public),
         "learnt": {"remark": release.generator.remark, "gains": _gains(release.generator)},
         "spent": _curve(plan),
         "budget": _budget(plan),

@@ -15,6 +15,7 @@ from dpdm.methods import Embedding, PublicPart
 from dpdm.methods.classifier import Labelled, LabelLoader, small_cnn
 from dpdm.methods.embedding import Space
 from dpdm.runs.procedural_start import train_on_shapes
+from dpdm.runs.public import part_of
 from dpdm.types import Images, InputError, RandomBytes, tensor_to_images
 
 STARTS = {
@@ -54,7 +55,8 @@ def begin(start: str, data: ImageDataset, *, seed: int) -> Begun:
     if start == "none":
         return Begun(nn.Identity(), network, LabelLoader(data, _CPU), 1e-2, ())
     shapes = train_on_shapes(network, data.shape, seed=seed)
-    return Begun(nn.Identity(), network, LabelLoader(blank_equal(data, shapes), _CPU), 2e-2, (_part(shapes),))
+    load, parts = LabelLoader(blank_equal(data, shapes), _CPU), (part_of(shapes, name=shapes.name),)
+    return Begun(nn.Identity(), network, load, 2e-2, parts)
 
 
 def _on_features(data: ImageDataset, *, seed: int) -> Begun:
@@ -70,7 +72,7 @@ def _on_features(data: ImageDataset, *, seed: int) -> Begun:
         torch.manual_seed(seed)
         network = nn.Linear(features.number, data.num_classes)
     load = RowLoader(blank_equal(data, shapes), rows)
-    return Begun(features, network, load, 0.1, (_part(shapes), *embedding.parts()))
+    return Begun(features, network, load, 0.1, (part_of(shapes, name=shapes.name), *embedding.parts()))
 
 
 class FeatureRows(nn.Module):
@@ -105,7 +107,3 @@ class RowLoader(LabelLoader):
         rows = self._rows[torch.from_numpy(images)]
         rows[torch.from_numpy(self._blank[images])] = torch.nan
         return Labelled(rows, torch.from_numpy(self._labels[images]))
-
-
-def _part(images: ImageDataset) -> PublicPart:
-    return PublicPart(images.name, images.digest(), len(images))

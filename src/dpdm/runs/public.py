@@ -12,7 +12,7 @@ from dpdm.methods.values import PublicStart
 from dpdm.networks import PipelineFolder
 from dpdm.privacy import AnyPlan, Earlier, Plan
 from dpdm.privacy.entropy import Entropy
-from dpdm.types import InputError, require_name
+from dpdm.types import InputError, require_at_most, require_name
 
 _MOST_PARTS = 16
 _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
@@ -24,16 +24,23 @@ def parts_of(
     """Return a run's public images, those of its starts, its public networks, and what drawing needs beside weights."""
     twice = {start.part.name for start in starts}  # a name is one part's
     names = [f"{public.name} (again)" if public.name in twice else public.name for public in images]
-    used = [
-        PublicPart(name, public.digest(), len(public), public.drawn) for name, public in zip(names, images, strict=True)
-    ]
+    used = [part_of(public, name=name) for name, public in zip(names, images, strict=True)]
     networks = method.network_parts()
     return (*used, *(start.part for start in starts), *networks, *_beside(networks, generator))
 
 
+def part_of(images: ImageDataset, *, name: str) -> PublicPart:
+    """Return what a claim says of public images, and of each set that they were joined from."""
+    sources = tuple(PublicPart(each.name, each.digest(), len(each)) for each in images.made_of)
+    return PublicPart(name, images.digest(), len(images), images.drawn, sources)
+
+
 def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, Any]]:
     """Return the parts as `facts.public` of a release's settings, and `public` of its claim, have them."""
-    return [{key: value for key, value in part._asdict().items() if value} for part in parts]
+    return [
+        {key: as_settings(value) if key == "sources" else value for key, value in part._asdict().items() if value}
+        for part in parts
+    ]
 
 
 def read_parts(declared: object) -> tuple[PublicPart, ...]:
@@ -42,6 +49,13 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
     Raises:
         InputError: It is something else.
     """
+    parts = _read(declared)
+    if len({part.name for part in parts}) < len(parts):
+        raise InputError("config.toml names public data twice: give each a name of its own")
+    return parts
+
+
+def _read(declared: object) -> tuple[PublicPart, ...]:
     if not isinstance(declared, list) or len(declared) > _MOST_PARTS:
         raise InputError(f"config.toml holds something in facts.public that is no list of up to {_MOST_PARTS} parts")
     parts = []
@@ -54,9 +68,7 @@ def read_parts(declared: object) -> tuple[PublicPart, ...]:
             raise InputError("config.toml holds public data of a number of images that is none")
         if type(drawn := entry.get("drawn", False)) is not bool:
             raise InputError("config.toml holds public data whose `drawn` is neither true nor false")
-        parts.append(PublicPart(entry["name"], digest, number, drawn))
-    if len({part.name for part in parts}) < len(parts):
-        raise InputError("config.toml names public data twice: give each a name of its own")
+        parts.append(PublicPart(entry["name"], digest, number, drawn, _read(entry.get("sources", []))))
     return tuple(parts)
 
 
@@ -122,11 +134,15 @@ def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) ->
 
 
 def _shown(parts: Iterable[PublicPart]) -> str:
-    return ", ".join(f"{part.name!r} ({_number(part)}SHA-256 {part.sha256[:16]}…)" for part in parts)
+    return ", ".join(f"{part.name!r} ({_number(part)}SHA-256 {part.sha256[:16]}…{_of(part)})" for part in parts)
 
 
 def _number(part: PublicPart) -> str:
     return f"{part.images:,} image{'s' if part.images > 1 else ''}, " if part.images else ""
+
+
+def _of(part: PublicPart) -> str:
+    return f", of {_shown(part.sources)}" if part.sources else ""
 
 
 def taking_part_of(data: ImageDataset, public: ImageDataset | None, starts: Sequence[PublicStart]) -> ImageDataset:
@@ -167,4 +183,11 @@ def require_public(
         raise InputError("earlier is what images cost that are drawn from a release (open_drawn), and no others")
     require_public_source(method, given=public is not None)
     if public is not None:
-        require_name(public.name, "the public data (public.name)")
+        require_named(public, public.name)
+
+
+def require_named(public: ImageDataset, called: str) -> None:
+    """Raise InputError unless a claim can name public images, and all sets that they were joined from."""
+    for name in (called, *(each.name for each in public.made_of)):
+        require_name(name, "the public data (public.name)")
+    require_at_most(_MOST_PARTS, **{"public sets that are joined": len(public.made_of)})

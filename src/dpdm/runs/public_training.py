@@ -21,8 +21,9 @@ from dpdm.privacy import Earlier
 from dpdm.privacy.processes import Processes
 from dpdm.runs.folder import PrivateFolder
 from dpdm.runs.hardware import autocast, choose_device, keep_freed_memory
+from dpdm.runs.public import require_named
 from dpdm.runs.start import require_free, save_start
-from dpdm.types import InputError, require_name, require_positive
+from dpdm.types import InputError, require_positive
 
 MAKING = "making"
 """What a folder holds of a training that is not over."""
@@ -63,7 +64,7 @@ class PublicTraining(ABC):
     def __post_init__(self) -> None:
         require_positive(minutes=self.minutes)
         name = self.public.name
-        require_name(self.called, "the public data (public.name)")
+        require_named(self.public, self.called)
         if self.public.shape != self.facts.shape:
             raise InputError(f"{name} has images of shape {self.public.shape}, not {self.facts.shape}")
         if self.public.claim or self.public.drawn != bool(self.earlier):

@@ -57,7 +57,7 @@ _MOST_KEYS = 500  # of settings with all samplers that there may be
 _NUMBER = r"-?\d{1,19}|-?\d{1,17}(?:\.\d{1,22})?(?:e[-+]\d{1,3})?"  # none that is longer fits 64 bits
 _SCALAR = rf'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|true|false|inf|{_NUMBER})'
 _LINE = re.compile(  # of settings as they are written: a head, a key, an entry of a list, or its end
-    rf"(?:\[[\w-]+(?:\.[\w-]+){{0,2}}\]|\[\[[\w-]+\.[\w-]+\]\]|[\w-]+ = (?:{_SCALAR}|\[\]?)"
+    rf"(?:\[[\w-]+(?:\.[\w-]+){{0,2}}\]|\[\[[\w-]+(?:\.[\w-]+){{1,2}}\]\]|[\w-]+ = (?:{_SCALAR}|\[\]?)"
     rf"|    (?:{_SCALAR}|\{{ [\w-]+ = {_SCALAR}(?:, [\w-]+ = {_SCALAR}){{0,6}} \}}),|\])?",
     re.ASCII,
 )

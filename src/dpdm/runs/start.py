@@ -16,9 +16,9 @@ from dpdm.data.identity import DIGEST
 from dpdm.files import damaged, digest, write_toml
 from dpdm.ledger import Records
 from dpdm.methods.start import weights_digest
-from dpdm.methods.values import PublicPart, PublicStart
+from dpdm.methods.values import PublicStart
 from dpdm.privacy import Earlier
-from dpdm.runs.public import as_settings, read_parts
+from dpdm.runs.public import as_settings, part_of, read_parts
 from dpdm.runs.weights import read_layout, read_weights, save_weights
 from dpdm.types import InputError
 
@@ -65,7 +65,7 @@ def save_start(
     tensors = {f"{_NETWORK}{name}": value for name, value in weights.items()}
     tensors |= {f"{_KNOWN}{number}": torch.from_numpy(ways.copy()) for number, ways in enumerate(known.values())}
     save_weights(folder / WEIGHTS, tensors)
-    part = PublicPart(name or public.name, public.digest(), len(public), drawn=bool(earlier))
+    part = part_of(public, name=name or public.name)
     table = {
         "version": VERSION,
         "public": as_settings([part]),

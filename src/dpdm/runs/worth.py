@@ -2,6 +2,7 @@
 
 import math
 
+from dpdm.methods import Diffusion, Method
 from dpdm.privacy import AnyPlan
 
 PAYS_UP_TO = 0.5
@@ -29,7 +30,9 @@ def noise_to_signal(plan: AnyPlan, parameters: int) -> float | None:
     return plan.noise_multiplier * math.sqrt(parameters) / plan.expected_batch_size
 
 
-def why_it_cannot_pay(plan: AnyPlan, parameters: int, *, started: bool = False, pipeline: bool = False) -> str | None:
+def why_it_cannot_pay(
+    plan: AnyPlan, parameters: int, *, started: bool = False, pipeline: bool = False, grey: bool = False
+) -> str | None:
     """Return one line on what to do instead of training this network, or None if it may pay.
 
     Args:
@@ -37,6 +40,7 @@ def why_it_cannot_pay(plan: AnyPlan, parameters: int, *, started: bool = False, 
         parameters: Those that are trained.
         started: Whether the network has learnt from public images already.
         pipeline: Whether it is that of a pipeline of diffusers.
+        grey: Whether images have one channel.
     """
     ratio = noise_to_signal(plan, parameters)
     if ratio is None or ratio <= PAYS_UP_TO:
@@ -49,7 +53,26 @@ def why_it_cannot_pay(plan: AnyPlan, parameters: int, *, started: bool = False, 
         )
     if started:
         return f"private steps will not pay: {hidden}. Leave the network as it is (--set privacy.steps=0)"
+    signs = ", each for signs on a plain ground with --set codec.kind=pose" if grey else ""
     return (
-        f"this network will not pay: {hidden}. Take the prior alone (--method prior), a public start (dpdm pretrain), "
-        f"fewer pixels (a smaller data.size), or about {max(2, round(ratio / PAYS_UP_TO))} times as many images"
+        f"this network will not pay: {hidden}. Take a public start (dpdm pretrain), or the prior alone (--method prior)"
+        f"{signs}; or fewer pixels (a smaller data.size), or about {max(2, round(ratio / PAYS_UP_TO))} times as many "
+        "images. dpdm advise compares them"
+    )
+
+
+def why_none_are_taken(method: Method, plan: AnyPlan, parameters: int) -> str | None:
+    """Return one line on why a run that has so much time takes no private steps, or None if it takes them.
+
+    It takes none if they cannot pay, and what it begins with draws images without them: a public network around a
+    private prior. All of the budget is then for the prior.
+    """
+    if not isinstance(method, Diffusion) or method.start is None or method.prior is None:
+        return None
+    ratio = noise_to_signal(plan, parameters)
+    if method.start.trains != "all" or ratio is None or ratio <= PAYS_UP_TO:
+        return None
+    return (
+        f"{plan.steps:,} steps would not pay: z√P/E = {ratio:.2g} is above {PAYS_UP_TO:g}, so noise hides what they "
+        "could learn. Without --minutes they are taken all the same"
     )

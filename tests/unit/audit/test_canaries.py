@@ -17,6 +17,7 @@ from dpdm.audit.canaries import (
     log_likelihood_ratio,
     train_with_canaries,
 )
+from dpdm.audit.opened import units_that_took_part
 from dpdm.config import Config, Data, Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
@@ -128,6 +129,16 @@ def test_a_prior_is_released_and_watched_too(steps):
         settings = dataclasses.replace(settings, method=PriorAlone(prior=prior))
     played = outcome(settings, plan, images(60))
     assert ((played.scores > 0) == played.took_part).all()
+
+
+def test_members_are_those_that_a_run_can_have_learnt_anything_of():
+    """A public image takes no part: it would look like a member that no attack can find."""
+    whole = images(60)
+    blank = np.arange(60) % 3 > 0
+    played = outcome(config(preconditioning=EDM()), PLAN, dataclasses.replace(whole, blank=blank))
+    assert not blank[played.members].any()
+    grouped = dataclasses.replace(whole, blank=np.arange(60) < 41, groups=np.arange(60) // 4)
+    assert units_that_took_part(grouped).tolist() == [10, 11, 12, 13, 14], "the group of 40 to 43 has three others"
 
 
 def test_a_member_whose_coin_says_no_is_not_there(monkeypatch):

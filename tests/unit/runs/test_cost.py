@@ -19,7 +19,7 @@ from dpdm.runs import cost as costs
 from dpdm.runs import fit_to_time
 from dpdm.runs import memory as of_machine
 from dpdm.runs.cost import _Stopwatch, physical_batch_size
-from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay
+from dpdm.runs.worth import noise_to_signal, why_it_cannot_pay, why_none_are_taken
 from dpdm.types import InputError
 
 FLOAT32 = Machine(precision="float32")
@@ -190,8 +190,10 @@ def test_a_network_pays_by_one_rule():
     config = load_config("digits")
     line = why_it_cannot_pay(config.plan(lambda: 0), 44_480)
     assert "z√P/E = 1.5 is above 0.5" in line
-    assert "Take the prior alone (--method prior), a public start (dpdm pretrain)" in line
-    assert "fewer pixels (a smaller data.size), or about 3 times as many images" in line
+    assert "Take a public start (dpdm pretrain), or the prior alone (--method prior); or fewer pixels" in line
+    assert "(a smaller data.size), or about 3 times as many images. dpdm advise" in line
+    grey = why_it_cannot_pay(config.plan(lambda: 0), 44_480, grey=True)
+    assert "(--method prior), each for signs on a plain ground with --set codec.kind=pose" in grey
     assert "\n" not in line
     started = why_it_cannot_pay(config.plan(lambda: 0), 44_480, started=True)
     assert started.startswith("private steps will not pay: z√P/E = 1.5 is above 0.5")
@@ -202,6 +204,21 @@ def test_a_network_pays_by_one_rule():
     assert noise_to_signal(alone.plan(lambda: 0), 0) is None
     open_to_all = load_config("digits", overrides=["privacy.kind=non-private"])
     assert why_it_cannot_pay(open_to_all.plan(lambda: 9), 44_480) is None
+
+
+def test_no_steps_are_taken_where_they_cannot_pay_and_a_start_draws_without_them():
+    config = load_config("digits")
+    plan, start = config.plan(lambda: 0), Start(sources=("s",))
+    started = dataclasses.replace(config.method, start=start)
+    assert why_none_are_taken(started, plan, 44_480).startswith("300 steps would not pay: z√P/E = 1.5 is above 0.5")
+    assert why_none_are_taken(started, plan, 2_000) is None, "few parameters can be trained"
+    for other in (
+        config.method,
+        dataclasses.replace(started, start=dataclasses.replace(start, trains="head.*")),
+        Diffusion(start=dataclasses.replace(start, gains=False), preconditioning=EDM()),
+        load_config("digits", method="prior").method,
+    ):
+        assert why_none_are_taken(other, plan, 44_480) is None
 
 
 @pytest.mark.proof
