@@ -27,6 +27,7 @@ from dpdm.privacy import FullSum, InsecureSeededEntropy
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs import Release, Trainer, verify_release
 from dpdm.runs.drawn import open_drawn
+from dpdm.runs.public import read_parts
 from dpdm.types import InputError
 
 SHOWN = dataclasses.replace(images(40, seed=7), labels=None, num_classes=0, class_names=(), name="shown", public=True)
@@ -56,6 +57,10 @@ def test_a_claim_names_what_was_public_and_says_that_it_does_not_protect_it(evol
     assert verified.statement == claim["statement"]
 
 
+PART = {"name": "shown", "sha256": "0" * 64}
+WHOLE = {"name": "shown", "sha256": SHOWN.digest(), "images": 40}
+
+
 def test_a_claim_names_each_set_that_public_images_were_joined_from(tmp_path):
     one = dataclasses.replace(SHOWN.part(range(16)), name="a")
     other = dataclasses.replace(SHOWN.part(range(16, 40)), name="b")
@@ -66,6 +71,33 @@ def test_a_claim_names_each_set_that_public_images_were_joined_from(tmp_path):
     assert [source["sha256"] for source in claim["public"][0]["sources"]] == [one.digest(), other.digest()]
     each = ", ".join(f"'{of.name}' ({len(of)} images, SHA-256 {of.digest()[:16]}…)" for of in (one, other))
     assert claim["statement"].endswith(f"SHA-256 {SHOWN.digest()[:16]}…, of {each})")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sources": [PART]},
+        {"sources": [WHOLE | {"drawn": True}]},
+        {"sources": [WHOLE | {"sources": [WHOLE]}]},
+        {"sources": [WHOLE | {"images": 39}]},
+        {"sources": [WHOLE], "drawn": True},
+        {"sources": [WHOLE], "images": 0},
+        {"sources": WHOLE},
+        {"sources": [WHOLE] * 17},
+    ],
+)
+def test_sources_that_no_run_joins_are_no_part_of_a_claim(changes):
+    assert read_parts([WHOLE | {"sources": [WHOLE]}])
+    with pytest.raises(InputError, match=r"sources of public data that no run joins|no list|without its name"):
+        read_parts([WHOLE | changes])
+
+
+@pytest.mark.parametrize("of", [{"drawn": True}, {"claim": "(1, 1e-5)-DP, of somebody"}])
+def test_images_of_a_release_are_not_joined_into_public_ones(tmp_path, of):
+    whole = dataclasses.replace(SHOWN, made_of=(dataclasses.replace(SHOWN, name="a", **of), SHOWN))
+    with pytest.raises(InputError, match="joined from images that a release drew"):
+        trainer(tmp_path / "run", public=whole).fit(IMAGES)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("names", [["two\nlines"], [f"set {number}" for number in range(17)]])
@@ -81,10 +113,6 @@ def test_a_claim_of_private_images_alone_says_so(tmp_path):
     claim = json.loads((tmp_path / "run" / "release" / "privacy.json").read_text())
     assert claim["public"] == []
     assert "public:" not in claim["statement"]
-
-
-PART = {"name": "shown", "sha256": "0" * 64}
-WHOLE = {"name": "shown", "sha256": SHOWN.digest(), "images": 40}
 
 
 def everywhere(declared):

@@ -11,6 +11,7 @@ import tomllib
 
 import numpy as np
 import pytest
+import tomli_w
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_processes import TORCHRUN
@@ -103,6 +104,33 @@ def test_minutes_take_no_step_that_cannot_pay_after_a_start(dpdm, photos, starte
         assert said in err
     settings = tomllib.loads((tmp_path / "run" / "private" / "config.toml").read_text())
     assert all(release["kind"] == "full" for release in settings["plan"]["releases"])
+    code, _, err = dpdm("train", photos, *timed, "--run=run", "--set=privacy.steps=0", "--rehearse")
+    assert code == 2, "nobody asks for steps"
+    code, _, err = dpdm("train", photos, *timed, "--run=rehearsed", "--rehearse")
+    assert code == 0, err
+    assert "no steps, so there is nothing to rehearse" in err
+
+
+def test_minutes_go_on_with_no_run_of_another_method(dpdm, photos):
+    alone = ("--epsilon=4", "--run=run", "--set=privacy.delta=1e-3", "--set=data.size=8", "--set=prior.centres=1")
+    assert dpdm("train", photos, *alone, "--method=prior")[0] == 0
+    code, _, err = dpdm("train", photos, *alone, "--minutes=0.2")
+    assert code == 2
+    assert "trains no network" in err.splitlines()[-1]
+
+
+def test_a_start_that_names_other_sources_than_it_knows_is_damaged(dpdm, photos, tmp_path):
+    np.savez(tmp_path / "shown.npz", images=np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8))
+    assert dpdm("pretrain", "shapes+shown.npz", "--like", photos, *MADE)[0] == 0
+    file = tmp_path / "start" / "start.toml"
+    whole = tomllib.loads(file.read_text())
+    (part,) = whole["public"]
+    one, two = part["sources"]
+    for sources in ([], [one], [two, one], [one | {"images": 99}, two]):
+        file.write_bytes(tomli_w.dumps(whole | {"public": [part | {"sources": sources}]}).encode())
+        code, _, err = dpdm("train", photos, *TRAINED, *NO_STEPS)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert "start.toml" in err
 
 
 def test_the_same_command_goes_on_and_another_start_does_not(dpdm, photos, run):

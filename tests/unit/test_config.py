@@ -7,6 +7,7 @@ import tomli_w
 from dpdm.config import (
     Data,
     Privacy,
+    Public,
     choose_sampler,
     decode,
     decode_plan,
@@ -109,6 +110,27 @@ def test_a_presets_batch_gives_way_where_fewer_images_are_declared():
     with pytest.raises(InputError, match="expected_batch_size"):
         own.plan(lambda: 0)
     assert load_config("digits", overrides=["privacy.dataset_size=256"]).privacy.expected_batch_size == 256
+
+
+def test_a_table_is_left_out_by_none():
+    assert load_config("mnist-cpu").method.codec is not None
+    assert load_config("mnist-cpu", overrides=["codec=none"]).method.codec is None
+    assert load_config("digits", overrides=["codec=none", "start=none"]).method.codec is None
+    assert load_config("mnist-cpu-without-prior", overrides=["start=none"]).method.start is None
+    for missing in ("prior", "network", "colour"):
+        with pytest.raises(InputError):
+            load_config("mnist-cpu", overrides=[f"{missing}=none"])
+    with pytest.raises(InputError, match="x holds no diffusers pipeline"):  # and not that its codec is one too many
+        load_config("mnist-cpu", overrides=["network.kind=diffusers", "network.source=x"])
+
+
+def test_a_declared_name_stands_for_those_of_the_files(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("st-mary", "st-john"):
+        np.savez(tmp_path / f"{name}.npz", images=rng.integers(0, 256, (3, 8, 8), dtype=np.uint8))
+    source = f"{tmp_path / 'st-mary.npz'}+{tmp_path / 'st-john.npz'}"
+    opened = Public(source=source, name="scans").open((1, 8, 8), (), "crop")
+    assert [each.name for each in (opened, *opened.made_of)] == ["scans", "scans, set 1", "scans, set 2"]
 
 
 def test_overrides_reach_every_level_and_parse_as_toml_or_text():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from numpy import ndarray
 
 from dpdm.audit.canaries import AuditedRun, train_with_canaries
@@ -257,8 +258,7 @@ def _attacked(played: AuditedRun, opened: Opened, generated: int, on_progress: O
     accused = opened.data.part(played.members)
 
     def judged(of_images: ndarray) -> Attacked:
-        scores = np.bincount(accused.units, accused.weights * of_images)  # a group's is the mean of its images'
-        return judge(scores, played.were_in, delta=played.plan.delta)
+        return judge(of_units(accused, of_images), played.were_in, delta=played.plan.delta)
 
     generator = played.generator
     samples, _ = Release(generator, {}, {}).sample(generated)
@@ -274,6 +274,14 @@ def _attacked(played: AuditedRun, opened: Opened, generated: int, on_progress: O
         found[name] = judged(attack_scores(attack, generator.denoiser, images, labels))
         on_progress("attacking the generator", done, len(attacks))
     return found
+
+
+def of_units(data: ImageDataset, of_images: Float64[ndarray, " images"]) -> Float64[ndarray, " units"]:
+    """Return the score of each unit: for a group, the mean of those of its images that took part, of which it has one.
+
+    A score of an image that took no part counts for nothing; were it taken for zero, such groups would stand out.
+    """
+    return np.bincount(data.units, data.weights * of_images) / np.bincount(data.units, data.weights)
 
 
 def _ceiling(plan: Plan) -> tuple[tuple[float, ...], list[float]]:

@@ -81,12 +81,17 @@ def plan(
     for line in _lines(report, config, asked, sampling):
         say(line)
     if minutes is not None:
-        chosen = _timed(config) or {"privacy.steps": asked.steps}
-        if asked.steps:
-            chosen["privacy.expected_batch_size"] = asked.expected_batch_size
-            chosen |= {"loss.noise_multiplicity": copies} if (copies := _noise_multiplicity(config)) else {}
-        these = " ".join(f"--set {key}={value}" for key, value in chosen.items())
+        these = " ".join(f"--set {key}={value}" for key, value in _chosen(config, asked).items())
         say(f"to train    exactly this: {these} (train --minutes measures again)")
+
+
+def _chosen(config: "Config", plan: "AnyPlan") -> dict[str, Any]:
+    """Return the settings that --minutes chose."""
+    if config.method.timed or not plan.steps:
+        return _timed(config) or {"privacy.steps": 0}
+    copies = _noise_multiplicity(config)
+    chosen = {"privacy.steps": plan.steps, "privacy.expected_batch_size": plan.expected_batch_size}
+    return chosen | ({"loss.noise_multiplicity": copies} if copies else {})
 
 
 def _report(
@@ -252,7 +257,8 @@ def fitted(config: "Config", folder: Path, minutes: float, processes: "Processes
             batch = plan.expected_batch_size if plan.steps else config.privacy.expected_batch_size
             config = replace(config, privacy=replace(config.privacy, steps=plan.steps, expected_batch_size=batch))
         if isinstance(config.method, Diffusion):
-            loss = replace(config.method.loss, noise_multiplicity=there["loss"]["noise_multiplicity"])
+            copies = there.get("loss", {}).get("noise_multiplicity", _noise_multiplicity(config))  # none of another run
+            loss = replace(config.method.loss, noise_multiplicity=copies)
             config = replace(config, method=replace(config.method, loss=loss))
         begun, remarks = "begun with", []
     else:
@@ -349,7 +355,7 @@ def _measured(
         fitted = fit_to_time(config, facts, mechanism, minutes=minutes, on_progress=on_progress)
     plan = fitted.config.plan(lambda: mechanism.dataset_size)
     none = why_none_are_taken(fitted.config.method, plan, fitted.cost.parameters)
-    return (fitted if none is None else without_steps(fitted, facts, plan)), none
+    return (fitted if none is None else without_steps(config, facts, plan, fitted.sampling_seconds)), none
 
 
 def _declared(config: "Config") -> tuple["ImageFacts", "AnyPlan"]:

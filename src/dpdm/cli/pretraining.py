@@ -31,6 +31,7 @@ _KINDS = {
         "sampler.",  # whose noise levels must be those of the preconditioning
         "loss.label_dropout",
         "codec.",
+        "codec=",
         "machine.",
         "seed",
     ),
@@ -82,6 +83,7 @@ def pretrain(
     from dpdm.data import require_outside
     from dpdm.methods import Diffusion
     from dpdm.runs.hardware import joined_processes
+    from dpdm.runs.public import as_settings
     from dpdm.runs.start import open_start, require_free
 
     if kind == "denoiser" and not isinstance(config.method, Diffusion):
@@ -104,7 +106,7 @@ def pretrain(
         return None
     start = open_start(output)
     if as_json:
-        return print_json({"output": str(output), "public": start.part._asdict(), "classes": start.classes})
+        return print_json({"output": str(output), "public": as_settings([start.part])[0], "classes": start.classes})
     use = _USES[kind].format(output=shlex.quote(str(output)), public=shlex.quote(public))
     return _tell_what_next(start, output, kind, f"{shlex.quote(like)} {use}{_same(set or [])}")
 

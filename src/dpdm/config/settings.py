@@ -80,8 +80,9 @@ class Public:
     """`[public]`: images that are declared public, for methods that start from some.
 
     They are brought to the size of the private images in the same way (`data.fit`). The claim calls them by `name`
-    (default: that of the source). A finished run is a source too: images are drawn from its release. They are not
-    public, and the claim counts what that release cost (`earlier`).
+    (default: that of the source), and sets that they are joined from by `name` and a number. A finished run is a source
+    too: images are drawn from its release. They are not public, and the claim counts what that release cost
+    (`earlier`).
     """
 
     source: str
@@ -90,7 +91,10 @@ class Public:
     def open(self, shape: tuple[int, int, int], class_names: tuple[str, ...], fit: Fit) -> ImageDataset:
         """Return the images at the shape of private ones, which have these classes and were made square so."""
         opened = open_public(self.source, shape=shape, class_names=class_names, fit=fit)
-        return opened if self.name is None else dataclasses.replace(opened, name=self.name)
+        if self.name is None:
+            return opened
+        named = [dataclasses.replace(each, name=f"{self.name}, set {n}") for n, each in enumerate(opened.made_of, 1)]
+        return dataclasses.replace(opened, name=self.name, made_of=tuple(named))
 
     @property
     def earlier(self) -> tuple[Earlier, ...]:

@@ -29,6 +29,7 @@ from dpdm.types import InputError, require_at_most
 _MOST_ENTRIES = 1000  # of a list of tables: a plan has no more
 T = TypeVar("T")
 _FOLLOWS = ("facts", "plan", "opened", "epsilon", "start_folders")  # what a run writes beside what a person asked for
+_LEFT_OUT = ("codec", "retrieval", "start")  # by key=none
 _BATCH = "expected_batch_size"
 _OF_ITS_IMAGES = ("epsilon", "dataset_size")  # what a preset says of its own images alone
 _COMMON = tuple(f.name for f in dataclasses.fields(Config) if f.name != "method")  # tables of every method
@@ -47,7 +48,8 @@ def load_config(
         target: A preset's name, a TOML file or a path. A file that a run wrote is one, too.
         method: The name of a method. Data, machine, ε and δ stay those of `target`; the method's own preset sets the
             rest.
-        overrides: Settings as `key=value`, such as "privacy.epsilon=1".
+        overrides: Settings as `key=value`, such as "privacy.epsilon=1"; "codec=none" leaves out that table, and so
+            for start and retrieval.
         leave_out: Tables of `target` to leave out.
 
     Raises:
@@ -275,8 +277,11 @@ def _override(table: Table, text: str) -> None:
             del table["sampler"]
     if key.strip() == "network.kind" and value in (DiffusersFolder.kind, TextToImageFolder.kind):
         # which says the preconditioning, without prior
-        for name in ("preconditioning", "prior", "start", "sampler", "samplers"):
+        for name in ("preconditioning", "prior", "codec", "start", "sampler", "samplers"):
             table.pop(name, None)
+    if key.strip() in _LEFT_OUT and value == "none":
+        table.pop(key.strip(), None)
+        return
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):

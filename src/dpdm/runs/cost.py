@@ -276,10 +276,10 @@ def fit_to_time(
     return _with_steps_for(config, config.method, facts, plan, minutes, on_progress)
 
 
-def without_steps(fitted: Fitted, facts: ImageFacts, plan: AnyPlan) -> Fitted:
-    """Return the same settings, but for private steps: there are none, and what is drawn takes as long."""
-    config = dataclasses.replace(fitted.config, privacy=dataclasses.replace(fitted.config.privacy, steps=0))
-    return Fitted(config, StepCost(0, 0.0, _records_gib(facts, plan), 0), fitted.sampling_seconds)
+def without_steps(config: Config, facts: ImageFacts, plan: AnyPlan, sampling_seconds: float) -> Fitted:
+    """Return settings with no private steps, and what that costs."""
+    config = dataclasses.replace(config, privacy=dataclasses.replace(config.privacy, steps=0))
+    return Fitted(config, StepCost(0, 0.0, _records_gib(facts, plan), 0), sampling_seconds)
 
 
 def _with_steps_for(

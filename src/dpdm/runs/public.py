@@ -43,32 +43,36 @@ def as_settings(parts: Sequence[PublicPart]) -> list[dict[str, Any]]:
     ]
 
 
-def read_parts(declared: object) -> tuple[PublicPart, ...]:
+def read_parts(declared: object, where: str = "config.toml") -> tuple[PublicPart, ...]:
     """Return what `as_settings` made `declared` of.
 
     Raises:
         InputError: It is something else.
     """
-    parts = _read(declared)
+    parts = _read(declared, where)
     if len({part.name for part in parts}) < len(parts):
-        raise InputError("config.toml names public data twice: give each a name of its own")
+        raise InputError(f"{where} names public data twice: give each a name of its own")
     return parts
 
 
-def _read(declared: object) -> tuple[PublicPart, ...]:
+def _read(declared: object, where: str) -> tuple[PublicPart, ...]:
     if not isinstance(declared, list) or len(declared) > _MOST_PARTS:
-        raise InputError(f"config.toml holds something in facts.public that is no list of up to {_MOST_PARTS} parts")
+        raise InputError(f"{where} holds something in facts.public that is no list of up to {_MOST_PARTS} parts")
     parts = []
     for entry in declared:
         digest = entry.get("sha256") if isinstance(entry, dict) else None
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise InputError("config.toml holds a part in facts.public without its name and sha256")
-        require_name(entry.get("name", ""), "config.toml: public data")
+            raise InputError(f"{where} holds a part in facts.public without its name and sha256")
+        require_name(entry.get("name", ""), f"{where}: public data")
         if type(number := entry.get("images", 0)) is not int or not 0 <= number < 2**63:
-            raise InputError("config.toml holds public data of a number of images that is none")
+            raise InputError(f"{where} holds public data of a number of images that is none")
         if type(drawn := entry.get("drawn", False)) is not bool:
-            raise InputError("config.toml holds public data whose `drawn` is neither true nor false")
-        parts.append(PublicPart(entry["name"], digest, number, drawn, _read(entry.get("sources", []))))
+            raise InputError(f"{where} holds public data whose `drawn` is neither true nor false")
+        sources = _read(entry.get("sources", []), where)
+        odd = any(not source.images or source.drawn or source.sources for source in sources)
+        if odd or (sources and (drawn or not 0 < number <= sum(source.images for source in sources))):
+            raise InputError(f"{where} holds sources of public data that no run joins")
+        parts.append(PublicPart(entry["name"], digest, number, drawn, sources))
     return tuple(parts)
 
 
@@ -182,12 +186,14 @@ def require_public(
     if earlier and (public is None or not public.drawn):
         raise InputError("earlier is what images cost that are drawn from a release (open_drawn), and no others")
     require_public_source(method, given=public is not None)
-    if public is not None:
-        require_named(public, public.name)
+    for images in filter(None, (public, reference)):
+        require_named(images, images.name)
 
 
 def require_named(public: ImageDataset, called: str) -> None:
     """Raise InputError unless a claim can name public images, and all sets that they were joined from."""
     for name in (called, *(each.name for each in public.made_of)):
         require_name(name, "the public data (public.name)")
+    if any(each.claim or each.drawn for each in public.made_of):
+        raise InputError(f"{called} was joined from images that a release drew: these are not public data")
     require_at_most(_MOST_PARTS, **{"public sets that are joined": len(public.made_of)})

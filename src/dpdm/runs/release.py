@@ -53,7 +53,7 @@ SCHEMA = 7
 """Of a release's files."""
 
 _MOST_TEXT = 2**22  # bytes of settings or of a claim: ten thousand long names of classes
-_MOST_KEYS = 500  # of settings with all samplers that there may be
+_MOST_KEYS = 2000  # of settings with all samplers, and all public parts with their sources, that there may be
 _NUMBER = r"-?\d{1,19}|-?\d{1,17}(?:\.\d{1,22})?(?:e[-+]\d{1,3})?"  # none that is longer fits 64 bits
 _SCALAR = rf'(?:"[^"\\\n]*(?:\\.[^"\\\n]*)*"|true|false|inf|{_NUMBER})'
 _LINE = re.compile(  # of settings as they are written: a head, a key, an entry of a list, or its end

@@ -51,7 +51,8 @@ def _in_words(value: object) -> str:
     if value is None or value == []:
         return "none"
     if isinstance(value, dict) and "name" in value and "sha256" in value:
-        return f"{value['name']} (SHA-256 {str(value['sha256'])[:8]})"
+        of = f", of {_in_words(sources)}" if (sources := value.get("sources")) else ""
+        return f"{value['name']} (SHA-256 {str(value['sha256'])[:8]}{of})"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):

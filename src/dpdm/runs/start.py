@@ -104,7 +104,7 @@ def open_start(source: Path | str) -> PublicStart:
     if table.get("version") is not VERSION:
         raise InputError(f"{folder} was made by another version of dpdm: {_REMEDY}")
     with damaged(folder / START, _REMEDY):
-        (part,), classes, sets = read_parts(table["public"]), table["classes"], table["sets"]
+        (part,), classes, sets = read_parts(table["public"], str(folder / START)), table["classes"], table["sets"]
         if not all(isinstance(names, list) and all(type(name) is str for name in names) for names in (classes, sets)):
             raise InputError(f"{folder / START} holds names of classes or sets that are no list of words: {_REMEDY}")
         earlier = tuple(Earlier(**entry) for entry in table.get("earlier", []))  # of the table that was read last
@@ -118,9 +118,12 @@ def open_start(source: Path | str) -> PublicStart:
         if digest(folder / WEIGHTS) != table["sha256"]:
             raise InputError(f"{folder / WEIGHTS} is not the file that {START} was written for: {_REMEDY}")
         known = read_weights(folder / WEIGHTS, layout, below=_KNOWN)
-        if len(sets) != len(known) or part.images != len(known["0"]):
-            raise InputError(f"{folder / START} names other sets of images than {WEIGHTS} knows: {_REMEDY}")
         ways = tuple((name, known[str(number)].numpy()) for number, name in enumerate(sets))
+        sources = [(source.name, source.images) for source in part.sources]  # of which earlier versions named none
+        if len(known) != len(ways) or [(name, len(each)) for name, each in ways[1:]] != sources:
+            raise InputError(f"{folder / START} names other sets of images than {WEIGHTS} knows: {_REMEDY}")
+        if part.images != len(ways[0][1]):
+            raise InputError(f"{folder / START} names another number of images than {WEIGHTS} knows: {_REMEDY}")
         if any(each.dtype != np.uint8 or each.ndim != 3 or each.shape[2] != DIGEST for _, each in ways):
             raise InputError(f"{folder / WEIGHTS} knows images by something else than digests: {_REMEDY}")
         weights = read_weights(folder / WEIGHTS, layout, below=_NETWORK)

@@ -18,6 +18,7 @@ from dpdm.audit.canaries import (
     train_with_canaries,
 )
 from dpdm.audit.opened import units_that_took_part
+from dpdm.audit.report import of_units
 from dpdm.config import Config, Data, Machine
 from dpdm.data import ImageDataset
 from dpdm.diffusion import EDM, DenoisingLoss, MomentMatched, PreconditionedDenoiser
@@ -139,6 +140,15 @@ def test_members_are_those_that_a_run_can_have_learnt_anything_of():
     assert not blank[played.members].any()
     grouped = dataclasses.replace(whole, blank=np.arange(60) < 41, groups=np.arange(60) // 4)
     assert units_that_took_part(grouped).tolist() == [10, 11, 12, 13, 14], "the group of 40 to 43 has three others"
+
+
+def test_a_groups_score_is_the_mean_of_its_images_that_took_part():
+    """Were a public image's score taken for zero, a group with one would look like a member: other scores are below."""
+    whole = dataclasses.replace(images(6), groups=np.array([0, 0, 0, 1, 1, 1]))
+    scores = np.array([-3.0, -3.0, -9.0, -4.0, -5.0, -6.0])
+    assert of_units(whole, scores).tolist() == [-5.0, -5.0]
+    blank = np.array([False, False, True, False, False, False])
+    assert of_units(dataclasses.replace(whole, blank=blank), scores).tolist() == [-3.0, -5.0]
 
 
 def test_a_member_whose_coin_says_no_is_not_there(monkeypatch):
