@@ -171,7 +171,7 @@ def require_same(codec: AnyLatents | None, read: Read, facts: ImageFacts, where:
 def require_images(codec: AnyLatents | None, facts: ImageFacts) -> None:
     """Raise InputError unless images are such as a codec is for."""
     if isinstance(codec, Pose) and facts.shape[0] != 1:
-        raise InputError("codec.kind = pose is for grey images: set data.channels=1, or leave codec out")
+        raise InputError("codec.kind = pose is for grey images: set data.channels=1, or leave codec out (codec=none)")
 
 
 def seen_by(codec: AnyLatents | AnyCodec | None, facts: ImageFacts) -> ImageFacts:
