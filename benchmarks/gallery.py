@@ -24,6 +24,7 @@ from dpdm.evaluation import image_grid
 BUDGETS: Final = ("0.2", "1", "10")
 SIDE: Final = 64  # pixels of an image on the page, about
 FONTS: Final = "dpdm pretrain fonts --like mnist-cpu --minutes 36 -o starts/fonts"
+SHAPES: Final = "dpdm pretrain shapes --like mnist-cpu --minutes 40 -o starts/shapes"
 
 
 class Way(NamedTuple):
@@ -60,8 +61,10 @@ GALLERY: Final = {
             Way("public start", "dpdm train mnist-cpu --start starts/fonts --set privacy.steps=0"),
             Way("private evolution", "dpdm train mnist-cpu --method evolution --public fonts"),
             Way("prior of images without their pose", "dpdm train mnist-cpu --method prior --set codec.kind=pose"),
+            Way("start of drawn shapes", "dpdm train mnist-cpu --start starts/shapes --set privacy.steps=0"),
         ),
-        f"60,000 images. The public start was made by `{FONTS}`. The preset leaves poses out.",
+        f"60,000 images. The public start was made by `{FONTS}`, that of drawn shapes by `{SHAPES}`. The preset leaves "
+        "poses out.",
     ),
     "fashion-mnist": Shown(
         "Fashion-MNIST",
