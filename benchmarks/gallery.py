@@ -63,14 +63,14 @@ GALLERY: Final = {
             Way("prior of images without their pose", "dpdm train mnist-cpu --method prior --set codec.kind=pose"),
             Way("start of drawn shapes", "dpdm train mnist-cpu --start starts/shapes --set privacy.steps=0"),
         ),
-        f"60,000 images. The public start was made by `{FONTS}`, that of drawn shapes by `{SHAPES}`. The preset leaves "
-        "poses out.",
+        f"60,000 images. The public start was made by `{FONTS}`, that of drawn shapes by `{SHAPES}`. Both leave poses "
+        "out, as the preset does without `--method`.",
     ),
     "fashion-mnist": Shown(
         "Fashion-MNIST",
         "fashion-mnist",
         (Way("prior alone", "dpdm train fashion-mnist-cpu --method prior"),),
-        "60,000 images. A network beside the prior, in an hour: the first picture of README.md.",
+        "60,000 images. What a network beside the prior draws after an hour is the first picture of README.md.",
     ),
     "cifar10": Shown(
         "CIFAR-10",
@@ -130,7 +130,7 @@ def section(key: str, runs: Path, folder: Path) -> str:
 HEAD: Final = """# Gallery
 
 The first image of each class, none picked (`dpdm sample RUN -n 10 --seed 0`). δ is 10⁻⁵, of the
-digits 10⁻⁴. How good such images are for classifiers stands in [Results](results.md).
+digits 10⁻⁴. Commands lack their `--run`. How good such images are for classifiers stands in [Results](results.md).
 """
 
 

@@ -18,6 +18,15 @@ def test_advice_for_a_preset(dpdm):
     assert "against the prior alone" in out
 
 
+def test_what_was_measured_on_the_same_images_comes_first(dpdm):
+    """Poses apart, and far starts, are better on digits, and worse on garments."""
+    code, out, _ = dpdm("advise", "fashion-mnist-cpu", "--epsilon", 1, "--public", "fonts+shapes", "--json")
+    assert code == 0
+    ways = [way["way"] for way in json.loads(out)["ways"]]
+    assert ways[0] == "prior"
+    assert max(map(ways.index, ("start", "poses", "diffusion"))) < min(map(ways.index, ("posed-start", "drawn-start")))
+
+
 def test_advice_for_a_declaration_as_json(dpdm, photos):
     facts = [
         "--dataset-size",

@@ -97,7 +97,7 @@ def test_images_in_colour_have_no_pose(dpdm, photos, tmp_path, verb):
     code, _, err = dpdm(*line, *colour)
     assert code == 2
     assert err.splitlines()[-1].endswith(
-        "codec.kind = pose is for grey images: set data.channels=1, or leave codec out"
+        "codec.kind = pose is for grey images: set data.channels=1, or leave codec out (codec=none)"
     )
     assert not (tmp_path / "made").exists()
 

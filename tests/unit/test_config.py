@@ -117,6 +117,7 @@ def test_a_table_is_left_out_by_none():
     assert load_config("mnist-cpu", overrides=["codec=none"]).method.codec is None
     assert load_config("digits", overrides=["codec=none", "start=none"]).method.codec is None
     assert load_config("mnist-cpu-without-prior", overrides=["start=none"]).method.start is None
+    assert load_config("mnist-cpu", overrides=["codec.source=starts/codec"]).method.codec.source == "starts/codec"
     for missing in ("prior", "network", "colour"):
         with pytest.raises(InputError):
             load_config("mnist-cpu", overrides=[f"{missing}=none"])

@@ -186,7 +186,8 @@ def _advice(method: "Method", plan: "AnyPlan", facts: "ImageFacts", parameters: 
 
     if not isinstance(method, Diffusion):  # the rule was found by networks around a prior
         return None
-    grey, started = facts.shape[0] == 1 and method.codec is None, method.start is not None
+    grey = facts.shape[0] == 1 and method.codec is None
+    started = method.start is not None and method.prior is not None
     return why_it_cannot_pay(plan, parameters, started=started, pipeline=bool(method.networks), grey=grey)
 
 

@@ -21,7 +21,7 @@ import pydantic
 from dpdm.config.settings import Config, NoPrivacy, Privacy
 from dpdm.config.target import Table, preset_names, read_preset, read_target
 from dpdm.diffusion import MatchedSolver, MomentMatched
-from dpdm.methods import METHODS, AnySampler, Diffusion, Method
+from dpdm.methods import METHODS, AnySampler, Diffusion, Method, Pose
 from dpdm.networks import DiffusersFolder, Own, TextToImageFolder
 from dpdm.privacy import AnyPlan
 from dpdm.types import InputError, require_at_most
@@ -279,6 +279,9 @@ def _override(table: Table, text: str) -> None:
         # which says the preconditioning, without prior
         for name in ("preconditioning", "prior", "codec", "start", "sampler", "samplers"):
             table.pop(name, None)
+    codec = table.get("codec")
+    if key.strip() == "codec.source" and isinstance(codec, dict) and codec.get("kind") == Pose.kind:
+        del table["codec"]  # which has no source
     if key.strip() in _LEFT_OUT and value == "none":
         table.pop(key.strip(), None)
         return

@@ -83,6 +83,8 @@ class Advice(NamedTuple):
     rows: tuple[Row, ...]
     commands: tuple[str, ...]
     against: str | None
+    own: bool = False
+    """Whether the rows are of these images themselves."""
 
     @property
     def gain(self) -> float:
@@ -102,13 +104,13 @@ def measured() -> tuple[tuple[Way, ...], tuple[Row, ...]]:
 def advise(case: Case) -> list[Advice]:
     """Return the ways that can be taken, the best first.
 
-    Ways are ranked by the mean of what they gained over the prior alone, in the rows nearest to the case, which are
-    those of the same images if there are any. Then come those of which no gain was measured. Those that do not fit the
-    minutes, or that were not measured on images of as many channels, come last.
+    Those that were measured on the same images come first. Each part is ranked by the mean of what ways gained over the
+    prior alone, in the rows nearest to the case. Then come those of which no gain was measured. Those that do not fit
+    the minutes, or that were not measured on images of as many channels, come last.
     """
     ways, rows = measured()
     possible = [_advice(way, rows, case) for way in ways if _lacks(way, case) is None]
-    return sorted(possible, key=lambda advice: (advice.against is not None, -advice.gain))
+    return sorted(possible, key=lambda advice: (advice.against is not None, not advice.own, -advice.gain))
 
 
 def left_out(case: Case) -> list[tuple[Way, str]]:
@@ -129,15 +131,14 @@ def _lacks(way: Way, case: Case) -> str | None:
 
 def _advice(way: Way, rows: Sequence[Row], case: Case) -> Advice:
     alike = [row for row in rows if row.way == way.name and row.channels == case.facts.shape[0]]
-    near = _nearest(
-        [row for row in alike if _plain(row.images) == _plain(case.source.partition(":")[0])] or alike, case
-    )
+    own = [row for row in alike if _plain(row.images) == _plain(case.source.partition(":")[0])]
+    near = _nearest(own or alike, case)
     against = None
     if not near:
         against = f"not measured on {'grey' if case.facts.shape[0] == 1 else 'colour'} images"
     elif case.minutes is not None and (least := _least_minutes(near)) > case.minutes:
         against = f"took {least:g} minutes at least, and {case.minutes:g} are asked for"
-    return Advice(way, near, tuple(_command(command, case) for command in way.commands), against)
+    return Advice(way, near, tuple(_command(command, case) for command in way.commands), against, bool(own))
 
 
 def _plain(name: str) -> str:

@@ -38,7 +38,7 @@ def why_it_cannot_pay(
     Args:
         plan: What training it would release.
         parameters: Those that are trained.
-        started: Whether the network has learnt from public images already.
+        started: Whether the network has learnt from public images already, around a prior.
         pipeline: Whether it is that of a pipeline of diffusers.
         grey: Whether images have one channel.
     """
@@ -52,7 +52,10 @@ def why_it_cannot_pay(
             "in larger batches (--set privacy.expected_batch_size)"
         )
     if started:
-        return f"private steps will not pay: {hidden}. Leave the network as it is (--set privacy.steps=0)"
+        return (
+            f"private steps will not pay: {hidden}. Leave the network as it is (--set privacy.steps=0, and no "
+            "start.trains)"
+        )
     signs = ", each for signs on a plain ground with --set codec.kind=pose" if grey else ""
     return (
         f"this network will not pay: {hidden}. Take a public start (dpdm pretrain), or the prior alone (--method prior)"
@@ -65,7 +68,7 @@ def why_none_are_taken(method: Method, plan: AnyPlan, parameters: int) -> str | 
     """Return one line on why a run that has so much time takes no private steps, or None if it takes them.
 
     It takes none if they cannot pay, and what it begins with draws images without them: a public network around a
-    private prior. All of the budget is then for the prior.
+    private prior. The budget is then for the prior and the gains.
     """
     if not isinstance(method, Diffusion) or method.start is None or method.prior is None:
         return None

@@ -27,7 +27,7 @@ def threes(part, numbers, *, labelled=True):
 
 
 def opened(release, data, held_out):
-    return SimpleNamespace(release=release, data=data, held_out=held_out)
+    return SimpleNamespace(release=release, private=data, held_out=held_out)
 
 
 @pytest.mark.proof

@@ -274,7 +274,7 @@ def test_settings_that_make_no_sense_are_refused(changes):
 def test_a_release_names_the_public_images_and_keeps_no_path(start, tmp_path):
     made = trainer(diffusion(start), tmp_path / "run").fit(IMAGES)
     (part,) = made.public
-    assert part == ("shown", SHOWN.digest(), 40, False)
+    assert part == ("shown", SHOWN.digest(), 40, False, ())
     assert f"'shown' (40 images, SHA-256 {SHOWN.digest()[:16]}…)" in made.statement
     assert verify_release(tmp_path / "run").public == (part,)
     text = (tmp_path / "run" / "release" / "config.toml").read_text()

@@ -173,7 +173,7 @@ def test_what_is_no_codec_or_one_for_other_images_is_refused_before_the_first_su
     plain = denoiser(tmp_path / "plain", None)
     with pytest.raises(InputError, match="the start of shown holds no codec: make one by dpdm pretrain --kind codec"):
         trainer(PriorAlone(codec=Codec(source=plain))).rehearse(private())
-    with pytest.raises(InputError, match=r"is for preconditioning\.kind = codec, not moment-matched"):
+    with pytest.raises(InputError, match="is a codec, and no network that draws images"):
         trainer(Diffusion(network=NETWORK, start=Start(sources=(codec,))), steps=0).rehearse(private())
     large = ImageDataset(images=np.zeros((60, 20, 20, 1), np.uint8), name="large")
     with pytest.raises(InputError, match=r"is for images of 1 × 16 × 16 .*not 1 × 20 × 20"):

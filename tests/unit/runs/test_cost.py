@@ -197,7 +197,7 @@ def test_a_network_pays_by_one_rule():
     assert "\n" not in line
     started = why_it_cannot_pay(config.plan(lambda: 0), 44_480, started=True)
     assert started.startswith("private steps will not pay: z√P/E = 1.5 is above 0.5")
-    assert started.endswith("(--set privacy.steps=0)")
+    assert started.endswith("(--set privacy.steps=0, and no start.trains)")
     pipeline = why_it_cannot_pay(config.plan(lambda: 0), 44_480, pipeline=True)
     assert "Train fewer parameters (--set network.trains=lora:4, or less)" in pipeline
     alone = load_config("digits", method="prior")
