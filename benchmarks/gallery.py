@@ -130,7 +130,8 @@ def section(key: str, runs: Path, folder: Path) -> str:
 HEAD: Final = """# Gallery
 
 The first image of each class, none picked (`dpdm sample RUN -n 10 --seed 0`). δ is 10⁻⁵, of the
-digits 10⁻⁴. Commands lack their `--run`. How good such images are for classifiers stands in [Results](results.md).
+digits 10⁻⁴. Commands lack their `--run`. How good such images are for classifiers stands in
+[Results](results.md).
 """
 
 
