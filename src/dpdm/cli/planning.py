@@ -294,8 +294,11 @@ def _begun_with(folder: Path, processes: "Processes") -> dict[str, Any] | None:
     return processes.object_from_first(read_toml(settings) if processes.first and settings.exists() else None)
 
 
-def rehearsed(config: "Config", folder: Path, processes: "Processes") -> "Config":
-    """Return the settings with the learning rate and the clipping norm that a rehearsal finds, or that a run has."""
+def rehearsed(config: "Config", folder: Path, processes: "Processes", *, timed: bool) -> "Config":
+    """Return the settings with the learning rate and the clipping norm that a rehearsal finds, or that a run has.
+
+    Settings that are `timed` may take no steps: then there is nothing to find.
+    """
     from dpdm.config import Privacy, decode_plan
     from dpdm.methods import Diffusion
     from dpdm.privacy import Plan
@@ -303,6 +306,10 @@ def rehearsed(config: "Config", folder: Path, processes: "Processes") -> "Config
     from dpdm.runs.start import open_starts
 
     method = config.method
+    if timed and config.privacy.steps == 0:
+        if processes.first:
+            tell("no steps, so there is nothing to rehearse")
+        return config
     if not isinstance(config.privacy, Privacy) or not isinstance(method, Diffusion) or config.privacy.steps == 0:
         fail("a rehearsal is for noisy steps of a network, and this plan takes none: leave out --rehearse")
     there = _begun_with(folder, processes)

@@ -122,10 +122,8 @@ def train(
         require_readable(book, processes)
         if minutes is not None:
             config = fitted(config, folder, minutes / (1 + TIME) if rehearse else minutes, processes)
-        if rehearse and minutes is not None and config.privacy.steps == 0:
-            tell("no steps, so there is nothing to rehearse")
-        elif rehearse:
-            config = rehearsed(config, folder, processes)
+        if rehearse:
+            config = rehearsed(config, folder, processes, timed=minutes is not None)
         data = config.data.open()
         require_agreeing(config, data)
         with drawing(processes):
