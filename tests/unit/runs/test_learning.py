@@ -135,6 +135,6 @@ def test_a_start_that_knows_classes_by_name_is_rehearsed_with_them(tmp_path, mon
         return learning.Learning(1e-3, 0.5, {})
 
     monkeypatch.setattr(learning, "rehearse_learning", watched)
-    found = rehearsed_settings(config, tmp_path / "run", Processes())
+    found = rehearsed_settings(config, tmp_path / "run", Processes(), timed=False)
     assert rehearsed == [facts]
     assert (found.method.optimizer.learning_rate, found.privacy.max_grad_norm) == (1e-3, 0.5)
