@@ -60,6 +60,7 @@ IN_PYTHON = {  # replaced in Python blocks
     "sample(1_000": "sample(60",
     "sample(100": "sample(10",
     "[0] * 100": "[0] * 10",
+    "range(2_000)": "range(2)",
     "epochs=2": "epochs=1",
 }
 OTHER_COMMANDS = ("mkdir", "cp")  # of a shell, that console blocks may hold
@@ -97,8 +98,8 @@ def small(verb, arguments):
         return given
     own = [text.partition("=")[0] for flag, text in itertools.pairwise(given) if flag == "--set"]
     for key, value in SMALL.items():
-        if "prior" in given and key.startswith(OF_STEPS):
-            continue  # the prior alone, which is quick as it is
+        if {"prior", "evolution"} & {*given} and key.startswith(OF_STEPS):
+            continue  # they take no steps, and are quick as they are
         if key.startswith("privacy.") and (key in own or verb == "pretrain"):
             continue  # of the page's own plan, or of none
         if verb == "pretrain" and key.startswith(("loss.", "sampler.", *(["network."] if "codec" in given else []))):
