@@ -232,6 +232,36 @@ def test_words_of_cells_are_counted_right():
     assert words_of_cells(text) == [["a", "b"], ["[c", "d]"], ["---"], ["---"], [], ["g"]]
 
 
+RECORDS = {ROOT / "CHANGELOG.md", DOCS / "results.md", *DOCS.glob("results/*.md")}  # of what was done and measured
+COUNTED = "The claim of one run rests on"  # begins a sentence about lines of code, by figures that another test reads
+
+
+def words_of_sentences(text, ends=".!?:"):
+    """The words of each sentence of a page's prose; a piece of code is one word, and a link is its text."""
+    text = re.sub(r"^ *```.*?^ *```$|<!--.*?-->", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"(?<=\n\n)(?: {4}.*\n)+|^[|#].*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\([^)]*\)|<[^>\s][^>]*>", "]", re.sub(r"`[^`]*`", "code", text))
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n|\n\s*(?=[-*] |\d+\. )", text)]
+    sentences = [part for whole in paragraphs for part in re.split(rf"(?<=[{ends}])[*_)\]]*\s+", whole)]
+    return [[word for word in each.split() if re.search(r"[A-Za-z]{2}|^[aAI]$", word)] for each in sentences]
+
+
+@pytest.mark.parametrize("page", sorted({*TABLES, *RECORDS}), ids=lambda path: path.name)
+def test_sentences_are_short(page):
+    """At most 25 words; a semicolon ends a sentence in records alone."""
+    sentences = words_of_sentences(page.read_text(encoding="utf-8"), ends=".!?:;" if page in RECORDS else ".!?:")
+    long = [" ".join(words) for words in sentences if len(words) > 25]
+    assert [sentence for sentence in long if not sentence.startswith(COUNTED)] == []
+
+
+def test_words_of_sentences_are_counted_right():
+    text = "# No\n\nIt is `a b`; I see\n[this link](to a.md) at 0 < ε. A\n\n    no\n\n- One (two).\n- Three\n\n| no |\n"
+    sentences = ["It is code; I see [this link] at", "A", "One (two).", "Three"]
+    assert [" ".join(words) for words in words_of_sentences(text) if words] == sentences
+    assert [len(words) for words in words_of_sentences(text, ends=".!?:;") if words][:2] == [3, 5]
+    assert [len(words) for words in words_of_sentences("word " * 25 + "end. Short.")] == [26, 1]
+
+
 def test_the_readme_is_short_and_its_commands_parse():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count("\n") <= 110
