@@ -1,6 +1,9 @@
 """docs/gallery.md: the first images of each class by several ways at several ε, each under the command that made it.
 
     python benchmarks/gallery.py --runs runs/gallery --page docs/gallery.md
+    python benchmarks/gallery.py --table TABLE --page docs/gallery.md
+
+The second line makes one picture of all methods that `dpdm compare --run TABLE` compared.
 
 Pictures and runs that are there are taken as they are: to make one anew, delete it. Starts and `fonts.npz` must be
 there: how they were made is on the page, too. Data sets come from DPDM_DATA, and from Debian's `dataset-fashion-mnist`.
@@ -16,13 +19,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy import ndarray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from dpdm.data import open_dataset
 from dpdm.evaluation import image_grid
 
 BUDGETS: Final = ("0.2", "1", "10")
 SIDE: Final = 64  # pixels of an image on the page, about
+NAMES, GAP = 260, 6  # pixels for the names of methods, and between their rows
 FONTS: Final = "dpdm pretrain fonts --like mnist-cpu --minutes 36 -o starts/fonts"
 TINY: Final = "dpdm pretrain tiny-imagenet-32.npz --like cifar10-cpu --minutes 55 -o starts/tiny"
 SHAPES: Final = "dpdm pretrain shapes --like mnist-cpu --minutes 40 -o starts/shapes"
@@ -151,6 +155,19 @@ def section(key: str, runs: Path, folder: Path) -> str:
     return "\n".join(lines)
 
 
+def of_methods(table: Path) -> Image.Image:
+    """Return the strips of all runs of a comparison, one below the other, each beside the name of its method."""
+    runs = sorted(path.parents[1] for path in table.glob("*/release/privacy.json"))
+    strips = [drawn("", run) for run in runs]
+    width, height = (max(each.size[axis] for each in strips) + GAP for axis in (0, 1))
+    picture = Image.new("L", (NAMES + width, height * len(runs)), 255)
+    writer, font = ImageDraw.Draw(picture), ImageFont.load_default(size=20)
+    for row, (run, each) in enumerate(zip(runs, strips, strict=True)):
+        writer.text((0, row * height + height // 2), run.name, fill=0, font=font, anchor="lm")
+        picture.paste(each, (NAMES, row * height))
+    return picture
+
+
 HEAD: Final = """# Gallery
 
 The first image of each class, none picked (`dpdm sample RUN -n 10 --seed 0`). δ is 10⁻⁵, of the
@@ -161,11 +178,16 @@ digits 10⁻⁴. Commands lack their `--run`. How good such images are for class
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, required=True, help="where runs are kept")
+    made_of = parser.add_mutually_exclusive_group(required=True)
+    made_of.add_argument("--runs", type=Path, help="where runs are kept")
+    made_of.add_argument("--table", type=Path, help="the folder of a comparison, whose runs are shown in one picture")
     parser.add_argument("--page", type=Path, required=True, help="the page; its pictures lie in a folder of its name")
     given = parser.parse_args()
     pictures = given.page.with_suffix("")
     pictures.mkdir(exist_ok=True)
-    given.runs.mkdir(parents=True, exist_ok=True)
-    sections = [section(key, given.runs, pictures) for key in GALLERY]
-    given.page.write_text("\n\n".join([HEAD.rstrip(), *sections]) + "\n", encoding="utf-8")
+    if given.table is not None:
+        of_methods(given.table).save(pictures / "methods.png", optimize=True)
+    else:
+        given.runs.mkdir(parents=True, exist_ok=True)
+        sections = [section(key, given.runs, pictures) for key in GALLERY]
+        given.page.write_text("\n\n".join([HEAD.rstrip(), *sections]) + "\n", encoding="utf-8")
