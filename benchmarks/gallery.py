@@ -67,7 +67,7 @@ GALLERY: Final = {
             Way("private evolution", "dpdm train mnist-cpu --method evolution --public fonts"),
             Way("prior of images without their pose", "dpdm train mnist-cpu --method prior --set codec.kind=pose"),
             Way("start of drawn shapes", "dpdm train mnist-cpu --start starts/shapes --set privacy.steps=0"),
-            Way("prior and network, ten minutes", "dpdm train mnist-cpu --minutes 10"),
+            Way("prior and network, five minutes", "dpdm train mnist-cpu --minutes 5"),
         ),
         f"60,000 images. The public start was made by `{FONTS}`, that of drawn shapes by `{SHAPES}`. Both leave poses "
         "out, as the preset does without `--method`.",
@@ -77,7 +77,7 @@ GALLERY: Final = {
         "fashion-mnist",
         (
             Way("prior alone", "dpdm train fashion-mnist-cpu --method prior"),
-            Way("prior and network, ten minutes", "dpdm train fashion-mnist-cpu --minutes 10"),
+            Way("prior and network, five minutes", "dpdm train fashion-mnist-cpu --minutes 5"),
         ),
         "60,000 images. What a network beside the prior draws after an hour is the first picture of README.md.",
     ),
