@@ -1,8 +1,8 @@
 """The words every part of the package shares: errors, secrets, and the two forms an image takes.
 
 This module imports nothing of the package. Images are `uint8 NHWC` wherever people keep them (files, arrays) and
-`float32 NCHW in [-1, 1]` wherever a network sees them; the two functions at the end are the only crossing. They
-import torch when they are called: an error needs none.
+`float32 NCHW in [-1, 1]` wherever a network sees them. The two functions at the end are the only crossing. They import
+torch when they are called: an error needs none.
 """
 
 import errno

@@ -22,6 +22,7 @@ from diffusers_pipelines import save_text_pipeline
 from dpdm import cli
 from dpdm.audit import parametric, report
 from dpdm.runs import tuning
+from sentences import words_of_sentences
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(path.name for path in (DOCS / "guide").glob("*.md"))
@@ -233,16 +234,6 @@ def test_words_of_cells_are_counted_right():
 
 
 RECORDS = {ROOT / "CHANGELOG.md", DOCS / "results.md", *DOCS.glob("results/*.md")}  # of what was done and measured
-
-
-def words_of_sentences(text, ends=".!?:"):
-    """The words of each sentence of a page's prose; a piece of code is one word, and a link is its text."""
-    text = re.sub(r"^ *```.*?^ *```$|<!--.*?-->", "", text, flags=re.MULTILINE | re.DOTALL)
-    text = re.sub(r"(?<=\n\n)(?: {4}.*\n)+|^[|#].*$", "", text, flags=re.MULTILINE)
-    text = re.sub(r"\]\([^)]*\)|<[^>\s][^>]*>", "]", re.sub(r"`[^`]*`", "code", text))
-    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n|\n\s*(?=[-*] |\d+\. )", text)]
-    sentences = [part for whole in paragraphs for part in re.split(rf"(?<=[{ends}])[*_)\]]*\s+", whole)]
-    return [[word for word in each.split() if re.search(r"[A-Za-z]{2}|^[aAI]$", word)] for each in sentences]
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda path: path.name)

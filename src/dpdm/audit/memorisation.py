@@ -61,8 +61,9 @@ class Nearness:
         carlini: The score of each generated image.
         of_held_out: Distance of each held-out image to its nearest training image; None without such images.
         nearer_to_training: Of the generated images, the part that is nearer to the training set than to held-out
-            images, of as many from each; with the 95 % interval that it would lie in around itself, and its p-value
-            against one half, if images were dealt to the two sets by chance. None without held-out images.
+            images. As many images of each set are compared. Then come the 95 % interval around this part, and its
+            p-value against one half. Interval and p-value suppose that chance deals images to the two sets. None
+            without held-out images.
         extracted: Which training images come out again; None without held-out images.
 
     Source:

@@ -1,8 +1,8 @@
 """What a release tells of all private images together: how frequent each class, or each look, is among them.
 
 No ε bounds this, and none is meant to: a share changes by 1/N with one image, and is what a generator is asked to
-learn. Whoever finds it in the release has broken no claim. If a share is itself a secret, as that of the scans which
-show a disease may be, balance the classes before training, or do not publish.
+learn. Whoever finds it in the release has broken no claim. A share may itself be a secret, as that of the scans which
+show a disease. If so, balance the classes before training, or do not publish.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Membership from what private steps have added to public weights: an adapter of low rank, or all that is changed.
 
 A shared adapter needs no base to tell of its images: whoever has the public network puts both together. And the base
-alone says how hard an image is for a network that never saw it, so what is left of the loss is about training.
+alone says how hard an image is for a network that never saw it. So what is left of the loss is about training.
 
 DP bounds what this attack finds, as all that follows from noisy sums. It does not protect images that the public
 network was trained on, which the claim names: of these the attack says nothing.

@@ -89,8 +89,8 @@ Rehearse = Annotated[
 Minutes = Annotated[
     float | None,
     typer.Option(
-        help="Time for the run. Measures this machine, then chooses steps, batch and noise multiplicity that fit; no "
-        "steps after a start, where they cannot pay; for the method statistics, the number of images."
+        help="Time for the run. Measures this machine, then chooses steps, batch and noise multiplicity that fit. "
+        "After a start, no steps where they cannot pay. For the method statistics, chooses the number of images."
     ),
 ]
 LedgerPlace = Annotated[

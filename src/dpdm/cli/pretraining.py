@@ -49,8 +49,9 @@ _USES = {
 Kind = Annotated[
     str,
     typer.Option(
-        help="denoiser (a network for the method diffusion), classifier (for the method statistics, which matches its "
-        "layers), or codec (an autoencoder that makes images smaller, for --set codec.source)."
+        help="denoiser, classifier or codec. A denoiser is a network for the method diffusion. A classifier is for the "
+        "method statistics, which matches its layers. A codec is an autoencoder that makes images smaller, for --set "
+        "codec.source."
     ),
 ]
 

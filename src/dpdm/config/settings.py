@@ -107,11 +107,11 @@ class Privacy:
     """`[privacy]`: the claim that is asked for.
 
     `epsilon` has no default but a preset's, for the images that the preset names: it is a person's decision.
-    `dataset_size` declares a public figure, and the claim is about adding or removing one image; without it the real
-    number is public, and the claim is about blanking one out. Where images are in groups (`data.group`), it is groups
-    that are counted, selected and added, removed or blanked out. `steps`, `expected_batch_size` and `max_grad_norm` are
-    for methods that take steps (default: the method's own number; a sixteenth of the size, from 64 to 2048; 1).
-    `noise` is "continuous" or "grid" (see `Plan`).
+    `dataset_size` declares a public figure, and the claim is about adding or removing one image. Without `dataset_size`
+    the real number is public, and the claim is about blanking one image out. Where images are in groups (`data.group`),
+    it is groups that are counted, selected and added, removed or blanked out. `steps`, `expected_batch_size` and
+    `max_grad_norm` are for methods that take steps (default: the method's own number; a sixteenth of the size, from 64
+    to 2048; 1). `noise` is "continuous" or "grid" (see `Plan`).
     """
 
     kind: ClassVar[str] = "dp-sgd"

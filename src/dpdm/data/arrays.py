@@ -28,8 +28,9 @@ def load_npz(path: Path, asked: Asked) -> Records:
     Instead of `images` and `labels` it may have those of its parts: `train_images`, `train_labels`, `val_images` and so
     on, or `x_train`, `y_train` and so on.
 
-    The group that is asked for is the name of a further array, of integers or words (number,), which says to which
-    group each image belongs; in a file of parts it has the part's name in front (`train_patients` for `patients`).
+    The group that is asked for is the name of a further array, of integers or words (number,). The array says to which
+    group each image belongs. In a file of parts its name has the part's name in front (`train_patients` for
+    `patients`).
     """
     # Never with pickle: a file that someone sent must not be able to run code.
     with (

@@ -22,7 +22,8 @@ def load_tree(tree: Tree, asked: Asked) -> Records:
     `others`: no record vanishes unnoticed.
 
     No classes declared (`num_classes` of 0) takes images at any depth. The group "folder" is the folder that an image
-    lies in, inside of a class folder (one name in two classes is one group), or anywhere if there are no classes.
+    lies in, inside of a class folder (one name in two classes is one group). If there are no classes, that folder may
+    be anywhere.
     """
     part = choose(tree, asked)
     images, others = part.tree.images(), part.tree.others()

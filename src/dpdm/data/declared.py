@@ -124,7 +124,7 @@ def read_labels(
     images, if they have any: both are for messages.
 
     Raises:
-        InputError: A label is neither, or some are names and some are places; or all of them are both, and mean
+        InputError: A label is neither. Or some labels are names and some are places. Or all labels are both, and mean
             different classes, as grades 1, 2 and 3 would.
     """
     if num_classes < 1:

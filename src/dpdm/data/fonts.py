@@ -45,9 +45,9 @@ class _Font(NamedTuple):
 def render_fonts(count: int, shape: Shape, class_names: Sequence[str] = ()) -> ImageDataset:
     """Return images of glyphs, light on dark and grey, centred by their mass as those of MNIST are.
 
-    If every class has a name of one character, images are of these characters in turn, and labelled; otherwise they
-    are of digits and letters, without labels. Each is of a random family of fonts, so that no family with many styles
-    outweighs the others.
+    If every class has a name of one character, images are of these characters in turn, and labelled. Otherwise images
+    are of digits and letters, without labels. Each image is of a random family of fonts, so that no family with many
+    styles outweighs the others.
 
     Args:
         count: How many images there are.

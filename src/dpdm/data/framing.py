@@ -24,8 +24,8 @@ class Framing:
 
     Args:
         size: Side of the square in pixels, >= 8; None leaves sizes as they are.
-        fit: "crop" scales the shorter side to `size` and crops the centre; "pad" scales the longer side and
-            pads with black (where there is alpha, with transparent black); "resize" stretches.
+        fit: "crop" scales the shorter side to `size` and crops the centre. "pad" scales the longer side and pads with
+            black (where there is alpha, with transparent black). "resize" stretches.
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are. Transparency is removed by
             compositing on black.
 

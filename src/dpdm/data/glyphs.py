@@ -1,7 +1,8 @@
 """One glyph as a hand might have written it: stroke, slant, size and place vary, the middle of its mass hardly does.
 
 Images are framed as those of MNIST: a glyph fills a box of 20 of 28 pixels, and the centre of its mass is that of the
-image (LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition", 1998, section III.A).
+image. See LeCun, Bottou, Bengio & Haffner, "Gradient-based learning applied to document recognition", 1998, section
+III.A.
 """
 
 import math

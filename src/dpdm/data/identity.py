@@ -53,9 +53,9 @@ def blank_equal(data: ImageDataset, public: ImageDataset) -> ImageDataset:
     """Return the private `data` in which images that are in the `public` data too, to the last pixel, are blank.
 
     To refuse them, or to leave the public image out, would tell who is in the data. So each image that equals a public
-    one adds zero to every sum that follows, by the same code whether there are such images or not. The claim does not
-    protect that image. Two images are equal by their pixels, by these before framing, or by their files. A near copy is
-    not found.
+    one adds zero to every sum that follows. The code is the same whether there are such images or not. The claim does
+    not protect an image that equals a public one. Two images are equal by their pixels, by these before framing, or by
+    their files. A near copy is not found.
 
     Guarantees:
         * Whether an image is blank depends on this image and on public ones alone.

@@ -33,12 +33,13 @@ def open_dataset(
     A built-in name goes before a path: write `./digits`, or pass a Path, for a folder of that name.
 
     Args:
-        source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or the path of one of these: a folder or .zip
-            archive of images; a folder of MNIST's IDX or CIFAR's binary files; an .npz or .npy file; a .parquet file or
-            a folder of them; a data set that Hugging Face's `datasets` saved; a folder that `dpdm prepare` made. A
-            suffix `:train` (default), `:val` or `:test` chooses a part. Folders, files or arrays of such names are the
-            parts: `train`, `training`, `val`, `valid`, `validation`, `test`, `testing`, in any case. The environment
-            variable DPDM_DATA names a folder to look in for a path that does not exist here.
+        source: `digits`, `fashion-mnist`, `mnist`, `cifar10`, `cifar100`, or a path. The path is that of a folder or
+            .zip archive of images, or of a folder of MNIST's IDX or CIFAR's binary files. Or it is that of an .npz or
+            .npy file, of a .parquet file, or of a folder of .parquet files. Or it is that of a data set that Hugging
+            Face's `datasets` saved, or of a folder that `dpdm prepare` made. A suffix `:train` (default), `:val` or
+            `:test` chooses a part. Folders, files or arrays of such names are the parts: `train`, `training`, `val`,
+            `valid`, `validation`, `test`, `testing`, in any case. The environment variable DPDM_DATA names a folder to
+            look in for a path that does not exist here.
         size: Side of the square in pixels, >= 8; None leaves sizes as they are. A prepared folder has its own.
         fit: How images that are not square become square: "crop", "pad" or "resize" (see `Framing`).
         channels: 1 grey, 3 RGB, 4 RGBA; None leaves channels as they are.

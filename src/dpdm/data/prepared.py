@@ -1,9 +1,10 @@
 """A data set prepared once: every image decoded and framed, in one file that training maps into memory.
 
-The folder holds `images.bin` (the pixels, one image after the other), `sources.bin` (digests of what each was before),
-`labels.npy`, `groups.npy` if there are groups, and `prepared.json` with the source's name, the shape, what was
-declared, and digests; that last file is written last. Until then `progress.json` says how far it is. All of it is as
-private as the images are: whoever has an image can see in `sources.bin` whether it is among them.
+The folder holds `images.bin` (the pixels, one image after the other) and `sources.bin` (digests of what each image was
+before). It holds `labels.npy`, and `groups.npy` if there are groups. It holds `prepared.json` with the source's name,
+the shape, what was declared, and digests. This file is written last: until then `progress.json` says how far the work
+is. All of the folder is as private as the images are: whoever has an image can see in `sources.bin` whether it is among
+them.
 """
 
 import hashlib

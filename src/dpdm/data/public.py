@@ -36,10 +36,10 @@ def open_public(
     """Return public images of a shape, with labels if the source has any.
 
     Args:
-        source: `fonts`, glyphs of the fonts on this machine; `shapes`, leaves, strokes, blobs and textures; whatever
-            `open_dataset` opens, which is declared public thereby; or several of these, joined by `+`, as in
-            `fonts+shapes`. These names go before a path: write `./fonts`, or pass a Path, for a folder of that name.
-            Several sources keep labels if all have the same class names.
+        source: `fonts` (glyphs of the fonts on this machine), `shapes` (leaves, strokes, blobs and textures), or
+            whatever `open_dataset` opens. What `open_dataset` opens is declared public thereby. Or several of these,
+            joined by `+`, as in `fonts+shapes`. The names `fonts` and `shapes` go before a path: write `./fonts`, or
+            pass a Path, for a folder of that name. Several sources keep labels if all have the same class names.
         shape: Channels, height and width of each image. Where it is no square, images of a source must have it already.
         class_names: Those of the images that these shall help: if each is one character, `fonts` draws them.
         count: How many images are taken of each source: drawn, or chosen at random, by a public seed, where it has

@@ -67,9 +67,10 @@ def save_folder(
 ) -> None:
     """Write images as PNG files, in class folders if there are labels, wholly or not at all.
 
-    `open_dataset` gives the same labels back: names that would not sort in the order of their classes, that no file
-    system takes, or that would be taken for parts, get the number of the class in front. A class without images is an
-    empty folder. One class alone gets a `labels.csv` and a `classes.txt`, since a single folder names no class.
+    `open_dataset` gives the same labels back. So names that would not sort in the order of their classes get the number
+    of the class in front. So do names that no file system takes, or that would be taken for parts. A class without
+    images is an empty folder. One class alone gets a `labels.csv` and a `classes.txt`, since a single folder names no
+    class.
 
     Args:
         path: The folder to make, and folders above it; it may exist if it is empty.

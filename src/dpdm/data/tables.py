@@ -67,9 +67,9 @@ class _EncodedImages:
 def load_parquet(paths: Sequence[Path], asked: Asked) -> Records:
     """Return the images of parquet files in their order, from the column `image` (bytes, or a struct of them).
 
-    A column `label` of integers needs a number of classes, unless the files' schema, as `datasets` writes it, has class
-    names, or a `classes.txt` beside them, whose names the labels may then be. The group that is asked for is a column,
-    of integers or words, that says which group each image belongs to.
+    A column `label` of integers needs a number of classes, unless there are class names. The files' schema has them, as
+    `datasets` writes it, or a `classes.txt` beside the files. Labels may then be the names in this `classes.txt`. The
+    group that is asked for is a column of integers or words. It says which group each image belongs to.
     """
     pyarrow = _pyarrow()
     return _load([_parquet_file(pyarrow, path) for path in paths], asked, str(paths[0]), paths[0].parent)

@@ -73,7 +73,7 @@ class Tree:
 class Chosen:
     """The part of a tree that is opened, and the listing in it or above, if there is one.
 
-    `asked.is_part` says whether a name said that it is the part; `where` is the whole source; `listed` is the tree that
+    `asked.is_part` says whether a name said that it is the part. `where` is the whole source. `listed` is the tree that
     the listing is about, and `between` the folders from there to the part.
     """
 

@@ -1,7 +1,7 @@
 """The denoising loss of one example, averaged over its K noisy copies (noise multiplicity).
 
-The draws are made by `draw`, outside of the loss. So the loss is deterministic, noise multiplicity is a property of
-the loss and not of the privacy mechanism, and every clipping strategy computes the same function.
+The draws are made by `draw`, outside of the loss. So the loss is deterministic, and every clipping strategy computes
+the same function. So noise multiplicity is a property of the loss and not of the privacy mechanism.
 """
 
 from dataclasses import dataclass

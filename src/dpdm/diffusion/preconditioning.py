@@ -269,8 +269,8 @@ class MatchedPreconditioning(nn.Module):
 
     Guarantees:
         * While F is zero, D is the exact posterior mean under the prior.
-        * With one centre at zero and Σ = σ_d² I, D₀ is c_skip x of `EDM(sigma_data=σ_d)`, and c_out, c_noise and λ are
-          EDM's too; both images that the network sees are multiples of c_in x.
+        * With one centre at zero and Σ = σ_d² I, D₀ is c_skip x of `EDM(sigma_data=σ_d)`. Then c_out, c_noise and λ are
+          EDM's too, and both images that the network sees are multiples of c_in x.
     """
 
     images_in: ClassVar[int] = MomentMatched.images_in

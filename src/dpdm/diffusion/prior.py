@@ -19,8 +19,8 @@ Gain = Callable[[Float64[Tensor, "..."]], Float64[Tensor, "..."]]
 class _Ready(NamedTuple):
     """A mixture in other coordinates: on the axes of each class in turn, and then on the rest of V.
 
-    `turn` leads from V's first columns to the axes of all classes; `values` are the variances; `members` says which
-    class a centre is of; `centres` are the centres, on their own class's axes.
+    `turn` leads from V's first columns to the axes of all classes. `values` are the variances, and `members` says which
+    class a centre is of. `centres` are the centres, on their own class's axes.
     """
 
     turn: Float64[Tensor, "lead axis_of_class"]

@@ -126,9 +126,9 @@ def with_texture(
 ) -> Spectrum:
     """Return the covariance with its rest no longer white: each pixel's own variance, and neighbours alike.
 
-    What the kept directions leave of `matrix` is mostly noise entry by entry, but not on average: it is fitted by
-    √(f_p f_q) ρ(p − q), with f a variance for each pixel, averaged with its neighbours', and ρ a correlation for each
-    displacement (and pair of channels), averaged over all pairs of pixels. A part of it stays white.
+    What the kept directions leave of `matrix` is mostly noise entry by entry, but not on average. This rest is fitted
+    by √(f_p f_q) ρ(p − q). Here f is a variance for each pixel, averaged with its neighbours'. And ρ is a correlation
+    for each displacement (and pair of channels), averaged over all pairs of pixels. A part of the rest stays white.
     """
     kept = spectrum.vectors @ spectrum.variances.diag() @ spectrum.vectors.T
     rest = matrix - kept

@@ -57,8 +57,9 @@ def built_features(features: "Features", shape: tuple[int, ...]) -> Compute:
     """Return what these features build, once it gave vectors for made-up images of `shape`: (height, width, channel).
 
     Raises:
-        InputError: It is no such value; or what it builds is no function, fails on uint8 images of that shape, or gives
-            something else than one finite vector of floating-point numbers for each image, whoever is beside it.
+        InputError: It is no such value, or what it builds is no function. Or the function fails on uint8 images of that
+            shape. Or it gives something else than one finite vector of floating-point numbers for each image, whoever
+            is beside the image.
     """
     check_described(features)
     with refusing(f"build of features {features.name!r} failed"):

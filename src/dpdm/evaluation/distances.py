@@ -1,7 +1,7 @@
 """How far two sets of feature vectors are from one another: five published ways, each with its own blind spot.
 
-Fréchet and kernel distance mix quality and variety into one number; precision and density ask whether synthetic images
-look like real ones, recall and coverage whether all real ones have something like them. All are pure functions.
+Fréchet and kernel distance mix quality and variety into one number. Precision and density ask whether synthetic images
+look like real ones. Recall and coverage ask whether all real images have something like them. All are pure functions.
 """
 
 import importlib

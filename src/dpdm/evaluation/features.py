@@ -1,9 +1,9 @@
 """From images to feature vectors, in which sets of images are compared.
 
-What the features are is a value. `EfficientNetLite0`, whose ImageNet weights come as a package, and
-`TorchScriptFeatures`, Inception's for the published scores, are for images of the world; `ClassifierFeatures` for
-images that ImageNet knows nothing of; `RandomConvNet` and `Pixels` need no weights from anywhere. Scores on different
-features are not comparable.
+What the features are is a value. `EfficientNetLite0`, whose ImageNet weights come as a package, is for images of the
+world. So is `TorchScriptFeatures`, Inception's for the published scores. `ClassifierFeatures` is for images that
+ImageNet knows nothing of. `RandomConvNet` and `Pixels` need no weights from anywhere. Scores on different features are
+not comparable.
 """
 
 import hashlib

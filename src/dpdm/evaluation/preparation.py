@@ -19,8 +19,8 @@ def prepared(
     - Quantisation: images come as uint8, clamped and rounded when they were made (`tensor_to_images`), so that both
       sides have the levels that files have. What is resized is not rounded again.
     - Grey: with `colour`, the one channel three times; without, as it is.
-    - Resizing: none without a `side`. With one, to `side` × `side` whatever the proportions, by "bilinear"
-      interpolation, antialiased where it shrinks; or by "average" over the pixels that fall together, which never
+    - Resizing: none without a `side`. With one, to `side` × `side` whatever the proportions. That is by "bilinear"
+      interpolation, antialiased where it shrinks, or by "average" over the pixels that fall together. The latter never
       enlarges a side.
 
     Raises:

@@ -32,8 +32,8 @@ class UtilityScore:
 
     Args:
         accuracy: Share of the test images classified correctly, 0..1.
-        low: Lower end of the 95 % bootstrap percentile interval. It covers the choice of test images only,
-            not that of synthetic images or seed; it has no width where all answers are right, or all wrong.
+        low: Lower end of the 95 % bootstrap percentile interval. It covers the choice of test images only, not that of
+            synthetic images or seed. The interval has no width where all answers are right, or all wrong.
         high: Upper end of that interval.
         num_test: Number of test images.
         epochs: Epochs trained.

@@ -175,7 +175,7 @@ class Storage:
         * `append` decides on all entries that there are, and what it appends is durable before it returns.
         * An entry that was damaged, or taken out or put in before the last, is noticed by whoever reads next.
         * A chain that was cut short or made anew, with the key that lies beside it, is noticed by who saw its head
-          before (`require_goes_on`), and by nobody else.
+          before (`require_goes_on`). Nobody else notices it.
 
     Raises:
         InputError: The database is no ledger of this version, or it is damaged.
@@ -305,7 +305,7 @@ def require_goes_on(entries: Sequence[Entry], head: Head | None, place: str) -> 
     if head is not None and (len(entries) < head.number or entries[head.number - 1].digest != head.digest):
         raise InputError(
             f"{place} lacks entry {head.number} as this run saw it: the run began in another ledger, or this one was "
-            "restored from a backup or rewritten; name the right one by --ledger, or start a new run and count both"
+            "restored from a backup or rewritten: name the right one by --ledger, or start a new run and count both"
         )
 
 

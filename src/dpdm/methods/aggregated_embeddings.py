@@ -64,12 +64,12 @@ class AggregatedEmbeddings(InFeatures):
         neighbours: Public images that are drawn near each embedding.
         sharpness: How much rather the nearest: images are drawn in proportion to exp(sharpness · cosine).
         locality: How local a query is. At 0 each image of the class counts alike. Above, each query has a public image,
-            and a private image at cosine c to it counts exp(locality · (c − r)), at most 1, where r is the cosine of
-            the last of its public neighbours.
+            and a private image at cosine c to this image counts exp(locality · (c − r)), at most 1. Here r is the
+            cosine of the last of the public image's public neighbours.
 
     Guarantees:
-        * What an image adds is its own unit-length row times at most 1, for the queries about its class, and else zero;
-          a group adds the mean of what its images would. A sum is divided by a constant of the plan.
+        * What an image adds is its own unit-length row times at most 1, for the queries about its class, and else zero.
+          A group adds the mean of what its images would. A sum is divided by a constant of the plan.
         * Each noisy embedding is kept as soon as it is made. One that a crash has lost stays spent.
 
     Source:

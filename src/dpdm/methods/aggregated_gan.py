@@ -57,7 +57,7 @@ class AggregatedGAN(TakesSteps):
 
     Source:
         Lin et al. 2023. What is above the lower layers is one linear function for each class, as in McGAN (Mroueh,
-        Sercu & Goel 2017), and known in closed form; clipped pairs of images, and counts by a number that all features
+        Sercu & Goel 2017), and known in closed form. Clipped pairs of images, and counts by a number that all features
         share, are ours.
 
     Example:

@@ -69,8 +69,8 @@ class Diffusion(TakesSteps):
     """Trains a denoiser with DP-SGD, around a released prior or from nothing.
 
     Args:
-        network: The network to train: one of the package's; that of a `diffusers` folder, whose scheduler fixes the
-            preconditioning; a `torch.nn.Module`, which is copied with its weights; or a function that makes one
+        network: The network to train: one of the package's, or that of a `diffusers` folder, whose scheduler fixes the
+            preconditioning. Or a `torch.nn.Module`, which is copied with its weights, or a function that makes one
             (`MakeNetwork`), under the run's seed.
         preconditioning: The relation of network and denoiser.
         prior: The prior of moment-matched preconditioning (default there: `Prior()`; else none).

@@ -1,7 +1,7 @@
 """Feature maps of unit length: what private images are summed in, and what a generator's images are compared in.
 
-A map is a value. Built for images of one shape, it makes rows of private images, each of which follows from its image
-alone, to the bit; and means of a generator's images, through which gradients pass.
+A map is a value. Built for images of one shape, it makes rows of private images: each row follows from its image alone,
+to the bit. It also makes means of a generator's images, through which gradients pass.
 """
 
 import math

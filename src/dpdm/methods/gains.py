@@ -69,10 +69,10 @@ def release_gains(run: Run, data: ImageDataset, denoiser: PreconditionedDenoiser
 
     With the prior's denoiser a, the network's correction c and the residual r = x₀ − a, the loss at a noise level is
     least at Σ⟨c, r⟩ / Σ⟨c, c⟩ times the correction. An image tells both numbers at some levels, which its pixels
-    choose, in units in which a residual of the size that the prior expects has length one; the noise that it gets is
-    one of a few public images, which its pixels choose too. All its numbers are clipped as one vector. A gain is shrunk
-    by one standard deviation of the noise, so that what is not told from noise is not followed. What is left of the
-    loss is in the unit of the prior's own expectation, and rests on the same sum.
+    choose. The unit of the numbers is such that a residual of the size that the prior expects has length one. The noise
+    that an image gets is one of a few public images, which its pixels choose too. All numbers of an image are clipped
+    as one vector. A gain is shrunk by one standard deviation of the noise, so that what is not told from noise is not
+    followed. What is left of the loss is in the unit of the prior's own expectation, and rests on the same sum.
 
     Guarantees:
         * What an image adds depends on this image, on its label and on what was released before, on nothing else.

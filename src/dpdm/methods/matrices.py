@@ -32,12 +32,13 @@ def choose_matrices(
 ) -> UInt8[Tensor, " matrix"]:
     """Return one for each of the matrices that get most of the images' votes, and zero for the others.
 
-    An image's votes are the norms of its own gradient in each matrix, at noise levels and with noise that its pixels
-    choose, as one vector of length one: no image counts more than another. All of it gets noise, and the largest win.
+    An image's votes are the norms of its own gradient in each matrix. Noise levels and noise of this gradient are those
+    that the image's pixels choose. The votes are one vector of length one: no image counts more than another. All votes
+    together get noise, and the largest win.
 
     Guarantees:
         * What an image adds depends on this image, on its label and on what was released before, and is no longer than
-          one; a gradient that is zero, or not finite, adds zero.
+          one. A gradient that is zero, or not finite, adds zero.
     """
     layers = matrices(denoiser.network)
     of_each = levels_of_each(run.mechanism.plan.dataset_size, calls=_CALLS)

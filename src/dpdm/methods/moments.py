@@ -1,8 +1,8 @@
 """Moments of layers: what a record adds to the one released vector, and the Gaussians that the noisy vector tells.
 
-A record is one vector: for each layer what it is there, z, and z zᵀ; for the last layers the same once more in the
-block of its class; and a one in its class's count. It is clipped as a whole: one record is one row, never one of each
-layer, and never one of each position.
+A record is one vector: for each layer what the record is there, z, and z zᵀ. For the last layers the vector has the
+same once more, in the block of the record's class. It also has a one in the count of that class. The vector is clipped
+as a whole: one record is one row, never one of each layer, and never one of each position.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The prior: a mixture of Gaussians from a few noisy sums over all records. Networks and other methods begin with it.
 
-In this order: the sum of all, sums and counts of classes, the second moment within classes, that of each class, and for
-several centres a class a few rounds of k-means. All else is post-processing of what the mechanism returns.
+In this order: the sum of all, sums and counts of classes, the second moment within classes, and that of each class.
+Last, for several centres a class, a few rounds of k-means. All else is post-processing of what the mechanism returns.
 """
 
 import math

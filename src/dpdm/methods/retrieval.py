@@ -1,7 +1,8 @@
 """`[retrieval]`: public images begin each trajectory, and private steps train the network for what is left of it alone.
 
-Nothing here is private. What a public network makes of public images at a high noise level is a key; where it brings
-them from there is the end of a public trajectory. A new image asks by what the public network first makes of noise.
+Nothing here is private. What a public network makes of public images at a high noise level is a key. Where the network
+brings the images from there is the end of a public trajectory. A new image asks by what the public network first makes
+of noise.
 """
 
 import math

@@ -40,8 +40,9 @@ class Start:
         share: Part of the budget for gains and choices together, as a share of μ² (`gaussian_mu`).
         sha256: Digest of the weights of each (default: the folders'). A release stores them.
         trains: Which parameters the private steps train (`Trained`): `all`, `norms` (and biases), `attention`, `last`
-            (the output half), or names with `*`, joined by commas; `low-rank:R`, a change of rank R to each matrix;
-            `chosen:K`, the K matrices that private images choose; or both of these, joined by a comma.
+            (the output half), or names with `*`, joined by commas. Or `low-rank:R`, a change of rank R to each matrix.
+            Or `chosen:K`, the K matrices that private images choose. Or both `low-rank:R` and `chosen:K`, joined by a
+            comma.
 
     Example:
         >>> Diffusion(start=Start(sources=("starts/fonts",))).start_folders

@@ -27,9 +27,9 @@ class Trained:
     """What a word, or some, say of the parameters that train.
 
     Args:
-        said: `all`, `norms` (and biases), `attention`, `last` (the output half), or names with `*`, joined by commas;
-            `low-rank:R`, which trains W + B A of rank R for each matrix W (`LowRank`); `chosen:K`, the K matrices that
-            private images choose; or these two, joined by a comma.
+        said: `all`, `norms` (and biases), `attention`, `last` (the output half), or names with `*`, joined by commas.
+            Or `low-rank:R`, which trains W + B A of rank R for each matrix W (`LowRank`). Or `chosen:K`, the K matrices
+            that private images choose. Or both `low-rank:R` and `chosen:K`, joined by a comma.
 
     Raises:
         InputError: It is none of these.

@@ -93,9 +93,9 @@ class PublicStart(NamedTuple):
 
     `sha256` is that of the weights, `classes` are those that it knows, if it does, `shape` and `preconditioning` what
     it is for. `known` has each set of images that it was trained on: its name and their digests, (number, ways, 32), by
-    which the same images are known again. `earlier` is what a release cost from which these images were drawn, `codec`
-    the SHA-256 of the codec in whose latents it was trained, if it was. `settings` are those of the preconditioning
-    beside its kind, and `label_dropout` is how often it saw images without their label.
+    which the same images are known again. `earlier` is what a release cost from which these images were drawn. `codec`
+    is the SHA-256 of the codec in whose latents the network was trained, if it was. `settings` are those of the
+    preconditioning beside its kind, and `label_dropout` is how often it saw images without their label.
     """
 
     weights: Mapping[str, Tensor]

@@ -1,6 +1,6 @@
 """Matrices W that train as W + B A: W stays as it is, and B A has a low rank.
 
-A matrix is the weight of a Linear or of an ungrouped Conv2d layer; of a convolution, with one row for each channel
+A matrix is the weight of a Linear or of an ungrouped Conv2d layer. Of a convolution, it has one row for each channel
 that comes out.
 """
 

@@ -205,8 +205,8 @@ def calibrate(
 ) -> float:
     """Return the smallest noise multiplier, to 0.05 %, whose events cost at most `target`.
 
-    RDP brackets the answer in a quarter of a second, so that PLD is evaluated a few times and never at a noise level
-    so small that its distribution would be huge; for a tiny ε, PLD goes on from there by itself.
+    RDP brackets the answer in a quarter of a second. So PLD is evaluated a few times, and never at a noise level so
+    small that its distribution would be huge. For a tiny ε, PLD goes on from there by itself.
 
     Args:
         events_of: Maps a noise multiplier to the events it would produce.

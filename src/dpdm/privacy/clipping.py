@@ -140,9 +140,10 @@ def clipped_grad_sum(
         The sum in float64, its sensitivity, and per-example losses and norms before clipping as `Sensitive`.
 
     Raises:
-        InputError: The batch has more rows than records, or tensors that differ in their rows; the module has layers
-            through which examples meet, or parameters that are not real numbers; something draws from a generator that
-            all examples share; or the loss or the strategy gives anything but one number, or one gradient, a row.
+        InputError: The batch has more rows than records, or tensors that differ in their rows. Or the module has layers
+            through which examples meet, or parameters that are not real numbers. Or something draws from a generator
+            that all examples share. Or the loss gives anything but one number a row, or the strategy anything but one
+            gradient a row.
 
     Guarantees:
         * Adding or removing one example moves the sum by at most C in L2 norm.
@@ -282,8 +283,8 @@ def require_trainable(module: nn.Module) -> None:
     """Refuse modules of which no private gradient exists, whatever the records are.
 
     Raises:
-        InputError: Nothing is trainable; or a trainable parameter is not of real floating-point numbers, or lies on
-            another device than the first; or a layer is one of those that `reject_cross_example_layers` knows.
+        InputError: Nothing is trainable. Or a trainable parameter is not of real floating-point numbers, or lies on
+            another device than the first. Or a layer is one of those that `reject_cross_example_layers` knows.
     """
     reject_cross_example_layers(module)
     for name, t in (*module.named_parameters(), *module.named_buffers()):

@@ -1,7 +1,7 @@
 """Where the randomness that the claim rests on comes from.
 
 Batch selection and DP noise must be unpredictable to whoever sees the released images. The default takes a fresh key
-from the operating system for every draw, so there is no generator state that could be saved, re-used or resumed. The
+from the operating system for every draw. So there is no generator state that could be saved, re-used or resumed. The
 seeded source exists for tests; a run that used it is stamped not private.
 """
 

@@ -25,8 +25,8 @@ class RenyiFilter:
         order: Of the divergence, above 1, fixed before the first release.
 
     Guarantees:
-        * However each release is chosen from the results of those before it, all of them together are (ε, δ)-DP for
-          as long as `allows` holds of them.
+        * All releases together are (ε, δ)-DP for as long as `allows` holds of them. This is so however each release is
+          chosen from the results of those before it.
 
     Source:
         Feldman & Zrnic 2021: divergences at one fixed order add up for adaptively chosen releases too. A release that

@@ -1,8 +1,8 @@
 """Per-example gradients layer by layer, from one ordinary backward pass over the whole batch.
 
 The pass leaves each layer's input a and the gradient g of its output, for all rows: K noisy copies of each example,
-side by side. The gradient of an example's weights is a sum over its own rows, so this work grows with examples and not
-with copies, while the pass itself runs at the speed of training without privacy.
+side by side. The gradient of an example's weights is a sum over its own rows. So the work for this sum grows with
+examples and not with copies. The pass itself runs at the speed of training without privacy.
 """
 
 import math

@@ -64,8 +64,8 @@ class MechanismRun:
     Guarantees:
         * Every noisy sum is one planned event; the plan's last is followed by refusal, never by more.
         * Sums are made in the plan's order, each under its planned name.
-        * Per step one batch is selected, each of its examples clipped once, and noise added once, however many
-          physical batches it took and even if nobody was selected.
+        * Per step one batch is selected, each of its examples is clipped once, and noise is added once. This is so
+          however many physical batches it took, and even if nobody was selected.
         * A run that crashed has spent what its journal reserved, and repeats none of it.
         * On several processes, each with its own records: one batch in all, noise once, the same noisy sums on each.
     """
@@ -183,8 +183,8 @@ class MechanismRun:
 
         Raises:
             InputError: The plan's next sum is another one, the plan is spent, or `num_records` is not the declared size
-                under "replace_special"; the module, the loss or what `load` gives is not as `clipped_grad_sum` wants
-                it; or the module's tensors change as it is called. Nothing is released then.
+                under "replace_special". Or the module, the loss or what `load` gives is not as `clipped_grad_sum` wants
+                it. Or the module's tensors change as it is called. In each of these cases nothing is released.
         """
         with self._alone():
             require_trainable(module)
@@ -235,7 +235,7 @@ class MechanismRun:
 
         Raises:
             InputError: The plan's next sum is another one, the plan is spent, or `num_records` is not the declared size
-                under "replace_special"; or `load` gives other than one vector for each record.
+                under "replace_special". Or `load` gives other than one vector for each record.
 
         Guarantees:
             * One record more or fewer moves the sum before noise by at most the plan's `max_norm`.
@@ -286,8 +286,8 @@ class MechanismRun:
             num_records: The real number of this process's records; secret.
 
         Raises:
-            InputError: The plan's next sum is another one, or the plan is spent; the total is no float64 vector; the
-                sensitivity is no positive number; or `num_records` is not the declared size under "replace_special".
+            InputError: The plan's next sum is another one, or the plan is spent. Or the total is no float64 vector, or
+                the sensitivity no positive number. Or `num_records` is not the declared size under "replace_special".
         """
         total, sensitivity = bounded
         _require_vector(total, sensitivity)

@@ -54,9 +54,9 @@ def rehearse(loss: PerExampleLoss, module: nn.Module, batch: Batch) -> Float64[T
         Loss and gradient of each example, a row for each, of the copy.
 
     Guarantees:
-        * Refused are: parameters that are not real numbers, layers through which examples meet, draws from shared
-          generators, anything that leaves another buffer or another result behind, and a loss that is not one number
-          for each example.
+        * Refused are: parameters that are not real numbers, layers through which examples meet, and draws from shared
+          generators. So is anything that leaves another buffer or another result behind, and so is a loss that is not
+          one number for each example.
 
     Raises:
         InputError: Says what is wrong, in one line.
@@ -97,7 +97,7 @@ def require_same_gradients(
 ) -> bool:
     """Raise InputError, which says `otherwise`, unless a strategy gives the gradients of `OneBackwardEach`.
 
-    Each gradient is weighed by a factor of its own in one sum, which is compared parameter by parameter; no norm may be
+    Each gradient is weighed by a factor of its own in one sum, which is compared parameter by parameter. No norm may be
     below the reference's.
 
     Args:

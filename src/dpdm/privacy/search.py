@@ -36,7 +36,7 @@ class Search:
         shape: Of their number's distribution, a truncated negative binomial one: 1 is geometric, 0 logarithmic, which
             costs less and is more often a single run.
         score_noise_multiplier: Noise on the count of right answers by which runs are compared, if that is of private
-            images, ÷ what one record can change, which is 1; None for a score of released and public images alone.
+            images, ÷ what one record can change, which is 1. None for a score of released and public images alone.
 
     Source:
         Papernot & Steinke 2022.

@@ -49,7 +49,7 @@ def clipped_sum(parts: Iterable[Rows], *, dimensions: int, max_norm: float) -> B
         * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`.
 
     Raises:
-        InputError: `max_norm` is not positive; or a part has not one row and one weight of at most 1 for each record.
+        InputError: `max_norm` is not positive. Or a part has not one row and one weight of at most 1 for each record.
     """
     require_positive(max_norm=max_norm)
     total = torch.zeros(dimensions, dtype=torch.float64)
@@ -95,8 +95,9 @@ def cell_sums(
 ) -> BoundedSum:
     """Return the weighted sum of the rows of each cell, and the cells' counts, as one vector.
 
-    A record is one row of one cell. Its row is clipped to `max_norm`, so it moves one cell's sum by at most that,
-    and the same cell's count, which enters times `count_scale`, by one: both together by √(max_norm² + count_scale²).
+    A record is one row of one cell. Its row is clipped to `max_norm`, so the record moves one cell's sum by at most
+    `max_norm`. It moves the same cell's count, which enters times `count_scale`, by one. Both together move by at most
+    √(max_norm² + count_scale²).
 
     Args:
         parts: All records, part by part: rows, cells and weights. A record's row and cell may depend on this record and
@@ -111,7 +112,7 @@ def cell_sums(
         * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`.
 
     Raises:
-        InputError: `max_norm` or `count_scale` is not positive; or a part has not one row, one cell and one weight of
+        InputError: `max_norm` or `count_scale` is not positive. Or a part has not one row, one cell and one weight of
             at most 1 for each of its records.
     """
     require_positive(max_norm=max_norm, count_scale=count_scale)
@@ -133,8 +134,8 @@ def second_moments(
 ) -> BoundedSum:
     """Return Σ w v vᵀ of each cell as its upper triangle, off-diagonal entries times √2, all as one vector.
 
-    So the Euclidean norm of the vector is that of all matrices' entries, and one row, clipped to `max_norm`, which
-    belongs to one cell, moves it by at most max_norm².
+    So the Euclidean norm of the vector is that of all matrices' entries. So one row, which is clipped to `max_norm` and
+    belongs to one cell, moves the vector by at most max_norm².
 
     Args:
         parts: All records' rows, cells and weights, part by part; row and cell may depend on the record and on what was
@@ -147,7 +148,7 @@ def second_moments(
         * One record of weight one more or fewer, or one group of them, moves the vector by at most `sensitivity`.
 
     Raises:
-        InputError: `max_norm` is not positive; or a part has not one row, one cell and one weight of at most 1 for each
+        InputError: `max_norm` is not positive. Or a part has not one row, one cell and one weight of at most 1 for each
             of its records.
     """
     require_positive(max_norm=max_norm)

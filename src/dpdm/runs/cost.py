@@ -248,10 +248,10 @@ def fit_to_time(
 
     On several processes all must call it together, and get the same.
 
-    A method without steps chooses its own settings (`Method.fitted`). Else time goes first to noise multiplicity K, a
-    power of two up to 32 or to what there is time to measure, at the steps and the batch of `config`. Where even K = 1
-    takes too long, or K = 32 leaves time, or the method has no noisy copies, steps and batch shrink or grow by the same
-    factor.
+    A method without steps chooses its own settings (`Method.fitted`). Else time goes first to noise multiplicity K, at
+    the steps and the batch of `config`. K is a power of two, up to 32 or to what there is time to measure. Where even
+    K = 1 takes too long, or K = 32 leaves time, or the method has no noisy copies, steps and batch shrink or grow by
+    the same factor.
 
     Args:
         config: The settings to start from.
@@ -262,7 +262,7 @@ def fit_to_time(
 
     Guarantees:
         * Measuring takes at most a tenth of the time, unless a single step on one image is longer than its part of
-          that, and at most half of the memory that is free.
+          that. It takes at most half of the memory that is free.
         * What is planned fits into the rest of the time, as it was measured.
 
     Raises:

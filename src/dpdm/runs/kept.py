@@ -46,8 +46,8 @@ def keep_rows(
 ) -> KeptRows:
     """Return one row for each image: those in `folder` that `made_by` made before, and new ones, which are kept there.
 
-    A row goes by the digest of its image. So it is found again in any order of images; the rows of images that are
-    gone are removed; and what an interrupted call has made is not made again.
+    A row goes by the digest of its image. So it is found again in any order of images. The rows of images that are gone
+    are removed. What an interrupted call has made is not made again.
 
     Args:
         folder: Where rows lie; None keeps them in memory.

@@ -110,7 +110,7 @@ def export_pipeline(run: Path | str, folder: Path, *, public: Path | str | None 
     """Write a finished run's release as a folder that `diffusers` loads, with its claim, which `verify_release` checks.
 
     A network of a diffusers folder becomes a `DDPMPipeline`, or a `StableDiffusionPipeline`, low rank merged into its
-    weights; with low rank, a file of it lies beside. All else becomes a `DPDMPipeline`.
+    weights. Where there is low rank, a file of it lies beside. All else becomes a `DPDMPipeline`.
 
     Args:
         run: The run's folder.

@@ -53,7 +53,7 @@ class Pretraining(PublicTraining):
     """Trains a start.
 
     Args:
-        facts: Public classes are those of the private images if all names are the same; else the network learns no
+        facts: Public classes are those of the private images if all names are the same. Else the network learns no
             classes, and priors have groups of public images.
         method: Network, preconditioning, prior and codec, as private training will have them.
 

@@ -71,8 +71,9 @@ def train_private_classifier(
         steps: Noisy gradients.
         expected_batch_size: Images in a step on average; a quarter of the images if that is less.
         learning_rate: Adam's (default: 1e-2; 2e-2 after drawn images; 0.1 on features).
-        start: "none"; "procedural", a CNN that learnt from drawn images which views are of one image; or "features", a
-            linear classifier on those of EfficientNet-Lite0, or of a random network where that is not installed.
+        start: "none", "procedural" or "features". "procedural" is a CNN that learnt from drawn images which views are
+            of one image. "features" is a linear classifier on those of EfficientNet-Lite0, or of a random network where
+            that is not installed.
         seed: Of the initial weights, and of the start.
         on_step: Called after each step with their number.
 

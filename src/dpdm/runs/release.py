@@ -298,9 +298,9 @@ class Release:
             run: The folder.
             network: The code of a network that is not one of dpdm's: a module, which is copied, or a function that
                 makes one.
-            public: The folder of the diffusers pipeline whose public parts the release needs and does not hold; or
-                these parts by the release's names for them (default: the pipeline that the run was trained with, if
-                `run` is the whole folder).
+            public: The folder of the diffusers pipeline whose public parts the release needs and does not hold. Or
+                these parts by the release's names for them. Default: the pipeline that the run was trained with, if
+                `run` is the whole folder.
 
         Raises:
             InputError: There is no finished run, or its release is damaged. Or the network has other names, shapes or

@@ -253,7 +253,7 @@ def as_begun(trainer: Trainer) -> Trainer:
     """Return the trainer with the plan that its run began with; else as it is.
 
     A plan's noise is computed once. What is kept is taken wherever a person asks for the same, since another processor
-    would come to other last digits; and all processes take the first one's.
+    would come to other last digits. And all processes take the plan of the first one.
 
     Raises:
         InputError: The processes of this run were asked for different plans.

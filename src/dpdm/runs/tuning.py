@@ -96,8 +96,8 @@ class Tuner:
             if not same or _planned(config) != _planned(first):
                 raise InputError(
                     "candidates differ in [privacy], [data], [public], start.sources or what their method releases or "
-                    "sees features by, on which the price or the claim of a run depends: let them differ in other "
-                    "settings"
+                    "sees features by: the price or the claim of a run depends on these, so let candidates differ in "
+                    "other settings"
                 )
         if not isinstance(first.privacy, Privacy):
             raise InputError("privacy.kind = non-private claims nothing: a search has no price there")

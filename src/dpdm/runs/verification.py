@@ -181,8 +181,8 @@ def verify_release(run: Path | str) -> Verified:
 
     Args:
         run: A run's folder, its `release/`, or a pipeline that was exported from it. Of a pipeline, settings and claim
-            are checked alike, and all files against the digests beside them; its weights have other names than the
-            release's, or low rank is merged into them, and nothing tells that they follow from it.
+            are checked alike, and all files against the digests beside them. A pipeline's weights have other names than
+            the release's, or low rank is merged into them. Nothing tells that these weights follow from the release.
 
     Guarantees:
         * Settings and claim are the bytes that a run writes of what they say, and the weights' file is that of its
@@ -362,7 +362,7 @@ def _may_be_stated(stated: object, cost: float, delta: float) -> bool:
     """Tell whether a run writes this ε for events that cost what was computed here.
 
     It writes four decimals, rounded up. What it had computed may be another float64, by so much as the round-off of δ
-    makes of ε; so the stated one may be one digit above the rounded cost, and below the cost by that round-off alone.
+    makes of ε. So the stated ε may be one digit above the rounded cost, and below the cost by that round-off alone.
     """
     if type(stated) is not float or round(stated, 4) != stated:
         return False
