@@ -78,11 +78,12 @@ def check_mechanism(plan: Plan, *, draws: int = 20_000_000, entropy: Entropy | N
         entropy: The operating system's unless a test says otherwise.
 
     Returns:
-        Checks of the noise: standard deviation of all and of each sum, normality, and values that are there twice. Also
-        correlation of sums at any distance and backwards: of one run, before and after resuming, of another run and of
-        other processes. A check of the journal's count. Checks of batch selection: mean, variance and correlation of
-        sizes, and variance of how often a record takes part. Also overlap of neighbouring batches, and of those of the
-        same number in another run and after resuming. Also overlap of batches whose records are moved or turned round.
+        Checks of the noise: mean and standard deviation of all and of each sum, normality, and values that are there
+        twice. Also correlation of sums at any distance and backwards: of one run, before and after resuming, of another
+        run and of other processes. A check of the journal's count. Checks of batch selection: mean, variance and
+        correlation of sizes, and variance of how often a record takes part. Also overlap of neighbouring batches, and
+        of those of the same number in another run and after resuming. Also overlap of batches whose records are moved
+        or turned round.
 
     Source:
         Chua et al. 2024 (arXiv 2411.04205) for what shuffled batches would cost.

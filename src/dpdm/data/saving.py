@@ -67,9 +67,9 @@ def save_folder(
 ) -> None:
     """Write images as PNG files, in class folders if there are labels, wholly or not at all.
 
-    `open_dataset` gives the same labels back. So names that would not sort in the order of their classes get the number
-    of the class in front. So do names that no file system takes, or that would be taken for parts. A class without
-    images is an empty folder. One class alone gets a `labels.csv` and a `classes.txt`, since a single folder names no
+    `open_dataset` gives the same labels back. So all names get the number of their class in front if they would not
+    sort in the order of the classes. They also do if a file system does not take one of them, or if one would be taken
+    for a part. A class without images is an empty folder. One class alone gets a `labels.csv` and a `classes.txt`, since a single folder names no
     class.
 
     Args:
