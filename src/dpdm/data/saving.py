@@ -69,8 +69,8 @@ def save_folder(
 
     `open_dataset` gives the same labels back. So all names get the number of their class in front if they would not
     sort in the order of the classes. They also do if a file system does not take one of them, or if one would be taken
-    for a part. A class without images is an empty folder. One class alone gets a `labels.csv` and a `classes.txt`, since a single folder names no
-    class.
+    for a part. A class without images is an empty folder. One class alone gets a `labels.csv` and a `classes.txt`,
+    since a single folder names no class.
 
     Args:
         path: The folder to make, and folders above it; it may exist if it is empty.
