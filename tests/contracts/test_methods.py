@@ -25,8 +25,10 @@ from two_worlds import (
 )
 
 from diffusers_pipelines import save_pipeline, save_text_pipeline
-from dpdm.config import Machine
+from dpdm.audit.canaries import train_with_canaries
+from dpdm.config import Config, Data, Machine
 from dpdm.data import ImageDataset
+from dpdm.data.procedural import watched
 from dpdm.diffusion import DDIM, EDM, DenoisingLoss, MomentMatched
 from dpdm.methods import (
     GAN,
@@ -57,6 +59,7 @@ from dpdm.methods import (
 from dpdm.networks import MLP, DiffusersFolder, TextToImageFolder
 from dpdm.privacy import InsecureSeededEntropy, MechanismRun
 from dpdm.runs import Release, Trainer, verify_release
+from dpdm.runs.start import open_starts
 from dpdm.types import InputError
 
 TOY = {"network": MLP(width=8, blocks=1), "loss": DenoisingLoss(noise_multiplicity=2)}
@@ -142,14 +145,15 @@ BUDGET = {
     "dataset_size": 12,
     "delta": 1e-13,
 }  # at which ε is RDP's bound, and calibration takes no time
+MACHINE = Machine(device="cpu", precision="float32", strategy="vectorized", physical_batch_size=4)
 every_method = pytest.mark.parametrize("name", TOYS)
 
 
-def plan_of(name, unit="image"):
+def plan_of(name, unit="image", **other):
     method, steps = TOYS[name], {}
     if isinstance(method, Diffusion | GAN | AggregatedGAN | LatentFlow | Teacher):
         steps = {"steps": 0} if name == "public start alone" else {"steps": 3, "expected_batch_size": 5}
-    return method.plan(**BUDGET, **steps, unit=unit)
+    return method.plan(**BUDGET | other, **steps, unit=unit)
 
 
 def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others):
@@ -170,10 +174,9 @@ def trainer(name, folder=None, *, plan=None, unit="image", data=IMAGES, **others
         ]
         start = dataclasses.replace(method.start, sources=tuple(each.sources[0] for each in made))
         method = dataclasses.replace(method, start=start)
-    machine = Machine(device="cpu", precision="float32", strategy="vectorized", physical_batch_size=4)
     plan = plan or plan_of(name, unit)
     public = PUBLIC if method.starts_from_images else None
-    return Trainer(method=method, plan=plan, machine=machine, public=public, run=folder, ledger=None, **others)
+    return Trainer(method=method, plan=plan, machine=MACHINE, public=public, run=folder, ledger=None, **others)
 
 
 def test_every_method_is_among_the_toys():
@@ -203,13 +206,14 @@ def test_two_worlds_that_differ_in_one_unit_agree(name, unit, tmp_path):
 
     def world(images, folder, replay=None):
         seen = World(replay=replay)
-        with stopped_clock():
+        told = []
+        with stopped_clock(), watched(lambda *said: told.append(said)):
             entropy = InsecureSeededEntropy(0)
             made = trainer(name, folder, plan=RecordingPlan.of(seen, **fields), entropy=entropy).fit(images)
         of_the_owner = {"metrics.jsonl", "duplicates.json", "kept"}
         files = [path for path in folder.rglob("*") if path.is_file() and not of_the_owner & {*path.parts}]
         seen.observed = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-        seen.observed["claim"] = repr(made.claim)
+        seen.observed |= {"claim": repr(made.claim), "told": repr(told)}
         return seen
 
     d = world(data, tmp_path / "d")
@@ -275,6 +279,19 @@ def test_a_generator_is_its_state(name):
     drawn = [generator.draw(labels, random=torch.Generator().manual_seed(0)) for generator in (one, other)]
     assert torch.equal(*drawn)
     assert drawn[0].shape == (3, *facts.shape)
+
+
+@every_method
+def test_an_audit_plays_the_plan_with_hardly_any_noise_and_finds_the_canaries(name):
+    """Of those that took part a Poisson batch may have missed some, and no other can look as if it had."""
+    method = trainer(name).method
+    settings = Config(data=Data(source="made up"), method=method, machine=MACHINE)
+    public, starts = PUBLIC if method.starts_from_images else None, open_starts(method.start_folders)
+    given = {"public": public, "starts": starts, "canaries": 30, "members": 4, "coins": np.random.default_rng(0)}
+    *_, played = train_with_canaries(settings, plan_of(name, epsilon=200.0), IMAGES, **given)
+    assert len(played.sums) == len(played.plan.full)
+    assert played.scores[played.took_part].max() > 1
+    assert played.scores[~played.took_part].max() < 0
 
 
 WORKER = """

@@ -129,6 +129,16 @@ def test_a_prior_alone_is_audited(dpdm, photos, tmp_path):
     assert 0 < found.white_box.one_run_gaussian < 2  # mostly from 0.5 to 0.9
 
 
+def test_a_method_whose_batches_are_pairs_is_audited(dpdm, photos):
+    """Private and generated images of a discriminator: no noise levels, and no denoiser to attack."""
+    settings = ("--set=data.size=8", "--method=gan", "--set=privacy.steps=3", "--set=privacy.delta=1e-3")
+    assert dpdm("train", photos, *settings, "--epsilon", 2, "--run", "pairs")[0] == 0
+    code, out, err = dpdm("audit", "pairs")
+    assert code == 0, err
+    assert "white box    1,000 canaries" in out
+    assert out.splitlines()[-1].startswith("Nothing that was found contradicts the run's claim")
+
+
 def test_half_of_the_noise_is_found_and_exits_with_one(dpdm, trained, monkeypatch):
     sound = Plan.noise_std
     monkeypatch.setattr(Plan, "noise_std", lambda self, number, sensitivity: sound(self, number, sensitivity) / 2)

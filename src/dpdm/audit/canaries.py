@@ -9,9 +9,8 @@ run is written to disk.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +23,10 @@ from dpdm.audit.parametric import as_sum
 from dpdm.audit.repetition import Sum
 from dpdm.config import Config, require_same_unit
 from dpdm.data import ImageDataset
-from dpdm.diffusion import NoisyBatch
 from dpdm.methods import ImageFacts, ImageGenerator
 from dpdm.methods.values import PublicStart
 from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, PoissonSums, Strategy
-from dpdm.privacy.clipping import PerExampleLoss
+from dpdm.privacy.clipping import Batch, PerExampleLoss
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.mechanism import LoadBatch, LoadRows
 from dpdm.privacy.releases import STEPS, noise_of
@@ -64,37 +62,41 @@ class AuditedRun:
     sums: list[Sum]
 
 
-class PlantedBatch(NamedTuple):
-    """A `NoisyBatch`, and for each record which coordinate of the block it is about: 0 for a record with an image."""
-
-    x: Float[Tensor, "batch channel height width"] | Float[Tensor, "batch K channel height width"]
-    labels: Int[Tensor, "batch K"]
-    sigma: Float[Tensor, "batch K"]
-    noise: Float[Tensor, "batch K channel height width"]
-    coordinate: Int[Tensor, " batch"]
-    loudness: Float[Tensor, " batch"]
-
-
 class Planted(nn.Module):
-    """A denoiser, and beside it the block of parameters that only Dirac canaries touch."""
+    """What a method trains, and beside it the block of parameters that only Dirac canaries touch.
 
-    def __init__(self, denoiser: nn.Module, canaries: int) -> None:
+    A planted batch is one of the method's, whatever it holds, and two tensors more. One says which coordinate of the
+    block a record is about: 0 for a record with an image. The other says how loud a canary is.
+    """
+
+    def __init__(self, trained: nn.Module, canaries: int) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.trained = trained
         self.block = nn.Embedding(1 + canaries, 1)
+        self._made: Callable[[Iterable[Tensor]], Batch] = tuple
+
+    def plant(self, own: Batch, coordinate: Int[Tensor, " batch"], loudness: Float[Tensor, " batch"]) -> Batch:
+        """Return a planted batch."""
+        self._made = getattr(type(own), "_make", tuple)
+        return (*own, coordinate, loudness)
+
+    def own(self, planted: Batch) -> Batch:
+        """Return the method's batch, as the method's loss takes it."""
+        return self._made(planted[:-2])
 
 
 @dataclass(frozen=True)
 class PlantedLoss:
-    """The denoising loss of a record with an image; `loudness` times its own coordinate for a Dirac canary."""
+    """The method's loss of a record with an image; `loudness` times its own coordinate for a Dirac canary."""
 
     of_images: PerExampleLoss
 
-    def __call__(self, module: nn.Module, batch: PlantedBatch) -> Float[Tensor, " batch"]:
+    def __call__(self, module: nn.Module, batch: Batch) -> Float[Tensor, " batch"]:
         """Return one number for each record."""
         assert isinstance(module, Planted)
-        images = torch.where(batch.coordinate == 0, self.of_images(module.denoiser, NoisyBatch(*batch[:4])), 0)
-        of_block: Tensor = module.block(batch.coordinate)[:, 0] * batch.loudness
+        *_, coordinate, loudness = batch
+        images = torch.where(coordinate == 0, self.of_images(module.trained, module.own(batch)), 0)
+        of_block: Tensor = module.block(coordinate)[:, 0] * loudness
         return images + of_block
 
 
@@ -141,7 +143,7 @@ class WatchedRun(MechanismRun):
     ) -> Diagnostics:
         """Take one step in which every Dirac canary that took part has its own coordinate of a block of parameters."""
         assert isinstance(self.plan, Plan)
-        if self._planted is None or self._planted.denoiser is not module:
+        if self._planted is None or self._planted.trained is not module:
             self._planted = Planted(module, len(self.scores)).to(next(module.parameters()).device)
         release = self.plan.at(self.spent)
         assert isinstance(release, PoissonSums)
@@ -150,7 +152,7 @@ class WatchedRun(MechanismRun):
             PlantedLoss(loss),
             self._planted,
             num_records=num_records + len(self.scores),
-            load=_PlantedLoader(load, num_records, loudness),
+            load=_PlantedLoader(load, self._planted, num_records, loudness),
             physical_batch_size=physical_batch_size,
             name=name,
         )
@@ -277,13 +279,12 @@ def _tossed(coins: np.random.Generator, number: int) -> Bool[ndarray, " number"]
 class _PlantedLoader:
     """From selected indices to a planted batch: the units of the data set first, then a place for each Dirac canary."""
 
-    def __init__(self, load: LoadBatch, units: int, loudness: Float64[ndarray, " canaries"]) -> None:
-        self._load, self._units = load, units
+    def __init__(self, load: LoadBatch, planted: Planted, units: int, loudness: Float64[ndarray, " canaries"]) -> None:
+        self._load, self._planted, self._units = load, planted, units
         self._loudness = np.concatenate([np.zeros(units), loudness])
 
-    def __call__(self, indices: Int64[ndarray, " batch"], random_bytes: RandomBytes) -> PlantedBatch:
-        noisy = NoisyBatch(*self._load(np.minimum(indices, self._units - 1), random_bytes))
-        device = noisy.x.device
-        coordinate = torch.from_numpy(np.maximum(indices - self._units + 1, 0)).to(device)
-        loudness = torch.from_numpy(self._loudness[indices]).float().to(device)
-        return PlantedBatch(*noisy, coordinate, loudness)
+    def __call__(self, indices: Int64[ndarray, " batch"], random_bytes: RandomBytes) -> Batch:
+        own = self._load(np.minimum(indices, self._units - 1), random_bytes)
+        coordinate = torch.from_numpy(np.maximum(indices - self._units + 1, 0)).to(own[0].device)
+        loudness = torch.from_numpy(self._loudness[indices]).float().to(own[0].device)
+        return self._planted.plant(own, coordinate, loudness)

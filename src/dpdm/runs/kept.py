@@ -63,6 +63,7 @@ def keep_rows(
     first = dict(reversed([(key, number) for number, key in enumerate(keys)]))
     store = _Store(folder, made_by, first.keys())
     missing = [number for key, number in first.items() if key not in store.places]
+    told = 0
     for start in range(0, len(missing), _PART):
         part = missing[start : start + _PART]
         filled = np.zeros((_PART, *images.shape[1:]), dtype=np.uint8)
@@ -73,8 +74,10 @@ def keep_rows(
         # A row that is not finite counts as zero: no image may stop a run, nor what the last part is filled up with.
         rows = np.where(np.isfinite(rows).all(1, keepdims=True), rows, np.float32(0))
         store.append([keys[number] for number in part], rows[: len(part)])
-        if len(missing) > _PART:
-            tell_progress(f"{name}, in percent", 100 * (start + len(part)) // len(missing), 100)
+        done = 100 * (start + len(part)) // len(missing)
+        for percent in range(told + 1, done + 1):  # as many for any number of images, which may be a secret
+            tell_progress(f"{name}, in percent", percent, 100)
+        told = done
     return KeptRows(store.rows(), np.array([store.places[key] for key in keys], dtype=np.int64))
 
 

@@ -11,7 +11,6 @@ from scipy.stats import norm
 from dpdm.audit.canaries import (
     AuditedRun,
     Planted,
-    PlantedBatch,
     PlantedLoss,
     WatchedRun,
     log_likelihood_ratio,
@@ -75,7 +74,7 @@ def test_a_canary_is_its_own_coordinate_at_full_length_and_images_keep_their_gra
         x, torch.tensor([0, 1, 2, 0]), null_label=3, noise_levels=EDM().noise_levels, random_bytes=os.urandom
     )
     coordinate, loudness = torch.tensor([0, 0, 2, 4]), torch.tensor([0.0, 0.0, 700.0, 0.0])  # the last is not there
-    planted = PlantedBatch(*noisy, coordinate, loudness)
+    planted = module.plant(noisy, coordinate, loudness)
     total = clipped_grad_sum(PlantedLoss(LOSS), module, planted, max_grad_norm=0.7, strategy=strategy).vector
     of_images = type(noisy)(*(t[:2] for t in noisy))
     expected = clipped_grad_sum(LOSS, denoiser, of_images, max_grad_norm=0.7, strategy=strategy).vector

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpdm.data.procedural import watched
 from dpdm.runs.kept import keep_rows
 from dpdm.types import InputError
 
@@ -153,3 +154,12 @@ def test_a_row_that_is_not_finite_counts_as_zero_and_stops_nothing():
     rows = keep_rows(None, images, make, made_by="own")[0:4]
     assert np.array_equal(rows[:3], IMAGES[:3].reshape(3, 16))
     assert not rows[3].any()
+
+
+@pytest.mark.parametrize("number", [1, 255, 256, 257, 599, 600])
+def test_what_is_told_does_not_depend_on_the_number_of_images(number):
+    """It is a secret where one image more or less is what a claim is about, and where images are in groups."""
+    told = []
+    with watched(lambda *said: told.append(said)):
+        keep_rows(None, IMAGES[:number], Made(), made_by="the first five", name="features")
+    assert told == [("features, in percent", percent, 100) for percent in range(1, 101)]
