@@ -6,6 +6,7 @@ All of it is post-processing of vectors that `privacy.sums` has summed and the m
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from scipy.fft import idct
@@ -16,6 +17,29 @@ LEAST_VARIANCE = 1e-4
 """Of a pixel: about one of its 256 levels."""
 
 _WHITE = 0.3  # part of the texture that no neighbour shares
+
+
+class Eigen(NamedTuple):
+    """Eigenvalues of symmetric matrices, which ascend, and their eigenvectors as columns."""
+
+    values: Float64[Tensor, "*batch dimension"]
+    vectors: Float64[Tensor, "*batch dimension dimension"]
+
+
+def eigen(symmetric: Float64[Tensor, "*batch dimension dimension"]) -> Eigen:
+    """Return the eigenvalues and eigenvectors of symmetric matrices.
+
+    Some processors' library gives up on a matrix many of whose eigenvalues are equal, as those of features that are
+    zero in all images are. NumPy's own does not.
+
+    Raises:
+        LinAlgError: A matrix has numbers that are not finite.
+    """
+    try:
+        return Eigen(*torch.linalg.eigh(symmetric))
+    except RuntimeError:  # torch has its LinAlgError under a private name alone
+        found = np.linalg.eigh(symmetric.cpu().numpy())
+        return Eigen(*(torch.from_numpy(each).to(symmetric) for each in found))
 
 
 class Cells(NamedTuple):
@@ -112,7 +136,7 @@ def denoised_spectrum(
     """
     dimensions = len(matrix)
     edge = noise_std * math.sqrt(2 * dimensions)
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigen(matrix)
     standing_out = values > edge
     standing_out[-1] = True
     variances = (values[standing_out] ** 2 - edge**2).clamp(min=least_variance**2).sqrt()
@@ -148,11 +172,11 @@ def with_texture(
     alone = zeros.index_add(0, place, scale.square().flatten())
     correlation = (together / alone.clamp(min=1e-30)).clamp(-1, 1)[place].view_as(scale)
 
-    values, vectors = torch.linalg.eigh(scale * correlation)
+    values, vectors = eigen(scale * correlation)
     texture = vectors @ values.clamp(min=0).diag() @ vectors.T
     texture = (1 - _WHITE) * texture + _WHITE * variances.diag()
     outside = torch.eye(len(matrix), dtype=torch.float64) - spectrum.vectors @ spectrum.vectors.T
-    values, vectors = torch.linalg.eigh(kept + outside @ texture @ outside)
+    values, vectors = eigen(kept + outside @ texture @ outside)
     return Spectrum(vectors.flip(1), values.flip(0).clamp(min=LEAST_VARIANCE), LEAST_VARIANCE)
 
 

@@ -19,6 +19,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from dpdm.data import ImageDataset
+from dpdm.diffusion.spectrum import eigen
 from dpdm.evaluation import EfficientNetLite0, Pixels, RandomConvNet, RandomConvNets, TorchScriptFeatures
 from dpdm.evaluation.checks import Compute, built_features
 from dpdm.evaluation.features import OfLevels
@@ -213,7 +214,7 @@ class Space(NamedTuple):
         for part in parts_of(len(rows)):
             apart = rows[part].double() - means[classes[part]]
             covariance.addmm_(apart.T, apart)
-        variances, axes = torch.linalg.eigh(covariance / len(rows))
+        variances, axes = eigen(covariance / len(rows))
         ridge = _RIDGE * variances.mean().clamp(min=torch.finfo(torch.float32).tiny)
         whitening = axes / (variances.clamp(min=0) + ridge).sqrt()
         largest = max(float(rows.max() - rows.min()), torch.finfo(torch.float32).tiny)
@@ -234,7 +235,7 @@ class Space(NamedTuple):
         moment = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
         for part in parts_of(len(rows)):
             moment.addmm_(rows[part].double().T, rows[part].double())
-        axes = torch.linalg.eigh(moment).eigenvectors[:, -number:].flip(1)
+        axes = eigen(moment).vectors[:, -number:].flip(1)
         whitening = self.whitening @ axes
         led = self._replace(whitening=(whitening * (2**18 / whitening.abs().max())).round())
         shown = torch.empty(len(rows), axes.shape[1])

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from dpdm.diffusion.spectrum import eigen
 from dpdm.evaluation import EfficientNetLite0, RandomConvNet
 from dpdm.evaluation.checks import Compute
 from dpdm.evaluation.layers import LayerMeans, layers_of, residual_layers
@@ -198,7 +199,7 @@ class View(NamedTuple):
             x = layer.double()
             mean = x.mean(0)
             apart = x - mean
-            variances, axes = torch.linalg.eigh(apart.T @ apart / len(x))
+            variances, axes = eigen(apart.T @ apart / len(x))
             ridge = _RIDGE * variances.mean() + tiny
             columns = (axes / (variances.clamp(min=0) + ridge).sqrt()).flip(1)[:, :directions]
             grid = 2**18 / float(columns.abs().max())

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
 from dpdm.data import ImageDataset
-from dpdm.diffusion.spectrum import shrunk_towards, symmetric_matrices
+from dpdm.diffusion.spectrum import eigen, shrunk_towards, symmetric_matrices
 from dpdm.methods.interface import Kept
 from dpdm.privacy.sums import Rows
 
@@ -185,7 +185,7 @@ def _gaussian(
     if len(sums) > 1:
         shared = torch.einsum("c,cij->ij", counts / counts.sum(), covariances)
         covariances = shrunk_towards(covariances, shared, noise_std=noise)
-    values, axes = torch.linalg.eigh(covariances)
+    values, axes = eigen(covariances)
     # The noise of one matrix has its eigenvalues within twice this; what is averaged over classes has less of it.
     edge = noise_std / float(counts.sum()) * math.sqrt(values.shape[1] * len(sums) / 2)
     values = values.clamp(min=max(_LEAST_VARIANCE, min(edge, 1.0)), max=values.shape[1])

@@ -20,6 +20,7 @@ from dpdm.diffusion.spectrum import (
     Spectrum,
     cell_means,
     denoised_spectrum,
+    eigen,
     low_frequencies,
     shrunk_towards,
     symmetric_matrices,
@@ -165,7 +166,7 @@ class _PriorFit:
             offsets, weights = self._centres(means, counts, leading, start, generator)
             # Covariance within a class = within a centre + between its centres.
             covariances = covariances - torch.einsum("cj,cjk,cjl->ckl", weights, offsets, offsets)
-        variances, axes = torch.linalg.eigh(covariances)
+        variances, axes = eigen(covariances)
         return GaussianMixture(
             centres=(means[:, None] + offsets @ leading.T).flatten(0, 1),
             classes=torch.arange(self._classes).repeat_interleave(offsets.shape[1]),
@@ -294,6 +295,6 @@ class _PriorFit:
 
 def _root(covariances: Tensor, least: float) -> Float64[Tensor, "class direction direction"]:
     """Return a square root R of each covariance R Rᵀ, whose variances are at least `least`."""
-    variances, axes = torch.linalg.eigh(covariances)
+    variances, axes = eigen(covariances)
     root: Tensor = axes * variances.clamp(min=least).sqrt()[:, None]
     return root
