@@ -38,7 +38,7 @@ def test_a_blanked_image_adds_the_zero_vector_to_every_sum(strategy, prior, tmp_
     d = fit(World(), blanked(BOTH), tmp_path / "d", strategy=strategy, prior=prior)
     e = fit(World(replay=d), blanked(REMOVED), tmp_path / "e", strategy=strategy, prior=prior)
     assert differences(d, e) == []
-    assert max(moved(d, e)) <= 1e-7  # what rounding takes, with one example more in a physical batch
+    assert max(moved(d, e)) <= 1e-6  # what rounding takes, with one example more in a physical batch
     shown = fit(World(replay=d), BOTH, tmp_path / "f", strategy=strategy, prior=prior)
     assert differences(d, shown) == []
     assert max(moved(d, shown)) > 1e-3, "without the mask it is there"
