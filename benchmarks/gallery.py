@@ -110,11 +110,11 @@ def strip(images: "ndarray", labels: "ndarray") -> Image.Image:
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
 
-def drawn(command: str, run: Path) -> Image.Image:
-    """Return the strip of a run, which is made if it is not there."""
-    made = run.with_name(f"{run.name}.npz")
+def drawn(run: Path, command: str | None = None) -> Image.Image:
+    """Return the strip of a run, which its command makes if it is not there."""
+    made, lines = run.with_name(f"{run.name}.npz"), [] if command is None else [f"{command} --run {run}"]
     if not made.exists():
-        for line in (f"{command} --run {run}", f"dpdm sample {run} -n 10 --seed 0 -o {made}"):
+        for line in (*lines, f"dpdm sample {run} -n 10 --seed 0 -o {made}"):
             print(line, flush=True)
             subprocess.run([sys.executable, "-m", *shlex.split(line)], check=True)
     with np.load(made) as found:
@@ -135,7 +135,7 @@ def section(key: str, runs: Path, folder: Path) -> str:
         for epsilon in BUDGETS:
             command, name = f"{way.command} --epsilon {epsilon}", f"{key}-{place}-{epsilon}.png"
             if not (folder / name).exists():
-                drawn(command, runs / f"{key}-{place}-{epsilon}").save(folder / name, optimize=True)
+                drawn(runs / f"{key}-{place}-{epsilon}", command).save(folder / name, optimize=True)
             lines += [
                 "",
                 f"At ε = {epsilon}:",
@@ -152,7 +152,7 @@ def section(key: str, runs: Path, folder: Path) -> str:
 def of_methods(table: Path) -> Image.Image:
     """Return the strips of all runs of a comparison, one below the other, each beside the name of its method."""
     runs = sorted(path.parents[1] for path in table.glob("*/release/privacy.json"))
-    strips = [drawn("", run) for run in runs]
+    strips = [drawn(run) for run in runs]
     width, height = (max(each.size[axis] for each in strips) + GAP for axis in (0, 1))
     picture = Image.new("L", (NAMES + width, height * len(runs)), 255)
     writer, font = ImageDraw.Draw(picture), ImageFont.load_default(size=20)
