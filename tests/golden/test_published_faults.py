@@ -178,6 +178,16 @@ def test_dp_promise_first_phase_shows_who_was_in_the_batch():
     assert apart(gradient(others), target) > 0.5
 
 
+def test_one_kept_noisy_copy_of_each_image_is_sound_and_tells_its_mean_worse_than_a_sum():
+    """dp-promise's first phase, mended: each copy is a Gaussian mechanism on one image, blanked out at most."""
+    images, pixels, kept = 60_000, 784, 2.752e-4
+    noise = math.sqrt((1 - kept) / kept)
+    assert noise == pytest.approx(60.27, abs=0.01)
+    assert gaussian_epsilon(mu=math.sqrt(pixels) / noise, delta=DELTA) == pytest.approx(1.84, abs=0.005)
+    of_the_mean, of_a_sum = noise / math.sqrt(images), noise / images  # the same mu: one image moves both by 28
+    assert of_the_mean / of_a_sum == pytest.approx(245, abs=0.1)
+
+
 def test_dp_kernel_has_noise_in_the_length_of_its_gradient_alone():
     """A sample that carries no gradient is a constant to the optimizer: the loss's square scales with it, that is all.
 

@@ -115,14 +115,14 @@ def small(verb, arguments):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A temporary folder with photos/, of two parts and three classes, in colour."""
+    """A temporary folder with photos/, of two parts and three classes, in colour, and such images in agreed/."""
     rng = np.random.default_rng(0)
-    for part, count in (("train", 12), ("test", 8)):
+    for part, count in (("photos/train", 12), ("photos/test", 8), ("agreed", 24)):
         for label, name in enumerate(("ant", "bee", "cat")):
-            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            (tmp_path / part / name).mkdir(parents=True)
             for index in range(count):
                 picture = rng.integers(60 * label, 60 * label + 100, (12, 10, 3), dtype=np.uint8)
-                Image.fromarray(picture).save(tmp_path / "photos" / part / name / f"{index}.png")
+                Image.fromarray(picture).save(tmp_path / part / name / f"{index}.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DPDM_LEDGER", str(tmp_path / "ledger.sqlite"))
     monkeypatch.setattr(tuning, "NUM_IMAGES", 200)

@@ -214,6 +214,20 @@ def test_a_plan_says_what_it_starts_with(dpdm, photos, started):
 
 
 @pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (("--set=network.width=32",), "is for another network or other images"),
+        (("--set=data.channels=1",), "is for images of 3 × 8 × 8"),
+    ],
+)
+def test_a_plan_refuses_a_start_that_training_would_refuse(dpdm, photos, started, settings, says):
+    options = [option for option in TRAINED if "run" not in option]
+    code, _, err = dpdm("plan", photos, *options, *NO_STEPS, *settings)
+    assert code == 2, "a plan that train refuses"
+    assert says in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("nowhere", "--like", "digits", "-o", "start"), "nowhere is neither a path"),

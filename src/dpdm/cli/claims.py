@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from dpdm.audit.properties import Properties
     from dpdm.methods import PublicPart
 
+CONTRADICTED = 3
+"""Exit code of an audit that contradicts its claim: no other end of a verb has it."""
+
 
 def verify(run: Run, as_json: AsJson = False) -> None:
     """Check a release's files, and put its claim into plain words."""
@@ -122,7 +125,7 @@ def audit(
         for line in found.conclusion:  # last of all, whatever was found: what is published is the run's claim
             say(line)
     if found.findings:
-        raise typer.Exit(1)
+        raise typer.Exit(CONTRADICTED)
 
 
 def report(

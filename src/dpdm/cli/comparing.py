@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpdm.cli.fitting import fitted
 from dpdm.cli.judging import Real, enter, features_of, judged
 from dpdm.cli.options import METHODS, bound, fail, load_settings, require_found, require_method, show
-from dpdm.cli.planning import fitted
 from dpdm.cli.training import require_agreeing, require_public_there_for, require_readable, train_with_progress
 from dpdm.terminal import duration, tell
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dpdm.cli.fitting import fitted, rehearsed, tell_what_cannot_pay
 from dpdm.cli.ledger import keep_figures
 from dpdm.cli.options import (
     AsJson,
@@ -31,7 +32,6 @@ from dpdm.cli.options import (
     print_json,
     say,
 )
-from dpdm.cli.planning import fitted, rehearsed, tell_what_cannot_pay
 from dpdm.terminal import Advance, leave_the_terminal, remarked, show_progress, show_stages, tell
 
 if TYPE_CHECKING:

@@ -196,9 +196,8 @@ class Diffusion(TakesSteps):
             preconditioning = self.preconditioning
         choice = None
         if self.start is not None:
-            trained = self.start.trained
-            choice = trained.widest(network) if trained.chosen else None
-            trained.freeze(network, choice)
+            choice = self.start.trained.widest(network) if self.start.trained.chosen else None
+            self.start.trained.freeze(network, choice)
         denoiser, unlabelled = PreconditionedDenoiser(network.train(), preconditioning), self.loss.label_dropout > 0
         codec: Any = codecs.untrained(self.codec, facts, seed=seed) or pipelines.codec_of(self.network, network, facts)
         trajectories = None if self.retrieval is None else Trajectories(self.retrieval, seen)
@@ -274,13 +273,9 @@ class Diffusion(TakesSteps):
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try gradients, clipping and every sampler on made-up images."""
         assert isinstance(generator, DenoisingGenerator)
-        codecs.rehearse(generator.codec, run.starts)
+        self.require_starts(generator, run.starts)
         if isinstance(self.network, PipelineFolder):
             self.network.require_weights()
-        for start in self._denoisers(run.starts):
-            latents = codecs.latents_of(self.codec, run.starts[-1])
-            require_start(start, self.preconditioning, codec=latents, guided=self._guided)
-            load_start(copy.deepcopy(generator.denoiser.network), start, generator.seen)
         if self.retrieval is not None and run.public is not None:
             self.retrieval.entries(run.public, generator.facts, seed=run.seed)
         if self.start is not None and self.start.private:
@@ -294,6 +289,15 @@ class Diffusion(TakesSteps):
                 made_up.require_trainable(self.loss, denoiser, generator.seen, plan, mechanism, run)
         for name, sampler in self._named().items():
             made_up.require_images_by(generator.sampled_by(sampler).shortened()[0], name)
+
+    def require_starts(self, generator: ImageGenerator, starts: Sequence[PublicStart]) -> None:
+        """Raise InputError unless networks and codec fit this method's, and images of the generator's facts."""
+        assert isinstance(generator, DenoisingGenerator)
+        codecs.rehearse(generator.codec, starts)
+        for start in self._denoisers(tuple(starts)):
+            latents = codecs.latents_of(self.codec, starts[-1])
+            require_start(start, self.preconditioning, codec=latents, guided=self._guided)
+            load_start(copy.deepcopy(generator.denoiser.network), start, generator.seen)
 
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError if guidance needs classes that are missing, or a codec or folder is for other images."""
@@ -393,6 +397,4 @@ class Diffusion(TakesSteps):
 
     def with_code(self, network: OwnNetwork) -> Method:
         """Return the method with the code of its network, which settings lack."""
-        if not isinstance(self.network, Own):
-            return super().with_code(network)
-        return replace(self, network=network)
+        return replace(self, network=network) if isinstance(self.network, Own) else super().with_code(network)

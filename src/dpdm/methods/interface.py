@@ -258,6 +258,10 @@ class Method(ABC):
         """Raise InputError for whatever training would refuse, by a try on made-up images before anything is spent."""
         return None
 
+    def require_starts(self, generator: ImageGenerator, starts: Sequence[PublicStart]) -> None:
+        """Raise InputError unless the networks in `start_folders` are for this method and for images of its facts."""
+        return None
+
     def require_images(self, facts: ImageFacts) -> None:
         """Raise InputError unless the method fits images of these facts."""
         return None

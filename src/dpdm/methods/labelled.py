@@ -15,6 +15,7 @@ from dpdm.privacy.sums import Choices
 from dpdm.types import InputError, require_at_most
 
 _MOST_IMAGES = 10**6
+_FEWEST = 100  # images of a class that are drawn, even if some are nearer to another class
 _FAR = 0.25  # of the squared length of rows: more is what private images have in common, and public ones lack
 
 
@@ -41,8 +42,7 @@ class LabelledGenerator(ImageGenerator):
         self, labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
         """Return for each label one of its images, mirrored half of the time where in colour, or one of the prior."""
-        chosen = torch.randint(self.images.shape[1], labels.shape, generator=random, device=labels.device)
-        drawn = self.images[labels, chosen].float().div(127.5).sub(1)
+        drawn = self.images[labels, of_their_class(self.margins, labels, random)].float().div(127.5).sub(1)
         if self.facts.shape[0] > 1:  # no letter or digit
             mirrored = torch.rand(labels.shape, generator=random, device=labels.device) < 0.5
             drawn[mirrored] = drawn[mirrored].flip(-1)
@@ -63,6 +63,18 @@ class LabelledGenerator(ImageGenerator):
             return "private images chose the prior, whose images are nearer to them than the public ones"
         far = float(self.agreement) > _FAR
         return "the public images are far from the private ones: name nearer ones by --public" if far else ""
+
+
+def of_their_class(
+    margins: Float32[Tensor, "class number"], labels: Int[Tensor, " batch"], random: torch.Generator
+) -> Int[Tensor, " batch"]:
+    """Return for each label the number of an image, drawn among those that show this class more than any other.
+
+    Of a class that fewer than a hundred show, it is one of the hundred that show it most clearly.
+    """
+    number = (margins > 0).sum(1).clamp(min=min(_FEWEST, margins.shape[1]))
+    place = torch.rand(labels.shape, generator=random, device=labels.device, dtype=torch.float64)
+    return (place * number[labels]).long()
 
 
 def require_classes(kind: str, facts: ImageFacts, per_class: int) -> None:

@@ -40,7 +40,7 @@ class Labels(InFeatures):
 
     Args:
         embedding: The public features of the prototypes.
-        per_class: Number of public images that each class keeps: those that show it most clearly.
+        per_class: Most public images that each class keeps: those that show it most clearly.
         from_prior: Share of the drawn images that the prior makes, from 0 to below 1; 0 leaves the prior out.
         prior: The prior beside the public images. `prior.share` is its part of the budget; prototypes get the rest.
         public_classes: Number of public classes whose images each private class may take: those with most of its votes.

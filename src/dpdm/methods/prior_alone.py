@@ -87,8 +87,12 @@ class PriorAlone(Method):
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Try the codec on a made-up image."""
+        self.require_starts(generator, run.starts)
+
+    def require_starts(self, generator: ImageGenerator, starts: Sequence[PublicStart]) -> None:
+        """Raise InputError unless the codec's start is one, and for such images."""
         assert isinstance(generator, MixtureGenerator)
-        codecs.rehearse(generator.codec, run.starts)
+        codecs.rehearse(generator.codec, starts)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes of the latents."""

@@ -42,7 +42,7 @@ class StatisticMatching(Method):
         passes: Number of updates of each image.
         candidates: Most public images, or draws of the prior, to choose from.
         shift: Most pixels of the random shift of an image before the network sees it (0 to 8).
-        flip: Whether to mirror images at random, too: of no use to digits.
+        flip: Whether to mirror images at random, too (default: those in colour): of no use to digits.
 
     Guarantees:
         * A private image adds one vector to one sum: all layers, all moments and its count, clipped together.
@@ -63,7 +63,7 @@ class StatisticMatching(Method):
     passes: int = 100
     candidates: int = 20_000
     shift: int = 2
-    flip: bool = False
+    flip: bool | None = None
 
     def __post_init__(self) -> None:
         require_counts(population=self.population, passes=self.passes, candidates=self.candidates)
@@ -124,8 +124,8 @@ class StatisticMatching(Method):
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: public rows, vectors of records, images and one update."""
         width, number = 2100, self.population * max(1, facts.num_classes)
-        images = 24 * number * (math.prod(facts.shape) + 8 * self.layers.directions)
         looking = min(public or self.candidates, self.candidates) * (24 * width + 64 * self.layers.directions)
+        images = 24 * number * (math.prod(facts.shape) + 8 * self.layers.directions)
         return images + looking + 2**28 + 4096 * BATCH * self.layers.side**2
 
     def seconds(self, facts: ImageFacts, *, records: int, device: torch.device) -> float:
@@ -144,14 +144,16 @@ class StatisticMatching(Method):
         updates = int((seconds - looking * (records + self.candidates)) / (looking / self.passes + updating) / classes)
         passes = max(min(self.passes, updates // _FEWEST), min(self.passes, _FEWEST))
         if updates < passes:
-            raise InputError(
-                "the time is too short for one image of each class: give more minutes, or a smaller layers.size"
-            )
+            raise InputError("too short for one image of each class: give more minutes, or a smaller layers.size")
         return replace(self, passes=passes, population=min(updates // passes, _LARGEST // classes))
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError unless the network is there and takes such images."""
-        self.layers.widths(generator.facts.shape, run.starts)
+        self.require_starts(generator, run.starts)
+
+    def require_starts(self, generator: ImageGenerator, starts: Sequence[PublicStart]) -> None:
+        """Raise InputError unless the classifier, if a start is one, takes such images."""
+        self.layers.widths(generator.facts.shape, starts)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
@@ -176,7 +178,8 @@ class StatisticMatching(Method):
         target = layout.statistics(noisy, noise_std=std, norm=norm)
         start = beginning(known, seen, layout, target, generator.facts, self.population, random).to(run.device)
         generator.shares.copy_(target.counts / target.counts.sum())
-        moves, network = Moves(self.shift, self.flip, run.seed), self.layers.build(shape, run.starts)
+        mirrored = shape[0] > 1 if self.flip is None else self.flip
+        moves, network = Moves(self.shift, mirrored, run.seed), self.layers.build(shape, run.starts)
         matching = Matching(start, target, layout, view, network, moves, self.passes, run.processes)
         run.resume(matching=matching)
         generator.images.copy_(matching.images())

@@ -16,7 +16,7 @@ from dpdm.data import ImageDataset
 from dpdm.methods import ema
 from dpdm.methods.classifier import Labelled, LabelLoader, LabelLoss, small_cnn
 from dpdm.methods.interface import ImageGenerator, Run
-from dpdm.methods.labelled import require_classes, require_enough
+from dpdm.methods.labelled import of_their_class, require_classes, require_enough
 from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.private_steps import Stepped, TakesSteps, steps_of
@@ -47,8 +47,7 @@ class TaughtGenerator(ImageGenerator):
         self, labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
         """Return for each label one of its images."""
-        chosen = torch.randint(self.images.shape[1], labels.shape, generator=random, device=labels.device)
-        return self.images[labels, chosen].float().div(127.5).sub(1)
+        return self.images[labels, of_their_class(self.margins, labels, random)].float().div(127.5).sub(1)
 
     @property
     def remark(self) -> str:
@@ -67,7 +66,7 @@ class Teacher(TakesSteps):
     """Labels public images by a classifier, the teacher, that private steps train.
 
     Args:
-        per_class: Number of public images that each class keeps: those that the teacher is surest of.
+        per_class: Most public images that each class keeps: those that the teacher is surest of.
         width: Channels of the teacher's first layer.
         optimizer: Adam for the teacher, and the average of its weights, which labels the images.
 

@@ -6,7 +6,7 @@ import torch
 
 from dpdm.data import ImageDataset
 from dpdm.methods import Embedding, ImageFacts, Labels, Prior
-from dpdm.methods.labelled import nearer_kinds
+from dpdm.methods.labelled import nearer_kinds, of_their_class
 from dpdm.methods.public_classes import clearest, nearest_classes
 from dpdm.privacy import OperatingSystemEntropy
 from dpdm.runs import Trainer
@@ -40,10 +40,11 @@ def fit(data, shown, *, epsilon=20.0, **settings):
     return Trainer(method=method, plan=plan, public=shown, ledger=None, entropy=OperatingSystemEntropy()).fit(data)
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_public_images_get_the_label_of_the_private_class_that_they_show(labelled):
+@pytest.mark.parametrize(("labelled", "per_class"), [(False, 50), (True, 50), (False, 400)])
+def test_public_images_get_the_label_of_the_private_class_that_they_show(labelled, per_class):
+    """Also if more are kept for each class than show it: two hundred of the public images do."""
     more = {"labels": (stripes(600, 1)[1] + 1) % 3, "num_classes": 3} if labelled else {}
-    release = fit(private(), public(**more))
+    release = fit(private(), public(**more), per_class=per_class)
     images, labels = release.sample(300, seed=0)
     bright = images.astype(int).mean(3)
     along = bright[:, ::2].mean((1, 2)) - bright[:, 1::2].mean((1, 2)) > 100
@@ -61,6 +62,18 @@ def test_every_image_is_public_or_its_mirror_image():
     as_they_are = [image.tobytes() in known for image in images]
     assert all(image.tobytes() in known or image[:, ::-1].tobytes() in known for image in images)
     assert 20 < sum(as_they_are) < 80
+
+
+def test_an_image_is_drawn_for_the_class_that_it_shows_most_or_of_the_clearest_hundred():
+    margins = torch.linspace(1, -1, 200).repeat(3, 1) + torch.tensor([[0.5], [0.0], [-0.9]])
+    labels = torch.arange(3).repeat(2000)
+    drawn = of_their_class(margins, labels, torch.Generator().manual_seed(0))
+    showing = [int((each > 0).sum()) for each in margins]
+    assert showing[2] < 100 <= showing[1] < showing[0] < 200
+    for label, number in enumerate((showing[0], showing[1], 100)):
+        assert sorted(set(drawn[labels == label].tolist())) == list(range(number))
+    few = of_their_class(-torch.ones(3, 7), labels, torch.Generator().manual_seed(0))
+    assert sorted(set(few.tolist())) == list(range(7))
 
 
 def test_the_clearest_images_of_a_class_come_first():

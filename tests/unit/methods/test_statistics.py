@@ -269,10 +269,10 @@ def test_images_are_moved_with_their_edges_and_mirrored():
     assert found[2].tolist() == [[2, 1, 0], [5, 4, 3], [8, 7, 6]]
 
 
-def matched(epsilon, **changes):
-    images = np.concatenate([noise(300, 1, 0, 120), noise(300, 2, 130, 256)])
+def matched(epsilon, channels=1, **changes):
+    images = np.concatenate([noise(300, 1, 0, 120), noise(300, 2, 130, 256)]).repeat(channels, axis=3)
     data = ImageDataset(images=images, labels=np.arange(600) // 300, num_classes=2, name="private")
-    shown = ImageDataset(images=noise(300, 3, 40, 220), name="grey", public=True)
+    shown = ImageDataset(images=noise(300, 3, 40, 220).repeat(channels, axis=3), name="grey", public=True)
     method = StatisticMatching(**{"layers": LAYERS, "population": 20, "passes": 10, "candidates": 200} | changes)
     plan = method.plan(epsilon=epsilon, dataset_size=600, delta=1e-5)
     public = shown if method.starts_from_images else None
@@ -284,6 +284,14 @@ def test_images_come_to_look_like_their_class(prior):
     images, labels = matched(20.0, prior=prior).sample(100, seed=0)
     means = images.mean((1, 2, 3))
     assert means[labels == 1].mean() > means[labels == 0].mean() + 8
+
+
+@pytest.mark.parametrize(("channels", "flip", "mirrors"), [(1, None, False), (3, None, True), (3, False, False)])
+def test_images_in_colour_are_mirrored_unless_the_settings_say_otherwise(channels, flip, mirrors, monkeypatch):
+    made = []
+    monkeypatch.setattr(statistics, "Moves", lambda *values: made.append(Moves(*values)) or made[-1])
+    matched(20.0, channels=channels, passes=1, flip=flip)
+    assert [each.flip for each in made] == [mirrors]
 
 
 def test_shares_of_classes_follow_the_noisy_counts():

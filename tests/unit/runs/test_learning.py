@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from test_processes import launch
 
-from dpdm.cli.planning import rehearsed as rehearsed_settings
+from dpdm.cli.fitting import rehearsed as rehearsed_settings
 from dpdm.config import Config, Data, Machine, Privacy
 from dpdm.data.shapes import draw_shapes
 from dpdm.methods import Diffusion, ImageFacts, Prior, PriorAlone, Start
