@@ -73,10 +73,6 @@ def test_it_draws_goes_on_and_begins_another_run_whose_claim_counts_it(
     ("more", "says"),
     [
         ((), "the method labels starts from public images: name some, by --public PATH"),
-        (
-            ("--public", "shown", "--set=per_class=50"),
-            "shown has 40 images, and per_class is 50: set per_class to 40 at most",
-        ),
         (("--public", "shown", "--set=embedding.features=nowhere.pt"), "nowhere.pt cannot be read as a TorchScript"),
         (("--public", "shown", "--minutes=3"), "takes no steps that could be timed"),
     ],

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, UInt8
 from torch import Tensor
 
-from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
 from dpdm.methods.embedding import Embedded
 from dpdm.methods.interface import ImageGenerator
@@ -15,7 +14,7 @@ from dpdm.privacy.sums import Choices
 from dpdm.types import InputError, require_at_most
 
 _MOST_IMAGES = 10**6
-_FEWEST = 100  # images of a class that are drawn, even if some are nearer to another class
+_FEWEST = 10  # images of a class that are drawn, even if some are nearer to another class
 _FAR = 0.25  # of the squared length of rows: more is what private images have in common, and public ones lack
 
 
@@ -70,7 +69,7 @@ def of_their_class(
 ) -> Int[Tensor, " batch"]:
     """Return for each label the number of an image, drawn among those that show this class more than any other.
 
-    Of a class that fewer than a hundred show, it is one of the hundred that show it most clearly.
+    Of a class that fewer than ten show, it is one of the ten that show it most clearly.
     """
     number = (margins > 0).sum(1).clamp(min=min(_FEWEST, margins.shape[1]))
     place = torch.rand(labels.shape, generator=random, device=labels.device, dtype=torch.float64)
@@ -82,15 +81,6 @@ def require_classes(kind: str, facts: ImageFacts, per_class: int) -> None:
     if facts.num_classes < 2:
         raise InputError(f"the method {kind} names the classes of images, and these have no two: give labels")
     require_at_most(_MOST_IMAGES, **{"per_class × classes": per_class * facts.num_classes})
-
-
-def require_enough(public: ImageDataset, per_class: int) -> None:
-    """Raise InputError if there are fewer public images than are kept of one class."""
-    if len(public) < per_class:
-        raise InputError(
-            f"{public.name} has {len(public):,} images, and per_class is {per_class:,}: "
-            f"set per_class to {len(public)} at most"
-        )
 
 
 def nearer_kinds(

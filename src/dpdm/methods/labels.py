@@ -17,7 +17,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion.spectrum import cell_means
 from dpdm.methods.embedding import Embedded, Embedding, InFeatures, Space
 from dpdm.methods.interface import ImageGenerator, Run
-from dpdm.methods.labelled import LabelledGenerator, nearer_kinds, require_classes, require_enough
+from dpdm.methods.labelled import LabelledGenerator, nearer_kinds, require_classes
 from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.public_classes import PUBLIC_CLASSES, clearest, voted_images
@@ -40,7 +40,7 @@ class Labels(InFeatures):
 
     Args:
         embedding: The public features of the prototypes.
-        per_class: Most public images that each class keeps: those that show it most clearly.
+        per_class: Number of public images that each class keeps: those that show it most clearly.
         from_prior: Share of the drawn images that the prior makes, from 0 to below 1; 0 leaves the prior out.
         prior: The prior beside the public images. `prior.share` is its part of the budget; prototypes get the rest.
         public_classes: Number of public classes whose images each private class may take: those with most of its votes.
@@ -62,7 +62,7 @@ class Labels(InFeatures):
     kind: ClassVar[str] = "labels"
     starts_from_images: ClassVar[bool] = True
     embedding: Embedding = field(default_factory=Embedding)
-    per_class: int = 4000
+    per_class: int = 8000
     from_prior: float = 0.3
     prior: Prior = field(default_factory=lambda: Prior(share=0.6))
     public_classes: int = 0
@@ -110,9 +110,8 @@ class Labels(InFeatures):
         return 4 * columns * (2 * public + min(records, 50_000)) + 2 * pixels * self.per_class * facts.num_classes
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Raise InputError unless the features work here, and there are enough public images."""
+        """Raise InputError unless the features work here."""
         assert run.public is not None
-        require_enough(run.public, self.per_class)
         if self.public_classes and not run.public.num_classes:
             raise InputError(f"{run.public.name} has no classes to vote for: leave out public_classes")
         self.embedding.compute(generator.facts.shape)

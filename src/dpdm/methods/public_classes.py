@@ -72,7 +72,7 @@ def clearest(
     Args:
         rows: Of public images.
         prototypes: Of private classes.
-        number: How many of each class.
+        number: How many of each class; where there are fewer, they come again.
         within: Which images come first for a class, however clear others are (default: none).
     """
     directions = prototypes.div(prototypes.norm(dim=1, keepdim=True).clamp(min=1e-9)).float()
@@ -82,11 +82,15 @@ def clearest(
 def surest(
     scores: Float32[Tensor, "images class"], number: int, within: Bool[Tensor, "class images"] | None = None
 ) -> tuple[Int[Tensor, "class number"], Float32[Tensor, "class number"]]:
-    """Return the images whose score for a class is most above the best other one, and by how much."""
+    """Return the images whose score for a class is most above the best other one, and by how much.
+
+    If there are fewer than `number`, these come again, with the last one's margin.
+    """
     best = scores.topk(2, dim=1).values
     others = torch.where(scores == best[:, :1], best[:, 1:], best[:, :1])
     margins = (scores - others).T
     first = margins if within is None else margins + 8 * within  # cosines differ by less than 8
-    chosen = first.topk(number, dim=1).indices
+    chosen = first.topk(min(number, len(scores)), dim=1).indices
     clear, order = margins.gather(1, chosen).sort(dim=1, descending=True)
-    return chosen.gather(1, order), clear
+    place = torch.arange(number, device=scores.device)
+    return chosen.gather(1, order)[:, place % len(scores)], clear[:, place.clamp(max=len(scores) - 1)]

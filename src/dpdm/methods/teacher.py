@@ -16,7 +16,7 @@ from dpdm.data import ImageDataset
 from dpdm.methods import ema
 from dpdm.methods.classifier import Labelled, LabelLoader, LabelLoss, small_cnn
 from dpdm.methods.interface import ImageGenerator, Run
-from dpdm.methods.labelled import of_their_class, require_classes, require_enough
+from dpdm.methods.labelled import of_their_class, require_classes
 from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.private_steps import Stepped, TakesSteps, steps_of
@@ -66,7 +66,7 @@ class Teacher(TakesSteps):
     """Labels public images by a classifier, the teacher, that private steps train.
 
     Args:
-        per_class: Most public images that each class keeps: those that the teacher is surest of.
+        per_class: Number of public images that each class keeps: those that the teacher is surest of.
         width: Channels of the teacher's first layer.
         optimizer: Adam for the teacher, and the average of its weights, which labels the images.
 
@@ -155,9 +155,7 @@ class Teacher(TakesSteps):
         generator.margins.copy_(run.processes.from_first(margins))
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Raise InputError without enough public images, and try a private step on made-up images."""
-        assert run.public is not None
-        require_enough(run.public, self.per_class)
+        """Try a private step on made-up images."""
         self.stepped(generator, seed=run.seed).rehearse(mechanism, run)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
