@@ -26,7 +26,7 @@ import torch
 import two_worlds as worlds
 from PIL import Image
 from test_processes import WORKER, launch
-from torch import nn
+from torch import Tensor, nn
 from two_worlds import (
     GROUP_NEIGHBOURS,
     GROUP_PLAN,
@@ -129,7 +129,7 @@ from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.noise import grid_step
 from dpdm.privacy.sums import BoundedSum
-from dpdm.runs import Release, Trainer, drawn, verify_release
+from dpdm.runs import Release, Trainer, drawn, tuning, verify_release
 from dpdm.runs.benchmark import Benchmark
 from dpdm.runs.pretraining import Pretraining
 from dpdm.runs.public import claim_of
@@ -228,6 +228,24 @@ def two_worlds_of_moved_candidates(folder: Path) -> list[str]:
     for _, d, e in _in_both_worlds(folder, method, pairs):
         found += differences(d, e)
     return found
+
+
+class NearTie(nn.Module):
+    """A classifier whose last bits follow all images of a batch, and decide its answers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        of_batch = (x.double().sum() * 1e3 % 1.0 - 0.5).float().expand(len(x))
+        return torch.stack([of_batch, torch.zeros_like(of_batch)], dim=1)
+
+
+def answers_of_a_search(folder: Path) -> list[str]:
+    """The answers that a search counts to compare its runs, with the last private images and without them."""
+    labels = np.arange(40) % 2
+    data = ImageDataset(images=worlds.images(40).images, labels=labels, num_classes=2, name="private")
+    right = tuning._right_answers(NearTie(), data)
+    fewer = [tuning._right_answers(NearTie(), data.part(range(number))) for number in range(30, 40)]
+    moved = [number for number, answers in enumerate(fewer, 30) if (answers != right[:number]).any()]
+    return [f"without the images from the {number}. on, others are answered otherwise" for number in moved]
 
 
 def candidates_of_a_release(folder: Path) -> list[str]:
@@ -1780,6 +1798,10 @@ def earlier_sums_not_counted(patch: Patch) -> None:
     patch.setattr(Plan, "events", lambda self, *, made=None: sound(dataclasses.replace(self, earlier=()), made=made))
 
 
+def answers_of_batches(patch: Patch) -> None:
+    patch.setattr(tuning, "by_itself", lambda compute, shape: compute)
+
+
 def sources_forgotten(patch: Patch) -> None:
     sound = Records.of
     patch.setattr(Records, "of", lambda data: sound(dataclasses.replace(data, sources=None)))
@@ -2039,6 +2061,7 @@ FAULTS = [
     Fault("a group that votes once for each image", images_at_full_weight, two_worlds_of_moved_candidates),
     Fault("candidates of a release that are not counted", earlier_sums_not_counted, candidates_of_a_release),
     Fault("candidates of a release declared public", images_that_bring_nothing_along, candidates_of_a_release),
+    Fault("answers of a score that others of a batch decide", answers_of_batches, answers_of_a_search),
     Fault("moments clipped layer by layer", moments_clipped_layer_by_layer, two_worlds_of_moments),
     Fault("each position of a layer a row of its own", each_position_a_row, two_worlds_of_moments),
     Fault("layers that normalise by the batch", layers_in_training_mode, two_worlds_of_moments),
@@ -2185,6 +2208,7 @@ CHECKS = {
     two_worlds_of_votes: "two worlds of votes for public images",
     two_worlds_of_moved_candidates: "two worlds of votes for moved draws of a prior",
     candidates_of_a_release: "a run whose candidates are images of a release",
+    answers_of_a_search: "answers of a search's score, with and without images",
     two_worlds_of_moments: "two worlds of a public network's moments",
     two_worlds_of_gains: "two worlds of a public network's gains",
     two_worlds_of_chosen_matrices: "two worlds of a choice of matrices",

@@ -199,17 +199,9 @@ def quick_scores(monkeypatch):
     """Scores that take no time: the first run's the best."""
     from dpdm.runs import tuning
 
-    answers = iter(np.linspace(0.9, 0.1, 100))
-
-    def evaluate(images, labels, test_images, test_labels, *, num_classes, protocol, classifiers):
-        from dpdm.evaluation import UtilityScore
-
-        accuracy = float(next(answers))
-        right = round(accuracy * len(test_labels))
-        confusion = ((right, len(test_labels) - right), (0, 0))
-        return {"cnn": UtilityScore(accuracy, 0.0, 1.0, len(test_labels), 1, 1, 0.5, confusion)}
-
-    monkeypatch.setattr(tuning, "evaluate_utility", evaluate)
+    shares = iter(np.linspace(0.9, 0.1, 100))
+    monkeypatch.setattr(tuning, "train_classifier", lambda images, labels, num_classes: None)
+    monkeypatch.setattr(tuning, "_right_answers", lambda _, data: np.arange(len(data)) < next(shares) * len(data))
     monkeypatch.setattr(tuning, "NUM_IMAGES", 20)
 
 
@@ -541,6 +533,28 @@ def test_a_private_score_is_noisy_and_part_of_the_price(
     assert {"type": "GaussianRelease", "noise_multiplier": 20.0} in privacy["events"][0]["events"]
     times = {path.stat().st_mtime for path in (release, *release.iterdir())}
     assert times == {state["at"]}, "when the best run ended tells how many there were before it"
+
+
+@pytest.mark.parametrize("number", [1, 9, 10])
+def test_a_search_with_a_private_score_ends_alike_however_few_images_there_are(
+    dpdm, book, tmp_path, monkeypatch, number
+):
+    """Their number may be a secret: no message, no exit code and no missing release may tell it."""
+    from dpdm.runs import tuning
+
+    runs_of(monkeypatch, 2)
+    monkeypatch.setattr(tuning, "NUM_IMAGES", 20)
+    images = np.random.default_rng(0).integers(0, 256, (number, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", images=images, labels=np.arange(number) % 3, num_classes=3)
+    line = ("--method=prior", "--epsilon=3", "--dataset-size=100", "--set=privacy.delta=1e-3", "--set=prior.centres=1")
+    code, out, err = dpdm("tune", "few.npz", *line, "--try=seed=1,2", "--score-noise=20", "--run=best")
+    assert code == 0, err
+    assert {path.name for path in (tmp_path / "best" / "release").iterdir()} == {
+        "config.toml",
+        "model.safetensors",
+        "privacy.json",
+    }
+    assert f" {number} " not in out.replace("noisy sums: ", "")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from dpdm.audit.opened import open_run
 from dpdm.data import public, read_claim, shapes
 from dpdm.ledger import Ledger
 from dpdm.methods.registry import METHODS
+from dpdm.runs import tuning
 from dpdm.types import InputError
 
 EVOLVED = ("--method=evolution", "--epsilon=4", "--set=data.size=8", "--set=privacy.delta=1e-3", "--set=population=5")
@@ -59,7 +60,6 @@ def test_runs_of_a_search_are_not_compared_on_the_images_that_are_to_be_protecte
 
 
 def test_a_private_score_sees_no_public_image(dpdm, photos, shown, tmp_path, monkeypatch):
-    from dpdm.runs import tuning
 
     seen = []
     monkeypatch.setattr(tuning.Search, "draw_num_runs", lambda self, source: 1)
@@ -278,6 +278,30 @@ def test_a_search_starts_from_public_images_too(dpdm, photos, shown, tmp_path):
     assert dpdm("verify", "best")[0] == 0
 
 
+def test_a_search_goes_on_with_the_images_that_it_began_with_alone(dpdm, photos, shown, tmp_path, monkeypatch):
+    """Also between two of its runs, when none has begun that would know them."""
+    line = ("tune", photos, *EVOLVED, "--try=seed=1,2", "--score-noise=20", "--run", "best", "--public", shown)
+    monkeypatch.setattr(tuning.Search, "draw_num_runs", lambda self, random_bytes: 2)
+    monkeypatch.setattr(tuning, "NUM_IMAGES", 60)
+    one_run = tuning.Tuner._one_run
+
+    def stopped_after_one(self, number, *arguments):
+        if number == 2:
+            raise KeyboardInterrupt
+        one_run(self, number, *arguments)
+
+    with monkeypatch.context() as crash:
+        crash.setattr(tuning.Tuner, "_one_run", stopped_after_one)
+        assert dpdm(*line)[0] != 0
+    Image.new("RGB", (9, 9)).save(shown / "more.png")
+    code, _, err = dpdm(*line)
+    assert code == 2
+    assert "best holds another search" in err.splitlines()[-1]
+    (shown / "more.png").unlink()
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+
+
 def test_a_finished_run_shows_no_progress_again(dpdm, evolved, photos, shown):
     code, _, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
     assert code == 0, err
@@ -376,7 +400,7 @@ def test_candidates_of_a_finished_run_count_its_noisy_sums_again(dpdm, photos, d
     assert len(second["events"]) > made
     assert 5.9 < second["epsilon"] <= 6.0, "all of it, and no more"
     assert f"earlier releases of 'photos' (noisy sums: {made})" in second["statement"]
-    assert "whose claim says what is unprotected: 'drawn from photos' (90 images" in out
+    assert "a release, which it counts: 'drawn from photos' (90 images, SHA-256 " in out
     assert "declared public" not in second["statement"], "nobody declared these images public"
     code, out, err = dpdm("verify", "second")
     assert code == 0, err

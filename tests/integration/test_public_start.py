@@ -383,7 +383,7 @@ def test_a_run_that_begins_with_images_of_a_release_counts_it_again(dpdm, photos
     assert len(second["events"]) > len(noise)
     assert 5.9 < second["epsilon"] <= 6.0, "all of it, and no more"
     assert f"earlier releases of 'photos' (noisy sums: {len(noise)})" in second["statement"]
-    assert "whose claim says what is unprotected: 'drawn from photos' (90 images" in out
+    assert "a release, which it counts: 'drawn from photos' (90 images, SHA-256 " in out
     assert "declared public" not in second["statement"], "nobody declared these images public"
     code, out, err = dpdm("verify", "second")
     assert code == 0, err
@@ -403,6 +403,36 @@ def test_what_was_drawn_from_a_release_is_counted_through_any_number_of_runs(dpd
     assert code == 0, err
     table = tomllib.loads((tmp_path / "third" / "start.toml").read_text())
     assert len(table["earlier"]) == len(claim_of(tmp_path / "second")["events"])
+    (part,), (shapes,) = table["public"], claim_of(tmp_path / "run")["public"]
+    assert [(each["name"], each["sha256"]) for each in part["sources"]] == [(shapes["name"], shapes["sha256"])]
+
+
+def test_a_claim_names_what_the_releases_before_it_do_not_protect(dpdm, photos, drawn_from_a_run, tmp_path):
+    assert dpdm("train", photos, "--epsilon=6", "--ledger=none", *SECOND)[0] == 0
+    (drawn,), (shapes,) = claim_of(tmp_path / "second")["public"], claim_of(tmp_path / "run")["public"]
+    assert drawn["sources"] == [shapes]
+    said = f"which does not protect 'shapes' (100 images, SHA-256 {shapes['sha256'][:16]}…)"
+    assert said in claim_of(tmp_path / "second")["statement"]
+    assert f'not protected: "shapes", 100 images, SHA-256 {shapes["sha256"]}' in dpdm("verify", "second")[1]
+    assert dpdm("report", "second")[0] == 0
+    assert "that release’s own: shapes" in (tmp_path / "second" / "report.html").read_text(encoding="utf-8")
+    path = tmp_path / "second" / "release" / "config.toml"
+    path.write_text(path.read_text().replace(shapes["sha256"], 64 * "0"))
+    assert dpdm("verify", "second")[0] == 2
+
+
+@pytest.mark.parametrize("edited", ["earlier", "public", "sets"])
+def test_a_start_that_was_edited_is_refused(dpdm, photos, drawn_from_a_run, tmp_path, edited):
+    path = tmp_path / "again" / "start.toml"
+    table = tomllib.loads(path.read_text())
+    table[edited] = table[edited][:0] if edited == "sets" else table[edited][:1]
+    if edited == "public":
+        table["public"][0] |= {"name": "mine", "drawn": False}
+        del table["earlier"]
+    path.write_text(tomli_w.dumps(table))
+    code, _, err = dpdm("train", photos, "--epsilon=6", "--ledger=none", *SECOND)
+    assert (code, err.splitlines()[-1].count("was edited")) == (2, 1)
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_release_without_a_sound_claim_draws_nothing(dpdm, photos, run, tmp_path):

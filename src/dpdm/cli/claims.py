@@ -49,7 +49,7 @@ def verify(run: Run, as_json: AsJson = False) -> None:
             else f"public   {_part(part)}: declared so, and the claim does not protect it"
         )
         for source in part.sources:
-            say(f"         made of {_part(source)}")
+            say(f"         {'not protected: ' if part.drawn else 'made of '}{_part(source)}")
     for name, sha256 in found.starts:
         say(f"start    {_quoted([name])}, network SHA-256 {sha256}: declared so; start.toml of the public start has it")
     if found.prompt:

@@ -48,6 +48,8 @@ class ImageDataset:
         public: Whether these images are published already, like benchmarks. A ledger then limits nothing.
         drawn: Whether a release drew these images. They are not public by themselves: a run that begins with them
             counts the cost of that release.
+        unprotected: Name, SHA-256 and number of images of whatever that release, or one before it, calls public: no
+            claim protects it.
         claim: The statement of the claim that its files make, if they say that a release drew them.
         location: Where the images were opened (a resolved path, or a built-in name), and how they were framed. For the
             data owner, never published.
@@ -76,6 +78,7 @@ class ImageDataset:
     name: str
     public: bool = False
     drawn: bool = False
+    unprotected: tuple[tuple[str, str, int], ...] = ()
     claim: str = ""
     location: str = ""
     made_of: tuple["ImageDataset", ...] = ()

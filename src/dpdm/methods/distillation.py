@@ -39,11 +39,11 @@ class DistilledGenerator(PopulationGenerator):
         super().__init__(facts, population)
         self._shift = shift
 
-    def draw(
-        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
+    def draw_at(
+        self, places: Int[Tensor, " batch"], labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
-        """Return an image of its class for each label, moved at random."""
-        x, most = super().draw(labels, random=random), self._shift
+        """Return the image at each place of an endless sample of its class, moved at random."""
+        x, most = super().draw_at(places, labels, random=random), self._shift
         down, right = torch.randint(2 * most + 1, (2, len(labels)), generator=random, device=labels.device)
         rows, columns = (torch.arange(side, device=labels.device) for side in x.shape[2:])
         wide = pad(x, (most,) * 4, mode="replicate")

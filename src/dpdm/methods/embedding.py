@@ -274,6 +274,20 @@ def parts_of(number: int) -> Iterator[slice]:
     yield from (slice(start, min(number, start + _PART)) for start in range(0, number, _PART))
 
 
+def by_itself(compute: Compute, shape: tuple[int, int, int]) -> Compute:
+    """Return `compute` for images (height, width, channel) that come in multiples of `AT_ONCE`.
+
+    Guarantees:
+        * The row of an image depends on this image alone, to the bit: not on the others, nor on its place.
+    """
+    at_once = AT_ONCE if depends_on_itself_alone(compute, shape) else 1
+
+    def rows(images: Images) -> Float32[Tensor, "images features"]:
+        return torch.cat([compute(images[start : start + at_once]) for start in range(0, len(images), at_once)])
+
+    return rows
+
+
 def depends_on_itself_alone(compute: Compute, shape: tuple[int, int, int]) -> bool:
     """Tell whether an image (height, width, channel) has the same row, to the bit, at each place among any others."""
     one, others = _made_up(shape)

@@ -45,6 +45,12 @@ class ImageGenerator(nn.Module, ABC):
     ) -> Float[Tensor, "batch channel height width"]:
         """Return one image in [-1, 1] for each label. The same `random` gives the same images."""
 
+    def draw_at(
+        self, places: Int[Tensor, " batch"], labels: Int[Tensor, " batch"], *, random: torch.Generator
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Return what `draw` does, for images at these places among those of their class in a sample."""
+        return self.draw(labels, random=random)
+
     @property
     def device(self) -> torch.device:
         """The device of its tensors."""

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
 from dpdm.diffusion import GaussianMixture
 from dpdm.methods.embedding import Embedded
-from dpdm.methods.interface import ImageGenerator
+from dpdm.methods.stored import StoredGenerator
 from dpdm.methods.values import ImageFacts
 from dpdm.privacy.sums import Choices
 from dpdm.types import InputError, require_at_most
@@ -18,35 +18,52 @@ _FEWEST = 10  # images of a class that are drawn, even if some are nearer to ano
 _FAR = 0.25  # of the squared length of rows: more is what private images have in common, and public ones lack
 
 
-class LabelledGenerator(ImageGenerator):
+class ShowingGenerator(StoredGenerator):
+    """Public images that show a class more than any other one, by their margins, of which the largest come first.
+
+    Of a class that fewer than ten show, the ten are drawn that show it most clearly.
+    """
+
+    margins: Float32[Tensor, "class number"]
+
+    def __init__(self, facts: ImageFacts, number: int) -> None:
+        super().__init__(facts, number)
+        self.register_buffer("margins", torch.zeros(len(self.images), number))
+
+    @property
+    def drawn_from(self) -> Int[Tensor, " class"]:
+        """How many images each class draws from: its first ones."""
+        return (self.margins > 0).sum(1).clamp(min=min(_FEWEST, self.margins.shape[1]))
+
+
+class LabelledGenerator(ShowingGenerator):
     """Public images with private labels, and the prior beside them; one or the other is drawn for each label."""
 
-    images: UInt8[Tensor, "class number channel height width"]
-    margins: Float32[Tensor, "class number"]
     shares: Float64[Tensor, " class"]
     from_prior: Float64[Tensor, " 1"]
     agreement: Float64[Tensor, " 1"]
 
     def __init__(self, facts: ImageFacts, number: int, from_prior: float, mixture: GaussianMixture | None) -> None:
-        super().__init__()
-        self.facts, classes = facts, facts.num_classes
-        self.register_buffer("images", torch.zeros(classes, number, *facts.shape, dtype=torch.uint8))
-        self.register_buffer("margins", torch.zeros(classes, number))
-        self.register_buffer("shares", torch.full((classes,), 1 / classes, dtype=torch.float64))
+        super().__init__(facts, number)
+        self.register_buffer("shares", torch.full((len(self.images),), 1 / len(self.images), dtype=torch.float64))
         self.register_buffer("from_prior", torch.tensor([from_prior], dtype=torch.float64))
         self.register_buffer("agreement", torch.zeros(1, dtype=torch.float64))
         self.mixture = mixture
 
-    def draw(
-        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
+    def draw_at(
+        self, places: Int[Tensor, " batch"], labels: Int[Tensor, " batch"], *, random: torch.Generator
     ) -> Float[Tensor, "batch channel height width"]:
-        """Return for each label one of its images, mirrored half of the time where in colour, or one of the prior."""
-        drawn = self.images[labels, of_their_class(self.margins, labels, random)].float().div(127.5).sub(1)
+        """Return for each label one of its images, mirrored half of the time where in colour, or one of the prior.
+
+        The prior has its share of places, evenly among those of a class.
+        """
+        of_prior, of_prior_then = (((places + more) * self.from_prior).floor().long() for more in (0, 1))
+        drawn = super().draw_at(places - of_prior, labels, random=random)
         if self.facts.shape[0] > 1:  # no letter or digit
             mirrored = torch.rand(labels.shape, generator=random, device=labels.device) < 0.5
             drawn[mirrored] = drawn[mirrored].flip(-1)
         if self.mixture is not None:
-            other = torch.rand(labels.shape, generator=random, device=labels.device) < self.from_prior
+            other = of_prior_then > of_prior
             drawn[other] = self.mixture.sample(labels[other], generator=random).float().view(-1, *self.facts.shape)
         return drawn
 
@@ -62,18 +79,6 @@ class LabelledGenerator(ImageGenerator):
             return "private images chose the prior, whose images are nearer to them than the public ones"
         far = float(self.agreement) > _FAR
         return "the public images are far from the private ones: name nearer ones by --public" if far else ""
-
-
-def of_their_class(
-    margins: Float32[Tensor, "class number"], labels: Int[Tensor, " batch"], random: torch.Generator
-) -> Int[Tensor, " batch"]:
-    """Return for each label the number of an image, drawn among those that show this class more than any other.
-
-    Of a class that fewer than ten show, it is one of the ten that show it most clearly.
-    """
-    number = (margins > 0).sum(1).clamp(min=min(_FEWEST, margins.shape[1]))
-    place = torch.rand(labels.shape, generator=random, device=labels.device, dtype=torch.float64)
-    return (place * number[labels]).long()
 
 
 def require_classes(kind: str, facts: ImageFacts, per_class: int) -> None:

@@ -62,7 +62,7 @@ class Labels(InFeatures):
     kind: ClassVar[str] = "labels"
     starts_from_images: ClassVar[bool] = True
     embedding: Embedding = field(default_factory=Embedding)
-    per_class: int = 8000
+    per_class: int = 4000
     from_prior: float = 0.3
     prior: Prior = field(default_factory=lambda: Prior(share=0.6))
     public_classes: int = 0

@@ -19,7 +19,7 @@ from dpdm.diffusion.spectrum import eigen
 from dpdm.evaluation import EfficientNetLite0, RandomConvNet
 from dpdm.evaluation.checks import Compute
 from dpdm.evaluation.layers import LayerMeans, layers_of, residual_layers
-from dpdm.methods.embedding import AT_ONCE, depends_on_itself_alone, probe_of
+from dpdm.methods.embedding import by_itself, probe_of
 from dpdm.methods.interface import Kept, Run
 from dpdm.methods.start import load_start
 from dpdm.methods.values import ImageFacts, PublicPart, PublicStart
@@ -144,13 +144,8 @@ class Layers:
         def some(images: Images) -> Float32[Tensor, "images features"]:
             return torch.cat(network(as_tensor(images)), dim=1)
 
-        at_once = AT_ONCE if depends_on_itself_alone(some, (height, width, channels)) else 1
-
-        def rows(images: Images) -> Float32[Tensor, "images features"]:
-            parts = [some(images[start : start + at_once]) for start in range(0, len(images), at_once)]
-            return torch.cat(parts).nan_to_num(0.0, 0.0, 0.0)
-
-        return rows
+        alone = by_itself(some, (height, width, channels))
+        return lambda images: alone(images).nan_to_num(0.0, 0.0, 0.0)
 
     def widths(self, shape: tuple[int, int, int], starts: Sequence[PublicStart] = ()) -> list[int]:
         """Return the number of features of each layer."""

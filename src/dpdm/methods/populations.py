@@ -8,37 +8,28 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, UInt8
+from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.diffusion import GaussianMixture
-from dpdm.methods.interface import ImageGenerator, Run
+from dpdm.methods.interface import Run
 from dpdm.methods.nearest import public_of
+from dpdm.methods.stored import StoredGenerator
 from dpdm.methods.values import ImageFacts
 from dpdm.types import Images, tensor_to_images
 
 _PART = 4096  # images drawn at a time
 
 
-class PopulationGenerator(ImageGenerator):
-    """Public images that private ones voted for; one is drawn at random for each label."""
+class PopulationGenerator(StoredGenerator):
+    """Public images that private ones voted for; one is drawn for each label."""
 
-    images: UInt8[Tensor, "class population channel height width"]
     shares: Float64[Tensor, " class"]
 
     def __init__(self, facts: ImageFacts, population: int) -> None:
-        super().__init__()
-        self.facts, classes = facts, max(1, facts.num_classes)
-        self.register_buffer("images", torch.zeros(classes, population, *facts.shape, dtype=torch.uint8))
-        self.register_buffer("shares", torch.full((classes,), 1 / classes, dtype=torch.float64))
-
-    def draw(
-        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
-    ) -> Float[Tensor, "batch channel height width"]:
-        """Return an image of the population for each label."""
-        chosen = torch.randint(self.images.shape[1], labels.shape, generator=random, device=labels.device)
-        return self.images[labels, chosen].float().div(127.5).sub(1)
+        super().__init__(facts, population)
+        self.register_buffer("shares", torch.full((len(self.images),), 1 / len(self.images), dtype=torch.float64))
 
     @property
     def class_shares(self) -> tuple[float, ...] | None:

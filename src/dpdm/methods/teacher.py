@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Float32, Int, UInt8
-from torch import Tensor, nn
+from torch import nn
 
 from dpdm.data import ImageDataset
 from dpdm.methods import ema
 from dpdm.methods.classifier import Labelled, LabelLoader, LabelLoss, small_cnn
 from dpdm.methods.interface import ImageGenerator, Run
-from dpdm.methods.labelled import of_their_class, require_classes
+from dpdm.methods.labelled import ShowingGenerator, require_classes
 from dpdm.methods.loader import random_images
 from dpdm.methods.optimizer import Optimizer
 from dpdm.methods.private_steps import Stepped, TakesSteps, steps_of
@@ -31,23 +30,8 @@ _PART = 512  # public images that the teacher sees at a time
 _SHOWN = 4  # times that public images are labelled while there are steps to go: quarters, at which there are pictures
 
 
-class TaughtGenerator(ImageGenerator):
-    """Public images, each under the class that a private teacher gives it; one is drawn at random for each label."""
-
-    images: UInt8[Tensor, "class number channel height width"]
-    margins: Float32[Tensor, "class number"]
-
-    def __init__(self, facts: ImageFacts, number: int) -> None:
-        super().__init__()
-        self.facts, classes = facts, facts.num_classes
-        self.register_buffer("images", torch.zeros(classes, number, *facts.shape, dtype=torch.uint8))
-        self.register_buffer("margins", torch.zeros(classes, number))
-
-    def draw(
-        self, labels: Int[Tensor, " batch"], *, random: torch.Generator
-    ) -> Float[Tensor, "batch channel height width"]:
-        """Return for each label one of its images."""
-        return self.images[labels, of_their_class(self.margins, labels, random)].float().div(127.5).sub(1)
+class TaughtGenerator(ShowingGenerator):
+    """Public images, each under the class that a private teacher gives it; one is drawn for each label."""
 
     @property
     def remark(self) -> str:

@@ -77,8 +77,8 @@ class PublicPart(NamedTuple):
     """Something public that a release was made with: the name a person gave it, its SHA-256, its number of images.
 
     That it is public is declared: no file can show it, and no claim protects it. What is no set of images has none.
-    Images `drawn` from a release are not declared to be public: the plan counts what that release cost. `sources` are
-    the sets that images were joined from, or are a part of.
+    `sources` are the sets that images were joined from, or are a part of. Images `drawn` from a release are not
+    declared to be public: the plan counts what that release cost, and `sources` are what it does not protect.
     """
 
     name: str

@@ -12,10 +12,11 @@ from dpdm.config import Public, is_release, sums_of
 from dpdm.data import Fit, ImageDataset
 from dpdm.data.procedural import tell_progress
 from dpdm.privacy import Earlier
+from dpdm.runs.public import MOST_PARTS
 from dpdm.runs.release import Release
 from dpdm.runs.run_folder import pipeline_of, release_folder
 from dpdm.runs.verification import understood, verify_release
-from dpdm.types import InputError
+from dpdm.types import InputError, require_at_most
 
 COUNT = 10_000
 """Images that are drawn by default: a network's take their time."""
@@ -68,4 +69,7 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
         {} if not release.facts.num_classes else {"labels": labels, "class_names": release.facts.class_names}
     )
     of |= {"num_classes": release.facts.num_classes, "name": f"drawn from {verified.name}"}
+    public = [each for part in verified.public for each in (*(() if part.drawn else (part,)), *part.sources)]
+    of |= {"unprotected": tuple(dict.fromkeys((each.name, each.sha256, each.images) for each in public))}
+    require_at_most(MOST_PARTS, **{f"public parts that {run} rests on": len(of["unprotected"])})
     return Drawn(ImageDataset(images=images, public=True, drawn=True, **of), earlier)

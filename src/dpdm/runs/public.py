@@ -14,7 +14,7 @@ from dpdm.privacy import AnyPlan, Earlier, Plan
 from dpdm.privacy.entropy import Entropy
 from dpdm.types import InputError, require_at_most, require_name
 
-_MOST_PARTS = 16
+MOST_PARTS = 16
 _SHA256 = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
@@ -30,8 +30,12 @@ def parts_of(
 
 
 def part_of(images: ImageDataset, *, name: str) -> PublicPart:
-    """Return what a claim says of public images, and of each set that they were joined from."""
-    sources = tuple(PublicPart(each.name, each.digest(), len(each)) for each in images.made_of)
+    """Return what a claim says of public images, and of each set that they were joined from.
+
+    Of images drawn from a release it says what that release does not protect.
+    """
+    joined = tuple((each.name, each.digest(), len(each)) for each in images.made_of)
+    sources = tuple(PublicPart(*each) for each in joined + images.unprotected)
     return PublicPart(name, images.digest(), len(images), images.drawn, sources)
 
 
@@ -56,8 +60,8 @@ def read_parts(declared: object, where: str = "config.toml") -> tuple[PublicPart
 
 
 def _read(declared: object, where: str) -> tuple[PublicPart, ...]:
-    if not isinstance(declared, list) or len(declared) > _MOST_PARTS:
-        raise InputError(f"{where} holds something in facts.public that is no list of up to {_MOST_PARTS} parts")
+    if not isinstance(declared, list) or len(declared) > MOST_PARTS:
+        raise InputError(f"{where} holds something in facts.public that is no list of up to {MOST_PARTS} parts")
     parts = []
     for entry in declared:
         digest = entry.get("sha256") if isinstance(entry, dict) else None
@@ -69,8 +73,8 @@ def _read(declared: object, where: str) -> tuple[PublicPart, ...]:
         if type(drawn := entry.get("drawn", False)) is not bool:
             raise InputError(f"{where} holds public data whose `drawn` is neither true nor false")
         sources = _read(entry.get("sources", []), where)
-        odd = any(not source.images or source.drawn or source.sources for source in sources)
-        if odd or (sources and (drawn or not 0 < number <= sum(source.images for source in sources))):
+        odd = any(not (source.images or drawn) or source.drawn or source.sources for source in sources)
+        if odd or (sources and not drawn and not 0 < number <= sum(source.images for source in sources)):
             raise InputError(f"{where} holds sources of public data that no run joins")
         parts.append(PublicPart(entry["name"], digest, number, drawn, sources))
     return tuple(parts)
@@ -129,10 +133,7 @@ def claim_of(plan: AnyPlan, parts: Sequence[PublicPart], *, entropy: Entropy) ->
     if parts:
         declared, drawn = (_shown(part for part in parts if part.drawn is drawn) for drawn in (False, True))
         unprotected = f"; it does not protect what was declared public: {declared}" if declared else ""
-        begins = (
-            "; it begins with images drawn from a release, which it counts, and whose claim says what is unprotected"
-        )
-        counted = f"{begins}: {drawn}" if drawn else ""
+        counted = f"; it begins with images drawn from a release, which it counts: {drawn}" if drawn else ""
         claim["statement"] = f"{claim['statement']}{unprotected}{counted}"
     return claim | {"public": as_settings(parts)}
 
@@ -146,7 +147,8 @@ def _number(part: PublicPart) -> str:
 
 
 def _of(part: PublicPart) -> str:
-    return f", of {_shown(part.sources)}" if part.sources else ""
+    said = "which does not protect" if part.drawn else "of"
+    return f", {said} {_shown(part.sources)}" if part.sources else ""
 
 
 def taking_part_of(data: ImageDataset, public: ImageDataset | None, starts: Sequence[PublicStart]) -> ImageDataset:
@@ -196,4 +198,4 @@ def require_named(public: ImageDataset, called: str) -> None:
         require_name(name, "the public data (public.name)")
     if any(each.claim or each.drawn for each in public.made_of):
         raise InputError(f"{called} was joined from images that a release drew: these are not public data")
-    require_at_most(_MOST_PARTS, **{"public sets that are joined": len(public.made_of)})
+    require_at_most(MOST_PARTS, **{"public sets that are joined": len(public.made_of)})

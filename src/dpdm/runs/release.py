@@ -16,6 +16,7 @@ from dpdm.config import decode_method, decode_plan
 from dpdm.data.dataset import MAX_SIDE, MIN_SIDE
 from dpdm.files import digest, read_at_most, read_json, write_json, write_toml
 from dpdm.methods import AnySampler, DenoisingGenerator, ImageFacts, ImageGenerator, Method, PublicPart
+from dpdm.methods.stored import places_of
 from dpdm.networks import DiffusersFolder, OwnNetwork, TextToImageFolder, digest_of_part
 from dpdm.privacy import AnyPlan
 from dpdm.privacy.processes import Processes
@@ -268,13 +269,14 @@ class Release:
         if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < classes)).all():
             raise InputError(f"labels must be {count} integers from 0 to {classes - 1}")
         device = generator.device
-        seeds = np.random.SeedSequence(seed).spawn(-(-count // part_size))
+        root = np.random.SeedSequence(seed)
+        seeds, places = root.spawn(-(-count // part_size)), places_of(chosen, int(root.generate_state(1)[0]) >> 1)
         for number in processes.shard(len(seeds)):
             start = number * part_size
             random = torch.Generator(device).manual_seed(int(seeds[number].generate_state(1, np.uint64)[0]) >> 1)
             part = torch.from_numpy(chosen[start : start + part_size]).to(device)
             with autocast(precision, device):
-                x = generator.draw(part, random=random)
+                x = generator.draw_at(places[start : start + part_size].to(device), part, random=random)
             yield tensor_to_images(x), chosen[start : start + part_size]
 
     def save(self, folder: Path) -> None:

@@ -1,10 +1,12 @@
 """The folder of a start: a network that was trained on public images, what it was made with and for."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -75,7 +77,13 @@ def save_start(
         **settings,
         **({"earlier": [encode(each) for each in earlier]} if earlier else {}),
     }
-    write_toml(folder / START, table)
+    write_toml(folder / START, table | {"said_sha256": _digest_of(table)})
+
+
+def _digest_of(table: dict[str, Any]) -> str:
+    """Return the SHA-256 of what `start.toml` says: an edit could leave out what later claims must count."""
+    said = {name: value for name, value in table.items() if name != "said_sha256"}
+    return hashlib.sha256(tomli_w.dumps(said).encode()).hexdigest()
 
 
 def open_starts(folders: Sequence[str]) -> tuple[PublicStart, ...]:
@@ -104,6 +112,8 @@ def open_start(source: Path | str) -> PublicStart:
     if table.get("version") is not VERSION:
         raise InputError(f"{folder} was made by another version of dpdm: {_REMEDY}")
     with damaged(folder / START, _REMEDY):
+        if table["said_sha256"] != _digest_of(table):
+            raise InputError(f"{folder / START} was edited: {_REMEDY}")
         (part,), classes, sets = read_parts(table["public"], str(folder / START)), table["classes"], table["sets"]
         if not all(isinstance(names, list) and all(type(name) is str for name in names) for names in (classes, sets)):
             raise InputError(f"{folder / START} holds names of classes or sets that are no list of words: {_REMEDY}")
@@ -119,7 +129,7 @@ def open_start(source: Path | str) -> PublicStart:
             raise InputError(f"{folder / WEIGHTS} is not the file that {START} was written for: {_REMEDY}")
         known = read_weights(folder / WEIGHTS, layout, below=_KNOWN)
         ways = tuple((name, known[str(number)].numpy()) for number, name in enumerate(sets))
-        sources = [(source.name, source.images) for source in part.sources]  # of which earlier versions named none
+        sources = [(source.name, source.images) for source in part.sources if not part.drawn]
         if len(known) != len(ways) or [(name, len(each)) for name, each in ways[1:]] != sources:
             raise InputError(f"{folder / START} names other sets of images than {WEIGHTS} knows: {_REMEDY}")
         if part.images != len(ways[0][1]):

@@ -201,8 +201,8 @@ class Trainer:
         require_readable(self, self.settings(data, generator), generator)
         return generator, device
 
-    def rehearse(self, data: ImageDataset) -> None:
-        """Refuse what a run would refuse before its first noisy sum, without beginning one.
+    def rehearse(self, data: ImageDataset) -> dict[str, Any]:
+        """Refuse what a run would refuse before its first noisy sum, without beginning one; return its settings.
 
         Raises:
             InputError: The settings do not fit these images or this machine, or nothing could open the release again.
@@ -215,6 +215,7 @@ class Trainer:
         with mechanism.processes.refused_together():
             release = Release(generator, {"statement": "of nothing"}, self.settings(data, generator))
             rehearse(self, run, release, mechanism, None)
+        return release.settings
 
     def fit(self, data: ImageDataset) -> Release:
         """Train to the end of the plan, from where an interrupted run stopped, and return the release."""

@@ -16,25 +16,29 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from numpy import ndarray
+from torch import nn
 
 from dpdm.config import Config, Privacy, decode_plan, encode, encode_config, require_same_unit
 from dpdm.data import ImageDataset
-from dpdm.evaluation import QUICK, evaluate_utility
-from dpdm.evaluation.classifiers import CNN
+from dpdm.evaluation import train_classifier
 from dpdm.files import held, read_json, write_json
 from dpdm.ledger import Ledger, Records, RunIdentity, counted
 from dpdm.methods import Budget
+from dpdm.methods.embedding import by_itself
 from dpdm.privacy import AnyPlan, FullSum, GaussianRelease, Plan
 from dpdm.privacy.accounting import epsilon
 from dpdm.privacy.figures import figures_of, keep, kept_as
 from dpdm.privacy.search import Search
-from dpdm.privacy.sums import BoundedSum
+from dpdm.privacy.sums import votes
+from dpdm.runs.kept import keep_rows
 from dpdm.runs.public import taking_part_of
 from dpdm.runs.release import Release
 from dpdm.runs.run import RunLost
 from dpdm.runs.start import open_starts
 from dpdm.runs.trainer import Trainer
-from dpdm.types import InputError
+from dpdm.types import InputError, images_to_tensor
 
 NUM_IMAGES = 10_000
 """Synthetic images that the classifier of a score is trained on."""
@@ -131,8 +135,8 @@ class Tuner:
             on_run: Called with the number of a run, how many there are, its trainer, and the images on which it must
                 run this to the end: those with blanks, and no others.
         """
-        if data.labels is None:
-            raise InputError(f"{data.name} has no labels: the classifier of a score needs them")
+        if data.labels is None or data.num_classes < 2:
+            raise InputError(f"{data.name} has no labels of two classes: the classifier of a score needs them")
         plan = self._as_begun(self.plan(data))
         if self.reference is not None and (
             self.reference.labels is None or self.reference.num_classes != data.num_classes
@@ -146,13 +150,14 @@ class Tuner:
         data = taking_part_of(data, self.reference, starts)
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
             trainer = self._trainer(config, data, plan, self.run)
-            trainer.rehearse(data)
+            public = trainer.rehearse(data)["facts"].get("public", [])
         data = taking_part_of(data, trainer.public, ())  # so that no image of these is in a score either
-        public = trainer.public_records  # of all candidates the same
-        self._begin(plan)
+        # Of all candidates the same: what a claim names, and the weights of starts.
+        made_with = {"public": public, "starts": [start.sha256 for start in starts]}
+        self._begin(plan, made_with)
         busy = f"{self.run} is in use: another process is searching; wait for it"
         with held(self.run / "private" / ".lock", otherwise=busy):
-            return self._go_on(data, plan, self._begin(plan), on_run, public)
+            return self._go_on(data, plan, self._begin(plan, made_with), on_run, trainer.public_records)
 
     def _go_on(
         self,
@@ -243,19 +248,11 @@ class Tuner:
                 return plan
         return plan if kept is None else cast(Plan, kept)
 
-    def _begin(self, plan: Plan) -> dict[str, Any]:
+    def _begin(self, plan: Plan, made_with: dict[str, Any]) -> dict[str, Any]:
         """Return the state of the search: drawn, if there is none yet, and saved before anything is spent."""
         path = self.run / "private" / "search.json"
         candidates = [encode_config(config) for config in self.candidates]
-        reference = None if self.reference is None else self.reference.digest()
-        starts = open_starts(self.candidates[0].method.start_folders)  # of all candidates the same
-        what = {
-            "plan": encode(plan),
-            "epsilon": figures_of(plan).asked,
-            "candidates": candidates,
-            "reference": reference,
-            "starts": [start.sha256 for start in starts],
-        }
+        what = {"plan": encode(plan), "epsilon": figures_of(plan).asked, "candidates": candidates, **made_with}
         if path.exists():
             state = read_json(path)
             if state.get("what") != what:
@@ -276,25 +273,10 @@ class Tuner:
         None if a crash lost the count, which cannot be made again.
         """
         images, labels = release.sample(NUM_IMAGES, seed=0)
-        test = self.reference or data
-        assert test.labels is not None
-        classes, truth = data.num_classes, test.labels
-        if test.blank is not None:  # a class of their own, which no answer is right about
-            classes, truth = classes + 1, np.where(test.blank, classes, truth)
-        scores = evaluate_utility(
-            images,
-            labels,
-            test.images,
-            truth,
-            num_classes=classes,
-            protocol=QUICK,
-            classifiers={"cnn": CNN()},
-        )
+        right = _right_answers(train_classifier(images, labels, num_classes=data.num_classes), self.reference or data)
         noise = self.search.score_noise_multiplier
         if noise is None:
-            return scores["cnn"].accuracy
-        right = sum(row[label] for label, row in enumerate(scores["cnn"].confusion[: data.num_classes]))
-        # One image more or fewer changes the count by at most 1: the classifier has seen released images alone.
+            return float(right.mean())
         of_score = Plan(
             dataset_size=plan.dataset_size,
             releases=(FullSum(name=_SCORE, noise_multiplier=noise),),
@@ -305,10 +287,24 @@ class Tuner:
         try:
             if run.finished:
                 return None
-            count = BoundedSum(torch.tensor([float(right)], dtype=torch.float64), 1.0)
+            count = votes([(torch.from_numpy(~right).long()[:, None], torch.from_numpy(data.weights))], bins=1)
             return float(run.release(_SCORE, count, num_records=len(data)).values)
         finally:
             run.close()
+
+
+def _right_answers(classifier: nn.Module, data: ImageDataset) -> Bool[ndarray, " images"]:
+    """Return whether a classifier of released images knows each image's class; it refuses none.
+
+    Guarantees:
+        * An answer depends on this image alone, to the bit: one image more or fewer changes their count by at most 1.
+    """
+    assert data.labels is not None
+    logits = torch.inference_mode()(lambda images: classifier(images_to_tensor(images)))
+    make = by_itself(logits, data.images.shape[1:])
+    rows = keep_rows(None, data.images, make, made_by="the classifier", name="answers")
+    right: Bool[ndarray, " images"] = rows[:].argmax(1) == data.labels
+    return right
 
 
 def _planned(config: Config) -> tuple[object, ...]:

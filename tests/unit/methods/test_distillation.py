@@ -75,8 +75,8 @@ def test_images_follow_what_private_ones_look_like(features):
     plan = NonPrivate(dataset_size=64, releases=(FullSum(name="features of each class"),))
     made, labels = Trainer(method=method, plan=plan, ledger=None).fit(data).sample(20, seed=0)
     difference = made[..., :4, :].mean((1, 2, 3)) - made[..., 4:, :].mean((1, 2, 3))
-    assert (difference[labels == 0] > 40).all()
-    assert (difference[labels == 1] < -40).all()
+    assert (difference[labels == 0] > 30).all()
+    assert (difference[labels == 1] < -30).all()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dpdm.data import ImageDataset
-from dpdm.methods import Embedding, ImageFacts, Labels, Prior
-from dpdm.methods.labelled import nearer_kinds, of_their_class
+from dpdm.methods import Embedding, ImageFacts, LabelledGenerator, Labels, Prior
+from dpdm.methods.labelled import nearer_kinds
 from dpdm.methods.public_classes import clearest, nearest_classes
 from dpdm.privacy import OperatingSystemEntropy
 from dpdm.runs import Trainer
@@ -65,15 +65,13 @@ def test_every_image_is_public_or_its_mirror_image():
 
 
 def test_an_image_is_drawn_for_the_class_that_it_shows_most_or_of_the_clearest_ten():
-    margins = torch.linspace(1, -1, 200).repeat(3, 1) + torch.tensor([[0.5], [0.0], [-0.95]])
-    labels = torch.arange(3).repeat(2000)
-    drawn = of_their_class(margins, labels, torch.Generator().manual_seed(0))
-    showing = [int((each > 0).sum()) for each in margins]
+    generator = LabelledGenerator(ImageFacts((3, 8, 8), ("a", "b", "c")), 200, 0.0, None)
+    generator.margins.copy_(torch.linspace(1, -1, 200).repeat(3, 1) + torch.tensor([[0.5], [0.0], [-0.95]]))
+    showing = [int((each > 0).sum()) for each in generator.margins]
     assert 0 < showing[2] < 10 < showing[1] < showing[0] < 200
-    for label, number in enumerate((showing[0], showing[1], 10)):
-        assert sorted(set(drawn[labels == label].tolist())) == list(range(number))
-    few = of_their_class(-torch.ones(3, 7), labels, torch.Generator().manual_seed(0))
-    assert sorted(set(few.tolist())) == list(range(7))
+    assert generator.drawn_from.tolist() == [showing[0], showing[1], 10]
+    few = LabelledGenerator(generator.facts, 7, 0.0, None)
+    assert few.drawn_from.tolist() == [7, 7, 7]
 
 
 def test_the_clearest_images_of_a_class_come_first():
