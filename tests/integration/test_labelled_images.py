@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dpdm.runs.drawn import open_drawn
+
 SMALL = ("--set=data.size=16", "--set=privacy.delta=1e-3", "--set=per_class=9", "--set=prior.centres=1")
 NO_STEPS = ("--set=privacy.steps=0", "--set=prior.centres=1", "--set=network.width=16")
 LABELLED = ("--method=labels", "--epsilon=4", *SMALL, "--set=embedding.size=32", "--set=choice=0.1")
@@ -55,8 +57,12 @@ def test_it_draws_goes_on_and_begins_another_run_whose_claim_counts_it(
     code, out, err = dpdm("train", photos, *LABELLED, "--public", shown, "--run", "run")
     assert code == 0, err
     assert "nothing was left to do" in out
-    monkeypatch.setattr("dpdm.runs.drawn.COUNT", 90)
     monkeypatch.setattr("dpdm.runs.pretraining._BATCH", 16)
+    monkeypatch.setattr("dpdm.runs.drawn.COUNT", 20)
+    for most, drawn in ((10, 20), (25, 25), (50_000, 27)):  # of nine images of each of three classes
+        monkeypatch.setattr("dpdm.runs.drawn.MOST", most)
+        assert len(open_drawn("run").images) == drawn
+    monkeypatch.setattr("dpdm.runs.drawn.COUNT", 90)
     code, _, err = dpdm("pretrain", "run", "--minutes", "0.02", "-o", "again", *LIKE)
     assert code == 0, err
     more = ("--ledger=none", "--set=data.size=16", "--set=privacy.delta=1e-3", *NO_STEPS)

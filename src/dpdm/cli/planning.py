@@ -198,11 +198,11 @@ def _public(config: "Config", plan: "AnyPlan") -> Iterator[str]:
 def bytes_of_method(config: "Config", facts: "ImageFacts", plan: "AnyPlan") -> int:
     """Return the bytes that a method without a network needs; public images that are not drawn are not counted."""
     from dpdm.data.public import COUNT, DRAWN
-    from dpdm.runs.drawn import COUNT as FROM_A_RELEASE
+    from dpdm.runs.drawn import MOST
 
     sources = [] if config.public is None else [name.strip() for name in config.public.source.split("+")]
     drawn = sum(COUNT for name in sources if name in DRAWN) if sources else COUNT
-    drawn += FROM_A_RELEASE if config.earlier else 0
+    drawn += MOST if config.earlier else 0
     return config.method.memory(facts, public=drawn, records=plan.dataset_size)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from dpdm.config import Public, is_release, sums_of
 from dpdm.data import Fit, ImageDataset
 from dpdm.data.procedural import tell_progress
+from dpdm.methods.stored import StoredGenerator
 from dpdm.privacy import Earlier
 from dpdm.runs.public import MOST_PARTS
 from dpdm.runs.release import Release
@@ -20,6 +21,9 @@ from dpdm.types import InputError, require_at_most
 
 COUNT = 10_000
 """Images that are drawn by default: a network's take their time."""
+
+MOST = 50_000
+"""Most images that are drawn by default, of a release that holds what it draws."""
 
 
 class Drawn(NamedTuple):
@@ -44,7 +48,7 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
     Args:
         run: The folder of a finished run, or its `release/`. Its claim is checked (`verify_release`).
         shape: What is needed: channels, height and width (default: whatever the release has).
-        count: How many images (default: 10,000).
+        count: How many images (default: 10,000; or all that a generator holds, up to 50,000).
 
     Raises:
         InputError: The release claims nothing, does not agree with its claim, has another shape, or is the best of a
@@ -60,7 +64,8 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
     if shape not in (None, release.facts.shape):
         raise InputError(f"{run} has images of shape {release.facts.shape}, and {shape} is needed: name another run")
     parts = []
-    whole = COUNT if count is None else count
+    held = release.generator.images.shape[:2].numel() if isinstance(release.generator, StoredGenerator) else 0
+    whole = max(COUNT, min(held, MOST)) if count is None else count
     for part in release.sample_in_parts(whole, seed=0):
         parts.append(part)
         tell_progress(f"images of {run}", sum(len(labels) for _, labels in parts), whole)
