@@ -79,9 +79,9 @@ def rehearsed(config: "Config", folder: Path, processes: "Processes", *, timed: 
         if rate is None or not plan.steps:
             fail(f"{folder} holds another run, without steps: choose another folder")
     else:
-        facts, plan = declared(config)
+        facts, plan = declared(config, open_starts(method.start_folders))
         assert isinstance(plan, Plan)
-        facts, shown = named_as(facts, open_starts(method.start_folders)), 0
+        shown = 0
         with show_progress("rehearsing on drawn images, in steps", None) as advance:
 
             def on_progress(done: int, total: int) -> None:
@@ -161,14 +161,18 @@ def _begun_with(folder: Path, processes: "Processes") -> dict[str, Any] | None:
     return processes.object_from_first(read_toml(settings) if processes.first and settings.exists() else None)
 
 
-def declared(config: "Config") -> tuple["ImageFacts", "AnyPlan"]:
-    """Return shape and classes, and the plan; the data is opened only if the settings do not declare all of it."""
+def declared(config: "Config", starts: Sequence["PublicStart"] = ()) -> tuple["ImageFacts", "AnyPlan"]:
+    """Return shape and classes, and the plan; the data is opened only if the settings do not declare all of it.
+
+    Classes that are declared by their number alone have the names that a start knows, if it knows as many.
+    """
     from dpdm.methods import ImageFacts
 
     data, privacy = config.data, config.privacy
     size, channels, num_classes = data.size, data.channels, data.num_classes
     if size is not None and channels is not None and num_classes is not None and privacy.dataset_size is not None:
-        names = tuple(str(label) for label in range(num_classes))
+        known = [start.classes for start in starts if start.classes and len(start.classes) == num_classes]
+        names = known[0] if known else tuple(str(label) for label in range(num_classes))
         return ImageFacts((channels, size, size), names), config.plan(lambda: 0)
     facts = {
         "data.size": size,
@@ -179,13 +183,6 @@ def declared(config: "Config") -> tuple["ImageFacts", "AnyPlan"]:
     tell(f"opening {data.source} for what is not declared: {', '.join(key for key in facts if facts[key] is None)}")
     opened = data.open()
     return ImageFacts(opened.shape, opened.class_names), config.plan(lambda: opened.num_units)
-
-
-def named_as(facts: "ImageFacts", starts: Sequence["PublicStart"]) -> "ImageFacts":
-    """Return facts with the names of classes that a start has, where as many are declared, by their number alone."""
-    known = [start.classes for start in starts if len(start.classes) == facts.num_classes > 0]
-    by_number = facts.class_names == tuple(map(str, range(facts.num_classes)))
-    return facts._replace(class_names=known[0]) if known and by_number else facts
 
 
 def noise_multiplicity(config: "Config") -> int | None:

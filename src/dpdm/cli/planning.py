@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from dpdm.cli.fitting import advice_on, declared, in_copies, measured, named_as, noise_multiplicity, timed_settings
+from dpdm.cli.fitting import advice_on, declared, in_copies, measured, noise_multiplicity, timed_settings
 from dpdm.cli.options import (
     AsJson,
     Epsilon,
@@ -56,9 +56,9 @@ def plan(
         if not is_release(config.public.source):
             require_others_than(location_of(config.data.source), config.public.source)
     starts = open_starts(config.method.start_folders)
-    facts, asked = declared(config)
+    facts, asked = declared(config, starts)
     if starts:
-        config.method.require_starts(config.method.untrained(named_as(facts, starts)), starts)
+        config.method.require_starts(config.method.untrained(facts), starts)
     by_set: dict[str, tuple[int, float]] = {}
     none = None  # or why no steps are taken
     if minutes is not None:

@@ -1,5 +1,6 @@
 """Public images with private labels: what is asked of them, what to know of them, a vote between them and the prior."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -49,6 +50,13 @@ class LabelledGenerator(ShowingGenerator):
         self.register_buffer("from_prior", torch.tensor([from_prior], dtype=torch.float64))
         self.register_buffer("agreement", torch.zeros(1, dtype=torch.float64))
         self.mixture = mixture
+
+    @property
+    def draws_of_all(self) -> int:
+        """How many images a sample needs, as many of each class, to have each image that is drawn beside the prior."""
+        of_public = 1 - float(self.from_prior)
+        each = int(self.drawn_from.max()) / of_public if of_public else 0
+        return len(self.images) * math.ceil(each + 1)  # whatever the first place is
 
     def draw_at(
         self, places: Int[Tensor, " batch"], labels: Int[Tensor, " batch"], *, random: torch.Generator

@@ -153,7 +153,9 @@ class Labels(InFeatures):
         generator.agreement.copy_(in_common.clamp(0, 1))
         yield run.made_sum(generator)
         if self.choice:
-            yield self._choose(generator, run, own, (labels, weights), rows[chosen[:, :_ASKED]], space)
+            place = torch.arange(min(_ASKED, self.per_class), device=run.device) % generator.drawn_from[:, None]
+            shown = rows[chosen.gather(1, place.to(chosen.device))]
+            yield self._choose(generator, run, own, (labels, weights), shown, space)
         return generator
 
     def _choose(

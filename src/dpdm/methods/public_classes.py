@@ -89,7 +89,8 @@ def surest(
     best = scores.topk(2, dim=1).values
     others = torch.where(scores == best[:, :1], best[:, 1:], best[:, :1])
     margins = (scores - others).T
-    first = margins if within is None else margins + 8 * within  # cosines differ by less than 8
+    shows = margins > 0  # first those voted for that show a class, then others that do
+    first = margins if within is None else margins + 8 * (shows & within) + 4 * shows  # cosines differ by less than 4
     chosen = first.topk(min(number, len(scores)), dim=1).indices
     clear, order = margins.gather(1, chosen).sort(dim=1, descending=True)
     place = torch.arange(number, device=scores.device)

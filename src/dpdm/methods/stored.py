@@ -18,7 +18,7 @@ class StoredGenerator(ImageGenerator):
     """Images of each class, of which one is drawn for each label.
 
     Guarantees:
-        * Of the images that a class draws from, no sample has one again before it has had all.
+        * By `draw_at` no sample has an image again before it has had all that its class draws from.
     """
 
     images: UInt8[Tensor, "class number channel height width"]
@@ -32,6 +32,11 @@ class StoredGenerator(ImageGenerator):
     def drawn_from(self) -> Int[Tensor, " class"]:
         """How many images each class draws from: its first ones."""
         return torch.full((len(self.images),), self.images.shape[1], device=self.device)
+
+    @property
+    def draws_of_all(self) -> int:
+        """How many images a sample needs, as many of each class, to have each image that is drawn at all."""
+        return len(self.images) * int(self.drawn_from.max())
 
     def draw(
         self, labels: Int[Tensor, " batch"], *, random: torch.Generator

@@ -35,13 +35,13 @@ class TaughtGenerator(ShowingGenerator):
 
     @property
     def remark(self) -> str:
-        """Which classes most of their images are not of, by the teacher's own answer."""
-        lacking = int(((self.margins <= 0).float().mean(1) > 0.5).sum())
+        """How many classes hardly any public image shows, by the teacher's own answer."""
+        lacking = int(((self.margins > 0).sum(1) < self.drawn_from).sum())
         if not lacking:
             return ""
         return (
             f"of {lacking} of {len(self.margins)} classes the private teacher finds too few public images: name nearer "
-            "ones by --public, or set per_class lower"
+            "ones by --public"
         )
 
 

@@ -48,7 +48,7 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
     Args:
         run: The folder of a finished run, or its `release/`. Its claim is checked (`verify_release`).
         shape: What is needed: channels, height and width (default: whatever the release has).
-        count: How many images (default: 10,000; or all that a generator holds, up to 50,000).
+        count: How many images (default: 10,000; or so many that all are among them that it holds, up to 50,000).
 
     Raises:
         InputError: The release claims nothing, does not agree with its claim, has another shape, or is the best of a
@@ -63,9 +63,12 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
     earlier = sums_of(understood(release.settings).plan, verified.name, run)
     if shape not in (None, release.facts.shape):
         raise InputError(f"{run} has images of shape {release.facts.shape}, and {shape} is needed: name another run")
+    public = [each for part in verified.public for each in part.sources or (() if part.drawn else (part,))]
+    unprotected = tuple(dict.fromkeys((each.name, each.sha256, each.images) for each in public))
+    require_at_most(MOST_PARTS, **{f"public parts that {run} rests on": len(unprotected)})
     parts = []
-    held = release.generator.images.shape[:2].numel() if isinstance(release.generator, StoredGenerator) else 0
-    whole = max(COUNT, min(held, MOST)) if count is None else count
+    wanted = release.generator.draws_of_all if isinstance(release.generator, StoredGenerator) else 0
+    whole = max(COUNT, min(wanted, MOST)) if count is None else count
     for part in release.sample_in_parts(whole, seed=0):
         parts.append(part)
         tell_progress(f"images of {run}", sum(len(labels) for _, labels in parts), whole)
@@ -74,7 +77,5 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
         {} if not release.facts.num_classes else {"labels": labels, "class_names": release.facts.class_names}
     )
     of |= {"num_classes": release.facts.num_classes, "name": f"drawn from {verified.name}"}
-    public = [each for part in verified.public for each in (*(() if part.drawn else (part,)), *part.sources)]
-    of |= {"unprotected": tuple(dict.fromkeys((each.name, each.sha256, each.images) for each in public))}
-    require_at_most(MOST_PARTS, **{f"public parts that {run} rests on": len(of["unprotected"])})
+    of |= {"unprotected": unprotected}
     return Drawn(ImageDataset(images=images, public=True, drawn=True, **of), earlier)

@@ -1,12 +1,12 @@
 """The folder of a start: a network that was trained on public images, what it was made with and for."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tomli_w
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
@@ -25,7 +25,7 @@ from dpdm.runs.weights import read_layout, read_weights, save_weights
 from dpdm.types import InputError
 
 WEIGHTS = "weights.safetensors"
-VERSION = 1
+VERSION = 2
 _NETWORK, _KNOWN = "network.", "known."
 _REMEDY = "make the start again, by dpdm pretrain"
 
@@ -83,7 +83,7 @@ def save_start(
 def _digest_of(table: dict[str, Any]) -> str:
     """Return the SHA-256 of what `start.toml` says: an edit could leave out what later claims must count."""
     said = {name: value for name, value in table.items() if name != "said_sha256"}
-    return hashlib.sha256(tomli_w.dumps(said).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def open_starts(folders: Sequence[str]) -> tuple[PublicStart, ...]:

@@ -301,9 +301,15 @@ def _right_answers(classifier: nn.Module, data: ImageDataset) -> Bool[ndarray, "
     """
     assert data.labels is not None
     logits = torch.inference_mode()(lambda images: classifier(images_to_tensor(images)))
-    make = by_itself(logits, data.images.shape[1:])
-    rows = keep_rows(None, data.images, make, made_by="the classifier", name="answers")
-    right: Bool[ndarray, " images"] = rows[:].argmax(1) == data.labels
+    alone = by_itself(logits, data.images.shape[1:])
+    rows = keep_rows(
+        None,
+        data.images,
+        lambda images: alone(images).nan_to_num(0, 0, 0).argmax(1, keepdim=True).float(),
+        made_by="the classifier",
+        name="answers",
+    )
+    right: Bool[ndarray, " images"] = rows[:][:, 0] == data.labels
     return right
 
 

@@ -114,12 +114,14 @@ def test_a_private_image_votes_for_the_public_classes_that_it_is_nearest_to():
 
 
 def test_images_of_the_classes_voted_for_come_first_and_fill_up_by_others():
-    rows = torch.tensor([[1.0, 0], [0.8, 0.1], [0, 1], [0.5, 0.5]])
+    rows = torch.tensor([[1.0, 0], [0.8, 0.1], [0, 1], [0.4, 0.5]])
     within = torch.tensor([[False, True, False, False], [False, False, False, True]])
     chosen, margins = clearest(rows, torch.eye(2).double(), 2, within)
     assert chosen.tolist() == [[0, 1], [2, 3]]
     assert clearest(rows, torch.eye(2).double(), 1, within)[0].tolist() == [[1], [3]]
     assert (margins[:, :-1] >= margins[:, 1:]).all()
+    shown_less = torch.tensor([[False, False, False, True], [False, False, False, False]])
+    assert clearest(rows, torch.eye(2).double(), 2, shown_less)[0].tolist() == [[0, 1], [2, 3]]
 
 
 def test_the_prior_makes_its_share_of_the_images():

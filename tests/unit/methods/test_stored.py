@@ -55,6 +55,17 @@ def test_the_prior_has_its_exact_share_and_takes_no_stored_image_away():
         assert sorted(kept.tolist()) == list(range(70 * label, 70 * label + 70))
 
 
+@pytest.mark.parametrize("from_prior", [0.0, 0.3, 0.99])
+def test_so_many_draws_have_all_images_of_each_class(from_prior):
+    generator = numbered(LabelledGenerator(FACTS, 40, from_prior, None))
+    generator.margins[:] = torch.tensor([1.0, 1.0, -1.0])[:, None]
+    generator.margins[1, 25:] = -1
+    assert generator.drawn_from.tolist() == [40, 25, 10]
+    levels, _ = sample(generator, generator.draws_of_all, seed=3)
+    assert set(levels) >= {*range(40), *range(40, 65), *range(80, 90)}
+    assert not set(levels) & {*range(65, 80), *range(90, 120)}
+
+
 def test_places_count_the_images_of_each_class():
     assert places_of(np.array([2, 0, 2, 2, 0, 5]), 10).tolist() == [10, 10, 11, 12, 11, 10]
     assert len(places_of(np.zeros(0, dtype=np.int64), 3)) == 0
