@@ -76,7 +76,6 @@ GALLERY: Final = {
         "fashion-mnist",
         (
             Way("prior alone", "dpdm train fashion-mnist-cpu --method prior"),
-            Way("prior and network, five minutes", "dpdm train fashion-mnist-cpu --minutes 5"),
             Way("private evolution", "dpdm train fashion-mnist-cpu --method evolution --public shapes"),
         ),
         "60,000 images. What a network beside the prior draws after an hour is the first picture of README.md. Drawn "
