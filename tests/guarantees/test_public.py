@@ -80,7 +80,8 @@ def test_a_claim_names_each_set_that_public_images_were_joined_from(tmp_path):
         {"sources": [WHOLE | {"drawn": True}]},
         {"sources": [WHOLE | {"sources": [WHOLE]}]},
         {"sources": [WHOLE | {"images": 39}]},
-        {"sources": [WHOLE], "drawn": True},
+        {"sources": [WHOLE | {"drawn": True}], "drawn": True},
+        {"sources": [WHOLE | {"sources": [WHOLE]}], "drawn": True},
         {"sources": [WHOLE], "images": 0},
         {"sources": WHOLE},
         {"sources": [WHOLE] * 17},
@@ -88,6 +89,7 @@ def test_a_claim_names_each_set_that_public_images_were_joined_from(tmp_path):
 )
 def test_sources_that_no_run_joins_are_no_part_of_a_claim(changes):
     assert read_parts([WHOLE | {"sources": [WHOLE]}])
+    assert read_parts([WHOLE | {"sources": [PART, WHOLE], "drawn": True}]), "what an earlier release does not protect"
     with pytest.raises(InputError, match=r"sources of public data that no run joins|no list|without its name"):
         read_parts([WHOLE | changes])
 

@@ -1,11 +1,13 @@
 """A public start: weights to begin with, and how far to follow them at each noise level."""
 
 import dataclasses
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from torch import nn
 from two_worlds import IMAGES, images, public_start
@@ -20,7 +22,7 @@ from dpdm.methods.start import forget_classes, load_start
 from dpdm.networks import MLP, CompactUNet, UNet
 from dpdm.privacy import Noisy
 from dpdm.runs import Release, Trainer, verify_release
-from dpdm.runs.start import START, WEIGHTS, open_start
+from dpdm.runs.start import START, WEIGHTS, _digest_of, open_start
 from dpdm.types import InputError
 
 NETWORK = MLP(width=8, blocks=1)
@@ -194,9 +196,11 @@ def test_a_start_for_another_network_is_refused_before_anything_is_spent(start, 
 
 
 def edit(path, old, new):
+    """Replace a text, and make the digest of all that the file says anew."""
     text = path.read_text()
     assert old in text
-    path.write_text(text.replace(old, new, 1))
+    table = tomllib.loads(text.replace(old, new, 1))
+    path.write_text(tomli_w.dumps(table | {"said_sha256": _digest_of(table)}))
 
 
 @pytest.mark.parametrize(
@@ -206,14 +210,16 @@ def edit(path, old, new):
         (lambda folder: (folder / WEIGHTS).unlink(), "is missing"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"12"), "damaged"),
         (lambda folder: (folder / START).write_text("version = 99"), "another version"),
-        (lambda folder: (folder / START).write_text("version = 1"), "cannot be read"),
+        (lambda folder: (folder / START).write_text("version = 1"), "another version"),
+        (lambda folder: (folder / START).write_text("version = 2"), "cannot be read"),
         (lambda folder: edit(folder / START, "images = 40", "images = 40\ndrawn = true"), "and not what it cost"),
         (lambda folder: (folder / START).write_text("version = "), "not valid TOML"),
+        (lambda folder: edit(folder / START, "images = 40\n", "images = 40.5\n"), "public data of a number of images"),
         (
             lambda folder: (folder / START).write_text(
-                (folder / START).read_text().replace("sha256 =", "sha256 = 1 #")
+                (folder / START).read_text().replace("images = 40", "images = 41")
             ),
-            "public",
+            "was edited",
         ),
     ],
 )
