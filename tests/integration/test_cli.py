@@ -665,6 +665,21 @@ def test_a_non_private_run_says_so_everywhere(dpdm, photos, tmp_path):
     assert privacy["epsilon"] is None
 
 
+@pytest.mark.parametrize(
+    ("left", "goes_on"), [((), True), ((".config.toml.partial",), True), (("journal.jsonl",), False)]
+)
+def test_a_run_that_was_killed_before_its_settings_were_there_goes_on(dpdm, photos, tmp_path, left, goes_on):
+    """Nothing is spent then. Where there is more than the beginnings of settings, it may be."""
+    (tmp_path / "alone" / "private").mkdir(parents=True)
+    for name in left:
+        (tmp_path / "alone" / "private" / name).write_text("half")
+    alone = ("--set=data.size=8", "--method=prior", "--set=privacy.delta=1e-3", "--epsilon", 2, "--run", "alone")
+    code, _, err = dpdm("train", photos, *alone)
+    assert (code == 0) == goes_on, err
+    assert goes_on or "holds no run that can go on" in err.splitlines()[-1]
+    assert (tmp_path / "alone" / "release").exists() == goes_on
+
+
 def test_a_prior_alone_from_plan_to_images(dpdm, photos, tmp_path):
     alone = ("--set=data.size=8", "--method=prior", "--set=privacy.delta=1e-3", "--epsilon", 2)
     code, out, _ = dpdm("plan", photos, *alone)

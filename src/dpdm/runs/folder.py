@@ -104,9 +104,12 @@ class PrivateFolder:
     def _make(self, path: Path, settings: dict[str, Any]) -> None:
         made = False
         try:
-            if path.parent.exists() and any(path.parent.iterdir()):
+            beside = [each for each in path.parent.iterdir() if each != path] if path.parent.exists() else []
+            within = [each.name for each in path.iterdir()] if path.exists() else []
+            # Settings are written first: a run that was killed before they were there has spent nothing.
+            if beside or {*within} - {".config.toml.partial"}:
                 raise InputError(f"{path.parent} is not empty and holds no run that can go on: choose another folder")
-            path.mkdir(parents=True, mode=0o700)
+            path.mkdir(parents=True, mode=0o700, exist_ok=True)
             made = True
             write_toml(path / "config.toml", settings)
         except OSError as error:
