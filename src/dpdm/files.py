@@ -28,7 +28,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, before: Pat
     Raises:
         OSError: The file cannot be written; the disk may be full.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _unfinished(path)
     try:
         try:
             write(temporary)
@@ -41,6 +41,21 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, before: Pat
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_first_of_its_folders(path: Path) -> bool:
+    """Tell whether nothing is in a file's folder, and in the folder around that, but what writing this file left.
+
+    So it is where whatever writes this file first was killed before the file was there.
+    """
+    folder, around = path.parent, path.parent.parent
+    beside = [each for each in around.iterdir() if each != folder] if around.exists() else []
+    within = [each for each in folder.iterdir() if each != _unfinished(path)] if folder.exists() else []
+    return not beside and not within
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -302,6 +302,20 @@ def test_a_search_goes_on_with_the_images_that_it_began_with_alone(dpdm, photos,
     assert code == 0, err
 
 
+@pytest.mark.parametrize(("left", "goes_on"), [(".search.json.partial", True), ("runs", False)])
+def test_a_search_that_was_killed_before_it_was_drawn_goes_on(
+    dpdm, photos, shown, tmp_path, monkeypatch, left, goes_on
+):
+    monkeypatch.setattr(tuning.Search, "draw_num_runs", lambda self, random_bytes: 1)
+    monkeypatch.setattr(tuning, "NUM_IMAGES", 60)
+    (tmp_path / "best" / "private").mkdir(parents=True)
+    (tmp_path / "best" / "private" / left).write_text("half")
+    line = ("tune", photos, *EVOLVED, "--try=seed=1,2", "--score-noise=20", "--run", "best", "--public", shown)
+    code, _, err = dpdm(*line)
+    assert (code == 0) == goes_on, err
+    assert goes_on or "holds no search that can go on" in err.splitlines()[-1]
+
+
 def test_a_finished_run_shows_no_progress_again(dpdm, evolved, photos, shown):
     code, _, err = dpdm("train", photos, *EVOLVED, "--public", shown, "--run", "run")
     assert code == 0, err

@@ -124,8 +124,8 @@ class StatisticMatching(Method):
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: public rows, vectors of records, images and one update."""
         width, number = 2100, self.population * max(1, facts.num_classes)
-        looking = min(public or self.candidates, self.candidates) * (24 * width + 64 * self.layers.directions)
         images = 24 * number * (math.prod(facts.shape) + 8 * self.layers.directions)
+        looking = min(public or self.candidates, self.candidates) * (24 * width + 64 * self.layers.directions)
         return images + looking + 2**28 + 4096 * BATCH * self.layers.side**2
 
     def seconds(self, facts: ImageFacts, *, records: int, device: torch.device) -> float:
@@ -144,7 +144,8 @@ class StatisticMatching(Method):
         updates = int((seconds - looking * (records + self.candidates)) / (looking / self.passes + updating) / classes)
         passes = max(min(self.passes, updates // _FEWEST), min(self.passes, _FEWEST))
         if updates < passes:
-            raise InputError("too short for one image of each class: give more minutes, or a smaller layers.size")
+            least = "the time is too short for one image of each class"
+            raise InputError(f"{least}: give more minutes, or a smaller layers.size")
         return replace(self, passes=passes, population=min(updates // passes, _LARGEST // classes))
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:

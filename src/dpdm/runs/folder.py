@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dpdm.config import decode_plan, read_toml
 from dpdm.data import ImageDataset, find_equal
-from dpdm.files import write_atomically, write_json, write_toml
+from dpdm.files import is_first_of_its_folders, write_atomically, write_json, write_toml
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of, keep, kept_as
 from dpdm.privacy.mechanism import MechanismRun, Noisy
@@ -104,10 +104,7 @@ class PrivateFolder:
     def _make(self, path: Path, settings: dict[str, Any]) -> None:
         made = False
         try:
-            beside = [each for each in path.parent.iterdir() if each != path] if path.parent.exists() else []
-            within = [each.name for each in path.iterdir()] if path.exists() else []
-            # Settings are written first: a run that was killed before they were there has spent nothing.
-            if beside or {*within} - {".config.toml.partial"}:
+            if not is_first_of_its_folders(path / "config.toml"):  # before which nothing is spent
                 raise InputError(f"{path.parent} is not empty and holds no run that can go on: choose another folder")
             path.mkdir(parents=True, mode=0o700, exist_ok=True)
             made = True

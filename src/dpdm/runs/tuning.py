@@ -23,7 +23,7 @@ from torch import nn
 from dpdm.config import Config, Privacy, decode_plan, encode, encode_config, require_same_unit
 from dpdm.data import ImageDataset
 from dpdm.evaluation import train_classifier
-from dpdm.files import held, read_json, write_json
+from dpdm.files import held, is_first_of_its_folders, read_json, write_json
 from dpdm.ledger import Ledger, Records, RunIdentity, counted
 from dpdm.methods import Budget
 from dpdm.methods.embedding import by_itself
@@ -258,9 +258,9 @@ class Tuner:
             if state.get("what") != what:
                 raise InputError(f"{self.run} holds another search: choose another --run, or repeat its settings")
             return state
-        if self.run.exists() and any(self.run.iterdir()):
+        if not is_first_of_its_folders(path):
             raise InputError(f"{self.run} is not empty and holds no search that can go on: choose another --run folder")
-        path.parent.mkdir(parents=True, mode=0o700)
+        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         number = self.search.draw_num_runs(os.urandom)
         choices = [secrets.randbelow(len(candidates)) for _ in range(number)]
         state = {"what": what, "at": int(time.time()), "choices": choices, "scores": [], "begun": False}
