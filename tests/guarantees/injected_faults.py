@@ -1395,7 +1395,7 @@ def layers_in_training_mode(patch: Patch) -> None:
         return [(layer - layer.mean(0)) / (layer.std(0, correction=0) + 1e-3) for layer in layers]
 
     patch.setattr(LayerMeans, "forward", normalised)
-    patch.setattr("dpdm.methods.layers.depends_on_itself_alone", lambda *arguments: True)
+    patch.setattr("dpdm.methods.embedding.depends_on_itself_alone", lambda *arguments: True)
 
 
 def centred_by_private_means(patch: Patch) -> None:
