@@ -408,6 +408,7 @@ def two_worlds_of_prototypes(folder: Path) -> list[str]:
     inserted = np.roll(np.arange(len(IMAGES)), 1)
     pairs = {
         "image": [(IMAGES, IMAGES.part(range(last))), (IMAGES.part(inserted), IMAGES.part(range(last)))],
+        "class": [(IMAGES, IMAGE_NEIGHBOURS["first of its class"]), (IMAGES, plus(IMAGES, np.zeros(64, np.uint8), 2))],
         "group": [(GROUPED, GROUP_NEIGHBOURS["a group of twenty alike"])],
         "public": [tuple(plus(IMAGES, image, 1) for image in (public.images[0], public.images[1]))],
     }
@@ -1586,8 +1587,8 @@ def trajectories_of_private_images(patch: Patch) -> None:
     patch.setattr(Diffusion, "train", train)
 
 
-def divided_by_private_counts(patch: Patch) -> None:
-    sound = class_means.cell_sums
+def divided_by_private_counts(patch: Patch, by: types.ModuleType = class_means) -> None:
+    sound = by.cell_sums
 
     def means(parts, *, cells, count_scale, **given):
         total, sensitivity = sound(parts, cells=cells, count_scale=count_scale, **given)
@@ -1595,7 +1596,7 @@ def divided_by_private_counts(patch: Patch) -> None:
         of_each = 12 / cells * total[:-cells].view(cells, -1) / counts.clamp(min=1)
         return BoundedSum(torch.cat([of_each.flatten(), total[-cells:]]), sensitivity)
 
-    patch.setattr(class_means, "cell_sums", means)
+    patch.setattr(by, "cell_sums", means)
 
 
 def two_moments_counted_once(patch: Patch) -> None:
@@ -2112,6 +2113,9 @@ FAULTS = [
     Fault("each image of a group at full weight in a prototype", images_at_full_weight, two_worlds_of_prototypes),
     Fault("a black image in place of a blank one, in a prototype", blank_images_vote, two_worlds_of_prototypes),
     Fault("prototypes of rows longer than one", prototypes_of_longer_rows, two_worlds_of_prototypes),
+    Fault(
+        "prototypes divided by private counts", partial(divided_by_private_counts, by=labels), two_worlds_of_prototypes
+    ),
     Fault("three whole votes for public classes", whole_votes_for_public_classes, two_worlds_of_prototypes),
     Fault("features centred by the private mean", centred_by_private_images, two_worlds_of_prototypes),
     Fault("features that an image's neighbours move", features_by_neighbours, two_worlds_of_prototypes),

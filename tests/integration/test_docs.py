@@ -110,6 +110,8 @@ def small(verb, arguments):
         if key == "loss.noise_multiplicity" and "--minutes" in given:
             continue  # chosen by --minutes
         given += ["--set", f"{key}={value}"]
+    if any(name.startswith("pipeline.") for name in own):
+        given += ["--set=population=4", "--set=votes=2", "--set=pipeline.steps=2"]
     return given
 
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dpdm.audit import audit_run
@@ -300,6 +301,49 @@ def test_a_search_goes_on_with_the_images_that_it_began_with_alone(dpdm, photos,
     (shown / "more.png").unlink()
     code, _, err = dpdm(*line)
     assert code == 0, err
+
+
+def test_public_images_that_change_between_two_runs_of_a_search_are_refused(dpdm, photos, shown, tmp_path, monkeypatch):
+    """Its claim names those of one run. What was there may be put back, and the search goes on."""
+    line = ("tune", photos, *EVOLVED, "--try=seed=1,2", "--score-noise=20", "--run", "best", "--public", shown)
+    monkeypatch.setattr(tuning.Search, "draw_num_runs", lambda self, random_bytes: 2)
+    monkeypatch.setattr(tuning, "NUM_IMAGES", 60)
+    one_run, made = tuning.Tuner._one_run, []
+
+    def with_more_images(self, number, *arguments):
+        if number == 2:
+            Image.new("RGB", (9, 9)).save(shown / "more.png")
+        one_run(self, number, *arguments)
+        made.append(number)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(tuning.Tuner, "_one_run", with_more_images)
+        code, _, err = dpdm(*line)
+    assert (code, made) == (2, [1])
+    assert "the runs of a search would be made with different public images" in err.splitlines()[-1]
+    assert not (tmp_path / "best" / "release").exists()
+    (shown / "more.png").unlink()
+    code, _, err = dpdm(*line)
+    assert code == 0, err
+
+
+def test_candidates_that_see_by_two_networks_of_one_name_are_refused(dpdm, photos, shown, tmp_path):
+    class Seen(torch.nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.adaptive_avg_pool2d(x.float(), 2).flatten(1) ** self.factor
+
+    for folder, factor in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / folder).mkdir()
+        torch.jit.script(Seen(factor)).save(tmp_path / folder / "features.pt")
+    line = ("tune", photos, *EVOLVED, "--score-noise=20", "--run", "best", "--public", shown)
+    code, _, err = dpdm(*line, "--try=embedding.features=a/features.pt,b/features.pt")
+    assert code == 2
+    assert "the runs of a search would be made with different public images, networks" in err.splitlines()[-1]
+    assert not (tmp_path / "best").exists()
 
 
 @pytest.mark.parametrize(("left", "goes_on"), [(".search.json.partial", True), ("runs", False)])

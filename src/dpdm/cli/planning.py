@@ -127,6 +127,10 @@ def _report(
 
 def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: float) -> Iterator[str]:
     """Say what a plan claims and costs, for people."""
+    import torch
+
+    from dpdm.runs.memory import memory_there
+
     unit = plan.unit
     yield f"claim       {report['statement']}"
     if plan.full and report["epsilon"] is not None:
@@ -174,6 +178,8 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         if report["memory_gib"] >= _SHOWN_GIB:
             among = _among(config) if config.method.starts_from_images else ""
             yield f"memory      about {report['memory_gib']:.1f} GiB{among}"
+            if report["memory_gib"] > (there := memory_there(torch.device("cpu")) / 2**30):
+                yield f"            more than the {there:.1f} GiB here: train refuses it on this machine"
     if sampling:
         yield f"sampling    about {duration(sampling)} for 10,000 images here"
 
@@ -185,9 +191,9 @@ def _public(config: "Config", plan: "AnyPlan") -> Iterator[str]:
     for start in open_starts(config.method.start_folders):
         said = "of a release, which the claim counts" if start.earlier else "that no ε protects"
         yield f"start       a network of {start.part.images:,} images of {start.part.name}, {said}"
-    if plan.steps:
-        for name in config.method.networks:
-            yield f"start       the network of {name}: no ε protects the images that it was trained on"
+    for name in config.method.networks:
+        what = f"start       the network of {name}" if plan.steps else f"public      the network {name}"
+        yield f"{what}: no ε protects the images that it was trained on"
     if config.method.starts_from_images and config.public is not None:
         said = "images of a release, which the claim counts" if config.earlier else "images that no ε protects"
         yield f"public      {config.public.source}: {said}"

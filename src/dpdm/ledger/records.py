@@ -156,7 +156,7 @@ def require_unknown(accounts: Accounts, seen: RecordsSeen, *, private: bool) -> 
                 f"the records of {seen.dataset} are registered as {account.dataset}: go on under that name, by "
                 f"--set data.name={account.dataset!r}"
             )
-        if private and not is_built_in(account.dataset.partition(" (")[0]):
+        if private:
             raise InputError(
                 f"the records of {seen.dataset} were declared public as {account.dataset}, and nothing limited its "
                 "runs: no total can count what they spent. Take records on which nothing was spent"

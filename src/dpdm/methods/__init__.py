@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dpdm.methods.prior import Prior
     from dpdm.methods.prior_alone import MixtureGenerator, PriorAlone
     from dpdm.methods.private_steps import Stepped, TakesSteps
+    from dpdm.methods.redrawn import Pipeline
     from dpdm.methods.registry import METHODS
     from dpdm.methods.retrieval import Retrieval
     from dpdm.methods.sliced import SlicedWasserstein
@@ -63,6 +64,7 @@ __all__ = [
     "Method",
     "MixtureGenerator",
     "Optimizer",
+    "Pipeline",
     "PopulationGenerator",
     "Pose",
     "Prior",
@@ -106,6 +108,7 @@ __getattr__ = lazily(
         "prior": "Prior",
         "prior_alone": "MixtureGenerator PriorAlone",
         "private_steps": "Stepped TakesSteps",
+        "redrawn": "Pipeline",
         "registry": "METHODS",
         "retrieval": "Retrieval",
         "sliced": "SlicedWasserstein",

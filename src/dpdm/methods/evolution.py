@@ -2,30 +2,29 @@
 
 Each round has a population for each class. Each private image votes for the nearest candidates of its class; the counts
 with their noise are all that is released. The next population are variations of the candidates that were voted for, the
-more alike the fewer of these there are. The last population is the generator.
+more alike the later the round. The last population is the generator.
 """
 
 import math
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.embedding import Embedding
-from dpdm.methods.interface import ImageGenerator, Kept, Method, Run
-from dpdm.methods.nearest import bytes_of_votes, columns_of, parts_for, squared_distances
+from dpdm.methods.interface import ImageGenerator, Run
+from dpdm.methods.nearest import bytes_of_votes, columns_of, nearest_votes
 from dpdm.methods.populations import Pool, PopulationGenerator, chosen_by, perplexity
 from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
-from dpdm.methods.values import Budget, ImageFacts, Progress, PublicPart, PublicStart, Read, Sizes
+from dpdm.methods.redrawn import ByPublicNetworks, Pipeline, PublicDraws, Redrawn
+from dpdm.methods.values import Budget, ImageFacts, Progress, Read, Sizes
 from dpdm.methods.variations import Looks, Variations
 from dpdm.privacy import AnyPlan, FullSum, MechanismRun
-from dpdm.privacy.sums import BoundedSum, Choices, votes
+from dpdm.privacy.sums import BoundedSum, votes
 from dpdm.types import InputError, require_at_most, require_counts
 
 _THRESHOLD = 2.0  # standard deviations of the noise, below which a count is taken for none
@@ -36,8 +35,8 @@ _MOST_COLUMNS = 2048  # of an embedding: `Space` is exact for no more
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolution(Method):
-    """Private evolution over public images, images of a finished release, or draws of a prior of the same plan.
+class Evolution(ByPublicNetworks):
+    """Private evolution over public images, images of a finished release, or draws of a prior or a public network.
 
     Args:
         rounds: How often private images vote. Each round gets the same noise.
@@ -50,14 +49,16 @@ class Evolution(Method):
         embedding: Features for comparing images and finding neighbours (default: pixels, as whole numbers).
         prior: A prior that is released before the first vote, for its share of the budget. The candidates are then its
             draws, and no public images are needed (default: no prior).
+        pipeline: A public network that draws the first candidates, or draws those of the prior again, and varies them
+            so. No public images are needed (default: none).
 
     Guarantees:
         * A private image has votes of norm one in a round, among the candidates of its class; a group shares them.
         * Distances are exact: a vote depends on no other image, and on no order.
 
     Source:
-        Lin et al. 2024 (private evolution, lookahead); Lin et al. 2025, over images in place of a simulator: neighbours
-        as variations. Several votes, and the prior as what draws candidates, are ours.
+        Lin et al. 2024 (private evolution by a network, lookahead); Lin et al. 2025, over images in place of a
+        simulator: neighbours as variations. Several votes, and the prior as what draws candidates, are ours.
 
     Example:
         >>> plan = Evolution(rounds=2).plan(epsilon=1.0, dataset_size=60000)
@@ -74,6 +75,7 @@ class Evolution(Method):
     lookahead: int = 0
     embedding: Embedding | None = None
     prior: Prior | None = None
+    pipeline: Pipeline | None = None
 
     def __post_init__(self) -> None:
         require_counts(rounds=self.rounds, population=self.population, votes=self.votes)
@@ -82,10 +84,12 @@ class Evolution(Method):
             require_counts(lookahead=self.lookahead)
         if not 0 <= self.augment <= 1:
             raise InputError(f"augment must be from 0 to 1, not {self.augment}")
-        for name, kind in (("embedding", Embedding), ("prior", Prior)):
+        for name, kind in (("embedding", Embedding), ("prior", Prior), ("pipeline", Pipeline)):
             if not isinstance(value := getattr(self, name), kind | None):
                 raise InputError(f"{name} must be {kind.__name__} or None, not {type(value).__name__}")
-        object.__setattr__(self, "starts_from_images", self.prior is None)  # of this one: a prior needs no images
+        if self.pipeline and self.augment:
+            raise InputError("augment is for candidates that are moved, and a pipeline draws them again: set one")
+        object.__setattr__(self, "starts_from_images", not (self.prior or self.pipeline))  # of this one
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:
         """Return the sums of a prior, if there is one, and the votes of each round, which share the rest."""
@@ -94,8 +98,10 @@ class Evolution(Method):
         return (*before, *(FullSum(name=_votes_of(number)) for number in range(1, self.rounds + 1)))
 
     def require_images(self, facts: ImageFacts) -> None:
-        """Raise InputError if the votes need too much memory."""
+        """Raise InputError if the votes need too much memory, or the network is for other images."""
         require_at_most(_MOST_BINS, **{"population × classes": self.population * max(1, facts.num_classes)})
+        if self.pipeline:
+            self.pipeline.network.require_images(facts.shape, facts.num_classes)
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> PopulationGenerator:
         """Return a population of black images."""
@@ -105,16 +111,19 @@ class Evolution(Method):
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: features of all images, candidates, distances, and populations."""
         classes, columns = max(1, facts.num_classes), _MOST_COLUMNS if self.embedding else columns_of(facts.shape)
-        drawn = _DRAWN * classes * self.population if self.prior else 0
-        computed = drawn + (classes * self.population if self.augment or self.lookahead else 0)
+        drawn = self._drawn * classes
+        computed = drawn + (classes * self.population if self.augment or self.lookahead or self.pipeline else 0)
         most = {"classes": classes, "population": self.population, "records": records}
         own = math.prod(facts.shape) * drawn + 4 * columns * computed
+        own += self.pipeline.memory(facts, classes * self.population) if self.pipeline else 0
         return own + bytes_of_votes(columns, math.prod(facts.shape), known=public + drawn, **most)
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
         """Raise InputError if a class has no public image to start from, or the features do not fit such images."""
         if self.embedding is not None:
             self.embedding.compute(generator.facts.shape)
+        if self.pipeline:
+            self.pipeline.rehearse(generator.facts, run, halved=self.rounds)
         if run.public is None:
             return
         for label, candidates in enumerate(Pool.of_public(run.public, generator.facts).of_class):
@@ -127,15 +136,19 @@ class Evolution(Method):
         """Release the prior, if there is one; then let private images vote, and populations follow them."""
         assert isinstance(generator, PopulationGenerator)
         run.resume()
-        pool = self._pool(generator.facts, data, run)
+        draws = None if self.pipeline is None else PublicDraws(self.pipeline, generator.facts, run)
+        generator.begun_with = () if draws is None else draws.begun_with
+        pool = self._pool(generator.facts, data, run, draws)
         looks = Looks(run, self.embedding, pool, data.shape)
         rows, variations = looks.of_private(data), Variations(pool, looks, run, strength=self.augment)
+        if draws is not None:
+            variations = Redrawn(pool, looks, run, draws)
         population = variations.first(self.population)
         for number in range(1, self.rounds + 1):
             candidates = looks.exact(variations.looks(population, ahead=self.lookahead))
 
             def cast(candidates: Tensor = candidates) -> BoundedSum:
-                parts = _nearest_votes(data, rows, candidates, min(self.votes, self.population))
+                parts = nearest_votes(data, rows, candidates, min(self.votes, self.population))
                 return votes(parts, bins=len(candidates) * self.population)
 
             noisy, noise_std = run.once(_votes_of(number), cast)
@@ -149,45 +162,26 @@ class Evolution(Method):
             yield run.made_sum(generator)
         return generator
 
-    def _pool(self, facts: ImageFacts, data: ImageDataset, run: Run) -> Pool:
-        """Return what candidates are made of: the images that a run begins with, or draws of its prior."""
-        if self.prior is None:
+    @property
+    def _drawn(self) -> int:
+        """How many images a prior or a network draws of each class, before the first vote."""
+        return self.population * (1 if self.pipeline else _DRAWN if self.prior else 0)
+
+    def _pool(self, facts: ImageFacts, data: ImageDataset, run: Run, draws: PublicDraws | None) -> Pool:
+        """Return what candidates are made of: the images that a run begins with, or draws of prior and network."""
+        pool = None
+        if self.prior is not None:
+            pool = Pool.of_prior(release_prior(run, data, self.prior), facts, self._drawn, run)
+        if draws is not None:
+            return draws.pool(self.population, of=pool)
+        if pool is None:
             assert run.public is not None
             return Pool.of_public(run.public, facts)
-        return Pool.of_prior(release_prior(run, data, self.prior), facts, _DRAWN * self.population, run)
+        return pool
 
     def require_possible(self, read: Read, plan: AnyPlan, facts: ImageFacts, where: str) -> None:
         """Raise InputError unless shares of classes are positive and add up to one."""
         require_shares(read, where)
-
-    @property
-    def networks(self) -> tuple[str, ...]:
-        """The name that a claim gives the network of the features, if its weights were trained."""
-        return () if self.embedding is None else self.embedding.network
-
-    def network_parts(self) -> tuple[PublicPart, ...]:
-        """Return the network with the digest of its weights."""
-        return () if self.embedding is None else self.embedding.parts()
-
-    def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "Evolution":
-        """Return the method in the form that a release stores."""
-        return self if self.embedding is None else replace(self, embedding=self.embedding.said())
-
-
-def _nearest_votes(
-    data: ImageDataset, rows: Kept, candidates: Float[Tensor, "class candidate features"], number: int = 1
-) -> Iterator[Choices]:
-    """Yield the bins of the nearest candidates of its own class for each private image, and the image's weight."""
-    labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
-    squares = [each.square().sum(1) for each in candidates]
-    for part in parts_for(len(data), against=candidates.shape[1]):
-        x, of = torch.from_numpy(rows[part]).to(candidates), torch.from_numpy(labels[part])
-        chosen = torch.zeros(len(x), number, dtype=torch.long)
-        for label in range(len(candidates)):
-            mine = of == label
-            distances = squared_distances(x[mine], candidates[label], squares[label])
-            chosen[mine] = distances.topk(number, largest=False).indices
-        yield of[:, None] * candidates.shape[1] + chosen, torch.from_numpy(data.weights[part])
 
 
 def _votes_of(number: int) -> str:

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from dpdm.data import ImageDataset
+from dpdm.methods.interface import Kept
 from dpdm.methods.values import ImageFacts
+from dpdm.privacy.sums import Choices
 from dpdm.types import Images
 
 _SIDE = 16  # numbers at most along the shorter side of images that are compared
@@ -70,6 +72,22 @@ def bytes_of_votes(columns: int, pixels: int, *, classes: int, population: int, 
     varying = 16 * columns * known
     distances = 2 * bytes_of_distances(max(records, population), against=max(known, population))
     return kept + populations + max(reading, voting + distances, varying + distances)
+
+
+def nearest_votes(
+    data: ImageDataset, rows: Kept, candidates: Float[Tensor, "class candidate features"], number: int = 1
+) -> Iterator[Choices]:
+    """Yield the bins of the nearest candidates of its own class for each private image, and the image's weight."""
+    labels = np.zeros(len(data), dtype=np.int64) if data.labels is None else data.labels
+    squares = [each.square().sum(1) for each in candidates]
+    for part in parts_for(len(data), against=candidates.shape[1]):
+        x, of = torch.from_numpy(rows[part]).to(candidates), torch.from_numpy(labels[part])
+        chosen = torch.zeros(len(x), number, dtype=torch.long)
+        for label in range(len(candidates)):
+            mine = of == label
+            distances = squared_distances(x[mine], candidates[label], squares[label])
+            chosen[mine] = distances.topk(number, largest=False).indices
+        yield of[:, None] * candidates.shape[1] + chosen, torch.from_numpy(data.weights[part])
 
 
 def neighbours(

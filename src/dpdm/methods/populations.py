@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Float32, Float64, Int, UInt8
 from torch import Tensor
 
 from dpdm.data import ImageDataset
@@ -26,6 +26,8 @@ class PopulationGenerator(StoredGenerator):
     """Public images that private ones voted for; one is drawn for each label."""
 
     shares: Float64[Tensor, " class"]
+    begun_with: tuple[tuple[str, str], ...] = ()
+    """The names of the public parts that drew candidates, with their digests as they were read."""
 
     def __init__(self, facts: ImageFacts, population: int) -> None:
         super().__init__(facts, population)
@@ -63,10 +65,11 @@ class Pool(NamedTuple):
 
 
 class Population(NamedTuple):
-    """The candidates of each class: which image of the pool each is made of, and how that is moved, if it is."""
+    """The candidates of each class: which image of the pool each is made of, and how that is changed, if it is."""
 
     made_of: Int[Tensor, "class candidate"]
-    moves: Float32[Tensor, "class candidate 2 3"] | None
+    moves: Float32[Tensor, "class candidate 2 3"] | None = None
+    drawn: UInt8[Tensor, "class candidate height width channel"] | None = None  # what a network made of it
 
 
 def chosen_by(counts: Float64[Tensor, " candidates"], *, least: float) -> Float64[Tensor, " candidates"]:

@@ -1,7 +1,7 @@
 """How candidates of private evolution vary, and what a vote sees of them. Nothing here is private but kept rows."""
 
 import torch
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -94,16 +94,22 @@ class Variations:
         """Return as many candidates as there are parents: of those drawn by their weights, or one of each."""
         made_of, moves = [], []
         for label, known in enumerate(self._pool.of_class):
-            drawn = torch.arange(parents.made_of.shape[1])
-            if weights is not None:
-                drawn = torch.multinomial(weights[label], len(drawn), True, generator=self._random)
+            drawn = self.drawn_again(parents.made_of.shape[1], None if weights is None else weights[label])
             reach = round(self.reach[label])
             made_of.append(neighbours(self._looks.of_pool, known, parents.made_of[label][drawn], reach, self._random))
             moves.append(torch.eye(2, 3) if parents.moves is None else parents.moves[label][drawn])
         return self._moved(Population(torch.stack(made_of), None if parents.moves is None else torch.stack(moves)))
 
+    def drawn_again(self, number: int, weights: Float64[Tensor, " candidates"] | None) -> Int[Tensor, " candidates"]:
+        """Return the parents of a class's `number` children: drawn by their weights, or one child of each."""
+        if weights is None:
+            return torch.arange(number)
+        return torch.multinomial(weights, number, True, generator=self._random)
+
     def images(self, population: Population) -> UInt8[Tensor, "class candidate height width channel"]:
         """Return what candidates look like; the same on all processes."""
+        if population.drawn is not None:
+            return population.drawn
         flat = population.made_of.flatten()
         images = torch.from_numpy(self._pool.images[flat.numpy()])
         if population.moves is not None:
@@ -124,7 +130,7 @@ class Variations:
         return (total * (_FINENESS / ahead)).round() / _FINENESS
 
     def _rows(self, population: Population) -> Float32[Tensor, "class candidate features"]:
-        if population.moves is None:
+        if population.moves is None and population.drawn is None:
             return self._looks.of_pool[population.made_of]
         images = self.images(population).flatten(0, 1).numpy()
         return self._looks.of_images(images).view(*population.made_of.shape, -1)

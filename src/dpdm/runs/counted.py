@@ -30,8 +30,10 @@ class Counted(NamedTuple):
 
 def is_without_weights(config: Config) -> bool:
     """Whether a run begins with a pipeline of which only settings are here."""
-    network = getattr(config.method, "network", None)
-    return isinstance(network, PipelineFolder) and not network.has_weights
+    method = config.method
+    return (
+        isinstance(method, Diffusion) and isinstance(method.network, PipelineFolder) and not method.network.has_weights
+    )
 
 
 def count_step(config: Config, facts: ImageFacts, plan: AnyPlan) -> Counted:

@@ -91,7 +91,7 @@ def require_needed(parts: Sequence[PublicPart], method: Method, plan: AnyPlan, g
     named = tuple(part.name for part in parts[images : images + networks]) == method.networks
     network = getattr(method, "network", None)
     if isinstance(network, PipelineFolder) and network.released:  # which says its digests twice
-        named = named and tuple(parts[images : images + networks]) == method.network_parts()
+        named = named and [*parts[images:][: len(network.digests)]] == [PublicPart(*each) for each in network.digests]
     rest = tuple(parts[images + networks :])
     if not counted or not named or rest != _beside(parts[images : images + networks], generator):
         raise InputError(f"config.toml names other public data than the method {method.kind} is made with")

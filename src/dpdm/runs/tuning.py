@@ -145,15 +145,14 @@ class Tuner:
                 f"{self.reference.name} must have labels of {data.num_classes} classes, as {data.name} has: the score "
                 "is how many of them a classifier gets right"
             )
-        starts = open_starts(self.candidates[0].method.start_folders)  # of all candidates the same
+        starts = open_starts(self.candidates[0].method.start_folders)
         # The same code whether there are equal images or not: it must not show.
         data = taking_part_of(data, self.reference, starts)
+        made_with: dict[str, Any] = {}
         for config in self.candidates:  # what cannot be trained must show before the whole price is spent
             trainer = self._trainer(config, data, plan, self.run)
-            public = trainer.rehearse(data)["facts"].get("public", [])
+            made_with = _made_with(trainer.rehearse(data), trainer, like=made_with)
         data = taking_part_of(data, trainer.public, ())  # so that no image of these is in a score either
-        # Of all candidates the same: what a claim names, and the weights of starts.
-        made_with = {"public": public, "starts": [start.sha256 for start in starts]}
         self._begin(plan, made_with)
         busy = f"{self.run} is in use: another process is searching; wait for it"
         with held(self.run / "private" / ".lock", otherwise=busy):
@@ -212,8 +211,10 @@ class Tuner:
         folder = private / "runs" / str(number)
         config = self.candidates[state["choices"][number - 1]]
         trainer = self._trainer(config, data, plan, folder)
+        _made_with(trainer.rehearse(data), trainer, like=state["what"])
         try:
             release = on_run(number, len(state["choices"]), trainer, data)
+            _made_with(release.settings, trainer, like=state["what"])
             score = self._score(release, data, plan, folder)
         except RunLost:  # in a crash, which says nothing of its images: the others go on without it
             score = None
@@ -256,7 +257,9 @@ class Tuner:
         if path.exists():
             state = read_json(path)
             if state.get("what") != what:
-                raise InputError(f"{self.run} holds another search: choose another --run, or repeat its settings")
+                raise InputError(
+                    f"{self.run} holds another search: choose another --run, or repeat its settings and data"
+                )
             return state
         if not is_first_of_its_folders(path):
             raise InputError(f"{self.run} is not empty and holds no search that can go on: choose another --run folder")
@@ -291,6 +294,17 @@ class Tuner:
             return float(run.release(_SCORE, count, num_records=len(data)).values)
         finally:
             run.close()
+
+
+def _made_with(settings: dict[str, Any], trainer: Trainer, *, like: dict[str, Any]) -> dict[str, Any]:
+    """Return what the claim of a run names, and the weights of its starts; refuse others than those of `like`."""
+    found = {"public": settings["facts"]["public"], "starts": [start.sha256 for start in trainer.starts]}
+    if any(value != like.get(key, value) for key, value in found.items()):
+        raise InputError(
+            "the runs of a search would be made with different public images, networks or starts, and its claim names "
+            "one of each: give all candidates the same, and leave their files as they are until it ends"
+        )
+    return found
 
 
 def _right_answers(classifier: nn.Module, data: ImageDataset) -> Bool[ndarray, " images"]:

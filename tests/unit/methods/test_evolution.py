@@ -9,8 +9,8 @@ import torch
 from dpdm.data import ImageDataset
 from dpdm.methods import Embedding, Evolution, ImageFacts, Prior
 from dpdm.methods.embedding import of_unit_length
-from dpdm.methods.evolution import _nearest_votes, chosen_by, perplexity
-from dpdm.methods.nearest import columns_of, neighbours, squared_distances, whole_features
+from dpdm.methods.evolution import chosen_by, perplexity
+from dpdm.methods.nearest import columns_of, nearest_votes, neighbours, squared_distances, whole_features
 from dpdm.runs import Trainer
 from dpdm.types import InputError
 
@@ -64,7 +64,7 @@ def test_a_private_image_votes_for_the_nearest_candidate_of_its_class():
     labels, weights = np.arange(30) % 3, np.ones(30)
     data = ImageDataset(images=private, labels=labels, num_classes=3, name="private")
     candidates = whole_features(noise(12, (8, 8, 1), 1)).view(3, 4, 64)
-    (bins, weighed), *others = _nearest_votes(data, whole_features(private).numpy(), candidates)
+    (bins, weighed), *others = nearest_votes(data, whole_features(private).numpy(), candidates)
     assert not others
     assert np.array_equal(weighed, weights)
     assert np.array_equal(bins[:, 0] // 4, labels)
@@ -196,7 +196,7 @@ def test_several_votes_are_for_the_nearest_candidates():
     private = noise(30, (8, 8, 1))
     data = ImageDataset(images=private, name="private")
     candidates = whole_features(noise(12, (8, 8, 1), 1))[None]
-    ((bins, _),) = _nearest_votes(data, whole_features(private).numpy(), candidates, 3)
+    ((bins, _),) = nearest_votes(data, whole_features(private).numpy(), candidates, 3)
     for x, chosen in zip(whole_features(private), bins, strict=True):
         assert set(chosen.tolist()) == set((candidates[0] - x).square().sum(1).argsort()[:3].tolist())
 

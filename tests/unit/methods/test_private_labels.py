@@ -55,6 +55,13 @@ def test_public_images_get_the_label_of_the_private_class_that_they_show(labelle
     assert release.generator.remark == ""
 
 
+def test_a_release_says_that_its_public_images_are_far():
+    """All private images lie on one side of the public ones, whatever their class."""
+    images = np.random.default_rng(0).integers(250, 256, (600, 8, 8, 3), np.uint8)
+    data = ImageDataset(images=images, labels=np.arange(600) % 3, num_classes=3, name="bright")
+    assert "the public images are far from the private ones" in fit(data, public()).generator.remark
+
+
 def test_every_image_is_public_or_its_mirror_image():
     shown = public()
     images, _ = fit(private(), shown).sample(100, seed=0)
