@@ -37,6 +37,15 @@ def test_the_best_of_a_random_number_of_runs(shape, mean, expected):
     assert epsilon([search], delta=1e-5, relation=RELATION) == pytest.approx(expected, abs=0.011)
 
 
+def test_steps_in_which_all_records_take_part_are_gaussian_releases():
+    of_all, twice = PoissonGaussianSteps(noise_multiplier=3.0, sample_rate=1.0, steps=2), [3.0, 3.0]
+    assert merged([of_all]) == merged([GaussianRelease(noise_multiplier=s) for s in twice])
+    nearly = PoissonGaussianSteps(noise_multiplier=3.0, sample_rate=1 - 1e-9, steps=2)
+    assert epsilon([of_all], delta=1e-5, relation=RELATION) == pytest.approx(
+        epsilon([nearly], delta=1e-5, relation=RELATION), rel=2e-3
+    )
+
+
 def test_merged_events_cost_what_they_did():
     releases = [GaussianRelease(noise_multiplier=s) for s in (4.0, 6.0, 6.0, 30.0)]
     short = PoissonGaussianSteps(noise_multiplier=2.0, sample_rate=0.05, steps=10)

@@ -292,7 +292,10 @@ def require_public_source(method: Method, *, given: bool) -> None:
             "for drawn ones (in Python, public=...)"
         )
     if given and not method.starts_from_images:
-        raise InputError(f"the method {method.kind} starts from no public images: leave out --public")
+        raise InputError(
+            f"the method {method.kind} starts from no public images: leave out --public, or name a method that does, "
+            "by --method (dpdm advise ranks those for your images)"
+        )
 
 
 def require_same_unit(mechanism: AnyPlan, data: ImageDataset) -> None:

@@ -144,6 +144,8 @@ def merged(events: Sequence[Event]) -> list[Event]:
         match event:
             case GaussianRelease(noise_multiplier=noise):
                 precision += noise**-2
+            case PoissonGaussianSteps(noise_multiplier=noise, sample_rate=1.0, steps=taken):  # all records take part
+                precision += taken * noise**-2
             case PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=taken):
                 steps[noise, rate] += taken
             case RepeatedSelection():
