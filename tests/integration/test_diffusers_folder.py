@@ -130,8 +130,8 @@ def test_an_export_carries_its_claim_and_low_rank_and_verify_says_what_it_checks
     code, said, err = dpdm("verify", "out")
     assert code == 0, err
     assert claim in said
-    assert "not checked: that weights and settings of the pipeline follow from the release" in said
-    assert "the weights fit the settings" not in said
+    assert "not checked: that the weights of the pipeline follow from those of the release" in said
+    assert "the weights fit the settings" in said
 
 
 def test_images_that_the_unet_cannot_halve_are_exported_with_a_border_and_drawn_without(dpdm, photos, tmp_path):

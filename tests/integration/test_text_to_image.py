@@ -68,6 +68,37 @@ def test_a_plan_says_what_is_public_and_what_is_trained(dpdm, photos, public):
         assert f"start       the network of texts/{part}: no ε protects the images that it was trained on" in out
 
 
+CANDIDATES = tuple(each.replace("network.", "pipeline.network.") for each in FOLDER)
+VOTES = ("--method=evolution", *CANDIDATES, *CLAIM, "--set=population=6", "--set=rounds=1", "--set=augment=0")
+DRAWN = ("--set=votes=2", "--set=pipeline.steps=2", "--set=pipeline.level=2")
+
+
+def test_private_images_vote_for_what_a_pipeline_draws(dpdm, photos, public):
+    for command, more in (("plan", ()), ("train", ("--run=voted",)), ("train", ("--run=voted",))):
+        code, out, err = dpdm(command, photos, *VOTES, *DRAWN, *more)
+        assert code == 0, err
+        if command == "plan":
+            for part in ("unet", "vae", "text_encoder", "tokenizer"):
+                assert f"public      the network texts/{part}: no ε protects the images that it was trained on" in out
+    elsewhere = public.rename(public.with_name("elsewhere"))
+    code, out, err = dpdm("verify", "voted")
+    assert code == 0, err
+    assert 'public   "texts/vae", SHA-256' in out
+    assert dpdm("sample", "voted", "-n", 6, "-o", "images.npz")[0] == 0
+    assert np.load("images.npz")["images"].shape == (6, 8, 8, 3)
+    elsewhere.rename(public)
+    code, _, err = dpdm("audit", "voted")
+    assert code == 0, err
+
+
+def test_a_pipeline_that_was_exported_from_a_run_draws_no_candidates(dpdm, photos, made):
+    other = [each.replace("public/texts", str(made / "out")) for each in VOTES]
+    code, _, err = dpdm("train", photos, *other, *DRAWN, "--run=voted")
+    assert code == 2
+    assert "was exported from a private run" in err
+    assert not Path("voted").exists()
+
+
 def test_a_plan_needs_settings_alone_and_says_what_each_set_takes(dpdm, photos, public, monkeypatch):
     for path in public.rglob("*.safetensors"):
         path.unlink()
@@ -193,7 +224,7 @@ def test_an_export_carries_its_claim_and_verify_checks_it(folder, made, dpdm, tm
     assert (tmp_path / "copy" / "privacy.json").read_bytes() == claim
     code, said, err = dpdm("verify", "copy")
     assert code == 0, err
-    assert "not checked: that weights and settings of the pipeline follow from the release" in said
+    assert "not checked: that the weights of the pipeline follow from those of the release" in said
     with safe_open(tmp_path / "copy" / "pytorch_lora_weights.safetensors", "pt") as file:
         assert "-DP, add or remove one image" in file.metadata()["_dpdm_claim"]
     (tmp_path / "copy" / "more.txt").write_text("more")

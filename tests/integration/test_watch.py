@@ -83,7 +83,7 @@ def test_a_pipeline_makes_the_images_of_its_release(dpdm, trained, photos, tmp_p
         pipeline.DiffusionPipeline.from_pretrained(tmp_path / "pipeline", local_files_only=True)
     code, said, err = dpdm("verify", "pipeline")
     assert code == 0, err
-    assert "not checked: that weights and settings of the pipeline follow" in said
+    assert "not checked: that the weights of the pipeline follow" in said
     made = loaded(7, generator=torch.Generator().manual_seed(3), output_type="np").images
     images, _ = package.Release.load(trained).sample(7, seed=3)
     assert np.abs(made.astype(int) - images).max() <= 1

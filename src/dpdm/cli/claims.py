@@ -37,11 +37,12 @@ def verify(run: Run, as_json: AsJson = False) -> None:
     say(_wrapped("bound", found.bounds))
     by_pld = "" if found.epsilon == found.epsilon_rdp else f"{bound(found.epsilon)} by PLD, "
     say(f"checked  ε from the listed noisy sums: {by_pld}{bound(found.epsilon_rdp)} by Rényi accounting")
-    fit = "" if found.own_network or found.exported else "the weights fit the settings; "
+    fit = "" if found.own_network else "the weights fit the settings; "
+    fit += "its texts say this claim; " if found.exported else ""
     of = "settings, and of all files of the pipeline" if found.exported else "settings and weights"
     say(f"         digests of {of}; {fit}no other file is there")
     if found.exported:
-        say("         not checked: that weights and settings of the pipeline follow from the release")
+        say("         not checked: that the weights of the pipeline follow from those of the release")
     for part in found.public:
         say(
             f"drawn    {_part(part)}: of a release, which the claim counts"

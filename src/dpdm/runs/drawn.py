@@ -15,7 +15,7 @@ from dpdm.methods.stored import StoredGenerator
 from dpdm.privacy import Earlier
 from dpdm.runs.public import MOST_PARTS
 from dpdm.runs.release import Release
-from dpdm.runs.run_folder import pipeline_of, release_folder
+from dpdm.runs.run_folder import folder_with_weights, pipeline_of
 from dpdm.runs.verification import understood, verify_release
 from dpdm.types import InputError, require_at_most
 
@@ -54,7 +54,7 @@ def open_drawn(run: str, *, shape: tuple[int, ...] | None = None, count: int | N
         InputError: The release claims nothing, does not agree with its claim, has another shape, or is the best of a
             search.
     """
-    folder = release_folder(Path(run).expanduser())
+    folder = folder_with_weights(Path(run).expanduser())
     verify_release(folder)  # which says by its name what is wrong
     with tempfile.TemporaryDirectory() as place:  # claim and images are of one copy, whoever changes the folder now
         copy = Path(place) / "release"

@@ -11,34 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    ConfigMixin,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiffusionPipeline,
-    ImagePipelineOutput,
-    ModelMixin,
-    UNet2DModel,
-)
+from diffusers import ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
-from safetensors.torch import save_file
 
 from dpdm.config import decode_method
-from dpdm.files import read_json, write_atomically, write_json
-from dpdm.methods import DenoisingGenerator, Diffusion, ImageFacts
-from dpdm.networks import DiffusersFolder, DiffusersNetwork, DiffusersUNet, TextToImageFolder
-from dpdm.networks.pipeline import CLAIM
+from dpdm.methods import DenoisingGenerator
+from dpdm.runs.as_exported import CARRIED, export_of, write_export
 from dpdm.runs.exported import write_manifest
-from dpdm.runs.readme import LOW_RANK, OF_DPDM, PLAIN, PLAIN_WITH_CLASSES, readme_of
 from dpdm.runs.release import Release, facts_of, open_without_public, require_whole_folder, supply
-from dpdm.runs.run_folder import release_folder
-from dpdm.runs.text_pipeline import save_text_pipeline
+from dpdm.runs.run_folder import folder_with_weights
+from dpdm.runs.text_pipeline import copy_public
 from dpdm.runs.verification import verify_release
 from dpdm.types import Images, InputError
-
-_INSTALL = "pip install 'dpdm[diffusers]', and load it by dpdm.runs.pipeline.DPDMPipeline.from_pretrained"
-_CARRIED = ("privacy.json", "config.toml")  # what a person should see of the release
 
 
 class Generator(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -123,64 +108,26 @@ def export_pipeline(run: Path | str, folder: Path, *, public: Path | str | None 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose another folder")
-    verify_release(run)
-    release = open_without_public(release_folder(run), None)
-    if public is not None or not release.generator.parts:
-        supply(release.generator, public or {}, release_folder(run))
+    of_release = folder_with_weights(run)
+    verify_release(of_release)
+    release = open_without_public(of_release, None)
+    drawn = release.generator
+    if public is not None or not drawn.parts:
+        supply(drawn, public or {}, of_release)
+    export = export_of(drawn, release.settings, release.statement, whole=public is not None)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        text = isinstance(getattr(release.generator, "folder", None), TextToImageFolder)
-        readme = save_text_pipeline(release, partial, public) if text else _save(release, partial)
-        for name in _CARRIED:
-            shutil.copyfile(release_folder(run) / name, partial / name)  # not every file system has modes
-        write_atomically(partial / "README.md", lambda path: path.write_text(readme, encoding="utf-8"))
+        if export.parts:
+            assert isinstance(drawn, DenoisingGenerator)
+            assert public is not None
+            copy_public(drawn, Path(public), partial)
+        write_export(partial, export, release.statement)
+        for name in CARRIED:
+            shutil.copyfile(of_release / name, partial / name)  # not every file system has modes
         write_manifest(partial)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _save(release: Release, folder: Path) -> str:
-    """Write a release as a pipeline, and return what its README says."""
-    drawn, method = release.generator, decode_method(release.settings)
-    network = drawn.denoiser.network if isinstance(drawn, DenoisingGenerator) and drawn.trajectories is None else None
-    if isinstance(network, DiffusersNetwork):  # whose draws begin with noise alone
-        assert isinstance(method, Diffusion)
-        assert isinstance(drawn, DenoisingGenerator)
-        assert isinstance(method.network, DiffusersFolder)
-        plain = _plain_pipeline(network, method.network.spec, method.preconditioning, drawn.seen)
-        plain.save_pretrained(folder, safe_serialization=True)
-        said = {"format": "pt", CLAIM: release.statement}
-        save_file(plain.unet.state_dict(), folder / "unet" / "diffusion_pytorch_model.safetensors", said)
-        if low_rank := network.low_rank():
-            save_file({name: value.contiguous().cpu() for name, value in low_rank.items()}, folder / LOW_RANK, said)
-        for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
-            write_json(folder / name, read_json(folder / name) | {CLAIM: release.statement})
-        code = PLAIN_WITH_CLASSES if network.with_classes else PLAIN
-        bordered = drawn.seen != drawn.facts
-        return readme_of(release.statement, release.facts.class_names, code, low_rank=bool(low_rank), bordered=bordered)
-    state = drawn.state_dict()
-    generator = Generator(release.settings, {name: list(tensor.shape) for name, tensor in state.items()})
-    generator.generator.load_state_dict(state)
-    DPDMPipeline(generator).save_pretrained(folder)
-    index = folder / "model_index.json"  # whose name of a class `diffusers` says where it knows none of that name
-    write_json(index, read_json(index) | {"_class_name": f"{DPDMPipeline.__name__} ({_INSTALL})"})
-    return readme_of(release.statement, release.facts.class_names, OF_DPDM, low_rank=False)
-
-
-def _plain_pipeline(network: DiffusersNetwork, spec: DiffusersUNet, ddpm: Any, seen: ImageFacts) -> DDPMPipeline:  # noqa: ANN401
-    """Return what `diffusers` alone draws from. What it goes by in sampling alone is as it has it by default."""
-    levels, rows = ddpm.noise_levels, spec.with_classes(seen.num_classes)
-    unet = UNet2DModel(**spec.config(num_class_embeds=rows, sides=seen.shape[1:]))
-    unet.load_state_dict(network.merged())
-    scheduler = DDPMScheduler(
-        num_train_timesteps=levels.times,
-        beta_start=levels.beta_start,
-        beta_end=levels.beta_end,
-        beta_schedule=levels.schedule,
-        prediction_type=ddpm.prediction,
-    )
-    return DDPMPipeline(unet.eval(), scheduler)

@@ -22,7 +22,7 @@ from dpdm.privacy import AnyPlan
 from dpdm.privacy.processes import Processes
 from dpdm.runs.hardware import Precision, autocast, choose_device
 from dpdm.runs.public import read_parts, require_needed
-from dpdm.runs.run_folder import pipeline_of, release_folder
+from dpdm.runs.run_folder import folder_with_weights, pipeline_of
 from dpdm.runs.weights import (
     Layout,
     differences,
@@ -308,7 +308,7 @@ class Release:
             InputError: There is no finished run, or its release is damaged. Or the network has other names, shapes or
                 kinds of weights than the trained one. Or a public part is missing or another.
         """
-        folder = release_folder(run)
+        folder = folder_with_weights(run)
         release = open_without_public(folder, network)
         supply(release.generator, (pipeline_of(run) if public is None else public) or {}, folder)
         return replace(release, generator=release.generator.to(choose_device("auto")))

@@ -6,6 +6,9 @@ from pathlib import Path
 from dpdm.files import damaged, read_at_most
 from dpdm.types import InputError
 
+MANIFEST = "manifest.json"
+"""The file with the digests of an exported pipeline, beside the claim."""
+
 _MOST_SETTINGS = 2**24  # bytes
 
 
@@ -20,6 +23,23 @@ def release_folder(run: Path | str) -> Path:
         if (Path(run) / "private" / "journal.jsonl").exists():
             raise InputError(f"{run} holds an unfinished run: repeat its train command to go on")
         raise InputError(f"{run} holds no run: name a folder that `dpdm train --run FOLDER` made")
+    return folder
+
+
+def is_exported(folder: Path) -> bool:
+    """Tell whether a folder with a claim is an exported pipeline, and no release."""
+    return (folder / MANIFEST).exists() and not (folder / "model.safetensors").exists()
+
+
+def folder_with_weights(run: Path | str) -> Path:
+    """Return the folder of a release that is to be opened.
+
+    Raises:
+        InputError: There is no finished run; or it is an exported pipeline, which holds no weights of a release.
+    """
+    folder = release_folder(run)
+    if is_exported(folder):
+        raise InputError(f"{run} is an exported pipeline, for diffusers to load: name the run, or its release/")
     return folder
 
 

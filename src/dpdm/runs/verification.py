@@ -18,9 +18,10 @@ from dpdm.files import json_text
 from dpdm.methods import Budget, ImageFacts, Method, PublicPart
 from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
 from dpdm.privacy.accounting import round_up, true_positive_rates
+from dpdm.runs.as_exported import require_export
 from dpdm.runs.benchmark import Benchmark, read_stamp, with_stamp
-from dpdm.runs.exported import MANIFEST, require_manifest, require_public_parts, require_readme
-from dpdm.runs.public import as_settings, claim_of, read_parts, require_needed
+from dpdm.runs.exported import require_manifest
+from dpdm.runs.public import as_settings, claim_of, read_parts
 from dpdm.runs.release import (
     FILES,
     SCHEMA,
@@ -29,9 +30,8 @@ from dpdm.runs.release import (
     read_settings,
     require_layout,
     require_weights_digest,
-    untrained,
 )
-from dpdm.runs.run_folder import release_folder
+from dpdm.runs.run_folder import is_exported, release_folder
 from dpdm.runs.weights import Layout, all_finite, reader
 from dpdm.types import InputError, require_seed
 
@@ -62,7 +62,7 @@ class Verified:
         own_network: The declared name of the network's class, if its code is not dpdm's; "" if it is.
         own_weights: What it calls its weights, with types and shapes.
         prompt: What a text encoder was told of the images, if one was; {class} stands for the name of a class.
-        exported: Whether it is an exported pipeline: that its weights follow from those of the release was not checked.
+        exported: Whether it is an exported pipeline. That its weights follow from those of the release was not checked.
     """
 
     statement: str
@@ -180,14 +180,18 @@ def verify_release(run: Path | str) -> Verified:
     `config.toml`. The stated ε may be one digit above, and below by what the rounding of float64 can make of it.
 
     Args:
-        run: A run's folder, its `release/`, or a pipeline that was exported from it. Of a pipeline, settings and claim
-            are checked alike, and all files against the digests beside them. A pipeline's weights have other names than
-            the release's, or low rank is merged into them. Nothing tells that these weights follow from the release.
+        run: A run's folder, its `release/`, or a pipeline that was exported from it.
 
     Guarantees:
         * Settings and claim are the bytes that a run writes of what they say, and the weights' file is that of its
           numbers: nothing else is in them.
+        * A pipeline holds the files of an export, by the digests beside them, and no others. Its public parts are those
+          of the claim. All its other texts, and the names, types and shapes of its weights, follow from settings and
+          claim (`dpdm.runs.as_exported`).
         * Whatever is not so is refused before anything of its size is made.
+
+    Not checked:
+        * That the weights of a pipeline follow from those of the release: their names differ, or low rank is merged.
 
     Raises:
         InputError: There is no release, it claims nothing, or something about it is not as it should be: names what.
@@ -196,24 +200,22 @@ def verify_release(run: Path | str) -> Verified:
     privacy = read_claim(folder)
     if privacy.get("private") is not True:
         raise InputError(f"{folder} is NOT PRIVATE and must not be published: {privacy.get('statement')}")
-    exported = (folder / MANIFEST).exists() and not (folder / "model.safetensors").exists()
+    exported = is_exported(folder)
     if exported:
         _require_exported(folder)
     else:
         _require_files(folder, privacy)
     settings = read_settings(folder, privacy)
-    layout: Layout | None = None
     try:
         plan, method, facts, seed, public, benchmark, text = understood(settings)
         _require_as_written(folder / "config.toml", text)
-        layout = _layout_of(folder, method, plan, facts, public, exported=exported)
+        layout = None if exported else require_layout(folder / "model.safetensors", method, plan, facts, public)
         assert isinstance(plan, Plan)
         _require_same_claim(folder, privacy, plan, public, benchmark)
         if layout is not None:
             _require_weights(folder, privacy, layout, plan, method, facts)
         else:
-            require_readme(folder, str(privacy["statement"]), facts.class_names)
-            require_public_parts(folder, public)
+            require_export(folder, method, plan, facts, public, settings, str(privacy["statement"]))
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except InputError as error:
         said = str(error)
@@ -243,16 +245,6 @@ def verify_release(run: Path | str) -> Verified:
     )
 
 
-def _layout_of(
-    folder: Path, method: Method, plan: AnyPlan, facts: ImageFacts, public: Sequence[PublicPart], *, exported: bool
-) -> Layout | None:
-    """Return the layout of a release's weights, which is that of its settings; None of a pipeline."""
-    if not exported:
-        return require_layout(folder / "model.safetensors", method, plan, facts, public)
-    require_needed(public, method, plan, untrained(method, facts))
-    return None
-
-
 def _said(layout: Layout, foreign: str) -> tuple[str, ...]:
     """Return names, types and shapes of a network's weights: words, for all that anyone can check."""
     return tuple(
@@ -270,8 +262,6 @@ def _require_exported(folder: Path) -> None:
 
 def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
     """Raise InputError unless `folder` holds a release's files, these are those of the claim, and nothing else."""
-    if folder.is_symlink():
-        raise InputError(f"{folder} is a link, and where it leads may be any words: verify the folder itself")
     with os.scandir(folder) as entries:
         for number, entry in enumerate(entries):
             if entry.name not in (*FILES, "privacy.json") or number > len(FILES):
@@ -295,6 +285,8 @@ def _require_files(folder: Path, privacy: dict[str, Any]) -> None:
 
 def _require_own(path: Path) -> None:
     """Raise InputError if a file is that of other folders too, or a file or a folder carries more than it holds."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, and where it leads may be any words: verify the folder itself")
     if path.is_file() and path.lstat().st_nlink > 1:
         raise InputError(f"{path} is a file of other folders too (a hard link): verify a copy, made by cp -r")
     if _attributes(path) - _OF_THE_SYSTEM:
