@@ -498,7 +498,7 @@ def test_a_prior_of_the_same_plan_needs_no_public_images(dpdm, photos, shown):
     line = ("train", photos, *EVOLVED, "--set=prior.centres=1", "--run", "run")
     code, _, err = dpdm(*line, "--public", shown)
     assert (code, err.count("\n")) == (2, 1)
-    assert "starts from no public images: leave out --public" in err
+    assert "starts from no public images with these settings: leave out --public" in err
     code, out, err = dpdm(*line)
     assert code == 0, err
     assert "public" not in out.splitlines()[0]

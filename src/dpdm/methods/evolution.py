@@ -88,7 +88,7 @@ class Evolution(ByPublicNetworks):
             if not isinstance(value := getattr(self, name), kind | None):
                 raise InputError(f"{name} must be {kind.__name__} or None, not {type(value).__name__}")
         if self.pipeline and self.augment:
-            raise InputError("augment is for candidates that are moved, and a pipeline draws them again: set one")
+            raise InputError("augment moves candidates, and a pipeline draws them again: set augment=0, or no pipeline")
         object.__setattr__(self, "starts_from_images", not (self.prior or self.pipeline))  # of this one
 
     def releases(self, budget: Budget) -> tuple[FullSum, ...]:

@@ -191,7 +191,7 @@ def test_what_cannot_draw_is_refused_before_the_first_sum(changes, says, small, 
 
 
 def test_candidates_are_moved_or_drawn_again(small):
-    with pytest.raises(InputError, match="augment is for candidates that are moved"):
+    with pytest.raises(InputError, match="augment moves candidates, and a pipeline draws them again"):
         Evolution(augment=1.0, pipeline=Pipeline(network=small))
     shown, method = (
         ImageDataset(images=images(9), name="grey", public=True),
