@@ -19,12 +19,12 @@ def write_manifest(folder: Path) -> None:
 def require_manifest(folder: Path) -> list[Path]:
     """Return the files of a pipeline and their folders; raise InputError unless they are those of its manifest.
 
-    They must be files that an export has, as they were written, and the manifest must say nothing else.
+    They must be as they were written, and the manifest must say nothing else, in one order.
     """
     found = read_json(folder / MANIFEST, most=_MOST_TEXT).get("sha256")
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise InputError(f"{folder / MANIFEST} is damaged: it holds no digests")
-    if read_at_most(folder / MANIFEST, _MOST_TEXT) != json_text({"sha256": found}).encode():
+    if read_at_most(folder / MANIFEST, _MOST_TEXT) != json_text({"sha256": dict(sorted(found.items()))}).encode():
         raise InputError(f"{folder / MANIFEST} holds more than digests, or is not as an export writes it")
     there = [name for name in files_of(folder) if name != MANIFEST]
     for name in there:

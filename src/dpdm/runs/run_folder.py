@@ -9,6 +9,9 @@ from dpdm.types import InputError
 MANIFEST = "manifest.json"
 """The file with the digests of an exported pipeline, beside the claim."""
 
+OF_RELEASE = "model.safetensors"
+"""The file of a release's weights, which no exported pipeline has."""
+
 _MOST_SETTINGS = 2**24  # bytes
 
 
@@ -28,7 +31,7 @@ def release_folder(run: Path | str) -> Path:
 
 def is_exported(folder: Path) -> bool:
     """Tell whether a folder with a claim is an exported pipeline, and no release."""
-    return (folder / MANIFEST).exists() and not (folder / "model.safetensors").exists()
+    return (folder / MANIFEST).exists() and not (folder / OF_RELEASE).exists()
 
 
 def folder_with_weights(run: Path | str) -> Path:

@@ -215,7 +215,7 @@ def verify_release(run: Path | str) -> Verified:
         if layout is not None:
             _require_weights(folder, privacy, layout, plan, method, facts)
         else:
-            require_export(folder, method, plan, facts, public, settings, str(privacy["statement"]))
+            require_export(folder, method, plan, facts, public, settings, privacy)
         true = true_positive_rates(plan.events(), false_positive_rates=_FALSE_ALARMS, relation=plan.relation)
     except InputError as error:
         said = str(error)
