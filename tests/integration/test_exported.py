@@ -417,14 +417,12 @@ def test_an_export_of_a_network_of_diffusers_says_what_it_needs(export, monkeypa
 def test_weights_of_an_export_may_be_of_any_type_that_a_release_has(tmp_path):
     from safetensors.torch import load_file
 
-    from dpdm.runs.as_exported import _TYPES, _require_weights, _save
-    from dpdm.runs.weights import _TYPES as OF_RELEASES
-    from dpdm.runs.weights import layout_of
+    from dpdm.runs.as_exported import _beside, _require_weights
+    from dpdm.runs.weights import _TYPES, layout_of, save_weights
 
-    assert [*_TYPES] == [*OF_RELEASES.values()]
-    tensors = {str(kind): torch.ones(3, 2).to(kind) for kind in _TYPES}
+    tensors = {str(kind): torch.ones(3, 2).to(kind) for kind in _TYPES.values()}
     tensors |= {"number": torch.tensor(2.0), "none": torch.empty(0, 3), "last": torch.ones(2, dtype=torch.bool)}
-    _save(tmp_path / "some", tensors, "a claim")
+    save_weights(tmp_path / "some", tensors, _beside("a claim"))
     _require_weights(tmp_path / "some", layout_of(tensors), "a claim")
     read = load_file(tmp_path / "some")
     assert all(torch.equal(read[name], value) for name, value in tensors.items())

@@ -95,7 +95,7 @@ def test_a_pipeline_that_was_exported_from_a_run_draws_no_candidates(dpdm, photo
     other = [each.replace("public/texts", str(made / "out")) for each in VOTES]
     code, _, err = dpdm("train", photos, *other, *DRAWN, "--run=voted")
     assert code == 2
-    assert "was exported from a private run" in err
+    assert "belongs to a private run" in err
     assert not Path("voted").exists()
 
 

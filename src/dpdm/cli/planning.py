@@ -127,10 +127,6 @@ def _report(
 
 def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: float) -> Iterator[str]:
     """Say what a plan claims and costs, for people."""
-    import torch
-
-    from dpdm.runs.memory import memory_there
-
     unit = plan.unit
     yield f"claim       {report['statement']}"
     if plan.full and report["epsilon"] is not None:
@@ -175,11 +171,7 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         if config.method.timed:
             said = f"about {duration(60 * report['minutes'])} here, measured on made-up images"
         yield f"time        {said}"
-        if report["memory_gib"] >= _SHOWN_GIB:
-            among = _among(config) if config.method.starts_from_images else ""
-            yield f"memory      about {report['memory_gib']:.1f} GiB{among}"
-            if report["memory_gib"] > (there := memory_there(torch.device("cpu")) / 2**30):
-                yield f"            more than the {there:.1f} GiB here: train refuses it on this machine"
+        yield from _memory(report["memory_gib"], config)
     if sampling:
         yield f"sampling    about {duration(sampling)} for 10,000 images here"
 
@@ -210,6 +202,19 @@ def bytes_of_method(config: "Config", facts: "ImageFacts", plan: "AnyPlan") -> i
     drawn = sum(COUNT for name in sources if name in DRAWN) if sources else COUNT
     drawn += MOST if config.earlier else 0
     return config.method.memory(facts, public=drawn, records=plan.dataset_size)
+
+
+def _memory(gib: float, config: "Config") -> Iterator[str]:
+    """Say what memory a method without a network needs, and whether this machine has it."""
+    import torch
+
+    from dpdm.runs.memory import memory_there
+
+    if gib < _SHOWN_GIB:
+        return
+    yield f"memory      about {gib:.1f} GiB{_among(config) if config.method.starts_from_images else ''}"
+    if gib > (there := memory_there(torch.device("cpu")) / 2**30):
+        yield f"            more than the {there:.1f} GiB here: train refuses it on this machine"
 
 
 def _among(config: "Config") -> str:

@@ -31,7 +31,7 @@ from dpdm.runs.readme import ADAPTER, LOW_RANK, OF_DPDM, PLAIN, PLAIN_WITH_CLASS
 from dpdm.runs.release import untrained
 from dpdm.runs.run_folder import MANIFEST, OF_RELEASE
 from dpdm.runs.text_pipeline import PLAIN_INDEX, SAMPLING_OF_LATENTS, TEXT_INDEX, scheduler_of
-from dpdm.runs.weights import Layout, layout_of
+from dpdm.runs.weights import Layout, head_of, layout_of, save_weights
 from dpdm.types import InputError, is_of_memory
 
 INDEX_FILE = "model_index.json"
@@ -45,18 +45,6 @@ _OF_GENERATOR = "generator."  # before the names of a generator's weights, in a 
 _INSTALL = "pip install 'dpdm[diffusers]', and load it by dpdm.runs.pipeline.DPDMPipeline.from_pretrained"
 _CLASS, _VERSION = "_class_name", "_diffusers_version"
 _A_VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){1,2}(\.?(a|b|rc|dev|post)\d{1,3})?", re.ASCII)
-_TYPES = {
-    torch.int64: "I64",
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}  # in the order of a file
 _MOST_SETTINGS, _MOST_SIDES, _MOST_SIDE = 2**25, 8, 2**40
 _PART = 2**22  # numbers read at a time
 _SLACK = 2**12  # bytes of a text that are read beside twice what there should be, to say what is wrong
@@ -181,27 +169,14 @@ def write_export(folder: Path, export: Export, statement: str) -> None:
     for name, text in export.texts.items():
         _write(folder / name, _spelt(text.content | version | {CLAIM: statement}))
     for name, tensors in export.weights.items():
-        _save(folder / name, tensors, statement)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / name, tensors, _beside(statement))
     _write(folder / README, export.readme)
 
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
-
-
-def _save(path: Path, tensors: Mapping[str, Shaped[Tensor, "..."]], statement: str) -> None:
-    """Write the one file of the tensors and the claim."""
-    layout = layout_of(tensors)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.write(_head(layout, statement))
-            for name in _in_order(layout):
-                file.write(tensors[name].detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
 
 
 def require_export(
@@ -311,7 +286,7 @@ def _require_text(path: Path, text: Text, statement: str) -> str:
 
 def _require_weights(path: Path, layout: Layout, statement: str) -> None:
     """Raise InputError unless a file holds finite weights of this layout, the claim, and nothing else."""
-    head = _head(layout, statement)
+    head = head_of(layout, _beside(statement))
     size = len(head) + sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
     with path.open("rb") as file:
         if file.read(len(head)) != head:
@@ -343,20 +318,6 @@ def _spelt(content: object) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def _head(layout: Layout, statement: str) -> bytes:
-    """Return what a file of safetensors begins with: its length, and the JSON text of claim and layout."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt", CLAIM: statement}}
-    place = 0
-    for name in _in_order(layout):
-        dtype, shape = layout[name]
-        end = place + dtype.itemsize * math.prod(shape)
-        entries[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [place, end]}
-        place = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _in_order(layout: Layout) -> list[str]:
-    order = list(_TYPES)
-    return sorted(layout, key=lambda name: (order.index(layout[name][0]), name))
+def _beside(statement: str) -> dict[str, str]:
+    """Return what a file of weights says beside their layout: `diffusers` asks for a format."""
+    return {"format": "pt", CLAIM: statement}

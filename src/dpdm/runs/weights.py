@@ -76,15 +76,17 @@ def require_plain(layout: Layout) -> None:
             raise InputError(f"a weight is called {name[:80]!a}: let its name be of letters, digits and _")
 
 
-def save_weights(path: Path, tensors: Mapping[str, Shaped[Tensor, "..."]]) -> None:
-    """Write the tensors' one file, atomically.
+def save_weights(
+    path: Path, tensors: Mapping[str, Shaped[Tensor, "..."]], said: Mapping[str, str] | None = None
+) -> None:
+    """Write the tensors' one file, atomically, with words `said` beside them in an export alone.
 
     Raises:
         InputError: A tensor is of a type that is no weight's, such as a complex one.
         OSError: The file cannot be written; the disk may be full.
     """
     layout = layout_of(tensors)
-    head = _head(layout)
+    head = head_of(layout, said)
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -117,7 +119,7 @@ def read_layout(path: Path) -> Layout:
             raise ValueError("tensors of too many sides")
         if not all(type(side) is int and 0 <= side < 2**40 for shape in shapes for side in shape):
             raise ValueError("sides that are none")
-        head = _head(layout)
+        head = head_of(layout)
         size = len(head) + sum(_bytes(*entry) for entry in layout.values())
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): it is no file of weights") from None
@@ -188,16 +190,17 @@ def _fill(file: FileIO, part: memoryview) -> None:
 
 def _places(layout: Layout) -> dict[str, int]:
     """Return where in its file each tensor begins."""
-    places, place = {}, len(_head(layout))
+    places, place = {}, len(head_of(layout))
     for name in _in_order(layout):
         places[name] = place
         place += _bytes(*layout[name])
     return places
 
 
-def _head(layout: Layout) -> bytes:
+def head_of(layout: Layout, said: Mapping[str, str] | None = None) -> bytes:
     """Return the bytes before the numbers: the length of a JSON text, and that text, filled up to eights."""
-    entries, place = {}, 0
+    entries: dict[str, object] = {} if said is None else {"__metadata__": dict(said)}
+    place = 0
     for name in _in_order(layout):
         dtype, shape = layout[name]
         end = place + _bytes(dtype, shape)
