@@ -465,7 +465,7 @@ def test_another_class_or_other_shapes_cannot_go_on_with_a_run(tmp_path):
 def test_a_search_rehearses_every_candidate_before_it_draws_how_many_runs_there_are(tmp_path, monkeypatch):
     """A search pays its whole price once it has begun."""
     seen = []
-    monkeypatch.setattr(Trainer, "rehearse", lambda self, data: seen.append(self.seed) or {"facts": {}})
+    monkeypatch.setattr(Trainer, "rehearse", lambda self, data: seen.append(self.seed) or {"facts": {"public": []}})
     monkeypatch.setattr(tuning.Tuner, "_begin", lambda self, *what: (_ for _ in ()).throw(InputError("begun")))
     from dpdm.config import load_config
     from dpdm.privacy.search import Search

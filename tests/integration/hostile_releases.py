@@ -29,7 +29,7 @@ from dpdm.methods.prior import PRIOR_SUMS
 from dpdm.privacy import OperatingSystemEntropy
 from dpdm.runs.public import claim_of
 from dpdm.runs.release import FILES, SCHEMA, digest
-from dpdm.runs.weights import _head as header
+from dpdm.runs.weights import head_of as header
 from dpdm.runs.weights import layout_of, save_weights
 
 PRIOR = "denoiser.preconditioning.prior."

@@ -239,7 +239,9 @@ class ByPublicNetworks(Method):
 
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "ByPublicNetworks":
         """Return the method in the form that a release stores."""
-        assert isinstance(generator, PopulationGenerator)
         embedding = None if self.embedding is None else self.embedding.said()
-        pipeline = None if self.pipeline is None else self.pipeline.said(generator.begun_with)
+        pipeline = self.pipeline
+        if pipeline is not None:
+            assert isinstance(generator, PopulationGenerator)
+            pipeline = pipeline.said(generator.begun_with)
         return replace(self, embedding=embedding, pipeline=pipeline)  # type: ignore[type-var]
