@@ -1355,8 +1355,8 @@ def features_of_private_images_together(patch: Patch) -> None:
 def candidates_by_private_images(patch: Patch) -> None:
     sound = evolution.Evolution._pool
 
-    def beside(self, facts, data, run):
-        pool = sound(self, facts, data, run)
+    def beside(self, facts, data, run, draws):
+        pool = sound(self, facts, data, run, draws)
         images = pool.images.copy()
         images[:: len(images) // 4] ^= np.uint8(int(data.images.sum()) % 256)
         return pool._replace(images=images)

@@ -219,7 +219,8 @@ class PublicFeatures(Features):
     """`[features] kind = "public"`: features of a public network, and their squares.
 
     A row joins two vectors, the features and their squares, each scaled to length one. The row itself has length one.
-    Its sum holds the first and the second moment.
+    Its sum holds the first and the second moment. Features are means over positions, which do not tell where in an
+    image something is. So for digits `Fourier` serves far better (docs/results.md). DP-MEPF takes maps of all layers.
 
     Args:
         embedding: The features. Gradients pass through them, so a TorchScript file is refused.
