@@ -38,7 +38,7 @@ ACROSS_RUNS = [
     ),
     *("privacy/filter.py", "privacy/search.py", "runs/known.py", "runs/settling.py", "runs/tuning.py"),
 ]
-MOST_TO_READ = {"of one run": (ONE_RUN, 4086), "across runs": (ACROSS_RUNS, 1546)}  # lines of code
+MOST_TO_READ = {"of one run": (ONE_RUN, 4090), "across runs": (ACROSS_RUNS, 1546)}  # lines of code
 
 
 def lines_of_code(text: str) -> set[int]:

@@ -137,7 +137,8 @@ class Evolution(ByPublicNetworks):
         assert isinstance(generator, PopulationGenerator)
         run.resume()
         draws = None if self.pipeline is None else PublicDraws(self.pipeline, generator.facts, run)
-        generator.begun_with = () if draws is None else draws.begun_with
+        if draws is not None:
+            draws.require_named(run.named(generator))
         pool = self._pool(generator.facts, data, run, draws)
         looks = Looks(run, self.embedding, pool, data.shape)
         rows, variations = looks.of_private(data), Variations(pool, looks, run, strength=self.augment)

@@ -157,6 +157,10 @@ class Run(Protocol):
         """Note that work on what was released has gone on: a checkpoint now and then."""
         ...
 
+    def named(self, generator: ImageGenerator) -> tuple[PublicPart, ...]:
+        """Return the public parts that the claim of this run names, as they were when it began."""
+        ...
+
 
 def _left_after(earlier: Sequence[Earlier], epsilon: float, dataset_size: int, delta: float) -> float:
     """Return the ε of a Gaussian release that costs `epsilon` together with earlier noisy sums."""

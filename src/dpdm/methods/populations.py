@@ -26,8 +26,6 @@ class PopulationGenerator(StoredGenerator):
     """Public images that private ones voted for; one is drawn for each label."""
 
     shares: Float64[Tensor, " class"]
-    begun_with: tuple[tuple[str, str], ...] = ()
-    """The names of the public parts that drew candidates, with their digests as they were read."""
 
     def __init__(self, facts: ImageFacts, population: int) -> None:
         super().__init__(facts, population)

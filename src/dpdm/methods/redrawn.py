@@ -19,7 +19,7 @@ from dpdm.methods.denoising import DenoisingGenerator
 from dpdm.methods.embedding import Embedding
 from dpdm.methods.interface import ImageGenerator, Method, Run
 from dpdm.methods.made_up import bytes_of_one
-from dpdm.methods.populations import Pool, Population, PopulationGenerator
+from dpdm.methods.populations import Pool, Population
 from dpdm.methods.values import ImageFacts, PublicPart, PublicStart
 from dpdm.methods.variations import Looks, Variations
 from dpdm.networks import DiffusersFolder, DiffusersNetwork, PipelineFolder, TextToImageFolder, build_network
@@ -106,12 +106,9 @@ class Pipeline:
         """Return it with this folder of its network."""
         return replace(self, network=self.network.begun_from(folder))
 
-    def said(self, begun_with: tuple[tuple[str, str], ...]) -> "Pipeline":
-        """Return it in the form that a release stores; raise InputError if it `begun_with` other weights."""
-        network = self.network.said()
-        if begun_with not in ((), network.digests):
-            raise InputError(f"{self.network.source} was changed since the run has read it: begin again")
-        return replace(self, network=network)
+    def said(self) -> "Pipeline":
+        """Return it in the form that a release stores."""
+        return replace(self, network=self.network.said())
 
 
 class PublicDraws:
@@ -130,10 +127,13 @@ class PublicDraws:
         pipeline.network.require_weights()
         self.level, self._run, self._random = pipeline.level, run, torch.Generator().manual_seed(run.seed)
         self._generator = pipeline.untrained(facts).to(run.device).eval()
+
+    def require_named(self, public: Sequence[PublicPart]) -> None:
+        """Raise InputError unless a claim names the parts that draw here, by their digests as they were read."""
         network = self._generator.denoiser.network
         assert isinstance(network, DiffusersNetwork)
-        self.begun_with = network.begun_with
-        """The names of the public parts that draw, with their digests as they were read."""
+        if not {*network.begun_with} <= {(part.name, part.sha256) for part in public}:
+            raise InputError("the pipeline's folder was changed since the run has begun: begin again")
 
     @property
     def span(self) -> tuple[float, float]:
@@ -240,8 +240,5 @@ class ByPublicNetworks(Method):
     def said(self, generator: ImageGenerator, starts: Sequence[PublicStart] = ()) -> "ByPublicNetworks":
         """Return the method in the form that a release stores."""
         embedding = None if self.embedding is None else self.embedding.said()
-        pipeline = self.pipeline
-        if pipeline is not None:
-            assert isinstance(generator, PopulationGenerator)
-            pipeline = pipeline.said(generator.begun_with)
+        pipeline = None if self.pipeline is None else self.pipeline.said()
         return replace(self, embedding=embedding, pipeline=pipeline)  # type: ignore[type-var]

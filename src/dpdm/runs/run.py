@@ -17,7 +17,7 @@ from dpdm.data import ImageDataset
 from dpdm.ledger import Records, RunIdentity
 from dpdm.ledger.counting import counted
 from dpdm.methods import ImageGenerator, Progress
-from dpdm.methods.values import PublicStart
+from dpdm.methods.values import PublicPart, PublicStart
 from dpdm.privacy import MechanismRun, Noisy, Plan
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.figures import figures_of
@@ -273,6 +273,10 @@ class Run:
         """Note that work on what was released has gone on: a checkpoint now and then."""
         self._folder.save_now_and_then(self._state, self.updates)
         return self._sums_seen()
+
+    def named(self, generator: ImageGenerator) -> tuple[PublicPart, ...]:
+        """Return the public parts that the claim of this run names, as they were when it began."""
+        return self.release(generator).public
 
     def _sums_seen(self) -> Progress:
         return Progress(self._seen, self._mechanism.plan.planned, self._seen - self._lost, None, None)

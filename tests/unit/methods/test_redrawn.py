@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffusers_pipelines import save_pipeline, save_text_pipeline
 from dpdm import Evolution, ImageDataset, InputError, Pipeline, Prior, Release, Trainer
@@ -211,11 +212,19 @@ def test_guidance_is_for_a_network_that_knows_images_without_class(texts):
     assert not np.array_equal(with_it, without)
 
 
-def test_weights_that_change_while_a_run_reads_them_are_refused(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(DiffusersFolder, "said", lambda folder: DiffusersFolder(source="small"))
-    monkeypatch.setattr(DiffusersFolder, "digests", property(lambda folder: (("small", "0" * 64),)))
-    with pytest.raises(InputError, match="was changed since the run has read it"):
-        Pipeline(network=small).said((("small", "1" * 64),))
+def test_weights_that_change_after_a_run_has_named_them_are_refused(tmp_path, monkeypatch):
+    folder = DiffusersFolder(source=save_pipeline(tmp_path / "small"))
+    weights = Path(folder.source) / "unet" / "diffusion_pytorch_model.safetensors"
+    sound = Pipeline.rehearse
+
+    def then_changed(self, *arguments, **settings):
+        sound(self, *arguments, **settings)
+        save_file({name: value + 1 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+
+    monkeypatch.setattr(Pipeline, "rehearse", then_changed)
+    with pytest.raises(InputError, match="was changed since the run has begun"):
+        evolved(Pipeline(network=folder, level=2.0, steps=2), tmp_path / "run")
+    assert not (tmp_path / "run" / "release").exists()
 
 
 def test_memory_counts_the_network(small):
