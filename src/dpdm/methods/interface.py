@@ -157,8 +157,8 @@ class Run(Protocol):
         """Note that work on what was released has gone on: a checkpoint now and then."""
         ...
 
-    def named(self, generator: ImageGenerator) -> tuple[PublicPart, ...]:
-        """Return the public parts that the claim of this run names, as they were when it began."""
+    def named(self, generator: ImageGenerator) -> tuple[PublicPart, ...] | None:
+        """Return the public parts that the run's claim names, as they were when it began; None of a run in memory."""
         ...
 
 

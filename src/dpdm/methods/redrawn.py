@@ -128,11 +128,11 @@ class PublicDraws:
         self.level, self._run, self._random = pipeline.level, run, torch.Generator().manual_seed(run.seed)
         self._generator = pipeline.untrained(facts).to(run.device).eval()
 
-    def require_named(self, public: Sequence[PublicPart]) -> None:
-        """Raise InputError unless a claim names the parts that draw here, by their digests as they were read."""
+    def require_named(self, public: Sequence[PublicPart] | None) -> None:
+        """Raise InputError unless a claim, if there is one, names the parts that draw here, as they were read."""
         network = self._generator.denoiser.network
         assert isinstance(network, DiffusersNetwork)
-        if not {*network.begun_with} <= {(part.name, part.sha256) for part in public}:
+        if public is not None and not {*network.begun_with} <= {(part.name, part.sha256) for part in public}:
             raise InputError("the pipeline's folder was changed since the run has begun: begin again")
 
     @property

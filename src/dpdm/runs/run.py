@@ -274,9 +274,9 @@ class Run:
         self._folder.save_now_and_then(self._state, self.updates)
         return self._sums_seen()
 
-    def named(self, generator: ImageGenerator) -> tuple[PublicPart, ...]:
-        """Return the public parts that the claim of this run names, as they were when it began."""
-        return self.release(generator).public
+    def named(self, generator: ImageGenerator) -> tuple[PublicPart, ...] | None:
+        """Return the public parts that the run's claim names, as they were when it began; None of a run in memory."""
+        return None if self._as_release is None else self.release(generator).public
 
     def _sums_seen(self) -> Progress:
         return Progress(self._seen, self._mechanism.plan.planned, self._seen - self._lost, None, None)
