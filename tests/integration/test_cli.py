@@ -988,3 +988,12 @@ def test_equal_records_are_told_to_the_owner_alone(dpdm, photos, tmp_path):
     assert told == {"equal_records": [[0, 1]], "blank_records": []}
     assert "equal" not in out + err
     assert not list((tmp_path / "run" / "release").rglob("duplicates*"))
+
+
+def test_a_plan_says_where_a_method_needs_more_memory_than_there_is(dpdm, monkeypatch):
+    line = ("plan", "mnist-cpu", "--method", "mean-embedding", "--epsilon", 1)
+    assert "train refuses it on this machine" not in dpdm(*line)[1]
+    monkeypatch.setattr("dpdm.runs.memory.memory_there", lambda device: 2**28)
+    code, out, err = dpdm(*line)
+    assert code == 0, err
+    assert "more than the 0.2 GiB here: train refuses it on this machine" in out

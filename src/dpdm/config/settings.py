@@ -292,10 +292,10 @@ def require_public_source(method: Method, *, given: bool) -> None:
             "for drawn ones (in Python, public=...)"
         )
     if given and not method.starts_from_images:
-        so = " with these settings" if type(method).starts_from_images else ""  # others would
+        changed = " with these settings" if type(method).starts_from_images else ""
         raise InputError(
-            f"the method {method.kind} starts from no public images{so}: leave out --public, or name a method that "
-            "does, by --method (dpdm advise ranks those for your images)"
+            f"the method {method.kind} starts from no public images{changed}: leave out --public, or name a method "
+            "that does, by --method (dpdm advise ranks those for your images)"
         )
 
 
