@@ -26,6 +26,7 @@ from dpdm.types import InputError, is_of_memory, refusing
 
 _MADE_UP = 3  # examples: two could be told apart by their order alone
 _TOLERANCE = 1e-3  # of a parameter's gradient, by which two ways to compute it may differ
+_VANISHING = 2.0**-100  # length of a gradient that float32 holds with few digits, and cannot make longer
 
 
 class MadeUp(NamedTuple):
@@ -123,14 +124,13 @@ def require_same_gradients(
         known = length.isfinite()
         rows = torch.where(known[:, None], rows, 0)
         # Factors that no rearrangement of examples leaves alike, and that make all examples weigh about the same.
-        factors = (1 + _wave(length.shape).to(length) / 2) / torch.where(length > 0, length, 1)
-        factors = torch.where(known, factors, 0)
+        factors = ((1 + _wave(length.shape).to(length) / 2) / length.where(length > _VANISHING, 1)).where(known, 0)
         groups = list(strategy(loss, module, batch))
         norms = torch.cat([group.norms() for group in groups])
-        parts = factors.split([len(group.losses) for group in groups])  # type: ignore[no-untyped-call]
+        parts = factors.split([len(group.losses) for group in groups])
         found = torch.stack([g.weighted_sum(part) for g, part in zip(groups, parts, strict=True)]).sum(0)
     expected = factors @ rows
-    least = rounding * expected.norm()
+    least = rounding * expected.norm() + _VANISHING
     tolerance = max(_TOLERANCE, rounding, *(4 * torch.finfo(p.dtype).eps for p in parameters))
     sizes = [p.numel() for p in parameters]
     pairs = zip(found.split(sizes), expected.split(sizes), strict=True)  # type: ignore[no-untyped-call]
