@@ -1379,23 +1379,28 @@ def moments_clipped_layer_by_layer(patch: Patch) -> None:
     patch.setattr(statistics_method, "clipped_sum", by_layer)
 
 
-def each_position_a_row(patch: Patch) -> None:
-    sound = statistics_method.clipped_sum
+def each_position_a_row(patch: Patch, by: types.ModuleType = statistics_method, name: str = "clipped_sum") -> None:
+    sound = getattr(by, name)
 
-    def many(parts, **settings):  # as many rows as the last layer has positions
-        return sound(((rows.repeat(16, 1), weights.repeat(16)) for rows, weights in parts), **settings)
+    def many(parts, **settings):  # as many rows as a layer has positions
+        each = ((rows.repeat(16, 1), *(of_row.repeat(16) for of_row in others)) for rows, *others in parts)
+        return sound(each, **settings)
 
-    patch.setattr(statistics_method, "clipped_sum", many)
+    patch.setattr(by, name, many)
 
 
 def layers_in_training_mode(patch: Patch) -> None:
-    sound = LayerMeans.forward
+    sound = LayerMeans.maps
 
     def normalised(self, images):
         layers = sound(self, images)
-        return [(layer - layer.mean(0)) / (layer.std(0, correction=0) + 1e-3) for layer in layers]
+        over = (0, 2, 3)  # of the batch, as in training
+        return [
+            (layer - layer.mean(over, keepdim=True)) / (layer.std(over, correction=0, keepdim=True) + 1e-3) + 1e-2
+            for layer in layers
+        ]
 
-    patch.setattr(LayerMeans, "forward", normalised)
+    patch.setattr(LayerMeans, "maps", normalised)
     patch.setattr("dpdm.methods.embedding.depends_on_itself_alone", lambda *arguments: True)
 
 
@@ -2126,6 +2131,12 @@ FAULTS = [
     Fault("two moments of features, counted once", two_moments_counted_once, two_worlds_of_features),
     Fault("a bandwidth that follows from private images", bandwidth_of_private_images, two_worlds_of_features),
     Fault("features centred by private ones", centred_by_private_features, two_worlds_of_features),
+    Fault(
+        "each position of a map a row of its own",
+        partial(each_position_a_row, by=class_means, name="cell_sums"),
+        two_worlds_of_features,
+    ),
+    Fault("maps that normalise by the batch", layers_in_training_mode, two_worlds_of_features),
     Fault("features of sums without noise", counts_without_noise, two_worlds_of_features, said="weights"),
     Fault(
         "embeddings divided by the number that was there",

@@ -1,4 +1,4 @@
-"""What a network sees of images layer by layer: features of each stage, averaged over positions."""
+"""What a network sees of images layer by layer: the maps of each stage, or their averages over positions."""
 
 import math
 from collections.abc import Iterable
@@ -11,9 +11,14 @@ from torch.nn.functional import silu
 
 from dpdm.evaluation.features import EfficientNetLite0, RandomConvNet
 from dpdm.evaluation.preparation import framed
+from dpdm.types import InputError
 
 _STAGES_OF_LITE0 = (0, 2, 4, 7, 10, 14, 15)
 """Blocks of EfficientNet-Lite0 after which another width or resolution begins."""
+
+_MAPS_OF_LITE0 = ((16, 1), (24, 2), (40, 3), (80, 4), (112, 4), (192, 5), (320, 5), (1280, 5))
+_MAPS_OF_RANDOM = ((64, 1), (128, 2), (256, 3))
+"""Channels of each stage, and how often it has halved an image, rounding down."""
 
 _WIDTHS = (32, 64, 128, 256)
 """Channels of the stages of a residual network, each but the first at half the resolution of the one before."""
@@ -32,15 +37,19 @@ class LayerMeans(nn.Module):
         self.requires_grad_(False).eval()
         self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, images: Float[Tensor, "images channels height width"]) -> list[Float[Tensor, "images _"]]:
-        """Return the features of each layer, the first one's first."""
+    def maps(self, images: Float[Tensor, "images channels height width"]) -> list[Float[Tensor, "images _ _ _"]]:
+        """Return the maps of each layer (images, channels, rows, columns), the first one's first."""
         x = framed(images, side=self._side, colour=True).sub(self._middle).div(self._reach)
         x = x.contiguous(memory_format=torch.channels_last)
         layers = []
         for stage in self.stages:
             x = stage(x)
-            layers.append(x.mean((2, 3)))
+            layers.append(x)
         return layers
+
+    def forward(self, images: Float[Tensor, "images channels height width"]) -> list[Float[Tensor, "images _"]]:
+        """Return the features of each layer, the first one's first."""
+        return [layer.mean((2, 3)) for layer in self.maps(images)]
 
 
 class ResidualBlock(nn.Module):
@@ -91,3 +100,16 @@ def layers_of(features: EfficientNetLite0 | RandomConvNet) -> LayerMeans:
             blocks = []
     stages.append(nn.Sequential(network._conv_head, network._bn1, network._swish))
     return LayerMeans(stages, side=features.size, middle=127, reach=128)
+
+
+def numbers_of_maps(features: EfficientNetLite0 | RandomConvNet) -> int:
+    """Return how many numbers the maps of all layers have for one image: known without the network.
+
+    Raises:
+        InputError: Images of this size are too small for the network.
+    """
+    layers = _MAPS_OF_LITE0 if isinstance(features, EfficientNetLite0) else _MAPS_OF_RANDOM
+    least = 2 ** max(halvings for _, halvings in layers)
+    if features.size < least:
+        raise InputError(f"{features.name}: choose a size of at least {least}, which the layers halve down to one")
+    return sum(channels * (features.size >> halvings) ** 2 for channels, halvings in layers)

@@ -107,8 +107,7 @@ class Distillation(Method):
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: sums, rows and weights of features, and images with gradients."""
         row, classes = self.features.dimensions(facts.shape), max(1, facts.num_classes)
-        kept = 4 * row * records if isinstance(self.features, PublicFeatures) else 0
-        sums = 8 * 5 * (row * classes + max(PART, row)) + kept
+        sums = 8 * 5 * (row * classes + max(PART, row))
         of_image = self.features.bytes_of_one(facts.shape) + 4 * 8 * math.prod(facts.shape)
         return sums + self.features.bytes_of_weights(facts.shape) + self.images * classes * of_image
 

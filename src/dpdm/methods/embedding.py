@@ -6,7 +6,7 @@ private image is one row, kept in `private/`, which depends on no other image.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,12 @@ from numpy import ndarray
 from torch import Tensor
 
 from dpdm.data import ImageDataset
+from dpdm.data.procedural import tell_progress
 from dpdm.diffusion.spectrum import eigen
 from dpdm.evaluation import EfficientNetLite0, Pixels, RandomConvNet, RandomConvNets, TorchScriptFeatures
 from dpdm.evaluation.checks import Compute, built_features
 from dpdm.evaluation.features import OfLevels
+from dpdm.evaluation.layers import layers_of, numbers_of_maps
 from dpdm.generators import no_shared_draws
 from dpdm.methods.interface import ImageGenerator, Kept, Method, Run
 from dpdm.methods.values import PublicPart, PublicStart
@@ -96,40 +98,74 @@ class Embedding:
         channels, height, width = shape
         compute = built_features(self._value, (height, width, channels))
         number = require_same_again(compute, (height, width, channels), self.features)
-        together = depends_on_itself_alone(compute, (height, width, channels))
-        at_once = AT_ONCE if together and not isinstance(self._value, TorchScriptFeatures) else 1
+        unlike = isinstance(self._value, TorchScriptFeatures)  # of a file, an image alone is the only safe batch
+        alone = by_itself(compute, (height, width, channels), at_once=1 if unlike else AT_ONCE)
 
         @torch.inference_mode()
         def rows(images: Images) -> Float32[Tensor, "images features"]:
-            filled = np.concatenate([images, np.zeros_like(images[:1]).repeat(-len(images) % at_once, axis=0)])
-            starts = range(0, len(filled), at_once)
-            made = torch.cat([compute(filled[start : start + at_once]).float() for start in starts])[: len(images)]
+            made = alone(images).float()
             if made.shape != (len(images), number):
                 raise InputError(f"{self.features} makes {number} features of one image, and others of another")
             return torch.where(made.isfinite().all(1, keepdim=True), made, 0)  # no image may stop a run
 
         return rows
 
-    def number_of(self, shape: tuple[int, int, int]) -> int:
-        """Return the number of features for images of this shape; raise InputError if no gradients pass them."""
+    def number_of_maps(self, shape: tuple[int, int, int]) -> int:
+        """Return how many numbers `maps` has for an image of this shape.
+
+        Raises:
+            InputError: No gradients pass through these features, or images are too small for them.
+        """
         value = self._value
         if isinstance(value, TorchScriptFeatures):
             raise InputError(f"no gradients pass through a file of features: choose {', '.join(self._SIZED)} or pixels")
         if isinstance(value, Pixels):
             return shape[0] * math.prod(min(value.side, side) for side in shape[1:])
-        return value.number
+        return value.number if isinstance(value, RandomConvNets) else numbers_of_maps(value)
 
-    def differentiable(self, shape: tuple[int, int, int], device: torch.device) -> OfLevels:
-        """Return `compute` with gradients: a function from levels in 0..255 `(number, *shape)` to rows.
+    def maps(self, shape: tuple[int, int, int], device: torch.device) -> OfLevels:
+        """Return a function from levels in 0..255 `(number, *shape)` to rows that tell where in an image things are.
+
+        They are the maps of all layers, at all positions, of "efficientnet-lite0" and "random-convnet". Others have
+        places already, and are as in `compute`. Gradients pass through.
 
         Raises:
             InputError: The features are not there, or not for such images.
         """
-        self.number_of(shape)
+        self.number_of_maps(shape)
         self.compute(shape)
         value = self._value
         assert not isinstance(value, TorchScriptFeatures)
-        return value.of_levels(device)
+        if not isinstance(value, EfficientNetLite0 | RandomConvNet):
+            return value.of_levels(device)
+        network = layers_of(value).to(device)
+        return lambda levels: torch.cat([layer.flatten(1) for layer in network.maps(levels)], dim=1)
+
+    def maps_of_private(
+        self, run: Run, data: ImageDataset, parts: Iterable[slice]
+    ) -> Iterator[tuple[slice, Float32[Tensor, "images numbers"]]]:
+        """Yield parts of the private images and their `maps`, which are too many to keep. It tells how far it is.
+
+        Guarantees:
+            * The row of an image depends on this image alone, to the bit: not on the others of a batch, nor on its
+              place. One that is not finite is zero: no image may stop a run.
+        """
+        channels, height, width = data.shape
+        maps = self.maps(data.shape, torch.device("cpu"))
+
+        @torch.inference_mode()
+        def some(images: Images) -> Float32[Tensor, "images numbers"]:
+            return maps(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float())
+
+        alone, told = by_itself(some, (height, width, channels)), 0
+        run.processes.require_same(f"{self._value.digest}; {probe_of(alone, data.shape)}", "their features")
+        for part in parts:
+            rows = alone(data.images[part])
+            yield part, torch.where(rows.isfinite().all(1, keepdim=True), rows, 0)
+            done = 100 * part.stop // len(data)
+            for percent in range(told + 1, done + 1):  # as many for any number of images, which may be a secret
+                tell_progress("features, in percent", percent, 100)
+            told = done
 
     def of_public(self, run: Run) -> tuple[Float32[Tensor, "images features"], "Space"]:
         """Return whitened rows of unit length of the public images, and the space that they span.
@@ -274,16 +310,18 @@ def parts_of(number: int) -> Iterator[slice]:
     yield from (slice(start, min(number, start + _PART)) for start in range(0, number, _PART))
 
 
-def by_itself(compute: Compute, shape: tuple[int, int, int]) -> Compute:
-    """Return `compute` for images (height, width, channel) that come in multiples of `AT_ONCE`.
+def by_itself(compute: Compute, shape: tuple[int, int, int], *, at_once: int = AT_ONCE) -> Compute:
+    """Return `compute` for images (height, width, channel), some `at_once`, or one where a batch is no safe place.
 
     Guarantees:
         * The row of an image depends on this image alone, to the bit: not on the others, nor on its place.
     """
-    at_once = AT_ONCE if depends_on_itself_alone(compute, shape) else 1
+    at_once = at_once if depends_on_itself_alone(compute, shape) else 1
 
     def rows(images: Images) -> Float32[Tensor, "images features"]:
-        return torch.cat([compute(images[start : start + at_once]) for start in range(0, len(images), at_once)])
+        filled = np.concatenate([images, np.zeros_like(images[:1]).repeat(-len(images) % at_once, axis=0)])
+        starts = range(0, len(filled), at_once)
+        return torch.cat([compute(filled[start : start + at_once]) for start in starts])[: len(images)]
 
     return rows
 

@@ -23,6 +23,7 @@ from dpdm.types import Images, InputError, require_at_most, require_counts, requ
 
 _GRID = 2.0**19  # of random weights: with whole numbers as pixels, each sum below is exact in float64
 _MOST_WEIGHTS = 10**8
+_LEAST = 1e-200  # below the square of any float32
 _MOST_PIXELS = 2**22  # of an image, for these sums
 PART = 2**23
 """Numbers of rows at a time, unless one row has more."""
@@ -218,12 +219,13 @@ class _NTKMap(FeatureMap):
 class PublicFeatures(Features):
     """`[features] kind = "public"`: features of a public network, and their squares.
 
-    A row joins two vectors, the features and their squares, each scaled to length one. The row itself has length one.
-    Its sum holds the first and the second moment. Features are means over positions, which do not tell where in an
-    image something is. So for digits `Fourier` serves far better (docs/results.md). DP-MEPF takes maps of all layers.
+    The features of an image are the maps of all layers, at all positions: one vector. A row joins two of these, the
+    features and their squares, each scaled to length one. The row itself has length one, whatever the number of
+    positions. Its sum holds the first and the second moment.
 
     Args:
-        embedding: The features. Gradients pass through them, so a TorchScript file is refused.
+        embedding: The network, and the size at which it sees images. "random-convnets" has places in its last layer,
+            and gives that alone; "pixels" are as they are. Gradients pass, so a TorchScript file is refused.
 
     Source:
         Harder, Jalali Asadabadi, Sutherland & Park 2023 (DP-MEPF).
@@ -237,8 +239,8 @@ class PublicFeatures(Features):
     embedding: Embedding = field(default_factory=lambda: Embedding(features="random-convnet", size=32))
 
     def dimensions(self, shape: tuple[int, int, int]) -> int:
-        """Return the length of a row: two numbers for each feature."""
-        return 2 * self.embedding.number_of(shape)
+        """Return the length of a row: two numbers for each one of the maps."""
+        return 2 * self.embedding.number_of_maps(shape)
 
     def built(self, facts: ImageFacts, seed: int, device: torch.device) -> FeatureMap:
         """Return the map."""
@@ -258,27 +260,39 @@ class PublicFeatures(Features):
         return replace(self, embedding=self.embedding.said())
 
     def bytes_of_one(self, shape: tuple[int, int, int]) -> int:
-        """Return how much memory a network's images take on the way: a thousand numbers for each pixel, by far."""
-        return 4000 * self.embedding.size**2
+        """Return how much memory an image takes: a thousand numbers for each pixel in a network, by far, and rows."""
+        return 4000 * self.embedding.size**2 + 32 * self.dimensions(shape)
 
 
 class _PublicMap(FeatureMap):
     def __init__(self, embedding: Embedding, shape: tuple[int, int, int], device: torch.device) -> None:
-        self._embedding = embedding
-        self._of_levels = embedding.differentiable(shape, device)
+        self._embedding, self._dimensions = embedding, 2 * embedding.number_of_maps(shape)
+        self._maps = embedding.maps(shape, device)
 
     def rows(self, run: Run, data: ImageDataset) -> Iterator[tuple[slice, Float64[Tensor, "images features"]]]:
-        for part, rows in self._embedding.of_private(run, data).parts():
-            yield part, _moments(rows.double())
+        for part, maps in self._embedding.maps_of_private(run, data, _parts(len(data), self._dimensions)):
+            whole = maps.double()
+            yield part, torch.cat([_exactly_one(whole), _exactly_one(whole.square())], dim=1) / math.sqrt(2)
 
     def means(self, x: Float[Tensor, "class images channel height width"]) -> Float32[Tensor, "class features"]:
-        rows = self._of_levels(x.flatten(0, 1).add(1).mul(127.5))
+        rows = self._maps(x.flatten(0, 1).add(1).mul(127.5))
         return _moments(rows).view(*x.shape[:2], -1).mean(1)
 
 
 def _moments(rows: Float[Tensor, "*images features"]) -> Float[Tensor, "*images moments"]:
     unit, squares = (torch.nn.functional.normalize(each, dim=-1) for each in (rows, rows.square()))
     return torch.cat([unit, squares], dim=-1) / math.sqrt(2)
+
+
+def _exactly_one(rows: Float64[Tensor, "images numbers"]) -> Float64[Tensor, "images numbers"]:
+    """Return rows of length one, each from whole numbers whose squares have an exact sum in float64; zero stays zero.
+
+    So a row is the same to the bit in whatever order it is summed, and on however many cores.
+    """
+    largest = rows.abs().amax(1, keepdim=True).clamp(min=_LEAST)
+    finest = 2.0 ** ((53 - (rows.shape[1] - 1).bit_length()) // 2)
+    whole = (rows * (finest / largest)).round()
+    return whole / whole.square().sum(1, keepdim=True).clamp(min=1).sqrt()
 
 
 def _require_weights(shape: tuple[int, int, int], **number: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpdm.data import ImageDataset
 from dpdm.methods.class_means import discrepancies, released, require_gradients, require_summed
-from dpdm.methods.feature_maps import PART, AnyFeatures, Fourier, PublicFeatures
+from dpdm.methods.feature_maps import PART, AnyFeatures, Fourier
 from dpdm.methods.fitted import FitsGenerator, same_everywhere
 from dpdm.methods.interface import ImageGenerator, Run
 from dpdm.methods.small_generator import SmallGenerator
@@ -76,8 +76,7 @@ class MeanEmbedding(FitsGenerator):
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:
         """Return the bytes that a run needs at most: sums, rows and weights of features, and a batch with gradients."""
         row = self.features.dimensions(facts.shape)
-        kept = 4 * row * records if isinstance(self.features, PublicFeatures) else 0
-        rows = 8 * 5 * max(PART, row) + kept
+        rows = 8 * 5 * max(PART, row)
         of_update = self.batch_size * self.features.bytes_of_one(facts.shape) + self.bytes_of_update(facts)
         weights = sum(features.bytes_of_weights(facts.shape) for features in self._all_features)
         return 8 * 5 * self._numbers(facts) + rows + weights + of_update

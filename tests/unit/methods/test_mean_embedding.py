@@ -1,6 +1,7 @@
 """What rows of features are, that a generator's images are compared in the same, and what it learns of noisy sums."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 from dpdm.config import load_config
 from dpdm.data import ImageDataset
 from dpdm.data.procedural import watched
+from dpdm.evaluation import EfficientNetLite0, RandomConvNet
+from dpdm.evaluation.layers import LayerMeans, layers_of
 from dpdm.methods import NTK, Embedding, Fourier, ImageFacts, MeanEmbedding, PublicFeatures, SmallGenerator
 from dpdm.methods.class_means import ClassMeans, discrepancies
-from dpdm.methods.feature_maps import _drawn
+from dpdm.methods.feature_maps import _drawn, _exactly_one
 from dpdm.privacy import FullSum, NonPrivate
 from dpdm.runs import Trainer
 from dpdm.types import InputError, images_to_tensor
@@ -114,6 +117,77 @@ def test_first_and_second_moments_have_equal_parts_of_a_row():
         assert torch.allclose(part * math.sqrt(2), unit, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [("efficientnet-lite0", 32), ("efficientnet-lite0", 57), ("random-convnet", 8), ("random-convnet", 29)],
+)
+def test_a_row_has_the_maps_of_all_layers_at_all_positions(network, size):
+    embedding, shape = Embedding(features=network, size=size), (1, 28, 28)
+    levels = torch.from_numpy(noise(2, (28, 28, 1))).movedim(3, 1).float()
+    known = {"efficientnet-lite0": EfficientNetLite0, "random-convnet": RandomConvNet}
+    layers = layers_of(known[network](size=size)).maps(levels)
+    expected = torch.cat([layer.flatten(1) for layer in layers], dim=1)
+    assert len({layer.shape[2:] for layer in layers}) >= 3
+    assert torch.equal(embedding.maps(shape, CPU)(levels), expected)
+    assert PublicFeatures(embedding=embedding).dimensions(shape) == 2 * expected.shape[1]
+
+
+def test_the_page_on_methods_tells_how_long_a_row_is():
+    page = (Path(__file__).parents[3] / "docs" / "method.md").read_text()
+    number = Embedding(features="efficientnet-lite0", size=32).number_of_maps((1, 28, 28))
+    assert f"EfficientNet-Lite0 have {number:,} numbers" in " ".join(page.split())
+
+
+def test_a_row_of_maps_has_length_one_however_many_positions_there_are():
+    for size in (8, 64):
+        rows = rows_of(PublicFeatures(embedding=Embedding(features="random-convnet", size=size)), noise(2))
+        assert torch.allclose(rows.norm(dim=1), torch.ones(2, dtype=torch.float64), atol=1e-12)
+
+
+def test_maps_are_scaled_to_length_one_by_exact_sums():
+    """In another order, as other cores would take it, a naive sum of squares has other last digits."""
+    rows = torch.rand(3, 50_000, dtype=torch.float64).pow(4)
+    order = torch.randperm(50_000)
+    assert torch.equal(_exactly_one(rows[:, order]), _exactly_one(rows)[:, order])
+    assert torch.allclose(_exactly_one(rows), torch.nn.functional.normalize(rows, dim=1), atol=1e-6)
+    assert not _exactly_one(torch.zeros(1, 4, dtype=torch.float64)).any()
+    tiny = torch.tensor([[3e-90, 4e-90]], dtype=torch.float64)
+    assert torch.allclose(_exactly_one(tiny), torch.tensor([[0.6, 0.8]], dtype=torch.float64))
+
+
+def test_maps_that_are_not_finite_add_nothing(monkeypatch):
+    sound = LayerMeans.maps
+
+    def broken(self, images):
+        layers = sound(self, images)
+        layers[0][images.amax((1, 2, 3)) == 255] = math.inf
+        return layers
+
+    monkeypatch.setattr(LayerMeans, "maps", broken)
+    images = noise(3) // 2
+    images[1, 0, 0] = 255
+    assert rows_of(FEATURES["random network"], images).any(dim=1).tolist() == [True, False, True]
+
+
+def test_maps_of_images_smaller_than_the_layers_halve_are_refused():
+    method = MeanEmbedding(features=PublicFeatures(embedding=Embedding(size=31)))
+    with pytest.raises(InputError, match="size of at least 32"):
+        method.require_images(ImageFacts((1, 28, 28), ()))
+
+
+def test_maps_are_not_kept_and_say_how_far_they_are_in_percent(tmp_path):
+    data = ImageDataset(images=noise(30), name="noise")
+    method = MeanEmbedding(features=FEATURES["random network"], updates=2, batch_size=16, latent=2, width=16)
+    told = []
+    with watched(lambda *stage: told.append(stage)):
+        plan = method.plan(epsilon=1, dataset_size=30)
+        Trainer(method=method, plan=plan, run=tmp_path / "run", ledger=None).fit(data)
+    assert [stage for stage in told if "features" in stage[0]] == [
+        ("features, in percent", done, 100) for done in range(1, 101)
+    ]
+    assert not (tmp_path / "run" / "private" / "kept").exists()
+
+
 def test_the_discrepancy_is_estimated_without_bias_but_for_a_constant():
     random = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(200_000, 3, generator=random) + 0.5, dim=1)
@@ -149,8 +223,6 @@ def trained(epsilon, features, number=2000, **changes):
 
 @every_map
 def test_a_generator_learns_what_the_classes_look_like(features):
-    if features.kind == "public" and features.embedding.features == "random-convnet":
-        pytest.skip("pooled features do not tell above from below")
     features = Fourier(number=200, bandwidths=(0.7,)) if features.kind == "fourier" else features
     images, labels = trained(5.0, features).sample(200, labels=np.arange(200) % 2, seed=0)
     above, below = images[:, :4].mean((1, 2, 3)), images[:, 4:].mean((1, 2, 3))
@@ -289,3 +361,8 @@ def test_the_estimate_of_memory_grows_with_all_that_is_held():
     assert 2**26 < base < 2**31
     assert MeanEmbedding(features=NTK(width=800)).memory(facts, public=0, records=60_000) > base
     assert MeanEmbedding(batch_size=2000).memory(facts, public=0, records=60_000) > base
+    small, large = (
+        MeanEmbedding(features=PublicFeatures(embedding=Embedding(size=size))).memory(facts, public=0, records=60_000)
+        for size in (32, 64)
+    )
+    assert large > small + 4 * 8 * 5 * 8832 * 10  # four times as many numbers of each class
