@@ -110,8 +110,8 @@ class EfficientNetLite0:
         def features(levels: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images features"]:
             # what the weights were trained with
             x = framed(levels, side=self.size, colour=True).sub(127).div(128)
-            pooled: Tensor = network.extract_features(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
-            return pooled
+            maps: Tensor = network.extract_features(x.contiguous(memory_format=torch.channels_last))
+            return maps.float().mean((2, 3))  # under autocast maps are bfloat16
 
         return features
 

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float, Float32, Float64, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from dpdm.evaluation.layers import layers_of, numbers_of_maps
 from dpdm.generators import no_shared_draws
 from dpdm.methods.interface import ImageGenerator, Kept, Method, Run
 from dpdm.methods.values import PublicPart, PublicStart
+from dpdm.processor import has_bfloat16
 from dpdm.types import Images, InputError, require_within
 
 AT_ONCE = 16
@@ -96,7 +97,7 @@ class Embedding:
             InputError: The features are not there, or not for such images.
         """
         channels, height, width = shape
-        compute = built_features(self._value, (height, width, channels))
+        compute = self._natively(built_features(self._value, (height, width, channels)))
         number = require_same_again(compute, (height, width, channels), self.features)
         unlike = isinstance(self._value, TorchScriptFeatures)  # of a file, an image alone is the only safe batch
         alone = by_itself(compute, (height, width, channels), at_once=1 if unlike else AT_ONCE)
@@ -107,6 +108,16 @@ class Embedding:
             if made.shape != (len(images), number):
                 raise InputError(f"{self.features} makes {number} features of one image, and others of another")
             return torch.where(made.isfinite().all(1, keepdim=True), made, 0)  # no image may stop a run
+
+        return rows
+
+    def _natively(self, compute: Compute) -> Compute:
+        """Return `compute` in bfloat16 if the processor has it, and the network was trained: twice as fast there."""
+        native = isinstance(self._value, EfficientNetLite0) and has_bfloat16(torch.device("cpu"))
+
+        def rows(images: Images) -> Float[Tensor, "images features"]:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native):
+                return compute(images)
 
         return rows
 

@@ -34,6 +34,21 @@ def test_a_row_depends_on_its_image_alone_to_the_bit(features, threads):
         assert torch.equal(rows, moved)
 
 
+def test_a_trained_network_computes_in_bfloat16_where_the_processor_does_and_no_other_features_do(monkeypatch):
+    images = noise(20)
+    rows = {}
+    for native in (False, True):
+        monkeypatch.setattr(module, "has_bfloat16", lambda device, native=native: native)
+        for features in ("efficientnet-lite0", "random-convnet", "pixels"):
+            rows[features, native] = Embedding(features=features, size=64).compute((3, 32, 32))(images)
+    assert torch.equal(rows["pixels", True], rows["pixels", False])
+    assert torch.equal(rows["random-convnet", True], rows["random-convnet", False])
+    one, other = rows["efficientnet-lite0", True], rows["efficientnet-lite0", False]
+    assert one.dtype == torch.float32
+    assert 1e-4 < (one - other).norm() / other.norm() < 0.05
+    assert not torch.equal(one, one.bfloat16().float())  # means are of more digits than maps
+
+
 @pytest.mark.parametrize(
     "mixed",
     [
