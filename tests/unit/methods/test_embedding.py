@@ -45,7 +45,7 @@ def test_a_trained_network_computes_in_bfloat16_where_the_processor_does_and_no_
     assert torch.equal(rows["random-convnet", True], rows["random-convnet", False])
     one, other = rows["efficientnet-lite0", True], rows["efficientnet-lite0", False]
     assert one.dtype == torch.float32
-    assert 1e-4 < (one - other).norm() / other.norm() < 0.05
+    assert 1e-4 < (one - other).norm() / other.norm() < 0.2
     assert not torch.equal(one, one.bfloat16().float())  # means are of more digits than maps
 
 
