@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         Teacher,
     )
     from dpdm.networks import MLP, CompactUNet, DiffusersFolder, MakeNetwork, TextToImageFolder, UNet
-    from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
+    from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums, ShardSums
     from dpdm.runs import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
 
@@ -133,6 +133,7 @@ _HOME = {
     "NonPrivate": "privacy",
     "Plan": "privacy",
     "PoissonSums": "privacy",
+    "ShardSums": "privacy",
     "Release": "runs",
     "Synthesizer": "runs",
     "Trainer": "runs",
@@ -192,6 +193,7 @@ __all__ = [
     "Release",
     "Retrieval",
     "Sensitive",
+    "ShardSums",
     "SlicedWasserstein",
     "Start",
     "StatisticMatching",
