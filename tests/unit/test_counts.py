@@ -89,7 +89,7 @@ COUNTED = {
     "GAN most_steps": lambda value: GAN(most_steps=value),
     **{
         f"SanitizedGAN {name}": lambda value, name=name: SanitizedGAN(**{name: value})
-        for name in ("shards", "width", "latent", "discriminator_width", "batch_size", "critic_updates")
+        for name in ("shards", "width", "latent", "discriminator_width", "side", "batch_size", "critic_updates")
     },
     "ShardSums shards": lambda value: ShardSums(shards=value, count=1, expected_batch_size=1),
     "AggregatedGAN width": lambda value: AggregatedGAN(width=value),

@@ -1,8 +1,7 @@
 """GS-WGAN: each shard of the images has a critic of its own, and only noisy sums of their gradients reach a generator.
 
 Source:
-    Chen, Orekondy & Fritz 2020 (NeurIPS), "GS-WGAN: A Gradient-Sanitized Approach for Learning Differentially Private
-    Generators", arXiv 2006.08265.
+    Chen, Orekondy & Fritz 2020 (NeurIPS, arXiv 2006.08265).
 """
 
 import math
@@ -38,11 +37,11 @@ class SanitizedGAN(TakesSteps):
     """A generator against many critics, each of which sees one shard of the private images.
 
     Args:
-        shards: Into how many the images are divided; each step has privacy.expected_batch_size of them on average
-            (default: a tenth).
+        shards: How many there are; each step has privacy.expected_batch_size of them on average (default: a tenth).
         width: Of the generator.
         latent: Random numbers that an image is made of.
         discriminator_width: Channels of a critic's first layer.
+        side: Pixels of the shorter side of what critics see: of larger images they see means of squares.
         batch_size: Generated images whose gradients are stacked, and images of a critic's update.
         critic_updates: Of a critic each time it is asked.
         warm_updates: Of each critic before the first step; they cost time, and no privacy.
@@ -56,8 +55,7 @@ class SanitizedGAN(TakesSteps):
         * The generator follows from noisy sums alone. No critic is ever released; all are kept in `private/`.
 
     Source:
-        Chen, Orekondy & Fritz 2020. Poisson selection of shards, shards by a hash, and the half of the clipping norm
-        are ours.
+        Chen, Orekondy & Fritz 2020. Poisson selection, shards by a hash, half of the norm, coarse images are ours.
 
     Example:
         >>> plan = SanitizedGAN(shards=200).plan(epsilon=1.0, dataset_size=60000, steps=300, expected_batch_size=10)
@@ -70,6 +68,7 @@ class SanitizedGAN(TakesSteps):
     width: int = 128
     latent: int = 32
     discriminator_width: int = 8
+    side: int = 14
     batch_size: int = 32
     critic_updates: int = 4
     warm_updates: int = 10
@@ -77,11 +76,11 @@ class SanitizedGAN(TakesSteps):
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=2e-3, ema_decay=0.98))
 
     def __post_init__(self) -> None:
-        counts = ("shards", "width", "latent", "discriminator_width", "batch_size", "critic_updates")
+        counts = ("shards", "width", "latent", "discriminator_width", "side", "batch_size", "critic_updates")
         require_counts(**{name: getattr(self, name) for name in counts})
         require_counts_or_none(warm_updates=self.warm_updates)
         require_at_most(_MOST_SHARDS, shards=self.shards)
-        require_within(8, _MOST_WIDTH, width=self.width)
+        require_within(8, _MOST_WIDTH, width=self.width, side=self.side)
         require_at_most(_MOST_WIDTH, latent=self.latent, discriminator_width=self.discriminator_width)
         updates = {"critic_updates": self.critic_updates, "warm_updates": self.warm_updates}
         require_at_most(_MOST_WORK, batch_size=self.batch_size, **updates)
@@ -97,8 +96,8 @@ class SanitizedGAN(TakesSteps):
             raise InputError(f"shards = {self.shards} are more than the {budget.dataset_size} records: give fewer")
         batch = budget.expected_batch_size or max(1, self.shards // _PART)
         count = _STEPS if budget.steps is None else budget.steps
-        norm = budget.max_grad_norm
-        return (ShardSums(shards=self.shards, count=count, expected_batch_size=batch, max_norm=norm),)
+        given = {"shards": self.shards, "expected_batch_size": batch, "max_norm": budget.max_grad_norm}
+        return (ShardSums(count=count, **given),)  # type: ignore[arg-type]
 
     def untrained(self, facts: ImageFacts, *, seed: int = 0, sizes: Sizes | None = None) -> SmallGenerator:
         """Return a generator with first weights."""
@@ -109,18 +108,21 @@ class SanitizedGAN(TakesSteps):
     def _critics(self, generator: SmallGenerator, *, seed: int, number: int) -> Critics:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            width, rate = self.discriminator_width, self.optimizer.learning_rate
-            return Critics(generator.facts, number=number, width=width, rate=rate, updates=self.critic_updates)
+            sizes = {"width": self.discriminator_width, "side": self.side, "updates": self.critic_updates}
+            critics = Critics(generator.facts, number=number, rate=self.optimizer.learning_rate, **sizes)
+        return critics.to(generator.device)
 
     def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
         """Return what private steps are taken with: generated images, and one critic that nobody's images have met."""
         assert isinstance(generator, SmallGenerator)
-        fakes = Fakes(self.batch_size, generator.facts).to(generator.device)
-        critics, adam = self._critics(generator, seed=seed, number=1).to(generator.device), self._adam(generator)
+        critics, adam = (
+            self._critics(generator, seed=seed, number=1),
+            torch.optim.Adam(generator.parameters(), betas=_BETAS),
+        )
+        fakes = Fakes(self.batch_size, critics.shape).to(generator.device)
 
         def made_up(number: int) -> Upstream:
-            images, labels, _ = random_images(self.batch_size, generator.facts, 1, generator.device)
-            rows = []
+            rows, (images, labels, _) = [], random_images(self.batch_size, generator.facts, 1, generator.device)
             with torch.autocast(generator.device.type, enabled=False):  # as in a run, where another thread loads
                 for row in range(number):
                     critics.learn(0, images, labels, generator, seeded(row), batch=self.batch_size)
@@ -128,48 +130,47 @@ class SanitizedGAN(TakesSteps):
             return Upstream(torch.stack(rows))
 
         def follow() -> None:
-            self._follow(generator, fakes, self._made(generator, seed=seed)[0], adam)
+            self._follow(generator, fakes, self._made(generator, critics, seed=seed)[0], adam)
 
         fakes.images.grad = torch.zeros_like(fakes.images)
         return Stepped(fakes, _LOSS, made_up, follow=follow)
-
-    def _adam(self, generator: SmallGenerator) -> torch.optim.Adam:
-        return torch.optim.Adam(generator.parameters(), betas=_BETAS)
 
     def train(
         self, generator: ImageGenerator, data: ImageDataset, run: Run
     ) -> Generator[Progress, None, SmallGenerator]:
         """Let critics of some shards learn; clip, sum and hide what they say; and let the generator follow that."""
         assert isinstance(generator, SmallGenerator)
-        average, fakes = ema.start(generator).eval(), Fakes(self.batch_size, generator.facts).to(run.device)
-        critics = self._critics(generator, seed=run.seed, number=self.shards).to(run.device)
-        adam, mechanism = self._adam(generator), run.mechanism
+        average, critics = ema.start(generator).eval(), self._critics(generator, seed=run.seed, number=self.shards)
+        fakes = Fakes(self.batch_size, critics.shape).to(run.device)
+        adam, mechanism = torch.optim.Adam(generator.parameters(), betas=_BETAS), run.mechanism
         updates = run.resume(shards=critics, generator=generator, average=average, adam=adam)
         radius, of = mechanism.plan.poisson[0].radius, members(data, shards=self.shards, seed=run.seed)
         length = radius if math.isfinite(radius) else 1.0  # infinite without a claim
-        loader = ShardLoader(data, of, critics, generator, self._made(generator, seed=run.seed), length, run.device)
+        begun = self._made(generator, critics, seed=run.seed)
+        loader = ShardLoader(data, of, critics, generator, begun, length, run.device)
         at_once = run.physical_batch_size(1, lambda: 8 * fakes.images.nbytes)
         step = partial(mechanism.backward, _LOSS, fakes, num_records=self.shards, physical_batch_size=at_once)
         if not updates:
             loader.warm(self.warm_updates, seed=run.seed)
         while not mechanism.finished:
             part = self.optimizer.learning_rate_at(mechanism.steps_spent / mechanism.plan.steps)
-            adam.param_groups[0]["lr"] = part / self.optimizer.learning_rate * self.generator_rate
-            made, labels = self._made(generator, seed=run.seed + 2 + updates)
+            adam.param_groups[0]["lr"] = rate = part / self.optimizer.learning_rate * self.generator_rate
+            made, labels = self._made(generator, critics, seed=run.seed + 2 + updates)
             load = replace(loader, made=(made.detach(), labels))
             diagnostics = step(load=load)
             self._follow(generator, fakes, made, adam)
             updates += 1
             ema.update(average, generator, updates=updates, decay=self.optimizer.ema_decay)
-            yield run.took_step(diagnostics, average, learning_rate=adam.param_groups[0]["lr"])
+            yield run.took_step(diagnostics, average, learning_rate=rate)
         return average
 
-    def _made(self, generator: SmallGenerator, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Return generated images of all classes in turn, from a random one on, and these classes."""
+    def _made(self, generator: SmallGenerator, critics: Critics, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Return generated images as critics see them, of all classes in turn, and these classes."""
         random, classes = seeded(seed), max(1, generator.facts.num_classes)
         first = int(torch.randint(classes, (), generator=random))
         labels = ((torch.arange(self.batch_size) + first) % classes).to(generator.device)
-        return generator(torch.randn(len(labels), self.latent, generator=random).to(labels.device), labels), labels
+        latent = torch.randn(len(labels), self.latent, generator=random).to(labels.device)
+        return critics.see(generator(latent, labels)), labels
 
     def _follow(self, generator: SmallGenerator, fakes: Fakes, made: Tensor, adam: torch.optim.Adam) -> None:
         """Let the generator take a step along the noisy gradient of its images."""
@@ -183,8 +184,7 @@ class SanitizedGAN(TakesSteps):
         """Try a private step on made-up images; raise InputError for several processes, or a plan of other shards."""
         if run.processes.size > 1:
             raise InputError(f"the method {self.kind} keeps all critics in one process: start it without torchrun")
-        entry = plan.poisson[0] if plan.poisson else None
-        if not isinstance(entry, ShardSums) or entry.shards != self.shards:
+        if not any(isinstance(entry, ShardSums) and entry.shards == self.shards for entry in plan.releases):
             raise InputError(f"the plan is not of sums over {self.shards} shards: make it anew")
         self.stepped(generator, seed=run.seed).rehearse(mechanism, run)
 

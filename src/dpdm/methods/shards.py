@@ -25,7 +25,6 @@ from dpdm.methods.values import ImageFacts
 from dpdm.types import RandomBytes, levels_to_tensor
 
 _BETAS, _TINY = (0.5, 0.9), 1e-8  # of Adam: a game needs less memory than a descent
-_SIDE = 16  # pixels: what a critic sees of larger images are means of squares, so that its gradient is of coarse shapes
 _PENALTY = 10.0  # weight of (‖∇D‖ − 1)², as published
 
 
@@ -61,9 +60,9 @@ def members(data: ImageDataset, *, shards: int, seed: int) -> list[Int64[ndarray
 class Fakes(nn.Module):
     """Generated images as parameters: the noisy gradient that they get is all that a generator learns from."""
 
-    def __init__(self, number: int, facts: ImageFacts) -> None:
+    def __init__(self, number: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.images = nn.Parameter(torch.zeros(number, *facts.shape))
+        self.images = nn.Parameter(torch.zeros(number, *shape))
 
 
 class Upstream(NamedTuple):
@@ -92,6 +91,7 @@ class Critics(nn.Module):
         width: Channels of a critic's first layer.
         rate: Adam's learning rate.
         updates: Of a critic each time it is asked.
+        side: Pixels of the shorter side, at most, that a critic sees.
 
     Source:
         Critics: Gulrajani et al. 2017 (WGAN-GP), which keeps the gradient of a critic's value near length one.
@@ -102,18 +102,27 @@ class Critics(nn.Module):
     squares: Float[Tensor, "shard weight"]
     seen: Int[Tensor, " shard"]
 
-    def __init__(self, facts: ImageFacts, *, number: int, width: int, rate: float, updates: int) -> None:
+    def __init__(self, facts: ImageFacts, *, number: int, width: int, rate: float, updates: int, side: int) -> None:
         super().__init__()
         channels, *sides = facts.shape
-        self._square = max(1, math.ceil(min(sides) / _SIDE))
-        seen = facts._replace(shape=(channels, sides[0] // self._square, sides[1] // self._square))
-        one = Discriminator(seen, width=width).requires_grad_(requires_grad=False)
+        self._square = max(1, math.ceil(min(sides) / side))
+        self.shape = (channels, sides[0] // self._square, sides[1] // self._square)
+        one = Discriminator(facts._replace(shape=self.shape), width=width).requires_grad_(requires_grad=False)
         self._form, self._rate, self._updates = [one], rate, updates  # in a list: no part of the state
         flat = nn.utils.parameters_to_vector(one.parameters())
         self.register_buffer("weights", flat.repeat(number, 1))
         for name in ("means", "squares"):
             self.register_buffer(name, torch.zeros(number, len(flat)))
         self.register_buffer("seen", torch.zeros(number, dtype=torch.long))
+
+    def see(
+        self, images: Float[Tensor, "image channel height width"]
+    ) -> Float[Tensor, "image channel coarse_height coarse_width"]:
+        """Return what critics see of images: means of squares, times a square's side, so that lengths stay.
+
+        Coarse images have few coordinates, each of which gets noise.
+        """
+        return self._square * avg_pool2d(images, self._square)
 
     def learn(
         self,
@@ -130,9 +139,9 @@ class Critics(nn.Module):
         for _ in range(self._updates if updates is None else updates):
             chosen = torch.randint(len(images), (batch,), generator=random).to(labels.device)
             latent = torch.randn(batch, generator.latent, generator=random).to(labels.device)
-            real, of = images[chosen], labels[chosen]
+            real, of = self.see(images[chosen]), labels[chosen]
             with torch.no_grad():
-                made = generator(latent, of)
+                made = self.see(generator(latent, of))
             between = torch.lerp(real, made, torch.rand(batch, 1, 1, 1, generator=random).to(real)).requires_grad_()
             weights = self.weights[shard].clone().requires_grad_()
             values = self._values(weights, torch.cat([real, made, between]), of.repeat(3))
@@ -144,18 +153,18 @@ class Critics(nn.Module):
     def ask(
         self, shard: int, made: Float[Tensor, "image channel height width"], labels: Int[Tensor, " image"]
     ) -> Float[Tensor, "image channel height width"]:
-        """Return the gradient of −Σ D with respect to generated images, over the root of their number.
+        """Return the gradient of −Σ D with respect to generated images as critics see them, scaled to length one.
 
-        Where the critic's slope is one everywhere, all of it has length one.
+        Noise hides a short vector more. So a critic that has learnt little speaks as loudly as all others.
         """
         made = made.detach().requires_grad_()
         value = -self._values(self.weights[shard], made, labels).sum()
-        gradient: Tensor = torch.autograd.grad(value, made)[0] / len(made) ** 0.5
-        return gradient
+        gradient = torch.autograd.grad(value, made)[0]
+        unit: Tensor = gradient / gradient.norm().clamp_min(1e-20)
+        return unit
 
     def _values(self, weights: Tensor, images: Tensor, labels: Tensor) -> Float[Tensor, " image"]:
         form, start, own = self._form[0], 0, {}
-        images = self._square * avg_pool2d(images, self._square)  # a slope of one stays one
         for name, p in form.named_parameters():
             own[name] = weights[start : start + p.numel()].view_as(p)
             start += p.numel()
@@ -187,8 +196,8 @@ class ShardLoader:
         members: The images of each shard; one of none says nothing.
         critics: What learns.
         generator: What is learnt against.
-        made: Generated images, and their classes.
-        length: That a critic with a slope of one everywhere gives its gradient.
+        made: Generated images as critics see them, and their classes.
+        length: Of what each critic says.
         device: Where all of them are.
     """
 

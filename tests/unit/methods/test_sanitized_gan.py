@@ -74,8 +74,8 @@ def loader(data, *, shards=3, length=0.5):
     method = SanitizedGAN(**TOY)
     generator = method.untrained(FACTS)
     torch.manual_seed(0)
-    critics = Critics(FACTS, number=shards, width=4, rate=1e-3, updates=2)
-    made, labels = method._made(generator, seed=0)
+    critics = Critics(FACTS, number=shards, width=4, rate=1e-3, updates=2, side=8)
+    made, labels = method._made(generator, critics, seed=0)
     of = members(data, shards=shards, seed=0)
     return ShardLoader(data, of, critics, generator, (made.detach(), labels), length, CPU)
 
@@ -110,7 +110,7 @@ def test_a_shard_without_images_says_nothing():
 
 def test_a_critic_tells_bright_images_from_dark_ones_with_a_slope_near_one():
     torch.manual_seed(0)
-    critics = Critics(ImageFacts((1, 8, 8), ()), number=2, width=4, rate=3e-3, updates=300)
+    critics = Critics(ImageFacts((1, 8, 8), ()), number=2, width=4, rate=3e-3, updates=300, side=8)
     generator = SanitizedGAN(**TOY).untrained(ImageFacts((1, 8, 8), ())).requires_grad_(requires_grad=False)
     for p in generator.parameters():
         p.zero_()  # grey images
@@ -118,11 +118,24 @@ def test_a_critic_tells_bright_images_from_dark_ones_with_a_slope_near_one():
     critics.learn(1, real, labels, generator, seeded(0), batch=16)
     gradient = critics.ask(1, torch.full((9, 1, 8, 8), 0.2), labels[:9])
     assert (gradient.flatten(1).sum(1) < 0).all()  # so that a step against it makes them brighter
-    assert float(gradient.norm()) == pytest.approx(1, abs=0.5)
+    assert float(gradient.norm()) == pytest.approx(1)
+    values = [critics._values(critics.weights[1], torch.full((1, 1, 8, 8), shade), labels[:1]) for shade in (0.1, 0.3)]
+    assert float(values[1] - values[0]) == pytest.approx(0.2 * 8, rel=0.5)  # the distance of these images
+
+
+@pytest.mark.parametrize(("shape", "side", "seen"), [((1, 28, 28), 14, (1, 14, 14)), ((3, 33, 40), 8, (3, 6, 8))])
+def test_critics_see_means_of_squares_whose_gradient_is_as_long(shape, side, seen):
+    critics = Critics(ImageFacts(shape, ("a", "b")), number=1, width=4, rate=1e-3, updates=1, side=side)
+    images = torch.randn(2, *shape, requires_grad=True)
+    shown = critics.see(images)
+    assert critics.shape == seen == tuple(shown.shape[1:])
+    said = critics.ask(0, shown, torch.tensor([0, 1]))
+    (through,) = torch.autograd.grad(shown, images, said)
+    assert float(through.norm()) == pytest.approx(float(said.norm()), rel=1e-4)
 
 
 def test_the_gradient_that_a_step_clips_is_what_the_critic_said_of_all_images_together():
-    fakes = Fakes(3, FACTS)
+    fakes = Fakes(3, FACTS.shape)
     said = torch.randn(2, 3, 1, 8, 8)
     losses = UpstreamLoss()(fakes, Upstream(said))
     assert losses.tolist() == [0, 0]
@@ -172,6 +185,7 @@ def test_a_plan_of_other_sums_is_refused_before_anything_is_spent(tmp_path):
         ({"width": 4}, "width"),
         ({"latent": 10**6}, "latent"),
         ({"discriminator_width": 0}, "discriminator_width"),
+        ({"side": 4}, "side"),
         ({"batch_size": 10**6}, "batch_size"),
         ({"critic_updates": 0}, "critic_updates"),
         ({"warm_updates": -1}, "warm_updates"),
