@@ -64,16 +64,16 @@ class SanitizedGAN(TakesSteps):
     """
 
     kind: ClassVar[str] = "sanitized-gan"
-    shards: int = 200
+    shards: int = 500
     width: int = 128
     latent: int = 32
     discriminator_width: int = 8
     side: int = 14
-    batch_size: int = 32
-    critic_updates: int = 4
-    warm_updates: int = 10
-    generator_rate: float = 2e-3
-    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=2e-3, ema_decay=0.98))
+    batch_size: int = 20
+    critic_updates: int = 2
+    warm_updates: int = 8
+    generator_rate: float = 3e-3
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=4e-3, ema_decay=0.95))
 
     def __post_init__(self) -> None:
         counts = ("shards", "width", "latent", "discriminator_width", "side", "batch_size", "critic_updates")

@@ -201,7 +201,7 @@ def test_impossible_settings_are_refused(settings, says):
 def test_impossible_plans_are_refused():
     with pytest.raises(InputError, match="steps = 0 trains no network"):
         SanitizedGAN().plan(epsilon=1.0, dataset_size=60000, steps=0)
-    with pytest.raises(InputError, match="shards = 200 are more than the 150 records"):
+    with pytest.raises(InputError, match="shards = 500 are more than the 150 records"):
         SanitizedGAN().plan(epsilon=1.0, dataset_size=150, delta=1e-3)
-    with pytest.raises(InputError, match="is more than shards = 200"):
-        SanitizedGAN().plan(epsilon=1.0, dataset_size=60000, expected_batch_size=256)
+    with pytest.raises(InputError, match="is more than shards = 500"):
+        SanitizedGAN().plan(epsilon=1.0, dataset_size=60000, expected_batch_size=512)
