@@ -57,13 +57,14 @@ if TYPE_CHECKING:
         PriorAlone,
         PublicFeatures,
         Retrieval,
+        SanitizedGAN,
         SlicedWasserstein,
         Start,
         StatisticMatching,
         Teacher,
     )
     from dpdm.networks import MLP, CompactUNet, DiffusersFolder, MakeNetwork, TextToImageFolder, UNet
-    from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums
+    from dpdm.privacy import DPSGD, FullSum, NonPrivate, Plan, PoissonSums, ShardSums
     from dpdm.runs import Release, Synthesizer, Trainer
     from dpdm.types import InputError, Sensitive
 
@@ -118,6 +119,7 @@ _HOME = {
     "PriorAlone": "methods",
     "PublicFeatures": "methods",
     "Retrieval": "methods",
+    "SanitizedGAN": "methods",
     "SlicedWasserstein": "methods",
     "Start": "methods",
     "StatisticMatching": "methods",
@@ -133,6 +135,7 @@ _HOME = {
     "NonPrivate": "privacy",
     "Plan": "privacy",
     "PoissonSums": "privacy",
+    "ShardSums": "privacy",
     "Release": "runs",
     "Synthesizer": "runs",
     "Trainer": "runs",
@@ -191,7 +194,9 @@ __all__ = [
     "PublicFeatures",
     "Release",
     "Retrieval",
+    "SanitizedGAN",
     "Sensitive",
+    "ShardSums",
     "SlicedWasserstein",
     "Start",
     "StatisticMatching",

@@ -24,7 +24,10 @@ LONGER_STILL: set[str] = set()  # no function may be added
 PRIVACY = "batch_selection entropy clipping layerwise layer_rules sums rehearsal unchanged diagnostics noise mechanism"
 RUNS = "run folder trainer public start drawn release benchmark verification weights exported"
 ONE_RUN = [
-    *(f"privacy/{name}.py" for name in f"{PRIVACY} processes plan releases accounting figures journal".split()),
+    *(
+        f"privacy/{name}.py"
+        for name in f"{PRIVACY} processes plan releases accounting gaussians figures journal".split()
+    ),
     *(f"runs/{name}.py" for name in RUNS.split()),
     "methods/interface.py",
     "methods/values.py",

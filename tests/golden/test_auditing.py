@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dpdm.privacy.accounting import gaussian_epsilon, gaussian_mu
 from dpdm.privacy.auditing import clopper_pearson, lower_bounds, one_run_epsilon, one_run_mu
+from dpdm.privacy.gaussians import gaussian_epsilon, gaussian_mu
 from dpdm.types import InputError
 
 pytestmark = pytest.mark.proof

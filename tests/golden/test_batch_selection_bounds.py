@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpdm.privacy.accounting import gaussian_epsilon
+from dpdm.privacy.gaussians import gaussian_epsilon
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -16,7 +16,8 @@ import torch
 from dp_accounting.pld import privacy_loss_distribution
 from scipy.special import log_ndtr
 
-from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon, gaussian_epsilon
+from dpdm.privacy.accounting import GaussianRelease, PoissonGaussianSteps, epsilon
+from dpdm.privacy.gaussians import gaussian_epsilon
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- figures: made by tests/golden/test_published_faults.py -->", "<!-- end of figures -->"

@@ -80,6 +80,7 @@ from dpdm.methods import (
     PriorAlone,
     PublicFeatures,
     Retrieval,
+    SanitizedGAN,
     SlicedWasserstein,
     Start,
     StatisticMatching,
@@ -96,6 +97,8 @@ from dpdm.methods import (
     own_draws,
     prior,
     public_classes,
+    sanitized_gan,
+    shards,
     sliced,
     variations,
 )
@@ -128,6 +131,7 @@ from dpdm.privacy.auditing import lower_bounds
 from dpdm.privacy.clipping import Rows
 from dpdm.privacy.journal import Journal
 from dpdm.privacy.noise import grid_step
+from dpdm.privacy.releases import ShardSums
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs import Release, Trainer, drawn, tuning, verify_release
 from dpdm.runs.benchmark import Benchmark
@@ -490,6 +494,38 @@ def two_worlds_of_a_flow(folder: Path) -> list[str]:
     """An autoencoder and a flow on its codes, in worlds that differ in an image, a group, or a blank image."""
     small = {"encoder_width": 4, "width": 16, "couplings": 2, "coupling_width": 4}
     return _two_worlds_of_steps(folder, LatentFlow(latent=3, flow_share=0.25, **small))
+
+
+def two_worlds_of_shards(folder: Path) -> list[str]:
+    """Shards whose critics are the worst there are, in worlds that differ in an image, a group, or a blank image.
+
+    A critic turns its gradient round when there is one image more or fewer, and otherwise tells its images apart a
+    little. So one shard that changes moves a sum by all of its sensitivity, and a second one would move it further.
+    """
+    method = SanitizedGAN(shards=3, width=16, latent=2, discriminator_width=4, batch_size=6, warm_updates=0)
+    pairs, found = _neighbours(), []
+    pairs["image"] = [(pairs["image"][0][0], pairs["blank"][0][1]), (IMAGES, IMAGE_NEIGHBOURS["added"])]
+    three = worlds.images(3, seed=9)  # one by one, each would be in a shard of its own
+    pairs["group"] = [(GROUPED, worlds.plus_group(GROUPED, three.images, three.labels.tolist()))]
+
+    def worst(self, shard_indices, random_bytes):
+        rows = torch.zeros(len(shard_indices), *self.made[0].shape)
+        for row, shard in zip(rows, shard_indices, strict=True):
+            own = self.members[shard]
+            place = int(self.data.images[own].sum(dtype=np.int64)) % row.numel()
+            row += 1e6 * (1 - 2 * (len(own) % 2))
+            row.view(-1)[place] += 1e5
+        return shards.Upstream(rows)
+
+    with mock.patch.object(shards.ShardLoader, "__call__", worst):
+        for name, d, e in _in_both_worlds(folder, method, pairs, steps=4, expected_batch_size=3, max_grad_norm=0.05):
+            found += differences(d, e)
+            most = max(moved(d, e))
+            if name == "blank" and most > 1e-6:
+                found.append("an image that is blank moved a sum")
+            if name != "blank" and most < 0.999 * 0.05:
+                found.append(f"the worst critic moved a sum by {most} only")
+    return found
 
 
 def _two_worlds_of_steps(folder: Path, method) -> list[str]:
@@ -1957,6 +1993,36 @@ def nothing(patch: Patch) -> None:
     """Leave the package as it is: the fault is in what the check is given."""
 
 
+def shards_clipped_to_all(patch: Patch) -> None:
+    """S = C, as if a record added its shard's vector or took it away: it exchanges one for another."""
+    patch.setattr(ShardSums, "radius", property(lambda self: self.max_norm))
+
+
+def shards_by_place(patch: Patch) -> None:
+    """One image fewer, and those after it are another shard's."""
+
+    def members(data, *, shards, seed):
+        return [np.arange(shard, len(data), shards) for shard in range(shards)]
+
+    _other_members(patch, members)
+
+
+def groups_in_several_shards(patch: Patch) -> None:
+    """Each image by itself, whatever group it is of."""
+    sound = shards.members
+    _other_members(patch, lambda data, **given: sound(dataclasses.replace(data, groups=None), **given))
+
+
+def blank_images_in_shards(patch: Patch) -> None:
+    """An image that is public too, among those that a critic learns from."""
+    sound = shards.members
+    _other_members(patch, lambda data, **given: sound(dataclasses.replace(data, blank=None), **given))
+
+
+def _other_members(patch: Patch, members: Callable[..., list]) -> None:
+    patch.setattr(sanitized_gan, "members", members)
+
+
 class Fault(NamedTuple):
     """What is wrong, how it is brought about, and what catches it, given what, and says so in words like `said`."""
 
@@ -2149,6 +2215,10 @@ FAULTS = [
         partial(drawn_for_the_batch_as_a_whole, by=adversary.PairLoader),
         two_worlds_of_a_discriminator,
     ),
+    Fault("a shard clipped to all of the sensitivity", shards_clipped_to_all, two_worlds_of_shards),
+    Fault("images put into shards by their place", shards_by_place, two_worlds_of_shards),
+    Fault("a group's images in several shards", groups_in_several_shards, two_worlds_of_shards),
+    Fault("a blank image in its shard", blank_images_in_shards, two_worlds_of_shards, said="blank"),
     Fault(
         "autoencoder and flow clipped one by one, counted once", both_losses_clipped_one_by_one, two_worlds_of_a_flow
     ),
@@ -2235,6 +2305,7 @@ CHECKS = {
     two_worlds_of_noisy_embeddings: "two worlds of noisy sums of embeddings",
     two_worlds_of_a_discriminator: "two worlds of a discriminator's steps",
     two_worlds_of_aggregates: "two worlds of a critic's noisy aggregates",
+    two_worlds_of_shards: "two worlds of shards with the worst critics",
     two_worlds_of_a_teacher: "two worlds of a teacher of public images",
     two_worlds_of_a_flow: "two worlds of a flow's steps",
     two_worlds_of_histograms: "two worlds of histograms of projections",

@@ -19,6 +19,7 @@ from dpdm.privacy import (
     OperatingSystemEntropy,
     Plan,
     PoissonSums,
+    ShardSums,
     Vectorized,
 )
 from dpdm.privacy.batch_selection import one_ahead
@@ -49,6 +50,7 @@ class Silent(MechanismRun):
     def _release(self, total, *, sensitivity):
         super()._release(total, sensitivity=sensitivity)
         self.totals = [*getattr(self, "totals", []), total]
+        self.sensitivities = [*getattr(self, "sensitivities", []), sensitivity]
         return total
 
 
@@ -413,4 +415,39 @@ def test_sums_are_made_under_their_names_and_in_their_order():
         run.batch_sum("others", dimensions=7, num_records=100, load=vectors(data))
     with pytest.raises(InputError, match="not 'steps'"):
         run.backward(dot, Dot(7), num_records=100, load=rows(data))
+    assert run.spent == 0
+
+
+ONE_SHARD = Plan(
+    dataset_size=1000,
+    delta=1e-4,
+    releases=(ShardSums(shards=10, count=2, expected_batch_size=10, max_norm=3.0, noise_multiplier=5.0),),
+)
+
+
+@pytest.mark.parametrize("by", ["backward", "batch_sum"])
+@pytest.mark.parametrize("other", [-1e6, 0.0, float("nan"), float("inf")])
+def test_a_shard_whose_vector_is_any_other_moves_a_sum_by_its_norm_at_most_and_reaches_it(other, by):
+    data = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    data[7] = torch.tensor([1e6, 0.0, 0.0, 0.0])
+    exchanged = data.clone()
+    exchanged[7] = torch.tensor([other, 0.0, 0.0, 0.0])
+    totals = []
+    for vector in (data, exchanged):
+        run = start(Silent, ONE_SHARD)
+        if by == "backward":
+            run.backward(dot, Dot(4), num_records=10, load=rows(vector))
+        else:
+            run.batch_sum("steps", dimensions=4, num_records=10, load=vectors(vector))
+        totals += run.totals
+        assert run.sensitivities == [3.0]
+    moved = float(torch.linalg.vector_norm(totals[0] - totals[1]))
+    assert moved <= 3.0
+    assert moved == pytest.approx(3.0 if other == -1e6 else 1.5, rel=1e-6)
+
+
+def test_under_a_public_number_of_records_it_is_shards_that_are_counted():
+    run = start(MechanismRun, dataclasses.replace(ONE_SHARD, relation="replace_special"))
+    with pytest.raises(InputError, match="dataset_size = 10 is claimed as exact, and there are 9"):
+        run.batch_sum("steps", dimensions=4, num_records=9, load=vectors(torch.zeros(10, 4)))
     assert run.spent == 0

@@ -28,12 +28,13 @@ from dpdm.methods import (
     LatentFlow,
     MeanEmbedding,
     PriorAlone,
+    SanitizedGAN,
     SlicedWasserstein,
     Teacher,
 )
 from dpdm.methods.prior import Prior
 from dpdm.networks import MLP, CompactUNet, UNet
-from dpdm.privacy import FullSum, NonPrivate, Plan, PoissonSums
+from dpdm.privacy import FullSum, NonPrivate, Plan, PoissonSums, ShardSums
 from dpdm.privacy.accounting import PoissonGaussianSteps
 from dpdm.privacy.auditing import one_run_epsilon
 from dpdm.privacy.sums import votes
@@ -86,6 +87,11 @@ COUNTED = {
     "GAN discriminator_width": lambda value: GAN(discriminator_width=value),
     "GAN batch_size": lambda value: GAN(batch_size=value),
     "GAN most_steps": lambda value: GAN(most_steps=value),
+    **{
+        f"SanitizedGAN {name}": lambda value, name=name: SanitizedGAN(**{name: value})
+        for name in ("shards", "width", "latent", "discriminator_width", "side", "batch_size", "critic_updates")
+    },
+    "ShardSums shards": lambda value: ShardSums(shards=value, count=1, expected_batch_size=1),
     "AggregatedGAN width": lambda value: AggregatedGAN(width=value),
     "AggregatedGAN latent": lambda value: AggregatedGAN(latent=value),
     "AggregatedGAN discriminator_width": lambda value: AggregatedGAN(discriminator_width=value),

@@ -29,7 +29,7 @@ from dpdm.privacy import MechanismRun, Noisy, OperatingSystemEntropy, Plan, Pois
 from dpdm.privacy.clipping import Batch, PerExampleLoss
 from dpdm.privacy.diagnostics import Diagnostics
 from dpdm.privacy.mechanism import LoadBatch, LoadRows
-from dpdm.privacy.releases import STEPS, noise_of
+from dpdm.privacy.releases import STEPS, ShardSums, noise_of
 from dpdm.privacy.sums import BoundedSum
 from dpdm.runs.hardware import choose_device
 from dpdm.runs.run import Run
@@ -147,7 +147,7 @@ class WatchedRun(MechanismRun):
             self._planted = Planted(module, len(self.scores)).to(next(module.parameters()).device)
         release = self.plan.at(self.spent)
         assert isinstance(release, PoissonSums)
-        loudness = _LOUD * release.max_norm * self._took_part.numpy()
+        loudness = _LOUD * release.max_norm * self._adds(release).numpy()
         diagnostics = super().backward(
             PlantedLoss(loss),
             self._planted,
@@ -159,9 +159,7 @@ class WatchedRun(MechanismRun):
         gradient = self._planted.block.weight.grad
         assert gradient is not None
         seen = gradient[1:, 0].double().cpu().numpy() * release.expected_batch_size / release.max_norm
-        self.scores += log_likelihood_ratio(
-            seen, noise_multiplier=noise_of(release), sample_rate=self.plan.rate(release)
-        )
+        self.scores += self._log_likelihood_ratio(seen, release)
         return diagnostics
 
     def batch_sum(
@@ -184,7 +182,7 @@ class WatchedRun(MechanismRun):
             if len(images):  # indices ascend
                 rows[: len(images), :dimensions] = load(images, draws)
             own = torch.from_numpy(others)
-            rows[len(images) + torch.arange(len(own)), dimensions + own] = release.max_norm * self._took_part[own]
+            rows[len(images) + torch.arange(len(own)), dimensions + own] = release.max_norm * self._adds(release)[own]
             return rows
 
         noisy, std = super().batch_sum(
@@ -194,12 +192,26 @@ class WatchedRun(MechanismRun):
             load=planted,
             physical_batch_size=physical_batch_size,
         )
-        self.scores += log_likelihood_ratio(
-            noisy[dimensions:].numpy() / release.max_norm,
-            noise_multiplier=noise_of(release),
-            sample_rate=self.plan.rate(release),
-        )
+        self.scores += self._log_likelihood_ratio(noisy[dimensions:].numpy() / release.max_norm, release)
         return Noisy(noisy[:dimensions], std)
+
+    def _adds(self, release: PoissonSums) -> Float64[Tensor, " canaries"]:
+        """Return what a canary adds: one if it took part, and nothing else. A shard's vector points the other way."""
+        return 2 * self._took_part - 1 if isinstance(release, ShardSums) else self._took_part
+
+    def _log_likelihood_ratio(
+        self, seen: Float64[ndarray, " canaries"], release: PoissonSums
+    ) -> Float64[ndarray, " canaries"]:
+        """Return ln p(seen | canary took part) − ln p(seen | it did not), `seen` in units of the sensitivity."""
+        noise, rate = noise_of(release), self.plan.rate(release)
+        if not isinstance(release, ShardSums):
+            return log_likelihood_ratio(seen, noise_multiplier=noise, sample_rate=rate)
+        # Its shard adds half of the sensitivity, or minus that: of twice what is seen, by twice the noise, 1 or -1.
+        one, other = (
+            log_likelihood_ratio(sign * 2 * seen, noise_multiplier=2 * noise, sample_rate=rate) for sign in (1, -1)
+        )
+        ratio: Float64[ndarray, " canaries"] = one - other
+        return ratio
 
 
 def log_likelihood_ratio(

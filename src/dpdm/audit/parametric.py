@@ -31,7 +31,7 @@ from dpdm.audit.repetition import (
     farthest_correlation,
     farthest_overlap,
 )
-from dpdm.privacy import MechanismRun, OperatingSystemEntropy, Plan
+from dpdm.privacy import AnyPlan, MechanismRun, OperatingSystemEntropy, Plan
 from dpdm.privacy.entropy import Entropy
 from dpdm.privacy.noise import grid_step
 from dpdm.privacy.releases import noise_of
@@ -189,9 +189,9 @@ def _blank_step(run: MechanismRun, width: int) -> Float64[ndarray, " width"]:
     run.backward(
         lambda module, batch: batch[0].sum(1),
         block,
-        num_records=run.plan.dataset_size,
+        num_records=_selected_from(run.plan),
         load=lambda indices, random_bytes: (torch.zeros(0, 1),),
-        physical_batch_size=run.plan.dataset_size,
+        physical_batch_size=_selected_from(run.plan),
     )
     assert isinstance(run.plan, Plan)
     assert run.plan.noise_multiplier is not None
@@ -218,6 +218,11 @@ def _noise_of_full_sums(plan: Plan, entropy: Entropy, shapes: Iterable[tuple[int
 def _steps_alone(plan: Plan, count: int) -> Plan:
     """Return a plan of so many steps, and nothing before them."""
     return dataclasses.replace(plan, releases=plan.poisson[-1:]).with_steps(count)
+
+
+def _selected_from(plan: AnyPlan) -> int:
+    """Return of how many a step's batch is selected: records, or shards of them."""
+    return plan.poisson[-1].out_of(plan.dataset_size)
 
 
 def as_sum(noise: Float64[torch.Tensor, "..."], plan: Plan, noise_multiplier: float, *, sensitivity: float) -> Sum:
@@ -280,7 +285,7 @@ def _checks_of_repetition(what: str, sums: list[Sum]) -> list[Check]:
 
 def _checks_of_selection(plan: Plan, entropy: Entropy) -> list[Check]:
     """Test that each record enters each batch with probability q, independently of all others and of other steps."""
-    records, rate = plan.dataset_size, plan.sample_rate
+    records, rate = _selected_from(plan), plan.sample_rate
     batches = _selections(plan, entropy, count=_SELECTIONS)
     if rate >= 1:
         least = min(len(batch) for batch in batches)
@@ -377,9 +382,9 @@ def _chosen(run: MechanismRun, count: int) -> list[Int64[ndarray, " batch"]]:
         run.backward(
             lambda module, batch: batch[0].sum(1),
             block,
-            num_records=run.plan.dataset_size,
+            num_records=_selected_from(run.plan),
             load=load,
-            physical_batch_size=run.plan.dataset_size,
+            physical_batch_size=_selected_from(run.plan),
         )
         batches.append(seen[0] if seen else np.zeros(0, dtype=np.int64))
     return batches

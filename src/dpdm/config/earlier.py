@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpdm.config.target import read_toml
 from dpdm.files import damaged
-from dpdm.privacy import AnyPlan, Earlier, FullSum, Plan, PoissonSums
+from dpdm.privacy import AnyPlan, Earlier, FullSum, Plan, PoissonSums, ShardSums
 from dpdm.privacy.releases import noise_of
 from dpdm.types import InputError
 
@@ -46,6 +46,8 @@ def sums_of(plan: AnyPlan, name: str, source: str) -> tuple[Earlier, ...]:
     """
     if not isinstance(plan, Plan):
         raise InputError(f"{source} claims nothing: its images are as private as those that it was trained on")
+    if any(isinstance(sums, ShardSums) for sums in plan.releases):
+        raise InputError(f"{source} comes of noisy sums over shards, which no other run counts again: name another run")
     if plan.search is not None:
         raise InputError(f"{source} is the best run of a search, whose cost is no list of noisy sums: name another run")
     return (*plan.earlier, *(_earlier(sums, plan, name) for sums in plan.releases))

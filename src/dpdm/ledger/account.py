@@ -12,11 +12,11 @@ from dpdm.privacy.accounting import (
     GaussianRelease,
     Relation,
     epsilon,
-    gaussian_mu,
     merged,
     upwards,
 )
 from dpdm.privacy.filter import RenyiFilter
+from dpdm.privacy.gaussians import gaussian_mu
 from dpdm.types import InputError
 
 _MOST_RUNS = 10_000  # that are counted in advance

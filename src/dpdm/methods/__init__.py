@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dpdm.methods.redrawn import Pipeline
     from dpdm.methods.registry import METHODS
     from dpdm.methods.retrieval import Retrieval
+    from dpdm.methods.sanitized_gan import SanitizedGAN
     from dpdm.methods.sliced import SlicedWasserstein
     from dpdm.methods.small_generator import SmallGenerator
     from dpdm.methods.start import Start
@@ -73,6 +74,7 @@ __all__ = [
     "PublicFeatures",
     "PublicPart",
     "Retrieval",
+    "SanitizedGAN",
     "SlicedWasserstein",
     "SmallGenerator",
     "Start",
@@ -111,6 +113,7 @@ __getattr__ = lazily(
         "redrawn": "Pipeline",
         "registry": "METHODS",
         "retrieval": "Retrieval",
+        "sanitized_gan": "SanitizedGAN",
         "sliced": "SlicedWasserstein",
         "small_generator": "SmallGenerator",
         "start": "Start",

@@ -11,6 +11,7 @@ from dpdm.methods.interface import Method
 from dpdm.methods.labels import Labels
 from dpdm.methods.mean_embedding import MeanEmbedding
 from dpdm.methods.prior_alone import PriorAlone
+from dpdm.methods.sanitized_gan import SanitizedGAN
 from dpdm.methods.sliced import SlicedWasserstein
 from dpdm.methods.statistics import StatisticMatching
 from dpdm.methods.teacher import Teacher
@@ -25,6 +26,7 @@ _ALL: tuple[type[Method], ...] = (
     StatisticMatching,
     GAN,
     AggregatedGAN,
+    SanitizedGAN,
     LatentFlow,
     SlicedWasserstein,
     Distillation,

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from dpdm.lazy import lazily
 
 if TYPE_CHECKING:
-    from dpdm.privacy.accounting import GaussianRelease, Relation, gaussian_mu
+    from dpdm.privacy.accounting import GaussianRelease, Relation
     from dpdm.privacy.clipping import OneBackwardEach, Strategy, Vectorized, clipped_grad_sum
     from dpdm.privacy.entropy import InsecureSeededEntropy, OperatingSystemEntropy
+    from dpdm.privacy.gaussians import gaussian_mu
     from dpdm.privacy.layerwise import LayerWise
     from dpdm.privacy.mechanism import MechanismRun, Noisy
     from dpdm.privacy.plan import DPSGD, AnyPlan, NonPrivate, Plan
-    from dpdm.privacy.releases import Earlier, FullSum, PoissonSums
+    from dpdm.privacy.releases import Earlier, FullSum, PoissonSums, ShardSums
 
 __all__ = [
     "DPSGD",
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "PoissonSums",
     "Relation",
+    "ShardSums",
     "Strategy",
     "Vectorized",
     "clipped_grad_sum",
@@ -38,12 +40,13 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "accounting": "GaussianRelease Relation gaussian_mu",
+        "accounting": "GaussianRelease Relation",
         "clipping": "OneBackwardEach Strategy Vectorized clipped_grad_sum",
         "entropy": "InsecureSeededEntropy OperatingSystemEntropy",
+        "gaussians": "gaussian_mu",
         "layerwise": "LayerWise",
         "mechanism": "MechanismRun Noisy",
         "plan": "DPSGD AnyPlan NonPrivate Plan",
-        "releases": "Earlier FullSum PoissonSums",
+        "releases": "Earlier FullSum PoissonSums ShardSums",
     },
 )

@@ -51,6 +51,17 @@ class PoissonGaussianSteps:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardGaussianSteps(PoissonGaussianSteps):
+    """`steps` noisy sums, each over shards of records that enter independently with probability `sample_rate`.
+
+    One record may exchange the vector of its whole shard. No vector is longer than half of the sensitivity, so an
+    exchanged one is at most the sensitivity away. Unlike in `PoissonGaussianSteps`, neither world is then the one in
+    which the shard adds nothing. A step follows from two independent sums, each with half of the noise's variance: the
+    old vector enters one of them, and the new one the other. Each is at most half of the sensitivity.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepeatedSelection:
     """The best of a random number of runs, each of which releases `events`; of the others, nothing is released.
 
@@ -75,7 +86,7 @@ class RepeatedSelection:
             raise InputError("a search among searches cannot be accounted for")
 
 
-Event = GaussianRelease | PoissonGaussianSteps | RepeatedSelection
+Event = GaussianRelease | PoissonGaussianSteps | ShardGaussianSteps | RepeatedSelection
 
 _PLD_ENDS = 90.0, 110.0  # ε by RDP, between which the claim goes over from PLD to RDP: PLD takes ever longer beyond
 _RDP_IS_ENOUGH = 50.0  # beyond this ε a guess can be as good as certain
@@ -102,7 +113,8 @@ def epsilon(events: Sequence[Event], *, delta: float, relation: Relation, accoun
         bound of 90 to one of 110 it is a mixture of both, so that no ε is out of a calibration's reach.
 
     Source:
-        PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019.
+        PLD: Doroshenko et al. 2022 (connect-the-dots). RDP: Mironov 2017; Zhu & Wang 2019. Exchanged vectors of shards
+        are ours, by two sums that dominate each step, and their composition (Zhu, Dong & Wang 2022).
     """
     return _epsilon(tuple(merged(events)), delta, relation, accountant)
 
@@ -139,7 +151,7 @@ def merged(events: Sequence[Event]) -> list[Event]:
     Source:
         Dong, Roth & Su 2022, corollary 2: the squares of μ, which is 1 / noise multiplier, add up.
     """
-    precision, steps, others = 0.0, Counter[tuple[float, float]](), []
+    precision, steps, others = 0.0, Counter[tuple[type[PoissonGaussianSteps], float, float]](), []
     for event in events:
         match event:
             case GaussianRelease(noise_multiplier=noise):
@@ -147,15 +159,12 @@ def merged(events: Sequence[Event]) -> list[Event]:
             case PoissonGaussianSteps(noise_multiplier=noise, sample_rate=1.0, steps=taken):  # all records take part
                 precision += taken * noise**-2
             case PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=taken):
-                steps[noise, rate] += taken
+                steps[type(event), noise, rate] += taken
             case RepeatedSelection():
                 others.append(event)
     # At the least noise there can be, ε is 10³⁸ already.
     whole: list[Event] = [GaussianRelease(noise_multiplier=max(precision**-0.5, 2.0**-64))] if precision else []
-    whole += [
-        PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=taken)
-        for (noise, rate), taken in steps.items()
-    ]
+    whole += [kind(noise_multiplier=each, sample_rate=rate, steps=n) for (kind, each, rate), n in steps.items()]
     return [*whole, *others]
 
 
@@ -262,49 +271,6 @@ def calibrate(
     return result
 
 
-def gaussian_mu(*, epsilon: float, delta: float) -> float:
-    """Return the μ of the Gaussian mechanism that is exactly (ε, δ)-DP: its sensitivity ÷ its noise.
-
-    The squares of several mechanisms' μ add up to that of all, so they are shares of a budget.
-
-    Raises:
-        InputError: `epsilon` or `delta` is not positive, or `delta` not below 1.
-
-    Source:
-        Dong, Roth & Su 2022, corollary 1 (δ of μ and ε) and corollary 2 (composition).
-    """
-    from scipy.optimize import brentq
-
-    require_positive(epsilon=epsilon, delta=delta)
-    if delta >= 1:
-        raise InputError(f"delta must be below 1, not {delta}")
-    high = 1.0
-    while _gaussian_delta(high, epsilon) < delta:
-        high *= 2
-    low = high / 2
-    while _gaussian_delta(low, epsilon) > delta:
-        low /= 2
-    return float(brentq(lambda mu: _gaussian_delta(mu, epsilon) - delta, low, high, rtol=1e-12))
-
-
-def gaussian_epsilon(*, mu: float, delta: float) -> float:
-    """Return the ε at which the μ-Gaussian mechanism is exactly (ε, δ)-DP: the inverse of `gaussian_mu`."""
-    from scipy.optimize import brentq
-
-    if mu <= 0 or _gaussian_delta(mu, 0.0) <= delta:
-        return 0.0
-    high = 1.0
-    while _gaussian_delta(mu, high) > delta:
-        high *= 2
-    return float(brentq(lambda epsilon: _gaussian_delta(mu, epsilon) - delta, 0.0, high, xtol=1e-12))
-
-
-def _gaussian_delta(mu: float, epsilon: float) -> float:
-    from scipy.special import log_ndtr
-
-    return math.exp(log_ndtr(mu / 2 - epsilon / mu)) - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
-
-
 def true_positive_rates(
     events: Sequence[Event], *, false_positive_rates: Sequence[float], relation: Relation
 ) -> list[float]:
@@ -362,7 +328,7 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 
 def _compose(accountant: object, events: Sequence[Event]) -> Any:  # noqa: ANN401 (dp-accounting has no types)
     import dp_accounting
-    from dp_accounting import dp_event
+    from dp_accounting import dp_event, pld
 
     assert isinstance(accountant, dp_accounting.PrivacyAccountant)
 
@@ -370,6 +336,9 @@ def _compose(accountant: object, events: Sequence[Event]) -> Any:  # noqa: ANN40
         match event:
             case GaussianRelease(noise_multiplier=noise):
                 return dp_accounting.GaussianDpEvent(noise)
+            case ShardGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=steps):  # divergences add up
+                half = {"noise_multiplier": math.sqrt(2) * noise, "sample_rate": rate}
+                return translated(PoissonGaussianSteps(**half, steps=2 * steps))
             case PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=steps):
                 step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
                 return dp_accounting.SelfComposedDpEvent(step, steps) if steps else dp_accounting.NoOpDpEvent()
@@ -378,8 +347,23 @@ def _compose(accountant: object, events: Sequence[Event]) -> Any:  # noqa: ANN40
                 return dp_event.RepeatAndSelectDpEvent(run, mean, shape)
 
     for event in events:
-        accountant.compose(translated(event))
+        if isinstance(event, ShardGaussianSteps) and event.steps and isinstance(accountant, pld.PLDAccountant):
+            accountant._pld = accountant._pld.compose(_exchanged(event, accountant._value_discretization_interval))
+        else:
+            accountant.compose(translated(event))
     return accountant
+
+
+def _exchanged(event: ShardGaussianSteps, interval: float) -> Any:  # noqa: ANN401
+    """Return the privacy losses of a vector that leaves one sum of each step and of another that enters a second one.
+
+    Losses of a record that enters, or of one that leaves, are not those of an exchange; composed, they bound them.
+    """
+    from dp_accounting.pld import privacy_loss_distribution as of
+
+    noise, rate = math.sqrt(2) * event.noise_multiplier, event.sample_rate
+    one = of.from_gaussian_mechanism(noise, value_discretization_interval=interval, sampling_prob=rate)
+    return of.PrivacyLossDistribution(one._pmf_remove.compose(one._pmf_add)).self_compose(event.steps)
 
 
 def _pld_accountant(relation: Relation, *, interval: float) -> object:

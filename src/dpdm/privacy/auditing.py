@@ -14,7 +14,7 @@ from numpy import ndarray
 from scipy.special import betaincinv, log_expit, ndtr, ndtri
 from scipy.stats import beta, binom
 
-from dpdm.privacy.accounting import gaussian_epsilon
+from dpdm.privacy.gaussians import gaussian_epsilon
 from dpdm.types import InputError, require_counts, require_counts_or_none
 
 _LARGEST = 100.0  # ε and μ beyond which no bound is looked for

@@ -194,13 +194,7 @@ class MechanismRun:
                 require_rows(batch, records)
                 self._require_rehearsed(loss, module, batch)
                 part = clipped_grad_sum(
-                    loss,
-                    module,
-                    batch,
-                    max_grad_norm=entry.max_norm,
-                    strategy=self._strategy,
-                    grid=grid,
-                    records=records,
+                    loss, module, batch, max_grad_norm=entry.radius, strategy=self._strategy, grid=grid, records=records
                 )
                 diagnostics.add(part.losses, part.grad_norms)
                 return part.vector
@@ -215,13 +209,7 @@ class MechanismRun:
             return diagnostics.joined()
 
     def batch_sum(
-        self,
-        name: str,
-        *,
-        dimensions: int,
-        num_records: int,
-        load: LoadRows,
-        physical_batch_size: int = 64,
+        self, name: str, *, dimensions: int, num_records: int, load: LoadRows, physical_batch_size: int = 64
     ) -> Noisy:
         """Return the noisy sum of one clipped vector for each record of a freshly selected batch.
 
@@ -250,7 +238,7 @@ class MechanismRun:
                         f"{records} records came with vectors of shape {tuple(rows.shape)}: give each record one of "
                         f"{dimensions} numbers"
                     )
-                return clipped_row_sum(rows.detach(), max_norm=entry.max_norm, grid=grid)
+                return clipped_row_sum(rows.detach(), max_norm=entry.radius, grid=grid)
 
             total = torch.zeros(dimensions, dtype=torch.float64)
             self._add_batch(entry, clipped, total, num_records, load, physical_batch_size)
@@ -267,7 +255,7 @@ class MechanismRun:
         physical_batch_size: int,
     ) -> None:
         """Add what `clipped` gives for a freshly selected batch to `total`."""
-        self._require_declared_size(num_records)
+        self._require_declared_size(num_records, entry.out_of(self.plan.dataset_size))
         require_counts(physical_batch_size=physical_batch_size)
         selected = poisson(num_records, sample_rate=self.plan.rate(entry), random_bytes=self._stream("selection"))
         draws = self._stream("diffusion")
@@ -295,7 +283,7 @@ class MechanismRun:
         with self._alone():
             self._next(name, FullSum)
             self.processes.require_same(repr((name, total.shape, sensitivity)), "the shape or the sensitivity of a sum")
-            self._require_declared_size(num_records)
+            self._require_declared_size(num_records, self.plan.dataset_size)
             if self.plan.noise == "grid":  # rounding moves each of two neighbouring sums by half a step a coordinate
                 sensitivity /= 1 - math.sqrt(len(total)) * 2.0**-GRID_BITS
             noisy = self._release(total, sensitivity=sensitivity)
@@ -356,14 +344,14 @@ class MechanismRun:
         finally:
             self._using.release()
 
-    def _require_declared_size(self, num_records: int) -> None:
+    def _require_declared_size(self, num_records: int, declared: int) -> None:
         if self.plan.relation != "replace_special":
             return
         number = int(self.processes.sum(torch.tensor(num_records)))
-        if number != self.plan.dataset_size:
+        if number != declared:
             units = {"image": "records", "group": "groups"}[self.plan.unit]
             raise InputError(
-                f"dataset_size = {self.plan.dataset_size} is claimed as exact, and there are {number} {units}: "
+                f"dataset_size = {declared} is claimed as exact, and there are {number} {units}: "
                 "correct it, or declare a public size with relation add_or_remove_one"
             )
 

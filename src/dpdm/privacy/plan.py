@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, get_args
 from dpdm.privacy.accounting import Accountant, Event, Relation, calibrate, encode_event, epsilon, round_up
 from dpdm.privacy.clipping import Strategy
 from dpdm.privacy.entropy import Entropy
-from dpdm.privacy.releases import MOST_EARLIER, MOST_SUMS, Earlier, FullSum, NamedSums, PoissonSums, noise_of
+from dpdm.privacy.releases import MOST_EARLIER, MOST_SUMS, Earlier, FullSum, NamedSums, PoissonSums, ShardSums, noise_of
 from dpdm.privacy.search import Search
 from dpdm.types import InputError, require_positive
 
@@ -30,11 +30,7 @@ class _Startable(NamedSums):
     """What a run can be made of."""
 
     def start(
-        self,
-        journal: Path | None = None,
-        *,
-        entropy: Entropy | None = None,
-        strategy: Strategy | None = None,
+        self, journal: Path | None = None, *, entropy: Entropy | None = None, strategy: Strategy | None = None
     ) -> "MechanismRun":
         """Begin, or go on with, the run that `journal` counts: see `MechanismRun`."""
         from dpdm.privacy.mechanism import MechanismRun  # which is stated in terms of plans
@@ -50,7 +46,7 @@ class Plan(_Startable):
     Args:
         dataset_size: Declared number N of records, images or groups. Under "add_or_remove_one" a public figure that
             would read the same with one record more or fewer; under "replace_special" the exact count, which is public.
-        releases: `FullSum` and `PoissonSums`, each with a name of its own, in the order in which they are made.
+        releases: `FullSum`, `PoissonSums` and `ShardSums`, each with its own name, in the order in which they are made.
         delta: δ, below 1 / N.
         relation: What "neighbouring" means.
         noise: "continuous" adds float64 numbers to float64 sums. "grid" truncates every clipped vector of a batch to a
@@ -61,7 +57,7 @@ class Plan(_Startable):
         earlier: Noisy sums of finished runs whose releases drew images for this one: they count again.
 
     Guarantees:
-        * Each record enters each Poisson sum independently with probability E / N, a constant.
+        * Each record, or shard, enters each Poisson sum independently with probability E / N, or E / K, a constant.
         * The noise that is drawn has the standard deviation that is accounted.
         * Every number of the plan is a constant: none is computed from the records.
         * On the grid every noisy sum is a whole number of `grid_step`s. A sum of truncated vectors is then the same
@@ -187,7 +183,8 @@ class Plan(_Startable):
             else:
                 for release in same:
                     assert isinstance(release, PoissonSums)
-                    yield f"{release.count:,} Poisson steps at q = {self.rate(release):.3g}"
+                    over = f" over {release.shards:,} shards" if isinstance(release, ShardSums) else ""
+                    yield f"{release.count:,} Poisson steps{over} at q = {self.rate(release):.3g}"
 
     @property
     def _accountant(self) -> Accountant:

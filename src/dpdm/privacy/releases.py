@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from dpdm.privacy.accounting import Event, GaussianRelease, PoissonGaussianSteps, Relation
+from dpdm.privacy.accounting import Event, GaussianRelease, PoissonGaussianSteps, Relation, ShardGaussianSteps
 from dpdm.types import InputError, require_in_range, require_name, whole_number
 
 Unit = Literal["image", "group"]
@@ -67,6 +67,7 @@ class PoissonSums:
     """
 
     kind: ClassVar[str] = "poisson"
+    event: ClassVar[type[PoissonGaussianSteps]] = PoissonGaussianSteps
     name: str = STEPS
     count: int
     expected_batch_size: int
@@ -82,11 +83,55 @@ class PoissonSums:
             require_in_range(max_grad_norm=self.max_norm)
         object.__setattr__(self, "max_norm", float(self.max_norm))
 
+    @property
+    def radius(self) -> float:
+        """What each vector is clipped to."""
+        return self.max_norm
+
+    def out_of(self, dataset_size: int) -> int:
+        """Return of how many a batch is chosen."""
+        return dataset_size
+
     def events(self, count: int, dataset_size: int) -> list[Event]:
         """Return the events of `count` such sums."""
-        rate = self.expected_batch_size / dataset_size
-        noise = noise_of(self)
-        return [PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=count)] if count else []
+        rate = self.expected_batch_size / self.out_of(dataset_size)
+        return [self.event(noise_multiplier=noise_of(self), sample_rate=rate, steps=count)] if count else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSums(PoissonSums):
+    """`count` sums, one after the other, each over a fresh batch of shards that every shard enters independently.
+
+    Each record lies in one shard, whatever the others are. A shard's vector is any function of its records and of what
+    was released before: one record may exchange it for any other. So it is clipped to S / 2, and moves by S at most.
+
+    Args:
+        shards: K, their number.
+        expected_batch_size: E: each shard enters with probability E / K. Means are sums divided by this constant.
+        max_norm: S, the sensitivity of each sum: twice the L2 norm that a shard's vector is clipped to.
+
+    Example:
+        >>> sums = ShardSums(shards=100, count=100, expected_batch_size=5, noise_multiplier=1.5)
+        >>> sums.radius, Plan(dataset_size=60000, releases=(sums,)).epsilon() < 3
+        (0.5, True)
+    """
+
+    kind: ClassVar[str] = "shards"
+    event: ClassVar[type[PoissonGaussianSteps]] = ShardGaussianSteps
+    shards: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "shards", whole_number("shards", self.shards))
+
+    @property
+    def radius(self) -> float:
+        """What each shard's vector is clipped to: half of the sensitivity."""
+        return self.max_norm / 2
+
+    def out_of(self, dataset_size: int) -> int:
+        """Return the number of shards."""
+        return self.shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +172,7 @@ class Earlier:
         return [PoissonGaussianSteps(noise_multiplier=noise, sample_rate=rate, steps=self.count)]
 
 
-Release = FullSum | PoissonSums
+Release = FullSum | PoissonSums | ShardSums
 """One entry of a plan."""
 
 
@@ -145,9 +190,9 @@ class NamedSums:
             raise InputError(f"unit must be one of {', '.join(get_args(Unit))}, not {self.unit!r}")
         object.__setattr__(self, "releases", tuple(self.releases))
         for release in self.releases:
-            if type(release) not in (FullSum, PoissonSums):
+            if type(release) not in (FullSum, PoissonSums, ShardSums):
                 raise InputError(
-                    f"releases holds a {type(release).__name__}: a plan is made of FullSum and PoissonSums"
+                    f"releases holds a {type(release).__name__}: a plan is made of FullSum, PoissonSums and ShardSums"
                 )
         names = [release.name for release in self.releases]
         if twice := [name for name in names if names.count(name) > 1] if len(names) <= _MOST_NAMES else ["too many"]:
@@ -157,10 +202,12 @@ class NamedSums:
         if self.planned > MOST_SUMS:
             raise InputError(f"steps must be at most {MOST_SUMS:,}: beyond, no accountant comes to an end")
         for release in self.releases:
-            if isinstance(release, PoissonSums) and release.expected_batch_size > self.dataset_size:
+            if isinstance(release, PoissonSums) and self.rate(release) > 1:
+                number = release.out_of(self.dataset_size)
+                of = f"shards = {number}" if isinstance(release, ShardSums) else f"dataset_size = {number}"
                 raise InputError(
-                    f"expected_batch_size = {release.expected_batch_size} is more than dataset_size = "
-                    f"{self.dataset_size}, a sampling probability above 1: choose a smaller batch"
+                    f"expected_batch_size = {release.expected_batch_size} is more than {of}, a sampling probability "
+                    "above 1: choose a smaller batch"
                 )
 
     @classmethod
@@ -253,7 +300,7 @@ class NamedSums:
 
     def rate(self, release: PoissonSums) -> float:
         """Return the probability q by which each record enters a batch of this entry."""
-        return release.expected_batch_size / self.dataset_size
+        return release.expected_batch_size / release.out_of(self.dataset_size)
 
     def at(self, number: int) -> Release:
         """Return the entry that noisy sum `number` (from 0) belongs to."""

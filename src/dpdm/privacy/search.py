@@ -16,9 +16,8 @@ from dpdm.privacy.accounting import (
     Relation,
     RepeatedSelection,
     epsilon,
-    gaussian_epsilon,
-    gaussian_mu,
 )
+from dpdm.privacy.gaussians import gaussian_epsilon, gaussian_mu
 from dpdm.types import InputError, RandomBytes, require_positive
 
 _MOST_RUNS = 1000  # on average: beyond, nobody would wait for them

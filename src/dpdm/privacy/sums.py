@@ -86,12 +86,7 @@ def votes(parts: Iterable[Choices], *, bins: int) -> BoundedSum:
 
 
 def cell_sums(
-    parts: Iterable[CellRows],
-    *,
-    cells: int,
-    dimensions: int,
-    max_norm: float,
-    count_scale: float,
+    parts: Iterable[CellRows], *, cells: int, dimensions: int, max_norm: float, count_scale: float
 ) -> BoundedSum:
     """Return the weighted sum of the rows of each cell, and the cells' counts, as one vector.
 
@@ -125,13 +120,7 @@ def cell_sums(
     return BoundedSum(torch.cat([sums.flatten(), count_scale * counts]), math.hypot(max_norm, count_scale))
 
 
-def second_moments(
-    parts: Iterable[CellRows],
-    *,
-    cells: int,
-    dimensions: int,
-    max_norm: float,
-) -> BoundedSum:
+def second_moments(parts: Iterable[CellRows], *, cells: int, dimensions: int, max_norm: float) -> BoundedSum:
     """Return Σ w v vᵀ of each cell as its upper triangle, off-diagonal entries times √2, all as one vector.
 
     So the Euclidean norm of the vector is that of all matrices' entries. So one row, which is clipped to `max_norm` and

@@ -324,7 +324,10 @@ def _with_steps_for(
     on_progress(most, most)
     if steps * (batch * each + beside) > seconds or copies == many:
         factor = _factor(steps * batch * each, steps * beside, seconds)
-        steps, batch = int(steps * factor + 1e-9), min(plan.dataset_size, int(batch * factor + 1e-9))
+        steps, batch = (
+            int(steps * factor + 1e-9),
+            min(plan.poisson[-1].out_of(plan.dataset_size), int(batch * factor + 1e-9)),
+        )
     if not steps or not batch:
         raise InputError(f"{minutes:g} minutes are too short for a single step here: give more, or a smaller network")
     method = _with_copies(method, copies)

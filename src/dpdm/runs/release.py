@@ -23,15 +23,7 @@ from dpdm.privacy.processes import Processes
 from dpdm.runs.hardware import Precision, autocast, choose_device
 from dpdm.runs.public import read_parts, require_needed
 from dpdm.runs.run_folder import folder_with_weights, pipeline_of
-from dpdm.runs.weights import (
-    Layout,
-    differences,
-    layout_of,
-    read_layout,
-    read_weights,
-    require_plain,
-    save_weights,
-)
+from dpdm.runs.weights import Layout, differences, layout_of, read_layout, read_weights, require_plain, save_weights
 from dpdm.types import (
     MOST_CLASSES,
     Images,
@@ -219,12 +211,7 @@ class Release:
         return str(self.claim["statement"])
 
     def sample(
-        self,
-        count: int,
-        *,
-        sampler: AnySampler | None = None,
-        labels: Labels | None = None,
-        seed: int | None = None,
+        self, count: int, *, sampler: AnySampler | None = None, labels: Labels | None = None, seed: int | None = None
     ) -> tuple[Images, Labels]:
         """Make `count` images.
 

@@ -31,6 +31,7 @@ from dpdm.privacy import (
     OperatingSystemEntropy,
     Plan,
     PoissonSums,
+    ShardSums,
     Vectorized,
     clipped_grad_sum,
 )
@@ -201,3 +202,23 @@ def test_a_canary_in_a_sum_over_a_batch_is_told_from_others_and_leaves_the_sum_a
     # The sum of thirty log-likelihood ratios has mean ± 30 / (2 · 4²), and the standard deviation √30 / 4.
     for coin, mean in ((took_part, 30 / 32), (~took_part, -30 / 32)):
         assert run.scores[coin].mean() == pytest.approx(mean, abs=5 * 30**0.5 / 4 / 200**0.5)
+
+
+def test_a_canarys_shard_says_the_opposite_where_it_did_not_take_part():
+    """Both worlds have the shard: the vectors are half of the sensitivity, one way and the other."""
+    took_part = np.array([True, False])
+    sums = ShardSums(shards=3, count=1, expected_batch_size=3, max_norm=2.0, noise_multiplier=1e-4)
+    plan = Plan(dataset_size=50, delta=1e-3, releases=(sums,))
+    run = WatchedRun(plan, took_part=took_part, strategy=OneBackwardEach())
+    noisy, _ = run.batch_sum(
+        "steps", dimensions=2, num_records=3, load=lambda shards, draws: torch.ones(len(shards), 2)
+    )
+    assert noisy.tolist() == pytest.approx([3 / 2**0.5] * 2, abs=0.01)
+    assert run.scores[0] > 1e6
+    assert run.scores[1] < -1e6
+    seen, half = np.linspace(-2, 2, 9), dataclasses.replace(sums, shards=6, noise_multiplier=0.8)
+    ratio = WatchedRun(
+        dataclasses.replace(plan, releases=(half,)), took_part=took_part, strategy=OneBackwardEach()
+    )._log_likelihood_ratio(seen, half)
+    one, other = (0.5 * norm.pdf(seen, 0, 0.8) + 0.5 * norm.pdf(seen, mean, 0.8) for mean in (0.5, -0.5))
+    assert ratio == pytest.approx(np.log(one / other))

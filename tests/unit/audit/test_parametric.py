@@ -6,7 +6,7 @@ from scipy.stats import binom, poisson
 
 from dpdm.audit import parametric
 from dpdm.audit.repetition import Sum, farthest_overlap
-from dpdm.privacy import DPSGD
+from dpdm.privacy import DPSGD, Plan, ShardSums
 
 SUMS, WIDTH = 20, 2000
 
@@ -218,3 +218,16 @@ def test_sums_are_called_by_what_they_are():
     assert parametric.called(PriorAlone().plan(**facts)) == "prior"
     check = parametric.check_sums([Sum(np.random.default_rng(0).normal(size=300), 0.0)], "votes")[0]
     assert check.name == "votes: standard errors that the noise of a sum is off"
+
+
+def test_of_a_plan_over_shards_it_is_shards_that_are_selected(monkeypatch):
+    def here(plan, width, entropy):  # in place of another process
+        return next(parametric._steps(plan, width, entropy, count=1))
+
+    monkeypatch.setattr(parametric, "_in_another_process", here)
+    monkeypatch.setattr(parametric, "_SELECTIONS", 200)
+    sums = ShardSums(shards=80, count=40, expected_batch_size=8, noise_multiplier=1.5)
+    plan = Plan(dataset_size=1000, delta=1e-4, relation="replace_special", releases=(sums,))
+    checks = parametric.check_mechanism(plan, draws=100_000)
+    assert [check.name for check in checks if not check.passed] == []
+    assert any(check.name.startswith("batches: mean size") for check in checks)

@@ -303,13 +303,14 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     assert of_machine.memory_for_a_batch(torch.device("cpu")) == alone // 4 > 0
 
 
-@pytest.mark.parametrize("name", ["gan", "aggregated-gan", "flow"])
+@pytest.mark.parametrize("name", ["gan", "aggregated-gan", "sanitized-gan", "flow"])
 def test_steps_without_noisy_copies_are_timed_and_fitted_too(name):
     """Measured for real: what a step takes, what comes after it too, and as many as fit."""
     widths = ["width=16", "discriminator_width=4"]
     small = {
         "gan": widths,
         "aggregated-gan": [*widths, "updates=1", "batch_size=20"],
+        "sanitized-gan": [*widths, "critic_updates=1", "batch_size=8", "shards=500"],
         "flow": ["width=16", "encoder_width=4"],
     }[name]
     quick = ["machine.precision=float32", "privacy.steps=600", "privacy.epsilon=3", "privacy.delta=1e-13"]
