@@ -17,7 +17,7 @@ from dpdm.data import ImageDataset
 from dpdm.diffusion.spectrum import cell_means
 from dpdm.methods.embedding import Embedded, Embedding, InFeatures, Space
 from dpdm.methods.interface import ImageGenerator, Run
-from dpdm.methods.labelled import LabelledGenerator, nearer_kinds, require_classes
+from dpdm.methods.labelled import LabelledGenerator, agreement_of, nearer_kinds, require_classes
 from dpdm.methods.possible import require_shares
 from dpdm.methods.prior import Prior, release_prior
 from dpdm.methods.public_classes import PUBLIC_CLASSES, clearest, voted_images
@@ -147,10 +147,8 @@ class Labels(InFeatures):
         generator.images.copy_(torch.from_numpy(run.public.images[chosen.numpy()]).movedim(-1, -3))
         generator.margins.copy_(margins)
         generator.shares.copy_(counts / counts.sum())
-        in_common = (counts @ prototypes / counts.sum()).square().sum() - rows.shape[1] * (
-            classes * (noise_std / counts.sum()) ** 2
-        )
-        generator.agreement.copy_(in_common.clamp(0, 1))
+        noise_of_mean = math.sqrt(classes) * noise_std / float(counts.sum())
+        generator.agreement.copy_(agreement_of(counts @ prototypes / counts.sum(), noise_std=noise_of_mean))
         yield run.made_sum(generator)
         if self.choice:
             place = torch.arange(min(_ASKED, self.per_class), device=run.device) % generator.drawn_from[:, None]

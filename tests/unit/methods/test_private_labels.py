@@ -1,12 +1,14 @@
 """Which public images get which label, what is drawn of them, and when private images choose the prior instead."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from dpdm.data import ImageDataset
 from dpdm.methods import Embedding, ImageFacts, LabelledGenerator, Labels, Prior
-from dpdm.methods.labelled import nearer_kinds
+from dpdm.methods.labelled import agreement_of, nearer_kinds
 from dpdm.methods.public_classes import clearest, nearest_classes
 from dpdm.privacy import OperatingSystemEntropy
 from dpdm.runs import Trainer
@@ -60,6 +62,22 @@ def test_a_release_says_that_its_public_images_are_far():
     images = np.random.default_rng(0).integers(250, 256, (600, 8, 8, 3), np.uint8)
     data = ImageDataset(images=images, labels=np.arange(600) % 3, num_classes=3, name="bright")
     assert "the public images are far from the private ones" in fit(data, public()).generator.remark
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.006, 0.077])
+@pytest.mark.parametrize("noise_std", [0.001, 0.01, 0.03])
+def test_noise_does_not_make_public_images_look_far(truth, noise_std):
+    """As of a few hundred private images: noise alone is longer than what CIFAR-10's have in common."""
+    random = torch.Generator().manual_seed(0)
+    mean = torch.zeros(1280, dtype=torch.float64)
+    mean[0] = math.sqrt(truth)
+    found = [
+        float(agreement_of(mean + noise_std * torch.randn(1280, generator=random).double(), noise_std=noise_std))
+        for _ in range(1000)
+    ]
+    assert sum(agreement > truth for agreement in found) <= 10
+    assert np.mean(found) > truth - 8 * (36 * noise_std**2 + noise_std * math.sqrt(truth)) - 1e-9
+    assert float(agreement_of(mean, noise_std=0.0)) == pytest.approx(truth)
 
 
 def test_every_image_is_public_or_its_mirror_image():
