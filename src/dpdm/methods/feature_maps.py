@@ -224,7 +224,8 @@ class PublicFeatures(Features):
     positions. Its sum holds the first and the second moment.
 
     Args:
-        embedding: The network, and the size at which it sees images. "random-convnets" has places in its last layer,
+        embedding: The network, and the size at which it sees images (default: EfficientNet-Lite0 at 32 pixels, which
+            needs `pip install 'dpdm[fidelity]'`). "random-convnets" has places in its last layer,
             and gives that alone; "pixels" are as they are. Gradients pass, so a TorchScript file is refused.
 
     Source:
@@ -236,7 +237,7 @@ class PublicFeatures(Features):
     """
 
     kind: ClassVar[str] = "public"
-    embedding: Embedding = field(default_factory=lambda: Embedding(features="random-convnet", size=32))
+    embedding: Embedding = field(default_factory=lambda: Embedding(size=32))
 
     def dimensions(self, shape: tuple[int, int, int]) -> int:
         """Return the length of a row: two numbers for each one of the maps."""
