@@ -127,6 +127,8 @@ def _report(
 
 def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: float) -> Iterator[str]:
     """Say what a plan claims and costs, for people."""
+    from dpdm.privacy import ShardSums
+
     unit = plan.unit
     yield f"claim       {report['statement']}"
     if plan.full and report["epsilon"] is not None:
@@ -144,9 +146,10 @@ def _lines(report: dict[str, Any], config: "Config", plan: "AnyPlan", sampling: 
         remark = ", which is loose for few steps or tiny batches" if loose else ""
         yield f"check       {bound(report['epsilon_rdp'])} by Rényi accounting, another upper bound{remark}"
     if plan.steps:
+        entering = "shard" if isinstance(plan.poisson[-1], ShardSums) else unit
         yield (
-            f"batches     {plan.expected_batch_size:,} {unit}s a step on average{in_copies(config, ', each in ')}; "
-            f"{'an' if unit == 'image' else 'a'} {unit} enters with probability {plan.sample_rate:.4g}"
+            f"batches     {plan.expected_batch_size:,} {entering}s a step on average{in_copies(config, ', each in ')}; "
+            f"{'an' if entering == 'image' else 'a'} {entering} enters with probability {plan.sample_rate:.4g}"
         )
     if report["parameters"]:
         yield f"network     {report['parameters']:,} parameters"

@@ -108,24 +108,23 @@ class SanitizedGAN(TakesSteps):
     def _critics(self, generator: SmallGenerator, *, seed: int, number: int) -> Critics:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            sizes = {"width": self.discriminator_width, "side": self.side, "updates": self.critic_updates}
+            sizes = {"width": self.discriminator_width, "side": self.side}
             critics = Critics(generator.facts, number=number, rate=self.optimizer.learning_rate, **sizes)
         return critics.to(generator.device)
 
     def stepped(self, generator: ImageGenerator, *, seed: int = 0) -> Stepped:
         """Return what private steps are taken with: generated images, and one critic that nobody's images have met."""
         assert isinstance(generator, SmallGenerator)
-        critics, adam = (
-            self._critics(generator, seed=seed, number=1),
-            torch.optim.Adam(generator.parameters(), betas=_BETAS),
-        )
+        critics = self._critics(generator, seed=seed, number=1)
+        adam = torch.optim.Adam(generator.parameters(), betas=_BETAS)
         fakes = Fakes(self.batch_size, critics.shape).to(generator.device)
 
         def made_up(number: int) -> Upstream:
             rows, (images, labels, _) = [], random_images(self.batch_size, generator.facts, 1, generator.device)
             with torch.autocast(generator.device.type, enabled=False):  # as in a run, where another thread loads
                 for row in range(number):
-                    critics.learn(0, images, labels, generator, seeded(row), batch=self.batch_size)
+                    for _ in range(self.critic_updates):
+                        critics.learn(0, images, labels, generator, seeded(row))
                     rows.append(critics.ask(0, fakes.images, labels))
             return Upstream(torch.stack(rows))
 
@@ -147,7 +146,7 @@ class SanitizedGAN(TakesSteps):
         radius, of = mechanism.plan.poisson[0].radius, members(data, shards=self.shards, seed=run.seed)
         length = radius if math.isfinite(radius) else 1.0  # infinite without a claim
         begun = self._made(generator, critics, seed=run.seed)
-        loader = ShardLoader(data, of, critics, generator, begun, length, run.device)
+        loader = ShardLoader(data, of, critics, generator, begun, length, self.critic_updates, run.device)
         at_once = run.physical_batch_size(1, lambda: 8 * fakes.images.nbytes)
         step = partial(mechanism.backward, _LOSS, fakes, num_records=self.shards, physical_batch_size=at_once)
         if not updates:
@@ -181,11 +180,9 @@ class SanitizedGAN(TakesSteps):
         adam.step()
 
     def rehearse(self, generator: ImageGenerator, plan: AnyPlan, mechanism: MechanismRun, run: Run) -> None:
-        """Try a private step on made-up images; raise InputError for several processes, or a plan of other shards."""
+        """Try a private step on made-up images; raise InputError for several processes."""
         if run.processes.size > 1:
             raise InputError(f"the method {self.kind} keeps all critics in one process: start it without torchrun")
-        if not any(isinstance(entry, ShardSums) and entry.shards == self.shards for entry in plan.releases):
-            raise InputError(f"the plan is not of sums over {self.shards} shards: make it anew")
         self.stepped(generator, seed=run.seed).rehearse(mechanism, run)
 
     def memory(self, facts: ImageFacts, *, public: int, records: int) -> int:

@@ -90,7 +90,6 @@ class Critics(nn.Module):
         number: K, how many shards.
         width: Channels of a critic's first layer.
         rate: Adam's learning rate.
-        updates: Of a critic each time it is asked.
         side: Pixels of the shorter side, at most, that a critic sees.
 
     Source:
@@ -102,13 +101,13 @@ class Critics(nn.Module):
     squares: Float[Tensor, "shard weight"]
     seen: Int[Tensor, " shard"]
 
-    def __init__(self, facts: ImageFacts, *, number: int, width: int, rate: float, updates: int, side: int) -> None:
+    def __init__(self, facts: ImageFacts, *, number: int, width: int, rate: float, side: int) -> None:
         super().__init__()
         channels, *sides = facts.shape
         self._square = max(1, math.ceil(min(sides) / side))
         self.shape = (channels, sides[0] // self._square, sides[1] // self._square)
         one = Discriminator(facts._replace(shape=self.shape), width=width).requires_grad_(requires_grad=False)
-        self._form, self._rate, self._updates = [one], rate, updates  # in a list: no part of the state
+        self._form, self._rate = [one], rate  # in a list: no part of the state
         flat = nn.utils.parameters_to_vector(one.parameters())
         self.register_buffer("weights", flat.repeat(number, 1))
         for name in ("means", "squares"):
@@ -131,24 +130,19 @@ class Critics(nn.Module):
         labels: Int[Tensor, " image"],
         generator: SmallGenerator,
         random: torch.Generator,
-        *,
-        batch: int,
-        updates: int | None = None,
     ) -> None:
-        """Let one critic take its updates on images of its shard, against generated ones of the same classes."""
-        for _ in range(self._updates if updates is None else updates):
-            chosen = torch.randint(len(images), (batch,), generator=random).to(labels.device)
-            latent = torch.randn(batch, generator.latent, generator=random).to(labels.device)
-            real, of = self.see(images[chosen]), labels[chosen]
-            with torch.no_grad():
-                made = self.see(generator(latent, of))
-            between = torch.lerp(real, made, torch.rand(batch, 1, 1, 1, generator=random).to(real)).requires_grad_()
-            weights = self.weights[shard].clone().requires_grad_()
-            values = self._values(weights, torch.cat([real, made, between]), of.repeat(3))
-            slopes = torch.autograd.grad(values[2 * batch :].sum(), between, create_graph=True)[0].flatten(1)
-            lengths = (slopes.square().sum(1) + _TINY).sqrt()
-            loss = (values[batch : 2 * batch] - values[:batch]).mean() + _PENALTY * (lengths - 1).square().mean()
-            self._step(shard, torch.autograd.grad(loss, weights)[0])
+        """Let one critic take an update on images of its shard, against as many generated ones of the same classes."""
+        number = len(images)
+        latent = torch.randn(number, generator.latent, generator=random).to(labels.device)
+        with torch.no_grad():
+            real, made = self.see(images), self.see(generator(latent, labels))
+        between = torch.lerp(real, made, torch.rand(number, 1, 1, 1, generator=random).to(real)).requires_grad_()
+        weights = self.weights[shard].clone().requires_grad_()
+        values = self._values(weights, torch.cat([real, made, between]), labels.repeat(3))
+        slopes = torch.autograd.grad(values[2 * number :].sum(), between, create_graph=True)[0].flatten(1)
+        lengths = (slopes.square().sum(1) + _TINY).sqrt()
+        loss = (values[number : 2 * number] - values[:number]).mean() + _PENALTY * (lengths - 1).square().mean()
+        self._step(shard, torch.autograd.grad(loss, weights)[0])
 
     def ask(
         self, shard: int, made: Float[Tensor, "image channel height width"], labels: Int[Tensor, " image"]
@@ -198,6 +192,7 @@ class ShardLoader:
         generator: What is learnt against.
         made: Generated images as critics see them, and their classes.
         length: Of what each critic says.
+        updates: Of a critic each time it is asked.
         device: Where all of them are.
     """
 
@@ -207,6 +202,7 @@ class ShardLoader:
     generator: SmallGenerator
     made: tuple[Tensor, Tensor]
     length: float
+    updates: int
     device: torch.device
 
     def learn(self, shard: int, random: torch.Generator, *, updates: int | None = None) -> bool:
@@ -214,10 +210,13 @@ class ShardLoader:
         own = self.members[shard]
         if not len(own):
             return False
-        labels = np.zeros(len(own), dtype=np.int64) if self.data.labels is None else self.data.labels[own]
-        images = levels_to_tensor(self.data.images[own]).to(self.device)
-        given = images, torch.from_numpy(labels).to(self.device), self.generator, random
-        self.critics.learn(shard, *given, batch=len(self.made[0]), updates=updates)
+        for _ in range(self.updates if updates is None else updates):
+            # As much memory for a shard of any number of images, which is a secret.
+            chosen = own[torch.randint(len(own), (len(self.made[0]),), generator=random).numpy()]
+            images = levels_to_tensor(self.data.images[chosen]).to(self.device)
+            labels = np.zeros(len(chosen), dtype=np.int64) if self.data.labels is None else self.data.labels[chosen]
+            given = images, torch.from_numpy(labels).to(self.device), self.generator, random
+            self.critics.learn(shard, *given)
         return True
 
     def warm(self, updates: int, *, seed: int) -> None:

@@ -198,7 +198,7 @@ class PrivateFolder:
             "batch_size": size,
             "loss": float(losses.mean()) if len(losses) else None,
             "median_grad_norm": float(norms.median()) if len(norms) else None,
-            "clipped": float((norms > mechanism.plan.max_grad_norm).float().mean()) if len(norms) else None,
+            "clipped": float((norms > mechanism.plan.poisson[-1].radius).float().mean()) if len(norms) else None,
         }
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -329,7 +329,7 @@ def _right_answers(classifier: nn.Module, data: ImageDataset) -> Bool[ndarray, "
 
 def _planned(config: Config) -> tuple[object, ...]:
     """Return what a method releases of any budget: two with the same have the same price."""
-    return config.method.releases(Budget(1.0, 1e-5, 10_000, config.privacy.steps))
+    return config.method.releases(Budget(1.0, 1e-5, 10**7, config.privacy.steps))
 
 
 def combinations(texts: Sequence[str]) -> list[tuple[str, ...]]:

@@ -16,8 +16,9 @@ import tomli_w
 from dpdm.config import decode_method, decode_plan, encode, encode_method
 from dpdm.files import json_text
 from dpdm.methods import Budget, ImageFacts, Method, PublicPart
-from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan
+from dpdm.privacy import AnyPlan, OperatingSystemEntropy, Plan, ShardSums
 from dpdm.privacy.accounting import round_up, true_positive_rates
+from dpdm.privacy.releases import Release as Planned
 from dpdm.runs.as_exported import require_export
 from dpdm.runs.benchmark import Benchmark, read_stamp, with_stamp
 from dpdm.runs.exported import require_manifest
@@ -165,12 +166,16 @@ def require_planned(method: Method, plan: AnyPlan) -> None:
     """Raise InputError unless the plan releases what the method does, by name, kind and order."""
     none_needed = method.start_folders and not plan.steps  # a public network may be all there is
     wanted = method.releases(Budget(1.0, 1e-5, plan.dataset_size, steps=0 if none_needed else None))
-    planned, needed = ([(type(release), release.name) for release in each] for each in (plan.releases, wanted))
+    planned, needed = ([(type(release), _named(release)) for release in each] for each in (plan.releases, wanted))
     if planned != needed:
         has, needs = (", ".join(name for _, name in each) for each in (planned, needed))
         raise InputError(
             f"the plan releases {has}, and its settings need {needs}: give the plan that method.plan(epsilon=...) makes"
         )
+
+
+def _named(release: Planned) -> str:
+    return f"{release.name} over {release.shards} shards" if isinstance(release, ShardSums) else release.name
 
 
 def verify_release(run: Path | str) -> Verified:

@@ -12,7 +12,8 @@ PAYS_UP_TO = 0.5
 def noise_to_signal(plan: AnyPlan, parameters: int) -> float | None:
     """Return z √P / E: the length of a step's noise ÷ the most that the mean of its gradients can be.
 
-    A step adds noise of length z C √P to a sum of clipped gradients whose mean is at most C E long.
+    A step adds noise of length z C √P to a sum of clipped gradients whose mean is at most C E long. Of shards it is
+    C E / 2, since half of C is what their vectors are clipped to.
 
     Args:
         plan: It has z, the noise multiplier, and E, the expected batch size; C, the clipping norm, cancels.
@@ -27,7 +28,8 @@ def noise_to_signal(plan: AnyPlan, parameters: int) -> float | None:
     """
     if plan.noise_multiplier is None:
         return None
-    return plan.noise_multiplier * math.sqrt(parameters) / plan.expected_batch_size
+    longest = plan.poisson[-1].radius / plan.max_grad_norm
+    return plan.noise_multiplier * math.sqrt(parameters) / (plan.expected_batch_size * longest)
 
 
 def why_it_cannot_pay(

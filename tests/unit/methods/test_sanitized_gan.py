@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ import torch
 from dpdm.config import Machine
 from dpdm.data import ImageDataset
 from dpdm.methods import ImageFacts, Optimizer, SanitizedGAN
+from dpdm.methods import shards as shards_module
 from dpdm.methods.shards import Critics, Fakes, ShardLoader, Upstream, UpstreamLoss, members, seeded
 from dpdm.methods.values import Budget
 from dpdm.privacy import DPSGD, NonPrivate, ShardSums
 from dpdm.runs import Trainer
+from dpdm.runs.verification import require_planned
+from dpdm.runs.worth import noise_to_signal
 from dpdm.types import InputError
 from shades import NAMES, assert_goes_on, shades
 
@@ -74,10 +78,10 @@ def loader(data, *, shards=3, length=0.5):
     method = SanitizedGAN(**TOY)
     generator = method.untrained(FACTS)
     torch.manual_seed(0)
-    critics = Critics(FACTS, number=shards, width=4, rate=1e-3, updates=2, side=8)
+    critics = Critics(FACTS, number=shards, width=4, rate=1e-3, side=8)
     made, labels = method._made(generator, critics, seed=0)
     of = members(data, shards=shards, seed=0)
-    return ShardLoader(data, of, critics, generator, (made.detach(), labels), length, CPU)
+    return ShardLoader(data, of, critics, generator, (made.detach(), labels), length, 2, CPU)
 
 
 def bytes_of(count, seed=0):
@@ -108,14 +112,42 @@ def test_a_shard_without_images_says_nothing():
     assert load(np.arange(0), bytes_of(0)).gradients.shape == (0, 16, 1, 8, 8)
 
 
+def test_a_shard_of_many_images_needs_no_more_memory_than_a_small_one(monkeypatch):
+    """All copies of one image lie in one shard; that there are many of them must not be what a run fails of."""
+    one = noise(1).images
+    data = ImageDataset(images=np.repeat(one, 500, axis=0), labels=np.zeros(500, int), num_classes=2, name="copies")
+    made, shown = [], loader(data)
+    sound = shards_module.levels_to_tensor
+    monkeypatch.setattr(shards_module, "levels_to_tensor", lambda images: made.append(len(images)) or sound(images))
+    assert shown(np.arange(3), bytes_of(3)).gradients.flatten(1).any(1).sum() == 1
+    assert made == [16, 16]
+
+
+def test_a_release_of_other_shards_than_its_settings_say_is_refused():
+    method = SanitizedGAN(**TOY)
+    plan = method.plan(epsilon=1.0, dataset_size=60, steps=4)
+    require_planned(method, plan)
+    other = dataclasses.replace(plan, releases=(dataclasses.replace(plan.releases[0], shards=10**6),))
+    with pytest.raises(InputError, match="plan releases steps over 1000000 shards, and its settings need steps over"):
+        require_planned(method, other)
+
+
+def test_what_a_run_says_of_its_vectors_is_of_half_the_norm():
+    plan = SanitizedGAN(**TOY).plan(epsilon=1.0, dataset_size=60, steps=4)
+    as_records = plan.noise_multiplier * math.sqrt(100) / plan.expected_batch_size
+    assert noise_to_signal(plan, 100) == pytest.approx(2 * as_records)
+
+
 def test_a_critic_tells_bright_images_from_dark_ones_with_a_slope_near_one():
     torch.manual_seed(0)
-    critics = Critics(ImageFacts((1, 8, 8), ()), number=2, width=4, rate=3e-3, updates=300, side=8)
+    critics = Critics(ImageFacts((1, 8, 8), ()), number=2, width=4, rate=3e-3, side=8)
     generator = SanitizedGAN(**TOY).untrained(ImageFacts((1, 8, 8), ())).requires_grad_(requires_grad=False)
     for p in generator.parameters():
         p.zero_()  # grey images
     real, labels = torch.full((20, 1, 8, 8), 0.8), torch.zeros(20, dtype=torch.long)
-    critics.learn(1, real, labels, generator, seeded(0), batch=16)
+    random = seeded(0)
+    for _ in range(300):
+        critics.learn(1, real[:16], labels[:16], generator, random)
     gradient = critics.ask(1, torch.full((9, 1, 8, 8), 0.2), labels[:9])
     assert (gradient.flatten(1).sum(1) < 0).all()  # so that a step against it makes them brighter
     assert float(gradient.norm()) == pytest.approx(1)
@@ -125,7 +157,7 @@ def test_a_critic_tells_bright_images_from_dark_ones_with_a_slope_near_one():
 
 @pytest.mark.parametrize(("shape", "side", "seen"), [((1, 28, 28), 14, (1, 14, 14)), ((3, 33, 40), 8, (3, 6, 8))])
 def test_critics_see_means_of_squares_whose_gradient_is_as_long(shape, side, seen):
-    critics = Critics(ImageFacts(shape, ("a", "b")), number=1, width=4, rate=1e-3, updates=1, side=side)
+    critics = Critics(ImageFacts(shape, ("a", "b")), number=1, width=4, rate=1e-3, side=side)
     images = torch.randn(2, *shape, requires_grad=True)
     shown = critics.see(images)
     assert critics.shape == seen == tuple(shown.shape[1:])
