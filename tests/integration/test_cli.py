@@ -28,6 +28,12 @@ def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) if folder.exists() else None
 
 
+def test_a_plan_of_shards_says_that_shards_enter(dpdm):
+    code, out, _ = dpdm("plan", "digits", "--method", "sanitized-gan", "--set", "privacy.steps=4")
+    assert code == 0
+    assert "50 shards a step on average; a shard enters with probability 0.1" in out
+
+
 @pytest.mark.proof
 def test_plan_reads_no_data_and_prints_the_stable_keys(dpdm, monkeypatch):
     monkeypatch.setattr(Data, "open", lambda self: pytest.fail("the data must not be opened"))

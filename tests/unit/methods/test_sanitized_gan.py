@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dpdm.methods.shards import Critics, Fakes, ShardLoader, Upstream, UpstreamL
 from dpdm.methods.values import Budget
 from dpdm.privacy import DPSGD, NonPrivate, ShardSums
 from dpdm.runs import Trainer
+from dpdm.runs.tuning import _planned
 from dpdm.runs.verification import require_planned
 from dpdm.runs.worth import noise_to_signal
 from dpdm.types import InputError
@@ -130,6 +132,11 @@ def test_a_release_of_other_shards_than_its_settings_say_is_refused():
     other = dataclasses.replace(plan, releases=(dataclasses.replace(plan.releases[0], shards=10**6),))
     with pytest.raises(InputError, match="plan releases steps over 1000000 shards, and its settings need steps over"):
         require_planned(method, other)
+
+
+def test_a_search_plans_more_shards_than_ten_thousand():
+    config = SimpleNamespace(method=SanitizedGAN(shards=20_000), privacy=SimpleNamespace(steps=4))
+    assert [entry.shards for entry in _planned(config)] == [20_000]
 
 
 def test_what_a_run_says_of_its_vectors_is_of_half_the_norm():
